@@ -1,0 +1,1 @@
+"""Preprocessing for vision-language models. Imports nothing: every worker process pays for what stands here."""

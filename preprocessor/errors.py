@@ -1,0 +1,93 @@
+"""What can go wrong, as one tree.
+
+    PreprocessorError
+    ├── InvalidRequest       the caller asked for something contradictory or out of range
+    ├── ModelNotFound        no such model here
+    ├── UnsupportedMedia     a file or a feature of it that this service does not read
+    ├── CorruptMedia         a file that claims to be media and cannot be decoded
+    ├── LimitExceeded        a request larger than this deployment accepts
+    ├── Overloaded           no room right now; the same request may succeed later
+    ├── DeadlineExceeded     the caller's time ran out
+    ├── Cancelled            the caller went away
+    ├── EngineUnavailable    the engine cannot be reached, or went away
+    ├── EngineFailed         the engine answered with an error
+    └── WorkerLost           the worker that held the request died
+
+Each error carries a `reason`: UPPER_SNAKE, stable across releases, sent to callers as `google.rpc.ErrorInfo.reason`. The
+message says what was wrong, the value, and what would be accepted; it never holds prompt text or media bytes.
+"""
+
+from __future__ import annotations
+
+
+class PreprocessorError(Exception):
+    """Base of every error a caller may see.
+
+    Args:
+        message: One or two sentences for the caller.
+        reason: Stable UPPER_SNAKE identifier; the class's own when not given.
+        metadata: Short strings that help a program react, such as the media key.
+    """
+
+    default_reason = "PREPROCESSOR_ERROR"
+
+    def __init__(self, message: str, *, reason: str | None = None, **metadata: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason or self.default_reason
+        self.metadata = metadata
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions pickle by their positional arguments alone; workers send these errors across processes whole.
+        return _rebuild, (type(self), self.message, self.reason, self.metadata)
+
+
+def _rebuild(kind: type[PreprocessorError], message: str, reason: str, metadata: dict[str, str]) -> PreprocessorError:
+    return kind(message, reason=reason, **metadata)
+
+
+class InvalidRequest(PreprocessorError):
+    default_reason = "INVALID_REQUEST"
+
+
+class ModelNotFound(PreprocessorError):
+    default_reason = "MODEL_NOT_FOUND"
+
+
+class UnsupportedMedia(PreprocessorError):
+    default_reason = "UNSUPPORTED_MEDIA"
+
+
+class CorruptMedia(PreprocessorError):
+    default_reason = "CORRUPT_MEDIA"
+
+
+class LimitExceeded(PreprocessorError):
+    default_reason = "LIMIT_EXCEEDED"
+
+
+class Overloaded(PreprocessorError):
+    """No room now. `retry_after_seconds` is a hint for the caller's back-off."""
+
+    default_reason = "OVERLOADED"
+    retry_after_seconds = 1.0
+
+
+class DeadlineExceeded(PreprocessorError):
+    default_reason = "DEADLINE_EXCEEDED"
+
+
+class Cancelled(PreprocessorError):
+    default_reason = "CANCELLED"
+
+
+class EngineUnavailable(PreprocessorError):
+    default_reason = "ENGINE_UNAVAILABLE"
+
+
+class EngineFailed(PreprocessorError):
+    default_reason = "ENGINE_FAILED"
+
+
+class WorkerLost(PreprocessorError):
+    default_reason = "WORKER_LOST"

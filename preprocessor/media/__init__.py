@@ -1,0 +1,1 @@
+"""Files → frames. Knows containers and codecs; knows nothing of models."""

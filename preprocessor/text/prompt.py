@@ -1,0 +1,153 @@
+"""Chat messages → text → token ids with every medium's placeholder expanded.
+
+A template writes one placeholder token for each medium. Expanding it means writing what the model family wants there
+(timestamps, say) and repeating the placeholder once for each visual token. The text is tokenized with single placeholders
+and repeated as ids: the same ids, since special tokens never merge with their neighbours, without tokenizing thousands of
+copies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import numpy as np
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+from preprocessor.errors import InvalidRequest
+from preprocessor.text.tokenizer import encode
+from preprocessor.types import ChatPrompt, ExpandedPrompt, Media, MediaPart, Message, Modality, TextPart
+
+
+@dataclass(frozen=True, slots=True)
+class Placeholders:
+    """The token that stands for a medium in a prompt, by modality, as text and as id."""
+
+    tokens: dict[Modality, str]
+    ids: dict[Modality, int]
+
+    def modalities_in_text(self, text: str) -> list[Modality]:
+        """Modality of every placeholder, in order."""
+        by_token = {token: modality for modality, token in self.tokens.items()}
+        return [by_token[found] for found in self._pattern().findall(text)]
+
+    def modalities_in_ids(self, token_ids: Sequence[int]) -> list[Modality]:
+        by_id = {token_id: modality for modality, token_id in self.ids.items()}
+        return [by_id[token_id] for token_id in token_ids if token_id in by_id]
+
+    def substitute(self, text: str, replacements: Sequence[str]) -> str:
+        """The text with its placeholders replaced, in order; there are as many as replacements."""
+        remaining = iter(replacements)
+        return self._pattern().sub(lambda _: next(remaining), text)
+
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self.tokens.values())))
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """What stands for one medium: text with a single placeholder for each span, and each span's token count."""
+
+    text: str
+    span_lengths: tuple[int, ...]
+
+
+def render_chat(
+    tokenizer: TokenizersBackend, template: str, prompt: ChatPrompt, modalities: dict[str, Modality]
+) -> str:
+    """The template's text for these messages, with one placeholder for each medium.
+
+    Args:
+        modalities: Media key → modality.
+    Raises:
+        InvalidRequest: `CHAT_TEMPLATE_FAILED` where the template refuses the messages.
+    """
+    conversation = [_template_message(message, modalities) for message in prompt.messages]
+    try:
+        text: str = tokenizer.apply_chat_template(
+            conversation,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=prompt.add_generation_prompt,
+            **prompt.template_arguments,
+        )
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        raise InvalidRequest(
+            f"the model's chat template does not accept these messages: {error}", reason="CHAT_TEMPLATE_FAILED"
+        ) from error
+    return text
+
+
+def match_media(found: Sequence[Modality], media: Sequence[Media]) -> None:
+    """Check that placeholders and media agree, one for one and in order.
+
+    Raises:
+        InvalidRequest: `PLACEHOLDER_MISMATCH`, with both counts.
+    """
+    if list(found) == [medium.modality for medium in media]:
+        return
+    counts = ", ".join(
+        f"{found.count(modality)} {modality.name.lower()} placeholders for {given} given"
+        for modality in (Modality.IMAGE, Modality.VIDEO)
+        if (given := sum(medium.modality is modality for medium in media)) or found.count(modality)
+    )
+    raise InvalidRequest(
+        f"the prompt's placeholders do not match its media ({counts}); each medium needs exactly one, in media order",
+        reason="PLACEHOLDER_MISMATCH",
+    )
+
+
+def expand_text(
+    tokenizer: TokenizersBackend, placeholders: Placeholders, text: str, replacements: Sequence[Replacement]
+) -> ExpandedPrompt:
+    """Tokenize a rendered prompt, each medium's placeholder expanded."""
+    compact = placeholders.substitute(text, [replacement.text for replacement in replacements])
+    return _repeat_placeholders(encode(tokenizer, compact), placeholders, replacements)
+
+
+def expand_token_ids(
+    tokenizer: TokenizersBackend,
+    placeholders: Placeholders,
+    token_ids: Sequence[int],
+    replacements: Sequence[Replacement],
+) -> ExpandedPrompt:
+    """The same for ids that carry one placeholder id a medium."""
+    pad_ids = frozenset(placeholders.ids.values())
+    remaining = iter(replacements)
+    compact: list[int] = []
+    for token_id in token_ids:
+        compact += encode(tokenizer, next(remaining).text) if token_id in pad_ids else [token_id]
+    return _repeat_placeholders(compact, placeholders, replacements)
+
+
+def _repeat_placeholders(
+    compact: Sequence[int], placeholders: Placeholders, replacements: Sequence[Replacement]
+) -> ExpandedPrompt:
+    """Repeat each single placeholder id to its span's length, and say where the spans came to lie."""
+    ids = np.asarray(compact, dtype=np.int32)
+    lengths = np.asarray([n for replacement in replacements for n in replacement.span_lengths], dtype=np.int64)
+    owners = np.repeat(np.arange(len(replacements)), [len(replacement.span_lengths) for replacement in replacements])
+    pads = np.flatnonzero(np.isin(ids, list(placeholders.ids.values())))
+    if len(pads) != len(lengths):
+        raise AssertionError(f"{len(pads)} placeholders after expansion for {len(lengths)} spans")
+    repeats = np.ones(len(ids), dtype=np.int64)
+    repeats[pads] = lengths
+    starts = np.cumsum(repeats) - repeats
+    spans = np.stack([owners, starts[pads], lengths], axis=1).astype(np.int32).reshape(-1, 3)
+    return ExpandedPrompt(token_ids=np.repeat(ids, repeats), spans=spans)
+
+
+def _template_message(message: Message, modalities: dict[str, Modality]) -> dict[str, Any]:
+    """One message in the form that Hugging Face templates read: text alone as a string, else a list of typed parts."""
+    if all(isinstance(part, TextPart) for part in message.parts):
+        return {"role": message.role, "content": "".join(p.text for p in message.parts if isinstance(p, TextPart))}
+    return {"role": message.role, "content": [_template_part(part, modalities) for part in message.parts]}
+
+
+def _template_part(part: TextPart | MediaPart, modalities: dict[str, Modality]) -> dict[str, str]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    return {"type": modalities[part.key].name.lower()}

@@ -1,0 +1,244 @@
+"""The data that stages pass to one another.
+
+A `PreparationRequest` becomes a `Plan` (everything known from headers: token ids, grids, positions, sizes), and a plan with
+its pixels becomes a `Prepared` prompt. All of it pickles, so that any stage may run in another process.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessor.timing import Timings
+
+
+class Modality(enum.IntEnum):
+    """The numbers are those of the engine contract's `item_modality`."""
+
+    IMAGE = 1
+    VIDEO = 2
+    AUDIO = 3
+
+
+class PixelForm(enum.Enum):
+    """How pixels leave: uint8 patches (normalized by the engine), floats already normalized, or none at all."""
+
+    UINT8 = "uint8"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    FP32 = "fp32"
+    NONE = "none"
+
+
+# -- what the caller asks for ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Which frames of a video to use: at most one of `fps` and `frame_count`; neither means the model's own rule."""
+
+    fps: float | None = None
+    frame_count: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """One image or video as its encoded file.
+
+    Attributes:
+        key: The caller's name for it, unique in the request; parts of a chat refer to it.
+        data: The whole file.
+        min_pixels, max_pixels: Override the model's pixel budget; None keeps it. A video's budget counts all frames.
+    """
+
+    key: str
+    modality: Modality
+    data: bytes = field(repr=False)
+    sampling: Sampling = Sampling()
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    text: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class MediaPart:
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str
+    parts: tuple[TextPart | MediaPart, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Messages for the model's chat template; `template_arguments` reach the template by name."""
+
+    messages: tuple[Message, ...]
+    add_generation_prompt: bool = True
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """A rendered prompt with one placeholder token (such as `<|image_pad|>`) for each medium, in media order."""
+
+    text: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """Token ids with one placeholder id for each medium, in media order."""
+
+    token_ids: tuple[int, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparationRequest:
+    """A prompt, its media, and the form its pixels should take."""
+
+    prompt: ChatPrompt | TextPrompt | TokenPrompt
+    media: tuple[Media, ...] = ()
+    pixel_form: PixelForm = PixelForm.UINT8
+    cache_salt: str = ""
+
+
+# -- what headers tell -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """Header facts of an image, after EXIF rotation. `format` is the container's name, such as "JPEG"."""
+
+    format: str
+    width_px: int
+    height_px: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClipInfo:
+    """What a walk over a video's packets tells, without decoding one.
+
+    Attributes:
+        codec: FFmpeg's decoder name, such as "h264".
+        rate: Average frames a second as the container states it.
+        pts: Presentation timestamps int64 [frame_count], ascending, in units of `time_base_seconds`.
+    """
+
+    codec: str
+    width_px: int
+    height_px: int
+    rate: float
+    duration_seconds: float
+    time_base_seconds: float
+    pts: npt.NDArray[np.int64] = field(repr=False)
+
+    @property
+    def frame_count(self) -> int:
+        return len(self.pts)
+
+    @property
+    def times_seconds(self) -> npt.NDArray[np.float64]:
+        """Presentation time of every frame, float64 [frame_count], the first frame's own time included."""
+        return self.pts.astype(np.float64) * self.time_base_seconds
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameChoice:
+    """The frames to decode: ascending indices int64 [n] in presentation order, and their times in seconds [n]."""
+
+    indices: npt.NDArray[np.int64]
+    times_seconds: npt.NDArray[np.float64]
+
+
+# -- the plan ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Patches along time, height and width."""
+
+    t: int
+    h: int
+    w: int
+
+    @property
+    def patch_count(self) -> int:
+        return self.t * self.h * self.w
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ItemPlan:
+    """One medium of a request, planned.
+
+    Attributes:
+        source: Header facts; a `ClipInfo` for a video.
+        frames: The frames chosen of a video; None for an image.
+        padded_frame_count: Frames appended by repeating the last, to fill the last temporal patch.
+        row_start: First row of this item in `pixel_patches`.
+        content_sha256: Digest of the file.
+        digest: SHA-256 of content, processing settings and the caller's salt, for caches.
+    """
+
+    key: str
+    modality: Modality
+    source: ImageInfo | ClipInfo
+    frames: FrameChoice | None
+    padded_frame_count: int
+    grid: Grid
+    width_px: int
+    height_px: int
+    row_start: int
+    token_count: int
+    content_sha256: bytes
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExpandedPrompt:
+    """Token ids int32 [L] with placeholders expanded, and `spans` int32 [S, 3]: item index, offset, length."""
+
+    token_ids: npt.NDArray[np.int32]
+    spans: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """All of a prepared prompt but its pixels, known before a frame is decoded.
+
+    Attributes:
+        items: In prompt order.
+        mrope_position_ids: int32 [3, L], time, height and width positions.
+        mrope_position_delta: Next text position minus L.
+        row_count, feature_count: Shape of the pixel tensor.
+        pixel_bytes: Its size in the asked form.
+    """
+
+    items: tuple[ItemPlan, ...]
+    prompt: ExpandedPrompt
+    mrope_position_ids: npt.NDArray[np.int32]
+    mrope_position_delta: int
+    row_count: int
+    feature_count: int
+    pixel_form: PixelForm
+    pixel_bytes: int
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A prompt ready for an engine: `tensors` by the engine contract's names, and how they came to be."""
+
+    plan: Plan
+    tensors: Mapping[str, npt.NDArray[Any]] = field(repr=False)
+    timings: Timings

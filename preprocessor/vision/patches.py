@@ -1,0 +1,98 @@
+"""Frames → resized frames → patch rows, written straight into the caller's array.
+
+A row of the pixel tensor is one patch, its values ordered channel, frame, y, x. Rows run over time, then over merge
+blocks (merge_size x merge_size patches that become one token), then over the patches of a block. This is the order of
+transformers' `patchify`, reached without its permuted copy: a resized frame is split into planes, each plane is seen as a
+grid of elements that are one patch row wide (16 bytes for patch 16), and whole elements are moved.
+
+Floats come from a table. A channel has 256 possible inputs, so 256 results computed the way transformers computes them
+give its float32 output bit for bit, and rounding the table to BF16 or FP16 gives what casting that output would.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from preprocessor.types import PixelForm
+from preprocessor.vision.spec import PixelSpec
+
+PIXEL_DTYPES: dict[PixelForm, np.dtype[Any]] = {
+    PixelForm.UINT8: np.dtype(np.uint8),
+    PixelForm.BF16: np.dtype(ml_dtypes.bfloat16),
+    PixelForm.FP16: np.dtype(np.float16),
+    PixelForm.FP32: np.dtype(np.float32),
+}
+
+
+def resize_frames(frames: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Resize RGB uint8 [n, H, W, 3] to [n, height, width, 3], bicubic with antialiasing, rounded to uint8.
+
+    Equal to torchvision's resize, which is the same torch operator on planar tensors; on channels-last memory it takes
+    half the time. Frames that have the size already are returned as they are.
+    """
+    if frames.shape[1:3] == (height, width):
+        return frames
+    # reshape: a batch of one made by indexing has a stride of 0, and torch would no longer see channels-last memory.
+    channels_last = torch.from_numpy(frames.reshape(frames.shape)).permute(0, 3, 1, 2)
+    resized = F.interpolate(channels_last, size=(height, width), mode="bicubic", antialias=True)
+    pixels: npt.NDArray[np.uint8] = resized.permute(0, 2, 3, 1).numpy()
+    return pixels
+
+
+def write_patches(frames: npt.NDArray[np.uint8], spec: PixelSpec, out: npt.NDArray[np.uint8]) -> None:
+    """Cut the frames of one temporal patch into rows.
+
+    Args:
+        frames: uint8 [n, height, width, 3], sides multiples of `spec.factor`. Where n is below `temporal_patch_size` the
+            last frame stands for the missing ones: an image, or the end of an odd clip.
+        out: uint8 [patches of one frame, feature_count], C-contiguous; filled whole.
+    """
+    patch, merge = spec.patch_size, spec.merge_size
+    _, height, width, _ = frames.shape
+    element = _element_dtype(patch)
+    # out as (block row, block column, patch row in block, patch column in block, channel, frame, y) of x-elements
+    target = out.view(element).reshape(
+        height // spec.factor, width // spec.factor, merge, merge, 3, spec.temporal_patch_size, patch
+    )
+    for position, frame in enumerate(frames):
+        for channel, plane in enumerate(cv2.split(frame)):
+            elements = plane.view(element).reshape(height // spec.factor, merge, patch, width // spec.factor, merge)
+            target[:, :, :, :, channel, position, :] = elements.transpose(0, 3, 1, 4, 2)
+    for position in range(len(frames), spec.temporal_patch_size):
+        target[..., position, :] = target[..., len(frames) - 1, :]
+
+
+def normalization_table(spec: PixelSpec, form: PixelForm) -> npt.NDArray[Any]:
+    """The normalized value of every uint8 in every channel, [3, 256] in the form's dtype.
+
+    Source: transformers 5.23, image_processing_backends, rescale_and_normalize: mean and std are divided by the rescale
+    factor in float32, then (value - mean) / std.
+    """
+    values = torch.arange(256, dtype=torch.float32)
+    mean = torch.tensor(spec.mean) * (1.0 / spec.rescale_factor)
+    std = torch.tensor(spec.std) * (1.0 / spec.rescale_factor)
+    table: npt.NDArray[np.float32] = ((values[None, :] - mean[:, None]) / std[:, None]).numpy()
+    return table.astype(PIXEL_DTYPES[form])
+
+
+def normalize_rows(rows: npt.NDArray[np.uint8], table: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
+    """Look every value of uint8 patch rows [n, features] up in its channel's table, into `out` of the same shape."""
+    # mode="clip": a uint8 cannot miss 256 entries, and the default mode would buffer the output to be able to raise.
+    if (table == table[0]).all():
+        np.take(table[0], rows, out=out, mode="clip")
+        return
+    for row, target in zip(rows.reshape(len(rows), 3, -1), out.reshape(len(out), 3, -1), strict=True):
+        for channel in range(3):
+            np.take(table[channel], row[channel], out=target[channel], mode="clip")
+
+
+def _element_dtype(patch_size: int) -> np.dtype[Any]:
+    """One dtype as wide as a patch row of one channel: numpy moves numbers faster than opaque bytes."""
+    return np.dtype({4: np.uint32, 8: np.uint64, 16: np.complex128}.get(patch_size, f"V{patch_size}"))

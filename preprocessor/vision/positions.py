@@ -1,0 +1,40 @@
+"""Multimodal rotary positions: where each token stands in time, height and width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessor.types import Grid
+
+
+def mrope_positions(
+    length: int, spans: npt.NDArray[np.int32], span_grids: Sequence[Grid]
+) -> tuple[npt.NDArray[np.int32], int]:
+    """Positions of a prompt whose media stand in `spans`.
+
+    Text advances all three axes together. A span starts one past everything before it, spreads over its grid, and is
+    followed by text one past its larger side.
+
+    Args:
+        length: Tokens in the prompt, L.
+        spans: int32 [S, 3], ascending: item index, offset, token count.
+        span_grids: For each span its grid in merged tokens; t*h*w is the span's token count.
+    Returns:
+        int32 [3, L], and the delta: the next text position minus L.
+    Source: transformers 5.23, Qwen3VLModel.get_rope_index.
+    """
+    positions = np.empty((3, length), dtype=np.int32)
+    cursor = following = 0
+    for (_, offset, count), grid in zip(spans.tolist(), span_grids, strict=True):
+        positions[:, cursor:offset] = np.arange(following, following + offset - cursor, dtype=np.int32)
+        following += offset - cursor
+        axes = np.indices((grid.t, grid.h, grid.w), dtype=np.int32).reshape(3, count)
+        positions[:, offset : offset + count] = axes + following
+        following += max(grid.h, grid.w)
+        cursor = offset + count
+    positions[:, cursor:] = np.arange(following, following + length - cursor, dtype=np.int32)
+    delta = int(positions.max()) + 1 - length if length else 0
+    return positions, delta

@@ -1,0 +1,106 @@
+"""A model's pixel settings, read from its own processor configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from preprocessor.errors import ModelNotFound
+
+_BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, as preprocessor_config.json spells it
+
+
+@dataclass(frozen=True, slots=True)
+class PixelSpec:
+    """How one modality's pixels are cut and normalized.
+
+    Attributes:
+        patch_size: Side of a square patch, px.
+        merge_size: Patches a side that the encoder merges into one token.
+        temporal_patch_size: Frames a patch spans.
+        min_pixels, max_pixels: Budget after resizing; of h*w for images, of t*h*w for videos.
+        mean, std: Per RGB channel, on the 0 to 1 scale.
+        rescale_factor: What a uint8 value is multiplied by to reach that scale.
+    """
+
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
+    min_pixels: int
+    max_pixels: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rescale_factor: float = 1 / 255
+
+    @property
+    def factor(self) -> int:
+        """Every resized side is a multiple of this many px."""
+        return self.patch_size * self.merge_size
+
+    @property
+    def feature_count(self) -> int:
+        """Values in one patch row: channels x frames x height x width."""
+        return 3 * self.temporal_patch_size * self.patch_size**2
+
+
+@dataclass(frozen=True, slots=True)
+class VideoSpec:
+    """A video's pixels, and how many of its frames to use when the caller does not say.
+
+    Attributes:
+        fps: Frames a second to sample.
+        min_frames, max_frames: Bounds on what `fps` yields.
+        frame_token_cap: The most tokens one frame may cost, where `cap_pixels_per_frame` is set; None for no cap.
+    """
+
+    pixels: PixelSpec
+    fps: float
+    min_frames: int
+    max_frames: int
+    frame_token_cap: int | None = None
+
+
+def parse_pixel_spec(config: Mapping[str, Any], source: str) -> PixelSpec:
+    """Settings from a `preprocessor_config.json` or `video_preprocessor_config.json`.
+
+    Args:
+        source: Where the configuration came from, for messages.
+    Raises:
+        ModelNotFound: `UNSUPPORTED_PROCESSOR` where a field is missing or asks for what the fast path does not do.
+    """
+    for switch in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+        if not config.get(switch, True):
+            raise _unsupported(source, switch, config[switch], "true")
+    if (resample := config.get("resample", _BICUBIC)) != _BICUBIC:
+        raise _unsupported(source, "resample", resample, f"{_BICUBIC} (bicubic)")
+    size = config.get("size") or {}
+    return PixelSpec(
+        patch_size=_field(config, "patch_size", source),
+        merge_size=_field(config, "merge_size", source),
+        temporal_patch_size=_field(config, "temporal_patch_size", source),
+        min_pixels=config.get("min_pixels") or _field(size, "shortest_edge", source),
+        max_pixels=config.get("max_pixels") or _field(size, "longest_edge", source),
+        mean=_channels(config, "image_mean", source),
+        std=_channels(config, "image_std", source),
+        rescale_factor=config.get("rescale_factor", 1 / 255),
+    )
+
+
+def _field(config: Mapping[str, Any], name: str, source: str) -> int:
+    value = config.get(name)
+    if not isinstance(value, int) or value < 1:
+        raise _unsupported(source, name, value, "a whole number of at least 1")
+    return value
+
+
+def _channels(config: Mapping[str, Any], name: str, source: str) -> tuple[float, float, float]:
+    value = config.get(name)
+    if not isinstance(value, list) or len(value) != 3:
+        raise _unsupported(source, name, value, "three numbers")
+    red, green, blue = map(float, value)
+    return red, green, blue
+
+
+def _unsupported(source: str, name: str, value: object, accepted: str) -> ModelNotFound:
+    return ModelNotFound(f"{source}: {name} is {value!r}; {accepted} is needed", reason="UNSUPPORTED_PROCESSOR")
