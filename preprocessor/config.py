@@ -30,7 +30,7 @@ class Limits:
     max_frame_pixels: int = 8192 * 4320
     max_clip_frames: int = 1_000_000  # in the file, counted by packets: nine hours at 30 frames a second
     max_pixel_bytes: int = 2 << 30  # the pixel tensor of one request
-    max_prompt_characters: int = 4_000_000
+    max_prompt_length: int = 4_000_000  # characters of rendered text, or token ids
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

@@ -9,9 +9,9 @@
     ├── Overloaded           no room right now; the same request may succeed later
     ├── DeadlineExceeded     the caller's time ran out
     ├── Cancelled            the caller went away
-    ├── EngineUnavailable    the engine cannot be reached, or went away
-    ├── EngineFailed         the engine answered with an error
     └── WorkerLost           the worker that held the request died
+
+The engine's own errors come from `engine_client.errors` and are mapped beside these in `service/status.py`.
 
 Each error carries a `reason`: UPPER_SNAKE, stable across releases, sent to callers as `google.rpc.ErrorInfo.reason`. The
 message says what was wrong, the value, and what would be accepted; it never holds prompt text or media bytes.
@@ -79,14 +79,6 @@ class DeadlineExceeded(PreprocessorError):
 
 class Cancelled(PreprocessorError):
     default_reason = "CANCELLED"
-
-
-class EngineUnavailable(PreprocessorError):
-    default_reason = "ENGINE_UNAVAILABLE"
-
-
-class EngineFailed(PreprocessorError):
-    default_reason = "ENGINE_FAILED"
 
 
 class WorkerLost(PreprocessorError):

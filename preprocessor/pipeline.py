@@ -88,9 +88,32 @@ def prepare(model: Model, request: PreparationRequest, limits: Limits | None = N
     return Prepared(plan=planned, tensors=tensors, timings=timings)
 
 
-def plan(model: Model, request: PreparationRequest, limits: Limits) -> Plan:
+def check_request(request: PreparationRequest, limits: Limits) -> None:
+    """Refuse what needs no look into any file; a service calls this before it takes the upload.
+
+    Raises:
+        InvalidRequest, UnsupportedMedia, LimitExceeded: As `plan`.
+    """
+    if len(request.media) > limits.max_media_count:
+        raise LimitExceeded(f"{len(request.media)} media in one request; at most {limits.max_media_count} are accepted")
+    keys = [medium.key for medium in request.media]
+    for medium in request.media:
+        if keys.count(medium.key) > 1:
+            raise InvalidRequest(
+                f"the media key {medium.key!r} is used twice", reason="DUPLICATE_MEDIA_KEY", media_key=medium.key
+            )
+        if medium.modality is Modality.AUDIO:
+            raise UnsupportedMedia(f"{medium.key}: this model takes no audio", reason="UNSUPPORTED_MODALITY")
+        if medium.modality is Modality.IMAGE and medium.sampling != type(medium.sampling)():
+            raise InvalidRequest(f"{medium.key}: an image takes no sampling", reason="INVALID_SAMPLING")
+        check_sampling(medium.sampling, medium.key)
+
+
+def plan(model: Model, request: PreparationRequest, limits: Limits, check: Checkpoint = _proceed) -> Plan:
     """Everything but the pixels, from headers alone.
 
+    Args:
+        check: Called between packets; whatever it raises ends the work.
     Raises:
         InvalidRequest: `PLACEHOLDER_MISMATCH`, `UNKNOWN_MEDIA_KEY`, `DUPLICATE_MEDIA_KEY`, `INVALID_SAMPLING`,
             `SAMPLING_CONFLICT`, `INVALID_PIXEL_BUDGET`, `INVALID_TOKEN_ID`, `CHAT_TEMPLATE_FAILED`, `EMPTY_PROMPT`.
@@ -99,12 +122,12 @@ def plan(model: Model, request: PreparationRequest, limits: Limits) -> Plan:
     """
     timings = Timings()
     with timings.stage("plan"):
-        _check_request(request, limits)
-        text, media = _render(model, request)
+        check_request(request, limits)
+        text, media = _render(model, request, limits)
         items: list[ItemPlan] = []
         for medium in media:
             row_start = items[-1].row_start + items[-1].grid.patch_count if items else 0
-            items.append(_plan_item(model, medium, request.cache_salt, row_start, limits))
+            items.append(_plan_item(model, medium, request.cache_salt, row_start, limits, check))
         row_count = sum(item.grid.patch_count for item in items)
         features = model.image.feature_count
         pixel_bytes = _pixel_bytes(request.pixel_form, row_count * features, limits)
@@ -199,24 +222,7 @@ def prompt_tensors(model: Model, planned: Plan) -> dict[str, npt.NDArray[Any]]:
     return tensors
 
 
-def _check_request(request: PreparationRequest, limits: Limits) -> None:
-    """Refuse what needs no look into any file."""
-    if len(request.media) > limits.max_media_count:
-        raise LimitExceeded(f"{len(request.media)} media in one request; at most {limits.max_media_count} are accepted")
-    keys = [medium.key for medium in request.media]
-    for medium in request.media:
-        if keys.count(medium.key) > 1:
-            raise InvalidRequest(
-                f"the media key {medium.key!r} is used twice", reason="DUPLICATE_MEDIA_KEY", media_key=medium.key
-            )
-        if medium.modality is Modality.AUDIO:
-            raise UnsupportedMedia(f"{medium.key}: this model takes no audio", reason="UNSUPPORTED_MODALITY")
-        if medium.modality is Modality.IMAGE and medium.sampling != type(medium.sampling)():
-            raise InvalidRequest(f"{medium.key}: an image takes no sampling", reason="INVALID_SAMPLING")
-        check_sampling(medium.sampling, medium.key)
-
-
-def _render(model: Model, request: PreparationRequest) -> tuple[str, list[Media]]:
+def _render(model: Model, request: PreparationRequest, limits: Limits) -> tuple[str, list[Media]]:
     """The prompt's text (empty for ready token ids) and the media in the order of their placeholders."""
     prompt, media = request.prompt, list(request.media)
     match prompt:
@@ -236,8 +242,11 @@ def _render(model: Model, request: PreparationRequest) -> tuple[str, list[Media]
                     f"token id {bad[0]} is outside the vocabulary of {vocabulary_size}", reason="INVALID_TOKEN_ID"
                 )
             found = model.placeholders.modalities_in_ids(prompt.token_ids)
-    if not text and not (isinstance(prompt, TokenPrompt) and prompt.token_ids):
+    length = len(prompt.token_ids) if isinstance(prompt, TokenPrompt) else len(text)
+    if not length:
         raise InvalidRequest("the prompt is empty", reason="EMPTY_PROMPT")
+    if length > limits.max_prompt_length:
+        raise LimitExceeded(f"the prompt is longer than {limits.max_prompt_length} characters", reason="PROMPT_TOO_LONG")
     match_media(found, media)
     return text, media
 
@@ -260,7 +269,7 @@ def _media_of_chat(prompt: ChatPrompt, media: list[Media]) -> list[Media]:
     return [by_key[key] for key in used]
 
 
-def _plan_item(model: Model, medium: Media, salt: str, row_start: int, limits: Limits) -> ItemPlan:
+def _plan_item(model: Model, medium: Media, salt: str, row_start: int, limits: Limits, check: Checkpoint) -> ItemPlan:
     """Probe one file and fix its frames, size and grid."""
     spec = _with_budget(_pixel_spec(model, medium.modality), medium)
     source: ImageInfo | ClipInfo
@@ -269,7 +278,7 @@ def _plan_item(model: Model, medium: Media, salt: str, row_start: int, limits: L
         frames, frame_count = None, 1
         height, width = model.family.fit_image(source.height_px, source.width_px, spec)
     else:
-        source = probe_video(medium.data, limits, medium.key)
+        source = probe_video(medium.data, limits, medium.key, check)
         video = dataclasses.replace(model.video, pixels=spec)
         frames = _frame_choice(model, source, medium, video)
         frame_count = len(frames.indices)

@@ -31,12 +31,13 @@ def _keep_going() -> None:
     pass
 
 
-def probe_video(data: bytes, limits: Limits, key: str = "video") -> ClipInfo:
+def probe_video(data: bytes, limits: Limits, key: str = "video", check: Callable[[], None] = _keep_going) -> ClipInfo:
     """Header facts and every frame's presentation time, from one walk over the packets.
 
     Args:
         data: The whole file.
         key: The caller's name for it, for messages.
+        check: Called between packets; raises to stop the walk.
     Raises:
         UnsupportedMedia: `NOT_MEDIA`, `NO_VIDEO_STREAM`, or a codec this build cannot decode.
         CorruptMedia: `TRUNCATED_MEDIA` where the file ends before its index says, `CORRUPT_MEDIA` otherwise.
@@ -51,6 +52,7 @@ def probe_video(data: bytes, limits: Limits, key: str = "video") -> ClipInfo:
             )
         pts: list[int] = []
         for packet in container.demux(stream):
+            check()
             if packet.is_corrupt:  # FFmpeg's mark for a packet that the end of the file cuts short
                 raise CorruptMedia(
                     f"{key}: the file ends early, inside frame {len(pts)}; send the complete file",
@@ -170,7 +172,7 @@ def _open_video(data: bytes, key: str) -> Iterator[tuple[av.container.InputConta
             yield container, stream
     except av.error.InvalidDataError as error:
         raise UnsupportedMedia(
-            f"{key}: not a video file that can be read, or one cut off before its index; send a complete mp4, mov, mkv, webm or avi",
+            f"{key}: not a video that can be read, or one cut off before its index; send a complete mp4, mov, mkv, webm or avi",
             reason="NOT_MEDIA",
             media_key=key,
         ) from error

@@ -1,0 +1,64 @@
+# Every task of this project. `make demo` and `make test` set up what they need; CI calls nothing but this file.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROTOS := preprocessor/v1/preprocessor
+CODE := preprocessor engine_client deploy tests
+
+.DEFAULT_GOAL := help
+.PHONY: help setup triton demo test test-all bench golden proto format lint type verify clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/stamp ## install the project and its tools into .venv
+
+$(VENV)/stamp: pyproject.toml deploy/constraints.txt deploy/venv.sh
+	sh deploy/venv.sh $(PYTHON) $(VENV)
+	$(BIN)/pip install --quiet --constraint deploy/constraints.txt --editable '.[dev]'
+	# The oracle of the parity tests. Without its dependencies: they would replace CPU torch.
+	$(BIN)/pip install --quiet --no-deps torchvision==0.28.0
+	touch $@
+
+triton: setup ## unpack a real Triton server and the environment of its models into .triton
+	PYTHON=$(PYTHON) sh deploy/triton/setup.sh
+
+demo: triton ## the main job: a video and a question in, Triton's tokens out
+	$(BIN)/python -m deploy.demo
+
+test: triton ## run the tests; a few minutes
+	$(BIN)/python -m pytest
+
+test-all: triton ## run every test, the long ones too
+	$(BIN)/python -m pytest -m ''
+
+bench: setup ## time the pipeline beside other ways to do the same; minutes
+	$(BIN)/python -m tests.bench
+
+golden: setup ## make the golden results anew from Hugging Face's processor
+	$(BIN)/python -m tests.golden.make_goldens
+
+proto: setup ## generate preprocessor/v1 from protos
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --grpc_python_out=. \
+		--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --mypy_out=quiet:. \
+		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --mypy_grpc_out=quiet:. \
+		protos/preprocessor/v1/preprocessor.proto
+
+format: setup ## format the code
+	$(BIN)/ruff format --quiet $(CODE)
+	$(BIN)/ruff check --quiet --fix $(CODE)
+
+lint: setup ## check style and layers
+	$(BIN)/ruff format --quiet --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/lint-imports
+
+type: setup ## check types, strictly
+	$(BIN)/mypy
+
+verify: proto lint type ## all checks that run nothing; fails where generated code is not current
+	git diff --exit-code -- preprocessor/v1
+
+clean: ## remove everything that was set up
+	rm -rf $(VENV) .triton

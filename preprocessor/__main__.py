@@ -1,0 +1,40 @@
+"""The command line: `preprocessor serve | prepare | generate`.
+
+Standard output carries results alone; progress, logs and errors go to standard error. Exit status: 0 done, 1 refused or
+failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from preprocessor.cli.options import build_parser
+from preprocessor.config import SettingError
+from preprocessor.errors import PreprocessorError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = build_parser().parse_args(arguments)
+    # Each command is a module of its own name, imported when called: asking a service must not wait for torch to load.
+    command = importlib.import_module(f"preprocessor.cli.{options.command}")
+    try:
+        return int(command.run(options))
+    except SettingError as error:
+        return _fail(str(error), 2)
+    except PreprocessorError as error:
+        return _fail(f"{error.reason}: {error}", 1)
+    except OSError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"preprocessor: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What the command line needs beyond parsing: options → messages, answers → text, JSON and files."""

@@ -1,0 +1,92 @@
+"""Answers as a table, as JSON, and as a safetensors file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from preprocessor.v1 import preprocessor_pb2 as pb
+
+_MODALITY_NAMES = {pb.MODALITY_IMAGE: "image", pb.MODALITY_VIDEO: "video"}
+
+
+def summary(header: pb.Header, report: pb.Report) -> dict[str, Any]:
+    """The `--json` object: what was prepared, and how long each stage took."""
+    return {
+        "model": header.model,
+        "request_id": header.request_id,
+        "token_count": header.token_count,
+        "items": [
+            {
+                "key": item.key,
+                "modality": _MODALITY_NAMES[item.modality],
+                "codec": item.source.codec,
+                "source_size_px": [item.source.width_px, item.source.height_px],
+                "size_px": [item.width_px, item.height_px],
+                "grid_thw": [item.grid_t, item.grid_h, item.grid_w],
+                "token_count": item.token_count,
+                "frame_indices": list(item.frame_indices),
+                "times_seconds": list(item.times_seconds),
+                "padded_frame_count": item.padded_frame_count,
+                "sha256": item.source.sha256.hex(),
+            }
+            for item in header.items
+        ],
+        "timings_ms": {stage.stage: round(stage.wall_ms, 3) for stage in report.stages},
+        "cpu_ms": {stage.stage: round(stage.cpu_ms, 3) for stage in report.stages if stage.cpu_ms},
+        "bytes": {"received": report.received_bytes, "pixels": report.pixel_bytes},
+    }
+
+
+def table(header: pb.Header, report: pb.Report) -> str:
+    """The same for people."""
+    lines = [f"{header.token_count:,} tokens for {header.model}", ""]
+    rows = [("item", "source", "frames", "resized", "grid t,h,w", "tokens")]
+    for item in header.items:
+        source = f"{item.source.codec} {item.source.width_px}x{item.source.height_px}"
+        frames = f"{len(item.frame_indices)} of {item.source.frame_count}" if item.frame_indices else ""
+        grid = f"{item.grid_t},{item.grid_h},{item.grid_w}"
+        rows.append((item.key, source, frames, f"{item.width_px}x{item.height_px}", grid, f"{item.token_count:,}"))
+    if header.items:
+        lines += [*_columns(rows), ""]
+    lines += [line for item in header.items if item.frame_indices for line in _frame_lines(item)]
+    stages = [("stage", "wall ms", "CPU ms")]
+    stages += [(s.stage, f"{s.wall_ms:,.1f}", f"{s.cpu_ms:,.1f}" if s.cpu_ms else "") for s in report.stages]
+    lines += [
+        *_columns(stages),
+        "",
+        f"{report.received_bytes:,} bytes received, {report.pixel_bytes:,} bytes of pixels",
+    ]
+    return "\n".join(lines)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write the tensors to a safetensors file by the contract's names."""
+    from safetensors.numpy import save_file  # not worth the import time of every other command
+
+    save_file(dict(tensors), path)
+
+
+def _frame_lines(item: pb.Item, shown: int = 6) -> list[str]:
+    """Indices and times of the frames used, the middle left out where there are many."""
+    frames = [f"{i} ({t:.2f} s)" for i, t in zip(item.frame_indices, item.times_seconds, strict=True)]
+    if len(frames) > 2 * shown:
+        frames = [*frames[:shown], "…", *frames[-shown:]]
+    padding = f", the last repeated {item.padded_frame_count}x" if item.padded_frame_count else ""
+    return [f"{item.key}: frames " + ", ".join(frames) + padding, ""]
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows as aligned text, the first underlined as a heading; figures to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = [
+        "  ".join(
+            cell.rjust(width) if i and cell[:1].isdigit() else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return [aligned[0], "  ".join("─" * width for width in widths), *aligned[1:]]

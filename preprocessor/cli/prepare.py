@@ -1,0 +1,74 @@
+"""`preprocessor prepare`: a prompt with media → tensors, by a service or in this process."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import grpc
+
+from preprocessor.cli.output import save_tensors, summary, table
+from preprocessor.cli.prompts import build_spec
+from preprocessor.client import CHANNEL_OPTIONS, CallFailed, PrepareResult, prepare
+from preprocessor.v1 import preprocessor_pb2 as pb
+
+
+def run(options: argparse.Namespace) -> int:
+    spec, files = build_spec(options)
+    try:
+        result = _prepare_here(spec, files) if options.local else _ask_service(options, spec, files)
+    except CallFailed as error:
+        print(f"preprocessor: {error}", file=sys.stderr)
+        return 1
+    if options.output:
+        save_tensors(Path(options.output), result.tensors)
+    if options.json:
+        print(json.dumps(summary(result.header, result.report)))
+    else:
+        print(table(result.header, result.report))
+    return 0
+
+
+def _ask_service(options: argparse.Namespace, spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> PrepareResult:
+    with grpc.insecure_channel(options.address, options=CHANNEL_OPTIONS) as channel:
+        try:
+            return prepare(
+                channel,
+                spec,
+                files,
+                timeout_seconds=options.timeout_seconds,
+                progress=_print_progress if sys.stderr.isatty() else None,
+            )
+        finally:
+            if sys.stderr.isatty():
+                print(end="\r\x1b[K", file=sys.stderr)  # take the progress line away
+
+
+def _prepare_here(spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> PrepareResult:
+    """The same answer without a service: the same messages, the same pipeline."""
+    from preprocessor import pipeline  # torch and transformers: seconds that a service's caller need not wait
+    from preprocessor.models.registry import load_model
+    from preprocessor.service import wire
+
+    model = load_model(spec.model or "qwen3-vl")
+    request, _ = wire.read_spec(spec)
+    request = dataclasses.replace(
+        request, media=tuple(dataclasses.replace(medium, data=files[medium.key]) for medium in request.media)
+    )
+    prepared = pipeline.prepare(model, request)
+    sizes = {key: len(data) for key, data in files.items()}
+    pixel_name = pipeline.pixel_tensor_name(request.pixel_form)
+    described = {name: tensor for name, tensor in prepared.tensors.items() if name != pixel_name}
+    return PrepareResult(
+        header=wire.write_header(model, prepared.plan, described, pixel_name, sizes, request_id="local"),
+        report=wire.write_report(prepared.timings, sum(sizes.values()), prepared.plan.pixel_bytes),
+        tensors=dict(prepared.tensors),
+    )
+
+
+def _print_progress(received_bytes: int, total_bytes: int) -> None:
+    print(f"\rreceived {received_bytes / 1e6:,.0f} of {total_bytes / 1e6:,.0f} MB", end="", file=sys.stderr, flush=True)

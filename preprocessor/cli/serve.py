@@ -1,0 +1,48 @@
+"""`preprocessor serve`: run the service until it is told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from preprocessor.config import Limits, ServeSettings
+from preprocessor.service.server import serve
+
+logger = logging.getLogger(__name__)
+
+
+def run(options: argparse.Namespace) -> int:
+    logging.basicConfig(
+        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    settings = settings_from(options)
+    run_loop = _event_loop_runner()
+    run_loop(serve(settings))
+    return 0
+
+
+def _event_loop_runner() -> Callable[[Coroutine[Any, Any, None]], None]:
+    """uvloop's `run`, or asyncio's where uvloop is absent, as on Windows."""
+    try:
+        import uvloop
+    except ImportError:
+        logger.warning("uvloop is not installed; serving on asyncio's own event loop, which moves bytes slower")
+        return asyncio.run
+    return uvloop.run
+
+
+def settings_from(options: argparse.Namespace) -> ServeSettings:
+    """The options as settings.
+
+    Raises:
+        SettingError: A value is not accepted.
+    """
+    given = vars(options)
+    limits = Limits(**{field.name: given[field.name] for field in dataclasses.fields(Limits)})
+    names = {field.name for field in dataclasses.fields(ServeSettings)} - {"limits"}
+    return ServeSettings(limits=limits, **{name: given[name] for name in names})

@@ -1,0 +1,143 @@
+"""A caller of the service: uploads files, gathers tensors, passes tokens on. For programs and for the command line.
+
+with grpc.insecure_channel("127.0.0.1:50051") as channel:
+    result = prepare(channel, spec, {"clip": Path("clip.mp4").read_bytes()})
+    result.tensors["pixel_patches"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+import grpc
+import numpy.typing as npt
+from google.rpc import error_details_pb2, status_pb2
+
+from preprocessor.service.tensors import MAX_CHUNK_BYTES, allocate_tensor, read_tensor, store_rows
+from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
+
+Request = TypeVar("Request")
+
+# A header carries token ids and positions, some 20 bytes a token: more than gRPC's default 4 MiB for a long video.
+CHANNEL_OPTIONS = (("grpc.max_receive_message_length", 256 << 20),)
+
+Progress = Callable[[int, int], None]
+"""Called with bytes of pixels received so far and in all."""
+
+
+class CallFailed(Exception):
+    """The service refused a call, or broke.
+
+    Attributes:
+        code: gRPC status code.
+        reason: `ErrorInfo.reason`; empty where the answer did not come from the service, as when nobody listens.
+        retry_after_seconds: The service's hint, where it gave one.
+    """
+
+    def __init__(self, code: grpc.StatusCode, reason: str, message: str, retry_after_seconds: float | None) -> None:
+        super().__init__(f"{reason or code.name}: {message}")
+        self.code = code
+        self.reason = reason
+        self.message = message
+        self.retry_after_seconds = retry_after_seconds
+
+
+@dataclass(slots=True, eq=False)
+class PrepareResult:
+    """What `Prepare` answered: `tensors` by name, and the messages around them."""
+
+    header: pb.Header
+    report: pb.Report
+    tensors: dict[str, npt.NDArray[Any]] = field(repr=False)
+
+
+def prepare(
+    channel: grpc.Channel,
+    spec: pb.PrepareSpec,
+    files: Mapping[str, bytes],
+    *,
+    timeout_seconds: float | None = None,
+    progress: Progress | None = None,
+) -> PrepareResult:
+    """Send a prompt and the files of its chunked media, and gather the answer.
+
+    Args:
+        files: Media key → file.
+    Raises:
+        CallFailed: The service answered with an error, or not at all.
+    """
+    first = pb.PrepareRequest(spec=spec)
+    chunks = (pb.PrepareRequest(chunk=chunk) for chunk in _chunks(files))
+    header, tensors, received = pb.Header(), dict[str, npt.NDArray[Any]](), 0
+    with _failures():
+        for response in pb_grpc.PreprocessorStub(channel).Prepare(_sequence(first, chunks), timeout=timeout_seconds):
+            match response.WhichOneof("message"):
+                case "header":
+                    header = response.header
+                    for tensor in header.tensors:
+                        is_whole = len(tensor.data) == tensor.total_bytes
+                        tensors[tensor.name] = read_tensor(tensor) if is_whole else allocate_tensor(tensor)
+                case "rows":
+                    store_rows(response.rows, tensors[response.rows.name])
+                    received += len(response.rows.data)
+                    if progress is not None:
+                        progress(received, tensors[response.rows.name].nbytes)
+                case "report":
+                    return PrepareResult(header, response.report, tensors)
+    raise CallFailed(grpc.StatusCode.DATA_LOSS, "", "the answer ended without a report", None)
+
+
+def generate(
+    channel: grpc.Channel,
+    spec: pb.PrepareSpec,
+    parameters: pb.GenerationParameters,
+    files: Mapping[str, bytes],
+    *,
+    timeout_seconds: float | None = None,
+) -> Iterator[pb.GenerateResponse]:
+    """Send a prompt and yield the answer's messages: header, deltas, completion. Closing the iterator cancels.
+
+    Raises:
+        CallFailed: As `prepare`.
+    """
+    first = pb.GenerateRequest(spec=pb.GenerateSpec(prompt=spec, parameters=parameters))
+    chunks = (pb.GenerateRequest(chunk=chunk) for chunk in _chunks(files))
+    with _failures():
+        call = pb_grpc.PreprocessorStub(channel).Generate(_sequence(first, chunks), timeout=timeout_seconds)
+        try:
+            yield from call
+        finally:
+            call.cancel()
+
+
+def _sequence(first: Request, rest: Iterator[Request]) -> Iterator[Request]:
+    yield first
+    yield from rest
+
+
+def _chunks(files: Mapping[str, bytes]) -> Iterator[pb.MediaChunk]:
+    for key, data in files.items():
+        for offset in range(0, max(1, len(data)), MAX_CHUNK_BYTES):
+            piece = data[offset : offset + MAX_CHUNK_BYTES]
+            yield pb.MediaChunk(key=key, offset_bytes=offset, data=piece, last=offset + len(piece) == len(data))
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """gRPC's errors, read into `CallFailed`."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        status = status_pb2.Status()
+        trailing: dict[str, Any] = dict(cast("Iterable[tuple[str, Any]]", error.trailing_metadata() or ()))
+        status.ParseFromString(trailing.get("grpc-status-details-bin", b""))
+        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+        for detail in status.details:
+            detail.Unpack(info)
+            detail.Unpack(retry)
+        delay = retry.retry_delay.ToTimedelta().total_seconds() or None
+        raise CallFailed(error.code(), info.reason, error.details() or "", delay) from error

@@ -1,0 +1,121 @@
+"""The server's life: load, listen, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from types import TracebackType
+
+import grpc.aio
+from aiohttp import web
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from engine_client import EngineClient, TritonEngine
+from preprocessor.config import ServeSettings, SettingError, split_address
+from preprocessor.models.family import Model
+from preprocessor.models.registry import load_model
+from preprocessor.service.health import SERVICE_NAME, Health, probe_application
+from preprocessor.service.metrics import Metrics
+from preprocessor.service.servicer import PreprocessorServicer
+from preprocessor.service.wire import MAX_INLINE_BYTES
+from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
+from preprocessor.workers.pool import WorkerPool
+
+logger = logging.getLogger(__name__)
+
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", 16 * MAX_INLINE_BYTES),  # a spec may hold several inline files
+    ("grpc.max_send_message_length", -1),  # a header of a long prompt; rows are cut to 1 MiB
+    ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server
+)
+
+
+class Server:
+    """A running service, as an async context manager; leaving it drains and stops.
+
+    Attributes:
+        address, http_address: Where it listens, the ports as bound.
+    """
+
+    def __init__(self, settings: ServeSettings, model: Model | None = None, engine: EngineClient | None = None) -> None:
+        """`model` and `engine` stand in for those that the settings name, where a program has them already."""
+        self.settings = settings
+        self.model = model or load_model(settings.model)
+        self.engine = engine
+        self.address = ""
+        self.http_address = ""
+
+    async def __aenter__(self) -> Server:
+        settings = self.settings
+        if self.engine is None and settings.engine_address:
+            self.engine = TritonEngine(settings.engine_address, settings.engine_model)
+        self._pool = WorkerPool(settings.worker_count, settings.max_queued_count)
+        self._health = Health(self.engine)
+        metrics = Metrics()
+        self._grpc = grpc.aio.server(options=_CHANNEL_OPTIONS)
+        servicer = PreprocessorServicer(self.model, settings, self._pool, metrics, self.engine)
+        pb_grpc.add_PreprocessorServicer_to_server(servicer, self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._grpc)
+        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        self.address = self._bind(settings.address)
+        await self._grpc.start()
+        self._http = web.AppRunner(probe_application(self._health, metrics, self._pool), access_log=None)
+        await self._http.setup()
+        self.http_address = await self._bind_http(settings.http_address)
+        await self._health.refresh()
+        self._health_task = asyncio.create_task(self._health.run())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Tell balancers, let calls under way finish within the drain time, then cancel what is left."""
+        await self._health.drain()
+        await self._grpc.stop(grace=self.settings.drain_seconds)
+        self._health_task.cancel()
+        await self._http.cleanup()
+        if self.engine is not None:
+            await self.engine.close()
+        await asyncio.to_thread(self._pool.close)
+
+    def _bind(self, address: str) -> str:
+        host, _ = split_address("--address", address)
+        try:
+            port = self._grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise SettingError("--address", address, f"an address that is free ({error})") from error
+        return f"{host}:{port}"
+
+    async def _bind_http(self, address: str) -> str:
+        host, port = split_address("--http-address", address)
+        site = web.TCPSite(self._http, host, port)
+        try:
+            await site.start()
+        except OSError as error:
+            await self._grpc.stop(grace=None)
+            raise SettingError("--http-address", address, f"an address that is free ({error})") from error
+        return f"{host}:{self._http.addresses[0][1]}"
+
+
+async def serve(settings: ServeSettings) -> None:
+    """Serve until SIGTERM or SIGINT; a second signal does not wait for the drain."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Server(settings) as server:
+        logger.info(
+            "serving %s on grpc %s, http %s; %d workers; engine %s",
+            server.model.name,
+            server.address,
+            server.http_address,
+            settings.worker_count,
+            settings.engine_address or "none",
+        )
+        await stop.wait()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        logger.info("stopping; calls under way have %g seconds", settings.drain_seconds)
+    logger.info("stopped")

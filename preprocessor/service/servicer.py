@@ -1,0 +1,295 @@
+"""The `Preprocessor` service: each method reads like the story of its call.
+
+Handlers write to the context rather than yield: when a caller goes away, the cancellation then arrives inside the handler,
+at its await, and everything it holds is let go at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import av
+import grpc.aio
+
+from engine_client import EngineClient, EngineRequest, EngineStep, EngineUnavailable, SamplingParameters
+from preprocessor import pipeline
+from preprocessor.config import ServeSettings
+from preprocessor.errors import ModelNotFound
+from preprocessor.models.family import Model
+from preprocessor.models.registry import library_versions
+from preprocessor.service import wire
+from preprocessor.service.intake import RequestMessage, receive_media, receive_spec
+from preprocessor.service.metrics import Metrics
+from preprocessor.service.status import abort, status_of
+from preprocessor.service.tensors import write_rows
+from preprocessor.text.detokenizer import Detokenizer
+from preprocessor.timing import Timings
+from preprocessor.types import Plan, PreparationRequest
+from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
+from preprocessor.version import VERSION
+from preprocessor.workers.pool import WorkerPool
+
+REQUEST_ID_KEY = "x-request-id"
+_FORWARDED_METADATA = ("traceparent", "tracestate")
+
+
+@dataclass(slots=True)
+class _Call:
+    """What one call carries from stage to stage."""
+
+    request_id: str
+    context: grpc.aio.ServicerContext[object, object]
+    timings: Timings = field(default_factory=Timings)
+    received_bytes: int = 0
+
+
+class PreprocessorServicer(pb_grpc.PreprocessorServicer):
+    """Serves one model.
+
+    Args:
+        engine: Where `Generate` sends prompts; None where this deployment only prepares.
+    """
+
+    def __init__(
+        self, model: Model, settings: ServeSettings, pool: WorkerPool, metrics: Metrics, engine: EngineClient | None
+    ) -> None:
+        self._model = model
+        self._settings = settings
+        self._pool = pool
+        self._metrics = metrics
+        self._engine = engine
+
+    # -- the four methods ----------------------------------------------------------------------------------------------
+
+    async def Prepare(  # type: ignore[override]
+        self,
+        requests: AsyncIterator[pb.PrepareRequest],
+        context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareResponse],
+    ) -> None:
+        async with self._call("Prepare", context) as call:
+            spec = (await receive_spec(requests, self._settings.upload_idle_seconds)).spec
+            request = await self._receive(spec, requests, call)
+            planned = await self._plan(request, call)
+            await context.write(pb.PrepareResponse(header=self._header(request, planned, call)))
+            if planned.pixel_bytes:
+                await self._stream_pixels(request, planned, call, context)
+            report = wire.write_report(call.timings, call.received_bytes, planned.pixel_bytes)
+            await context.write(pb.PrepareResponse(report=report))
+
+    async def Generate(  # type: ignore[override]
+        self,
+        requests: AsyncIterator[pb.GenerateRequest],
+        context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse],
+    ) -> None:
+        async with self._call("Generate", context) as call:
+            engine = self._require_engine()
+            spec = (await receive_spec(requests, self._settings.upload_idle_seconds)).spec
+            sampling = wire.read_parameters(spec.parameters, self._model.stop_token_ids)
+            spec.prompt.pixel_form = pb.PIXEL_FORM_UINT8
+            request = await self._receive(spec.prompt, requests, call)
+            planned = await self._plan(request, call)
+            await context.write(pb.GenerateResponse(header=self._header(request, planned, call, with_data=False)))
+            engine_request = await self._engine_request(request, planned, sampling, call)
+            await self._stream_answer(engine, engine_request, planned, call, context)
+
+    async def CountTokens(
+        self,
+        requests: AsyncIterator[pb.PrepareRequest],
+        context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.CountTokensResponse],
+    ) -> pb.CountTokensResponse:
+        async with self._call("CountTokens", context) as call:
+            spec = (await receive_spec(requests, self._settings.upload_idle_seconds)).spec
+            request = await self._receive(spec, requests, call)
+            planned = await self._plan(request, call)
+            sizes = {medium.key: len(medium.data) for medium in request.media}
+            return pb.CountTokensResponse(
+                token_count=len(planned.prompt.token_ids),
+                items=[wire.write_item(item, sizes[item.key]) for item in planned.items],
+                pixel_bytes=planned.pixel_bytes,
+            )
+
+    async def GetModel(
+        self, request: pb.GetModelRequest, context: grpc.aio.ServicerContext[pb.GetModelRequest, pb.Model]
+    ) -> pb.Model:
+        async with self._call("GetModel", context):
+            self._require_model(request.model)
+            versions = {**library_versions(), "preprocessor": VERSION, "ffmpeg": av.ffmpeg_version_info}
+            return wire.write_model(self._model, self._engine is not None, versions)
+
+    # -- stages --------------------------------------------------------------------------------------------------------
+
+    async def _receive(
+        self, spec: pb.PrepareSpec, requests: AsyncIterator[RequestMessage], call: _Call
+    ) -> PreparationRequest:
+        """Check the spec, then take the upload."""
+        with call.timings.stage("receive"):
+            self._require_model(spec.model)
+            request, chunked = wire.read_spec(spec)
+            pipeline.check_request(request, self._settings.limits)
+            request = await receive_media(
+                requests, request, chunked, self._settings.limits, self._settings.upload_idle_seconds, self._pool
+            )
+        call.received_bytes = sum(len(medium.data) for medium in request.media)
+        self._metrics.received_bytes.inc(call.received_bytes)
+        return request
+
+    async def _plan(self, request: PreparationRequest, call: _Call) -> Plan:
+        limits = self._settings.limits
+        planned = await self._pool.run(
+            lambda checkpoint: pipeline.plan(self._model, request, limits, checkpoint), call.timings
+        )
+        call.timings.merge(planned.timings)
+        self._metrics.observe_plan(planned)
+        return planned
+
+    def _header(self, request: PreparationRequest, planned: Plan, call: _Call, *, with_data: bool = True) -> pb.Header:
+        header = wire.write_header(
+            self._model,
+            planned,
+            pipeline.prompt_tensors(self._model, planned),
+            pipeline.pixel_tensor_name(planned.pixel_form),
+            {medium.key: len(medium.data) for medium in request.media},
+            call.request_id,
+        )
+        if not with_data:
+            for tensor in header.tensors:
+                tensor.ClearField("data")
+        return header
+
+    async def _stream_pixels(
+        self,
+        request: PreparationRequest,
+        planned: Plan,
+        call: _Call,
+        context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareResponse],
+    ) -> None:
+        """Send rows while a worker writes the next ones."""
+        loop = asyncio.get_running_loop()
+        pixels = pipeline.allocate_pixels(planned)
+        finished: asyncio.Queue[tuple[int, int] | None] = asyncio.Queue()
+
+        def announce(first_row: int, row_count: int) -> None:
+            loop.call_soon_threadsafe(finished.put_nowait, (first_row, row_count))
+
+        writing = asyncio.create_task(
+            self._pool.run(
+                lambda checkpoint: pipeline.write_pixels(self._model, request, planned, pixels, announce, checkpoint),
+                call.timings,
+            )
+        )
+        writing.add_done_callback(lambda _: finished.put_nowait(None))
+        name = pipeline.pixel_tensor_name(planned.pixel_form)
+        try:
+            while (rows := await finished.get()) is not None:
+                with call.timings.stage("send"):
+                    for message in write_rows(name, pixels, *rows):
+                        await context.write(pb.PrepareResponse(rows=message))
+            call.timings.merge(await writing)
+        finally:
+            writing.cancel()
+        self._metrics.pixel_bytes.inc(planned.pixel_bytes)
+
+    async def _engine_request(
+        self, request: PreparationRequest, planned: Plan, sampling: SamplingParameters, call: _Call
+    ) -> EngineRequest:
+        """Make all pixels and put the contract's tensors together."""
+        tensors = pipeline.prompt_tensors(self._model, planned)
+        if planned.pixel_bytes:
+            pixels = pipeline.allocate_pixels(planned)
+            timings = await self._pool.run(
+                lambda checkpoint: pipeline.write_pixels(self._model, request, planned, pixels, check=checkpoint),
+                call.timings,
+            )
+            call.timings.merge(timings)
+            tensors[pipeline.pixel_tensor_name(planned.pixel_form)] = pixels
+            self._metrics.pixel_bytes.inc(planned.pixel_bytes)
+        return EngineRequest(call.request_id, tensors, sampling)
+
+    async def _stream_answer(
+        self,
+        engine: EngineClient,
+        request: EngineRequest,
+        planned: Plan,
+        call: _Call,
+        context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse],
+    ) -> None:
+        """Pass the engine's tokens on as they come, with the text they complete."""
+        detokenizer = Detokenizer(self._model.tokenizer)
+        started, first_token_at, token_count = time.perf_counter(), 0.0, 0
+        last = EngineStep(())
+        async with contextlib.aclosing(
+            engine.generate(request, timeout_seconds=context.time_remaining(), metadata=_forwarded_metadata(context))
+        ) as steps:
+            async for step in steps:
+                first_token_at = first_token_at or time.perf_counter()
+                token_count += len(step.token_ids)
+                text = detokenizer.push(step.token_ids)
+                if step.finish_reason is not None:
+                    text += detokenizer.finish()
+                if step.token_ids or text:
+                    await context.write(pb.GenerateResponse(delta=pb.Delta(token_ids=step.token_ids, text=text)))
+                last = step
+        ended = time.perf_counter()
+        call.timings.add("first_token", ((first_token_at or ended) - started) * 1e3)
+        call.timings.add("generate", (ended - started) * 1e3)
+        self._metrics.answer_tokens.inc(token_count)
+        assert last.finish_reason is not None, "the engine client ends every answer with a reason or an error"
+        await context.write(
+            pb.GenerateResponse(
+                completion=pb.Completion(
+                    finish_reason=wire.write_finish_reason(last.finish_reason),
+                    prompt_token_count=len(planned.prompt.token_ids),
+                    completion_token_count=token_count,
+                    report=wire.write_report(call.timings, call.received_bytes, planned.pixel_bytes),
+                )
+            )
+        )
+
+    # -- around every call ---------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _call(self, method: str, context: grpc.aio.ServicerContext) -> AsyncIterator[_Call]:  # type: ignore[type-arg]
+        """Deadline, metrics and error mapping: the one edge at which a call is aborted."""
+        call = _Call(_request_id(context), context)
+        code = grpc.StatusCode.OK
+        self._metrics.in_flight.labels(method).inc()
+        try:
+            async with asyncio.timeout(context.time_remaining() or self._settings.default_timeout_seconds):
+                yield call
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except Exception as error:
+            code = status_of(error)[0]
+            await abort(context, error, call.request_id)
+        finally:
+            self._metrics.in_flight.labels(method).dec()
+            self._metrics.requests.labels(method, code.name).inc()
+            self._metrics.observe_stages(call.timings)
+
+    def _require_model(self, name: str) -> None:
+        if name not in ("", self._model.name):
+            raise ModelNotFound(
+                f"the model {name!r} is not served here; {self._model.name!r} is", model=self._model.name
+            )
+
+    def _require_engine(self) -> EngineClient:
+        if self._engine is None:
+            raise EngineUnavailable("no engine is configured here; start the service with --engine, or call Prepare")
+        return self._engine
+
+
+def _request_id(context: grpc.aio.ServicerContext) -> str:  # type: ignore[type-arg]
+    """The caller's own id where he sends one that is fit for a log line, else a new one."""
+    given = dict(context.invocation_metadata() or ()).get(REQUEST_ID_KEY, "")
+    return given if isinstance(given, str) and 0 < len(given) <= 128 and given.isprintable() else uuid.uuid4().hex
+
+
+def _forwarded_metadata(context: grpc.aio.ServicerContext) -> list[tuple[str, str]]:  # type: ignore[type-arg]
+    return [(k, v) for k, v in context.invocation_metadata() or () if k in _FORWARDED_METADATA and isinstance(v, str)]

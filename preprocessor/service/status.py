@@ -1,0 +1,77 @@
+"""Errors → gRPC statuses: one table, one place where a call is aborted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+import engine_client
+from preprocessor import errors
+
+logger = logging.getLogger(__name__)
+
+ERROR_DOMAIN = "preprocessor"
+DETAILS_KEY = "grpc-status-details-bin"
+
+# Ordered: the first class that matches counts.
+_CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
+    (errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.ModelNotFound, grpc.StatusCode.NOT_FOUND),
+    (errors.UnsupportedMedia, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.CorruptMedia, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.LimitExceeded, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (errors.Cancelled, grpc.StatusCode.CANCELLED),
+    (errors.WorkerLost, grpc.StatusCode.UNAVAILABLE),
+    (errors.PreprocessorError, grpc.StatusCode.INTERNAL),
+    (engine_client.EngineUnavailable, grpc.StatusCode.UNAVAILABLE),
+    (engine_client.EngineDeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
+    # The engine refused what this service made: the two disagree, and the caller can change nothing.
+    (engine_client.EngineRejected, grpc.StatusCode.FAILED_PRECONDITION),
+    (engine_client.EngineError, grpc.StatusCode.INTERNAL),
+    (TimeoutError, grpc.StatusCode.DEADLINE_EXCEEDED),
+)
+
+
+def status_of(error: BaseException) -> tuple[grpc.StatusCode, str, str]:
+    """The gRPC code, reason and message that a caller gets for an error; nothing internal shows in them."""
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            if isinstance(error, TimeoutError):
+                return code, errors.DeadlineExceeded.default_reason, "the request took longer than its deadline allows"
+            return code, str(getattr(error, "reason", "")), str(error)
+    return grpc.StatusCode.INTERNAL, "INTERNAL", "an internal error; the request id finds it in the service's log"
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseException, request_id: str) -> NoReturn:
+    """End a call with the status of an error, `ErrorInfo` and, where a retry may help, `RetryInfo` attached."""
+    code, reason, message = status_of(error)
+    if reason == "INTERNAL":
+        logger.error("request %s failed", request_id, exc_info=error)
+    else:
+        logger.info("request %s refused: %s %s", request_id, code.name, reason)
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata={"request_id": request_id})
+    if isinstance(error, errors.PreprocessorError):
+        info.metadata.update(error.metadata)
+    details = [info, *_retry_info(error)]
+    packed = [any_pb2.Any() for _ in details]
+    for box, detail in zip(packed, details, strict=True):
+        box.Pack(detail)
+    status = status_pb2.Status(code=code.value[0], message=message, details=packed)
+    await context.abort(code, message, trailing_metadata=((DETAILS_KEY, status.SerializeToString()),))
+    raise asyncio.CancelledError  # abort() raises; this tells the type checker
+
+
+def _retry_info(error: BaseException) -> list[error_details_pb2.RetryInfo]:
+    if not isinstance(error, errors.Overloaded):
+        return []
+    delay = duration_pb2.Duration()
+    delay.FromMilliseconds(int(error.retry_after_seconds * 1e3))
+    return [error_details_pb2.RetryInfo(retry_delay=delay)]

@@ -1,0 +1,55 @@
+"""Arrays ↔ tensor messages. Both ends of the wire use this; it is light, so that a client starts at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from preprocessor.v1 import preprocessor_pb2 as pb
+
+MAX_CHUNK_BYTES = 1 << 20
+
+DTYPES: dict[pb.DataType.ValueType, np.dtype[Any]] = {
+    pb.DATA_TYPE_UINT8: np.dtype(np.uint8),
+    pb.DATA_TYPE_INT32: np.dtype("<i4"),
+    pb.DATA_TYPE_INT64: np.dtype("<i8"),
+    pb.DATA_TYPE_BF16: np.dtype(ml_dtypes.bfloat16),
+    pb.DATA_TYPE_FP16: np.dtype("<f2"),
+    pb.DATA_TYPE_FP32: np.dtype("<f4"),
+}
+DATA_TYPES = {dtype: number for number, dtype in DTYPES.items()}
+
+
+def write_tensor(name: str, array: npt.NDArray[Any]) -> pb.Tensor:
+    """A small tensor with its data."""
+    return pb.Tensor(
+        name=name, data_type=DATA_TYPES[array.dtype], shape=array.shape, total_bytes=array.nbytes, data=array.tobytes()
+    )
+
+
+def write_rows(name: str, array: npt.NDArray[Any], first_row: int, row_count: int) -> Iterator[pb.TensorRows]:
+    """Rows [first_row, first_row + row_count) in messages of at most MAX_CHUNK_BYTES."""
+    rows_each = max(1, MAX_CHUNK_BYTES // array[0].nbytes)
+    for start in range(first_row, first_row + row_count, rows_each):
+        rows = array[start : min(start + rows_each, first_row + row_count)]
+        yield pb.TensorRows(name=name, first_row=start, row_count=len(rows), data=rows.tobytes())
+
+
+def read_tensor(message: pb.Tensor) -> npt.NDArray[Any]:
+    """A tensor whose data came with it, read-only."""
+    return np.frombuffer(message.data, DTYPES[message.data_type]).reshape(message.shape)
+
+
+def allocate_tensor(message: pb.Tensor) -> npt.NDArray[Any]:
+    """Room for a tensor whose rows are to follow; `store_rows` fills it."""
+    return np.empty(tuple(message.shape), DTYPES[message.data_type])
+
+
+def store_rows(rows: pb.TensorRows, tensor: npt.NDArray[Any]) -> None:
+    """Put a run of rows in its place."""
+    target = tensor[rows.first_row : rows.first_row + rows.row_count]
+    target[...] = np.frombuffer(rows.data, tensor.dtype).reshape(target.shape)

@@ -1,0 +1,273 @@
+"""Protobuf messages ↔ the types of the pipeline. Pure; every rule of the messages that needs no file is checked here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy.typing as npt
+from google.protobuf import json_format
+
+from engine_client import FinishReason, SamplingParameters
+from preprocessor.errors import InvalidRequest, LimitExceeded
+from preprocessor.models.family import Model
+from preprocessor.service.tensors import DATA_TYPES, write_tensor
+from preprocessor.timing import Timings
+from preprocessor.types import (
+    ChatPrompt,
+    ClipInfo,
+    ItemPlan,
+    Media,
+    MediaPart,
+    Message,
+    Modality,
+    PixelForm,
+    Plan,
+    PreparationRequest,
+    Sampling,
+    TextPart,
+    TextPrompt,
+    TokenPrompt,
+)
+from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.vision.patches import PIXEL_DTYPES
+from preprocessor.vision.spec import PixelSpec
+
+MAX_INLINE_BYTES = 4 << 20
+MAX_KEY_BYTES = 128
+
+_MODALITIES = {
+    pb.MODALITY_IMAGE: Modality.IMAGE,
+    pb.MODALITY_VIDEO: Modality.VIDEO,
+    pb.MODALITY_AUDIO: Modality.AUDIO,
+}
+_MODALITY_NUMBERS = {modality: number for number, modality in _MODALITIES.items()}
+_PIXEL_FORMS = {
+    pb.PIXEL_FORM_UNSPECIFIED: PixelForm.UINT8,
+    pb.PIXEL_FORM_UINT8: PixelForm.UINT8,
+    pb.PIXEL_FORM_BF16: PixelForm.BF16,
+    pb.PIXEL_FORM_FP16: PixelForm.FP16,
+    pb.PIXEL_FORM_FP32: PixelForm.FP32,
+    pb.PIXEL_FORM_NONE: PixelForm.NONE,
+}
+PIXEL_FORM_NUMBERS = {form: number for number, form in _PIXEL_FORMS.items() if number}
+_FINISH_REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
+
+
+# -- in ----------------------------------------------------------------------------------------------------------------
+
+
+def read_spec(spec: pb.PrepareSpec) -> tuple[PreparationRequest, frozenset[str]]:
+    """A spec as a request, and the keys of the media whose bytes follow in chunks (empty in the request so far).
+
+    Raises:
+        InvalidRequest: A required field is missing or out of range; the message names it.
+        LimitExceeded: `INLINE_TOO_LARGE`.
+    """
+    chunked = frozenset(medium.key for medium in spec.media if medium.WhichOneof("source") == "chunked")
+    request = PreparationRequest(
+        prompt=_read_prompt(spec),
+        media=tuple(_read_media(medium) for medium in spec.media),
+        pixel_form=_lookup(_PIXEL_FORMS, spec.pixel_form, "pixel_form"),
+        cache_salt=spec.cache_salt,
+    )
+    return request, chunked
+
+
+def read_parameters(message: pb.GenerationParameters, default_stop_token_ids: tuple[int, ...]) -> SamplingParameters:
+    """Generation parameters, absent ones at the engine client's defaults.
+
+    Raises:
+        InvalidRequest: `INVALID_GENERATION_PARAMETERS`.
+    """
+    names = ("max_tokens", "temperature", "top_p", "top_k", "seed")
+    given = {name: getattr(message, name) for name in names if message.HasField(name)}  # type: ignore[arg-type]
+    try:
+        return SamplingParameters(stop_token_ids=tuple(message.stop_token_ids) or default_stop_token_ids, **given)
+    except ValueError as error:
+        raise InvalidRequest(f"parameters: {error}", reason="INVALID_GENERATION_PARAMETERS") from error
+
+
+def _read_prompt(spec: pb.PrepareSpec) -> ChatPrompt | TextPrompt | TokenPrompt:
+    match spec.WhichOneof("prompt"):
+        case "chat":
+            if not spec.chat.messages:
+                raise InvalidRequest("chat.messages is empty; give at least one message", reason="EMPTY_PROMPT")
+            return ChatPrompt(
+                messages=tuple(_read_message(message) for message in spec.chat.messages),
+                add_generation_prompt=not spec.chat.omit_generation_prompt,
+                template_arguments=json_format.MessageToDict(spec.chat.template_arguments),
+            )
+        case "text":
+            return TextPrompt(spec.text)
+        case "token_ids":
+            return TokenPrompt(tuple(spec.token_ids.ids))
+    raise InvalidRequest("the spec has no prompt; give one of chat, text or token_ids", reason="EMPTY_PROMPT")
+
+
+def _read_message(message: pb.Message) -> Message:
+    if not message.role or not message.parts:
+        raise InvalidRequest("a message needs a role and at least one part", reason="INVALID_MESSAGE")
+    return Message(message.role, tuple(_read_part(part) for part in message.parts))
+
+
+def _read_part(part: pb.Part) -> TextPart | MediaPart:
+    match part.WhichOneof("content"):
+        case "text":
+            return TextPart(part.text)
+        case "media_key":
+            return MediaPart(part.media_key)
+    raise InvalidRequest("a part is empty; give text or media_key", reason="INVALID_MESSAGE")
+
+
+def _read_media(medium: pb.Media) -> Media:
+    if not 0 < len(medium.key.encode()) <= MAX_KEY_BYTES:
+        raise InvalidRequest(f"a media key has 1 to {MAX_KEY_BYTES} bytes", reason="INVALID_MEDIA_KEY")
+    source = medium.WhichOneof("source")
+    if source is None or (source == "chunked" and not medium.chunked):
+        raise InvalidRequest(
+            f"{medium.key}: no source; give inline_data, or chunked = true",
+            reason="MEDIA_SOURCE_MISSING",
+            media_key=medium.key,
+        )
+    if len(medium.inline_data) > MAX_INLINE_BYTES:
+        raise LimitExceeded(
+            f"{medium.key}: {len(medium.inline_data)} bytes inline; above {MAX_INLINE_BYTES} send chunks",
+            reason="INLINE_TOO_LARGE",
+            media_key=medium.key,
+        )
+    return Media(
+        key=medium.key,
+        modality=_lookup(_MODALITIES, medium.modality, f"{medium.key}: modality"),
+        data=medium.inline_data,
+        sampling=Sampling(
+            fps=medium.sampling.fps if medium.sampling.HasField("fps") else None,
+            frame_count=medium.sampling.frame_count if medium.sampling.HasField("frame_count") else None,
+        ),
+        min_pixels=medium.min_pixels if medium.HasField("min_pixels") else None,
+        max_pixels=medium.max_pixels if medium.HasField("max_pixels") else None,
+    )
+
+
+def _lookup(table: Mapping[Any, Any], number: int, name: str) -> Any:
+    try:
+        return table[number]
+    except KeyError:
+        raise InvalidRequest(f"{name} is {number}; give one of {sorted(table)}", reason="INVALID_ENUM") from None
+
+
+# -- out ---------------------------------------------------------------------------------------------------------------
+
+
+def write_header(
+    model: Model,
+    planned: Plan,
+    tensors: Mapping[str, npt.NDArray[Any]],
+    pixel_name: str,
+    sizes: Mapping[str, int],
+    request_id: str,
+) -> pb.Header:
+    """Everything known of a plan; `tensors` travel in it whole, the pixel tensor is only described.
+
+    Args:
+        pixel_name: The pixel tensor's name; nothing is described where the plan makes no pixels.
+        sizes: Media key → bytes of its file.
+    """
+    described = [write_tensor(name, array) for name, array in tensors.items()]
+    if planned.pixel_bytes:
+        described.append(
+            pb.Tensor(
+                name=pixel_name,
+                data_type=DATA_TYPES[PIXEL_DTYPES[planned.pixel_form]],
+                shape=[planned.row_count, planned.feature_count],
+                total_bytes=planned.pixel_bytes,
+            )
+        )
+    return pb.Header(
+        request_id=request_id,
+        model=model.name,
+        model_fingerprint=model.fingerprint,
+        token_count=len(planned.prompt.token_ids),
+        items=[write_item(item, sizes[item.key]) for item in planned.items],
+        tensors=described,
+    )
+
+
+def write_item(item: ItemPlan, size_bytes: int) -> pb.Item:
+    source = pb.SourceInfo(
+        width_px=item.source.width_px,
+        height_px=item.source.height_px,
+        size_bytes=size_bytes,
+        sha256=item.content_sha256,
+    )
+    if isinstance(item.source, ClipInfo):
+        source.codec = item.source.codec
+        source.frame_count = item.source.frame_count
+        source.rate = item.source.rate
+        source.duration_seconds = item.source.duration_seconds
+    else:
+        source.codec = item.source.format
+    message = pb.Item(
+        key=item.key,
+        modality=_MODALITY_NUMBERS[item.modality],
+        grid_t=item.grid.t,
+        grid_h=item.grid.h,
+        grid_w=item.grid.w,
+        token_count=item.token_count,
+        width_px=item.width_px,
+        height_px=item.height_px,
+        padded_frame_count=item.padded_frame_count if item.frames is not None else 0,
+        source=source,
+        digest=item.digest,
+    )
+    if item.frames is not None:
+        message.frame_indices.extend(item.frames.indices.tolist())
+        message.times_seconds.extend(item.frames.times_seconds.tolist())
+    return message
+
+
+def write_report(timings: Timings, received_bytes: int, pixel_bytes: int) -> pb.Report:
+    return pb.Report(
+        stages=[
+            pb.StageTime(stage=stage, wall_ms=spent.wall_ms, cpu_ms=spent.cpu_ms)
+            for stage, spent in timings.stages.items()
+        ],
+        received_bytes=received_bytes,
+        pixel_bytes=pixel_bytes,
+    )
+
+
+def write_finish_reason(reason: FinishReason) -> pb.FinishReason.ValueType:
+    return _FINISH_REASONS[reason]
+
+
+def write_model(model: Model, serves_generate: bool, versions: Mapping[str, str]) -> pb.Model:
+    video = _write_pixel_settings(model.video.pixels)
+    video.fps = model.video.fps
+    video.min_frame_count = model.video.min_frames
+    video.max_frame_count = model.video.max_frames
+    return pb.Model(
+        name=model.name,
+        fingerprint=model.fingerprint,
+        family=model.family.name,
+        path="fast",
+        modalities=[_MODALITY_NUMBERS[modality] for modality in model.placeholders.ids],
+        image=_write_pixel_settings(model.image),
+        video=video,
+        placeholders={modality.name.lower(): token for modality, token in model.placeholders.tokens.items()},
+        stop_token_ids=model.stop_token_ids,
+        serves_generate=serves_generate,
+        versions=dict(versions),
+    )
+
+
+def _write_pixel_settings(spec: PixelSpec) -> pb.PixelSettings:
+    return pb.PixelSettings(
+        patch_size_px=spec.patch_size,
+        merge_size=spec.merge_size,
+        temporal_patch_size=spec.temporal_patch_size,
+        min_pixels=spec.min_pixels,
+        max_pixels=spec.max_pixels,
+        mean=spec.mean,
+        std=spec.std,
+    )

@@ -1,0 +1,1 @@
+"""Where CPU work runs, so that the event loop only moves bytes."""
