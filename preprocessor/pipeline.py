@@ -102,6 +102,12 @@ def check_request(request: PreparationRequest, limits: Limits) -> None:
             raise InvalidRequest(
                 f"the media key {medium.key!r} is used twice", reason="DUPLICATE_MEDIA_KEY", media_key=medium.key
             )
+        if len(medium.data) > limits.max_media_bytes:
+            raise LimitExceeded(
+                f"{medium.key}: {len(medium.data)} bytes; at most {limits.max_media_bytes} are accepted",
+                reason="MEDIA_TOO_LARGE",
+                media_key=medium.key,
+            )
         if medium.modality is Modality.AUDIO:
             raise UnsupportedMedia(f"{medium.key}: this model takes no audio", reason="UNSUPPORTED_MODALITY")
         if medium.modality is Modality.IMAGE and medium.sampling != type(medium.sampling)():
@@ -246,7 +252,9 @@ def _render(model: Model, request: PreparationRequest, limits: Limits) -> tuple[
     if not length:
         raise InvalidRequest("the prompt is empty", reason="EMPTY_PROMPT")
     if length > limits.max_prompt_length:
-        raise LimitExceeded(f"the prompt is longer than {limits.max_prompt_length} characters", reason="PROMPT_TOO_LONG")
+        raise LimitExceeded(
+            f"the prompt is longer than {limits.max_prompt_length} characters", reason="PROMPT_TOO_LONG"
+        )
     match_media(found, media)
     return text, media
 

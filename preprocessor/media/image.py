@@ -20,7 +20,8 @@ from preprocessor.errors import CorruptMedia, LimitExceeded, UnsupportedMedia
 from preprocessor.types import ImageInfo
 
 # Pillow would also try formats that start other programs (EPS) or that no prompt needs; each is attack surface.
-ACCEPTED_FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
+# A multi-picture JPEG (MPO) is opened as JPEG.
+ACCEPTED_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
 _TRANSPOSING_ORIENTATIONS = frozenset({5, 6, 7, 8})  # EXIF 2.32, tag 0x0112: the stored rows are columns
 

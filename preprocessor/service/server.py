@@ -51,34 +51,34 @@ class Server:
         settings = self.settings
         if self.engine is None and settings.engine_address:
             self.engine = TritonEngine(settings.engine_address, settings.engine_model)
-        self._pool = WorkerPool(settings.worker_count, settings.max_queued_count)
-        self._health = Health(self.engine)
-        metrics = Metrics()
+        self.pool = WorkerPool(settings.worker_count, settings.max_queued_count)
+        self.health = Health(self.engine)
+        self.metrics = Metrics()
         self._grpc = grpc.aio.server(options=_CHANNEL_OPTIONS)
-        servicer = PreprocessorServicer(self.model, settings, self._pool, metrics, self.engine)
+        servicer = PreprocessorServicer(self.model, settings, self.pool, self.metrics, self.engine)
         pb_grpc.add_PreprocessorServicer_to_server(servicer, self._grpc)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._grpc)
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
         self.address = self._bind(settings.address)
         await self._grpc.start()
-        self._http = web.AppRunner(probe_application(self._health, metrics, self._pool), access_log=None)
+        self._http = web.AppRunner(probe_application(self.health, self.metrics, self.pool), access_log=None)
         await self._http.setup()
         self.http_address = await self._bind_http(settings.http_address)
-        await self._health.refresh()
-        self._health_task = asyncio.create_task(self._health.run())
+        await self.health.refresh()
+        self._health_task = asyncio.create_task(self.health.run())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Tell balancers, let calls under way finish within the drain time, then cancel what is left."""
-        await self._health.drain()
+        await self.health.drain()
         await self._grpc.stop(grace=self.settings.drain_seconds)
         self._health_task.cancel()
         await self._http.cleanup()
         if self.engine is not None:
             await self.engine.close()
-        await asyncio.to_thread(self._pool.close)
+        await asyncio.to_thread(self.pool.close)
 
     def _bind(self, address: str) -> str:
         host, _ = split_address("--address", address)

@@ -1,0 +1,115 @@
+"""A real server on free ports, and a caller's view of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc.aio
+import pytest
+import pytest_asyncio
+
+from engine_client import EngineClient
+from preprocessor.client import CHANNEL_OPTIONS, CallFailed, PrepareResult, generate, prepare
+from preprocessor.config import Limits, ServeSettings
+from preprocessor.models.family import Model
+from preprocessor.service.server import Server
+from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
+
+PATIENCE_SECONDS = 20.0
+
+
+@dataclass
+class Caller:
+    """Calls one server the way a gateway would, off this test's event loop."""
+
+    server: Server
+    channel: grpc.aio.Channel
+
+    @property
+    def stub(self) -> pb_grpc.PreprocessorAsyncStub:
+        return pb_grpc.PreprocessorStub(self.channel)
+
+    async def prepare(self, spec: pb.PrepareSpec, files: Mapping[str, bytes] | None = None) -> PrepareResult:
+        def call() -> PrepareResult:
+            with grpc.insecure_channel(self.server.address, options=CHANNEL_OPTIONS) as channel:
+                return prepare(channel, spec, files or {}, timeout_seconds=60)
+
+        return await asyncio.to_thread(call)
+
+    async def generate(
+        self, spec: pb.PrepareSpec, files: Mapping[str, bytes] | None = None, **parameters: float
+    ) -> list[pb.GenerateResponse]:
+        def call() -> list[pb.GenerateResponse]:
+            with grpc.insecure_channel(self.server.address, options=CHANNEL_OPTIONS) as channel:
+                given = pb.GenerationParameters(**parameters)  # type: ignore[arg-type]
+                return list(generate(channel, spec, given, files or {}, timeout_seconds=60))
+
+        return await asyncio.to_thread(call)
+
+    async def refusal(self, spec: pb.PrepareSpec, files: Mapping[str, bytes] | None = None) -> CallFailed:
+        """The error that a request ends with; the next request must work."""
+        with pytest.raises(CallFailed) as caught:
+            await self.prepare(spec, files)
+        assert (await self.prepare(chat("still there?"))).header.token_count > 0
+        return caught.value
+
+
+@asynccontextmanager
+async def serving(
+    model: Model, engine: EngineClient | None = None, limits: Limits | None = None, **settings: object
+) -> AsyncIterator[Caller]:
+    """A server of its own for a test with settings of its own."""
+    free = {"address": "127.0.0.1:0", "http_address": "127.0.0.1:0", "worker_count": 2, "drain_seconds": 5.0}
+    options = ServeSettings(**{**free, **settings}, limits=limits or Limits())  # type: ignore[arg-type]
+    async with (
+        Server(options, model, engine) as server,
+        grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel,
+    ):
+        yield Caller(server, channel)
+
+
+@pytest_asyncio.fixture(scope="session")
+async def caller(model: Model) -> AsyncIterator[Caller]:
+    """The server that most tests share; they must leave it as it was."""
+    async with serving(model) as one:
+        yield one
+
+
+def chat(*parts: str | pb.Media, **spec: object) -> pb.PrepareSpec:
+    """One user message of texts and media, in the order given."""
+    message = pb.Message(role="user")
+    media = []
+    for part in parts:
+        if isinstance(part, str):
+            message.parts.add(text=part)
+        else:
+            message.parts.add(media_key=part.key)
+            media.append(part)
+    return pb.PrepareSpec(chat=pb.ChatPrompt(messages=[message]), media=media, **spec)  # type: ignore[arg-type]
+
+
+def video(key: str = "clip", data: bytes | None = None, **fields: object) -> pb.Media:
+    """A video, inline where its bytes are given, else to follow in chunks."""
+    return _media(pb.MODALITY_VIDEO, key, data, fields)
+
+
+def image(key: str = "photo", data: bytes | None = None, **fields: object) -> pb.Media:
+    return _media(pb.MODALITY_IMAGE, key, data, fields)
+
+
+def _media(modality: pb.Modality.ValueType, key: str, data: bytes | None, fields: Mapping[str, object]) -> pb.Media:
+    source: dict[str, object] = {"chunked": True} if data is None else {"inline_data": data}
+    return pb.Media(key=key, modality=modality, **source, **fields)  # type: ignore[arg-type]
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    """Return as soon as it holds; fail when patience is over."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s"
+        await asyncio.sleep(0.005)

@@ -1,0 +1,236 @@
+"""Every kind of bad input gets its status and reason at once, and the next request works."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from preprocessor.client import CallFailed
+from preprocessor.config import Limits
+from preprocessor.models.family import Model
+from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.media import audio_only_clip, moving_shapes_clip, photo, truncated_clip
+from tests.service.conftest import Caller, chat, eventually, image, serving, video
+
+CLIP = moving_shapes_clip(seconds=2, width=160, height=120)
+PHOTO = photo(333, 222)
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+
+
+def sampled(**fields: float) -> pb.PrepareSpec:
+    return chat(video("clip", CLIP, sampling=pb.Sampling(**fields)))  # type: ignore[arg-type]
+
+
+BAD_SPECS = {
+    "no media at all": (chat(video("clip", b"not a video, only words" * 50)), "NOT_MEDIA"),
+    "an image that is no image": (chat(image("photo", b"no image" * 50)), "NOT_MEDIA"),
+    "a truncated mp4": (chat(video("clip", truncated_clip())), "TRUNCATED_MEDIA"),
+    "an mp4 cut before its index": (chat(video("clip", CLIP[: len(CLIP) // 2])), "NOT_MEDIA"),
+    "a truncated image": (chat(image("photo", PHOTO[: len(PHOTO) // 2])), "CORRUPT_MEDIA"),
+    "an empty video": (chat(video("clip", b"")), "EMPTY_MEDIA"),
+    "an empty image": (chat(image("photo", b"")), "EMPTY_MEDIA"),
+    "a video without a video stream": (chat(video("clip", audio_only_clip())), "NO_VIDEO_STREAM"),
+    "more placeholders than media": (
+        pb.PrepareSpec(text="<|image_pad|><|image_pad|>", media=[image("photo", PHOTO)]),
+        "PLACEHOLDER_MISMATCH",
+    ),
+    "fewer placeholders than media": (
+        pb.PrepareSpec(text="look", media=[image("photo", PHOTO)]),
+        "PLACEHOLDER_MISMATCH",
+    ),
+    "a placeholder inside the user's text": (chat("<|image_pad|>", image("photo", PHOTO)), "PLACEHOLDER_MISMATCH"),
+    "media that no message refers to": (
+        pb.PrepareSpec(chat=chat("hello").chat, media=[image("photo", PHOTO)]),
+        "PLACEHOLDER_MISMATCH",
+    ),
+    "a message that refers to no medium": (
+        pb.PrepareSpec(chat=pb.ChatPrompt(messages=[pb.Message(role="user", parts=[pb.Part(media_key="ghost")])])),
+        "UNKNOWN_MEDIA_KEY",
+    ),
+    "a key used twice": (chat(image("photo", PHOTO), image("photo", PHOTO)), "DUPLICATE_MEDIA_KEY"),
+    "fps of zero": (sampled(fps=0.0), "INVALID_SAMPLING"),
+    "fps below zero": (sampled(fps=-1.0), "INVALID_SAMPLING"),
+    "fps that is no number": (sampled(fps=float("nan")), "INVALID_SAMPLING"),
+    "no frames": (sampled(frame_count=0), "INVALID_SAMPLING"),
+    "fps and frame count together": (sampled(fps=1.0, frame_count=4), "SAMPLING_CONFLICT"),
+    "an image with sampling": (chat(image("photo", PHOTO, sampling=pb.Sampling(fps=1))), "INVALID_SAMPLING"),
+    "a pixel budget upside down": (chat(image("photo", PHOTO, min_pixels=9, max_pixels=3)), "INVALID_PIXEL_BUDGET"),
+    "an extreme aspect ratio": (chat(image("photo", photo(2100, 10, "PNG"))), "EXTREME_ASPECT_RATIO"),
+    "no prompt": (pb.PrepareSpec(), "EMPTY_PROMPT"),
+    "an empty text": (pb.PrepareSpec(text=""), "EMPTY_PROMPT"),
+    "no messages": (pb.PrepareSpec(chat=pb.ChatPrompt()), "EMPTY_PROMPT"),
+    "a message without parts": (
+        pb.PrepareSpec(chat=pb.ChatPrompt(messages=[pb.Message(role="user")])),
+        "INVALID_MESSAGE",
+    ),
+    "a role that the template refuses": (
+        pb.PrepareSpec(chat=pb.ChatPrompt(messages=[pb.Message(role="wizard", parts=[pb.Part(text="hi")])])),
+        "CHAT_TEMPLATE_FAILED",
+    ),
+    "a token id outside the vocabulary": (pb.PrepareSpec(token_ids=pb.TokenIds(ids=[1, 10**6])), "INVALID_TOKEN_ID"),
+    "a negative token id": (pb.PrepareSpec(token_ids=pb.TokenIds(ids=[-1])), "INVALID_TOKEN_ID"),
+    "a medium without a source": (
+        pb.PrepareSpec(text="<|image_pad|>", media=[pb.Media(key="photo", modality=pb.MODALITY_IMAGE)]),
+        "MEDIA_SOURCE_MISSING",
+    ),
+    "a medium without a modality": (
+        pb.PrepareSpec(text="x", media=[pb.Media(key="a", inline_data=b"x")]),
+        "INVALID_ENUM",
+    ),
+    "audio": (
+        pb.PrepareSpec(text="x", media=[pb.Media(key="a", modality=pb.MODALITY_AUDIO, inline_data=b"x")]),
+        "UNSUPPORTED_MODALITY",
+    ),
+    "a medium without a key": (chat(image("", PHOTO)), "INVALID_MEDIA_KEY"),
+    "an inline file too large for a spec": (chat(image("photo", bytes((4 << 20) + 1))), "INLINE_TOO_LARGE"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SPECS)
+async def test_a_bad_request_is_refused_with_its_reason(caller: Caller, case: str) -> None:
+    spec, reason = BAD_SPECS[case]
+    error = await caller.refusal(spec)
+    assert (error.code, error.reason) == (INVALID, reason), error.message
+    assert len(error.message.split()) >= 4, "a sentence says what to do"
+
+
+async def test_an_unknown_model_is_not_found(caller: Caller) -> None:
+    error = await caller.refusal(chat("hello", model="gpt-none"))
+    assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
+
+
+async def test_generate_without_an_engine_says_so(caller: Caller) -> None:
+    with pytest.raises(CallFailed) as caught:
+        await caller.generate(chat("hello"))
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_UNAVAILABLE")
+
+
+def chunk(data: bytes, offset: int = 0, key: str = "photo", last: bool = False) -> pb.PrepareRequest:
+    return pb.PrepareRequest(chunk=pb.MediaChunk(key=key, offset_bytes=offset, data=data, last=last))
+
+
+SPEC = pb.PrepareRequest(spec=chat(image("photo")))
+BAD_STREAMS = {
+    "nothing": ([], "SPEC_MISSING"),
+    "a chunk first": ([chunk(b"x")], "SPEC_MISSING"),
+    "an empty message": ([pb.PrepareRequest()], "SPEC_MISSING"),
+    "a second spec": ([SPEC, SPEC], "SPEC_REPEATED"),
+    "a gap": ([SPEC, chunk(b"abc"), chunk(b"def", 4)], "CHUNK_OUT_OF_ORDER"),
+    "an overlap": ([SPEC, chunk(b"abc"), chunk(b"def", 2)], "CHUNK_OUT_OF_ORDER"),
+    "a negative offset": ([SPEC, chunk(b"abc", -1)], "CHUNK_OUT_OF_ORDER"),
+    "a chunk too large": ([SPEC, chunk(bytes((1 << 20) + 1))], "CHUNK_TOO_LARGE"),
+    "an empty chunk": ([SPEC, chunk(b"")], "EMPTY_CHUNK"),
+    "an unannounced file": ([SPEC, chunk(b"abc", key="other")], "UNKNOWN_MEDIA_KEY"),
+    "an upload that stops short": ([SPEC, chunk(b"abc")], "UPLOAD_INCOMPLETE"),
+    "an empty upload": ([SPEC, chunk(b"", last=True)], "EMPTY_MEDIA"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_STREAMS)
+async def test_a_bad_upload_is_refused_with_its_reason(caller: Caller, case: str) -> None:
+    requests, reason = BAD_STREAMS[case]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in caller.stub.Prepare(iter(requests)):
+            pass
+    assert caught.value.code() is INVALID
+    assert reason_of(caught.value) == reason
+    await caller.prepare(chat("still there?"))
+
+
+@pytest.mark.parametrize(
+    ("limits", "spec", "reason"),
+    [
+        (Limits(max_media_bytes=1000), chat(image("photo")), "MEDIA_TOO_LARGE"),
+        (Limits(max_request_bytes=1000), chat(image("photo")), "REQUEST_TOO_LARGE"),
+        (Limits(max_image_pixels=1000), chat(image("photo")), "LIMIT_EXCEEDED"),
+        (Limits(max_pixel_bytes=1000), chat(image("photo")), "PIXELS_TOO_LARGE"),
+        (Limits(max_prompt_length=10), chat(image("photo")), "PROMPT_TOO_LONG"),
+        (Limits(max_media_count=1), chat(image("photo"), image("again", PHOTO)), "LIMIT_EXCEEDED"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_what_exceeds_a_limit_is_refused(model: Model, limits: Limits, spec: pb.PrepareSpec, reason: str) -> None:
+    async with serving(model, limits=limits) as caller:
+        with pytest.raises(CallFailed) as caught:
+            await caller.prepare(spec, {"photo": PHOTO})
+    assert (caught.value.code, caught.value.reason) == (INVALID, reason)
+
+
+@pytest.mark.parametrize(("limits"), [Limits(max_clip_frames=10), Limits(max_frame_pixels=1000)])
+async def test_a_video_beyond_the_limits_is_refused(model: Model, limits: Limits) -> None:
+    async with serving(model, limits=limits) as caller:
+        with pytest.raises(CallFailed) as caught:
+            await caller.prepare(chat(video("clip", CLIP)))
+    assert (caught.value.code, caught.value.reason) == (INVALID, "LIMIT_EXCEEDED")
+
+
+async def test_an_inline_file_over_the_limit_is_refused(model: Model) -> None:
+    async with serving(model, limits=Limits(max_media_bytes=1000)) as caller:
+        with pytest.raises(CallFailed) as caught:
+            await caller.prepare(chat(image("photo", PHOTO)))
+    assert caught.value.reason == "MEDIA_TOO_LARGE"
+
+
+async def test_a_caller_who_leaves_during_the_upload_leaves_nothing_behind(caller: Caller) -> None:
+    call = caller.stub.Prepare()
+    await call.write(SPEC)
+    await call.write(chunk(PHOTO[:100]))
+    call.cancel()
+    await eventually(lambda: in_flight(caller) == 0)
+    await caller.prepare(chat("still there?"))
+
+
+async def test_a_caller_who_leaves_during_the_answer_frees_the_worker(caller: Caller) -> None:
+    call = caller.stub.Prepare(iter([pb.PrepareRequest(spec=chat(video("clip", moving_shapes_clip(seconds=10))))]))
+    await anext(aiter(call))
+    call.cancel()
+    await eventually(lambda: in_flight(caller) == 0 and caller.server.pool.pending_count == 0)
+    await caller.prepare(chat("still there?"))
+
+
+async def test_a_silent_upload_is_ended(model: Model) -> None:
+    async with serving(model, upload_idle_seconds=0.05) as caller:
+        call = caller.stub.Prepare()
+        await call.write(SPEC)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert reason_of(caught.value) == "UPLOAD_IDLE"
+
+
+async def test_a_request_beyond_the_queue_is_refused_with_a_time_to_retry(model: Model) -> None:
+    async with serving(model, worker_count=1, max_queued_count=1) as caller:
+        caller.server.pool.pending_count += 2  # one running, one waiting
+        with pytest.raises(CallFailed) as caught:
+            await caller.prepare(chat("hello"))
+        caller.server.pool.pending_count -= 2
+        await caller.prepare(chat("hello"))
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+    assert caught.value.retry_after_seconds == 1.0
+
+
+async def test_an_error_of_ours_shows_nothing_of_the_inside(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr("preprocessor.pipeline.plan", broken)
+    with pytest.raises(CallFailed) as caught:
+        await caller.prepare(chat("hello"))
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert "secret" not in caught.value.message
+
+
+def in_flight(caller: Caller) -> float:
+    return (
+        caller.server.metrics.registry.get_sample_value("preprocessor_requests_in_flight", {"method": "Prepare"}) or 0
+    )
+
+
+def reason_of(error: grpc.aio.AioRpcError) -> str:
+    """`ErrorInfo.reason` of an error as the asynchronous stub raises it."""
+    from google.rpc import error_details_pb2, status_pb2
+
+    status = status_pb2.Status.FromString(dict(error.trailing_metadata() or ())["grpc-status-details-bin"])  # type: ignore[call-overload]
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    return info.reason

@@ -1,0 +1,164 @@
+"""What `Prepare`, `CountTokens` and `GetModel` answer, over a real server."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from preprocessor import pipeline
+from preprocessor.models.family import Model
+from preprocessor.service.wire import read_spec
+from preprocessor.types import PixelForm, Prepared
+from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.media import moving_shapes_clip, photo
+from tests.service.conftest import Caller, chat, image, video
+
+CLIP = moving_shapes_clip(seconds=2, width=160, height=120)
+PHOTO = photo(333, 222)
+FORMS = {
+    PixelForm.UINT8: pb.PIXEL_FORM_UINT8,
+    PixelForm.BF16: pb.PIXEL_FORM_BF16,
+    PixelForm.FP16: pb.PIXEL_FORM_FP16,
+    PixelForm.FP32: pb.PIXEL_FORM_FP32,
+}
+
+
+def in_process(model: Model, spec: pb.PrepareSpec) -> Prepared:
+    """The same request by the pipeline alone; every medium is inline."""
+    return pipeline.prepare(model, read_spec(spec)[0])
+
+
+def assert_same_tensors(received: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert received.keys() == expected.keys()
+    for name, array in expected.items():
+        assert received[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(received[name].view(np.uint8), array.view(np.uint8), err_msg=name)
+
+
+async def test_a_prompt_with_a_video_and_two_images_comes_back_as_the_pipeline_makes_it(
+    caller: Caller, model: Model
+) -> None:
+    spec = chat(
+        "Compare", image("a", PHOTO), "with", video("b", CLIP), "and", image("c", photo(90, 400, "PNG")), "briefly."
+    )
+    result = await caller.prepare(spec)
+    assert_same_tensors(result.tensors, dict(in_process(model, spec).tensors))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.value)
+async def test_every_form_of_the_pixels_arrives_bit_for_bit(caller: Caller, model: Model, form: PixelForm) -> None:
+    spec = chat(image("a", PHOTO), video("b", CLIP), pixel_form=FORMS[form])
+    result = await caller.prepare(spec)
+    assert_same_tensors(result.tensors, dict(in_process(model, spec).tensors))
+
+
+async def test_a_file_in_chunks_gives_what_the_same_file_inline_gives(caller: Caller, model: Model) -> None:
+    large = photo(1400, 1000, "BMP")
+    assert len(large) > 4 << 20, "the file must need several chunks"
+    chunked = await caller.prepare(chat(image("large"), image("small"), "?"), {"large": large, "small": PHOTO})
+    inline = await caller.prepare(chat(image("large", photo(1400, 1000, "PNG")), image("small", PHOTO), "?"))
+    assert_same_tensors(
+        {name: array for name, array in chunked.tensors.items() if name != "item_hash"},
+        {name: array for name, array in inline.tensors.items() if name != "item_hash"},
+    )
+
+
+async def test_files_may_interleave(caller: Caller) -> None:
+    half = len(PHOTO) // 2
+
+    async def messages():  # type: ignore[no-untyped-def]
+        yield pb.PrepareRequest(spec=chat(image("a"), image("b")))
+        for key in ("a", "b"):
+            yield pb.PrepareRequest(chunk=pb.MediaChunk(key=key, data=PHOTO[:half]))
+        for key in ("b", "a"):
+            yield pb.PrepareRequest(chunk=pb.MediaChunk(key=key, offset_bytes=half, data=PHOTO[half:], last=True))
+
+    header = await anext(aiter(caller.stub.Prepare(messages())))
+    assert header.header.items[0].source.sha256 == header.header.items[1].source.sha256
+
+
+async def test_the_header_comes_first_then_rows_in_order_then_the_report(caller: Caller) -> None:
+    async def messages():  # type: ignore[no-untyped-def]
+        yield pb.PrepareRequest(spec=chat(video("clip", CLIP)))
+
+    responses = [response async for response in caller.stub.Prepare(messages())]
+    kinds = [response.WhichOneof("message") for response in responses]
+    assert kinds == ["header", *["rows"] * (len(kinds) - 2), "report"]
+    pixels = next(tensor for tensor in responses[0].header.tensors if tensor.name == "pixel_patches")
+    next_row = 0
+    for rows in (response.rows for response in responses[1:-1]):
+        assert rows.first_row == next_row
+        assert len(rows.data) <= 1 << 20
+        next_row += rows.row_count
+    assert next_row == pixels.shape[0]
+
+
+async def test_a_rendered_prompt_and_ready_ids_give_what_the_chat_gives(caller: Caller, model: Model) -> None:
+    media = [video("clip", CLIP), image("photo", PHOTO)]
+    text = (
+        "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>And <|vision_start|><|image_pad|><|vision_end|>?"
+        "<|im_end|>\n<|im_start|>assistant\n"
+    )
+    ids = model.tokenizer.backend_tokenizer.encode(text).ids
+    by_chat = await caller.prepare(chat(media[0], "And ", media[1], "?"))
+    by_text = await caller.prepare(pb.PrepareSpec(text=text, media=media))
+    by_ids = await caller.prepare(pb.PrepareSpec(token_ids=pb.TokenIds(ids=ids), media=media))
+    assert_same_tensors(by_text.tensors, by_chat.tensors)
+    assert_same_tensors(by_ids.tensors, by_chat.tensors)
+
+
+async def test_a_system_prompt_and_history_are_rendered_in_order(caller: Caller, model: Model) -> None:
+    turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."), ("user", "Bye")]
+    spec = pb.PrepareSpec(
+        chat=pb.ChatPrompt(messages=[pb.Message(role=role, parts=[pb.Part(text=text)]) for role, text in turns])
+    )
+    ids = (await caller.prepare(spec)).tensors["input_ids"].tolist()
+    expected = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns) + "<|im_start|>assistant\n"
+    assert model.tokenizer.decode(ids) == expected
+
+
+async def test_the_answer_says_which_frames_were_used(caller: Caller) -> None:
+    result = await caller.prepare(chat(video("clip", CLIP, sampling=pb.Sampling(frame_count=5))))
+    item = result.header.items[0]
+    assert list(item.frame_indices) == [0, 15, 30, 44, 59]
+    assert item.times_seconds == pytest.approx([index / 30 for index in item.frame_indices])
+    assert item.padded_frame_count == 1
+    assert (item.source.codec, item.source.frame_count, item.source.rate) == ("h264", 60, 30.0)
+
+
+async def test_without_pixels_everything_else_is_the_same(caller: Caller) -> None:
+    whole = await caller.prepare(chat(video("clip", CLIP)))
+    bare = await caller.prepare(chat(video("clip", CLIP), pixel_form=pb.PIXEL_FORM_NONE))
+    pixels = {"pixel_patches", "pixel_mean", "pixel_std"}
+    assert_same_tensors(bare.tensors, {name: array for name, array in whole.tensors.items() if name not in pixels})
+
+
+async def test_counting_tokens_agrees_with_preparing_and_decodes_nothing(caller: Caller) -> None:
+    spec = chat(video("clip", CLIP), image("photo", PHOTO))
+
+    async def messages():  # type: ignore[no-untyped-def]
+        yield pb.PrepareRequest(spec=spec)
+
+    counted = await caller.stub.CountTokens(messages())
+    prepared = await caller.prepare(spec)
+    assert counted.token_count == prepared.header.token_count
+    assert counted.items == prepared.header.items
+    assert counted.pixel_bytes == prepared.tensors["pixel_patches"].nbytes
+
+
+async def test_another_tenant_s_salt_changes_the_digest_and_nothing_else(caller: Caller) -> None:
+    one = await caller.prepare(chat(image("photo", PHOTO), cache_salt="one"))
+    two = await caller.prepare(chat(image("photo", PHOTO), cache_salt="two"))
+    assert (one.tensors.pop("item_hash") != two.tensors.pop("item_hash")).any()
+    assert_same_tensors(one.tensors, two.tensors)
+
+
+async def test_the_model_describes_itself(caller: Caller, model: Model) -> None:
+    answer = await caller.stub.GetModel(pb.GetModelRequest())
+    assert (answer.name, answer.family, answer.path) == ("qwen3-vl", "qwen3_vl", "fast")
+    assert answer.fingerprint == model.fingerprint
+    assert (answer.image.min_pixels, answer.image.max_pixels) == (65_536, 16_777_216)
+    assert (answer.video.min_pixels, answer.video.max_pixels) == (4_096, 25_165_824)
+    assert answer.placeholders == {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+    assert not answer.serves_generate
+    assert "ffmpeg" in answer.versions
