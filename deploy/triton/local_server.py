@@ -1,0 +1,277 @@
+"""A real Triton server on this machine's CPU, for tests, benchmarks and demos.
+
+    with TritonServer(["vlm_transformers"]) as server:
+        TritonEngine(server.grpc_address)
+
+    python -m deploy.triton.local_server        # prints its addresses, serves until ^C
+
+`setup.sh` installs what it runs. The server listens on 127.0.0.1 only, on ports that the kernel chose, loads the named
+models and no others. It ends with the thread that started it, even when that is killed, and its shared memory has a
+prefix of its own by which it is removed.
+
+Two faults show up inside a running server only as a hang (a stub that cannot load) or as garbage tensors (numpy 2 in
+the models' environment), so both are looked for before it starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE / "models"
+INSTALLED = HERE.parents[1] / ".triton"
+INSTALL_HINT = "run make triton"
+LOADER_FAILED = 127  # exit status of a program whose shared libraries are missing
+
+# Run by a Python of its own, which then becomes the server: a `preexec_fn` would run between fork and exec of this
+# process, where threads, gRPC's among them, may hold locks. The signal is asked for first and the parent looked at
+# second, so a parent that dies in between is noticed too. PR_SET_PDEATHSIG is 1.
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the parent is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+_DESCRIBE_PYTHON = """
+import json, sys, sysconfig, numpy
+print(json.dumps(["%d.%d" % sys.version_info[:2], sysconfig.get_config_var("LIBDIR"), numpy.__version__]))
+"""
+
+# Loopback is never behind a proxy, whatever the environment says.
+_HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class TritonSetupError(RuntimeError):
+    """The server cannot start here; the text says what is missing and how to get it."""
+
+
+class TritonServer:
+    """Context manager around one `tritonserver` process; usable once.
+
+    Args:
+        models: Names of the models to load; all must load, or entering fails.
+        repository: Model repository that holds them.
+        dist: The unpacked server; default `TRITON_DIST`, else `.triton/dist`.
+        python: Interpreter for the models, a virtual environment's will do; default `TRITON_PYTHON`, else
+            `.triton/venv/bin/python`.
+        environment: Variables to add to this process's for the server and its models.
+        ready_timeout_seconds: How long loading may take.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[str],
+        *,
+        repository: Path = REPOSITORY,
+        dist: Path | None = None,
+        python: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        ready_timeout_seconds: float = 120.0,
+    ) -> None:
+        self._models = tuple(models)
+        self._repository = repository
+        dist = dist or Path(os.environ.get("TRITON_DIST") or INSTALLED / "dist")
+        self._root = dist.absolute() / "pytriton" / "tritonserver"
+        # Not resolved: the link is what makes it the environment's interpreter and not the system's.
+        self._python = Path(python or os.environ.get("TRITON_PYTHON") or INSTALLED / "venv/bin/python").absolute()
+        self._environment = dict(environment or {})
+        self._ready_timeout_seconds = ready_timeout_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._cleanup = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with self._cleanup:  # undoes a start that fails half way
+            self._directory = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="triton-")))
+            backends, environment = self._prepare()
+            self._ports = dict(zip(("http", "grpc", "metrics"), _free_ports(3), strict=True))
+            self._shm_prefix = f"triton_{os.getpid()}_{self._ports['grpc']}_"
+            self._cleanup.callback(self._remove_shared_memory)
+            command = [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *self._command(backends)]
+            with self.log_path.open("wb") as log:
+                self._process = subprocess.Popen(
+                    command,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # a ^C for this process is not one for the server; and a group to kill
+                )
+            self._cleanup.callback(self._stop)
+            self._wait_ready()
+            self._cleanup = self._cleanup.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cleanup.close()
+
+    @property
+    def grpc_address(self) -> str:
+        """host:port of the KServe v2 gRPC service."""
+        return f"127.0.0.1:{self._ports['grpc']}"
+
+    @property
+    def log_path(self) -> Path:
+        """What the server and its models print; gone when the context ends."""
+        return self._directory / "triton.log"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        return self._running().pid
+
+    def model_pids(self) -> list[int]:
+        """Process ids of the Python models, one an instance."""
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
+    def kill(self) -> None:
+        """End the server and its models at once, as a crashed machine would."""
+        process = self._running()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def metrics(self) -> str:
+        """The server's Prometheus text, custom metrics of the models included."""
+        with _HTTP.open(f"http://127.0.0.1:{self._ports['metrics']}/metrics", timeout=5) as answer:
+            return str(answer.read(), "utf-8")
+
+    def wait(self) -> int:
+        """Block until the server ends; its exit status."""
+        return self._running().wait()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError("the server is not started; use it as a context manager")
+        return self._process
+
+    def _prepare(self) -> tuple[Path, dict[str, str]]:
+        """Check the installation, and lay out a backend directory whose stub is the one for our Python."""
+        for needed in (self._root / "bin" / "tritonserver", self._python):
+            if not needed.exists():
+                raise TritonSetupError(f"{needed} is missing: {INSTALL_HINT}")
+        described = subprocess.run([self._python, "-c", _DESCRIBE_PYTHON], capture_output=True, text=True)
+        if described.returncode:
+            raise TritonSetupError(f"{self._python} does not import numpy: {INSTALL_HINT}\n{described.stderr}")
+        version, library_directory, numpy_version = json.loads(described.stdout)
+        if int(numpy_version.split(".")[0]) >= 2:
+            raise TritonSetupError(f"{self._python} has numpy {numpy_version}; the server's Python stub needs numpy<2")
+
+        backend = self._directory / "backends" / "python"
+        backend.mkdir(parents=True)
+        stub = self._root / "python_backend_stubs" / version / "triton_python_backend_stub"
+        if not stub.exists():
+            raise TritonSetupError(f"this server has no stub for Python {version}: {stub}")
+        shared_files = [path for path in (self._root / "backends" / "python").iterdir() if path.name != stub.name]
+        for source in (*shared_files, stub):
+            (backend / source.name).symlink_to(source)
+
+        environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ) | self._environment
+        environment.pop("PYTHONHOME", None)
+        # The stub embeds Python and finds its packages through the first `python` on PATH.
+        environment["PATH"] = os.pathsep.join((str(self._python.parent), environment.get("PATH", os.defpath)))
+        searched = (library_directory, environment.get("LD_LIBRARY_PATH", ""))
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, searched))
+        usage = subprocess.run([stub], env=environment, capture_output=True, text=True)
+        if usage.returncode == LOADER_FAILED:
+            raise TritonSetupError(f"the Python stub does not load: {INSTALL_HINT}\n{usage.stderr.strip()}")
+        return backend.parent, environment
+
+    def _command(self, backends: Path) -> list[str]:
+        listen = [
+            option
+            for protocol, port in self._ports.items()
+            for option in (f"--{protocol}-address=127.0.0.1", f"--{protocol}-port={port}")
+        ]
+        return [
+            str(self._root / "bin" / "tritonserver"),
+            f"--model-repository={self._repository.absolute()}",
+            f"--backend-directory={backends}",
+            f"--cache-directory={self._root / 'caches'}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={model}" for model in self._models),
+            "--disable-auto-complete-config",  # config.pbtxt says all; otherwise Triton starts the model twice
+            *listen,
+            "--allow-gpu-metrics=false",
+            "--pinned-memory-pool-byte-size=0",
+            "--exit-on-error=true",
+            "--exit-timeout-secs=2",
+            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+        ]
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + self._ready_timeout_seconds
+        process = self._running()
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise TritonSetupError(f"tritonserver ended with status {process.returncode}:\n{self._log_tail()}")
+            try:
+                # The metrics port opens after the server has said that it is ready, so both are asked.
+                for url in (f"{self._ports['http']}/v2/health/ready", f"{self._ports['metrics']}/metrics"):
+                    _HTTP.open(f"http://127.0.0.1:{url}", timeout=1).close()
+                return
+            except OSError:  # not listening yet, or answers 400: still loading
+                time.sleep(0.05)
+        raise TimeoutError(f"tritonserver was not ready in {self._ready_timeout_seconds} s:\n{self._log_tail()}")
+
+    def _log_tail(self, line_count: int = 40) -> str:
+        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-line_count:])
+
+    def _stop(self) -> None:
+        process = self._running()
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
+        with contextlib.suppress(ProcessLookupError):  # a model may outlive a server that was killed
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def _remove_shared_memory(self) -> None:
+        for left in Path("/dev/shm").glob(self._shm_prefix + "*"):
+            left.unlink(missing_ok=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago; all held until the last is known, so they differ."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m deploy.triton.local_server", description="Serve on the CPU.")
+    parser.add_argument("models", nargs="*", default=["vlm_transformers"], help="default: %(default)s")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="model repository that holds them")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the context below ends properly
+    try:
+        with TritonServer(arguments.models, repository=arguments.repository) as server:
+            print(f"serving {', '.join(arguments.models)} at {server.grpc_address} (gRPC)", flush=True)
+            return server.wait()
+    except TritonSetupError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""The engine contract's tensors, checked and made into the keyword arguments of transformers' `generate`.
+
+Pure: arrays in, tensors out; no Triton and no transformers, so that every rule here is tested by table. What must hold
+for a prompt is checked here, once, before the model sees any of it: on a GPU a token id beyond the vocabulary does not
+raise an exception that a request could survive, it ends the process's CUDA context.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+IMAGE, VIDEO = 1, 2  # item_modality; transformers 5.23 uses the same numbers in mm_token_type_ids
+CHANNEL_COUNT = 3
+VISION_TENSORS: Mapping[str, tuple[type[np.generic], tuple[int | None, ...]]] = {
+    "pixel_patches": (np.uint8, (None, None)),
+    "pixel_mean": (np.float32, (CHANNEL_COUNT,)),
+    "pixel_std": (np.float32, (CHANNEL_COUNT,)),
+    "grid_thw": (np.int64, (None, 3)),
+    "item_modality": (np.int32, (None,)),
+    "item_spans": (np.int32, (None, 3)),
+}
+
+
+class InvalidPrompt(ValueError):
+    """The request's tensors are not a prompt for this model; the text says which, the value, and what would be."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLayout:
+    """What a checkpoint's configuration fixes about its prompts; lengths in tokens, sizes in pixels or frames."""
+
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    image_token_id: int
+    video_token_id: int
+    vocabulary_size: int
+    max_positions: int
+
+    @classmethod
+    def from_config(cls, config: Any) -> ModelLayout:
+        """Read a transformers `Qwen3VLConfig` (5.23)."""
+        return cls(
+            patch_size=config.vision_config.patch_size,
+            temporal_patch_size=config.vision_config.temporal_patch_size,
+            merge_size=config.vision_config.spatial_merge_size,
+            image_token_id=config.image_token_id,
+            video_token_id=config.video_token_id,
+            vocabulary_size=config.text_config.vocab_size,
+            max_positions=config.text_config.max_position_embeddings,
+        )
+
+    @property
+    def feature_count(self) -> int:
+        """Values in one row of `pixel_patches`: channel, temporal, row, column, in that order."""
+        return CHANNEL_COUNT * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def placeholder_ids(self) -> dict[int, int]:
+        """Token id that stands for one merged patch, by modality."""
+        return {IMAGE: self.image_token_id, VIDEO: self.video_token_id}
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to choose tokens; the defaults are those of `engine_client.SamplingParameters`."""
+
+    max_tokens: int = 16
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, np.ndarray]) -> Sampling:
+        """Read the sampling tensors that are there.
+
+        Raises:
+            InvalidPrompt: a value is out of its range, or a tensor does not hold exactly one value.
+        """
+        values: dict[str, Any] = {}
+        for name in ("max_tokens", "temperature", "top_p", "top_k", "seed"):
+            if name in tensors:
+                _require(tensors[name].size == 1, f"{name} holds {tensors[name].size} values; it takes one")
+                values[name] = tensors[name].reshape(-1)[0].item()
+        if "stop_token_ids" in tensors:
+            values["stop_token_ids"] = tuple(tensors["stop_token_ids"].reshape(-1).tolist())
+        sampling = cls(**values)
+        _require(sampling.max_tokens >= 1, f"max_tokens is {sampling.max_tokens}; it must be at least 1")
+        _require(
+            math.isfinite(sampling.temperature) and sampling.temperature >= 0,
+            f"temperature is {sampling.temperature}; it must be 0 (greedy) or above",
+        )
+        _require(0 < sampling.top_p <= 1, f"top_p is {sampling.top_p}; it must be above 0 and at most 1")
+        _require(sampling.top_k >= 0, f"top_k is {sampling.top_k}; it must be 0 (off) or above")
+        return sampling
+
+
+def build_model_inputs(
+    tensors: Mapping[str, np.ndarray], layout: ModelLayout, *, device: torch.device, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Make the keyword arguments of `generate` for one prompt.
+
+    Args:
+        tensors: By contract name; names that this model does not read are ignored.
+        layout: Of the model that will read them.
+        device: Where the results go; patches are moved as uint8 and normalized there.
+        dtype: Of the pixel values, normally the model's own.
+    Returns:
+        `input_ids`, `attention_mask` int64 [1, L]; with vision also `mm_token_type_ids` int32 [1, L], and for each
+        modality that occurs `pixel_values` or `pixel_values_videos` `dtype` [P', F], `image_grid_thw` or
+        `video_grid_thw` int64 [M', 3].
+    Raises:
+        InvalidPrompt: a tensor is missing, has the wrong type or shape, or contradicts another.
+    """
+    ids = _checked(tensors, "input_ids", np.int32, (None,))
+    _require(ids.size > 0, "input_ids is empty; a prompt has at least one token")
+    _require(
+        ids.min() >= 0 and ids.max() < layout.vocabulary_size,
+        f"input_ids range from {ids.min()} to {ids.max()}; the vocabulary is 0 to {layout.vocabulary_size - 1}",
+    )
+    input_ids = torch.from_numpy(ids.astype(np.int64))[None].to(device)
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+
+    grids = tensors.get("grid_thw")
+    if grids is None or len(grids) == 0:
+        stray = [name for name in VISION_TENSORS if name in tensors and name not in ("pixel_mean", "pixel_std")]
+        stray = [name for name in stray if len(tensors[name])]
+        _require(not stray, f"{', '.join(stray)} came without grid_thw; send all of {', '.join(VISION_TENSORS)}")
+        _token_types(ids, np.empty((0, 3), np.int32), np.empty((0, 3), np.int64), [], layout)
+        return inputs
+
+    vision = {name: _checked(tensors, name, *expected) for name, expected in VISION_TENSORS.items()}
+    patches, grids, modality = vision["pixel_patches"], vision["grid_thw"], vision["item_modality"].tolist()
+    _check_items(patches, grids, modality, layout)
+    _require(bool((vision["pixel_std"] > 0).all()), f"pixel_std is {vision['pixel_std'].tolist()}; it must be above 0")
+
+    types = _token_types(ids, vision["item_spans"], grids, modality, layout)
+    inputs["mm_token_type_ids"] = torch.from_numpy(types)[None].to(device)
+    rows = torch.from_numpy(patches).split(grids.prod(axis=1).tolist())
+    for kind, pixel_name, grid_name in (
+        (IMAGE, "pixel_values", "image_grid_thw"),
+        (VIDEO, "pixel_values_videos", "video_grid_thw"),
+    ):
+        chosen = [index for index, item_kind in enumerate(modality) if item_kind == kind]
+        if chosen:
+            # One modality alone, the usual prompt, takes the rows as they lie; only a mixed prompt copies, and uint8.
+            own = torch.from_numpy(patches) if len(chosen) == len(rows) else torch.cat([rows[i] for i in chosen])
+            inputs[pixel_name] = normalize_patches(own.to(device), vision["pixel_mean"], vision["pixel_std"]).to(dtype)
+            inputs[grid_name] = torch.from_numpy(grids[chosen]).to(device)
+    return inputs
+
+
+def normalize_patches(patches: torch.Tensor, mean: np.ndarray, std: np.ndarray) -> torch.Tensor:
+    """Turn uint8 patches into the float32 values that Hugging Face's fast processors make, bit for bit.
+
+    Args:
+        patches: uint8 [P, F], channel first in a row.
+        mean, std: float32 [3], of values from 0 to 1.
+    Returns:
+        float32 [P, F] on the same device.
+    Source: transformers 5.23 `rescale_and_normalize`: the 1/255 is folded into mean and std, and not applied to pixels.
+    """
+    shift = torch.tensor(mean, device=patches.device)[:, None] * 255.0
+    scale = torch.tensor(std, device=patches.device)[:, None] * 255.0
+    pixels = patches.to(torch.float32)
+    pixels.view(len(pixels), CHANNEL_COUNT, -1).sub_(shift).div_(scale)
+    return pixels
+
+
+def _require(holds: bool | np.bool_, otherwise: str) -> None:
+    if not holds:
+        raise InvalidPrompt(otherwise)
+
+
+def _checked(
+    tensors: Mapping[str, np.ndarray], name: str, dtype: type[np.generic], shape: tuple[int | None, ...]
+) -> np.ndarray:
+    """The tensor of that name, known to have this type and shape (None is any length)."""
+    _require(name in tensors, f"{name} is missing")
+    array = tensors[name]
+    fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
+    wanted = f"{np.dtype(dtype)} [{', '.join('any' if length is None else str(length) for length in shape)}]"
+    _require(fits and array.dtype == dtype, f"{name} is {array.dtype} {list(array.shape)}; it must be {wanted}")
+    return array
+
+
+def _check_items(patches: np.ndarray, grids: np.ndarray, modality: Sequence[int], layout: ModelLayout) -> None:
+    _require(
+        len(modality) == len(grids), f"item_modality has {len(modality)} items, grid_thw {len(grids)}; they must agree"
+    )
+    for index, (kind, (t, h, w)) in enumerate(zip(modality, grids.tolist(), strict=True)):
+        _require(kind in (IMAGE, VIDEO), f"item {index} has modality {kind}; this model takes 1 (image) and 2 (video)")
+        _require(
+            min(t, h, w) > 0 and h % layout.merge_size == 0 and w % layout.merge_size == 0,
+            f"item {index} has grid {[t, h, w]}; sides must be positive and h, w multiples of {layout.merge_size}",
+        )
+        _require(kind == VIDEO or t == 1, f"item {index} is an image with grid {[t, h, w]}; an image has t = 1")
+    row_count = int(grids.prod(axis=1).sum())
+    _require(
+        patches.shape == (row_count, layout.feature_count),
+        f"pixel_patches is {list(patches.shape)}; grid_thw and this model need {[row_count, layout.feature_count]}",
+    )
+
+
+def _token_types(
+    ids: np.ndarray, spans: np.ndarray, grids: np.ndarray, modality: Sequence[int], layout: ModelLayout
+) -> np.ndarray:
+    """Mark each token as text (0) or by the modality it stands for; int32 [L].
+
+    The model deals features out to placeholders from left to right, and gives rotary positions to one run of equal
+    types after another: an image is one run, a video one run a temporal step (Qwen3-VL `get_rope_index`). So the spans
+    must be exactly those runs, in the order of the items.
+    """
+    types = np.zeros(len(ids), np.int32)
+    span_counts = [0] * len(grids)
+    last_item, last_end = 0, 0
+    for index, (item, offset, length) in enumerate(spans.tolist()):
+        where = f"span {index} (item {item}, offset {offset}, length {length})"
+        _require(
+            last_item <= item < len(grids), f"{where} must name items in order, from {last_item} to {len(grids) - 1}"
+        )
+        _require(
+            last_end <= offset and offset + length <= len(ids),
+            f"{where} must follow the span before it, which ends at {last_end}, within {len(ids)} input ids",
+        )
+        tokens_a_span = int(grids[item, 1] * grids[item, 2]) // layout.merge_size**2
+        _require(length == tokens_a_span, f"{where} must have length {tokens_a_span}, by grid {grids[item].tolist()}")
+        kind = modality[item]
+        _require(
+            bool((ids[offset : offset + length] == layout.placeholder_ids[kind]).all()),
+            f"{where} must cover only the placeholder token {layout.placeholder_ids[kind]}",
+        )
+        _require(offset == 0 or types[offset - 1] != kind, f"{where} touches the span before it; text must lie between")
+        types[offset : offset + length] = kind
+        span_counts[item] += 1
+        last_item, last_end = item, offset + length
+    for index, (count, t) in enumerate(zip(span_counts, grids[:, 0].tolist(), strict=True)):
+        _require(count == t, f"item {index} has {count} spans; its grid has t = {t}, and each temporal step has one")
+    stray = np.flatnonzero(np.isin(ids, list(layout.placeholder_ids.values())) & (types == 0))
+    _require(stray.size == 0, f"{stray.size} placeholder tokens belong to no span, first at {stray[:1].tolist()}")
+    return types

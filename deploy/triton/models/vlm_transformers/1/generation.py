@@ -1,0 +1,148 @@
+"""One prompt through transformers' `generate`, each token handed on as it is chosen.
+
+Several prompts run at once on one model, each on its own thread, so nothing here may touch state that they share:
+sampling draws from a generator of the request's own, never from torch's global one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from .contract import Sampling
+
+STOP, LENGTH, CANCELLED = "stop", "length", "cancelled"
+
+
+def generate_tokens(
+    model: Any,
+    inputs: Mapping[str, torch.Tensor],
+    sampling: Sampling,
+    *,
+    emit: Callable[[int, str | None], None],
+    is_cancelled: Callable[[], bool],
+) -> str:
+    """Generate until a stop token, the length limit or a cancellation, whichever comes first.
+
+    Args:
+        model: From `load_model`.
+        inputs: From `build_model_inputs`; batch of one.
+        sampling: The request's.
+        emit: Called with each token id, a stop token included, and on the last with the finish reason.
+        is_cancelled: Asked once a token.
+    Returns:
+        `STOP`, `LENGTH` or `CANCELLED`.
+    """
+    stop_token_ids = sampling.stop_token_ids or _own_stop_token_ids(model)
+    stream = _TokenStream(sampling.max_tokens, frozenset(stop_token_ids), emit, is_cancelled)
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_tokens,
+        do_sample=False,  # argmax; `_sampler` has added the randomness by then
+        eos_token_id=list(stop_token_ids) or None,
+        pad_token_id=stop_token_ids[0] if stop_token_ids else 0,  # never used with one sequence; unset, it warns
+    )
+    with torch.inference_mode():
+        model.generate(
+            **inputs,
+            generation_config=config,
+            logits_processor=_sampler(sampling, inputs["input_ids"].device),
+            stopping_criteria=StoppingCriteriaList([_Cancellation(is_cancelled)]),
+            streamer=stream,
+        )
+    return stream.outcome
+
+
+def forget_sampling_defaults(model: Any) -> None:
+    """Drop a checkpoint's own temperature, top_k and penalties, keeping its stop tokens.
+
+    `generate` fills what a request leaves unset from there; here a request always says how to sample.
+    """
+    model.generation_config = GenerationConfig(eos_token_id=list(_own_stop_token_ids(model)) or None)
+
+
+def _own_stop_token_ids(model: Any) -> tuple[int, ...]:
+    own = model.generation_config.eos_token_id
+    return () if own is None else (own,) if isinstance(own, int) else tuple(own)
+
+
+def _sampler(sampling: Sampling, device: torch.device) -> LogitsProcessorList:
+    """Processors after which the largest score is a draw from the warped distribution (greedy: none)."""
+    if sampling.temperature == 0:
+        return LogitsProcessorList()
+    processors = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
+    if sampling.top_k:
+        processors.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        processors.append(TopPLogitsWarper(sampling.top_p))
+    processors.append(_GumbelNoise(sampling.seed, device))
+    return processors
+
+
+class _GumbelNoise(LogitsProcessor):
+    """Makes argmax a draw from softmax: the largest of score + Gumbel noise is distributed so (Gumbel-max).
+
+    transformers 5.23 samples with `torch.multinomial` and takes no generator, which would tie a request's tokens to
+    whatever else the process draws, or need a lock around every generation.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._generator = torch.Generator(device).manual_seed(seed)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        exponential = torch.empty_like(scores).exponential_(generator=self._generator)
+        return scores - exponential.log()
+
+
+class _Cancellation(StoppingCriteria):
+    def __init__(self, is_cancelled: Callable[[], bool]) -> None:
+        self._is_cancelled = is_cancelled
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
+        return torch.full((len(input_ids),), self._is_cancelled(), dtype=torch.bool, device=input_ids.device)
+
+
+class _TokenStream(BaseStreamer):
+    """Receives the prompt first, then one token at a time, from within `generate`."""
+
+    def __init__(
+        self,
+        max_tokens: int,
+        stop_token_ids: frozenset[int],
+        emit: Callable[[int, str | None], None],
+        is_cancelled: Callable[[], bool],
+    ) -> None:
+        self._remaining = max_tokens
+        self._stop_token_ids = stop_token_ids
+        self._emit = emit
+        self._is_cancelled = is_cancelled
+        self._prompt_seen = False
+        self.outcome = CANCELLED  # until a token ends the answer
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        if self._is_cancelled():  # nobody reads it any more
+            return
+        token_id = int(value)
+        self._remaining -= 1
+        finish_reason = STOP if token_id in self._stop_token_ids else LENGTH if self._remaining == 0 else None
+        if finish_reason:
+            self.outcome = finish_reason
+        self._emit(token_id, finish_reason)
+
+    def end(self) -> None:
+        pass

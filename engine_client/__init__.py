@@ -1,0 +1,47 @@
+"""Send prepared prompts to an inference engine and stream its tokens back.
+
+    from contextlib import aclosing
+    from engine_client import EngineRequest, EngineUnavailable, SamplingParameters, TritonEngine
+
+    async with TritonEngine("triton:8001") as engine:
+        request = EngineRequest(
+            "request-1",
+            {"input_ids": input_ids, "pixel_patches": patches, "pixel_mean": mean, "pixel_std": std,
+             "grid_thw": grid_thw, "item_modality": item_modality, "item_spans": item_spans},
+            SamplingParameters(max_tokens=256, temperature=0.7, seed=1),
+        )
+        async with aclosing(engine.generate(request, timeout_seconds=60)) as steps:
+            async for step in steps:             # leaving the loop early stops the engine too
+                print(step.token_ids, step.finish_reason)
+
+Which tensors an engine takes is the engine contract's matter; this package carries any. It knows nothing of images,
+prompts or the service that makes them. `engine_client.testing.FakeEngine` stands in for an engine in tests.
+"""
+
+from engine_client.client import EngineClient
+from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineFailed, EngineRejected, EngineUnavailable
+from engine_client.triton import TritonEngine
+from engine_client.types import (
+    EngineInfo,
+    EngineRequest,
+    EngineStep,
+    FinishReason,
+    SamplingParameters,
+    TensorInfo,
+)
+
+__all__ = [
+    "EngineClient",
+    "EngineDeadlineExceeded",
+    "EngineError",
+    "EngineFailed",
+    "EngineInfo",
+    "EngineRejected",
+    "EngineRequest",
+    "EngineStep",
+    "EngineUnavailable",
+    "FinishReason",
+    "SamplingParameters",
+    "TensorInfo",
+    "TritonEngine",
+]

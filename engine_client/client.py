@@ -1,0 +1,59 @@
+"""What every engine looks like from here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
+
+from engine_client.types import EngineInfo, EngineRequest, EngineStep
+
+Metadata = Sequence[tuple[str, str]]
+"""gRPC metadata to send along, for example a `traceparent`; keys in lower case."""
+
+PROBE_TIMEOUT_SECONDS = 2.0  # as long as a Kubernetes probe usually waits
+
+
+class EngineClient(Protocol):
+    """Sends prepared prompts to one engine. Safe to use by many tasks of one event loop at once."""
+
+    def generate(
+        self, request: EngineRequest, *, timeout_seconds: float | None = None, metadata: Metadata = ()
+    ) -> AsyncGenerator[EngineStep, None]:
+        """Stream the answer to one prompt.
+
+        Leaving early stops the engine too: by cancelling the task, or by closing the generator. A bare `break` closes
+        it only when it is collected; `contextlib.aclosing` closes it at once.
+
+        Args:
+            request: The prompt; its arrays must stay as they are until the first step.
+            timeout_seconds: For the whole answer; None waits as long as it takes.
+            metadata: To send along.
+        Yields:
+            Steps with at least one token id or a finish reason; the last has the finish reason.
+        Raises:
+            EngineRejected: the engine found the request wrong.
+            EngineUnavailable: nobody answers, or no longer.
+            EngineDeadlineExceeded: the time is over.
+            EngineFailed: the engine broke.
+        """
+        ...
+
+    async def check_ready(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> None:
+        """Return if the engine would take a prompt now.
+
+        Raises:
+            EngineUnavailable: it would not, and why; silence for `timeout_seconds` counts.
+        """
+        ...
+
+    async def describe(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> EngineInfo:
+        """Ask the engine what it is and what its model takes.
+
+        Raises:
+            EngineError: it does not say.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections; answers under way end with EngineUnavailable. Closing twice is fine."""
+        ...

@@ -1,0 +1,99 @@
+"""Everything that can go wrong between a prepared prompt and its answer.
+
+    EngineError                      catches all of these
+    ├── EngineUnavailable            ENGINE_UNAVAILABLE        down, not loaded, full, or gone in mid-answer: another
+    │                                                          engine may do, or this one later
+    ├── EngineDeadlineExceeded       ENGINE_DEADLINE_EXCEEDED  the caller's own limit; the engine was told to stop
+    ├── EngineRejected               ENGINE_REJECTED           the engine found the request wrong: do not repeat it
+    └── EngineFailed                 ENGINE_FAILED             the engine took the request and broke, or its answer
+                                                               makes no sense
+
+Foreign exceptions do not leave this package: `grpc_errors` maps them, in one place, and keeps them as the cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import ClassVar
+
+import grpc
+from grpc.aio import AioRpcError
+
+
+class EngineError(Exception):
+    """An engine did not answer, or not with an answer."""
+
+    reason: ClassVar[str] = "ENGINE_ERROR"
+    """Stable, for programs; the message is for people and may change."""
+
+    def __init__(self, message: str, *, tokens_received: int = 0) -> None:
+        super().__init__(message)
+        self.tokens_received = tokens_received
+        """Tokens that the caller already has. 0: a repeat elsewhere shows nothing twice."""
+
+
+class EngineUnavailable(EngineError):
+    reason = "ENGINE_UNAVAILABLE"
+
+
+class EngineDeadlineExceeded(EngineError):
+    reason = "ENGINE_DEADLINE_EXCEEDED"
+
+
+class EngineRejected(EngineError):
+    reason = "ENGINE_REJECTED"
+
+
+class EngineFailed(EngineError):
+    reason = "ENGINE_FAILED"
+
+
+# Not listed: EngineFailed.
+_BY_STATUS: Mapping[grpc.StatusCode, type[EngineError]] = {
+    grpc.StatusCode.UNAVAILABLE: EngineUnavailable,  # nobody listens, the connection broke, or the queue is full
+    grpc.StatusCode.NOT_FOUND: EngineUnavailable,  # the model is not loaded; a deployment may be under way
+    grpc.StatusCode.UNIMPLEMENTED: EngineUnavailable,  # something else listens there
+    grpc.StatusCode.CANCELLED: EngineUnavailable,  # not by us: the server shuts down
+    grpc.StatusCode.DEADLINE_EXCEEDED: EngineDeadlineExceeded,
+    grpc.StatusCode.INVALID_ARGUMENT: EngineRejected,
+    grpc.StatusCode.OUT_OF_RANGE: EngineRejected,
+    grpc.StatusCode.FAILED_PRECONDITION: EngineRejected,
+}
+
+
+# Triton 2.51 has no status for these: either it sends text alone, or, for a Python model whose process died, INTERNAL.
+_UNAVAILABLE_PHRASES = ("unknown model", "is not ready", "maximum queue size", "is not healthy")
+
+
+@contextmanager
+def grpc_errors(who: str) -> Iterator[None]:
+    """Turn gRPC's errors into this module's.
+
+    Args:
+        who: Starts the message; names the engine.
+    Raises:
+        EngineError: of the class that stands for the status.
+    """
+    try:
+        yield
+    except AioRpcError as error:
+        details = error.details() or "no details"
+        kind = _BY_STATUS.get(error.code(), EngineFailed)
+        if kind is EngineFailed and _means_unavailable(details):
+            kind = EngineUnavailable
+        raise kind(f"{who}: {details} ({error.code().name})") from error
+
+
+def refusal(who: str, text: str) -> EngineError:
+    """The error for a message that came in place of an answer, without a status.
+
+    Triton sends one when it turns a request away before the model sees it: unknown tensors, wrong types and shapes,
+    which are the caller's fault, and a model that cannot take it just now, which is not.
+    """
+    kind = EngineUnavailable if _means_unavailable(text) else EngineRejected
+    return kind(f"{who}: {text.strip()}")
+
+
+def _means_unavailable(text: str) -> bool:
+    return any(phrase in text for phrase in _UNAVAILABLE_PHRASES)

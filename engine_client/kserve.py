@@ -1,0 +1,204 @@
+"""KServe v2 messages as bytes and back: the only file that touches tritonclient's generated code, which has no types.
+
+A request is written by hand around protobuf, for one reason: `raw_input_contents.append` and `SerializeToString` copy
+every tensor twice on top of gRPC's own copy, and a video is 100 MB. Here a tensor is copied once, straight into the
+finished message. What comes out is byte for byte what protobuf would have made.
+
+    the message without tensor contents, by protobuf │ tag 7, length, content │ tag 7, length, content │ …
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from tritonclient.grpc import service_pb2
+
+from engine_client.types import EngineInfo, SamplingParameters, TensorInfo
+
+SERVICE = "/inference.GRPCInferenceService/"
+MAX_MESSAGE_BYTES = 2**31 - 1  # gRPC's and protobuf's own limit
+
+# Copying holds the interpreter's lock, piece by piece: between two pieces other threads, such as an event loop, get it.
+COPY_PIECE_BYTES = 1 << 20
+
+_RAW_INPUT_CONTENTS_TAG = b"\x3a"  # field 7, length-delimited: grpc_service.proto, ModelInferRequest
+_FINAL_RESPONSE = "triton_final_response"
+
+_DATATYPES: Mapping[np.dtype[Any], str] = {
+    np.dtype(np.bool_): "BOOL",
+    np.dtype(np.uint8): "UINT8",
+    np.dtype(np.uint16): "UINT16",
+    np.dtype(np.uint32): "UINT32",
+    np.dtype(np.uint64): "UINT64",
+    np.dtype(np.int8): "INT8",
+    np.dtype(np.int16): "INT16",
+    np.dtype(np.int32): "INT32",
+    np.dtype(np.int64): "INT64",
+    np.dtype(np.float16): "FP16",
+    np.dtype(np.float32): "FP32",
+    np.dtype(np.float64): "FP64",
+    np.dtype(ml_dtypes.bfloat16): "BF16",
+}
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class InferReply:
+    """One message of a ModelStreamInfer answer."""
+
+    error_message: str
+    """Empty, or what the model failed with; nothing else is then set."""
+    token_ids: tuple[int, ...]
+    finish_reason: str | None
+    is_final: bool
+    """No message follows for this request."""
+
+
+def sampling_tensors(sampling: SamplingParameters) -> dict[str, Array]:
+    """The engine contract's tensors of `sampling`; `stop_token_ids` is left out when there are none."""
+    tensors: dict[str, Array] = {
+        "max_tokens": np.array([sampling.max_tokens], np.int32),
+        "temperature": np.array([sampling.temperature], np.float32),
+        "top_p": np.array([sampling.top_p], np.float32),
+        "top_k": np.array([sampling.top_k], np.int32),
+        "seed": np.array([sampling.seed], np.uint64),
+    }
+    if sampling.stop_token_ids:
+        tensors["stop_token_ids"] = np.array(sampling.stop_token_ids, np.int32)
+    return tensors
+
+
+def encode_infer_request(model_name: str, request_id: str, tensors: Mapping[str, Array]) -> bytes:
+    """Make the bytes of a ModelInferRequest that asks to be told when its answer is over.
+
+    Args:
+        model_name: As the engine calls it.
+        request_id: Comes back with every reply.
+        tensors: By input name; any byte order and layout in memory.
+    Returns:
+        At most `MAX_MESSAGE_BYTES` bytes.
+    Raises:
+        ValueError: a dtype has no KServe name, or the message would be too large.
+    """
+    message = service_pb2.ModelInferRequest(model_name=model_name, id=request_id)
+    message.parameters["triton_enable_empty_final_response"].bool_param = True
+    contents: list[memoryview] = []
+    for name, array in tensors.items():
+        datatype = _DATATYPES.get(array.dtype.newbyteorder("="))
+        if datatype is None:
+            known = ", ".join(str(dtype) for dtype in _DATATYPES)
+            raise ValueError(f"tensor {name} is {array.dtype}; an engine takes {known}")
+        message.inputs.add(name=name, datatype=datatype, shape=array.shape)
+        contents.append(_little_endian_bytes(array))
+    head = message.SerializeToString()
+
+    heads = [_RAW_INPUT_CONTENTS_TAG + _varint(content.nbytes) for content in contents]
+    total_bytes = len(head) + sum(map(len, heads)) + sum(content.nbytes for content in contents)
+    if total_bytes > MAX_MESSAGE_BYTES:
+        raise ValueError(f"the request has {total_bytes} bytes; one gRPC message holds {MAX_MESSAGE_BYTES}")
+    wire = io.BytesIO()
+    wire.write(head)
+    for content_head, content in zip(heads, contents, strict=True):
+        wire.write(content_head)
+        for start in range(0, content.nbytes, COPY_PIECE_BYTES):
+            wire.write(content[start : start + COPY_PIECE_BYTES])
+    return wire.getvalue()  # hands its buffer over, without a copy
+
+
+def decode_infer_reply(wire: bytes) -> InferReply:
+    """Read one ModelStreamInferResponse.
+
+    Raises:
+        ValueError: an output is not what the engine contract says.
+    """
+    message = service_pb2.ModelStreamInferResponse.FromString(wire)
+    response = message.infer_response
+    outputs = {
+        output.name: (output.datatype, content)
+        for output, content in zip(response.outputs, response.raw_output_contents, strict=True)
+    }
+    token_ids: tuple[int, ...] = ()
+    if "token_ids" in outputs:
+        datatype, content = outputs["token_ids"]
+        if datatype != "INT32":
+            raise ValueError(f"output token_ids is {datatype}; it must be INT32")
+        token_ids = tuple(np.frombuffer(content, "<i4").tolist())
+    return InferReply(
+        error_message=message.error_message,
+        token_ids=token_ids,
+        finish_reason=_first_string(outputs["finish_reason"][1]) if "finish_reason" in outputs else None,
+        is_final=response.parameters[_FINAL_RESPONSE].bool_param if _FINAL_RESPONSE in response.parameters else False,
+    )
+
+
+def encode_model_ready(model_name: str) -> bytes:
+    """Make the bytes of a ModelReadyRequest for any version of the model."""
+    return _serialized(service_pb2.ModelReadyRequest(name=model_name))
+
+
+def decode_model_ready(wire: bytes) -> bool:
+    """Read a ModelReadyResponse."""
+    return bool(service_pb2.ModelReadyResponse.FromString(wire).ready)
+
+
+def encode_model_metadata(model_name: str) -> bytes:
+    """Make the bytes of a ModelMetadataRequest for any version of the model."""
+    return _serialized(service_pb2.ModelMetadataRequest(name=model_name))
+
+
+def encode_server_metadata() -> bytes:
+    """Make the bytes of a ServerMetadataRequest."""
+    return _serialized(service_pb2.ServerMetadataRequest())
+
+
+def decode_engine_info(server_wire: bytes, model_wire: bytes) -> EngineInfo:
+    """Read a ServerMetadataResponse and a ModelMetadataResponse together."""
+    server = service_pb2.ServerMetadataResponse.FromString(server_wire)
+    model = service_pb2.ModelMetadataResponse.FromString(model_wire)
+    return EngineInfo(
+        server_name=server.name,
+        server_version=server.version,
+        model_name=model.name,
+        model_versions=tuple(model.versions),
+        inputs=tuple(_tensor_infos(model.inputs)),
+        outputs=tuple(_tensor_infos(model.outputs)),
+    )
+
+
+def _serialized(message: Any) -> bytes:
+    to_bytes: Callable[[], bytes] = message.SerializeToString
+    return to_bytes()
+
+
+def _tensor_infos(declared: Sequence[Any]) -> Iterator[TensorInfo]:
+    for tensor in declared:
+        yield TensorInfo(name=tensor.name, datatype=tensor.datatype, shape=tuple(tensor.shape))
+
+
+def _little_endian_bytes(array: Array) -> memoryview:
+    """A view of the elements in C order, copied only if they do not lie so already."""
+    ordered = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    # Through uint8, because bfloat16 is not a type that Python's buffer protocol knows.
+    return ordered.reshape(-1).view(np.uint8).data
+
+
+def _varint(value: int) -> bytes:
+    """Protobuf's encoding of a length: seven bits a byte, the lowest first."""
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _first_string(content: bytes) -> str:
+    """The first element of a BYTES tensor: four bytes of length, little-endian, then that many bytes."""
+    length = int.from_bytes(content[:4], "little")
+    return content[4 : 4 + length].decode()

@@ -1,0 +1,116 @@
+"""An engine in this process, for the tests of programs that use one.
+
+    engine = FakeEngine(token_ids=[5, 6, 7])
+    ...                                             # give it to the code under test
+    assert engine.requests[0].tensors["input_ids"].tolist() == [1, 2]
+
+It needs no network and no engine, and waits for nothing but its gate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+from engine_client.client import PROBE_TIMEOUT_SECONDS, Metadata
+from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineUnavailable
+from engine_client.types import EngineInfo, EngineRequest, EngineStep, FinishReason
+
+
+class FakeEngine:
+    """An `EngineClient` that answers every request with the same token ids, one a step.
+
+    The answer is cut at the request's `max_tokens` and after its first stop token, as a real engine's is; it ends with
+    STOP unless it was cut for length. The attributes may be changed between requests.
+
+    Args:
+        token_ids: The answer.
+        error: Raised instead of step `fail_at_step`, or of the end if the answer is shorter.
+        fail_at_step: Steps that come before `error`.
+        is_available: False lets every method raise EngineUnavailable.
+        gate: Awaited before each step, so that a test decides when the engine goes on.
+    """
+
+    def __init__(
+        self,
+        token_ids: Sequence[int] = (),
+        *,
+        error: EngineError | None = None,
+        fail_at_step: int = 0,
+        is_available: bool = True,
+        gate: asyncio.Event | None = None,
+    ) -> None:
+        self.token_ids = tuple(token_ids)
+        self.error = error
+        self.fail_at_step = fail_at_step
+        self.is_available = is_available
+        self.gate = gate
+        self.requests: list[EngineRequest] = []
+        """Every request, in the order of arrival."""
+        self.metadata: list[Metadata] = []
+        """What came along with each."""
+        self.cancelled_count = 0
+        """Answers that their reader left before the end."""
+        self.is_closed = False
+
+    async def generate(
+        self, request: EngineRequest, *, timeout_seconds: float | None = None, metadata: Metadata = ()
+    ) -> AsyncGenerator[EngineStep, None]:
+        """See `EngineClient.generate`."""
+        self._require_available()
+        self.requests.append(request)
+        self.metadata.append(metadata)
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout_seconds is None else loop.time() + timeout_seconds
+        tokens_received = 0
+        try:
+            for step in self._steps(request):
+                await self._pass_gate(deadline)
+                if self.error is not None and tokens_received == self.fail_at_step:
+                    raise self.error
+                tokens_received += len(step.token_ids)
+                yield step
+            if self.error is not None and tokens_received <= self.fail_at_step:
+                raise self.error
+        except (GeneratorExit, asyncio.CancelledError):
+            self.cancelled_count += 1
+            raise
+        except EngineError as error:
+            error.tokens_received = tokens_received
+            raise
+
+    async def check_ready(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> None:
+        """See `EngineClient.check_ready`."""
+        self._require_available()
+
+    async def describe(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> EngineInfo:
+        """See `EngineClient.describe`."""
+        self._require_available()
+        return EngineInfo("fake", "0", "fake", ("1",), inputs=(), outputs=())
+
+    async def close(self) -> None:
+        """See `EngineClient.close`."""
+        self.is_closed = True
+
+    def _steps(self, request: EngineRequest) -> list[EngineStep]:
+        sampling = request.sampling
+        stops = [index for index, token_id in enumerate(self.token_ids) if token_id in sampling.stop_token_ids]
+        answer = self.token_ids[: stops[0] + 1] if stops else self.token_ids
+        reason = FinishReason.STOP if len(answer) <= sampling.max_tokens else FinishReason.LENGTH
+        answer = answer[: sampling.max_tokens]
+        if not answer:
+            return [EngineStep((), reason)]
+        return [*(EngineStep((token_id,)) for token_id in answer[:-1]), EngineStep(answer[-1:], reason)]
+
+    async def _pass_gate(self, deadline: float | None) -> None:
+        if self.gate is None:
+            return
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self.gate.wait()
+        except TimeoutError as error:
+            raise EngineDeadlineExceeded("the fake engine waits at its gate") from error
+
+    def _require_available(self) -> None:
+        if self.is_closed or not self.is_available:
+            raise EngineUnavailable("the fake engine is closed" if self.is_closed else "the fake engine is unavailable")

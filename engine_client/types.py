@@ -1,0 +1,115 @@
+"""What goes to an engine and what comes back, whichever engine it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+INT32_MAX = 2**31 - 1
+UINT64_MAX = 2**64 - 1
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended by itself. One that was cancelled has no reason: nobody is left to read it."""
+
+    STOP = "stop"
+    """The model chose a stop token; it is the last token id of the answer."""
+    LENGTH = "length"
+    """The answer has `max_tokens` tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParameters:
+    """How the engine chooses tokens.
+
+    Raises:
+        ValueError: a value is out of the range stated beside it.
+    """
+
+    max_tokens: int = 16
+    """Tokens to generate at most; 1 to 2**31 - 1."""
+    temperature: float = 0.0
+    """0 takes the likeliest token each time; above 0 samples."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that together have this probability; above 0, at most 1 (off)."""
+    top_k: int = 0
+    """Sample from this many of the likeliest tokens; 0 is off."""
+    seed: int = 0
+    """The same seed, prompt and engine sample the same tokens; 0 to 2**64 - 1."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Token ids that end the answer; empty leaves it to the model's own."""
+
+    def __post_init__(self) -> None:
+        _require_within("max_tokens", self.max_tokens, 1, INT32_MAX)
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or a number above")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        _require_within("top_k", self.top_k, 0, INT32_MAX)
+        _require_within("seed", self.seed, 0, UINT64_MAX)
+        for token_id in self.stop_token_ids:
+            _require_within("stop_token_ids holds a token id that", token_id, 0, INT32_MAX)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EngineRequest:
+    """One prepared prompt. Not comparable: it holds arrays.
+
+    The arrays must not change until the first step has arrived or the call has ended.
+    """
+
+    request_id: str
+    """Chosen by the caller; it appears in the engine's logs."""
+    tensors: Mapping[str, np.ndarray[Any, Any]]
+    """By the names of the engine contract, without the sampling tensors: `input_ids` int32 [L] at least."""
+    sampling: SamplingParameters = field(default_factory=SamplingParameters)
+
+    def __post_init__(self) -> None:
+        if "input_ids" not in self.tensors:
+            raise ValueError(f"tensors has {sorted(self.tensors)}; it must have input_ids")
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name}: {array.dtype} {list(array.shape)}" for name, array in self.tensors.items())
+        return f"EngineRequest({self.request_id!r}, {{{shapes}}}, {self.sampling})"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStep:
+    """What the engine sent at once: one token or a few."""
+
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    """On the last step only."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One input or output of a model, as its engine declares it."""
+
+    name: str
+    datatype: str
+    """KServe v2 name, for example `UINT8` or `BF16`."""
+    shape: tuple[int, ...]
+    """-1 where any length will do."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Which engine answers, and what its model takes."""
+
+    server_name: str
+    server_version: str
+    model_name: str
+    model_versions: tuple[str, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+def _require_within(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}; it must be from {low} to {high}")

@@ -1,0 +1,182 @@
+"""The served model's own check of its prompts, without Triton: `deploy/triton/models/vlm_transformers/1/contract.py`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deploy.triton.local_server import REPOSITORY
+from tests.engine.prompts import (
+    FEATURE_COUNT,
+    IMAGE_TOKEN,
+    MEAN,
+    STD,
+    VIDEO_TOKEN,
+    PromptBuilder,
+    image_prompt,
+    mixed_prompt,
+    text_prompt,
+    video_prompt,
+)
+
+# A version directory is no package name for an import statement; Triton imports it this way too.
+sys.path.append(str(REPOSITORY / "vlm_transformers"))
+contract = importlib.import_module("1.contract")
+
+LAYOUT = contract.ModelLayout(
+    patch_size=16,
+    temporal_patch_size=2,
+    merge_size=2,
+    image_token_id=IMAGE_TOKEN,
+    video_token_id=VIDEO_TOKEN,
+    vocabulary_size=151936,
+    max_positions=128000,
+)
+Tensors = dict[str, np.ndarray]
+
+
+def build(tensors: Tensors) -> dict[str, torch.Tensor]:
+    inputs: dict[str, torch.Tensor] = contract.build_model_inputs(
+        tensors, LAYOUT, device=torch.device("cpu"), dtype=torch.float32
+    )
+    return inputs
+
+
+def test_text_alone_makes_text_inputs() -> None:
+    inputs = build(text_prompt())
+    assert set(inputs) == {"input_ids", "attention_mask"}
+    assert inputs["input_ids"].dtype == torch.int64
+    assert inputs["input_ids"].shape == (1, 8)
+
+
+def test_rows_are_dealt_to_their_modality_in_order() -> None:
+    prompt = mixed_prompt()
+    inputs = build(prompt)
+    rows = contract.normalize_patches(torch.from_numpy(prompt["pixel_patches"]), MEAN, STD)
+    assert prompt["grid_thw"].tolist() == [[1, 4, 4], [2, 6, 4], [1, 2, 8]]
+    assert torch.equal(inputs["pixel_values"], torch.cat([rows[:16], rows[64:]]))
+    assert torch.equal(inputs["pixel_values_videos"], rows[16:64])
+    assert inputs["image_grid_thw"].tolist() == [[1, 4, 4], [1, 2, 8]]
+    assert inputs["video_grid_thw"].tolist() == [[2, 6, 4]]
+
+
+def test_token_types_mark_the_placeholders() -> None:
+    prompt = mixed_prompt()
+    ids = prompt["input_ids"]
+    expected = np.where(ids == IMAGE_TOKEN, 1, np.where(ids == VIDEO_TOKEN, 2, 0))
+    assert build(prompt)["mm_token_type_ids"][0].tolist() == expected.tolist()
+
+
+def test_normalized_patches_equal_the_processors_float32_bit_for_bit() -> None:
+    values = np.tile(np.arange(256, dtype=np.uint8), FEATURE_COUNT // 256)[None]
+    channels = values.reshape(3, -1).astype(np.float32)
+    # transformers 5.23, `_fuse_mean_std_and_rescale_factor`: mean and std times 255 in float32, then two float32 steps.
+    expected = (channels - MEAN[:, None] * np.float32(255)) / (STD[:, None] * np.float32(255))
+    got = contract.normalize_patches(torch.from_numpy(values), MEAN, STD)
+    assert got.numpy().tobytes() == expected.astype(np.float32).tobytes()
+
+
+def test_pixels_come_in_the_dtype_that_is_asked_for() -> None:
+    inputs = contract.build_model_inputs(image_prompt(), LAYOUT, device=torch.device("cpu"), dtype=torch.bfloat16)
+    assert inputs["pixel_values"].dtype == torch.bfloat16
+
+
+def test_names_of_other_engines_are_ignored() -> None:
+    assert set(build(image_prompt() | {"item_hash": np.zeros((1, 32), np.uint8)})) == set(build(image_prompt()))
+
+
+def without(*names: str) -> Callable[[Tensors], Tensors]:
+    return lambda prompt: {name: array for name, array in prompt.items() if name not in names}
+
+
+def with_values(name: str, values: Any, dtype: type[np.generic]) -> Callable[[Tensors], Tensors]:
+    return lambda prompt: prompt | {name: np.array(values, dtype)}
+
+
+def moved_span(row: int, column: int, by: int) -> Callable[[Tensors], Tensors]:
+    def change(prompt: Tensors) -> Tensors:
+        spans = prompt["item_spans"].copy()
+        spans[row, column] += by
+        return prompt | {"item_spans": spans}
+
+    return change
+
+
+# video_prompt: 3 temporal steps of 4 x 4 patches; spans of 4 tokens at offsets 8, 18, 28.
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (without("input_ids"), "input_ids is missing"),
+        (with_values("input_ids", [], np.int32), "input_ids is empty"),
+        (with_values("input_ids", [1, 151936], np.int32), "vocabulary is 0 to 151935"),
+        (with_values("input_ids", [-1], np.int32), "input_ids range from -1"),
+        (with_values("input_ids", [1, 2], np.int64), r"must be int32 \[any\]"),
+        (without("grid_thw"), "came without grid_thw"),
+        (without("pixel_patches"), "pixel_patches is missing"),
+        (without("item_spans"), "item_spans is missing"),
+        (without("grid_thw", "pixel_patches", "item_modality", "item_spans"), "12 placeholder tokens"),
+        (with_values("pixel_patches", np.zeros((48, 1536)), np.float32), "must be uint8"),
+        (with_values("pixel_patches", np.zeros((47, 1536)), np.uint8), r"need \[48, 1536\]"),
+        (with_values("pixel_patches", np.zeros((48, 1176)), np.uint8), r"need \[48, 1536\]"),
+        (with_values("pixel_std", [0.5, 0.0, 0.5], np.float32), "pixel_std is"),
+        (with_values("grid_thw", [[3, 4, 5]], np.int64), "multiples of 2"),
+        (with_values("grid_thw", [[0, 4, 4]], np.int64), "must be positive"),
+        (with_values("grid_thw", [[3, 4]], np.int64), r"must be int64 \[any, 3\]"),
+        (with_values("item_modality", [1], np.int32), "an image has t = 1"),
+        (with_values("item_modality", [3], np.int32), r"takes 1 \(image\) and 2 \(video\)"),
+        (with_values("item_modality", [2, 2], np.int32), "they must agree"),
+        (moved_span(0, 0, 1), "must name items in order"),
+        (moved_span(0, 1, 1), "only the placeholder token 151656"),
+        (moved_span(0, 2, 1), "must have length 4"),
+        (moved_span(2, 1, 1000), "within 35 input ids"),
+        (moved_span(2, 1, -10), "must follow the span before it"),
+        (moved_span(0, 1, -100), "must follow the span before it"),
+        (with_values("item_spans", [[0, 8, 4], [0, 18, 4]], np.int32), "has 2 spans; its grid has t = 3"),
+        (with_values("item_spans", np.zeros((0, 3)), np.int32), "has 0 spans"),
+    ],
+)
+def test_a_contradiction_is_named(change: Callable[[Tensors], Tensors], complaint: str) -> None:
+    prompt = video_prompt()
+    assert prompt["item_spans"].tolist() == [[0, 8, 4], [0, 18, 4], [0, 28, 4]]
+    with pytest.raises(contract.InvalidPrompt, match=complaint):
+        build(change(prompt))
+
+
+def test_two_images_need_text_between_them() -> None:
+    prompt = PromptBuilder().image(2, 2).image(2, 2).tensors()
+    ids = [IMAGE_TOKEN, IMAGE_TOKEN]  # the runs would be one, and the second image would get no rotary positions
+    spans = np.array([[0, 0, 1], [1, 1, 1]], np.int32)
+    with pytest.raises(contract.InvalidPrompt, match="touches the span before it"):
+        build(prompt | {"input_ids": np.array(ids, np.int32), "item_spans": spans})
+
+
+def test_sampling_without_tensors_has_the_clients_defaults() -> None:
+    from engine_client import SamplingParameters
+
+    defaults, ours = SamplingParameters(), contract.Sampling.from_tensors({})
+    assert {name: getattr(ours, name) for name in ours.__slots__} == {
+        name: getattr(defaults, name) for name in defaults.__slots__
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "dtype"),
+    [
+        ("max_tokens", [0], np.int32),
+        ("max_tokens", [1, 2], np.int32),
+        ("temperature", [-1], np.float32),
+        ("temperature", [np.nan], np.float32),
+        ("top_p", [0], np.float32),
+        ("top_p", [1.1], np.float32),
+        ("top_k", [-1], np.int32),
+    ],
+)
+def test_sampling_out_of_range_is_named(name: str, values: list[float], dtype: type[np.generic]) -> None:
+    with pytest.raises(contract.InvalidPrompt, match=name):
+        contract.Sampling.from_tensors({name: np.array(values, dtype)})

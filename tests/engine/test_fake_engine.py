@@ -1,0 +1,105 @@
+"""The fake behaves like an engine where a test of a program can tell."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import numpy as np
+import pytest
+
+from engine_client import (
+    EngineClient,
+    EngineDeadlineExceeded,
+    EngineFailed,
+    EngineRequest,
+    EngineStep,
+    EngineUnavailable,
+    FinishReason,
+    SamplingParameters,
+    TritonEngine,
+)
+from engine_client.testing import FakeEngine
+
+
+def request(**sampling: object) -> EngineRequest:
+    parameters = SamplingParameters(**sampling)  # type: ignore[arg-type]
+    return EngineRequest("r", {"input_ids": np.array([1, 2], np.int32)}, parameters)
+
+
+async def steps(engine: EngineClient, asked: EngineRequest, timeout_seconds: float | None = None) -> list[EngineStep]:
+    return [step async for step in engine.generate(asked, timeout_seconds=timeout_seconds)]
+
+
+def test_both_engines_are_engine_clients() -> None:
+    clients: list[EngineClient] = [FakeEngine(), TritonEngine("nowhere:1")]  # checked by mypy, too
+    assert len(clients) == 2
+
+
+async def test_the_script_comes_a_token_a_step_and_the_request_is_kept() -> None:
+    engine, asked = FakeEngine([5, 6]), request()
+    assert await steps(engine, asked) == [EngineStep((5,)), EngineStep((6,), FinishReason.STOP)]
+    assert engine.requests == [asked]
+
+
+@pytest.mark.parametrize(
+    ("script", "sampling", "token_ids", "reason"),
+    [
+        ([5, 6, 7], {"max_tokens": 2}, [5, 6], FinishReason.LENGTH),
+        ([5, 6, 7], {"max_tokens": 3}, [5, 6, 7], FinishReason.STOP),
+        ([5, 6, 7], {"stop_token_ids": (6,)}, [5, 6], FinishReason.STOP),
+        ([], {}, [], FinishReason.STOP),
+    ],
+)
+async def test_the_script_is_cut_as_an_engine_would(
+    script: list[int], sampling: dict[str, object], token_ids: list[int], reason: FinishReason
+) -> None:
+    got = await steps(FakeEngine(script), request(**sampling))
+    assert [token_id for step in got for token_id in step.token_ids] == token_ids
+    assert got[-1].finish_reason is reason
+
+
+@pytest.mark.parametrize("fail_at_step", [0, 2, 3])
+async def test_it_fails_at_the_step_that_was_asked_for(fail_at_step: int) -> None:
+    engine = FakeEngine([5, 6, 7], error=EngineFailed("boom"), fail_at_step=fail_at_step)
+    with pytest.raises(EngineFailed, match="boom") as raised:
+        await steps(engine, request())
+    assert raised.value.tokens_received == fail_at_step
+
+
+async def test_unavailable_holds_for_every_method() -> None:
+    engine = FakeEngine([5], is_available=False)
+    for attempt in (steps(engine, request()), engine.check_ready(), engine.describe()):
+        with pytest.raises(EngineUnavailable):
+            await attempt
+    engine.is_available = True
+    await engine.check_ready()
+
+
+async def test_the_gate_holds_each_step_back() -> None:
+    engine = FakeEngine([5], gate=asyncio.Event())
+    assert engine.gate is not None
+    reading = asyncio.create_task(steps(engine, request()))
+    _, pending = await asyncio.wait({reading}, timeout=0.01)
+    assert pending
+    engine.gate.set()
+    assert len(await reading) == 1
+
+
+async def test_a_deadline_passes_at_the_gate() -> None:
+    with pytest.raises(EngineDeadlineExceeded):
+        await steps(FakeEngine([5], gate=asyncio.Event()), request(), timeout_seconds=0.01)
+
+
+async def test_leaving_early_is_counted() -> None:
+    engine = FakeEngine([5, 6])
+    async with aclosing(engine.generate(request())) as answer:
+        await anext(answer)
+    assert engine.cancelled_count == 1
+
+
+async def test_a_closed_engine_is_unavailable() -> None:
+    engine = FakeEngine([5])
+    await engine.close()
+    with pytest.raises(EngineUnavailable, match="closed"):
+        await steps(engine, request())
