@@ -11,7 +11,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from preprocessor.config import Limits, ServeSettings
-from preprocessor.service.server import serve
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +20,8 @@ def run(options: argparse.Namespace) -> int:
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     settings = settings_from(options)
+    from preprocessor.service.server import serve  # seconds of torch, after a wrong option has been refused at once
+
     run_loop = _event_loop_runner()
     run_loop(serve(settings))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 import grpc.aio
@@ -49,8 +50,10 @@ class Server:
 
     async def __aenter__(self) -> Server:
         settings = self.settings
+        # Encoding copies a prompt's tensors into a message: milliseconds of memory traffic, not a worker's kind of work.
+        self._encoding = ThreadPoolExecutor(2, "encode")
         if self.engine is None and settings.engine_address:
-            self.engine = TritonEngine(settings.engine_address, settings.engine_model)
+            self.engine = TritonEngine(settings.engine_address, settings.engine_model, executor=self._encoding)
         self.pool = WorkerPool(settings.worker_count, settings.max_queued_count)
         self.health = Health(self.engine)
         self.metrics = Metrics()
@@ -78,6 +81,7 @@ class Server:
         await self._http.cleanup()
         if self.engine is not None:
             await self.engine.close()
+        self._encoding.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self.pool.close)
 
     def _bind(self, address: str) -> str:

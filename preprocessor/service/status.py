@@ -33,8 +33,8 @@ _CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
     (errors.PreprocessorError, grpc.StatusCode.INTERNAL),
     (engine_client.EngineUnavailable, grpc.StatusCode.UNAVAILABLE),
     (engine_client.EngineDeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
-    # The engine refused what this service made: the two disagree, and the caller can change nothing.
-    (engine_client.EngineRejected, grpc.StatusCode.FAILED_PRECONDITION),
+    # Such as a prompt and max_tokens beyond the model's positions: what the engine alone can know of a request.
+    (engine_client.EngineRejected, grpc.StatusCode.INVALID_ARGUMENT),
     (engine_client.EngineError, grpc.StatusCode.INTERNAL),
     (TimeoutError, grpc.StatusCode.DEADLINE_EXCEEDED),
 )

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import shutil
-import subprocess
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -15,40 +12,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.triton.local_server import INSTALLED, REPOSITORY, TritonServer
+from deploy.triton.local_server import TritonServer
 from engine_client import EngineRequest, FinishReason, SamplingParameters, TritonEngine
 from tests.engine.prompts import image_prompt, mixed_prompt, text_prompt, video_prompt
-from tests.engine.servers import answer, serving
+from tests.engine.servers import MODEL_DIRECTORY, answer, ask_directly, serving
 
-MODEL_DIRECTORY = REPOSITORY / "vlm_transformers"
 TOKEN_COUNT = 24
 PROMPTS = {"text": text_prompt(), "image": image_prompt(), "video": video_prompt(), "mixed": mixed_prompt()}
 PROMPTS |= {f"video{seed}": video_prompt(seed) for seed in range(10, 14)}
 GREEDY = SamplingParameters(max_tokens=TOKEN_COUNT)
 
 
-def ask_directly(directory: Path, *save_directory: str) -> dict[str, list[int]]:
-    """The answers to `PROMPTS` from `direct_answers.py`."""
-    for name, tensors in PROMPTS.items():
-        np.savez(directory / f"{name}.npz", **tensors)
-    python = os.environ.get("TRITON_PYTHON", INSTALLED / "venv/bin/python")
-    script = Path(__file__).with_name("direct_answers.py")
-    ran = subprocess.run(
-        [python, script, MODEL_DIRECTORY, directory, str(TOKEN_COUNT), *save_directory],
-        env={"OMP_NUM_THREADS": "1"} | dict(os.environ),  # as the server: threads change the order of float sums
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    answers: dict[str, list[int]] = json.loads(ran.stdout.splitlines()[-1])
-    return answers
-
-
 @pytest.fixture(scope="session")
 def expected(triton: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[int]]:
     """By prompt; after `triton`, which says it better when nothing is installed."""
-    return ask_directly(tmp_path_factory.mktemp("prompts"))
+    return ask_directly(PROMPTS, TOKEN_COUNT, tmp_path_factory.mktemp("prompts"))
 
 
 @pytest.mark.parametrize("name", ["text", "image", "video", "mixed"])
@@ -117,7 +95,7 @@ async def test_tensors_for_other_engines_are_taken_and_change_nothing(
 async def test_one_parameter_serves_another_checkpoint(triton: TritonServer, tmp_path: Path) -> None:
     checkpoint, prompts = tmp_path / "checkpoint", tmp_path / "prompts"
     prompts.mkdir()
-    expected = ask_directly(prompts, str(checkpoint))
+    expected = ask_directly(PROMPTS, TOKEN_COUNT, prompts, str(checkpoint))
     shutil.copytree(MODEL_DIRECTORY, tmp_path / "models" / "vlm_transformers")
     config = tmp_path / "models" / "vlm_transformers" / "config.pbtxt"
     unset = 'key: "checkpoint"  value: { string_value: "" }'

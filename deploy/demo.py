@@ -1,0 +1,86 @@
+"""The main job from end to end: `make demo`.
+
+Makes a video, starts a real Triton with `vlm_transformers` and this service in front of it, asks a question about the
+video through the command line, and stops everything again. The model is tiny and random, so the tokens mean nothing; that
+the right pixels and ids reach it is what the tests prove.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deploy.triton.local_server import TritonServer
+from tests.media import moving_shapes_clip
+
+PREPROCESSOR = (sys.executable, "-m", "preprocessor")
+QUESTION = "Which shapes move, and where do they go?"
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
+
+
+def main() -> int:
+    """Run the demo; returns the exit status of the command that asked the question."""
+    with tempfile.TemporaryDirectory(prefix="preprocessor-demo-") as directory:
+        clip = Path(directory) / "clip.mp4"
+        say("making a clip: 30 s, 374x374, H.264")
+        clip.write_bytes(moving_shapes_clip())
+        say("starting Triton with vlm_transformers")
+        with TritonServer(["vlm_transformers"]) as triton:
+            say(f"Triton is ready on {triton.grpc_address}; starting the service")
+            with service(triton.grpc_address, Path(directory) / "service.log") as address:
+                say(f"the service is ready on {address}; asking: {QUESTION}\n")
+                asked = [*PREPROCESSOR, "generate", "--address", address, "--video", str(clip), "--fps", "1"]
+                status = subprocess.run([*asked, "--text", QUESTION, "--max-tokens", "32"], check=False).returncode
+    say("done, everything stopped" if status == 0 else f"failed with exit status {status}")
+    return status
+
+
+@contextmanager
+def service(engine_address: str, log_path: Path) -> Iterator[str]:
+    """A `preprocessor serve` process on free ports; yields its address once it is ready, and stops it with SIGTERM."""
+    command = [*PREPROCESSOR, "serve", "--address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"]
+    with log_path.open("wb") as log:
+        process = subprocess.Popen([*command, "--engine", engine_address], stderr=log)
+    try:
+        yield wait_until_ready(process, log_path)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], log_path: Path) -> str:
+    """The service's gRPC address, once `/readyz` says yes."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if found := re.search(r"on grpc (\S+), http (\S+);", log_path.read_text()):
+            try:
+                with urllib.request.urlopen(f"http://{found[2]}/readyz", timeout=2):
+                    return found[1]
+            except urllib.error.URLError:
+                pass  # listening, not ready yet
+        time.sleep(0.1)
+    raise RuntimeError(f"the service did not get ready:\n{log_path.read_text()}")
+
+
+def say(text: str) -> None:
+    print(f"demo: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The command line, as a user's shell runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from preprocessor import pipeline
+from preprocessor.models.family import Model
+from preprocessor.types import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, Sampling, TextPart
+from tests.media import moving_shapes_clip, photo
+
+COMMAND = (sys.executable, "-m", "preprocessor")
+CLIP = moving_shapes_clip(seconds=2, width=160, height=120)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("media") / "clip.mp4"
+    path.write_bytes(CLIP)
+    return path
+
+
+@pytest.fixture(scope="module")
+def picture(clip: Path) -> Path:
+    path = clip.with_name("photo.png")
+    path.write_bytes(photo(100, 80, "PNG"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A `preprocessor serve` process; a stop by SIGTERM must end it with status 0."""
+    free = ("--address", "127.0.0.1:0", "--http-address", "127.0.0.1:0", "--workers", "1")
+    process = subprocess.Popen([*COMMAND, "serve", *free], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        yield next(found[1] for line in process.stderr if (found := re.search(r"on grpc (\S+),", line)))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "stopped" in log
+
+
+def run(*arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == status, done.stderr
+    return done
+
+
+def test_prepare_prints_one_json_object(address: str, clip: Path, picture: Path) -> None:
+    done = run(
+        "prepare", "--address", address, "--image", picture, "--video", clip, "--fps", 4, "--text", "Hi", "--json"
+    )
+    answer = json.loads(done.stdout)
+    assert answer["model"] == "qwen3-vl"
+    assert [item["modality"] for item in answer["items"]] == ["image", "video"]
+    assert answer["items"][1]["grid_thw"][0] == 4
+    assert len(answer["items"][1]["frame_indices"]) == len(answer["items"][1]["times_seconds"]) == 8
+    assert {"decode", "resize", "patch", "tokenize"} <= answer["timings_ms"].keys()
+    assert answer["bytes"]["received"] == len(CLIP) + picture.stat().st_size
+
+
+@pytest.mark.parametrize("where", ["service", "local"])
+@pytest.mark.parametrize(("dtype", "pixels"), [("uint8", "pixel_patches"), ("bf16", "pixel_values")])
+def test_prepare_saves_the_tensors_by_the_contract_s_names(
+    address: str, clip: Path, tmp_path: Path, model: Model, where: str, dtype: str, pixels: str
+) -> None:
+    output = tmp_path / "out.safetensors"
+    place = ("--local",) if where == "local" else ("--address", address)
+    run("prepare", *place, "--video", clip, "--num-frames", 5, "--text", "Hi", "--dtype", dtype, "--output", output)
+    saved = load_file(output)
+    message = Message("user", (MediaPart("clip"), TextPart("Hi")))
+    form = next(form for form in pipeline.PIXEL_DTYPES if form.value == dtype)
+    media = (Media("clip", Modality.VIDEO, CLIP, Sampling(frame_count=5)),)
+    expected = pipeline.prepare(model, PreparationRequest(ChatPrompt((message,)), media, form)).tensors
+    assert saved.keys() == expected.keys()
+    assert {pixels, "input_ids", "grid_thw", "item_modality", "item_spans", "mrope_position_ids"} <= saved.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(saved[name].view(np.uint8), array.view(np.uint8), err_msg=name)
+
+
+def test_prepare_prints_a_table_for_people(address: str, clip: Path) -> None:
+    table = run("prepare", "--address", address, "--video", clip, "--fps", 4).stdout
+    assert re.search(r"clip\.mp4 +h264 160x120 +8 of 60 ", table)
+    assert "decode" in table
+
+
+def test_a_refusal_is_one_line_with_its_reason(address: str, picture: Path) -> None:
+    done = run("prepare", "--address", address, "--video", picture.with_name("clip.mp4"), "--fps", 0, status=1)
+    assert done.stderr.startswith("preprocessor: INVALID_SAMPLING: clip.mp4: fps is 0.0")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_file_that_is_not_there_is_named(address: str) -> None:
+    assert "nowhere.mp4" in run("prepare", "--address", address, "--video", "nowhere.mp4", status=1).stderr
+
+
+def test_nobody_listening_is_said_so() -> None:
+    assert "UNAVAILABLE" in run("prepare", "--address", "127.0.0.1:1", "--text", "Hi", status=1).stderr
+
+
+def test_an_unknown_model_is_refused_at_start() -> None:
+    assert "MODEL_NOT_FOUND" in run("serve", "--model", "/no/such/model", status=1).stderr
+
+
+@pytest.mark.parametrize("count", ["0", "-2", "two", "1.5"])
+def test_a_bad_worker_count_is_refused_at_start(count: str) -> None:
+    done = run("serve", "--workers", count, status=2)
+    assert "--workers" in done.stderr
+    assert count in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--address", "--http-address", "--engine"])
+def test_a_bad_address_is_refused_at_start(option: str) -> None:
+    assert option in run("serve", option, "localhost", status=2).stderr
+
+
+def test_a_taken_port_is_refused_at_start(address: str) -> None:
+    assert "--address" in run("serve", "--address", address, "--http-address", "127.0.0.1:0", status=2).stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "prepare", "generate"])
+def test_every_option_explains_itself(command: str) -> None:
+    text = run(command, "--help").stdout
+    options = re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE)
+    assert len(options) > 8
+    assert not re.findall(r"^  --[a-z-]+(?: [A-Z:.a-z]+)?\n  -", text, re.MULTILINE), "an option without a meaning"
