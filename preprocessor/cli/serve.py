@@ -22,12 +22,12 @@ def run(options: argparse.Namespace) -> int:
     settings = settings_from(options)
     from preprocessor.service.server import serve  # seconds of torch, after a wrong option has been refused at once
 
-    run_loop = _event_loop_runner()
+    run_loop = event_loop_runner()
     run_loop(serve(settings))
     return 0
 
 
-def _event_loop_runner() -> Callable[[Coroutine[Any, Any, None]], None]:
+def event_loop_runner() -> Callable[[Coroutine[Any, Any, None]], None]:
     """uvloop's `run`, or asyncio's where uvloop is absent, as on Windows."""
     try:
         import uvloop

@@ -12,6 +12,7 @@ import logging
 from aiohttp import web
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as grpc_health
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from engine_client import EngineClient, EngineError
 from preprocessor.service.metrics import Metrics
@@ -88,7 +89,7 @@ def probe_application(health: Health, metrics: Metrics, pool: WorkerPool) -> web
         metrics.queued.set(pool.queued_count)
         metrics.workers.set(pool.worker_count)
         metrics.engine_ready.set(health.is_engine_ready)
-        return web.Response(body=metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     application = web.Application()
     application.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", scrape)])

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
-from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS_TYPE
 
 from preprocessor.timing import Timings
 from preprocessor.types import Plan
 from preprocessor.version import VERSION
-
-__all__ = ["OPENMETRICS_TYPE", "Metrics"]
 
 # From a header probe to a ten-minute video.
 _SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import uvloop
 from safetensors.numpy import load_file
 
 from preprocessor import pipeline
+from preprocessor.cli.serve import event_loop_runner
 from preprocessor.models.family import Model
 from preprocessor.types import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, Sampling, TextPart
 from tests.media import moving_shapes_clip, photo
@@ -136,3 +139,15 @@ def test_every_option_explains_itself(command: str) -> None:
     options = re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE)
     assert len(options) > 8
     assert not re.findall(r"^  --[a-z-]+(?: [A-Z:.a-z]+)?\n  -", text, re.MULTILINE), "an option without a meaning"
+
+
+def test_without_uvloop_the_service_says_so_and_runs_on_asyncio(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert event_loop_runner() is asyncio.run
+    assert "uvloop is not installed" in caplog.text
+
+
+def test_with_uvloop_the_service_runs_on_it() -> None:
+    assert event_loop_runner() is uvloop.run
