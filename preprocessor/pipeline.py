@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.config import Limits
-from preprocessor.errors import InvalidRequest, LimitExceeded, UnsupportedMedia
+from preprocessor.errors import CorruptMedia, InvalidRequest, LimitExceeded, UnsupportedMedia
 from preprocessor.media.image import decode_image, probe_image
 from preprocessor.media.sampling import check_sampling
 from preprocessor.media.video import decode_frames, probe_video
@@ -233,7 +233,7 @@ def _render(model: Model, request: PreparationRequest, limits: Limits) -> tuple[
     prompt, media = request.prompt, list(request.media)
     match prompt:
         case ChatPrompt():
-            media = _media_of_chat(prompt, media)
+            media = _media_of_chat(prompt, media, limits)
             modalities = {medium.key: medium.modality for medium in media}
             text = render_chat(model.tokenizer, model.chat_template, prompt, modalities)
             found = model.placeholders.modalities_in_text(text)
@@ -259,11 +259,13 @@ def _render(model: Model, request: PreparationRequest, limits: Limits) -> tuple[
     return text, media
 
 
-def _media_of_chat(prompt: ChatPrompt, media: list[Media]) -> list[Media]:
+def _media_of_chat(prompt: ChatPrompt, media: list[Media], limits: Limits) -> list[Media]:
     """Media in the order in which the chat's parts refer to them."""
     by_key = {medium.key: medium for medium in media}
     parts = itertools.chain.from_iterable(message.parts for message in prompt.messages)
     used = [part.key for part in parts if isinstance(part, MediaPart)]
+    if len(used) > limits.max_media_count:  # a medium shown twice costs twice
+        raise LimitExceeded(f"the messages show {len(used)} media; at most {limits.max_media_count} are accepted")
     for key in used:
         if key not in by_key:
             raise InvalidRequest(
@@ -361,6 +363,12 @@ def _frame_groups(
     if item.frames is None:
         with timings.stage("decode"):
             image = decode_image(data, item.key)
+        if image.shape[:2] != (item.source.height_px, item.source.width_px):
+            raise CorruptMedia(
+                f"{item.key}: the header says {item.source.width_px}x{item.source.height_px} and the pixels are "
+                f"{image.shape[1]}x{image.shape[0]}",
+                media_key=item.key,
+            )
         yield image[np.newaxis]
         return
     assert isinstance(item.source, ClipInfo)

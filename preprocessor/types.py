@@ -98,7 +98,11 @@ class TextPrompt:
 
 @dataclass(frozen=True, slots=True)
 class TokenPrompt:
-    """Token ids with one placeholder id for each medium, in media order."""
+    """Token ids with one placeholder id for each medium, in media order.
+
+    Equal to the ids of the same prompt as text wherever the placeholder follows a special token, as templates write it: what
+    a family puts before its frames (a timestamp, say) is tokenized on its own here.
+    """
 
     token_ids: tuple[int, ...] = field(repr=False)
 

@@ -89,7 +89,13 @@ def audio_only_clip() -> bytes:
 
 @cache
 def photo(
-    width: int = 640, height: int = 480, image_format: str = "JPEG", *, mode: str = "RGB", orientation: int = 0, seed: int = 0
+    width: int = 640,
+    height: int = 480,
+    image_format: str = "JPEG",
+    *,
+    mode: str = "RGB",
+    orientation: int = 0,
+    seed: int = 0,
 ) -> bytes:
     """A picture with smooth and sharp parts, as a file of `image_format`.
 
@@ -145,8 +151,6 @@ def _gradient(width: int, height: int) -> npt.NDArray[np.uint8]:
     return np.stack(planes, axis=-1).astype(np.uint8)
 
 
-def _with_grain(
-    pixels: npt.NDArray[np.uint8], amplitude: int, random: np.random.Generator
-) -> npt.NDArray[np.uint8]:
+def _with_grain(pixels: npt.NDArray[np.uint8], amplitude: int, random: np.random.Generator) -> npt.NDArray[np.uint8]:
     noise = random.integers(-amplitude, amplitude + 1, pixels.shape, dtype=np.int16)
     return np.clip(pixels + noise, 0, 255).astype(np.uint8)

@@ -24,6 +24,7 @@ from preprocessor.types import ImageInfo
 ACCEPTED_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
 _TRANSPOSING_ORIENTATIONS = frozenset({5, 6, 7, 8})  # EXIF 2.32, tag 0x0112: the stored rows are columns
+_PNG_ORIENTATION_CHUNKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # all that Pillow looks at
 
 
 def probe_image(data: bytes, limits: Limits, key: str = "image") -> ImageInfo:
@@ -40,7 +41,7 @@ def probe_image(data: bytes, limits: Limits, key: str = "image") -> ImageInfo:
                 f"{key}: the image is {width}x{height}; at most {limits.max_image_pixels} pixels are accepted",
                 media_key=key,
             )
-        if image.getexif().get(ExifTags.Base.Orientation) in _TRANSPOSING_ORIENTATIONS:
+        if _stored_orientation(image, data) in _TRANSPOSING_ORIENTATIONS:
             width, height = height, width
         return ImageInfo(format=image.format or "", width_px=width, height_px=height)
 
@@ -53,6 +54,16 @@ def decode_image(data: bytes, key: str = "image") -> npt.NDArray[np.uint8]:
     """
     with _open_image(data, key) as image:
         return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def _stored_orientation(image: Image.Image, data: bytes) -> int:
+    """The EXIF orientation that `image.size` does not yet show, 1 where there is none."""
+    if image.format == "TIFF":  # Pillow gives its size upright
+        return 1
+    if image.format == "PNG" and not any(chunk in data for chunk in _PNG_ORIENTATION_CHUNKS):
+        return 1  # it may stand behind the pixels, and to look there Pillow would decode them all
+    orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return orientation
 
 
 @contextmanager

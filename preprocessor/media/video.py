@@ -26,6 +26,9 @@ from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded, UnsupportedMedia
 from preprocessor.types import ClipInfo
 
+# dav1d reads skip_frame once, when it is opened: the first packet would decide for the whole file.
+_NEVER_SKIPPING = frozenset({"libdav1d"})
+
 
 def _keep_going() -> None:
     pass
@@ -48,6 +51,12 @@ def probe_video(data: bytes, limits: Limits, key: str = "video", check: Callable
         if codec.width * codec.height > limits.max_frame_pixels:
             raise LimitExceeded(
                 f"{key}: frames are {codec.width}x{codec.height}; at most {limits.max_frame_pixels} pixels a frame are accepted",
+                media_key=key,
+            )
+        if container.format.name == "avi" and codec.has_b_frames:
+            raise UnsupportedMedia(
+                f"{key}: an AVI does not say when reordered frames are shown; put the video into an mp4 or mkv",
+                reason="NO_TIMESTAMPS",
                 media_key=key,
             )
         pts: list[int] = []
@@ -104,9 +113,11 @@ def decode_frames(
     position = 0
     with _open_video(data, key) as (container, stream):
         codec = stream.codec_context
+        can_skip = codec.name not in _NEVER_SKIPPING
         for packet in container.demux(stream):
             check()
-            codec.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in is_wanted else "NONREF"
+            needed = packet.pts is None or packet.pts in is_wanted or not can_skip
+            codec.skip_frame = "DEFAULT" if needed else "NONREF"
             for frame in _decode_packet(stream, packet):
                 if frame.pts not in is_wanted:
                     continue
@@ -168,6 +179,12 @@ def _open_video(data: bytes, key: str) -> Iterator[tuple[av.container.InputConta
                     media_key=key,
                 )
             stream = streams[0]
+            if stream.codec_context is None:
+                raise UnsupportedMedia(
+                    f"{key}: no decoder for the video's codec; re-encode it as H.264, HEVC, VP9 or AV1",
+                    reason="UNSUPPORTED_CODEC",
+                    media_key=key,
+                )
             stream.thread_type = "NONE"  # one worker, one core: parallelism is across requests
             yield container, stream
     except av.error.InvalidDataError as error:

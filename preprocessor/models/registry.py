@@ -47,14 +47,15 @@ def load_model(name: str) -> Model:
     Raises:
         ModelNotFound: There is no such model, or one of its files is missing or asks for something unknown.
     """
-    if name in builtin_names():
-        directory, tokenizer = _BUILTIN / name, build_qwen3_tokenizer()
+    directory = _BUILTIN / name if name in builtin_names() else _local_directory(name)
+    config = _read_json(directory, "config.json")
+    family = _family(config, name)  # before the tokenizer: transformers would import whatever model this names
+    if directory.parent == _BUILTIN:
+        tokenizer = build_qwen3_tokenizer()
         tokenizer_digest = _digest_files([qwen_ranks_file()])
     else:
-        directory = _local_directory(name)
         tokenizer = load_tokenizer(directory)
         tokenizer_digest = _digest_files(sorted(directory.glob("*token*.json")) + sorted(directory.glob("merges.txt")))
-    config = _read_json(directory, "config.json")
     settings = _processor_settings(directory)
     template = _chat_template(directory, tokenizer)
     image = parse_pixel_spec(settings["image"], f"{name}: image processor")
@@ -72,7 +73,7 @@ def load_model(name: str) -> Model:
     ).hexdigest()
     return Model(
         name=name,
-        family=_family(config, name),
+        family=family,
         image=image,
         video=video,
         tokenizer=tokenizer,

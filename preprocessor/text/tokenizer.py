@@ -59,7 +59,7 @@ def load_tokenizer(directory: Path) -> TokenizersBackend:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises it bare for a file it cannot read
         raise ModelNotFound(
             f"{directory}: no tokenizer can be loaded ({error})", reason="BAD_MODEL_DIRECTORY"
         ) from error

@@ -1,0 +1,54 @@
+"""What must hold before anything is timed: the paths make the same pixels.
+
+Exactly the same, but for `before`: it resizes floats, where the others resize uint8 values that round and saturate on the
+way. Its overshoot beside sharp edges is clipped here to the range that pixels have, and what remains has a tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from preprocessor.types import PixelForm
+from preprocessor.vision.patches import normalization_table, normalize_rows
+from tests.bench.paths import PATHS, Disagreement, Job, PixelPath
+
+LEVEL = 2 / 255
+"""One step of a uint8, in normalized pixels (mean and std are 0.5)."""
+
+# What `before` may be off: so much on average, and by more than one level in so many of its values.
+# Measured on the workload: 0.18 to 0.20 levels, and 4e-5 to 6e-5 of the values, those beside sharp edges.
+BEFORE_MEAN_LEVELS = 0.5
+BEFORE_SHARE_OVER_ONE_LEVEL = 1e-3
+
+
+def compare_paths(job: Job, paths: Mapping[str, PixelPath] = PATHS) -> dict[str, float]:
+    """Run every path once and compare what they make.
+
+    Returns:
+        How far `before` is off, in uint8 levels: mean, largest, and the share of values off by more than one.
+    Raises:
+        Disagreement: Frames or grids differ, ours is not exactly `seed`, or `before` is outside its tolerance.
+    """
+    results = {name: path(job) for name, path in paths.items()}
+    counts = {name: result.frame_count for name, result in results.items()}
+    grids = {name: result.grid_thw for name, result in results.items() if result.grid_thw is not None}
+    if set(counts.values()) != {len(job.indices)}:
+        raise Disagreement(f"{len(job.indices)} frames were asked for, decoded were {counts}")
+    if any(grid != grids["ours"] for grid in grids.values()):
+        raise Disagreement(f"the grids differ: {grids}")
+    expected, patches = results["seed"].pixels, results["ours"].pixels
+    if not np.array_equal(results["ours FP32"].pixels, expected):
+        raise Disagreement("ours in FP32 is not exactly what seed makes")
+    normalized = np.empty(patches.shape, np.float32)
+    normalize_rows(patches, normalization_table(job.model.video.pixels, PixelForm.FP32), normalized)
+    if not np.array_equal(normalized, expected):
+        raise Disagreement("our uint8 patches, looked up in the table, are not exactly what seed makes")
+    if results["bound"].pixels.nbytes != patches.nbytes:
+        raise Disagreement(f"bound wrote {results['bound'].pixels.nbytes} bytes, ours {patches.nbytes}")
+    off = np.abs(np.clip(results["before"].pixels, -1, 1) - expected) / LEVEL
+    share = float(np.mean(off > 1))
+    if off.mean() > BEFORE_MEAN_LEVELS or share > BEFORE_SHARE_OVER_ONE_LEVEL:
+        raise Disagreement(f"before is {off.mean():.2f} levels off on average, {share:.2%} of it by more than one")
+    return {"mean_levels": float(off.mean()), "max_levels": float(off.max()), "share_over_one_level": share}

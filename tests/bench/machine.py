@@ -1,0 +1,41 @@
+"""Where the benchmark ran: a figure without its machine, versions and command says nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import av
+import psutil
+
+LIBRARIES = ("av", "numpy", "opencv-python-headless", "tokenizers", "torch", "torchvision", "transformers")
+
+
+def machine() -> dict[str, Any]:
+    """Where this runs, with what, and how it was called."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "threads_of_this_process": psutil.Process().num_threads(),
+        "system": platform.platform(),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in LIBRARIES}
+        | {"ffmpeg (av)": av.ffmpeg_version_info},
+        "command": shlex.join(sys.orig_argv),
+    }
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

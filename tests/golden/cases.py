@@ -1,0 +1,97 @@
+"""The requests that goldens.json answers. Their media are committed: no encoder has a say in what they hold."""
+
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+from pathlib import Path
+
+from preprocessor.types import (
+    ChatPrompt,
+    Media,
+    MediaPart,
+    Message,
+    Modality,
+    PixelForm,
+    PreparationRequest,
+    Sampling,
+    TextPart,
+)
+from tests import media
+
+MEDIA = Path(__file__).parent / "media"
+GOLDENS = Path(__file__).parent / "goldens.json"
+
+# What made the committed files; `make_goldens` runs a maker only where its file is missing.
+MAKERS = {
+    "shapes-374.mp4": lambda: media.moving_shapes_clip(seconds=8),
+    "tiny-48x32.mp4": lambda: media.moving_shapes_clip(seconds=1, width=48, height=32),
+    "shapes-720p.mp4": lambda: media.moving_shapes_clip(seconds=0.8, width=1280, height=720),
+    "ntsc-vp9.webm": lambda: media.moving_shapes_clip(
+        seconds=2, rate=Fraction(30000, 1001), width=250, height=142, codec="libvpx-vp9", container="webm"
+    ),
+    "odd-333x207.jpg": lambda: media.photo(333, 207),
+    "tall-57x611.png": lambda: media.photo(57, 611, "PNG", mode="P"),
+    "alpha-200x150.webp": lambda: media.photo(200, 150, "WEBP", mode="RGBA"),
+    "rotated-400x250.jpg": lambda: media.photo(400, 250, orientation=6),
+}
+
+
+def _video(name: str, key: str = "video", **sampling: float) -> Media:
+    return Media(key, Modality.VIDEO, (MEDIA / name).read_bytes(), Sampling(**sampling))
+
+
+def _image(name: str, key: str = "image", **budget: int) -> Media:
+    return Media(key, Modality.IMAGE, (MEDIA / name).read_bytes(), **budget)
+
+
+def _ask(
+    *media_list: Media, text: str = "What happens here? Answer in two sentences, naïvely: 你好 🌍."
+) -> PreparationRequest:
+    parts = [MediaPart(medium.key) for medium in media_list]
+    return PreparationRequest(ChatPrompt((Message("user", (*parts, TextPart(text))),)), media_list)
+
+
+def _mixed_chat() -> PreparationRequest:
+    """Two turns; media between words, in another order than their list."""
+    messages = (
+        Message("system", (TextPart("You compare pictures."),)),
+        Message("user", (TextPart("First "), MediaPart("b"), TextPart(" then the clip "), MediaPart("v"))),
+        Message("assistant", (TextPart("Seen."),)),
+        Message("user", (MediaPart("a"), TextPart("and this?"))),
+    )
+    files = (
+        _image("odd-333x207.jpg", "a"),
+        _video("tiny-48x32.mp4", "v", frame_count=3),
+        _image("rotated-400x250.jpg", "b"),
+    )
+    return PreparationRequest(ChatPrompt(messages), files)
+
+
+def requests() -> dict[str, PreparationRequest]:
+    """Case name → request."""
+    small_budget = dataclasses.replace(_video("shapes-374.mp4", fps=1), min_pixels=4096, max_pixels=300_000)
+    return {
+        "video at 1 fps": _ask(_video("shapes-374.mp4", fps=1)),
+        "video at 2 fps": _ask(_video("shapes-374.mp4", fps=2)),
+        "video at 4 fps": _ask(_video("shapes-374.mp4", fps=4)),
+        "video at 8 fps": _ask(_video("shapes-374.mp4", fps=8)),
+        "video by the model's own sampling": _ask(_video("shapes-374.mp4")),
+        "an odd number of frames": _ask(_video("shapes-374.mp4", frame_count=5)),
+        "two frames": _ask(_video("shapes-374.mp4", frame_count=2)),
+        "video with a small budget": _ask(small_budget),
+        "tiny video": _ask(_video("tiny-48x32.mp4", fps=8)),
+        "720p video": _ask(_video("shapes-720p.mp4", fps=5)),
+        "vp9 video": _ask(_video("ntsc-vp9.webm", fps=2.5)),
+        "image of odd size": _ask(_image("odd-333x207.jpg")),
+        "tall image with a palette": _ask(_image("tall-57x611.png")),
+        "image with alpha": _ask(_image("alpha-200x150.webp")),
+        "rotated image": _ask(_image("rotated-400x250.jpg")),
+        "image with a small budget": _ask(_image("rotated-400x250.jpg", min_pixels=1024, max_pixels=20_000)),
+        "images and a video in one chat": _mixed_chat(),
+        "text alone": _ask(text="Just words.\n\n  And    spaces; 3.14159 <think>tags</think>"),
+    }
+
+
+def with_form(request: PreparationRequest, form: PixelForm) -> PreparationRequest:
+    return dataclasses.replace(request, pixel_form=form)

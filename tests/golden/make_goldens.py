@@ -1,0 +1,66 @@
+"""Write goldens.json: what Hugging Face makes of every case. Run from the repository's root:
+
+    python -m tests.golden.make_goldens        # or: make golden
+
+A medium that is missing is made; one that is there is kept. Look at the difference before committing it: integers and
+pixels change only where a library changed them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from preprocessor.models.registry import load_model
+from tests.golden import oracle
+from tests.golden.cases import GOLDENS, MAKERS, MEDIA, requests
+
+
+def digest(array: npt.NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+
+
+def golden(found: oracle.Answer) -> dict[str, Any]:
+    """One case as it stands in goldens.json: small integers in full, arrays as SHA-256 of their C-ordered bytes."""
+    ids = found.token_ids.astype(np.int32)
+    fp32 = torch.from_numpy(found.pixels)
+    entry: dict[str, Any] = {
+        "token_ids": {"length": len(ids), "first": ids[:8].tolist(), "last": ids[-8:].tolist(), "sha256": digest(ids)},
+        "grid_thw": found.grid_thw.tolist(),
+        "frame_indices": found.frame_indices,
+        "mrope_position_ids": digest(found.positions.astype(np.int32)),
+        "mrope_position_delta": found.delta,
+        "pixels": {},
+    }
+    if len(found.patches):
+        entry["pixels"] = {
+            "uint8": digest(found.patches),
+            "fp32": digest(found.pixels),
+            "bf16": digest(fp32.to(torch.bfloat16).view(torch.int16).numpy()),
+            "fp16": digest(fp32.to(torch.float16).numpy()),
+        }
+    return entry
+
+
+def main() -> None:
+    MEDIA.mkdir(exist_ok=True)
+    for name, make in MAKERS.items():
+        if not (MEDIA / name).is_file():
+            (MEDIA / name).write_bytes(make())
+    model = load_model("qwen3-vl")
+    goldens = {
+        "made_with": oracle.stamp(),
+        "media": {name: hashlib.sha256((MEDIA / name).read_bytes()).hexdigest() for name in sorted(MAKERS)},
+        "cases": {name: golden(oracle.answer(model, request)) for name, request in requests().items()},
+    }
+    GOLDENS.write_text(json.dumps(goldens, indent=1) + "\n")
+    print(f"{GOLDENS}: {len(goldens['cases'])} cases")
+
+
+if __name__ == "__main__":
+    main()

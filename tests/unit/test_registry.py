@@ -1,0 +1,139 @@
+"""From a name to a model: built-ins, directories in both layouts, and names that lead nowhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from preprocessor.config import Limits
+from preprocessor.errors import ModelNotFound
+from preprocessor.models import registry
+from preprocessor.models.family import Model
+from preprocessor.models.registry import builtin_names, load_model
+from preprocessor.pipeline import plan
+from preprocessor.types import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, TextPart
+from tests.media import photo
+
+BUILTIN = Path(registry.__file__).parent / "builtin" / "qwen3-vl"
+
+
+@pytest.fixture(scope="session")
+def saved(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model as a directory, the way it would lie on a disk."""
+    directory = tmp_path_factory.mktemp("models") / "qwen3-vl-saved"
+    model.tokenizer.save_pretrained(directory)
+    for path in BUILTIN.iterdir():
+        shutil.copy(path, directory)
+    return directory
+
+
+@pytest.fixture
+def directory(saved: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def merge_processor_files(directory: Path) -> None:
+    """The two processor files as the one that transformers 5 writes."""
+    image, video = directory / "preprocessor_config.json", directory / "video_preprocessor_config.json"
+    combined = {"image_processor": json.loads(image.read_text()), "video_processor": json.loads(video.read_text())}
+    (directory / "processor_config.json").write_text(json.dumps(combined))
+    image.unlink()
+    video.unlink()
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refusal(name: str) -> ModelNotFound:
+    with pytest.raises(ModelNotFound) as caught:
+        load_model(name)
+    return caught.value
+
+
+def test_qwen3_vl_is_built_in() -> None:
+    assert "qwen3-vl" in builtin_names()
+
+
+def test_a_directory_gives_the_token_ids_of_the_built_in(model: Model, saved: Path) -> None:
+    parts = (TextPart("Naïve 你好 <think> 3.14\n\n"), MediaPart("i"))
+    request = PreparationRequest(
+        ChatPrompt((Message("user", parts),)), (Media("i", Modality.IMAGE, photo(64, 64, "PNG")),)
+    )
+    ours = plan(load_model(str(saved)), request, Limits()).prompt.token_ids
+    assert ours.tolist() == plan(model, request, Limits()).prompt.token_ids.tolist()
+
+
+def test_a_directory_gives_the_settings_of_the_built_in(model: Model, saved: Path) -> None:
+    loaded = load_model(str(saved))
+    assert (loaded.image, loaded.video, loaded.placeholders) == (model.image, model.video, model.placeholders)
+
+
+def test_both_processor_layouts_give_the_same_settings(model: Model, directory: Path) -> None:
+    merge_processor_files(directory)
+    loaded = load_model(str(directory))
+    assert (loaded.image, loaded.video) == (model.image, model.video)
+
+
+def test_a_model_without_video_settings_uses_its_images(directory: Path) -> None:
+    (directory / "video_preprocessor_config.json").unlink()
+    loaded = load_model(str(directory))
+    assert loaded.video.pixels == loaded.image
+
+
+def test_stop_tokens_are_those_of_the_generation_config(model: Model) -> None:
+    assert model.stop_token_ids == (151645, 151643)
+
+
+def test_a_changed_setting_changes_the_fingerprint(saved: Path, directory: Path) -> None:
+    edit(directory / "preprocessor_config.json", size={"shortest_edge": 1, "longest_edge": 2})
+    assert load_model(str(directory)).fingerprint != load_model(str(saved)).fingerprint
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "tokenizer.json"])
+def test_a_directory_without_a_needed_file_is_refused(directory: Path, name: str) -> None:
+    (directory / name).unlink()
+    assert refusal(str(directory)).reason == "BAD_MODEL_DIRECTORY"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_file_that_is_no_json_object_is_refused(directory: Path, content: str) -> None:
+    (directory / "config.json").write_text(content)
+    assert refusal(str(directory)).reason == "BAD_MODEL_DIRECTORY"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_tokenizer_that_is_damaged_is_refused(directory: Path, content: str) -> None:
+    (directory / "tokenizer.json").write_text(content)
+    assert refusal(str(directory)).reason == "BAD_MODEL_DIRECTORY"
+
+
+def test_an_unknown_model_type_is_refused(directory: Path) -> None:
+    edit(directory / "config.json", model_type="llama")
+    error = refusal(str(directory))
+    assert (error.reason, "qwen3_vl" in error.message) == ("UNSUPPORTED_MODEL", True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("do_resize", False), ("resample", 2), ("patch_size", 0), ("image_mean", [0.5])]
+)
+def test_a_processor_setting_that_is_not_done_here_is_refused(directory: Path, setting: str, value: object) -> None:
+    edit(directory / "preprocessor_config.json", **{setting: value})
+    error = refusal(str(directory))
+    assert (error.reason, setting in error.message) == ("UNSUPPORTED_PROCESSOR", True)
+
+
+def test_placeholder_ids_that_the_tokenizer_lacks_are_refused(directory: Path) -> None:
+    edit(directory / "config.json", image_token_id=10**7)
+    assert refusal(str(directory)).reason == "BAD_MODEL_DIRECTORY"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["no/such-model", "not a name", "/no/such/directory", "a/b/c"])
+def test_a_name_that_leads_nowhere_is_not_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert refusal(name).reason == "MODEL_NOT_FOUND"
