@@ -26,7 +26,7 @@ import numpy.typing as npt
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, InvalidRequest, LimitExceeded, UnsupportedMedia
 from preprocessor.media.image import decode_image, probe_image
-from preprocessor.media.sampling import check_sampling
+from preprocessor.media.sampling import Spread, check_sampling, choose_frames
 from preprocessor.media.video import decode_frames, probe_video
 from preprocessor.models.family import Model
 from preprocessor.text.prompt import Replacement, expand_text, expand_token_ids, match_media, render_chat
@@ -34,7 +34,6 @@ from preprocessor.timing import Timings
 from preprocessor.types import (
     ChatPrompt,
     ClipInfo,
-    FrameChoice,
     ImageInfo,
     ItemPlan,
     Media,
@@ -47,7 +46,7 @@ from preprocessor.types import (
     TextPrompt,
     TokenPrompt,
 )
-from preprocessor.vision.geometry import patch_grid
+from preprocessor.vision.geometry import fit_image, patch_grid
 from preprocessor.vision.patches import (
     PIXEL_DTYPES,
     normalization_table,
@@ -86,6 +85,14 @@ def prepare(model: Model, request: PreparationRequest, limits: Limits | None = N
         timings.merge(write_pixels(model, request, planned, pixels))
         tensors[pixel_tensor_name(planned.pixel_form)] = pixels
     return Prepared(plan=planned, tensors=tensors, timings=timings)
+
+
+def _token_types(planned: Plan) -> npt.NDArray[np.int32]:
+    """Each token's modality number, 0 for text: int32 [L], as transformers' processors return it."""
+    types = np.zeros(len(planned.prompt.token_ids), np.int32)
+    for index, offset, length in planned.prompt.spans.tolist():
+        types[offset : offset + length] = planned.items[index].modality
+    return types
 
 
 def check_request(request: PreparationRequest, limits: Limits) -> None:
@@ -152,6 +159,7 @@ def plan(model: Model, request: PreparationRequest, limits: Limits, check: Check
         row_count=row_count,
         feature_count=features,
         pixel_form=request.pixel_form,
+        with_token_types=request.with_token_types,
         pixel_bytes=pixel_bytes,
         timings=timings,
     )
@@ -222,6 +230,9 @@ def prompt_tensors(model: Model, planned: Plan) -> dict[str, npt.NDArray[Any]]:
             "item_spans": planned.prompt.spans,
             "item_hash": np.frombuffer(b"".join(item.digest for item in items), np.uint8).reshape(-1, 32),
         }
+    tensors |= model.family.extra_tensors(items, model)
+    if planned.with_token_types:
+        tensors["mm_token_type_ids"] = _token_types(planned)
     if items and planned.pixel_form is PixelForm.UINT8:
         tensors["pixel_mean"] = np.array(model.image.mean, np.float32)
         tensors["pixel_std"] = np.array(model.image.std, np.float32)
@@ -286,11 +297,17 @@ def _plan_item(model: Model, medium: Media, salt: str, row_start: int, limits: L
     if medium.modality is Modality.IMAGE:
         source = probe_image(medium.data, limits, medium.key)
         frames, frame_count = None, 1
-        height, width = model.family.fit_image(source.height_px, source.width_px, spec)
+        height, width = fit_image(
+            source.height_px,
+            source.width_px,
+            factor=spec.factor,
+            min_pixels=spec.min_pixels,
+            max_pixels=spec.max_pixels,
+        )
     else:
         source = probe_video(medium.data, limits, medium.key, check)
-        video = dataclasses.replace(model.video, pixels=spec)
-        frames = _frame_choice(model, source, medium, video)
+        video = _video_spec(model, medium, spec)
+        frames = choose_frames(source, medium.sampling, _spread(model, medium, video), medium.key)
         frame_count = len(frames.indices)
         height, width = model.family.fit_video(frame_count, source.height_px, source.width_px, video)
     grid = patch_grid(frame_count, height, width, spec)
@@ -312,9 +329,15 @@ def _plan_item(model: Model, medium: Media, salt: str, row_start: int, limits: L
     )
 
 
-def _frame_choice(model: Model, clip: ClipInfo, medium: Media, video: VideoSpec) -> FrameChoice:
-    indices = model.family.choose_frames(clip, medium.sampling, video)
-    return FrameChoice(indices=indices, times_seconds=clip.times_seconds[indices])
+def _spread(model: Model, medium: Media, video: VideoSpec) -> Spread:
+    """The family's rule for this medium."""
+    return lambda total, rate: model.family.spread_frames(total, rate, medium.sampling, video)
+
+
+def _video_spec(model: Model, medium: Media, pixels: PixelSpec) -> VideoSpec:
+    """The model's video settings with the caller's overrides."""
+    cap = model.video.cap_pixels_per_frame if medium.cap_pixels_per_frame is None else medium.cap_pixels_per_frame
+    return dataclasses.replace(model.video, pixels=pixels, cap_pixels_per_frame=cap)
 
 
 def _with_budget(spec: PixelSpec, medium: Media) -> PixelSpec:
@@ -336,8 +359,9 @@ def _pixel_spec(model: Model, modality: Modality) -> PixelSpec:
 
 
 def _replacement(model: Model, item: ItemPlan) -> Replacement:
-    replace = model.family.replace_image if item.modality is Modality.IMAGE else model.family.replace_video
-    return replace(item, model)
+    if item.modality is Modality.VIDEO:
+        return model.family.replace_video(item, model)
+    return Replacement(model.placeholders.tokens[item.modality], (item.token_count,))
 
 
 def _pixel_bytes(form: PixelForm, value_count: int, limits: Limits) -> int:

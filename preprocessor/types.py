@@ -38,22 +38,53 @@ class PixelForm(enum.Enum):
 # -- what the caller asks for ------------------------------------------------------------------------------------------
 
 
+class SamplingBasis(enum.Enum):
+    """What evenly spread frames are spread over."""
+
+    AUTO = "auto"  # TIME where the frame rate varies, else INDEX: the two agree on a constant rate
+    INDEX = "index"  # frame numbers at the average rate, as transformers does
+    TIME = "time"  # presentation times: the frame on screen at each moment
+
+
+class OnDamage(enum.Enum):
+    """What to do about a chosen frame that cannot be decoded."""
+
+    FAIL = "fail"  # end with an error that names the first bad time
+    REPEAT = "repeat"  # use the last good frame in its place, and report it
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Which frames of a video to use: at most one of `fps` and `frame_count`; neither means the model's own rule."""
+    """Which frames of a video to use.
+
+    Attributes:
+        fps, frame_count, indices, times_seconds, every_frame: At most one; none means the model's own rule. `frame_count`
+            is a cap. Indices count frames in presentation order from 0; at a time, the frame on screen is taken.
+        start_seconds, end_seconds: Frames shown from start (included) to end (excluded), counted from the first frame; not
+            with explicit indices or times.
+        basis: What fps and frame_count spread frames over.
+    """
 
     fps: float | None = None
     frame_count: int | None = None
+    indices: tuple[int, ...] | None = None
+    times_seconds: tuple[float, ...] | None = None
+    every_frame: bool = False
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    basis: SamplingBasis = SamplingBasis.AUTO
 
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """One image or video as its encoded file.
+    """One image, video or sound as its encoded file.
 
     Attributes:
         key: The caller's name for it, unique in the request; parts of a chat refer to it.
         data: The whole file.
-        min_pixels, max_pixels: Override the model's pixel budget; None keeps it. A video's budget counts all frames.
+        min_pixels, max_pixels: Override the model's pixel budget; None keeps it. Whether a video's budget counts one frame
+            or all is the model family's rule.
+        cap_pixels_per_frame: Override the model's setting of that name; None keeps it.
     """
 
     key: str
@@ -62,6 +93,8 @@ class Media:
     sampling: Sampling = Sampling()
     min_pixels: int | None = None
     max_pixels: int | None = None
+    cap_pixels_per_frame: bool | None = None
+    on_damage: OnDamage = OnDamage.FAIL
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +109,11 @@ class MediaPart:
 
 @dataclass(frozen=True, slots=True)
 class Message:
+    """`extra` holds further fields that the model's template knows, such as `tool_calls` or `tool_call_id`."""
+
     role: str
     parts: tuple[TextPart | MediaPart, ...]
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +145,17 @@ class TokenPrompt:
 
 @dataclass(frozen=True, slots=True)
 class PreparationRequest:
-    """A prompt, its media, and the form its pixels should take."""
+    """A prompt, its media, and the form its pixels should take.
+
+    Attributes:
+        with_token_types: Whether to add `mm_token_type_ids`.
+        cache_salt: Mixed into every item's digest.
+    """
 
     prompt: ChatPrompt | TextPrompt | TokenPrompt
     media: tuple[Media, ...] = ()
     pixel_form: PixelForm = PixelForm.UINT8
+    with_token_types: bool = False
     cache_salt: str = ""
 
 
@@ -137,6 +179,7 @@ class ClipInfo:
         codec: FFmpeg's decoder name, such as "h264".
         rate: Average frames a second as the container states it.
         pts: Presentation timestamps int64 [frame_count], ascending, in units of `time_base_seconds`.
+        rotation_degrees: How far a player turns the picture clockwise: 0, 90, 180 or 270.
     """
 
     codec: str
@@ -146,6 +189,7 @@ class ClipInfo:
     duration_seconds: float
     time_base_seconds: float
     pts: npt.NDArray[np.int64] = field(repr=False)
+    rotation_degrees: int = 0
 
     @property
     def frame_count(self) -> int:
@@ -159,10 +203,22 @@ class ClipInfo:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrameChoice:
-    """The frames to decode: ascending indices int64 [n] in presentation order, and their times in seconds [n]."""
+    """The frames to decode.
+
+    Attributes:
+        indices: int64 [n], ascending, in presentation order; a frame that is on screen at several moments may repeat.
+        times_seconds: Their presentation times, float64 [n], as the file states them.
+        prompt_times_seconds: The times a prompt should state, float64 [n], counted from the clip's first frame: index /
+            average rate on basis INDEX (as transformers does), on TIME the moments at which the frames are on screen.
+        sampled_fps: Frames chosen a second of the clip, or of the part between start and end.
+        basis: INDEX or TIME, as used.
+    """
 
     indices: npt.NDArray[np.int64]
     times_seconds: npt.NDArray[np.float64]
+    prompt_times_seconds: npt.NDArray[np.float64]
+    sampled_fps: float
+    basis: SamplingBasis
 
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
@@ -235,6 +291,7 @@ class Plan:
     row_count: int
     feature_count: int
     pixel_form: PixelForm
+    with_token_types: bool
     pixel_bytes: int
     timings: Timings
 

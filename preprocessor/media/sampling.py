@@ -1,36 +1,103 @@
-"""Which frames of a clip to use: metadata in, indices out. Pure; each policy is a plain function of ints and floats."""
+"""Which frames of a clip to use: metadata in, indices out. Pure: numbers only, no files.
+
+One policy layer for every model. A caller names frames himself (indices, times, every frame), or how many he wants (fps, a
+count, or nothing); then the model family's rule spreads that many over the clip. The rule knows only a number of frames and
+a rate, so it serves both bases: over frame numbers, as transformers does, or over time, where a frame stays on screen until
+the next one. On a constant frame rate the two are the same; on a varying one, index x average rate names wrong moments.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from preprocessor.errors import InvalidRequest
-from preprocessor.types import Sampling
+from preprocessor.types import ClipInfo, FrameChoice, Sampling, SamplingBasis
+
+Spread = Callable[[int, float], npt.NDArray[np.int64]]
+"""A family's rule with the caller's wish bound to it: (frames, frames a second) → ascending indices below `frames`."""
+
+# Half a frame off its place, and a frame number names another frame.
+_CONSTANT_RATE_TOLERANCE_FRAMES = 0.5
 
 
 def check_sampling(sampling: Sampling, key: str) -> None:
     """Refuse what no clip could satisfy, before the file is looked at.
 
     Raises:
-        InvalidRequest: `SAMPLING_CONFLICT` where fps and frame count are both given; `INVALID_SAMPLING` for a bad value.
+        InvalidRequest: `SAMPLING_CONFLICT` where several ways are asked at once; `INVALID_SAMPLING` for a bad value.
     """
-    if sampling.fps is not None and sampling.frame_count is not None:
+    ways = {
+        "fps": sampling.fps is not None,
+        "frame_count": sampling.frame_count is not None,
+        "indices": sampling.indices is not None,
+        "times_seconds": sampling.times_seconds is not None,
+        "every_frame": sampling.every_frame,
+    }
+    asked = [way for way, is_asked in ways.items() if is_asked]
+    if len(asked) > 1:
         raise InvalidRequest(
-            f"{key}: fps and frame_count are both given; choose one", reason="SAMPLING_CONFLICT", media_key=key
+            f"{key}: {' and '.join(asked)} are given together; choose one", reason="SAMPLING_CONFLICT", media_key=key
         )
-    if sampling.fps is not None and not (math.isfinite(sampling.fps) and sampling.fps > 0):
+    bounds = (sampling.start_seconds, sampling.end_seconds)
+    if (sampling.indices is not None or sampling.times_seconds is not None) and bounds != (None, None):
         raise InvalidRequest(
-            f"{key}: fps is {sampling.fps}; it must be a number above 0", reason="INVALID_SAMPLING", media_key=key
-        )
-    if sampling.frame_count is not None and sampling.frame_count < 1:
-        raise InvalidRequest(
-            f"{key}: frame_count is {sampling.frame_count}; it must be at least 1",
-            reason="INVALID_SAMPLING",
+            f"{key}: {asked[0]} name the frames; start_seconds and end_seconds do not go with them",
+            reason="SAMPLING_CONFLICT",
             media_key=key,
         )
+    for name, value in (("fps", sampling.fps), ("frame_count", sampling.frame_count)):
+        _require(value is None or (math.isfinite(value) and value > 0), name, value, "a number above 0", key)
+    for name, value in zip(("start_seconds", "end_seconds"), bounds, strict=True):
+        _require(value is None or (math.isfinite(value) and value >= 0), name, value, "a number of at least 0", key)
+    start, end = bounds
+    _require(start is None or end is None or start < end, "end_seconds", end, f"more than start_seconds ({start})", key)
+    if sampling.indices is not None:
+        is_ascending = all(a <= b for a, b in itertools.pairwise(sampling.indices))
+        is_sound = bool(sampling.indices) and sampling.indices[0] >= 0 and is_ascending
+        _require(is_sound, "indices", _shown(sampling.indices), "at least one, ascending, from 0", key)
+    if sampling.times_seconds is not None:
+        times = sampling.times_seconds
+        is_ascending = all(a <= b for a, b in itertools.pairwise(times))
+        is_sound = bool(times) and all(map(math.isfinite, times)) and times[0] >= 0 and is_ascending
+        _require(is_sound, "times_seconds", _shown(times), "at least one, ascending, from 0", key)
+
+
+def choose_frames(clip: ClipInfo, sampling: Sampling, spread: Spread, key: str) -> FrameChoice:
+    """Choose which frames to decode.
+
+    Args:
+        clip: Header facts; at least one frame.
+        sampling: Checked by `check_sampling`.
+        spread: Used where the caller does not name frames.
+        key: The caller's name for the clip, for messages.
+    Raises:
+        InvalidRequest: `FRAME_OUT_OF_RANGE` for an index or time beyond the clip; `NO_FRAMES_IN_RANGE` where no frame is
+            shown between start and end.
+    """
+    elapsed = clip.times_seconds - clip.times_seconds[0]
+    end_seconds = elapsed[-1] + _mean_interval(clip, elapsed)
+    if sampling.indices is not None:
+        return _by_index(clip, _named_indices(clip, sampling.indices, key), clip.frame_count)
+    if sampling.times_seconds is not None:
+        moments = np.asarray(sampling.times_seconds, np.float64)
+        if moments[-1] >= end_seconds:
+            raise _out_of_range(f"{key}: the clip ends at {end_seconds:.3f} s; {moments[-1]:g} s is asked", key)
+        return _by_time(clip, elapsed, moments, first=0, last=clip.frame_count)
+    first, last = _window(elapsed, sampling, key)
+    if sampling.every_frame:
+        return _by_index(clip, np.arange(first, last), last - first)
+    if _basis(clip, elapsed, sampling.basis) is SamplingBasis.INDEX:
+        return _by_index(clip, first + spread(last - first, clip.rate), last - first)
+    window_end = end_seconds if last == clip.frame_count else float(elapsed[last])
+    rate = (last - first) / (window_end - elapsed[first])
+    moments = elapsed[first] + spread(last - first, rate) / rate
+    return _by_time(clip, elapsed, moments, first, last)
 
 
 def count_for_fps(total: int, rate: float, fps: float, *, least: int, most: int) -> int:
@@ -48,3 +115,92 @@ def spread_evenly(total: int, count: int) -> npt.NDArray[np.int64]:
     the original repeats frames.
     """
     return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
+
+
+def spread_by_steps(total: int, count: int) -> npt.NDArray[np.int64]:
+    """`count` indices in equal steps from the first frame, each rounded down; the last step ends before the last frame.
+
+    Source: transformers 5.23, Qwen2VLVideoProcessor.sample_frames; torch's arange itself, whose rounding is part of it.
+    """
+    indices: npt.NDArray[np.int64] = torch.arange(0, total, total / count).int().numpy().astype(np.int64)
+    return indices[:count]
+
+
+def whole_patches(count: float, temporal_patch_size: int) -> int:
+    """The largest multiple of `temporal_patch_size` that is not above `count`; one frame stays one."""
+    return max(math.floor(count / temporal_patch_size) * temporal_patch_size, 1)
+
+
+def _by_index(clip: ClipInfo, indices: npt.NDArray[np.int64], window_count: int) -> FrameChoice:
+    return FrameChoice(
+        indices=indices,
+        times_seconds=clip.times_seconds[indices],
+        prompt_times_seconds=indices / clip.rate,
+        sampled_fps=len(indices) / window_count * clip.rate,
+        basis=SamplingBasis.INDEX,
+    )
+
+
+def _by_time(
+    clip: ClipInfo, elapsed: npt.NDArray[np.float64], moments: npt.NDArray[np.float64], first: int, last: int
+) -> FrameChoice:
+    """The frames on screen at these moments, counted in seconds from the first frame."""
+    # A moment computed as n / rate may fall a rounding error before the frame that it names.
+    tolerance = _mean_interval(clip, elapsed) * 1e-6
+    on_screen = np.searchsorted(elapsed, moments + tolerance, side="right") - 1
+    indices = np.clip(on_screen, first, last - 1).astype(np.int64)
+    step = (moments[-1] - moments[0]) / (len(moments) - 1) if len(moments) > 1 else 0.0
+    return FrameChoice(
+        indices=indices,
+        times_seconds=clip.times_seconds[indices],
+        prompt_times_seconds=moments,
+        sampled_fps=float(1 / step) if step > 0 else clip.rate,
+        basis=SamplingBasis.TIME,
+    )
+
+
+def _named_indices(clip: ClipInfo, indices: tuple[int, ...], key: str) -> npt.NDArray[np.int64]:
+    if indices[-1] >= clip.frame_count:
+        raise _out_of_range(f"{key}: the clip has {clip.frame_count} frames; index {indices[-1]} is asked", key)
+    return np.asarray(indices, np.int64)
+
+
+def _window(elapsed: npt.NDArray[np.float64], sampling: Sampling, key: str) -> tuple[int, int]:
+    """First frame shown at or after start, and first at or after end."""
+    first = 0 if sampling.start_seconds is None else int(np.searchsorted(elapsed, sampling.start_seconds))
+    last = len(elapsed) if sampling.end_seconds is None else int(np.searchsorted(elapsed, sampling.end_seconds))
+    if first >= last:
+        raise InvalidRequest(
+            f"{key}: no frame is shown from {sampling.start_seconds or 0:g} s to "
+            f"{'the end' if sampling.end_seconds is None else f'{sampling.end_seconds:g} s'}; "
+            f"the last one is at {elapsed[-1]:.3f} s",
+            reason="NO_FRAMES_IN_RANGE",
+            media_key=key,
+        )
+    return first, last
+
+
+def _basis(clip: ClipInfo, elapsed: npt.NDArray[np.float64], asked: SamplingBasis) -> SamplingBasis:
+    if asked is not SamplingBasis.AUTO:
+        return asked
+    off_frames = np.abs(elapsed * clip.rate - np.arange(clip.frame_count)).max()
+    return SamplingBasis.INDEX if off_frames < _CONSTANT_RATE_TOLERANCE_FRAMES else SamplingBasis.TIME
+
+
+def _mean_interval(clip: ClipInfo, elapsed: npt.NDArray[np.float64]) -> float:
+    """Seconds from one frame to the next, on average; what the last frame is taken to stay on screen."""
+    return float(elapsed[-1]) / (clip.frame_count - 1) if elapsed[-1] > 0 else 1 / clip.rate
+
+
+def _require(holds: bool, name: str, value: object, accepted: str, key: str) -> None:
+    if not holds:
+        raise InvalidRequest(f"{key}: {name} is {value}; give {accepted}", reason="INVALID_SAMPLING", media_key=key)
+
+
+def _out_of_range(message: str, key: str) -> InvalidRequest:
+    return InvalidRequest(message, reason="FRAME_OUT_OF_RANGE", media_key=key)
+
+
+def _shown(values: tuple[object, ...], most: int = 8) -> str:
+    """A list for a message, cut where it is long."""
+    return ", ".join(map(str, values[:most])) + (", …" if len(values) > most else "") or "empty"

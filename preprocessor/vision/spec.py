@@ -51,14 +51,16 @@ class VideoSpec:
     Attributes:
         fps: Frames a second to sample.
         min_frames, max_frames: Bounds on what `fps` yields.
-        frame_token_cap: The most tokens one frame may cost, where `cap_pixels_per_frame` is set; None for no cap.
+        cap_pixels_per_frame: Whether the family's further cap on a frame's pixels holds.
+        max_video_tokens: What that cap is derived from; a frame's tokens or a video's, by family.
     """
 
     pixels: PixelSpec
     fps: float
     min_frames: int
     max_frames: int
-    frame_token_cap: int | None = None
+    cap_pixels_per_frame: bool = False
+    max_video_tokens: int = 768
 
 
 def parse_pixel_spec(config: Mapping[str, Any], source: str) -> PixelSpec:

@@ -20,7 +20,7 @@ import torch
 from preprocessor.errors import UnsupportedMedia
 from preprocessor.media.sampling import count_for_fps, spread_evenly
 from preprocessor.models.family import Model
-from preprocessor.models.qwen3_vl import resized_video
+from preprocessor.models.qwen3_vl import fit_video as fit_qwen3_video
 from preprocessor.pipeline import prepare
 from preprocessor.types import (
     ChatPrompt,
@@ -235,12 +235,12 @@ def test_video_sizes_are_equal_for_thousands_of_inputs() -> None:
 
 def test_capped_video_sizes_are_equal_for_thousands_of_inputs() -> None:
     pixels = PixelSpec(16, 2, 2, 4_096, 25_165_824, (0.5,) * 3, (0.5,) * 3)
-    spec = VideoSpec(pixels, fps=2, min_frames=4, max_frames=768, frame_token_cap=768)
+    spec = VideoSpec(pixels, fps=2, min_frames=4, max_frames=768, cap_pixels_per_frame=True, max_video_tokens=768)
     processor = oracle.video_processor(cap_pixels_per_frame=True, max_video_tokens=768)
     counts = np.random.default_rng(3).integers(2, 769, 3_000).tolist()
     for count, size in zip(counts, random_sizes(3_000), strict=True):
         height, width = size["height"], size["width"]
-        ours = outcome(resized_video, count, height, width, spec)
+        ours = outcome(fit_qwen3_video, count, height, width, spec)
         theirs = outcome(processor.get_num_of_video_patches, count, height, width)
         assert (ours if ours == "refused" else -(-count // 2) * ours[0] * ours[1] // 256) == theirs, (count, size)
 

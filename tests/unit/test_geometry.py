@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from preprocessor.errors import UnsupportedMedia
-from preprocessor.models.qwen3_vl import resized_video
+from preprocessor.models.qwen3_vl import fit_video as fit_qwen3_video
 from preprocessor.types import Grid
 from preprocessor.vision.geometry import fit_image, fit_video, patch_grid
 from preprocessor.vision.spec import PixelSpec, VideoSpec
@@ -68,10 +68,10 @@ def test_an_odd_frame_fills_a_temporal_patch_alone(frame_count: int, t: int) -> 
 
 def test_a_single_frame_is_sized_as_a_whole_temporal_patch() -> None:
     spec = VideoSpec(SPEC, fps=2, min_frames=4, max_frames=768)
-    assert resized_video(1, 374, 374, spec) == resized_video(2, 374, 374, spec)
+    assert fit_qwen3_video(1, 374, 374, spec) == fit_qwen3_video(2, 374, 374, spec)
 
 
 def test_a_frame_token_cap_bounds_each_frame() -> None:
-    spec = VideoSpec(SPEC, fps=2, min_frames=4, max_frames=768, frame_token_cap=100)
-    height, width = resized_video(4, 2000, 2000, spec)
+    spec = VideoSpec(SPEC, fps=2, min_frames=4, max_frames=768, cap_pixels_per_frame=True, max_video_tokens=100)
+    height, width = fit_qwen3_video(4, 2000, 2000, spec)
     assert height * width <= 100 * 32 * 32
