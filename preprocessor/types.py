@@ -220,6 +220,11 @@ class FrameChoice:
     sampled_fps: float
     basis: SamplingBasis
 
+    @property
+    def repeated_count(self) -> int:
+        """Places that a frame takes beyond its first."""
+        return len(self.indices) - len(np.unique(self.indices))
+
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
 

@@ -48,6 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token")
     generate.add_argument("--top-p", type=float, default=1.0, metavar="P", help="0 < P <= 1")
     generate.add_argument("--top-k", type=int, default=0, metavar="K", help="0 sets no bound")
+    generate.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="a text that ends the answer; may be repeated"
+    )
     generate.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling")
     return parser
 
@@ -95,6 +98,12 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument("--fps", type=float, metavar="F", help="frames a second to use of every video")
     parser.add_argument("--num-frames", type=int, metavar="N", help="frames to use of every video; excludes --fps")
+    parser.add_argument("--every-frame", action="store_true", help="use every frame of every video; excludes both")
+    parser.add_argument("--start-seconds", type=float, metavar="S", help="use only frames from here on")
+    parser.add_argument("--end-seconds", type=float, metavar="S", help="use only frames before this")
+    parser.add_argument(
+        "--tolerant", action="store_true", help="put the last good frame in the place of one that cannot be decoded"
+    )
     parser.add_argument(
         "--min-pixels", type=int, metavar="N", help="least pixels after resizing; the model's own if absent"
     )

@@ -31,10 +31,9 @@ def build_spec(options: argparse.Namespace) -> tuple[pb.PrepareSpec, dict[str, b
         key = _unique_key(Path(path).name, files)
         files[key] = Path(path).read_bytes()
         medium = spec.media.add(key=key, modality=_MODALITIES[modality], chunked=True)
-        if modality == "video" and options.fps is not None:
-            medium.sampling.fps = options.fps
-        if modality == "video" and options.num_frames is not None:
-            medium.sampling.frame_count = options.num_frames
+        if modality == "video":
+            medium.sampling.CopyFrom(_sampling(options))
+            medium.damage_policy = pb.DAMAGE_POLICY_TOLERANT if options.tolerant else pb.DAMAGE_POLICY_STRICT
         if options.min_pixels is not None:
             medium.min_pixels = options.min_pixels
         if options.max_pixels is not None:
@@ -45,6 +44,16 @@ def build_spec(options: argparse.Namespace) -> tuple[pb.PrepareSpec, dict[str, b
     return spec, files
 
 
+def _sampling(options: argparse.Namespace) -> pb.Sampling:
+    return pb.Sampling(
+        fps=options.fps,
+        frame_count=options.num_frames,
+        every_frame=options.every_frame,
+        start_seconds=options.start_seconds,
+        end_seconds=options.end_seconds,
+    )
+
+
 def build_parameters(options: argparse.Namespace) -> pb.GenerationParameters:
     return pb.GenerationParameters(
         max_tokens=options.max_tokens,
@@ -52,6 +61,7 @@ def build_parameters(options: argparse.Namespace) -> pb.GenerationParameters:
         top_p=options.top_p,
         top_k=options.top_k,
         seed=options.seed,
+        stop_strings=options.stop,
     )
 
 

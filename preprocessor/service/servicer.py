@@ -16,7 +16,14 @@ from dataclasses import dataclass, field
 import av
 import grpc.aio
 
-from engine_client import EngineClient, EngineRequest, EngineStep, EngineUnavailable, SamplingParameters
+from engine_client import (
+    EngineClient,
+    EngineRequest,
+    EngineStep,
+    EngineUnavailable,
+    FinishReason,
+    SamplingParameters,
+)
 from preprocessor import pipeline
 from preprocessor.config import ServeSettings
 from preprocessor.errors import ModelNotFound
@@ -91,12 +98,13 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             engine = self._require_engine()
             spec = (await receive_spec(requests, self._settings.upload_idle_seconds)).spec
             sampling = wire.read_parameters(spec.parameters, self._model.stop_token_ids)
+            stop_strings = wire.read_stop_strings(spec.parameters)
             spec.prompt.pixel_form = pb.PIXEL_FORM_UINT8
             request = await self._receive(spec.prompt, requests, call)
             planned = await self._plan(request, call)
             await context.write(pb.GenerateResponse(header=self._header(request, planned, call, with_data=False)))
             engine_request = await self._engine_request(request, planned, sampling, call)
-            await self._stream_answer(engine, engine_request, planned, call, context)
+            await self._stream_answer(engine, engine_request, planned, stop_strings, call, context)
 
     async def CountTokens(
         self,
@@ -216,34 +224,34 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         engine: EngineClient,
         request: EngineRequest,
         planned: Plan,
+        stop_strings: tuple[str, ...],
         call: _Call,
         context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse],
     ) -> None:
         """Pass the engine's tokens on as they come, with the text they complete."""
-        detokenizer = Detokenizer(self._model.tokenizer)
+        detokenizer = Detokenizer(self._model.tokenizer, stop_strings)
         started, first_token_at, token_count = time.perf_counter(), 0.0, 0
-        last = EngineStep(())
+        finish_reason = FinishReason.STOP
         async with contextlib.aclosing(
             engine.generate(request, timeout_seconds=context.time_remaining(), metadata=_forwarded_metadata(context))
         ) as steps:
             async for step in steps:
                 first_token_at = first_token_at or time.perf_counter()
-                token_count += len(step.token_ids)
-                text = detokenizer.push(step.token_ids)
-                if step.finish_reason is not None:
-                    text += detokenizer.finish()
-                if step.token_ids or text:
-                    await context.write(pb.GenerateResponse(delta=pb.Delta(token_ids=step.token_ids, text=text)))
-                last = step
+                delta = _delta(step, detokenizer)
+                token_count += len(delta.token_ids)
+                if delta.token_ids or delta.text:
+                    await context.write(pb.GenerateResponse(delta=delta))
+                if detokenizer.is_stopped:  # closing the stream stops the engine
+                    break
+                finish_reason = step.finish_reason or finish_reason
         ended = time.perf_counter()
         call.timings.add("first_token", ((first_token_at or ended) - started) * 1e3)
         call.timings.add("generate", (ended - started) * 1e3)
         self._metrics.answer_tokens.inc(token_count)
-        assert last.finish_reason is not None, "the engine client ends every answer with a reason or an error"
         await context.write(
             pb.GenerateResponse(
                 completion=pb.Completion(
-                    finish_reason=wire.write_finish_reason(last.finish_reason),
+                    finish_reason=wire.write_finish_reason(finish_reason),
                     prompt_token_count=len(planned.prompt.token_ids),
                     completion_token_count=token_count,
                     report=wire.write_report(call.timings, call.received_bytes, planned.pixel_bytes),
@@ -289,6 +297,19 @@ def _request_id(context: grpc.aio.ServicerContext) -> str:  # type: ignore[type-
     """The caller's own id where he sends one that is fit for a log line, else a new one."""
     given = dict(context.invocation_metadata() or ()).get(REQUEST_ID_KEY, "")
     return given if isinstance(given, str) and 0 < len(given) <= 128 and given.isprintable() else uuid.uuid4().hex
+
+
+def _delta(step: EngineStep, detokenizer: Detokenizer) -> pb.Delta:
+    """A step's tokens up to the one that completes a stop string, and the text that they make certain."""
+    delta = pb.Delta()
+    for token_id in step.token_ids:
+        delta.token_ids.append(token_id)
+        delta.text += detokenizer.push((token_id,))
+        if detokenizer.is_stopped:
+            return delta
+    if step.finish_reason is not None:
+        delta.text += detokenizer.finish()
+    return delta
 
 
 def _forwarded_metadata(context: grpc.aio.ServicerContext) -> list[tuple[str, str]]:  # type: ignore[type-arg]

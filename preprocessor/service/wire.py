@@ -21,10 +21,12 @@ from preprocessor.types import (
     MediaPart,
     Message,
     Modality,
+    OnDamage,
     PixelForm,
     Plan,
     PreparationRequest,
     Sampling,
+    SamplingBasis,
     TextPart,
     TextPrompt,
     TokenPrompt,
@@ -35,6 +37,8 @@ from preprocessor.vision.spec import PixelSpec
 
 MAX_INLINE_BYTES = 4 << 20
 MAX_KEY_BYTES = 128
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_LENGTH = 256
 
 _MODALITIES = {
     pb.MODALITY_IMAGE: Modality.IMAGE,
@@ -51,6 +55,17 @@ _PIXEL_FORMS = {
     pb.PIXEL_FORM_NONE: PixelForm.NONE,
 }
 PIXEL_FORM_NUMBERS = {form: number for number, form in _PIXEL_FORMS.items() if number}
+_BASES = {
+    pb.SAMPLING_BASIS_UNSPECIFIED: SamplingBasis.AUTO,
+    pb.SAMPLING_BASIS_INDEX: SamplingBasis.INDEX,
+    pb.SAMPLING_BASIS_TIME: SamplingBasis.TIME,
+}
+_BASIS_NUMBERS = {basis: number for number, basis in _BASES.items()}
+_DAMAGE_POLICIES = {
+    pb.DAMAGE_POLICY_UNSPECIFIED: OnDamage.FAIL,
+    pb.DAMAGE_POLICY_STRICT: OnDamage.FAIL,
+    pb.DAMAGE_POLICY_TOLERANT: OnDamage.REPEAT,
+}
 _FINISH_REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 
 
@@ -69,6 +84,7 @@ def read_spec(spec: pb.PrepareSpec) -> tuple[PreparationRequest, frozenset[str]]
         prompt=_read_prompt(spec),
         media=tuple(_read_media(medium) for medium in spec.media),
         pixel_form=_lookup(_PIXEL_FORMS, spec.pixel_form, "pixel_form"),
+        with_token_types=spec.with_token_types,
         cache_salt=spec.cache_salt,
     )
     return request, chunked
@@ -86,6 +102,21 @@ def read_parameters(message: pb.GenerationParameters, default_stop_token_ids: tu
         return SamplingParameters(stop_token_ids=tuple(message.stop_token_ids) or default_stop_token_ids, **given)
     except ValueError as error:
         raise InvalidRequest(f"parameters: {error}", reason="INVALID_GENERATION_PARAMETERS") from error
+
+
+def read_stop_strings(message: pb.GenerationParameters) -> tuple[str, ...]:
+    """Stop strings, checked.
+
+    Raises:
+        InvalidRequest: `INVALID_GENERATION_PARAMETERS`.
+    """
+    stops = tuple(message.stop_strings)
+    if len(stops) > MAX_STOP_STRINGS or any(not 0 < len(stop) <= MAX_STOP_STRING_LENGTH for stop in stops):
+        raise InvalidRequest(
+            f"stop_strings: at most {MAX_STOP_STRINGS}, each of 1 to {MAX_STOP_STRING_LENGTH} characters",
+            reason="INVALID_GENERATION_PARAMETERS",
+        )
+    return stops
 
 
 def _read_prompt(spec: pb.PrepareSpec) -> ChatPrompt | TextPrompt | TokenPrompt:
@@ -106,9 +137,12 @@ def _read_prompt(spec: pb.PrepareSpec) -> ChatPrompt | TextPrompt | TokenPrompt:
 
 
 def _read_message(message: pb.Message) -> Message:
-    if not message.role or not message.parts:
+    extra = json_format.MessageToDict(message.extra)
+    if not message.role or not (message.parts or extra):
         raise InvalidRequest("a message needs a role and at least one part", reason="INVALID_MESSAGE")
-    return Message(message.role, tuple(_read_part(part) for part in message.parts))
+    if reserved := extra.keys() & {"role", "content"}:
+        raise InvalidRequest(f"extra holds {min(reserved)!r}, which has a field of its own", reason="INVALID_MESSAGE")
+    return Message(message.role, tuple(_read_part(part) for part in message.parts), extra)
 
 
 def _read_part(part: pb.Part) -> TextPart | MediaPart:
@@ -140,12 +174,24 @@ def _read_media(medium: pb.Media) -> Media:
         key=medium.key,
         modality=_lookup(_MODALITIES, medium.modality, f"{medium.key}: modality"),
         data=medium.inline_data,
-        sampling=Sampling(
-            fps=medium.sampling.fps if medium.sampling.HasField("fps") else None,
-            frame_count=medium.sampling.frame_count if medium.sampling.HasField("frame_count") else None,
-        ),
+        sampling=_read_sampling(medium.sampling, medium.key),
         min_pixels=medium.min_pixels if medium.HasField("min_pixels") else None,
         max_pixels=medium.max_pixels if medium.HasField("max_pixels") else None,
+        cap_pixels_per_frame=medium.cap_pixels_per_frame if medium.HasField("cap_pixels_per_frame") else None,
+        on_damage=_lookup(_DAMAGE_POLICIES, medium.damage_policy, f"{medium.key}: damage_policy"),
+    )
+
+
+def _read_sampling(message: pb.Sampling, key: str) -> Sampling:
+    return Sampling(
+        fps=message.fps if message.HasField("fps") else None,
+        frame_count=message.frame_count if message.HasField("frame_count") else None,
+        indices=tuple(message.indices) or None,
+        times_seconds=tuple(message.times_seconds) or None,
+        every_frame=message.every_frame,
+        start_seconds=message.start_seconds if message.HasField("start_seconds") else None,
+        end_seconds=message.end_seconds if message.HasField("end_seconds") else None,
+        basis=_lookup(_BASES, message.basis, f"{key}: sampling.basis"),
     )
 
 
@@ -223,6 +269,9 @@ def write_item(item: ItemPlan, size_bytes: int) -> pb.Item:
     if item.frames is not None:
         message.frame_indices.extend(item.frames.indices.tolist())
         message.times_seconds.extend(item.frames.times_seconds.tolist())
+        message.prompt_times_seconds.extend(item.frames.prompt_times_seconds.tolist())
+        message.basis = _BASIS_NUMBERS[item.frames.basis]
+        message.repeated_frame_count = item.frames.repeated_count
     return message
 
 

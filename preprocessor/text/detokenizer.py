@@ -2,34 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tokenizers.decoders import DecodeStream
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 
 class Detokenizer:
-    """Decodes one answer incrementally; a character is held back until all its bytes are there."""
+    """Decodes one answer incrementally.
 
-    def __init__(self, tokenizer: TokenizersBackend, *, skip_special_tokens: bool = True) -> None:
+    A character is held back until all its bytes are there, and text until it cannot be the beginning of a stop string any
+    more. Neither a stop string nor what follows it comes out.
+
+    Args:
+        stop_strings: Not empty strings; the first to be complete ends the answer.
+    """
+
+    def __init__(
+        self, tokenizer: TokenizersBackend, stop_strings: Sequence[str] = (), *, skip_special_tokens: bool = True
+    ) -> None:
         self._backend = tokenizer.backend_tokenizer
         self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
         self._skip = skip_special_tokens
+        self._stop_strings = tuple(stop_strings)
         self._token_ids: list[int] = []
-        self._length = 0
+        self._decoded_length = 0
+        self._held = ""
+        self.is_stopped = False
+        """A stop string came; nothing follows."""
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """Text that these ids complete; empty while a character is unfinished."""
-        pieces = []
+        """Text that these ids make certain; empty while a character or a stop string may be unfinished."""
+        text = ""
         for token_id in token_ids:
+            if self.is_stopped:
+                break
             self._token_ids.append(token_id)
-            if piece := self._stream.step(self._backend, token_id):
-                pieces.append(piece)
-        text = "".join(pieces)
-        self._length += len(text)
+            piece = self._stream.step(self._backend, token_id) or ""
+            self._decoded_length += len(piece)
+            text += self._release(piece)
         return text
 
     def finish(self) -> str:
-        """What was held back when the answer ended inside a character: U+FFFD in its place."""
+        """What was held back when the answer ended; U+FFFD for an unfinished character."""
+        if self.is_stopped:
+            return ""
         whole: str = self._backend.decode(self._token_ids, skip_special_tokens=self._skip)
-        return whole[self._length :]
+        text = self._release(whole[self._decoded_length :]) + ("" if self.is_stopped else self._held)
+        self._held = ""
+        return text
+
+    def _release(self, piece: str) -> str:
+        """What of the held text and this piece is certain."""
+        self._held += piece
+        starts = [start for stop in self._stop_strings if (start := self._held.find(stop)) >= 0]
+        if starts:
+            self.is_stopped = True
+            text, self._held = self._held[: min(starts)], ""
+            return text
+        kept = max((_overlap(self._held, stop) for stop in self._stop_strings), default=0)
+        cut = len(self._held) - kept
+        text, self._held = self._held[:cut], self._held[cut:]
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    return next(n for n in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:n]))

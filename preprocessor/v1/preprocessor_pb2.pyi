@@ -46,6 +46,54 @@ MODALITY_AUDIO: Modality.ValueType  # 3
 """Reserved: no model served here takes audio yet, and a request that holds some fails."""
 Global___Modality: _TypeAlias = Modality  # noqa: Y015
 
+class _SamplingBasis:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SamplingBasisEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SamplingBasis.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SAMPLING_BASIS_UNSPECIFIED: _SamplingBasis.ValueType  # 0
+    """TIME where the clip's frame rate varies, else INDEX; on a constant rate the two agree."""
+    SAMPLING_BASIS_INDEX: _SamplingBasis.ValueType  # 1
+    """Frame numbers at the average rate, as Hugging Face's processors do."""
+    SAMPLING_BASIS_TIME: _SamplingBasis.ValueType  # 2
+    """Presentation times: the frame on screen at each moment."""
+
+class SamplingBasis(_SamplingBasis, metaclass=_SamplingBasisEnumTypeWrapper):
+    """What fps and frame_count spread frames over."""
+
+SAMPLING_BASIS_UNSPECIFIED: SamplingBasis.ValueType  # 0
+"""TIME where the clip's frame rate varies, else INDEX; on a constant rate the two agree."""
+SAMPLING_BASIS_INDEX: SamplingBasis.ValueType  # 1
+"""Frame numbers at the average rate, as Hugging Face's processors do."""
+SAMPLING_BASIS_TIME: SamplingBasis.ValueType  # 2
+"""Presentation times: the frame on screen at each moment."""
+Global___SamplingBasis: _TypeAlias = SamplingBasis  # noqa: Y015
+
+class _DamagePolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DamagePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DamagePolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DAMAGE_POLICY_UNSPECIFIED: _DamagePolicy.ValueType  # 0
+    """STRICT."""
+    DAMAGE_POLICY_STRICT: _DamagePolicy.ValueType  # 1
+    """The call fails and names the first bad time."""
+    DAMAGE_POLICY_TOLERANT: _DamagePolicy.ValueType  # 2
+    """The last good frame stands in its place, and the report says so. No time is shifted."""
+
+class DamagePolicy(_DamagePolicy, metaclass=_DamagePolicyEnumTypeWrapper):
+    """What to do about a chosen frame that cannot be decoded."""
+
+DAMAGE_POLICY_UNSPECIFIED: DamagePolicy.ValueType  # 0
+"""STRICT."""
+DAMAGE_POLICY_STRICT: DamagePolicy.ValueType  # 1
+"""The call fails and names the first bad time."""
+DAMAGE_POLICY_TOLERANT: DamagePolicy.ValueType  # 2
+"""The last good frame stands in its place, and the report says so. No time is shifted."""
+Global___DamagePolicy: _TypeAlias = DamagePolicy  # noqa: Y015
+
 class _PixelForm:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -109,7 +157,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     DESCRIPTOR: _descriptor.EnumDescriptor
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
-    """A stop token."""
+    """A stop token or a stop string."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     """max_tokens reached."""
 
@@ -117,7 +165,7 @@ class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper): ...
 
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
-"""A stop token."""
+"""A stop token or a stop string."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """max_tokens reached."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
@@ -197,6 +245,7 @@ class PrepareSpec(_message.Message):
     MEDIA_FIELD_NUMBER: _builtins.int
     PIXEL_FORM_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
+    WITH_TOKEN_TYPES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model the prompt is meant for; empty for the one served. Another name fails with NOT_FOUND."""
     text: _builtins.str
@@ -205,6 +254,8 @@ class PrepareSpec(_message.Message):
     """The form of the pixels; UINT8 when unspecified. Generate ignores it: the engine's own form is sent."""
     cache_salt: _builtins.str
     """Mixed into every item's digest: give each tenant its own, and tenants share no cache entries."""
+    with_token_types: _builtins.bool
+    """Adds the tensor `mm_token_type_ids`, INT32 [L]: each token's modality number, 0 for text."""
     @_builtins.property
     def chat(self) -> Global___ChatPrompt:
         """Messages, rendered by the model's chat template."""
@@ -227,10 +278,11 @@ class PrepareSpec(_message.Message):
         media: _abc.Iterable[Global___Media] | None = ...,
         pixel_form: Global___PixelForm.ValueType = ...,
         cache_salt: _builtins.str = ...,
+        with_token_types: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "prompt", b"prompt", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "chat", b"chat", "media", b"media", "model", b"model", "pixel_form", b"pixel_form", "prompt", b"prompt", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "chat", b"chat", "media", b"media", "model", b"model", "pixel_form", b"pixel_form", "prompt", b"prompt", "text", b"text", "token_ids", b"token_ids", "with_token_types", b"with_token_types"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["chat", "text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
@@ -281,7 +333,7 @@ class ChatPrompt(_message.Message):
 
     @_builtins.property
     def template_arguments(self) -> _struct_pb2.Struct:
-        """Further arguments of the template, by name, such as {"enable_thinking": false}."""
+        """Further arguments of the template, by name, such as {"enable_thinking": false}, or "tools": a list of JSON schemas."""
 
     def __init__(
         self,
@@ -304,21 +356,27 @@ class Message(_message.Message):
 
     ROLE_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
+    EXTRA_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """Such as "system", "user" or "assistant"; the template decides what it accepts."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
-        """In reading order; at least one."""
+        """In reading order; at least one, or `extra`."""
+
+    @_builtins.property
+    def extra(self) -> _struct_pb2.Struct:
+        """Further fields of the message that the model's template knows, such as tool_calls or tool_call_id."""
 
     def __init__(
         self,
         *,
         role: _builtins.str = ...,
         parts: _abc.Iterable[Global___Part] | None = ...,
+        extra: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["extra", b"extra"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extra", b"extra", "parts", b"parts", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -382,6 +440,8 @@ class Media(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     MIN_PIXELS_FIELD_NUMBER: _builtins.int
     MAX_PIXELS_FIELD_NUMBER: _builtins.int
+    CAP_PIXELS_PER_FRAME_FIELD_NUMBER: _builtins.int
+    DAMAGE_POLICY_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """The caller's name for it, unique in the request, 1 to 128 bytes."""
     modality: Global___Modality.ValueType
@@ -391,10 +451,14 @@ class Media(_message.Message):
     chunked: _builtins.bool
     """True: the file follows in MediaChunk messages."""
     min_pixels: _builtins.int
-    """Bounds on pixels after resizing, height x width of an image, frames x height x width of a video. The model's own where
-    absent. 0 < min_pixels <= max_pixels.
+    """Bounds on pixels after resizing; the model's own where absent. 0 < min_pixels <= max_pixels. They count height x width of
+    an image; of a video, frames x height x width in the Qwen3-VL family, height x width in Qwen2-VL and Qwen2.5-VL.
     """
     max_pixels: _builtins.int
+    cap_pixels_per_frame: _builtins.bool
+    """Videos only: overrides the model's setting of the same name, a further bound on a frame's pixels."""
+    damage_policy: Global___DamagePolicy.ValueType
+    """Videos only."""
     @_builtins.property
     def sampling(self) -> Global___Sampling:
         """Videos only; the model's own rule where absent."""
@@ -409,17 +473,23 @@ class Media(_message.Message):
         sampling: Global___Sampling | None = ...,
         min_pixels: _builtins.int | None = ...,
         max_pixels: _builtins.int | None = ...,
+        cap_pixels_per_frame: _builtins.bool | None = ...,
+        damage_policy: Global___DamagePolicy.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_pixels", b"_max_pixels", "_min_pixels", b"_min_pixels", "chunked", b"chunked", "inline_data", b"inline_data", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "sampling", b"sampling", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_max_pixels", b"_max_pixels", "_min_pixels", b"_min_pixels", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "inline_data", b"inline_data", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "sampling", b"sampling", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_pixels", b"_max_pixels", "_min_pixels", b"_min_pixels", "chunked", b"chunked", "inline_data", b"inline_data", "key", b"key", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "modality", b"modality", "sampling", b"sampling", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_max_pixels", b"_max_pixels", "_min_pixels", b"_min_pixels", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "damage_policy", b"damage_policy", "inline_data", b"inline_data", "key", b"key", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "modality", b"modality", "sampling", b"sampling", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cap_pixels_per_frame: _TypeAlias = _typing.Literal["cap_pixels_per_frame"]  # noqa: Y015
+    _WhichOneofArgType__cap_pixels_per_frame: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame"]  # noqa: Y015
     _WhichOneofReturnType__max_pixels: _TypeAlias = _typing.Literal["max_pixels"]  # noqa: Y015
     _WhichOneofArgType__max_pixels: _TypeAlias = _typing.Literal["_max_pixels", b"_max_pixels"]  # noqa: Y015
     _WhichOneofReturnType__min_pixels: _TypeAlias = _typing.Literal["min_pixels"]  # noqa: Y015
     _WhichOneofArgType__min_pixels: _TypeAlias = _typing.Literal["_min_pixels", b"_min_pixels"]  # noqa: Y015
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["inline_data", "chunked"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cap_pixels_per_frame) -> _WhichOneofReturnType__cap_pixels_per_frame | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_pixels) -> _WhichOneofReturnType__max_pixels | None: ...
     @_typing.overload
@@ -431,34 +501,70 @@ Global___Media: _TypeAlias = Media  # noqa: Y015
 
 @_typing.final
 class Sampling(_message.Message):
-    """How many frames of a video to use: at most one field is set. They are spread evenly from the first frame to the last."""
+    """Which frames of a video to use. At most one of fps, frame_count, indices, times_seconds and every_frame; with none, the
+    model's own rule.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FPS_FIELD_NUMBER: _builtins.int
     FRAME_COUNT_FIELD_NUMBER: _builtins.int
+    INDICES_FIELD_NUMBER: _builtins.int
+    TIMES_SECONDS_FIELD_NUMBER: _builtins.int
+    EVERY_FRAME_FIELD_NUMBER: _builtins.int
+    START_SECONDS_FIELD_NUMBER: _builtins.int
+    END_SECONDS_FIELD_NUMBER: _builtins.int
+    BASIS_FIELD_NUMBER: _builtins.int
     fps: _builtins.float
     """Frames a second, above 0; bounded by the model's own minimum and maximum number of frames."""
     frame_count: _builtins.int
     """At least 1. A cap: a clip with fewer frames gives every frame once."""
+    every_frame: _builtins.bool
+    """Every frame, between start and end."""
+    start_seconds: _builtins.float
+    """Only frames shown from start (included) to end (excluded), in seconds from the first frame. Not with indices or times."""
+    end_seconds: _builtins.float
+    basis: Global___SamplingBasis.ValueType
+    @_builtins.property
+    def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Frame numbers in presentation order from 0, ascending; one beyond the clip fails."""
+
+    @_builtins.property
+    def times_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Seconds from the clip's first frame, ascending: at each the frame on screen is taken; one beyond the clip fails."""
+
     def __init__(
         self,
         *,
         fps: _builtins.float | None = ...,
         frame_count: _builtins.int | None = ...,
+        indices: _abc.Iterable[_builtins.int] | None = ...,
+        times_seconds: _abc.Iterable[_builtins.float] | None = ...,
+        every_frame: _builtins.bool = ...,
+        start_seconds: _builtins.float | None = ...,
+        end_seconds: _builtins.float | None = ...,
+        basis: Global___SamplingBasis.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_frame_count", b"_frame_count", "fps", b"fps", "frame_count", b"frame_count"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end_seconds", b"_end_seconds", "_fps", b"_fps", "_frame_count", b"_frame_count", "_start_seconds", b"_start_seconds", "end_seconds", b"end_seconds", "fps", b"fps", "frame_count", b"frame_count", "start_seconds", b"start_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_frame_count", b"_frame_count", "fps", b"fps", "frame_count", b"frame_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_seconds", b"_end_seconds", "_fps", b"_fps", "_frame_count", b"_frame_count", "_start_seconds", b"_start_seconds", "basis", b"basis", "end_seconds", b"end_seconds", "every_frame", b"every_frame", "fps", b"fps", "frame_count", b"frame_count", "indices", b"indices", "start_seconds", b"start_seconds", "times_seconds", b"times_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__end_seconds: _TypeAlias = _typing.Literal["end_seconds"]  # noqa: Y015
+    _WhichOneofArgType__end_seconds: _TypeAlias = _typing.Literal["_end_seconds", b"_end_seconds"]  # noqa: Y015
     _WhichOneofReturnType__fps: _TypeAlias = _typing.Literal["fps"]  # noqa: Y015
     _WhichOneofArgType__fps: _TypeAlias = _typing.Literal["_fps", b"_fps"]  # noqa: Y015
     _WhichOneofReturnType__frame_count: _TypeAlias = _typing.Literal["frame_count"]  # noqa: Y015
     _WhichOneofArgType__frame_count: _TypeAlias = _typing.Literal["_frame_count", b"_frame_count"]  # noqa: Y015
+    _WhichOneofReturnType__start_seconds: _TypeAlias = _typing.Literal["start_seconds"]  # noqa: Y015
+    _WhichOneofArgType__start_seconds: _TypeAlias = _typing.Literal["_start_seconds", b"_start_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__end_seconds) -> _WhichOneofReturnType__end_seconds | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__fps) -> _WhichOneofReturnType__fps | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__frame_count) -> _WhichOneofReturnType__frame_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__start_seconds) -> _WhichOneofReturnType__start_seconds | None: ...
 
 Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
 
@@ -506,6 +612,7 @@ class GenerationParameters(_message.Message):
     TOP_K_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    STOP_STRINGS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """Most tokens to generate, at least 1; 16 where absent."""
     temperature: _builtins.float
@@ -519,6 +626,10 @@ class GenerationParameters(_message.Message):
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that end the answer; the model's own where empty."""
 
+    @_builtins.property
+    def stop_strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts that end the answer; neither they nor what follows is sent. At most 16, each of 1 to 256 characters."""
+
     def __init__(
         self,
         *,
@@ -528,10 +639,11 @@ class GenerationParameters(_message.Message):
         top_k: _builtins.int | None = ...,
         seed: _builtins.int | None = ...,
         stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        stop_strings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "seed", b"seed", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "seed", b"seed", "stop_strings", b"stop_strings", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
@@ -654,6 +766,9 @@ class Item(_message.Message):
     FRAME_INDICES_FIELD_NUMBER: _builtins.int
     TIMES_SECONDS_FIELD_NUMBER: _builtins.int
     PADDED_FRAME_COUNT_FIELD_NUMBER: _builtins.int
+    PROMPT_TIMES_SECONDS_FIELD_NUMBER: _builtins.int
+    BASIS_FIELD_NUMBER: _builtins.int
+    REPEATED_FRAME_COUNT_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     key: _builtins.str
@@ -670,6 +785,8 @@ class Item(_message.Message):
     height_px: _builtins.int
     padded_frame_count: _builtins.int
     """Copies of the last frame that fill the last temporal patch."""
+    basis: Global___SamplingBasis.ValueType
+    repeated_frame_count: _builtins.int
     digest: _builtins.bytes
     """SHA-256 of content, processing settings and cache_salt: equal digests mean equal pixels."""
     @_builtins.property
@@ -678,6 +795,12 @@ class Item(_message.Message):
 
     @_builtins.property
     def times_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def prompt_times_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Videos: the times that the prompt states, where the family states any, seconds from the first frame; the basis used; and
+        frames that stand more than once because they were on screen at several moments.
+        """
+
     @_builtins.property
     def source(self) -> Global___SourceInfo:
         """What the file's header says."""
@@ -696,12 +819,15 @@ class Item(_message.Message):
         frame_indices: _abc.Iterable[_builtins.int] | None = ...,
         times_seconds: _abc.Iterable[_builtins.float] | None = ...,
         padded_frame_count: _builtins.int = ...,
+        prompt_times_seconds: _abc.Iterable[_builtins.float] | None = ...,
+        basis: Global___SamplingBasis.ValueType = ...,
+        repeated_frame_count: _builtins.int = ...,
         source: Global___SourceInfo | None = ...,
         digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "frame_indices", b"frame_indices", "grid_h", b"grid_h", "grid_t", b"grid_t", "grid_w", b"grid_w", "height_px", b"height_px", "key", b"key", "modality", b"modality", "padded_frame_count", b"padded_frame_count", "source", b"source", "times_seconds", b"times_seconds", "token_count", b"token_count", "width_px", b"width_px"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "digest", b"digest", "frame_indices", b"frame_indices", "grid_h", b"grid_h", "grid_t", b"grid_t", "grid_w", b"grid_w", "height_px", b"height_px", "key", b"key", "modality", b"modality", "padded_frame_count", b"padded_frame_count", "prompt_times_seconds", b"prompt_times_seconds", "repeated_frame_count", b"repeated_frame_count", "source", b"source", "times_seconds", b"times_seconds", "token_count", b"token_count", "width_px", b"width_px"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -719,6 +845,8 @@ class SourceInfo(_message.Message):
     FRAME_COUNT_FIELD_NUMBER: _builtins.int
     RATE_FIELD_NUMBER: _builtins.int
     DURATION_SECONDS_FIELD_NUMBER: _builtins.int
+    DECODER_FIELD_NUMBER: _builtins.int
+    ROTATION_DEGREES_FIELD_NUMBER: _builtins.int
     codec: _builtins.str
     """FFmpeg's name of a video's codec, such as "h264"; an image's format, such as "JPEG"."""
     width_px: _builtins.int
@@ -731,6 +859,10 @@ class SourceInfo(_message.Message):
     """Videos only: frames in the file, average frames a second, and seconds."""
     rate: _builtins.float
     duration_seconds: _builtins.float
+    decoder: _builtins.str
+    """What decodes it, with version."""
+    rotation_degrees: _builtins.int
+    """How far a video's picture was turned clockwise to stand upright: 0, 90, 180 or 270."""
     def __init__(
         self,
         *,
@@ -742,10 +874,12 @@ class SourceInfo(_message.Message):
         frame_count: _builtins.int = ...,
         rate: _builtins.float = ...,
         duration_seconds: _builtins.float = ...,
+        decoder: _builtins.str = ...,
+        rotation_degrees: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "duration_seconds", b"duration_seconds", "frame_count", b"frame_count", "height_px", b"height_px", "rate", b"rate", "sha256", b"sha256", "size_bytes", b"size_bytes", "width_px", b"width_px"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "decoder", b"decoder", "duration_seconds", b"duration_seconds", "frame_count", b"frame_count", "height_px", b"height_px", "rate", b"rate", "rotation_degrees", b"rotation_degrees", "sha256", b"sha256", "size_bytes", b"size_bytes", "width_px", b"width_px"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -825,26 +959,62 @@ class Report(_message.Message):
     STAGES_FIELD_NUMBER: _builtins.int
     RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     PIXEL_BYTES_FIELD_NUMBER: _builtins.int
+    SUBSTITUTIONS_FIELD_NUMBER: _builtins.int
     received_bytes: _builtins.int
     """Bytes of media received."""
     pixel_bytes: _builtins.int
     """Bytes of pixels made."""
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageTime]: ...
+    @_builtins.property
+    def substitutions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Substitution]:
+        """Frames that could not be decoded, and what stands in their place (DAMAGE_POLICY_TOLERANT)."""
+
     def __init__(
         self,
         *,
         stages: _abc.Iterable[Global___StageTime] | None = ...,
         received_bytes: _builtins.int = ...,
         pixel_bytes: _builtins.int = ...,
+        substitutions: _abc.Iterable[Global___Substitution] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pixel_bytes", b"pixel_bytes", "received_bytes", b"received_bytes", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pixel_bytes", b"pixel_bytes", "received_bytes", b"received_bytes", "stages", b"stages", "substitutions", b"substitutions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Report: _TypeAlias = Report  # noqa: Y015
+
+@_typing.final
+class Substitution(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    ITEM_INDEX_FIELD_NUMBER: _builtins.int
+    FRAME_INDEX_FIELD_NUMBER: _builtins.int
+    USED_FRAME_INDEX_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Key of the medium, and the item's place in the header."""
+    item_index: _builtins.int
+    frame_index: _builtins.int
+    """Index of the frame that was chosen, and of the one used in its place."""
+    used_frame_index: _builtins.int
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        item_index: _builtins.int = ...,
+        frame_index: _builtins.int = ...,
+        used_frame_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame_index", b"frame_index", "item_index", b"item_index", "key", b"key", "used_frame_index", b"used_frame_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Substitution: _TypeAlias = Substitution  # noqa: Y015
 
 @_typing.final
 class StageTime(_message.Message):
@@ -1069,7 +1239,9 @@ class Model(_message.Message):
     family: _builtins.str
     """Family whose rules apply, such as "qwen3_vl"."""
     path: _builtins.str
-    """How it is preprocessed: "fast" for this service's own pipeline."""
+    """How it is preprocessed: "fast" by this service's own pipeline, "generic" by the model's own Hugging Face processor, whose
+    tensors come under their own names.
+    """
     serves_generate: _builtins.bool
     """Whether Generate is served."""
     @_builtins.property

@@ -97,6 +97,20 @@ async def test_a_stop_token_ends_the_answer(caller: Caller, expected: dict[str, 
     assert responses[-2].delta.token_ids == [stop]
 
 
+async def test_a_stop_string_ends_the_answer_and_the_generation(
+    caller: Caller, triton: TritonServer, model: Model, expected: dict[str, list[int]]
+) -> None:
+    before = outcome_count(triton, "cancelled")
+    text = model.tokenizer.decode(expected["image"], skip_special_tokens=True)
+    stop = text[4:9]
+    parameters = pb.GenerationParameters(max_tokens=1000, stop_strings=[stop])
+    spec = pb.GenerateSpec(prompt=SPECS["image"], parameters=parameters)
+    responses = [one async for one in caller.stub.Generate(iter([pb.GenerateRequest(spec=spec)]))]
+    assert "".join(one.delta.text for one in responses) == text[: text.index(stop)]
+    assert responses[-1].completion.finish_reason == pb.FINISH_REASON_STOP
+    await eventually(lambda: outcome_count(triton, "cancelled") == before + 1)
+
+
 async def test_a_caller_who_leaves_stops_the_generation(caller: Caller, triton: TritonServer) -> None:
     before = outcome_count(triton, "cancelled")
     spec = pb.GenerateSpec(prompt=SPECS["image"], parameters=pb.GenerationParameters(max_tokens=100_000))
@@ -126,7 +140,9 @@ async def test_what_the_engine_rejects_reaches_the_caller_with_its_text(caller: 
     assert await caller.generate(SPECS["image"], max_tokens=1)
 
 
-@pytest.mark.parametrize("parameters", [{"max_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"top_k": -1}], ids=str)
+@pytest.mark.parametrize(
+    "parameters", [{"max_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"stop_strings": [""]}], ids=str
+)
 async def test_bad_generation_parameters_are_refused_before_the_engine_is_asked(
     caller: Caller, parameters: dict[str, float]
 ) -> None:

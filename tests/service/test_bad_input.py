@@ -17,7 +17,7 @@ PHOTO = photo(333, 222)
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 
-def sampled(**fields: float) -> pb.PrepareSpec:
+def sampled(**fields: object) -> pb.PrepareSpec:
     return chat(video("clip", CLIP, sampling=pb.Sampling(**fields)))  # type: ignore[arg-type]
 
 
@@ -53,6 +53,11 @@ BAD_SPECS = {
     "fps that is no number": (sampled(fps=float("nan")), "INVALID_SAMPLING"),
     "no frames": (sampled(frame_count=0), "INVALID_SAMPLING"),
     "fps and frame count together": (sampled(fps=1.0, frame_count=4), "SAMPLING_CONFLICT"),
+    "two ways to sample": (sampled(every_frame=True, indices=[1]), "SAMPLING_CONFLICT"),
+    "an index beyond the clip": (sampled(indices=[60]), "FRAME_OUT_OF_RANGE"),
+    "a time beyond the clip": (sampled(times_seconds=[2.5]), "FRAME_OUT_OF_RANGE"),
+    "a window beyond the clip": (sampled(start_seconds=9), "NO_FRAMES_IN_RANGE"),
+    "a window upside down": (sampled(start_seconds=1, end_seconds=0.5), "INVALID_SAMPLING"),
     "an image with sampling": (chat(image("photo", PHOTO, sampling=pb.Sampling(fps=1))), "INVALID_SAMPLING"),
     "a pixel budget upside down": (chat(image("photo", PHOTO, min_pixels=9, max_pixels=3)), "INVALID_PIXEL_BUDGET"),
     "an extreme aspect ratio": (chat(image("photo", photo(2100, 10, "PNG"))), "EXTREME_ASPECT_RATIO"),

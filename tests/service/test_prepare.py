@@ -162,3 +162,27 @@ async def test_the_model_describes_itself(caller: Caller, model: Model) -> None:
     assert answer.placeholders == {"image": "<|image_pad|>", "video": "<|video_pad|>"}
     assert not answer.serves_generate
     assert "ffmpeg" in answer.versions
+
+
+async def test_frames_can_be_named_by_time_within_a_file(caller: Caller) -> None:
+    spec = chat(video("clip", CLIP, sampling=pb.Sampling(times_seconds=[0.0, 0.51, 1.99])))
+    item = (await caller.prepare(spec)).header.items[0]
+    assert list(item.frame_indices) == [0, 15, 59]
+    assert list(item.prompt_times_seconds) == [0.0, 0.51, 1.99]
+    assert item.basis == pb.SAMPLING_BASIS_TIME
+
+
+async def test_a_window_of_a_file_gives_frames_of_that_window(caller: Caller) -> None:
+    sampling = pb.Sampling(fps=10, start_seconds=0.5, end_seconds=1.0)
+    item = (await caller.prepare(chat(video("clip", CLIP, sampling=sampling)))).header.items[0]
+    assert list(item.frame_indices) == [15, 19, 22, 25, 29]
+    assert item.source.frame_count == 60
+
+
+async def test_token_types_come_where_they_are_asked_for(caller: Caller) -> None:
+    spec = chat(image("photo", PHOTO), video("clip", CLIP), with_token_types=True)
+    result = await caller.prepare(spec)
+    types = result.tensors["mm_token_type_ids"]
+    for item, offset, length in result.tensors["item_spans"].tolist():
+        assert (types[offset : offset + length] == item + 1).all()
+    assert (types > 0).sum() == result.tensors["item_spans"][:, 2].sum()

@@ -57,3 +57,29 @@ def test_special_tokens_are_kept_on_demand(model: Model) -> None:
 def test_nothing_pushed_is_no_text(model: Model) -> None:
     detokenizer = Detokenizer(model.tokenizer)
     assert detokenizer.push([]) + detokenizer.finish() == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "expected", "is_stopped"),
+    [
+        ("one two three", ["two"], "one ", True),
+        ("one two three", ["e t", "two"], "on", True),
+        ("one two three", ["four"], "one two three", False),
+        ("ends with sto", ["stop"], "ends with sto", False),
+        ("aaab", ["aab"], "a", True),
+        ("naïve 测试 ok", ["测试"], "naïve ", True),
+        ("first", ["first"], "", True),
+    ],
+)
+def test_a_stop_string_and_what_follows_do_not_come_out(
+    model: Model, text: str, stops: list[str], expected: str, is_stopped: bool
+) -> None:
+    detokenizer = Detokenizer(model.tokenizer, stops)
+    pieces = [detokenizer.push([token_id]) for token_id in encode(model.tokenizer, text)]
+    assert "".join(pieces) + detokenizer.finish() == expected
+    assert detokenizer.is_stopped is is_stopped
+
+
+def test_text_that_cannot_begin_a_stop_string_is_not_held_back(model: Model) -> None:
+    detokenizer = Detokenizer(model.tokenizer, ["\n\nUser:"])
+    assert detokenizer.push(encode(model.tokenizer, "Hello")) == "Hello"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+
 import pytest
 
 from preprocessor.config import Limits
@@ -171,3 +174,64 @@ def test_each_frame_pair_of_a_video_stands_behind_its_time(model: Model) -> None
     text = model.tokenizer.decode(token_ids).replace(VIDEO_PAD, "")
     markers = "<|vision_start|><|vision_end|>"
     assert text == f"<0.1 seconds>{markers}<0.8 seconds>{markers}"  # frames 0, 3, 6, 9 at 10 a second: 0.15 and 0.75 s
+
+
+TOOL_TEMPLATE = (
+    "{% if tools %}TOOLS {{ tools | tojson }}\n{% endif %}"
+    "{% for m in messages %}[{{ m.role }}]"
+    "{% for call in m.tool_calls or [] %}CALL {{ call.function.name }} {{ call.function.arguments | tojson }}{% endfor %}"
+    "{{ ' id=' ~ m.tool_call_id if m.tool_call_id }}"
+    "{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for p in m.content %}{{ p.text if p.type == 'text' else '<|' ~ p.type ~ '_pad|>' }}{% endfor %}{% endif %}|"
+    "{% endfor %}{{ '[assistant]' if add_generation_prompt }}{{ 'mode=' ~ mode if mode }}"
+)
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+
+
+def rendered(model: Model, prompt: ChatPrompt, *media: Media) -> str:
+    """The text that the template made, read back from the ids; runs of placeholders cut to one."""
+    text = model.tokenizer.decode(planned(model, prompt, *media).prompt.token_ids.tolist())
+    return re.sub(r"(<\|image_pad\|>)+", IMAGE_PAD, text)
+
+
+def test_tools_calls_and_their_answers_reach_the_template(model: Model) -> None:
+    model = dataclasses.replace(model, chat_template=TOOL_TEMPLATE)
+    call = {"tool_calls": [{"type": "function", "function": {"name": "look", "arguments": {"at": 3}}}]}
+    messages = (
+        Message("user", (TextPart("Look "), MediaPart("i"))),
+        Message("assistant", (), call),
+        Message("tool", (TextPart("a cat"),), {"tool_call_id": "c1"}),
+    )
+    text = rendered(model, ChatPrompt(messages, template_arguments={"tools": TOOLS}), image())
+    assert text.startswith('TOOLS [{"type": "function"')
+    assert '[assistant]CALL look {"at": 3}|[tool] id=c1a cat|[assistant]' in text
+
+
+def test_template_arguments_reach_the_template_by_name(model: Model) -> None:
+    model = dataclasses.replace(model, chat_template=TOOL_TEMPLATE)
+    assert rendered(model, dataclasses.replace(chat(TextPart("hi")), template_arguments={"mode": "fast"})).endswith(
+        "mode=fast"
+    )
+
+
+def test_the_last_message_can_be_continued(model: Model) -> None:
+    messages = (Message("user", (TextPart("Count"),)), Message("assistant", (TextPart("One, two"),)))
+    prompt = ChatPrompt(messages, add_generation_prompt=False, template_arguments={"continue_final_message": True})
+    assert rendered(model, prompt).endswith("One, two")
+
+
+def test_an_argument_that_is_not_the_template_s_own_is_refused(model: Model) -> None:
+    prompt = dataclasses.replace(chat(TextPart("hi")), template_arguments={"tokenize": True})
+    assert refusal(model, prompt).reason == "CHAT_TEMPLATE_FAILED"
+
+
+def test_media_of_earlier_turns_keep_their_places(model: Model) -> None:
+    messages = (
+        Message("system", (TextPart("Be brief."),)),
+        Message("user", (MediaPart("i"), TextPart("What?"))),
+        Message("assistant", (TextPart("A cat."),)),
+        Message("user", (TextPart("And "), MediaPart("v"), TextPart("?"))),
+    )
+    plan_of = planned(model, ChatPrompt(messages), video(), image())
+    assert [item.key for item in plan_of.items] == ["i", "v"]
+    assert plan_of.prompt.spans[:, 0].tolist() == [0, 1, 1]
