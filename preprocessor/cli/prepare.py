@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Mapping
@@ -55,10 +54,8 @@ def _prepare_here(spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> PrepareRe
     from preprocessor.service import wire
 
     model = load_model(spec.model or "qwen3-vl")
-    request, _ = wire.read_spec(spec)
-    request = dataclasses.replace(
-        request, media=tuple(dataclasses.replace(medium, data=files[medium.key]) for medium in request.media)
-    )
+    request, sources = wire.read_spec(spec)
+    request = sources.fill(request, files)
     prepared = pipeline.prepare(model, request)
     sizes = {key: len(data) for key, data in files.items()}
     pixel_name = pipeline.pixel_tensor_name(request.pixel_form)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
 from preprocessor.config import Limits
 from preprocessor.errors import DeadlineExceeded, InvalidRequest, LimitExceeded
 from preprocessor.service.tensors import MAX_CHUNK_BYTES
+from preprocessor.service.wire import Sources
 from preprocessor.types import PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.workers.pool import WorkerPool
@@ -36,12 +36,12 @@ async def receive_spec(requests: AsyncIterator[RequestMessage], idle_seconds: fl
 async def receive_media(
     requests: AsyncIterator[RequestMessage],
     request: PreparationRequest,
-    chunked: frozenset[str],
+    sources: Sources,
     limits: Limits,
     idle_seconds: float,
     pool: WorkerPool,
 ) -> PreparationRequest:
-    """The request with the bytes of its chunked media filled in. Files may interleave.
+    """The request with every file in its place. Chunks of several files may interleave.
 
     Raises:
         InvalidRequest: `CHUNK_OUT_OF_ORDER`, `UNKNOWN_MEDIA_KEY`, `UPLOAD_INCOMPLETE`, `SPEC_REPEATED`.
@@ -50,7 +50,7 @@ async def receive_media(
     """
     total_bytes = sum(len(medium.data) for medium in request.media)
     _check_request_size(total_bytes, limits)
-    uploads = {key: _Upload(key) for key in chunked}
+    uploads = {key: _Upload(key) for key in sources.chunked}
     while any(not upload.is_complete for upload in uploads.values()):
         message = await _next(requests, idle_seconds)
         if message is None:
@@ -69,11 +69,7 @@ async def receive_media(
         uploads[chunk.key].add(chunk, limits)
         total_bytes += len(chunk.data)
         _check_request_size(total_bytes, limits)
-    media = [
-        dataclasses.replace(medium, data=await _join(uploads[medium.key], pool)) if medium.key in uploads else medium
-        for medium in request.media
-    ]
-    return dataclasses.replace(request, media=tuple(media))
+    return sources.fill(request, {key: await _join(upload, pool) for key, upload in uploads.items()})
 
 
 class _Upload:

@@ -138,10 +138,10 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         """Check the spec, then take the upload."""
         with call.timings.stage("receive"):
             self._require_model(spec.model)
-            request, chunked = wire.read_spec(spec)
+            request, sources = wire.read_spec(spec)
             pipeline.check_request(request, self._settings.limits)
             request = await receive_media(
-                requests, request, chunked, self._settings.limits, self._settings.upload_idle_seconds, self._pool
+                requests, request, sources, self._settings.limits, self._settings.upload_idle_seconds, self._pool
             )
         call.received_bytes = sum(len(medium.data) for medium in request.media)
         self._metrics.received_bytes.inc(call.received_bytes)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
@@ -72,14 +74,51 @@ _FINISH_REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH
 # -- in ----------------------------------------------------------------------------------------------------------------
 
 
-def read_spec(spec: pb.PrepareSpec) -> tuple[PreparationRequest, frozenset[str]]:
-    """A spec as a request, and the keys of the media whose bytes follow in chunks (empty in the request so far).
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the files come from that a spec does not hold.
+
+    Attributes:
+        chunked: Keys of the media whose files follow in chunks.
+        same_file: Key of a medium → key of the one whose file it shares.
+    """
+
+    chunked: frozenset[str]
+    same_file: Mapping[str, str]
+
+    def fill(self, request: PreparationRequest, files: Mapping[str, bytes]) -> PreparationRequest:
+        """The request with every file in its place.
+
+        Args:
+            files: Media key → file, for the chunked media.
+        """
+        inline = {medium.key: medium.data for medium in request.media} | dict(files)
+        return dataclasses.replace(
+            request,
+            media=tuple(
+                dataclasses.replace(medium, data=inline[self.same_file.get(medium.key, medium.key)])
+                for medium in request.media
+            ),
+        )
+
+
+def read_spec(spec: pb.PrepareSpec) -> tuple[PreparationRequest, Sources]:
+    """A spec as a request, in which files that are not inline are empty so far, and where those come from.
 
     Raises:
         InvalidRequest: A required field is missing or out of range; the message names it.
         LimitExceeded: `INLINE_TOO_LARGE`.
     """
-    chunked = frozenset(medium.key for medium in spec.media if medium.WhichOneof("source") == "chunked")
+    sources = {medium.key: medium.WhichOneof("source") for medium in spec.media}
+    same_file = {medium.key: medium.same_file_as for medium in spec.media if sources[medium.key] == "same_file_as"}
+    for key, owner in same_file.items():
+        if sources.get(owner) in (None, "same_file_as"):
+            raise InvalidRequest(
+                f"{key}: same_file_as names {owner!r}, which is no medium with a file of its own",
+                reason="UNKNOWN_MEDIA_KEY",
+                media_key=key,
+            )
+    chunked = frozenset(key for key, source in sources.items() if source == "chunked")
     request = PreparationRequest(
         prompt=_read_prompt(spec),
         media=tuple(_read_media(medium) for medium in spec.media),
@@ -87,7 +126,7 @@ def read_spec(spec: pb.PrepareSpec) -> tuple[PreparationRequest, frozenset[str]]
         with_token_types=spec.with_token_types,
         cache_salt=spec.cache_salt,
     )
-    return request, chunked
+    return request, Sources(chunked, same_file)
 
 
 def read_parameters(message: pb.GenerationParameters, default_stop_token_ids: tuple[int, ...]) -> SamplingParameters:
@@ -160,7 +199,7 @@ def _read_media(medium: pb.Media) -> Media:
     source = medium.WhichOneof("source")
     if source is None or (source == "chunked" and not medium.chunked):
         raise InvalidRequest(
-            f"{medium.key}: no source; give inline_data, or chunked = true",
+            f"{medium.key}: no source; give inline_data, chunked = true or same_file_as",
             reason="MEDIA_SOURCE_MISSING",
             media_key=medium.key,
         )

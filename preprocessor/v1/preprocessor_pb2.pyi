@@ -35,7 +35,7 @@ class _ModalityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Modality.Val
     MODALITY_IMAGE: _Modality.ValueType  # 1
     MODALITY_VIDEO: _Modality.ValueType  # 2
     MODALITY_AUDIO: _Modality.ValueType  # 3
-    """Reserved: no model served here takes audio yet, and a request that holds some fails."""
+    """For models whose own processor takes sound; from any file that holds some, a video too."""
 
 class Modality(_Modality, metaclass=_ModalityEnumTypeWrapper): ...
 
@@ -43,7 +43,7 @@ MODALITY_UNSPECIFIED: Modality.ValueType  # 0
 MODALITY_IMAGE: Modality.ValueType  # 1
 MODALITY_VIDEO: Modality.ValueType  # 2
 MODALITY_AUDIO: Modality.ValueType  # 3
-"""Reserved: no model served here takes audio yet, and a request that holds some fails."""
+"""For models whose own processor takes sound; from any file that holds some, a video too."""
 Global___Modality: _TypeAlias = Modality  # noqa: Y015
 
 class _SamplingBasis:
@@ -429,7 +429,7 @@ Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
 
 @_typing.final
 class Media(_message.Message):
-    """One image or video, as its encoded file."""
+    """One image, video or sound, as its encoded file."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -437,6 +437,7 @@ class Media(_message.Message):
     MODALITY_FIELD_NUMBER: _builtins.int
     INLINE_DATA_FIELD_NUMBER: _builtins.int
     CHUNKED_FIELD_NUMBER: _builtins.int
+    SAME_FILE_AS_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     MIN_PIXELS_FIELD_NUMBER: _builtins.int
     MAX_PIXELS_FIELD_NUMBER: _builtins.int
@@ -450,6 +451,8 @@ class Media(_message.Message):
     """The whole file; at most 4 MiB, so that the spec stays one small message. Larger files come in chunks."""
     chunked: _builtins.bool
     """True: the file follows in MediaChunk messages."""
+    same_file_as: _builtins.str
+    """Key of another medium of this request whose file this is too: a video's sound, say. Nothing is sent twice."""
     min_pixels: _builtins.int
     """Bounds on pixels after resizing; the model's own where absent. 0 < min_pixels <= max_pixels. They count height x width of
     an image; of a video, frames x height x width in the Qwen3-VL family, height x width in Qwen2-VL and Qwen2.5-VL.
@@ -470,15 +473,16 @@ class Media(_message.Message):
         modality: Global___Modality.ValueType = ...,
         inline_data: _builtins.bytes = ...,
         chunked: _builtins.bool = ...,
+        same_file_as: _builtins.str = ...,
         sampling: Global___Sampling | None = ...,
         min_pixels: _builtins.int | None = ...,
         max_pixels: _builtins.int | None = ...,
         cap_pixels_per_frame: _builtins.bool | None = ...,
         damage_policy: Global___DamagePolicy.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_max_pixels", b"_max_pixels", "_min_pixels", b"_min_pixels", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "inline_data", b"inline_data", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "sampling", b"sampling", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_max_pixels", b"_max_pixels", "_min_pixels", b"_min_pixels", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "inline_data", b"inline_data", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "same_file_as", b"same_file_as", "sampling", b"sampling", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_max_pixels", b"_max_pixels", "_min_pixels", b"_min_pixels", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "damage_policy", b"damage_policy", "inline_data", b"inline_data", "key", b"key", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "modality", b"modality", "sampling", b"sampling", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_max_pixels", b"_max_pixels", "_min_pixels", b"_min_pixels", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "damage_policy", b"damage_policy", "inline_data", b"inline_data", "key", b"key", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "modality", b"modality", "same_file_as", b"same_file_as", "sampling", b"sampling", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cap_pixels_per_frame: _TypeAlias = _typing.Literal["cap_pixels_per_frame"]  # noqa: Y015
     _WhichOneofArgType__cap_pixels_per_frame: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame"]  # noqa: Y015
@@ -486,7 +490,7 @@ class Media(_message.Message):
     _WhichOneofArgType__max_pixels: _TypeAlias = _typing.Literal["_max_pixels", b"_max_pixels"]  # noqa: Y015
     _WhichOneofReturnType__min_pixels: _TypeAlias = _typing.Literal["min_pixels"]  # noqa: Y015
     _WhichOneofArgType__min_pixels: _TypeAlias = _typing.Literal["_min_pixels", b"_min_pixels"]  # noqa: Y015
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["inline_data", "chunked"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["inline_data", "chunked", "same_file_as"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cap_pixels_per_frame) -> _WhichOneofReturnType__cap_pixels_per_frame | None: ...

@@ -11,6 +11,7 @@ give its float32 output bit for bit, and rounding the table to BF16 or FP16 give
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import cv2
@@ -70,16 +71,25 @@ def write_patches(frames: npt.NDArray[np.uint8], spec: PixelSpec, out: npt.NDArr
 
 
 def normalization_table(spec: PixelSpec, form: PixelForm) -> npt.NDArray[Any]:
-    """The normalized value of every uint8 in every channel, [3, 256] in the form's dtype.
+    """The normalized value of every uint8 in every channel, [3, 256] in the form's dtype, read-only.
 
     Source: transformers 5.23, image_processing_backends, rescale_and_normalize: mean and std are divided by the rescale
     factor in float32, then (value - mean) / std.
     """
+    return _normalization_table(spec.mean, spec.std, spec.rescale_factor, form)
+
+
+@functools.lru_cache(maxsize=64)
+def _normalization_table(
+    channel_mean: tuple[float, ...], channel_std: tuple[float, ...], rescale_factor: float, form: PixelForm
+) -> npt.NDArray[Any]:
     values = torch.arange(256, dtype=torch.float32)
-    mean = torch.tensor(spec.mean) * (1.0 / spec.rescale_factor)
-    std = torch.tensor(spec.std) * (1.0 / spec.rescale_factor)
+    mean = torch.tensor(channel_mean) * (1.0 / rescale_factor)
+    std = torch.tensor(channel_std) * (1.0 / rescale_factor)
     table: npt.NDArray[np.float32] = ((values[None, :] - mean[:, None]) / std[:, None]).numpy()
-    return table.astype(PIXEL_DTYPES[form])
+    converted = table.astype(PIXEL_DTYPES[form])
+    converted.flags.writeable = False  # shared by every request
+    return converted
 
 
 def normalize_rows(rows: npt.NDArray[np.uint8], table: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:

@@ -78,6 +78,14 @@ BAD_SPECS = {
         pb.PrepareSpec(text="<|image_pad|>", media=[pb.Media(key="photo", modality=pb.MODALITY_IMAGE)]),
         "MEDIA_SOURCE_MISSING",
     ),
+    "a file shared with nobody": (
+        pb.PrepareSpec(text="x", media=[pb.Media(key="a", modality=pb.MODALITY_VIDEO, same_file_as="b")]),
+        "UNKNOWN_MEDIA_KEY",
+    ),
+    "a file shared with itself": (
+        pb.PrepareSpec(text="x", media=[pb.Media(key="a", modality=pb.MODALITY_VIDEO, same_file_as="a")]),
+        "UNKNOWN_MEDIA_KEY",
+    ),
     "a medium without a modality": (
         pb.PrepareSpec(text="x", media=[pb.Media(key="a", inline_data=b"x")]),
         "INVALID_ENUM",

@@ -186,3 +186,16 @@ async def test_token_types_come_where_they_are_asked_for(caller: Caller) -> None
     for item, offset, length in result.tensors["item_spans"].tolist():
         assert (types[offset : offset + length] == item + 1).all()
     assert (types > 0).sum() == result.tensors["item_spans"][:, 2].sum()
+
+
+async def test_one_upload_may_serve_two_media(caller: Caller) -> None:
+    spec = pb.PrepareSpec(
+        text="<|video_pad|><|video_pad|>",
+        media=[
+            video("whole", sampling=pb.Sampling(frame_count=2)),
+            pb.Media(key="again", modality=pb.MODALITY_VIDEO, same_file_as="whole", sampling=pb.Sampling(frame_count=4)),
+        ],
+    )
+    items = (await caller.prepare(spec, {"whole": CLIP})).header.items
+    assert [len(item.frame_indices) for item in items] == [2, 4]
+    assert items[0].source.sha256 == items[1].source.sha256

@@ -102,7 +102,7 @@ def test_an_even_table_runs_from_minus_one_to_one() -> None:
 @pytest.mark.parametrize(("form", "dtype"), [(PixelForm.BF16, torch.bfloat16), (PixelForm.FP16, torch.float16)])
 def test_a_narrow_table_is_the_torch_cast_of_the_wide_one(form: PixelForm, dtype: torch.dtype) -> None:
     spec = make_spec(scale=UNEVEN)
-    expected = torch.from_numpy(normalization_table(spec, PixelForm.FP32)).to(dtype).view(torch.int16).numpy()
+    expected = torch.from_numpy(normalization_table(spec, PixelForm.FP32).copy()).to(dtype).view(torch.int16).numpy()
     assert np.array_equal(normalization_table(spec, form).view(np.int16), expected)
 
 
