@@ -17,33 +17,32 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from preprocessor.config import Limits
-from preprocessor.errors import CorruptMedia, InvalidRequest, LimitExceeded, UnsupportedMedia
+from preprocessor.errors import CorruptMedia, InvalidRequest, LimitExceeded
 from preprocessor.media.image import decode_image, probe_image
-from preprocessor.media.sampling import Spread, check_sampling, choose_frames
+from preprocessor.media.sampling import Spread, choose_frames
 from preprocessor.media.video import decode_frames, probe_video
 from preprocessor.models.family import Model
-from preprocessor.text.prompt import Replacement, expand_text, expand_token_ids, match_media, render_chat
+from preprocessor.requests import check_request, render_prompt
+from preprocessor.text.prompt import Replacement, expand_text, expand_token_ids, token_types
 from preprocessor.timing import Timings
 from preprocessor.types import (
-    ChatPrompt,
     ClipInfo,
+    ExpandedPrompt,
     ImageInfo,
     ItemPlan,
     Media,
-    MediaPart,
     Modality,
     PixelForm,
     Plan,
     PreparationRequest,
     Prepared,
-    TextPrompt,
     TokenPrompt,
 )
 from preprocessor.vision.geometry import fit_image, patch_grid
@@ -72,54 +71,18 @@ def prepare(model: Model, request: PreparationRequest, limits: Limits | None = N
 
     Returns:
         Tensors by the engine contract's names: `pixel_patches` uint8 [P, F] with `pixel_mean` and `pixel_std`, or
-        `pixel_values` [P, F] in the asked float form, beside those of `prompt_tensors`.
+        `pixel_values` [P, F] in the asked float form, beside those of the plan.
     Raises:
         InvalidRequest, UnsupportedMedia, CorruptMedia, LimitExceeded: As `plan` and `write_pixels`.
     """
     planned = plan(model, request, limits or Limits())
     timings = Timings()
     timings.merge(planned.timings)
-    tensors = prompt_tensors(model, planned)
+    tensors = dict(planned.tensors)
     if planned.pixel_bytes:
-        pixels = allocate_pixels(planned)
+        pixels = tensors[pixel_tensor_name(planned.pixel_form)] = allocate_pixels(planned)
         timings.merge(write_pixels(model, request, planned, pixels))
-        tensors[pixel_tensor_name(planned.pixel_form)] = pixels
     return Prepared(plan=planned, tensors=tensors, timings=timings)
-
-
-def _token_types(planned: Plan) -> npt.NDArray[np.int32]:
-    """Each token's modality number, 0 for text: int32 [L], as transformers' processors return it."""
-    types = np.zeros(len(planned.prompt.token_ids), np.int32)
-    for index, offset, length in planned.prompt.spans.tolist():
-        types[offset : offset + length] = planned.items[index].modality
-    return types
-
-
-def check_request(request: PreparationRequest, limits: Limits) -> None:
-    """Refuse what needs no look into any file; a service calls this before it takes the upload.
-
-    Raises:
-        InvalidRequest, UnsupportedMedia, LimitExceeded: As `plan`.
-    """
-    if len(request.media) > limits.max_media_count:
-        raise LimitExceeded(f"{len(request.media)} media in one request; at most {limits.max_media_count} are accepted")
-    keys = [medium.key for medium in request.media]
-    for medium in request.media:
-        if keys.count(medium.key) > 1:
-            raise InvalidRequest(
-                f"the media key {medium.key!r} is used twice", reason="DUPLICATE_MEDIA_KEY", media_key=medium.key
-            )
-        if len(medium.data) > limits.max_media_bytes:
-            raise LimitExceeded(
-                f"{medium.key}: {len(medium.data)} bytes; at most {limits.max_media_bytes} are accepted",
-                reason="MEDIA_TOO_LARGE",
-                media_key=medium.key,
-            )
-        if medium.modality is Modality.AUDIO:
-            raise UnsupportedMedia(f"{medium.key}: this model takes no audio", reason="UNSUPPORTED_MODALITY")
-        if medium.modality is Modality.IMAGE and medium.sampling != type(medium.sampling)():
-            raise InvalidRequest(f"{medium.key}: an image takes no sampling", reason="INVALID_SAMPLING")
-        check_sampling(medium.sampling, medium.key)
 
 
 def plan(model: Model, request: PreparationRequest, limits: Limits, check: Checkpoint = _proceed) -> Plan:
@@ -136,7 +99,7 @@ def plan(model: Model, request: PreparationRequest, limits: Limits, check: Check
     timings = Timings()
     with timings.stage("plan"):
         check_request(request, limits)
-        text, media = _render(model, request, limits)
+        text, media = render_prompt(model, request, limits)
         items: list[ItemPlan] = []
         for medium in media:
             row_start = items[-1].row_start + items[-1].grid.patch_count if items else 0
@@ -151,6 +114,12 @@ def plan(model: Model, request: PreparationRequest, limits: Limits, check: Check
         else:
             prompt = expand_text(model.tokenizer, model.placeholders, text, replacements)
         positions, delta = model.family.positions(prompt, items, model)
+    tensors = {
+        "input_ids": prompt.token_ids,
+        "mrope_position_ids": positions,
+        "mrope_position_delta": np.array([delta], np.int32),
+        **_item_tensors(model, items, prompt, request),
+    }
     return Plan(
         items=tuple(items),
         prompt=prompt,
@@ -159,8 +128,8 @@ def plan(model: Model, request: PreparationRequest, limits: Limits, check: Check
         row_count=row_count,
         feature_count=features,
         pixel_form=request.pixel_form,
-        with_token_types=request.with_token_types,
         pixel_bytes=pixel_bytes,
+        tensors=tensors,
         timings=timings,
     )
 
@@ -215,79 +184,25 @@ def pixel_tensor_name(form: PixelForm) -> str:
     return "pixel_patches" if form is PixelForm.UINT8 else "pixel_values"
 
 
-def prompt_tensors(model: Model, planned: Plan) -> dict[str, npt.NDArray[Any]]:
-    """The contract's tensors but the pixels; those that describe media only where there are any."""
-    items = planned.items
-    tensors: dict[str, npt.NDArray[Any]] = {
-        "input_ids": planned.prompt.token_ids,
-        "mrope_position_ids": planned.mrope_position_ids,
-        "mrope_position_delta": np.array([planned.mrope_position_delta], np.int32),
-    }
+def _item_tensors(
+    model: Model, items: Sequence[ItemPlan], prompt: ExpandedPrompt, request: PreparationRequest
+) -> dict[str, npt.NDArray[Any]]:
+    """The contract's tensors that describe media; those that would be empty are left out."""
+    tensors: dict[str, npt.NDArray[Any]] = {}
     if items:
-        tensors |= {
+        tensors = {
             "grid_thw": np.array([(item.grid.t, item.grid.h, item.grid.w) for item in items], np.int64),
             "item_modality": np.array([item.modality for item in items], np.int32),
-            "item_spans": planned.prompt.spans,
+            "item_spans": prompt.spans,
             "item_hash": np.frombuffer(b"".join(item.digest for item in items), np.uint8).reshape(-1, 32),
+            **model.family.extra_tensors(items, model),
         }
-    tensors |= model.family.extra_tensors(items, model)
-    if planned.with_token_types:
-        tensors["mm_token_type_ids"] = _token_types(planned)
-    if items and planned.pixel_form is PixelForm.UINT8:
+    if request.with_token_types:
+        tensors["mm_token_type_ids"] = token_types(prompt, [item.modality for item in items])
+    if items and request.pixel_form is PixelForm.UINT8:
         tensors["pixel_mean"] = np.array(model.image.mean, np.float32)
         tensors["pixel_std"] = np.array(model.image.std, np.float32)
     return tensors
-
-
-def _render(model: Model, request: PreparationRequest, limits: Limits) -> tuple[str, list[Media]]:
-    """The prompt's text (empty for ready token ids) and the media in the order of their placeholders."""
-    prompt, media = request.prompt, list(request.media)
-    match prompt:
-        case ChatPrompt():
-            media = _media_of_chat(prompt, media, limits)
-            modalities = {medium.key: medium.modality for medium in media}
-            text = render_chat(model.tokenizer, model.chat_template, prompt, modalities)
-            found = model.placeholders.modalities_in_text(text)
-        case TextPrompt():
-            text = prompt.text
-            found = model.placeholders.modalities_in_text(text)
-        case TokenPrompt():
-            text = ""
-            vocabulary_size = len(model.tokenizer)
-            if bad := [i for i in prompt.token_ids if not 0 <= i < vocabulary_size]:
-                raise InvalidRequest(
-                    f"token id {bad[0]} is outside the vocabulary of {vocabulary_size}", reason="INVALID_TOKEN_ID"
-                )
-            found = model.placeholders.modalities_in_ids(prompt.token_ids)
-    length = len(prompt.token_ids) if isinstance(prompt, TokenPrompt) else len(text)
-    if not length:
-        raise InvalidRequest("the prompt is empty", reason="EMPTY_PROMPT")
-    if length > limits.max_prompt_length:
-        raise LimitExceeded(
-            f"the prompt is longer than {limits.max_prompt_length} characters", reason="PROMPT_TOO_LONG"
-        )
-    match_media(found, media)
-    return text, media
-
-
-def _media_of_chat(prompt: ChatPrompt, media: list[Media], limits: Limits) -> list[Media]:
-    """Media in the order in which the chat's parts refer to them."""
-    by_key = {medium.key: medium for medium in media}
-    parts = itertools.chain.from_iterable(message.parts for message in prompt.messages)
-    used = [part.key for part in parts if isinstance(part, MediaPart)]
-    if len(used) > limits.max_media_count:  # a medium shown twice costs twice
-        raise LimitExceeded(f"the messages show {len(used)} media; at most {limits.max_media_count} are accepted")
-    for key in used:
-        if key not in by_key:
-            raise InvalidRequest(
-                f"a message refers to the media key {key!r}, which is not among the media", reason="UNKNOWN_MEDIA_KEY"
-            )
-    if unused := by_key.keys() - set(used):
-        raise InvalidRequest(
-            f"no message refers to the media key {min(unused)!r}; refer to it or leave it out",
-            reason="PLACEHOLDER_MISMATCH",
-        )
-    return [by_key[key] for key in used]
 
 
 def _plan_item(model: Model, medium: Media, salt: str, row_start: int, limits: Limits, check: Checkpoint) -> ItemPlan:

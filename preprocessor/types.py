@@ -286,7 +286,8 @@ class Plan:
         mrope_position_ids: int32 [3, L], time, height and width positions.
         mrope_position_delta: Next text position minus L.
         row_count, feature_count: Shape of the pixel tensor.
-        pixel_bytes: Its size in the asked form.
+        pixel_bytes: Its size in the asked form; 0 where none is made.
+        tensors: Every tensor of the result but the pixels, by the engine contract's names.
     """
 
     items: tuple[ItemPlan, ...]
@@ -296,9 +297,13 @@ class Plan:
     row_count: int
     feature_count: int
     pixel_form: PixelForm
-    with_token_types: bool
     pixel_bytes: int
+    tensors: Mapping[str, npt.NDArray[Any]] = field(repr=False)
     timings: Timings
+
+    @property
+    def token_count(self) -> int:
+        return len(self.prompt.token_ids)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

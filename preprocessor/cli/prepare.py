@@ -59,9 +59,8 @@ def _prepare_here(spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> PrepareRe
     prepared = pipeline.prepare(model, request)
     sizes = {key: len(data) for key, data in files.items()}
     pixel_name = pipeline.pixel_tensor_name(request.pixel_form)
-    described = {name: tensor for name, tensor in prepared.tensors.items() if name != pixel_name}
     return PrepareResult(
-        header=wire.write_header(model, prepared.plan, described, pixel_name, sizes, request_id="local"),
+        header=wire.write_header(model, prepared.plan, pixel_name, sizes, request_id="local"),
         report=wire.write_report(prepared.timings, sum(sizes.values()), prepared.plan.pixel_bytes),
         tensors=dict(prepared.tensors),
     )

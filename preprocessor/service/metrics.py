@@ -43,7 +43,7 @@ class Metrics:
         for item in planned.items:
             self.media.labels(item.modality.name.lower()).inc()
             self.frames.inc(0 if item.frames is None else len(item.frames.indices))
-        self.prompt_tokens.inc(len(planned.prompt.token_ids))
+        self.prompt_tokens.inc(planned.token_count)
 
     def observe_stages(self, timings: Timings) -> None:
         for stage, spent in timings.stages.items():

@@ -29,11 +29,12 @@ from preprocessor.config import ServeSettings
 from preprocessor.errors import ModelNotFound
 from preprocessor.models.family import Model
 from preprocessor.models.registry import library_versions
+from preprocessor.requests import check_request
 from preprocessor.service import wire
 from preprocessor.service.intake import RequestMessage, receive_media, receive_spec
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.status import abort, status_of
-from preprocessor.service.tensors import write_rows
+from preprocessor.service.tensors import is_small, write_rows
 from preprocessor.text.detokenizer import Detokenizer
 from preprocessor.timing import Timings
 from preprocessor.types import Plan, PreparationRequest
@@ -84,6 +85,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             request = await self._receive(spec, requests, call)
             planned = await self._plan(request, call)
             await context.write(pb.PrepareResponse(header=self._header(request, planned, call)))
+            await self._stream_large_tensors(planned, call, context)
             if planned.pixel_bytes:
                 await self._stream_pixels(request, planned, call, context)
             report = wire.write_report(call.timings, call.received_bytes, planned.pixel_bytes)
@@ -117,7 +119,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             planned = await self._plan(request, call)
             sizes = {medium.key: len(medium.data) for medium in request.media}
             return pb.CountTokensResponse(
-                token_count=len(planned.prompt.token_ids),
+                token_count=planned.token_count,
                 items=[wire.write_item(item, sizes[item.key]) for item in planned.items],
                 pixel_bytes=planned.pixel_bytes,
             )
@@ -139,7 +141,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         with call.timings.stage("receive"):
             self._require_model(spec.model)
             request, sources = wire.read_spec(spec)
-            pipeline.check_request(request, self._settings.limits)
+            check_request(request, self._settings.limits)
             request = await receive_media(
                 requests, request, sources, self._settings.limits, self._settings.upload_idle_seconds, self._pool
             )
@@ -157,18 +159,24 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         return planned
 
     def _header(self, request: PreparationRequest, planned: Plan, call: _Call, *, with_data: bool = True) -> pb.Header:
-        header = wire.write_header(
+        return wire.write_header(
             self._model,
             planned,
-            pipeline.prompt_tensors(self._model, planned),
             pipeline.pixel_tensor_name(planned.pixel_form),
             {medium.key: len(medium.data) for medium in request.media},
             call.request_id,
+            with_data=with_data,
         )
-        if not with_data:
-            for tensor in header.tensors:
-                tensor.ClearField("data")
-        return header
+
+    async def _stream_large_tensors(
+        self, planned: Plan, call: _Call, context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareResponse]
+    ) -> None:
+        """Send what the header had no room for, such as the positions of a very long prompt."""
+        with call.timings.stage("send"):
+            for name, array in planned.tensors.items():
+                if not is_small(array):
+                    for message in write_rows(name, array, 0, len(array)):
+                        await context.write(pb.PrepareResponse(rows=message))
 
     async def _stream_pixels(
         self,
@@ -207,7 +215,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         self, request: PreparationRequest, planned: Plan, sampling: SamplingParameters, call: _Call
     ) -> EngineRequest:
         """Make all pixels and put the contract's tensors together."""
-        tensors = pipeline.prompt_tensors(self._model, planned)
+        tensors = dict(planned.tensors)
         if planned.pixel_bytes:
             pixels = pipeline.allocate_pixels(planned)
             timings = await self._pool.run(
@@ -252,7 +260,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             pb.GenerateResponse(
                 completion=pb.Completion(
                     finish_reason=wire.write_finish_reason(finish_reason),
-                    prompt_token_count=len(planned.prompt.token_ids),
+                    prompt_token_count=planned.token_count,
                     completion_token_count=token_count,
                     report=wire.write_report(call.timings, call.received_bytes, planned.pixel_bytes),
                 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -24,11 +25,22 @@ DTYPES: dict[pb.DataType.ValueType, np.dtype[Any]] = {
 DATA_TYPES = {dtype: number for number, dtype in DTYPES.items()}
 
 
-def write_tensor(name: str, array: npt.NDArray[Any]) -> pb.Tensor:
-    """A small tensor with its data."""
+def describe_tensor(
+    name: str, dtype: np.dtype[Any], shape: Sequence[int], data: npt.NDArray[Any] | None = None
+) -> pb.Tensor:
+    """A tensor's description, with its elements where `data` is given."""
     return pb.Tensor(
-        name=name, data_type=DATA_TYPES[array.dtype], shape=array.shape, total_bytes=array.nbytes, data=array.tobytes()
+        name=name,
+        data_type=DATA_TYPES[dtype],
+        shape=shape,
+        total_bytes=math.prod(shape) * dtype.itemsize,
+        data=b"" if data is None else data.tobytes(),
     )
+
+
+def is_small(array: npt.NDArray[Any]) -> bool:
+    """Whether a tensor travels in the header; a larger one follows in rows."""
+    return array.nbytes <= MAX_CHUNK_BYTES
 
 
 def write_rows(name: str, array: npt.NDArray[Any], first_row: int, row_count: int) -> Iterator[pb.TensorRows]:

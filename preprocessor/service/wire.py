@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy.typing as npt
 from google.protobuf import json_format
 
 from engine_client import FinishReason, SamplingParameters
 from preprocessor.errors import InvalidRequest, LimitExceeded
 from preprocessor.models.family import Model
-from preprocessor.service.tensors import DATA_TYPES, write_tensor
+from preprocessor.service.tensors import describe_tensor, is_small
 from preprocessor.timing import Timings
 from preprocessor.types import (
     ChatPrompt,
@@ -245,34 +244,27 @@ def _lookup(table: Mapping[Any, Any], number: int, name: str) -> Any:
 
 
 def write_header(
-    model: Model,
-    planned: Plan,
-    tensors: Mapping[str, npt.NDArray[Any]],
-    pixel_name: str,
-    sizes: Mapping[str, int],
-    request_id: str,
+    model: Model, planned: Plan, pixel_name: str, sizes: Mapping[str, int], request_id: str, *, with_data: bool = True
 ) -> pb.Header:
-    """Everything known of a plan; `tensors` travel in it whole, the pixel tensor is only described.
+    """Everything known of a plan. Small tensors travel in it whole; large ones, and the pixels, are only described.
 
     Args:
         pixel_name: The pixel tensor's name; nothing is described where the plan makes no pixels.
         sizes: Media key → bytes of its file.
+        with_data: False describes every tensor only.
     """
-    described = [write_tensor(name, array) for name, array in tensors.items()]
+    described = [
+        describe_tensor(name, array.dtype, array.shape, array if with_data and is_small(array) else None)
+        for name, array in planned.tensors.items()
+    ]
     if planned.pixel_bytes:
-        described.append(
-            pb.Tensor(
-                name=pixel_name,
-                data_type=DATA_TYPES[PIXEL_DTYPES[planned.pixel_form]],
-                shape=[planned.row_count, planned.feature_count],
-                total_bytes=planned.pixel_bytes,
-            )
-        )
+        shape = (planned.row_count, planned.feature_count)
+        described.append(describe_tensor(pixel_name, PIXEL_DTYPES[planned.pixel_form], shape))
     return pb.Header(
         request_id=request_id,
         model=model.name,
         model_fingerprint=model.fingerprint,
-        token_count=len(planned.prompt.token_ids),
+        token_count=planned.token_count,
         items=[write_item(item, sizes[item.key]) for item in planned.items],
         tensors=described,
     )

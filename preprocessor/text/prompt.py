@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import numpy.typing as npt
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.errors import InvalidRequest
@@ -121,6 +122,18 @@ def expand_token_ids(
     for token_id in token_ids:
         compact += encode(tokenizer, next(remaining).text) if token_id in pad_ids else [token_id]
     return _repeat_placeholders(compact, placeholders, replacements)
+
+
+def token_types(prompt: ExpandedPrompt, modalities: Sequence[Modality]) -> npt.NDArray[np.int32]:
+    """Each token's modality number, 0 for text: int32 [L], as transformers' processors return `mm_token_type_ids`.
+
+    Args:
+        modalities: Of the items that the prompt's spans name.
+    """
+    types = np.zeros(len(prompt.token_ids), np.int32)
+    for index, offset, length in prompt.spans.tolist():
+        types[offset : offset + length] = modalities[index]
+    return types
 
 
 def _repeat_placeholders(

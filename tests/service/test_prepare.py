@@ -199,3 +199,10 @@ async def test_one_upload_may_serve_two_media(caller: Caller) -> None:
     items = (await caller.prepare(spec, {"whole": CLIP})).header.items
     assert [len(item.frame_indices) for item in items] == [2, 4]
     assert items[0].source.sha256 == items[1].source.sha256
+
+
+async def test_a_prompt_too_long_for_one_message_arrives_whole(caller: Caller, model: Model) -> None:
+    spec = pb.PrepareSpec(text="word " * 300_000)
+    result = await caller.prepare(spec)
+    assert result.tensors["input_ids"].nbytes > 1 << 20
+    assert_same_tensors(result.tensors, dict(in_process(model, spec).tensors))

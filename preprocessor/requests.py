@@ -1,0 +1,103 @@
+"""What a request must be before any file is looked into, and its prompt as text with the media in its order."""
+
+from __future__ import annotations
+
+import itertools
+
+from preprocessor.config import Limits
+from preprocessor.errors import InvalidRequest, LimitExceeded, UnsupportedMedia
+from preprocessor.media.sampling import check_sampling
+from preprocessor.models.family import Model
+from preprocessor.text.prompt import match_media, render_chat
+from preprocessor.types import (
+    ChatPrompt,
+    Media,
+    MediaPart,
+    Modality,
+    PreparationRequest,
+    TextPrompt,
+    TokenPrompt,
+)
+
+
+def check_request(request: PreparationRequest, limits: Limits) -> None:
+    """Refuse what needs no look into any file; a service calls this before it takes the upload.
+
+    Raises:
+        InvalidRequest, UnsupportedMedia, LimitExceeded: As `plan`.
+    """
+    if len(request.media) > limits.max_media_count:
+        raise LimitExceeded(f"{len(request.media)} media in one request; at most {limits.max_media_count} are accepted")
+    keys = [medium.key for medium in request.media]
+    for medium in request.media:
+        if keys.count(medium.key) > 1:
+            raise InvalidRequest(
+                f"the media key {medium.key!r} is used twice", reason="DUPLICATE_MEDIA_KEY", media_key=medium.key
+            )
+        if len(medium.data) > limits.max_media_bytes:
+            raise LimitExceeded(
+                f"{medium.key}: {len(medium.data)} bytes; at most {limits.max_media_bytes} are accepted",
+                reason="MEDIA_TOO_LARGE",
+                media_key=medium.key,
+            )
+        if medium.modality is Modality.AUDIO:
+            raise UnsupportedMedia(f"{medium.key}: this model takes no audio", reason="UNSUPPORTED_MODALITY")
+        if medium.modality is Modality.IMAGE and medium.sampling != type(medium.sampling)():
+            raise InvalidRequest(f"{medium.key}: an image takes no sampling", reason="INVALID_SAMPLING")
+        check_sampling(medium.sampling, medium.key)
+
+
+def render_prompt(model: Model, request: PreparationRequest, limits: Limits) -> tuple[str, list[Media]]:
+    """The prompt's text (empty for ready token ids) and the media in the order of their placeholders.
+
+    Raises:
+        InvalidRequest: `EMPTY_PROMPT`, `INVALID_TOKEN_ID`, `CHAT_TEMPLATE_FAILED`, `UNKNOWN_MEDIA_KEY`, `PLACEHOLDER_MISMATCH`.
+        LimitExceeded: `PROMPT_TOO_LONG`, or too many media.
+    """
+    prompt, media = request.prompt, list(request.media)
+    match prompt:
+        case ChatPrompt():
+            media = _media_of_chat(prompt, media, limits)
+            modalities = {medium.key: medium.modality for medium in media}
+            text = render_chat(model.tokenizer, model.chat_template, prompt, modalities)
+            found = model.placeholders.modalities_in_text(text)
+        case TextPrompt():
+            text = prompt.text
+            found = model.placeholders.modalities_in_text(text)
+        case TokenPrompt():
+            text = ""
+            vocabulary_size = len(model.tokenizer)
+            if bad := [i for i in prompt.token_ids if not 0 <= i < vocabulary_size]:
+                raise InvalidRequest(
+                    f"token id {bad[0]} is outside the vocabulary of {vocabulary_size}", reason="INVALID_TOKEN_ID"
+                )
+            found = model.placeholders.modalities_in_ids(prompt.token_ids)
+    length = len(prompt.token_ids) if isinstance(prompt, TokenPrompt) else len(text)
+    if not length:
+        raise InvalidRequest("the prompt is empty", reason="EMPTY_PROMPT")
+    if length > limits.max_prompt_length:
+        raise LimitExceeded(
+            f"the prompt is longer than {limits.max_prompt_length} characters", reason="PROMPT_TOO_LONG"
+        )
+    match_media(found, media)
+    return text, media
+
+
+def _media_of_chat(prompt: ChatPrompt, media: list[Media], limits: Limits) -> list[Media]:
+    """Media in the order in which the chat's parts refer to them."""
+    by_key = {medium.key: medium for medium in media}
+    parts = itertools.chain.from_iterable(message.parts for message in prompt.messages)
+    used = [part.key for part in parts if isinstance(part, MediaPart)]
+    if len(used) > limits.max_media_count:  # a medium shown twice costs twice
+        raise LimitExceeded(f"the messages show {len(used)} media; at most {limits.max_media_count} are accepted")
+    for key in used:
+        if key not in by_key:
+            raise InvalidRequest(
+                f"a message refers to the media key {key!r}, which is not among the media", reason="UNKNOWN_MEDIA_KEY"
+            )
+    if unused := by_key.keys() - set(used):
+        raise InvalidRequest(
+            f"no message refers to the media key {min(unused)!r}; refer to it or leave it out",
+            reason="PLACEHOLDER_MISMATCH",
+        )
+    return [by_key[key] for key in used]
