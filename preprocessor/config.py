@@ -26,9 +26,11 @@ class Limits:
     max_media_count: int = 64
     max_media_bytes: int = 512 << 20  # one file
     max_request_bytes: int = 1 << 30  # all files of a request
+    max_image_bytes: int = 64 << 20  # walking a PNG's chunks to its size takes microseconds each
     max_image_pixels: int = 256_000_000
     max_frame_pixels: int = 8192 * 4320
     max_clip_frames: int = 1_000_000  # in the file, counted by packets: nine hours at 30 frames a second
+    max_audio_seconds: int = 3600  # 230 MB of samples at 16 kHz
     max_pixel_bytes: int = 2 << 30  # the pixel tensor of one request
     max_prompt_length: int = 4_000_000  # characters of rendered text, or token ids
 

@@ -34,9 +34,10 @@ def check_request(request: PreparationRequest, limits: Limits) -> None:
             raise InvalidRequest(
                 f"the media key {medium.key!r} is used twice", reason="DUPLICATE_MEDIA_KEY", media_key=medium.key
             )
-        if len(medium.data) > limits.max_media_bytes:
+        most_bytes = limits.max_image_bytes if medium.modality is Modality.IMAGE else limits.max_media_bytes
+        if len(medium.data) > most_bytes:
             raise LimitExceeded(
-                f"{medium.key}: {len(medium.data)} bytes; at most {limits.max_media_bytes} are accepted",
+                f"{medium.key}: {len(medium.data)} bytes; at most {most_bytes} are accepted",
                 reason="MEDIA_TOO_LARGE",
                 media_key=medium.key,
             )

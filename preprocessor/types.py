@@ -164,11 +164,17 @@ class PreparationRequest:
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """Header facts of an image, after EXIF rotation. `format` is the container's name, such as "JPEG"."""
+    """Header facts of an image, upright.
+
+    Attributes:
+        format: Such as "JPEG".
+        decoder: The libraries that decode it, with versions.
+    """
 
     format: str
     width_px: int
     height_px: int
+    decoder: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,9 +18,11 @@ _LIMIT_MEANINGS = {
     "max_media_count": "images and videos in one request",
     "max_media_bytes": "bytes of one file",
     "max_request_bytes": "bytes of all files of a request",
+    "max_image_bytes": "bytes of an image file",
     "max_image_pixels": "pixels of an image, before resizing",
     "max_frame_pixels": "pixels of a video frame, before resizing",
     "max_clip_frames": "frames in a video file",
+    "max_audio_seconds": "seconds of a sound",
     "max_pixel_bytes": "bytes of the pixel tensor of one request",
     "max_prompt_length": "characters of a rendered prompt, or token ids",
 }

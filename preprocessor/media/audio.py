@@ -1,0 +1,195 @@
+"""The sound of a file in memory → float32 mono at the rate a model wants.
+
+FFmpeg does all of it, a packet at a time, so that no more than the answer is held:
+
+* Demuxing and decoding, from any container with sound, a video included. FFmpeg drops what an encoder put before the
+  first sample (AAC priming, MP3 and Opus delay) where the container states it, and what an edit list cuts off; a raw ADTS or
+  MPEG-TS stream states nothing, so that its priming stays in. Sample 0 is the first sound that is there: silence is
+  neither put before a stream that starts after the video, nor into a gap.
+* Mixing to mono by swresample, its weights scaled so that their sum is 1 (`rematrix_maxval`): stereo is
+  (left + right) / 2, which is also the mean that transformers' `load_audio` takes with soundfile; of 5.1 the centre weighs
+  most and LFE is left out. Unscaled, swresample would mix full-scale float stereo to 1.41.
+* Resampling by swresample's default filter. A file already at the asked rate is not filtered: 16-bit PCM comes out as
+  sample / 32768 exactly.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+
+import av
+import av.container
+import av.error
+import numpy as np
+import numpy.typing as npt
+
+from preprocessor.config import Limits
+from preprocessor.errors import CorruptMedia, LimitExceeded, UnsupportedMedia
+
+# What a program that streams WAV writes for the size it does not know yet: 0, or the most that fits (ffmpeg, sox).
+_LARGEST_KNOWN_WAV_BYTES = 0x7FFF_0000
+
+
+def _keep_going() -> None:
+    pass
+
+
+def extract_audio(
+    data: bytes,
+    sample_rate_hz: int,
+    limits: Limits,
+    key: str = "audio",
+    check: Callable[[], None] = _keep_going,
+) -> npt.NDArray[np.float32]:
+    """Decode a file's main sound track, mix it to mono and resample it.
+
+    Args:
+        data: The whole file, of sound or of video.
+        sample_rate_hz: The rate of the answer, above 0.
+        limits: `max_audio_seconds` is counted in samples while decoding: headers may lie.
+        key: The caller's name for it, for messages.
+        check: Called between packets; raises to stop the work.
+    Returns:
+        float32 [samples], C-contiguous. Nominally -1 to 1; a lossy codec may overshoot as it does in FFmpeg.
+    Raises:
+        UnsupportedMedia: `EMPTY_MEDIA`, `NOT_MEDIA`, `NO_AUDIO_STREAM` or `UNSUPPORTED_CODEC`.
+        CorruptMedia: `TRUNCATED_MEDIA` where the file ends inside a packet, `UNDECODABLE_FRAME` where a packet cannot be
+            decoded (the message names its time), `CORRUPT_MEDIA` otherwise.
+        LimitExceeded: `AUDIO_TOO_LONG`.
+    """
+    pieces: list[npt.NDArray[np.float32]] = []
+    with _open_audio(data, key) as (container, stream):
+        resampler = _MonoResampler(sample_rate_hz)
+        seconds = Fraction(0)
+        for frame in _decoded(container, stream, data, key, check):
+            seconds += _seconds(frame)
+            if seconds > limits.max_audio_seconds:  # before resampling: a file of 1 Hz would grow 16,000-fold
+                raise LimitExceeded(
+                    f"{key}: the sound is longer than the {limits.max_audio_seconds} s that are accepted",
+                    reason="AUDIO_TOO_LONG",
+                    media_key=key,
+                )
+            pieces += resampler.resample(frame)
+        pieces += resampler.flush()
+    if not any(len(piece) for piece in pieces):
+        raise CorruptMedia(f"{key}: the audio stream holds no samples", media_key=key)
+    return np.concatenate(pieces)
+
+
+class _MonoResampler:
+    """swresample to mono float, which may be given frames of changing rate, layout and format."""
+
+    def __init__(self, sample_rate_hz: int) -> None:
+        self._sample_rate_hz = sample_rate_hz
+        self._source: tuple[str, str, int] | None = None
+        self._resampler: av.AudioResampler | None = None
+
+    def resample(self, frame: av.AudioFrame) -> list[npt.NDArray[np.float32]]:
+        source = (frame.format.name, frame.layout.name, frame.sample_rate)
+        finished = []
+        if source != self._source:  # PyAV's resampler takes one kind; FFmpeg's command line starts anew here, too
+            finished = self.flush()
+            self._source = source
+            self._resampler = av.AudioResampler(
+                format="flt", layout="mono", rate=self._sample_rate_hz, options={"rematrix_maxval": "1.0"}
+            )
+        assert self._resampler is not None
+        return finished + [_samples(piece) for piece in self._resampler.resample(frame)]
+
+    def flush(self) -> list[npt.NDArray[np.float32]]:
+        """The last samples, which the filter was holding back."""
+        if self._resampler is None:
+            return []
+        return [_samples(piece) for piece in self._resampler.resample(None) if piece is not None]
+
+
+def _samples(frame: av.AudioFrame) -> npt.NDArray[np.float32]:
+    """The samples of a mono float frame, float32 [samples], copied out of FFmpeg's buffer."""
+    return frame.to_ndarray().reshape(-1).astype(np.float32, copy=False)  # "flt" is float32 already
+
+
+def _decoded(
+    container: av.container.InputContainer,
+    stream: av.AudioStream,
+    data: bytes,
+    key: str,
+    check: Callable[[], None],
+) -> Iterator[av.AudioFrame]:
+    """Every frame of the stream."""
+    seconds = Fraction(0)
+    for packet in container.demux(stream):
+        check()
+        if packet.is_corrupt and not _is_wav_of_unknown_size(data):
+            raise CorruptMedia(
+                f"{key}: the file ends early, {float(seconds):.3f} s into its sound; send the complete file",
+                reason="TRUNCATED_MEDIA",
+                media_key=key,
+            )
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError as error:
+            raise CorruptMedia(
+                f"{key}: the sound at {float(seconds):.3f} s cannot be decoded; the file is damaged there",
+                reason="UNDECODABLE_FRAME",
+                media_key=key,
+            ) from error
+        for frame in frames:
+            seconds += _seconds(frame)
+            yield frame
+
+
+def _seconds(frame: av.AudioFrame) -> Fraction:
+    """The frame's length; exact, so that a limit of 60 s accepts 60 s."""
+    return Fraction(frame.samples, frame.sample_rate or 1)
+
+
+def _is_wav_of_unknown_size(data: bytes) -> bool:
+    """Whether a WAV was written to a pipe: it ends where it ends, which FFmpeg takes for too early."""
+    riff_bytes = int.from_bytes(data[4:8], "little")
+    return data[:4] == b"RIFF" and data[8:12] == b"WAVE" and not 0 < riff_bytes < _LARGEST_KNOWN_WAV_BYTES
+
+
+@contextmanager
+def _open_audio(data: bytes, key: str) -> Iterator[tuple[av.container.InputContainer, av.AudioStream]]:
+    """Open a file held in memory at its main audio stream, FFmpeg's errors mapped to ours."""
+    if not data:
+        raise UnsupportedMedia(f"{key}: the upload is empty; send the whole file", reason="EMPTY_MEDIA", media_key=key)
+    try:
+        # A playlist (ffconcat, say) names other files, which FFmpeg would open here: it may use no protocol at all.
+        options = {"protocol_whitelist": "none"}
+        with av.open(io.BytesIO(data), mode="r", metadata_errors="ignore", options=options) as container:
+            if not container.streams.audio:
+                raise UnsupportedMedia(
+                    f"{key}: the file holds no sound; send one that does, or leave its sound out",
+                    reason="NO_AUDIO_STREAM",
+                    media_key=key,
+                )
+            # FFmpeg's choice, as of its command line: by disposition and channels. None where it can decode none.
+            best = container.streams.best("audio")
+            stream = best if isinstance(best, av.AudioStream) else container.streams.audio[0]
+            if stream.codec_context is None:
+                raise UnsupportedMedia(
+                    f"{key}: no decoder for the sound's codec; re-encode it as AAC, Opus, MP3, FLAC or PCM",
+                    reason="UNSUPPORTED_CODEC",
+                    media_key=key,
+                )
+            stream.codec_context.thread_type = "NONE"  # one worker, one core: parallelism is across requests
+            yield container, stream
+    except av.error.InvalidDataError as error:
+        raise UnsupportedMedia(
+            f"{key}: not a file with sound that can be read, or one cut off before its index; "
+            "send a complete wav, mp3, flac, ogg, m4a, mp4 or mkv",
+            reason="NOT_MEDIA",
+            media_key=key,
+        ) from error
+    except av.error.EOFError as error:
+        raise CorruptMedia(
+            f"{key}: the file ends early, inside its header or index; send the complete file",
+            reason="TRUNCATED_MEDIA",
+            media_key=key,
+        ) from error
+    except av.error.FFmpegError as error:
+        raise CorruptMedia(f"{key}: the file cannot be decoded ({error.strerror})", media_key=key) from error
