@@ -29,6 +29,7 @@ from preprocessor.media.image import decode_image, probe_image
 from preprocessor.media.sampling import Spread, choose_frames
 from preprocessor.media.video import decode_frames, probe_video
 from preprocessor.models.family import Model
+from preprocessor.models.generic import GenericModel, GenericPrepared, prepare_generic
 from preprocessor.requests import check_request, render_prompt
 from preprocessor.text.prompt import Replacement, expand_text, expand_token_ids, token_types
 from preprocessor.timing import Timings
@@ -66,12 +67,12 @@ def _proceed(*_: object) -> None:
     pass
 
 
-def prepare(model: Model, request: PreparationRequest, limits: Limits | None = None) -> Prepared:
+def prepare(model: Model | GenericModel, request: PreparationRequest, limits: Limits | None = None) -> Prepared:
     """Plan a request and make its pixels.
 
     Returns:
         Tensors by the engine contract's names: `pixel_patches` uint8 [P, F] with `pixel_mean` and `pixel_std`, or
-        `pixel_values` [P, F] in the asked float form, beside those of the plan.
+        `pixel_values` [P, F] in the asked float form, beside those of the plan. Of a generic model, what its processor makes.
     Raises:
         InvalidRequest, UnsupportedMedia, CorruptMedia, LimitExceeded: As `plan` and `write_pixels`.
     """
@@ -79,14 +80,16 @@ def prepare(model: Model, request: PreparationRequest, limits: Limits | None = N
     timings = Timings()
     timings.merge(planned.timings)
     tensors = dict(planned.tensors)
-    if planned.pixel_bytes:
-        pixels = tensors[pixel_tensor_name(planned.pixel_form)] = allocate_pixels(planned)
+    if isinstance(model, Model) and isinstance(planned, Plan) and planned.pixel_bytes:
+        pixels = tensors[planned.pixel_name] = allocate_pixels(planned)
         timings.merge(write_pixels(model, request, planned, pixels))
     return Prepared(plan=planned, tensors=tensors, timings=timings)
 
 
-def plan(model: Model, request: PreparationRequest, limits: Limits, check: Checkpoint = _proceed) -> Plan:
-    """Everything but the pixels, from headers alone.
+def plan(
+    model: Model | GenericModel, request: PreparationRequest, limits: Limits, check: Checkpoint = _proceed
+) -> Plan | GenericPrepared:
+    """Everything but the pixels, from headers alone; of a generic model everything, for only its processor knows.
 
     Args:
         check: Called between packets; whatever it raises ends the work.
@@ -96,9 +99,16 @@ def plan(model: Model, request: PreparationRequest, limits: Limits, check: Check
         UnsupportedMedia, CorruptMedia: A file that is not what it should be; see `probe_video` and `probe_image`.
         LimitExceeded: More than `limits` allows.
     """
+    check_request(request, model.modalities, limits)
+    if isinstance(model, GenericModel):
+        return prepare_generic(model, request, limits, check)
+    return _plan_fast(model, request, limits, check)
+
+
+def _plan_fast(model: Model, request: PreparationRequest, limits: Limits, check: Checkpoint) -> Plan:
     timings = Timings()
     with timings.stage("plan"):
-        check_request(request, limits)
+        form = request.pixel_form or PixelForm.UINT8
         text, media = render_prompt(model, request, limits)
         items: list[ItemPlan] = []
         for medium in media:
@@ -106,7 +116,7 @@ def plan(model: Model, request: PreparationRequest, limits: Limits, check: Check
             items.append(_plan_item(model, medium, request.cache_salt, row_start, limits, check))
         row_count = sum(item.grid.patch_count for item in items)
         features = model.image.feature_count
-        pixel_bytes = _pixel_bytes(request.pixel_form, row_count * features, limits)
+        pixel_bytes = _pixel_bytes(form, row_count * features, limits)
     with timings.stage("tokenize"):
         replacements = [_replacement(model, item) for item in items]
         if isinstance(request.prompt, TokenPrompt):
@@ -127,7 +137,7 @@ def plan(model: Model, request: PreparationRequest, limits: Limits, check: Check
         mrope_position_delta=delta,
         row_count=row_count,
         feature_count=features,
-        pixel_form=request.pixel_form,
+        pixel_form=form,
         pixel_bytes=pixel_bytes,
         tensors=tensors,
         timings=timings,
@@ -199,7 +209,7 @@ def _item_tensors(
         }
     if request.with_token_types:
         tensors["mm_token_type_ids"] = token_types(prompt, [item.modality for item in items])
-    if items and request.pixel_form is PixelForm.UINT8:
+    if items and request.pixel_form in (None, PixelForm.UINT8):
         tensors["pixel_mean"] = np.array(model.image.mean, np.float32)
         tensors["pixel_std"] = np.array(model.image.std, np.float32)
     return tensors

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Collection
 
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded, UnsupportedMedia
 from preprocessor.media.sampling import check_sampling
 from preprocessor.models.family import Model
-from preprocessor.text.prompt import match_media, render_chat
+from preprocessor.text.prompt import match_media, order_chat_media, render_chat
 from preprocessor.types import (
     ChatPrompt,
     Media,
-    MediaPart,
     Modality,
     PreparationRequest,
+    Sampling,
     TextPrompt,
     TokenPrompt,
 )
 
 
-def check_request(request: PreparationRequest, limits: Limits) -> None:
+def check_request(request: PreparationRequest, modalities: Collection[Modality], limits: Limits) -> None:
     """Refuse what needs no look into any file; a service calls this before it takes the upload.
 
+    Args:
+        modalities: What the model takes.
     Raises:
         InvalidRequest, UnsupportedMedia, LimitExceeded: As `plan`.
     """
@@ -34,17 +36,24 @@ def check_request(request: PreparationRequest, limits: Limits) -> None:
             raise InvalidRequest(
                 f"the media key {medium.key!r} is used twice", reason="DUPLICATE_MEDIA_KEY", media_key=medium.key
             )
-        most_bytes = limits.max_image_bytes if medium.modality is Modality.IMAGE else limits.max_media_bytes
+        most_bytes = limits.max_media_bytes
+        if medium.modality is Modality.IMAGE:
+            most_bytes = min(most_bytes, limits.max_image_bytes)
         if len(medium.data) > most_bytes:
             raise LimitExceeded(
                 f"{medium.key}: {len(medium.data)} bytes; at most {most_bytes} are accepted",
                 reason="MEDIA_TOO_LARGE",
                 media_key=medium.key,
             )
-        if medium.modality is Modality.AUDIO:
-            raise UnsupportedMedia(f"{medium.key}: this model takes no audio", reason="UNSUPPORTED_MODALITY")
-        if medium.modality is Modality.IMAGE and medium.sampling != type(medium.sampling)():
-            raise InvalidRequest(f"{medium.key}: an image takes no sampling", reason="INVALID_SAMPLING")
+        if medium.modality not in modalities:
+            taken = ", ".join(modality.name.lower() for modality in sorted(modalities))
+            raise UnsupportedMedia(
+                f"{medium.key}: this model takes no {medium.modality.name.lower()}; it takes {taken}",
+                reason="UNSUPPORTED_MODALITY",
+                media_key=medium.key,
+            )
+        if medium.modality is not Modality.VIDEO and medium.sampling != Sampling():
+            raise InvalidRequest(f"{medium.key}: only a video takes sampling", reason="INVALID_SAMPLING")
         check_sampling(medium.sampling, medium.key)
 
 
@@ -58,7 +67,7 @@ def render_prompt(model: Model, request: PreparationRequest, limits: Limits) -> 
     prompt, media = request.prompt, list(request.media)
     match prompt:
         case ChatPrompt():
-            media = _media_of_chat(prompt, media, limits)
+            media = order_chat_media(prompt, media, limits.max_media_count)
             modalities = {medium.key: medium.modality for medium in media}
             text = render_chat(model.tokenizer, model.chat_template, prompt, modalities)
             found = model.placeholders.modalities_in_text(text)
@@ -82,23 +91,3 @@ def render_prompt(model: Model, request: PreparationRequest, limits: Limits) -> 
         )
     match_media(found, media)
     return text, media
-
-
-def _media_of_chat(prompt: ChatPrompt, media: list[Media], limits: Limits) -> list[Media]:
-    """Media in the order in which the chat's parts refer to them."""
-    by_key = {medium.key: medium for medium in media}
-    parts = itertools.chain.from_iterable(message.parts for message in prompt.messages)
-    used = [part.key for part in parts if isinstance(part, MediaPart)]
-    if len(used) > limits.max_media_count:  # a medium shown twice costs twice
-        raise LimitExceeded(f"the messages show {len(used)} media; at most {limits.max_media_count} are accepted")
-    for key in used:
-        if key not in by_key:
-            raise InvalidRequest(
-                f"a message refers to the media key {key!r}, which is not among the media", reason="UNKNOWN_MEDIA_KEY"
-            )
-    if unused := by_key.keys() - set(used):
-        raise InvalidRequest(
-            f"no message refers to the media key {min(unused)!r}; refer to it or leave it out",
-            reason="PLACEHOLDER_MISMATCH",
-        )
-    return [by_key[key] for key in used]

@@ -148,13 +148,14 @@ class PreparationRequest:
     """A prompt, its media, and the form its pixels should take.
 
     Attributes:
+        pixel_form: None leaves it to the model's path: UINT8 on the fast one, the processor's own on the generic one.
         with_token_types: Whether to add `mm_token_type_ids`.
         cache_salt: Mixed into every item's digest.
     """
 
     prompt: ChatPrompt | TextPrompt | TokenPrompt
     media: tuple[Media, ...] = ()
-    pixel_form: PixelForm = PixelForm.UINT8
+    pixel_form: PixelForm | None = None
     with_token_types: bool = False
     cache_salt: str = ""
 
@@ -175,6 +176,14 @@ class ImageInfo:
     width_px: int
     height_px: int
     decoder: str
+
+
+@dataclass(frozen=True, slots=True)
+class SoundInfo:
+    """A sound as extracted: mono, at the rate that the model wants, not the file's."""
+
+    sample_rate_hz: int
+    duration_seconds: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -311,11 +320,20 @@ class Plan:
     def token_count(self) -> int:
         return len(self.prompt.token_ids)
 
+    @property
+    def pixel_name(self) -> str:
+        """What the engine contract calls the pixel tensor."""
+        return "pixel_patches" if self.pixel_form is PixelForm.UINT8 else "pixel_values"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """A prompt ready for an engine: `tensors` by the engine contract's names, and how they came to be."""
+    """A prompt ready for an engine: `tensors` by the engine contract's names, and how they came to be.
 
-    plan: Plan
+    Attributes:
+        plan: What was planned; for a generic model what its processor made.
+    """
+
+    plan: Any
     tensors: Mapping[str, npt.NDArray[Any]] = field(repr=False)
     timings: Timings

@@ -58,9 +58,8 @@ def _prepare_here(spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> PrepareRe
     request = sources.fill(request, files)
     prepared = pipeline.prepare(model, request)
     sizes = {key: len(data) for key, data in files.items()}
-    pixel_name = pipeline.pixel_tensor_name(request.pixel_form)
     return PrepareResult(
-        header=wire.write_header(model, prepared.plan, pixel_name, sizes, request_id="local"),
+        header=wire.write_header(model, prepared.plan, sizes, request_id="local"),
         report=wire.write_report(prepared.timings, sum(sizes.values()), prepared.plan.pixel_bytes),
         tensors=dict(prepared.tensors),
     )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.text.prompt import Placeholders, Replacement
-from preprocessor.types import ExpandedPrompt, ItemPlan, Sampling
+from preprocessor.types import ExpandedPrompt, ItemPlan, Modality, Sampling
 from preprocessor.vision.spec import PixelSpec, VideoSpec
 
 
@@ -62,3 +62,8 @@ class Model:
     tokens_per_second: float
     stop_token_ids: tuple[int, ...]
     fingerprint: str
+
+    @property
+    def modalities(self) -> frozenset[Modality]:
+        """What the model takes beside text."""
+        return frozenset(self.placeholders.ids)

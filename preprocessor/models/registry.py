@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from preprocessor.errors import ModelNotFound
 from preprocessor.models import qwen2_5_vl, qwen2_vl, qwen3_vl
 from preprocessor.models.family import Family, Model
+from preprocessor.models.fingerprint import digest_files, library_versions
+from preprocessor.models.generic import GenericModel, load_generic
 from preprocessor.text.prompt import Placeholders
 from preprocessor.text.tokenizer import TokenTable, build_tokenizer, load_tokenizer
 from preprocessor.types import Modality
@@ -32,16 +33,14 @@ FAMILIES: tuple[Family, ...] = (qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAM
 # transformers 5.23, Qwen2_5_VLVisionConfig.
 _TOKENS_PER_SECOND = 4
 _BUILTIN = Path(__file__).parent / "builtin"
-_HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
-# Any of these may change pixels or token ids from one release to the next.
-_PIXEL_LIBRARIES = ("av", "pillow", "torch", "numpy", "tokenizers", "transformers", "opencv-python-headless")
+_HUB_FILES = ["additional_chat_templates/*", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 
 
 def builtin_names() -> list[str]:
     return sorted(path.name for path in _BUILTIN.iterdir() if path.is_dir())
 
 
-def load_model(name: str) -> Model:
+def load_model(name: str) -> Model | GenericModel:
     """Load what preprocessing needs of a model: settings, tokenizer and template, no weights.
 
     Args:
@@ -51,16 +50,18 @@ def load_model(name: str) -> Model:
     """
     directory = _BUILTIN / name if name in builtin_names() else _local_directory(name)
     config = _read_json(directory, "config.json")
-    family = _family(config, name)  # before the tokenizer: transformers would import whatever model this names
+    family = next((family for family in FAMILIES if config.get("model_type") in family.model_types), None)
+    if family is None:
+        return load_generic(name, directory)
     if directory.parent == _BUILTIN:
         table = TokenTable(**_read_json(directory, "tokens.json"))
         tokenizer, tokenizer_digest = (
             build_tokenizer(table),
-            _digest_files([table.ranks_file, directory / "tokens.json"]),
+            digest_files([table.ranks_file, directory / "tokens.json"]),
         )
     else:
         tokenizer = load_tokenizer(directory)
-        tokenizer_digest = _digest_files(sorted(directory.glob("*token*.json")) + sorted(directory.glob("merges.txt")))
+        tokenizer_digest = digest_files(sorted(directory.glob("*token*.json")) + sorted(directory.glob("merges.txt")))
     settings = _processor_settings(directory)
     template = _chat_template(directory, tokenizer)
     image = parse_pixel_spec(settings["image"], f"{name}: image processor")
@@ -94,11 +95,6 @@ def load_model(name: str) -> Model:
     )
 
 
-def library_versions() -> dict[str, str]:
-    """Installed version of every library that pixels and ids depend on."""
-    return {library: version(library) for library in _PIXEL_LIBRARIES}
-
-
 def _local_directory(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
@@ -108,17 +104,6 @@ def _local_directory(name: str) -> Path:
         raise ModelNotFound(
             f"{name}: neither a built-in ({', '.join(builtin_names())}), nor a directory, nor a model that the hub gives: {error}"
         ) from error
-
-
-def _family(config: Mapping[str, Any], name: str) -> Family:
-    model_type = config.get("model_type")
-    for family in FAMILIES:
-        if model_type in family.model_types:
-            return family
-    known = ", ".join(kind for family in FAMILIES for kind in family.model_types)
-    raise ModelNotFound(
-        f"{name}: model_type {model_type!r} is not supported; known are {known}", reason="UNSUPPORTED_MODEL"
-    )
 
 
 def _processor_settings(directory: Path) -> dict[str, Mapping[str, Any]]:
@@ -196,10 +181,3 @@ def _read_json(directory: Path, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelNotFound(f"{directory}: {name} is not a JSON object", reason="BAD_MODEL_DIRECTORY")
     return content
-
-
-def _digest_files(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
+from preprocessor.models.generic import GenericPrepared
 from preprocessor.timing import Timings
 from preprocessor.types import Plan
 from preprocessor.version import VERSION
@@ -39,7 +40,7 @@ class Metrics:
         self.engine_ready = Gauge("preprocessor_engine_ready", "1 while the engine answers", registry=self.registry)
         Info("preprocessor_build", "Version of this service", registry=self.registry).info({"version": VERSION})
 
-    def observe_plan(self, planned: Plan) -> None:
+    def observe_plan(self, planned: Plan | GenericPrepared) -> None:
         for item in planned.items:
             self.media.labels(item.modality.name.lower()).inc()
             self.frames.inc(0 if item.frames is None else len(item.frames.indices))

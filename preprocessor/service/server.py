@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from engine_client import EngineClient, TritonEngine
 from preprocessor.config import ServeSettings, SettingError, split_address
 from preprocessor.models.family import Model
+from preprocessor.models.generic import GenericModel
 from preprocessor.models.registry import load_model
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
 from preprocessor.service.metrics import Metrics
@@ -40,7 +41,9 @@ class Server:
         address, http_address: Where it listens, the ports as bound.
     """
 
-    def __init__(self, settings: ServeSettings, model: Model | None = None, engine: EngineClient | None = None) -> None:
+    def __init__(
+        self, settings: ServeSettings, model: Model | GenericModel | None = None, engine: EngineClient | None = None
+    ) -> None:
         """`model` and `engine` stand in for those that the settings name, where a program has them already."""
         self.settings = settings
         self.model = model or load_model(settings.model)

@@ -12,9 +12,11 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import av
 import grpc.aio
+import numpy.typing as npt
 
 from engine_client import (
     EngineClient,
@@ -28,7 +30,8 @@ from preprocessor import pipeline
 from preprocessor.config import ServeSettings
 from preprocessor.errors import ModelNotFound
 from preprocessor.models.family import Model
-from preprocessor.models.registry import library_versions
+from preprocessor.models.fingerprint import library_versions
+from preprocessor.models.generic import GenericModel, GenericPrepared
 from preprocessor.requests import check_request
 from preprocessor.service import wire
 from preprocessor.service.intake import RequestMessage, receive_media, receive_spec
@@ -65,7 +68,12 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     """
 
     def __init__(
-        self, model: Model, settings: ServeSettings, pool: WorkerPool, metrics: Metrics, engine: EngineClient | None
+        self,
+        model: Model | GenericModel,
+        settings: ServeSettings,
+        pool: WorkerPool,
+        metrics: Metrics,
+        engine: EngineClient | None,
     ) -> None:
         self._model = model
         self._settings = settings
@@ -86,7 +94,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             planned = await self._plan(request, call)
             await context.write(pb.PrepareResponse(header=self._header(request, planned, call)))
             await self._stream_large_tensors(planned, call, context)
-            if planned.pixel_bytes:
+            if isinstance(planned, Plan) and planned.pixel_bytes:
                 await self._stream_pixels(request, planned, call, context)
             report = wire.write_report(call.timings, call.received_bytes, planned.pixel_bytes)
             await context.write(pb.PrepareResponse(report=report))
@@ -101,7 +109,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             spec = (await receive_spec(requests, self._settings.upload_idle_seconds)).spec
             sampling = wire.read_parameters(spec.parameters, self._model.stop_token_ids)
             stop_strings = wire.read_stop_strings(spec.parameters)
-            spec.prompt.pixel_form = pb.PIXEL_FORM_UINT8
+            spec.prompt.pixel_form = pb.PIXEL_FORM_UNSPECIFIED  # the engine takes the model's own
             request = await self._receive(spec.prompt, requests, call)
             planned = await self._plan(request, call)
             await context.write(pb.GenerateResponse(header=self._header(request, planned, call, with_data=False)))
@@ -141,7 +149,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         with call.timings.stage("receive"):
             self._require_model(spec.model)
             request, sources = wire.read_spec(spec)
-            check_request(request, self._settings.limits)
+            check_request(request, self._model.modalities, self._settings.limits)
             request = await receive_media(
                 requests, request, sources, self._settings.limits, self._settings.upload_idle_seconds, self._pool
             )
@@ -149,7 +157,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         self._metrics.received_bytes.inc(call.received_bytes)
         return request
 
-    async def _plan(self, request: PreparationRequest, call: _Call) -> Plan:
+    async def _plan(self, request: PreparationRequest, call: _Call) -> Plan | GenericPrepared:
         limits = self._settings.limits
         planned = await self._pool.run(
             lambda checkpoint: pipeline.plan(self._model, request, limits, checkpoint), call.timings
@@ -158,18 +166,17 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         self._metrics.observe_plan(planned)
         return planned
 
-    def _header(self, request: PreparationRequest, planned: Plan, call: _Call, *, with_data: bool = True) -> pb.Header:
-        return wire.write_header(
-            self._model,
-            planned,
-            pipeline.pixel_tensor_name(planned.pixel_form),
-            {medium.key: len(medium.data) for medium in request.media},
-            call.request_id,
-            with_data=with_data,
-        )
+    def _header(
+        self, request: PreparationRequest, planned: Plan | GenericPrepared, call: _Call, *, with_data: bool = True
+    ) -> pb.Header:
+        sizes = {medium.key: len(medium.data) for medium in request.media}
+        return wire.write_header(self._model, planned, sizes, call.request_id, with_data=with_data)
 
     async def _stream_large_tensors(
-        self, planned: Plan, call: _Call, context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareResponse]
+        self,
+        planned: Plan | GenericPrepared,
+        call: _Call,
+        context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareResponse],
     ) -> None:
         """Send what the header had no room for, such as the positions of a very long prompt."""
         with call.timings.stage("send"):
@@ -193,45 +200,53 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         def announce(first_row: int, row_count: int) -> None:
             loop.call_soon_threadsafe(finished.put_nowait, (first_row, row_count))
 
-        writing = asyncio.create_task(
-            self._pool.run(
-                lambda checkpoint: pipeline.write_pixels(self._model, request, planned, pixels, announce, checkpoint),
-                call.timings,
-            )
-        )
+        writing = asyncio.create_task(self._write_pixels(request, planned, pixels, call, announce))
         writing.add_done_callback(lambda _: finished.put_nowait(None))
-        name = pipeline.pixel_tensor_name(planned.pixel_form)
         try:
             while (rows := await finished.get()) is not None:
                 with call.timings.stage("send"):
-                    for message in write_rows(name, pixels, *rows):
+                    for message in write_rows(planned.pixel_name, pixels, *rows):
                         await context.write(pb.PrepareResponse(rows=message))
-            call.timings.merge(await writing)
+            await writing
         finally:
             writing.cancel()
-        self._metrics.pixel_bytes.inc(planned.pixel_bytes)
 
     async def _engine_request(
-        self, request: PreparationRequest, planned: Plan, sampling: SamplingParameters, call: _Call
+        self,
+        request: PreparationRequest,
+        planned: Plan | GenericPrepared,
+        sampling: SamplingParameters,
+        call: _Call,
     ) -> EngineRequest:
-        """Make all pixels and put the contract's tensors together."""
+        """Make all pixels and put the tensors together."""
         tensors = dict(planned.tensors)
-        if planned.pixel_bytes:
-            pixels = pipeline.allocate_pixels(planned)
-            timings = await self._pool.run(
-                lambda checkpoint: pipeline.write_pixels(self._model, request, planned, pixels, check=checkpoint),
-                call.timings,
-            )
-            call.timings.merge(timings)
-            tensors[pipeline.pixel_tensor_name(planned.pixel_form)] = pixels
-            self._metrics.pixel_bytes.inc(planned.pixel_bytes)
+        if isinstance(planned, Plan) and planned.pixel_bytes:
+            pixels = tensors[planned.pixel_name] = pipeline.allocate_pixels(planned)
+            await self._write_pixels(request, planned, pixels, call)
         return EngineRequest(call.request_id, tensors, sampling)
+
+    async def _write_pixels(
+        self,
+        request: PreparationRequest,
+        planned: Plan,
+        pixels: npt.NDArray[Any],
+        call: _Call,
+        announce: pipeline.RowsWritten = lambda first_row, row_count: None,
+    ) -> None:
+        model = self._model
+        assert isinstance(model, Model), "only the fast path plans pixels"
+        timings = await self._pool.run(
+            lambda checkpoint: pipeline.write_pixels(model, request, planned, pixels, announce, checkpoint),
+            call.timings,
+        )
+        call.timings.merge(timings)
+        self._metrics.pixel_bytes.inc(planned.pixel_bytes)
 
     async def _stream_answer(
         self,
         engine: EngineClient,
         request: EngineRequest,
-        planned: Plan,
+        planned: Plan | GenericPrepared,
         stop_strings: tuple[str, ...],
         call: _Call,
         context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse],

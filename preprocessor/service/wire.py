@@ -7,16 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import av
 from google.protobuf import json_format
 
 from engine_client import FinishReason, SamplingParameters
 from preprocessor.errors import InvalidRequest, LimitExceeded
 from preprocessor.models.family import Model
+from preprocessor.models.generic import GenericItem, GenericModel, GenericPrepared
 from preprocessor.service.tensors import describe_tensor, is_small
 from preprocessor.timing import Timings
 from preprocessor.types import (
     ChatPrompt,
     ClipInfo,
+    ImageInfo,
     ItemPlan,
     Media,
     MediaPart,
@@ -28,6 +31,7 @@ from preprocessor.types import (
     PreparationRequest,
     Sampling,
     SamplingBasis,
+    SoundInfo,
     TextPart,
     TextPrompt,
     TokenPrompt,
@@ -47,15 +51,14 @@ _MODALITIES = {
     pb.MODALITY_AUDIO: Modality.AUDIO,
 }
 _MODALITY_NUMBERS = {modality: number for number, modality in _MODALITIES.items()}
-_PIXEL_FORMS = {
-    pb.PIXEL_FORM_UNSPECIFIED: PixelForm.UINT8,
+_PIXEL_FORMS: dict[int, PixelForm | None] = {
+    pb.PIXEL_FORM_UNSPECIFIED: None,
     pb.PIXEL_FORM_UINT8: PixelForm.UINT8,
     pb.PIXEL_FORM_BF16: PixelForm.BF16,
     pb.PIXEL_FORM_FP16: PixelForm.FP16,
     pb.PIXEL_FORM_FP32: PixelForm.FP32,
     pb.PIXEL_FORM_NONE: PixelForm.NONE,
 }
-PIXEL_FORM_NUMBERS = {form: number for number, form in _PIXEL_FORMS.items() if number}
 _BASES = {
     pb.SAMPLING_BASIS_UNSPECIFIED: SamplingBasis.AUTO,
     pb.SAMPLING_BASIS_INDEX: SamplingBasis.INDEX,
@@ -244,12 +247,16 @@ def _lookup(table: Mapping[Any, Any], number: int, name: str) -> Any:
 
 
 def write_header(
-    model: Model, planned: Plan, pixel_name: str, sizes: Mapping[str, int], request_id: str, *, with_data: bool = True
+    model: Model | GenericModel,
+    planned: Plan | GenericPrepared,
+    sizes: Mapping[str, int],
+    request_id: str,
+    *,
+    with_data: bool = True,
 ) -> pb.Header:
     """Everything known of a plan. Small tensors travel in it whole; large ones, and the pixels, are only described.
 
     Args:
-        pixel_name: The pixel tensor's name; nothing is described where the plan makes no pixels.
         sizes: Media key → bytes of its file.
         with_data: False describes every tensor only.
     """
@@ -257,9 +264,9 @@ def write_header(
         describe_tensor(name, array.dtype, array.shape, array if with_data and is_small(array) else None)
         for name, array in planned.tensors.items()
     ]
-    if planned.pixel_bytes:
+    if isinstance(planned, Plan) and planned.pixel_bytes:
         shape = (planned.row_count, planned.feature_count)
-        described.append(describe_tensor(pixel_name, PIXEL_DTYPES[planned.pixel_form], shape))
+        described.append(describe_tensor(planned.pixel_name, PIXEL_DTYPES[planned.pixel_form], shape))
     return pb.Header(
         request_id=request_id,
         model=model.name,
@@ -270,39 +277,43 @@ def write_header(
     )
 
 
-def write_item(item: ItemPlan, size_bytes: int) -> pb.Item:
-    source = pb.SourceInfo(
-        width_px=item.source.width_px,
-        height_px=item.source.height_px,
-        size_bytes=size_bytes,
-        sha256=item.content_sha256,
-    )
-    if isinstance(item.source, ClipInfo):
-        source.codec = item.source.codec
-        source.frame_count = item.source.frame_count
-        source.rate = item.source.rate
-        source.duration_seconds = item.source.duration_seconds
-    else:
-        source.codec = item.source.format
+def write_item(item: ItemPlan | GenericItem, size_bytes: int) -> pb.Item:
     message = pb.Item(
         key=item.key,
         modality=_MODALITY_NUMBERS[item.modality],
-        grid_t=item.grid.t,
-        grid_h=item.grid.h,
-        grid_w=item.grid.w,
-        token_count=item.token_count,
-        width_px=item.width_px,
-        height_px=item.height_px,
-        padded_frame_count=item.padded_frame_count if item.frames is not None else 0,
-        source=source,
+        source=_write_source(item, size_bytes),
         digest=item.digest,
     )
+    if isinstance(item, ItemPlan):
+        message.grid_t, message.grid_h, message.grid_w = item.grid.t, item.grid.h, item.grid.w
+        message.token_count = item.token_count
+        message.width_px, message.height_px = item.width_px, item.height_px
+        message.padded_frame_count = item.padded_frame_count if item.frames is not None else 0
     if item.frames is not None:
         message.frame_indices.extend(item.frames.indices.tolist())
         message.times_seconds.extend(item.frames.times_seconds.tolist())
         message.prompt_times_seconds.extend(item.frames.prompt_times_seconds.tolist())
         message.basis = _BASIS_NUMBERS[item.frames.basis]
         message.repeated_frame_count = item.frames.repeated_count
+    return message
+
+
+def _write_source(item: ItemPlan | GenericItem, size_bytes: int) -> pb.SourceInfo:
+    message = pb.SourceInfo(size_bytes=size_bytes, sha256=item.content_sha256)
+    match item.source:
+        case ImageInfo() as image:
+            message.codec, message.decoder = image.format, image.decoder
+            message.width_px, message.height_px = image.width_px, image.height_px
+        case ClipInfo() as clip:
+            message.codec, message.decoder = clip.codec, f"FFmpeg {av.ffmpeg_version_info}"
+            message.width_px, message.height_px = clip.width_px, clip.height_px
+            message.frame_count = clip.frame_count
+            message.rate = clip.rate
+            message.duration_seconds = clip.duration_seconds
+            message.rotation_degrees = clip.rotation_degrees
+        case SoundInfo() as sound:
+            message.rate = sound.sample_rate_hz
+            message.duration_seconds = sound.duration_seconds
     return message
 
 
@@ -321,24 +332,29 @@ def write_finish_reason(reason: FinishReason) -> pb.FinishReason.ValueType:
     return _FINISH_REASONS[reason]
 
 
-def write_model(model: Model, serves_generate: bool, versions: Mapping[str, str]) -> pb.Model:
-    video = _write_pixel_settings(model.video.pixels)
-    video.fps = model.video.fps
-    video.min_frame_count = model.video.min_frames
-    video.max_frame_count = model.video.max_frames
-    return pb.Model(
+def write_model(model: Model | GenericModel, serves_generate: bool, versions: Mapping[str, str]) -> pb.Model:
+    message = pb.Model(
         name=model.name,
         fingerprint=model.fingerprint,
-        family=model.family.name,
-        path="fast",
-        modalities=[_MODALITY_NUMBERS[modality] for modality in model.placeholders.ids],
-        image=_write_pixel_settings(model.image),
-        video=video,
-        placeholders={modality.name.lower(): token for modality, token in model.placeholders.tokens.items()},
+        path="generic",
+        modalities=[_MODALITY_NUMBERS[modality] for modality in sorted(model.modalities)],
         stop_token_ids=model.stop_token_ids,
         serves_generate=serves_generate,
         versions=dict(versions),
     )
+    if isinstance(model, GenericModel):
+        message.family = type(model.processor).__name__
+        tokens = model.placeholders
+    else:
+        message.family, message.path = model.family.name, "fast"
+        message.image.CopyFrom(_write_pixel_settings(model.image))
+        message.video.CopyFrom(_write_pixel_settings(model.video.pixels))
+        message.video.fps = model.video.fps
+        message.video.min_frame_count = model.video.min_frames
+        message.video.max_frame_count = model.video.max_frames
+        tokens = model.placeholders.tokens
+    message.placeholders.update({modality.name.lower(): token for modality, token in tokens.items()})
+    return message
 
 
 def _write_pixel_settings(spec: PixelSpec) -> pb.PixelSettings:

@@ -8,6 +8,7 @@ copies.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from preprocessor.errors import InvalidRequest
+from preprocessor.errors import InvalidRequest, LimitExceeded
 from preprocessor.text.tokenizer import encode
 from preprocessor.types import ChatPrompt, ExpandedPrompt, Media, MediaPart, Message, Modality, TextPart
 
@@ -57,16 +58,22 @@ class Replacement:
 
 
 def render_chat(
-    tokenizer: TokenizersBackend, template: str, prompt: ChatPrompt, modalities: dict[str, Modality]
+    tokenizer: TokenizersBackend,
+    template: str,
+    prompt: ChatPrompt,
+    modalities: dict[str, Modality],
+    *,
+    as_parts: bool = False,
 ) -> str:
     """The template's text for these messages, with one placeholder for each medium.
 
     Args:
         modalities: Media key → modality.
+        as_parts: Whether text alone goes to the template as a list of parts too; a string else, as most expect.
     Raises:
         InvalidRequest: `CHAT_TEMPLATE_FAILED` where the template refuses the messages.
     """
-    conversation = [_template_message(message, modalities) for message in prompt.messages]
+    conversation = [_template_message(message, modalities, as_parts) for message in prompt.messages]
     try:
         text: str = tokenizer.apply_chat_template(
             conversation,
@@ -82,6 +89,31 @@ def render_chat(
     return text
 
 
+def order_chat_media(prompt: ChatPrompt, media: Sequence[Media], max_count: int) -> list[Media]:
+    """Media in the order in which the chat's parts refer to them; one may stand in several places.
+
+    Raises:
+        InvalidRequest: `UNKNOWN_MEDIA_KEY`, or `PLACEHOLDER_MISMATCH` for a medium that no part refers to.
+        LimitExceeded: More places than `max_count`: a medium shown twice costs twice.
+    """
+    by_key = {medium.key: medium for medium in media}
+    parts = itertools.chain.from_iterable(message.parts for message in prompt.messages)
+    used = [part.key for part in parts if isinstance(part, MediaPart)]
+    if len(used) > max_count:
+        raise LimitExceeded(f"the messages show {len(used)} media; at most {max_count} are accepted")
+    for key in used:
+        if key not in by_key:
+            raise InvalidRequest(
+                f"a message refers to the media key {key!r}, which is not among the media", reason="UNKNOWN_MEDIA_KEY"
+            )
+    if unused := by_key.keys() - set(used):
+        raise InvalidRequest(
+            f"no message refers to the media key {min(unused)!r}; refer to it or leave it out",
+            reason="PLACEHOLDER_MISMATCH",
+        )
+    return [by_key[key] for key in used]
+
+
 def match_media(found: Sequence[Modality], media: Sequence[Media]) -> None:
     """Check that placeholders and media agree, one for one and in order.
 
@@ -92,7 +124,7 @@ def match_media(found: Sequence[Modality], media: Sequence[Media]) -> None:
         return
     counts = ", ".join(
         f"{found.count(modality)} {modality.name.lower()} placeholders for {given} given"
-        for modality in (Modality.IMAGE, Modality.VIDEO)
+        for modality in Modality
         if (given := sum(medium.modality is modality for medium in media)) or found.count(modality)
     )
     raise InvalidRequest(
@@ -153,10 +185,10 @@ def _repeat_placeholders(
     return ExpandedPrompt(token_ids=np.repeat(ids, repeats), spans=spans)
 
 
-def _template_message(message: Message, modalities: dict[str, Modality]) -> dict[str, Any]:
-    """One message in the form that Hugging Face templates read: text alone as a string, else a list of typed parts."""
+def _template_message(message: Message, modalities: dict[str, Modality], as_parts: bool) -> dict[str, Any]:
+    """One message in the form that Hugging Face templates read: a string, or a list of typed parts."""
     content: str | list[dict[str, str]]
-    if all(isinstance(part, TextPart) for part in message.parts):
+    if not as_parts and all(isinstance(part, TextPart) for part in message.parts):
         content = "".join(part.text for part in message.parts if isinstance(part, TextPart))
     else:
         content = [_template_part(part, modalities) for part in message.parts]

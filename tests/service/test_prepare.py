@@ -193,7 +193,9 @@ async def test_one_upload_may_serve_two_media(caller: Caller) -> None:
         text="<|video_pad|><|video_pad|>",
         media=[
             video("whole", sampling=pb.Sampling(frame_count=2)),
-            pb.Media(key="again", modality=pb.MODALITY_VIDEO, same_file_as="whole", sampling=pb.Sampling(frame_count=4)),
+            pb.Media(
+                key="again", modality=pb.MODALITY_VIDEO, same_file_as="whole", sampling=pb.Sampling(frame_count=4)
+            ),
         ],
     )
     items = (await caller.prepare(spec, {"whole": CLIP})).header.items

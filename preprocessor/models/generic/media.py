@@ -1,0 +1,139 @@
+"""Media of a generic model's request: headers first, then what a Hugging Face processor takes as their content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from preprocessor.config import Limits
+from preprocessor.errors import CorruptMedia, LimitExceeded
+from preprocessor.media.audio import extract_audio
+from preprocessor.media.image import decode_image, probe_image
+from preprocessor.media.sampling import choose_frames, count_for_fps, spread_evenly
+from preprocessor.media.video import decode_frames, probe_video
+from preprocessor.types import ClipInfo, FrameChoice, ImageInfo, Media, Modality, SamplingBasis
+
+ChooseFrames = Callable[[ClipInfo, Media], FrameChoice]
+
+# What transformers' video processors of chat models sample by where they sample (5.23, Qwen3VLVideoProcessor).
+_FPS, _MIN_FRAMES, _MAX_FRAMES = 2.0, 4, 768
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ProbedMedium:
+    """A medium and what is known before it is decoded: nothing of a sound, and frames of a video only."""
+
+    medium: Media
+    source: ImageInfo | ClipInfo | None
+    frames: FrameChoice | None
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Size of its RGB pixels; 0 for a sound, which `extract_audio` bounds."""
+        if self.source is None:
+            return 0
+        frame_count = 1 if self.frames is None else len(self.frames.indices)
+        return frame_count * self.source.height_px * self.source.width_px * 3
+
+
+def choose_evenly(clip: ClipInfo, medium: Media) -> FrameChoice:
+    """What the caller asks for; without a wish 2 frames a second, at least 4 and at most 768, spread from first to last."""
+
+    def spread(total: int, rate: float) -> npt.NDArray[np.int64]:
+        count = medium.sampling.frame_count
+        if count is None:
+            fps = medium.sampling.fps or _FPS
+            count = count_for_fps(total, rate, fps, least=_MIN_FRAMES, most=_MAX_FRAMES)
+        return spread_evenly(total, count)
+
+    return choose_frames(clip, medium.sampling, spread, medium.key)
+
+
+def probe_media(
+    media: Sequence[Media], limits: Limits, check: Callable[[], None], choose: ChooseFrames
+) -> list[ProbedMedium]:
+    """Read all headers and choose frames, so that nothing is decoded in vain.
+
+    Raises:
+        UnsupportedMedia, CorruptMedia, InvalidRequest: As `probe_image`, `probe_video` and `choose`.
+        LimitExceeded: One file or all together would decode to more than accepted.
+    """
+    probed = []
+    for medium in media:
+        check()
+        if medium.modality is Modality.IMAGE:
+            probed.append(ProbedMedium(medium, probe_image(medium.data, limits, medium.key), None))
+        elif medium.modality is Modality.VIDEO:
+            clip = probe_video(medium.data, limits, medium.key, check)
+            probed.append(ProbedMedium(medium, clip, choose(clip, medium)))
+        else:
+            probed.append(ProbedMedium(medium, None, None))
+    # The one bound there is before the work: what a processor makes grows with what it is fed.
+    refuse_above(sum(one.decoded_bytes for one in probed), limits, "the decoded media")
+    return probed
+
+
+def decode(probed: ProbedMedium, sample_rate_hz: int, limits: Limits, check: Callable[[], None]) -> Any:
+    """The content: an image as PIL RGB, a video as uint8 [n, height, width, 3], a sound as float32 [samples], mono.
+
+    Args:
+        sample_rate_hz: What the processor wants sounds in.
+    Raises:
+        CorruptMedia: The header is sound and the content is not.
+    """
+    medium = probed.medium
+    if medium.modality is Modality.IMAGE:
+        return Image.fromarray(decode_image(medium.data, medium.key))  # processors read the layout off PIL's type
+    if medium.modality is Modality.VIDEO:
+        return _decode_video(probed, check)
+    return extract_audio(medium.data, sample_rate_hz, limits, medium.key, check)
+
+
+def metadata_of(probed: ProbedMedium) -> dict[str, Any]:
+    """What transformers computes timestamps from: the fields of its `VideoMetadata`, which of the file's frames these are.
+
+    Frames chosen by time are told on a clock of milliseconds, for index / rate is not when they are shown.
+    """
+    clip, frames = probed.source, probed.frames
+    assert isinstance(clip, ClipInfo) and frames is not None
+    indices, count, rate = frames.indices.tolist(), clip.frame_count, clip.rate
+    if frames.basis is SamplingBasis.TIME:
+        indices = np.rint(frames.prompt_times_seconds * 1e3).astype(np.int64).tolist()
+        count, rate = round(clip.duration_seconds * 1e3), 1e3
+    return {
+        "total_num_frames": count,
+        "fps": rate,
+        "width": clip.width_px,
+        "height": clip.height_px,
+        "duration": clip.duration_seconds,
+        "video_backend": "pyav",
+        "frames_indices": indices,
+    }
+
+
+def refuse_above(size: int, limits: Limits, what: str) -> None:
+    """Raises: LimitExceeded: `PIXELS_TOO_LARGE` where `what` takes more bytes than a request may."""
+    if size > limits.max_pixel_bytes:
+        raise LimitExceeded(
+            f"{what} would take {size} bytes; at most {limits.max_pixel_bytes} are accepted: ask for fewer frames or send "
+            "smaller pictures",
+            reason="PIXELS_TOO_LARGE",
+        )
+
+
+def _decode_video(probed: ProbedMedium, check: Callable[[], None]) -> npt.NDArray[np.uint8]:
+    assert isinstance(probed.source, ClipInfo) and probed.frames is not None
+    indices, key = probed.frames.indices, probed.medium.key
+    frames: npt.NDArray[np.uint8] | None = None
+    for position, frame in enumerate(decode_frames(probed.medium.data, probed.source, indices, key, check)):
+        if frames is None:
+            frames = np.empty((len(indices), *frame.shape), np.uint8)
+        frames[position] = frame
+    if frames is None:
+        raise CorruptMedia(f"{key}: no frame can be decoded", media_key=key)
+    return frames

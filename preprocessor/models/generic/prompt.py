@@ -1,0 +1,74 @@
+"""A request's prompt as the text that a generic model's processor reads, and its media in the order of that text."""
+
+from __future__ import annotations
+
+import re
+
+from preprocessor.config import Limits
+from preprocessor.errors import InvalidRequest, LimitExceeded
+from preprocessor.models.generic.model import GenericModel
+from preprocessor.text.prompt import Placeholders, match_media, order_chat_media, render_chat
+from preprocessor.types import (
+    ChatPrompt,
+    Media,
+    Modality,
+    PreparationRequest,
+    TextPrompt,
+    TokenPrompt,
+)
+
+# `{% for part in message['content'] %}`, whatever the names; not a condition behind the loop's `if`.
+_LOOP_OVER_CONTENT = re.compile(r"\{%[-+]?\s*for\s+\w+\s+in\s+(?:(?!\bif\b|%\}).)*\bcontent\b")
+
+
+def render(model: GenericModel, request: PreparationRequest, limits: Limits) -> tuple[str, list[Media]]:
+    """The prompt's text, one placeholder a medium, and the media in its order.
+
+    Raises:
+        InvalidRequest: `CHAT_TEMPLATE_FAILED`, `EMPTY_PROMPT`, `UNKNOWN_MEDIA_KEY`, `PLACEHOLDER_MISMATCH`, or
+            `TOKENS_NOT_ACCEPTED` for a prompt of token ids: a processor expands text, and ids do not always go back to the
+            text they came from.
+        LimitExceeded: `PROMPT_TOO_LONG`, or more media shown than accepted.
+    """
+    media = list(request.media)
+    match request.prompt:
+        case ChatPrompt() as prompt:
+            media = order_chat_media(prompt, media, limits.max_media_count)
+            text = _render_chat(model, prompt, {medium.key: medium.modality for medium in media})
+        case TextPrompt(text=text):
+            pass
+        case TokenPrompt():
+            raise InvalidRequest(
+                f"{model.name} runs through its own processor, which takes text: send messages or a rendered prompt",
+                reason="TOKENS_NOT_ACCEPTED",
+            )
+    if not text:
+        raise InvalidRequest("the prompt is empty", reason="EMPTY_PROMPT")
+    if len(text) > limits.max_prompt_length:
+        raise LimitExceeded(
+            f"the prompt is longer than {limits.max_prompt_length} characters", reason="PROMPT_TOO_LONG"
+        )
+    if model.placeholders:
+        known = [medium for medium in media if medium.modality in model.placeholders]
+        tokens = Placeholders(tokens=dict(model.placeholders), ids={})
+        match_media(tokens.modalities_in_text(text), known)
+    return text, media
+
+
+def needs_parts(template: str) -> bool:
+    """Whether a template goes through a message's content part by part, so that a bare string would vanish in it.
+
+    Templates of LLaVA, Idefics3 and Pixtral do; most others take either form and give the same text for both.
+    """
+    return _LOOP_OVER_CONTENT.search(template) is not None
+
+
+def _render_chat(model: GenericModel, prompt: ChatPrompt, modalities: dict[str, Modality]) -> str:
+    if not model.chat_template:
+        raise InvalidRequest(
+            f"{model.name} has no chat template: send a rendered prompt with its placeholders "
+            f"({', '.join(model.placeholders.values()) or 'as its documentation gives them'})",
+            reason="CHAT_TEMPLATE_FAILED",
+        )
+    as_parts = needs_parts(model.chat_template)
+    return render_chat(model.tokenizer, model.chat_template, prompt, modalities, as_parts=as_parts)

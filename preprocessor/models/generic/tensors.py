@@ -1,0 +1,79 @@
+"""What a processor returns → numpy tensors under the processor's own names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from preprocessor.errors import UnsupportedMedia
+from preprocessor.types import PixelForm
+
+# One row a prompt: [1, L]. By name, for a spectrogram or a stack of tiles may have that shape by chance.
+TEXT_TENSORS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
+
+_FLOAT_FORMS = {PixelForm.BF16: torch.bfloat16, PixelForm.FP16: torch.float16, PixelForm.FP32: torch.float32}
+
+
+def to_tensors(output: Mapping[str, Any], form: PixelForm | None) -> dict[str, npt.NDArray[Any]]:
+    """Every value of a processor's output as an array of its own dtype, but:
+
+    * the text's tensors lose their batch axis, and `input_ids` become int32 [L];
+    * floats are rounded to `form`, to nearest even as torch rounds; None leaves them as they are, and NONE leaves out all but
+      the text's tensors.
+
+    A list of tensors of one shape is stacked.
+
+    Raises:
+        UnsupportedMedia: `RAGGED_TENSORS` where a value is a list of different shapes; `UNKNOWN_TENSOR` for anything else
+            that is not numbers.
+    """
+    tensors = {}
+    for name, value in output.items():
+        if name not in TEXT_TENSORS and form is PixelForm.NONE:
+            continue
+        tensor = _tensor(name, value)
+        if name in TEXT_TENSORS:
+            tensor = tensor.squeeze(0)
+        elif tensor.is_floating_point():
+            tensor = tensor if form is None else tensor.to(_FLOAT_FORMS[form])
+        tensors[name] = _array(tensor)
+    if "input_ids" in tensors:
+        tensors["input_ids"] = tensors["input_ids"].astype(np.int32)
+    return tensors
+
+
+def _tensor(name: str, value: Any) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value
+    try:
+        if isinstance(value, (list, tuple)) and value and all(isinstance(part, torch.Tensor) for part in value):
+            return torch.stack(list(value))
+        return torch.as_tensor(np.asarray(value))
+    except (RuntimeError, ValueError) as error:  # shapes that differ
+        raise ragged(name) from error
+    except TypeError as error:
+        raise UnsupportedMedia(
+            f"the model's processor returns {name} as {type(value).__name__}, which is no tensor",
+            reason="UNKNOWN_TENSOR",
+        ) from error
+
+
+def ragged(name: str) -> UnsupportedMedia:
+    return UnsupportedMedia(
+        f"the model's processor makes {name} of different shapes for these media, which is no one tensor; send media of "
+        "equal size, or each in a request of its own",
+        reason="RAGGED_TENSORS",
+    )
+
+
+def _array(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """The tensor's memory as a C-contiguous array; numpy learns bfloat16 from ml_dtypes."""
+    tensor = tensor.detach().contiguous()
+    is_bfloat16 = tensor.dtype is torch.bfloat16
+    array: npt.NDArray[Any] = tensor.view(torch.int16).numpy() if is_bfloat16 else tensor.numpy()
+    return array.view(ml_dtypes.bfloat16) if is_bfloat16 else array

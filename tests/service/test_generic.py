@@ -1,0 +1,76 @@
+"""A model of the generic path, served: its processor's tensors arrive under their own names."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from preprocessor import pipeline
+from preprocessor.client import CallFailed
+from preprocessor.models.generic import GenericModel
+from preprocessor.models.registry import load_model
+from preprocessor.service.wire import read_spec
+from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.golden import oracle  # noqa: F401  # makes torchvision importable, before transformers looks for it
+from tests.media import photo
+from tests.service.conftest import Caller, chat, image, serving
+from tests.service.test_prepare import assert_same_tensors
+from tests.tiny_processors import MAKERS
+from tests.unit.test_audio import encoded
+
+PHOTO = photo(200, 120)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("generic-models")
+
+
+@pytest_asyncio.fixture(scope="module")
+async def gemma(folder: Path) -> AsyncIterator[Caller]:
+    MAKERS["gemma3"](folder / "gemma3")
+    model = load_model(str(folder / "gemma3"))
+    assert isinstance(model, GenericModel)
+    async with serving(model) as caller:
+        yield caller
+
+
+async def test_the_processor_s_tensors_arrive_as_the_pipeline_makes_them(gemma: Caller) -> None:
+    spec = chat(image("a", PHOTO), "and", image("b", photo(90, 60, "PNG")), "?")
+    expected = pipeline.prepare(gemma.server.model, read_spec(spec)[0])
+    result = await gemma.prepare(spec)
+    assert_same_tensors(result.tensors, dict(expected.tensors))
+    assert {"input_ids", "pixel_values"} <= result.tensors.keys()
+    assert [item.key for item in result.header.items] == ["a", "b"]
+    assert result.header.token_count == len(result.tensors["input_ids"])
+
+
+async def test_the_model_says_that_it_takes_the_generic_path(gemma: Caller) -> None:
+    answer = await gemma.stub.GetModel(pb.GetModelRequest())
+    assert (answer.path, answer.family) == ("generic", "Gemma3Processor")
+    assert list(answer.modalities) == [pb.MODALITY_IMAGE]
+
+
+async def test_a_modality_it_does_not_take_is_refused_before_the_upload(gemma: Caller) -> None:
+    spec = chat(pb.Media(key="v", modality=pb.MODALITY_VIDEO, chunked=True))
+    with pytest.raises(CallFailed) as caught:
+        await gemma.prepare(spec)
+    assert caught.value.reason == "UNSUPPORTED_MODALITY"
+
+
+async def test_uint8_pixels_are_refused(gemma: Caller) -> None:
+    with pytest.raises(CallFailed) as caught:
+        await gemma.prepare(chat(image("a", PHOTO), pixel_form=pb.PIXEL_FORM_UINT8))
+    assert caught.value.reason == "UNSUPPORTED_PIXEL_FORM"
+
+
+async def test_a_model_of_sound_takes_it_from_any_file(folder: Path) -> None:
+    MAKERS["qwen2_audio"](folder / "qwen2_audio")
+    async with serving(load_model(str(folder / "qwen2_audio"))) as caller:
+        sound = pb.Media(key="sound", modality=pb.MODALITY_AUDIO, inline_data=encoded("mp4", "aac", seconds=0.5))
+        result = await caller.prepare(chat(sound, "What is heard?"))
+    assert "input_features" in result.tensors
+    assert result.header.items[0].source.duration_seconds == pytest.approx(0.5, abs=0.1)

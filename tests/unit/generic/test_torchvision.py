@@ -1,0 +1,94 @@
+"""Without torchvision, images still come out as transformers makes them, by its Pillow classes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_processors import MAKERS
+
+# What transformers 5.23 can load where torchvision is absent; all others have a part that only torchvision makes.
+PILLOW_MODELS = ["gemma3", "idefics3", "llava_next"]
+
+_WITHOUT_TORCHVISION = """
+import sys
+from pathlib import Path
+if {hidden}:
+    sys.modules["torchvision"] = None
+from preprocessor.errors import ModelNotFound
+from preprocessor.models.generic import load_generic, prepare_generic
+from tests.media import photo
+from preprocessor.config import Limits
+from preprocessor.types import *
+import hashlib, json, pickle
+answers = {{}}
+for directory in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        model = load_generic(directory.name, directory)
+    except ModelNotFound as error:
+        answers[directory.name] = [error.reason, "torchvision" in error.message]
+        continue
+    if Modality.IMAGE in model.modalities:
+        parts = (MediaPart("i"), TextPart("What?"))
+        request = PreparationRequest(
+            ChatPrompt((Message("user", parts),)), (Media("i", Modality.IMAGE, photo(90, 60, "PNG")),)
+        )
+        ours = prepare_generic(pickle.loads(pickle.dumps(model)), request, Limits())
+        from transformers import AutoProcessor
+        from transformers.image_utils import load_image
+        from PIL import Image
+        import io
+        processor = AutoProcessor.from_pretrained(directory)
+        picture = Image.open(io.BytesIO(photo(90, 60, "PNG"))).convert("RGB")
+        content = [{{"type": "image", "image": picture}}, {{"type": "text", "text": "What?"}}]
+        theirs = processor.apply_chat_template([{{"role": "user", "content": content}}], tokenize=True,
+            return_dict=True, return_tensors="pt", add_generation_prompt=True)
+        equal = all(ours.tensors[name].tobytes() == theirs[name].numpy().tobytes() for name in theirs if name != "input_ids")
+        ids = ours.token_ids.tolist() == theirs["input_ids"][0].tolist()
+        answers[directory.name] = [type(model.processor.image_processor).__name__.endswith("Pil"), equal and ids]
+print(json.dumps(answers))
+"""
+
+
+_PICKLE = """
+import pickle, sys
+from pathlib import Path
+from preprocessor.models.generic import load_generic
+Path(sys.argv[2]).write_bytes(pickle.dumps(load_generic("gemma3", Path(sys.argv[1]) / "gemma3")))
+"""
+_UNPICKLE = """
+import pickle, sys
+from pathlib import Path
+model = pickle.loads(Path(sys.argv[2]).read_bytes())
+print(type(model.processor.image_processor).__name__)
+"""
+
+
+def run(script: str, *arguments: Path) -> str:
+    """What a fresh interpreter prints last: one that the oracle's trick has not touched."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1] if done.stdout else ""
+
+
+@pytest.mark.parametrize("hidden", [True, False], ids=["absent", "broken"])
+def test_images_need_no_torchvision(models: Path, hidden: bool) -> None:
+    """Absent: not installed. Broken: as the package index's build is beside CPU torch."""
+    answers = json.loads(run(_WITHOUT_TORCHVISION.format(hidden=hidden), models))
+    assert {name: answers[name] for name in PILLOW_MODELS} == {name: [True, True] for name in PILLOW_MODELS}
+    others = set(MAKERS) - set(PILLOW_MODELS) - {"qwen2_audio"}
+    assert {name: answers[name] for name in others} == {name: ["UNSUPPORTED_MODEL", True] for name in others}
+
+
+def test_a_pickled_model_wakes_in_a_process_whose_torchvision_is_broken(models: Path, tmp_path: Path) -> None:
+    run(_PICKLE, models, tmp_path / "model")
+    assert run(_UNPICKLE, models, tmp_path / "model") == "Gemma3ImageProcessorPil"
