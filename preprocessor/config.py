@@ -51,6 +51,7 @@ class ServeSettings:
         max_queued_count: Requests that may wait for a worker; one more is refused with RESOURCE_EXHAUSTED.
         engine_address: Triton's gRPC host:port; empty means that `Generate` is not served.
         engine_model: The model's name in Triton.
+        video_decoder: "pyav", or "opencv" where its way of decoding is to be matched.
         drain_seconds: How long a stop waits for requests under way.
         upload_idle_seconds: The longest silence between two messages of an upload.
         default_timeout_seconds: The deadline of a request that brings none.
@@ -63,6 +64,7 @@ class ServeSettings:
     max_queued_count: int = 256
     engine_address: str = ""
     engine_model: str = "vlm_transformers"
+    video_decoder: str = "pyav"
     drain_seconds: float = 20.0
     upload_idle_seconds: float = 30.0
     default_timeout_seconds: float = 300.0
@@ -78,6 +80,8 @@ class ServeSettings:
         ):
             if not (math.isfinite(seconds) and seconds > 0):
                 raise SettingError(option, seconds, "a number of seconds above 0")
+        if self.video_decoder not in ("pyav", "opencv"):
+            raise SettingError("--video-decoder", self.video_decoder, "pyav or opencv")
         split_address("--address", self.address)
         split_address("--http-address", self.http_address)
         if self.engine_address:

@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,9 +42,11 @@ from preprocessor.types import (
     Media,
     Modality,
     PixelForm,
+    PixelReport,
     Plan,
     PreparationRequest,
     Prepared,
+    Substitution,
     TokenPrompt,
 )
 from preprocessor.vision.geometry import fit_image, patch_grid
@@ -79,11 +82,13 @@ def prepare(model: Model | GenericModel, request: PreparationRequest, limits: Li
     planned = plan(model, request, limits or Limits())
     timings = Timings()
     timings.merge(planned.timings)
-    tensors = dict(planned.tensors)
+    tensors, substitutions = dict(planned.tensors), tuple[Substitution, ...]()
     if isinstance(model, Model) and isinstance(planned, Plan) and planned.pixel_bytes:
         pixels = tensors[planned.pixel_name] = allocate_pixels(planned)
-        timings.merge(write_pixels(model, request, planned, pixels))
-    return Prepared(plan=planned, tensors=tensors, timings=timings)
+        report = write_pixels(model, request, planned, pixels)
+        timings.merge(report.timings)
+        substitutions = report.substitutions
+    return Prepared(plan=planned, tensors=tensors, timings=timings, substitutions=substitutions)
 
 
 def plan(
@@ -151,7 +156,7 @@ def write_pixels(
     out: npt.NDArray[Any],
     rows_written: RowsWritten = _proceed,
     check: Checkpoint = _proceed,
-) -> Timings:
+) -> PixelReport:
     """Decode, resize and cut every item of the plan into its rows of `out`.
 
     Args:
@@ -163,14 +168,16 @@ def write_pixels(
         CorruptMedia: A frame that the header promised cannot be decoded.
     """
     timings = Timings()
-    data = {medium.key: medium.data for medium in request.media}
-    for item in planned.items:
+    substitutions: list[Substitution] = []
+    media = {medium.key: medium for medium in request.media}
+    for index, item in enumerate(planned.items):
+        decode = _Decode(media[item.key], item, index, request.video_decoder, substitutions, check)
         spec = _pixel_spec(model, item.modality)
         rows_each = item.grid.h * item.grid.w
         table = None if planned.pixel_form is PixelForm.UINT8 else normalization_table(spec, planned.pixel_form)
         scratch = None if table is None else np.empty((rows_each, planned.feature_count), np.uint8)
         row = item.row_start
-        for frames in _frame_groups(item, data[item.key], spec.temporal_patch_size, timings, check):
+        for frames in _frame_groups(decode, spec.temporal_patch_size, timings):
             check()
             rows = out[row : row + rows_each]
             with timings.stage("resize"):
@@ -182,7 +189,7 @@ def write_pixels(
                     normalize_rows(scratch, table, rows)
             rows_written(row, rows_each)
             row += rows_each
-    return timings
+    return PixelReport(timings, tuple(substitutions))
 
 
 def allocate_pixels(planned: Plan) -> npt.NDArray[Any]:
@@ -230,7 +237,7 @@ def _plan_item(model: Model, medium: Media, salt: str, row_start: int, limits: L
             max_pixels=spec.max_pixels,
         )
     else:
-        source = probe_video(medium.data, limits, medium.key, check)
+        source = probe_video(medium.data, limits, medium.key, check, medium.on_damage)
         video = _video_spec(model, medium, spec)
         frames = choose_frames(source, medium.sampling, _spread(model, medium, video), medium.key)
         frame_count = len(frames.indices)
@@ -302,27 +309,59 @@ def _pixel_bytes(form: PixelForm, value_count: int, limits: Limits) -> int:
     return size
 
 
-def _frame_groups(
-    item: ItemPlan, data: bytes, group_size: int, timings: Timings, check: Checkpoint
-) -> Iterator[npt.NDArray[np.uint8]]:
+@dataclass(frozen=True, slots=True)
+class _Decode:
+    """One item to decode: its file, its plan, and where to report frames that had to be replaced."""
+
+    medium: Media
+    item: ItemPlan
+    item_index: int
+    video_decoder: str
+    substitutions: list[Substitution]
+    check: Checkpoint
+
+    def image(self) -> npt.NDArray[np.uint8]:
+        pixels = decode_image(self.medium.data, self.item.key)
+        source = self.item.source
+        if pixels.shape[:2] != (source.height_px, source.width_px):
+            raise CorruptMedia(
+                f"{self.item.key}: the header says {source.width_px}x{source.height_px} and the pixels are "
+                f"{pixels.shape[1]}x{pixels.shape[0]}",
+                media_key=self.item.key,
+            )
+        return pixels
+
+    def frames(self) -> Iterator[npt.NDArray[np.uint8]]:
+        clip, choice = self.item.source, self.item.frames
+        assert isinstance(clip, ClipInfo) and choice is not None
+
+        def substituted(position: int, used: int) -> None:
+            self.substitutions.append(Substitution(self.item_index, int(choice.indices[position]), used))
+
+        return decode_frames(
+            self.medium.data,
+            clip,
+            choice.indices,
+            self.item.key,
+            self.check,
+            on_damage=self.medium.on_damage,
+            substituted=substituted,
+            backend=self.video_decoder,
+        )
+
+
+def _frame_groups(decode: _Decode, group_size: int, timings: Timings) -> Iterator[npt.NDArray[np.uint8]]:
     """Frames of one temporal patch at a time, uint8 [n, height, width, 3], n = group_size but for an image or the end.
 
     The array is reused: it is valid until the next one is asked for.
     """
-    if item.frames is None:
+    if decode.item.frames is None:
         with timings.stage("decode"):
-            image = decode_image(data, item.key)
-        if image.shape[:2] != (item.source.height_px, item.source.width_px):
-            raise CorruptMedia(
-                f"{item.key}: the header says {item.source.width_px}x{item.source.height_px} and the pixels are "
-                f"{image.shape[1]}x{image.shape[0]}",
-                media_key=item.key,
-            )
+            image = decode.image()
         yield image[np.newaxis]
         return
-    assert isinstance(item.source, ClipInfo)
-    frames = decode_frames(data, item.source, item.frames.indices, item.key, check)
-    group = np.empty((group_size, item.source.height_px, item.source.width_px, 3), np.uint8)
+    frames, source = decode.frames(), decode.item.source
+    group = np.empty((group_size, source.height_px, source.width_px, 3), np.uint8)
     while True:
         filled = 0
         with timings.stage("decode"):

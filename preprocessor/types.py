@@ -151,6 +151,7 @@ class PreparationRequest:
         pixel_form: None leaves it to the model's path: UINT8 on the fast one, the processor's own on the generic one.
         with_token_types: Whether to add `mm_token_type_ids`.
         cache_salt: Mixed into every item's digest.
+        video_decoder: A name in `media.video.DECODERS`; the deployment's choice, not the caller's.
     """
 
     prompt: ChatPrompt | TextPrompt | TokenPrompt
@@ -158,6 +159,7 @@ class PreparationRequest:
     pixel_form: PixelForm | None = None
     with_token_types: bool = False
     cache_salt: str = ""
+    video_decoder: str = "pyav"
 
 
 # -- what headers tell -------------------------------------------------------------------------------------------------
@@ -194,7 +196,9 @@ class ClipInfo:
         codec: FFmpeg's decoder name, such as "h264".
         rate: Average frames a second as the container states it.
         pts: Presentation timestamps int64 [frame_count], ascending, in units of `time_base_seconds`.
-        rotation_degrees: How far a player turns the picture clockwise: 0, 90, 180 or 270.
+        rotation_degrees: How far the stored picture was turned clockwise to stand upright: 0, 90, 180 or 270.
+        is_truncated: The file ends before it says; the frames are those that it still holds whole.
+        stated_frame_count: Frames that the file's index promises; 0 where it does not say.
     """
 
     codec: str
@@ -205,6 +209,8 @@ class ClipInfo:
     time_base_seconds: float
     pts: npt.NDArray[np.int64] = field(repr=False)
     rotation_degrees: int = 0
+    is_truncated: bool = False
+    stated_frame_count: int = 0
 
     @property
     def frame_count(self) -> int:
@@ -326,6 +332,23 @@ class Plan:
         return "pixel_patches" if self.pixel_form is PixelForm.UINT8 else "pixel_values"
 
 
+@dataclass(frozen=True, slots=True)
+class Substitution:
+    """A chosen frame that could not be decoded, and the frame used in its place (`OnDamage.REPEAT`)."""
+
+    item_index: int
+    frame_index: int
+    used_frame_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class PixelReport:
+    """What happened while pixels were made."""
+
+    timings: Timings
+    substitutions: tuple[Substitution, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
     """A prompt ready for an engine: `tensors` by the engine contract's names, and how they came to be.
@@ -337,3 +360,4 @@ class Prepared:
     plan: Any
     tensors: Mapping[str, npt.NDArray[Any]] = field(repr=False)
     timings: Timings
+    substitutions: tuple[Substitution, ...] = ()

@@ -7,7 +7,10 @@ another (encoders choose code by CPU), so what must not change is committed unde
 from __future__ import annotations
 
 import io
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -35,6 +38,11 @@ def moving_shapes_clip(
     grain: int = 0,
     options: tuple[tuple[str, str], ...] = (),
     pixel_format: str = "yuv420p",
+    colorspace: int | None = None,
+    color_range: int | None = None,
+    turn_degrees: int = 0,
+    is_mirrored: bool = False,
+    times_ms: tuple[int, ...] = (),
 ) -> bytes:
     """A video of coloured shapes drifting over a gradient; the defaults are the workload of the benchmarks.
 
@@ -45,14 +53,28 @@ def moving_shapes_clip(
         grain: Amplitude of noise added to every pixel of every frame, 0 to 255.
         options: Encoder options as (name, value) pairs, such as (("g", "15"),).
         pixel_format: An odd width or height needs "yuv444p".
+        colorspace, color_range: FFmpeg's numbers, as tags only: 1 is BT.709, 5 and 6 BT.601; 1 is limited, 2 full.
+        turn_degrees, is_mirrored: A display matrix: a player turns counter-clockwise, then mirrors left to right.
+        times_ms: Presentation times, one a frame, instead of even ones; the container must have such a fine clock.
     """
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container) as output:
+    with _kept_priority(), av.open(buffer, "w", format=container) as output:
         stream = output.add_stream(codec, rate=rate, options=dict(options))
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
         stream.thread_count = 2  # x264's output depends on it
-        for picture in _moving_shapes(round(seconds * rate), width, height, seed, grain):
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        if colorspace is not None:
+            stream.codec_context.colorspace = colorspace
+        if color_range is not None:
+            stream.codec_context.color_range = color_range
+        if turn_degrees or is_mirrored:
+            stream.set_display_rotation(turn_degrees, hflip=is_mirrored)
+        if times_ms:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for index, picture in enumerate(_moving_shapes(round(seconds * rate), width, height, seed, grain)):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            if times_ms:
+                frame.pts, frame.time_base = times_ms[index], Fraction(1, 1000)
+            output.mux(stream.encode(frame))
         output.mux(stream.encode())
     return buffer.getvalue()
 
@@ -71,6 +93,97 @@ def truncated_clip() -> bytes:
                     output.mux(packet)
         data = path.read_bytes()
     return data[: len(data) // 2]
+
+
+def decoded_frames(data: bytes) -> list[npt.NDArray[np.uint8]]:
+    """What a plain decode gives: every frame, RGB uint8 [height, width, 3], as it is stored."""
+    with av.open(io.BytesIO(data)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def packet_spans(data: bytes) -> list[tuple[int, int]]:
+    """Offset and length in the file of each of the video's packets, in decode order."""
+    with av.open(io.BytesIO(data)) as container:
+        packets = (packet for packet in container.demux(video=0) if packet.size)
+        return [
+            (data.index(bytes(packet)), packet.size) for packet in packets
+        ]  # `pos` is the chunk's, not the payload's
+
+
+def keyframe_packets(data: bytes) -> list[int]:
+    """Which of the video's packets are marked as keyframes."""
+    with av.open(io.BytesIO(data)) as container:
+        packets = (packet for packet in container.demux(video=0) if packet.size)
+        return [ordinal for ordinal, packet in enumerate(packets) if packet.is_keyframe]
+
+
+def remuxed(data: bytes, container: str, *, first_packet: int = 0, shift: int = 0, repeat_time_at: int = -1) -> bytes:
+    """The packets from `first_packet` on in another container, nothing encoded anew.
+
+    Args:
+        shift: Added to every time, in the source's time base.
+        repeat_time_at: This packet, and it alone, gets the times of the packet before.
+    """
+    buffer = io.BytesIO()
+    with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format=container) as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        last_pts = 0
+        for ordinal, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            if ordinal < first_packet:
+                continue
+            pts = packet.pts or 0
+            if ordinal == repeat_time_at:
+                packet.pts = packet.dts = last_pts
+            last_pts = pts
+            packet.pts = (packet.pts or 0) + shift
+            packet.dts = None if packet.dts is None else packet.dts + shift
+            packet.stream = stream
+            output.mux(packet)
+    return buffer.getvalue()
+
+
+def damaged(data: bytes, *packets: int, keep_bytes: int = 0) -> bytes:
+    """The file with all bytes of these packets zeroed, but for the first `keep_bytes` of each."""
+    spans = packet_spans(data)
+    spoiled = bytearray(data)
+    for ordinal in packets:
+        offset, length = spans[ordinal]
+        spoiled[offset + keep_bytes : offset + length] = bytes(length - keep_bytes)
+    return bytes(spoiled)
+
+
+@cache
+def clip_with_cover(*, has_video: bool = True) -> bytes:
+    """An mp4 with a cover picture of 32x32 and, if `has_video`, a clip of 96x64 and 10 frames."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        cover = output.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        video = output.add_stream("libx264" if has_video else "aac", rate=10 if has_video else 16000)
+        if has_video:
+            video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        output.mux(cover.encode(av.VideoFrame.from_ndarray(_gradient(32, 32), format="rgb24")))
+        if has_video:
+            for picture in _moving_shapes(10, 96, 64, 0, 0):
+                output.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        output.mux(cover.encode())
+        output.mux(video.encode())
+    return buffer.getvalue()
+
+
+@cache
+def animation(
+    image_format: str = "WEBP", durations_ms: tuple[int, ...] = (100,) * 8, width: int = 96, height: int = 64
+) -> bytes:
+    """A moving picture written by Pillow, lossless: "WEBP", "GIF" or "PNG"."""
+    frames = [Image.fromarray(picture) for picture in _moving_shapes(len(durations_ms), width, height, 0, 0)]
+    buffer = io.BytesIO()
+    settings = {"lossless": True} if image_format == "WEBP" else {}
+    frames[0].save(
+        buffer, image_format, save_all=True, append_images=frames[1:], duration=list(durations_ms), loop=0, **settings
+    )
+    return buffer.getvalue()
 
 
 @cache
@@ -121,6 +234,16 @@ def photo(
     buffer = io.BytesIO()
     image.save(buffer, image_format, exif=exif) if orientation else image.save(buffer, image_format)
     return buffer.getvalue()
+
+
+@contextmanager
+def _kept_priority() -> Iterator[None]:
+    """SVT-AV1, run by root, leaves the calling thread at SCHED_FIFO 99: it would starve the machine ever after."""
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def _moving_shapes(count: int, width: int, height: int, seed: int, grain: int) -> list[npt.NDArray[np.uint8]]:

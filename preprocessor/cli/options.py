@@ -66,6 +66,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add("--max-queued", "max_queued_count", int, "N", "requests that may wait for a worker before more are refused")
     add("--engine", "engine_address", str, "HOST:PORT", "Triton's gRPC address; without it, Generate is not served")
     add("--engine-model", "engine_model", str, "NAME", "the model's name in Triton")
+    add("--video-decoder", "video_decoder", str, "NAME", "pyav, or opencv to decode as OpenCV does")
     add("--drain-seconds", "drain_seconds", float, "S", "how long a stop waits for calls under way")
     add("--upload-idle-seconds", "upload_idle_seconds", float, "S", "longest silence within an upload")
     add("--default-timeout-seconds", "default_timeout_seconds", float, "S", "deadline of a call that brings none")

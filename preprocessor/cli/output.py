@@ -37,6 +37,10 @@ def summary(header: pb.Header, report: pb.Report) -> dict[str, Any]:
         ],
         "timings_ms": {stage.stage: round(stage.wall_ms, 3) for stage in report.stages},
         "cpu_ms": {stage.stage: round(stage.cpu_ms, 3) for stage in report.stages if stage.cpu_ms},
+        "substitutions": [
+            {"key": one.key, "frame_index": one.frame_index, "used_frame_index": one.used_frame_index}
+            for one in report.substitutions
+        ],
         "bytes": {"received": report.received_bytes, "pixels": report.pixel_bytes},
     }
 
@@ -53,6 +57,9 @@ def table(header: pb.Header, report: pb.Report) -> str:
     if header.items:
         lines += [*_columns(rows), ""]
     lines += [line for item in header.items if item.frame_indices for line in _frame_lines(item)]
+    lines += [
+        f"{s.key}: frame {s.frame_index} is damaged, {s.used_frame_index} in its place" for s in report.substitutions
+    ]
     stages = [("stage", "wall ms", "CPU ms")]
     stages += [(s.stage, f"{s.wall_ms:,.1f}", f"{s.cpu_ms:,.1f}" if s.cpu_ms else "") for s in report.stages]
     lines += [

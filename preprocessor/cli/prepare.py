@@ -60,7 +60,12 @@ def _prepare_here(spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> PrepareRe
     sizes = {key: len(data) for key, data in files.items()}
     return PrepareResult(
         header=wire.write_header(model, prepared.plan, sizes, request_id="local"),
-        report=wire.write_report(prepared.timings, sum(sizes.values()), prepared.plan.pixel_bytes),
+        report=wire.write_report(
+            prepared.timings,
+            sum(sizes.values()),
+            prepared.plan.pixel_bytes,
+            wire.write_substitutions(prepared.plan, prepared.substitutions),
+        ),
         tensors=dict(prepared.tensors),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -58,6 +59,7 @@ class _Call:
     context: grpc.aio.ServicerContext[object, object]
     timings: Timings = field(default_factory=Timings)
     received_bytes: int = 0
+    substitutions: list[pb.Substitution] = field(default_factory=list)
 
 
 class PreprocessorServicer(pb_grpc.PreprocessorServicer):
@@ -96,7 +98,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             await self._stream_large_tensors(planned, call, context)
             if isinstance(planned, Plan) and planned.pixel_bytes:
                 await self._stream_pixels(request, planned, call, context)
-            report = wire.write_report(call.timings, call.received_bytes, planned.pixel_bytes)
+            report = wire.write_report(call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions)
             await context.write(pb.PrepareResponse(report=report))
 
     async def Generate(  # type: ignore[override]
@@ -153,6 +155,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             request = await receive_media(
                 requests, request, sources, self._settings.limits, self._settings.upload_idle_seconds, self._pool
             )
+        request = dataclasses.replace(request, video_decoder=self._settings.video_decoder)
         call.received_bytes = sum(len(medium.data) for medium in request.media)
         self._metrics.received_bytes.inc(call.received_bytes)
         return request
@@ -235,11 +238,12 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     ) -> None:
         model = self._model
         assert isinstance(model, Model), "only the fast path plans pixels"
-        timings = await self._pool.run(
+        report = await self._pool.run(
             lambda checkpoint: pipeline.write_pixels(model, request, planned, pixels, announce, checkpoint),
             call.timings,
         )
-        call.timings.merge(timings)
+        call.timings.merge(report.timings)
+        call.substitutions = wire.write_substitutions(planned, report.substitutions)
         self._metrics.pixel_bytes.inc(planned.pixel_bytes)
 
     async def _stream_answer(
@@ -277,7 +281,9 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
                     finish_reason=wire.write_finish_reason(finish_reason),
                     prompt_token_count=planned.token_count,
                     completion_token_count=token_count,
-                    report=wire.write_report(call.timings, call.received_bytes, planned.pixel_bytes),
+                    report=wire.write_report(
+                        call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions
+                    ),
                 )
             )
         )

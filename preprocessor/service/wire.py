@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from preprocessor.types import (
     Sampling,
     SamplingBasis,
     SoundInfo,
+    Substitution,
     TextPart,
     TextPrompt,
     TokenPrompt,
@@ -311,13 +312,16 @@ def _write_source(item: ItemPlan | GenericItem, size_bytes: int) -> pb.SourceInf
             message.rate = clip.rate
             message.duration_seconds = clip.duration_seconds
             message.rotation_degrees = clip.rotation_degrees
+            message.is_truncated, message.stated_frame_count = clip.is_truncated, clip.stated_frame_count
         case SoundInfo() as sound:
             message.rate = sound.sample_rate_hz
             message.duration_seconds = sound.duration_seconds
     return message
 
 
-def write_report(timings: Timings, received_bytes: int, pixel_bytes: int) -> pb.Report:
+def write_report(
+    timings: Timings, received_bytes: int, pixel_bytes: int, substitutions: Sequence[pb.Substitution] = ()
+) -> pb.Report:
     return pb.Report(
         stages=[
             pb.StageTime(stage=stage, wall_ms=spent.wall_ms, cpu_ms=spent.cpu_ms)
@@ -325,7 +329,20 @@ def write_report(timings: Timings, received_bytes: int, pixel_bytes: int) -> pb.
         ],
         received_bytes=received_bytes,
         pixel_bytes=pixel_bytes,
+        substitutions=substitutions,
     )
+
+
+def write_substitutions(planned: Plan, substitutions: Iterable[Substitution]) -> list[pb.Substitution]:
+    return [
+        pb.Substitution(
+            key=planned.items[one.item_index].key,
+            item_index=one.item_index,
+            frame_index=one.frame_index,
+            used_frame_index=one.used_frame_index,
+        )
+        for one in substitutions
+    ]
 
 
 def write_finish_reason(reason: FinishReason) -> pb.FinishReason.ValueType:

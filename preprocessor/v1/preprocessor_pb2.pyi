@@ -851,6 +851,8 @@ class SourceInfo(_message.Message):
     DURATION_SECONDS_FIELD_NUMBER: _builtins.int
     DECODER_FIELD_NUMBER: _builtins.int
     ROTATION_DEGREES_FIELD_NUMBER: _builtins.int
+    IS_TRUNCATED_FIELD_NUMBER: _builtins.int
+    STATED_FRAME_COUNT_FIELD_NUMBER: _builtins.int
     codec: _builtins.str
     """FFmpeg's name of a video's codec, such as "h264"; an image's format, such as "JPEG"."""
     width_px: _builtins.int
@@ -867,6 +869,9 @@ class SourceInfo(_message.Message):
     """What decodes it, with version."""
     rotation_degrees: _builtins.int
     """How far a video's picture was turned clockwise to stand upright: 0, 90, 180 or 270."""
+    is_truncated: _builtins.bool
+    """Videos: the file ends before it says (DAMAGE_POLICY_TOLERANT), and the frames that its index promises, 0 where unknown."""
+    stated_frame_count: _builtins.int
     def __init__(
         self,
         *,
@@ -880,10 +885,12 @@ class SourceInfo(_message.Message):
         duration_seconds: _builtins.float = ...,
         decoder: _builtins.str = ...,
         rotation_degrees: _builtins.int = ...,
+        is_truncated: _builtins.bool = ...,
+        stated_frame_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "decoder", b"decoder", "duration_seconds", b"duration_seconds", "frame_count", b"frame_count", "height_px", b"height_px", "rate", b"rate", "rotation_degrees", b"rotation_degrees", "sha256", b"sha256", "size_bytes", b"size_bytes", "width_px", b"width_px"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "decoder", b"decoder", "duration_seconds", b"duration_seconds", "frame_count", b"frame_count", "height_px", b"height_px", "is_truncated", b"is_truncated", "rate", b"rate", "rotation_degrees", b"rotation_degrees", "sha256", b"sha256", "size_bytes", b"size_bytes", "stated_frame_count", b"stated_frame_count", "width_px", b"width_px"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,11 +10,12 @@ from preprocessor.models.family import Model
 from preprocessor.service.wire import read_spec
 from preprocessor.types import PixelForm, Prepared
 from preprocessor.v1 import preprocessor_pb2 as pb
-from tests.media import moving_shapes_clip, photo
-from tests.service.conftest import Caller, chat, image, video
+from tests.media import damaged, keyframe_packets, moving_shapes_clip, photo, truncated_clip
+from tests.service.conftest import Caller, chat, image, serving, video
 
 CLIP = moving_shapes_clip(seconds=2, width=160, height=120)
 PHOTO = photo(333, 222)
+GRAINY = moving_shapes_clip(1, 30, 96, 64, grain=30, options=(("g", "10"),))
 FORMS = {
     PixelForm.UINT8: pb.PIXEL_FORM_UINT8,
     PixelForm.BF16: pb.PIXEL_FORM_BF16,
@@ -208,3 +209,30 @@ async def test_a_prompt_too_long_for_one_message_arrives_whole(caller: Caller, m
     result = await caller.prepare(spec)
     assert result.tensors["input_ids"].nbytes > 1 << 20
     assert_same_tensors(result.tensors, dict(in_process(model, spec).tensors))
+
+
+async def test_a_damaged_frame_is_replaced_and_reported_where_that_is_asked_for(caller: Caller) -> None:
+    frames = keyframe_packets(GRAINY)[1]
+    sampling = pb.Sampling(frame_count=30)
+    spoiled = damaged(GRAINY, *range(frames, frames + 5))
+    strict = chat(video("clip", spoiled, sampling=sampling))
+    error = await caller.refusal(strict)
+    assert error.reason == "UNDECODABLE_FRAME"
+    tolerant = chat(video("clip", spoiled, sampling=sampling, damage_policy=pb.DAMAGE_POLICY_TOLERANT))
+    result = await caller.prepare(tolerant)
+    assert result.report.substitutions
+    assert all(one.frame_index not in (0, one.used_frame_index) for one in result.report.substitutions)
+    assert list(result.header.items[0].frame_indices) == list(range(30)), "no time is shifted"
+
+
+async def test_a_truncated_file_gives_its_whole_frames_where_that_is_asked_for(caller: Caller) -> None:
+    cut = chat(video("clip", truncated_clip(), damage_policy=pb.DAMAGE_POLICY_TOLERANT))
+    source = (await caller.prepare(cut)).header.items[0].source
+    assert source.is_truncated
+    assert 0 < source.frame_count < source.stated_frame_count
+
+
+async def test_the_other_decoder_gives_the_same_pixels(caller: Caller, model: Model) -> None:
+    spec = chat(video("clip", CLIP))
+    async with serving(model, video_decoder="opencv") as other:
+        assert_same_tensors((await other.prepare(spec)).tensors, (await caller.prepare(spec)).tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from pathlib import Path
 
 import av
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from preprocessor.config import Limits
-from preprocessor.errors import CorruptMedia, LimitExceeded, PreprocessorError, UnsupportedMedia
+from preprocessor.errors import CorruptMedia, InvalidRequest, LimitExceeded, PreprocessorError, UnsupportedMedia
 from preprocessor.media.video import decode_frames, probe_video
 from tests.media import audio_only_clip, moving_shapes_clip, truncated_clip
 
@@ -118,9 +119,39 @@ def test_a_codec_without_a_decoder_is_unsupported() -> None:
     assert isinstance(refused(head + b"zzzz" + tail), UnsupportedMedia)
 
 
-def test_reordered_frames_in_an_avi_are_unsupported_not_corrupt() -> None:
-    """AVI packets carry no presentation times: with B-frames, which frame is when cannot be known from headers."""
-    assert isinstance(refused(moving_shapes_clip(**SMALL, container="avi")), UnsupportedMedia)
+@pytest.mark.parametrize("safe_name", [False, True])
+def test_a_list_of_other_files_opens_none_of_them(
+    safe_name: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain `av.open` follows such a list into the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip.ts").write_bytes(clip_of("h264 mpeg-ts"))
+    name = "clip.ts" if safe_name else str(tmp_path / "clip.ts")
+    listing = f"ffconcat version 1.0\nfile {name}\n".encode()
+    if safe_name:
+        assert len(all_frames(listing)) == 60
+    assert refused(listing).reason == "NOT_MEDIA"
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        b"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXT-X-PLAYLIST-TYPE:VOD\n#EXTINF:2.0,\nclip.ts\n#EXT-X-ENDLIST\n",
+        b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nm=video 5004 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n",
+        b'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT2S"/>',
+    ],
+    ids=["hls", "sdp", "dash"],
+)
+def test_a_description_of_a_stream_is_no_media(listing: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip.ts").write_bytes(clip_of("h264 mpeg-ts"))
+    assert refused(listing).reason == "NOT_MEDIA"
+
+
+def test_an_unknown_decoder_is_refused() -> None:
+    data = clip_of("h264 mp4")
+    with pytest.raises(InvalidRequest, match="pyav, opencv"):
+        decode_frames(data, probe_video(data, LIMITS), np.array([0]), backend="gstreamer")
 
 
 def test_a_frame_that_cannot_be_decoded_is_named_by_its_time() -> None:

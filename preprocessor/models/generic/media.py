@@ -69,7 +69,7 @@ def probe_media(
         if medium.modality is Modality.IMAGE:
             probed.append(ProbedMedium(medium, probe_image(medium.data, limits, medium.key), None))
         elif medium.modality is Modality.VIDEO:
-            clip = probe_video(medium.data, limits, medium.key, check)
+            clip = probe_video(medium.data, limits, medium.key, check, medium.on_damage)
             probed.append(ProbedMedium(medium, clip, choose(clip, medium)))
         else:
             probed.append(ProbedMedium(medium, None, None))

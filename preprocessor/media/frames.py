@@ -1,0 +1,100 @@
+"""From the frames that could be decoded to exactly the frames that were asked for.
+
+Every decoder yields what it can, in presentation order, and this is the one place that decides about the rest: an error
+that names the first bad time, or the last good frame in its place. Times are never shifted: a frame that is missing is
+missing at its own index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessor.media.clip import IndexedClip, undecodable
+from preprocessor.types import OnDamage
+
+Pixels = npt.NDArray[np.uint8]
+Picture = TypeVar("Picture")
+
+Substituted = Callable[[int, int], None]
+"""Called with (position among the indices, index of the frame used in its place)."""
+
+
+def unreported(position: int, index: int) -> None:
+    """The listener that nobody is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The frames to decode and what to do about those that cannot be.
+
+    Attributes:
+        indices: Ascending; an index may repeat.
+        check: Called between packets; raises to stop.
+    """
+
+    indices: npt.NDArray[np.int64]
+    key: str
+    check: Callable[[], None]
+    on_damage: OnDamage
+    substituted: Substituted
+
+
+class Decoder(Protocol):
+    """One way from a file to frames: uint8 [height, width, 3], RGB, upright, one for each index of the choice.
+
+    Raises:
+        UnsupportedMedia: This decoder cannot do what is asked.
+        CorruptMedia: A frame cannot be decoded and `choice.on_damage` is FAIL, or none can.
+    """
+
+    def __call__(self, data: bytes, clip: IndexedClip, choice: Choice) -> Iterator[Pixels]: ...
+
+
+def fill(
+    good: Iterable[tuple[int, Picture]], convert: Callable[[Picture], Pixels], clip: IndexedClip, choice: Choice
+) -> Iterator[Pixels]:
+    """Yield one frame for each index.
+
+    Args:
+        good: (index, picture) of frames that decoded, wanted or not, ascending; not read further than needed.
+        convert: Makes pixels of a picture; called once for a picture that is used several times in a row.
+    """
+    wanted = choice.indices.tolist()
+    if not wanted:
+        return
+    position = 0
+    last: tuple[int, Picture] | None = None
+    shown: tuple[int, Pixels] | None = None
+
+    def pixels(index: int, picture: Picture) -> Pixels:
+        nonlocal shown
+        if shown is None or shown[0] != index:
+            shown = index, convert(picture)
+        return shown[1]
+
+    for index, picture in good:
+        while wanted[position] < index:
+            if choice.on_damage is OnDamage.FAIL:
+                raise undecodable(clip, wanted[position], choice.key)
+            used = last or (index, picture)
+            choice.substituted(position, used[0])
+            yield pixels(*used)
+            position += 1
+            if position == len(wanted):
+                return
+        while wanted[position] == index:
+            yield pixels(index, picture)
+            position += 1
+            if position == len(wanted):
+                return
+        last = index, picture
+    if last is None or choice.on_damage is OnDamage.FAIL:
+        raise undecodable(clip, wanted[position], choice.key)
+    for missing in range(position, len(wanted)):
+        choice.substituted(missing, last[0])
+        yield pixels(*last)

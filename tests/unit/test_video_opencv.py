@@ -1,0 +1,128 @@
+"""The OpenCV decoder: PyAV's pixels where the conversions agree, a clear refusal where it cannot do as asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from preprocessor.config import Limits
+from preprocessor.errors import PreprocessorError, UnsupportedMedia
+from preprocessor.media import opencv
+from preprocessor.media.video import decode_frames, probe_video
+from preprocessor.types import OnDamage
+from tests.media import damaged, decoded_frames, keyframe_packets, moving_shapes_clip, truncated_clip
+
+LIMITS = Limits()
+SMALL = {"seconds": 1, "rate": 30, "width": 96, "height": 64}
+GROUPS = (("g", "10"),)
+X265 = (("x265-params", "log-level=none"),)
+EQUAL = {
+    "h264": {},
+    "h264, ts": {"container": "mpegts"},
+    "hevc": {"codec": "libx265", "options": X265},
+    "vp9": {"codec": "libvpx-vp9", "container": "webm"},
+    "mpeg4": {"codec": "mpeg4"},
+    "mjpeg": {"codec": "mjpeg", "container": "mov", "pixel_format": "yuvj420p"},
+    "4:2:2": {"pixel_format": "yuv422p"},
+    "4:4:4, odd size": {"pixel_format": "yuv444p", "width": 95, "height": 63},
+    "full range": {"color_range": 2},
+    "BT.709": {"colorspace": 1},
+    "turned": {"turn_degrees": 90},
+    "mirrored": {"is_mirrored": True},
+}
+CLOSE = {  # the largest difference that the module's table states
+    "10 bits": (20, {"pixel_format": "yuv420p10le"}),
+    "prores": (3, {"codec": "prores_ks", "container": "mov", "pixel_format": "yuv422p10le"}),
+    "4:2:0, odd size": (18, {"codec": "libvpx-vp9", "container": "webm", "width": 95, "height": 63}),
+}
+
+
+def clip_of(settings: object) -> bytes:
+    return moving_shapes_clip(**{**SMALL, **settings})  # type: ignore[dict-item]
+
+
+def frames_of(data: bytes, indices: list[int], backend: str, **how: object) -> npt.NDArray[np.uint8]:
+    facts = probe_video(data, LIMITS, on_damage=how.get("on_damage", OnDamage.FAIL))  # type: ignore[arg-type]
+    frames = decode_frames(data, facts, np.array(indices), backend=backend, **how)  # type: ignore[arg-type]
+    return np.stack([frame.copy() for frame in frames])
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_it_gives_the_pixels_of_pyav(name: str) -> None:
+    data = clip_of(EQUAL[name])
+    indices = [0, 1, 7, 7, 29]
+    assert np.array_equal(frames_of(data, indices, "opencv"), frames_of(data, indices, "pyav"))
+
+
+@pytest.mark.parametrize("name", CLOSE)
+def test_where_conversions_differ_it_is_by_what_the_table_states(name: str) -> None:
+    largest, settings = CLOSE[name]
+    data = clip_of(settings)
+    ours = frames_of(data, [0, 29], "pyav").astype(int)
+    theirs = frames_of(data, [0, 29], "opencv").astype(int)
+    assert 0 < np.abs(ours - theirs).max() <= largest
+
+
+def test_a_nameless_file_serves_an_opencv_that_reads_no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = clip_of({})
+    expected = frames_of(data, [3, 20], "opencv")
+    monkeypatch.setattr(opencv.cv2, "__version__", "4.12.0")
+    assert np.array_equal(frames_of(data, [3, 20], "opencv"), expected)
+
+
+@pytest.mark.parametrize("shared_memory", [Path("/dev/shm"), Path("/nowhere")])
+def test_the_nameless_file_is_in_no_folder_and_gone_afterwards(
+    shared_memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opencv, "_SHARED_MEMORY", shared_memory)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(ZeroDivisionError), opencv._nameless_file(b"content") as path:
+        assert path.read_bytes() == b"content"
+        assert list(tmp_path.iterdir()) == []
+        raise ZeroDivisionError
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"codec": "libsvtav1", "options": (("preset", "12"), ("svtav1-params", "lp=1"))},
+        {"container": "avi"},
+        {"container": "h264"},
+        {"codec": "mpeg4", "container": "avi", "options": (("bf", "2"),)},
+        {"options": (("x264-params", "interlaced=1"),)},
+    ],
+    ids=["av1", "avi with reordered frames", "no container", "avi whose clock starts late", "interlaced"],
+)
+def test_what_it_cannot_do_is_said(settings: object) -> None:
+    with pytest.raises(UnsupportedMedia) as caught:
+        frames_of(clip_of(settings), [0], "opencv")
+    assert caught.value.reason == "DECODER_LIMIT"
+
+
+def test_a_frame_that_it_leaves_out_is_no_other_frame() -> None:
+    data = clip_of({"options": GROUPS, "codec": "mpeg4"})
+    broken = damaged(data, keyframe_packets(data)[1])
+    with pytest.raises(PreprocessorError) as caught:
+        frames_of(broken, [10], "opencv")
+    assert caught.value.reason == "UNDECODABLE_FRAME"
+    assert np.array_equal(frames_of(broken, [9], "opencv")[0], decoded_frames(data)[9])
+
+
+@pytest.mark.parametrize("make", [truncated_clip, lambda: damaged(clip_of({"codec": "mpeg4"}), 0)])
+def test_it_cannot_repair(make: object) -> None:
+    with pytest.raises(UnsupportedMedia) as caught:
+        frames_of(make(), [0], "opencv", on_damage=OnDamage.REPEAT)  # type: ignore[operator]
+    assert caught.value.reason == "DECODER_LIMIT"
+
+
+def test_an_animated_webp_is_beyond_it() -> None:
+    from tests.media import animation
+
+    with pytest.raises(UnsupportedMedia) as caught:
+        frames_of(animation(), [0], "opencv")
+    assert caught.value.reason == "DECODER_LIMIT"
