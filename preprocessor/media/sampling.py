@@ -80,24 +80,25 @@ def choose_frames(clip: ClipInfo, sampling: Sampling, spread: Spread, key: str) 
         InvalidRequest: `FRAME_OUT_OF_RANGE` for an index or time beyond the clip; `NO_FRAMES_IN_RANGE` where no frame is
             shown between start and end.
     """
-    elapsed = clip.times_seconds - clip.times_seconds[0]
-    end_seconds = elapsed[-1] + _mean_interval(clip, elapsed)
+    elapsed = (clip.pts - clip.pts[0]) * clip.time_base_seconds
+    end_seconds = float(elapsed[-1]) + _mean_interval(clip, elapsed)
+    basis = _basis(clip, elapsed, sampling.basis)
     if sampling.indices is not None:
-        return _by_index(clip, _named_indices(clip, sampling.indices, key), clip.frame_count)
+        return _by_index(clip, elapsed, _named_indices(clip, sampling.indices, key), clip.frame_count, basis)
     if sampling.times_seconds is not None:
         moments = np.asarray(sampling.times_seconds, np.float64)
         if moments[-1] >= end_seconds:
             raise _out_of_range(f"{key}: the clip ends at {end_seconds:.3f} s; {moments[-1]:g} s is asked", key)
-        return _by_time(clip, elapsed, moments, first=0, last=clip.frame_count)
-    first, last = _window(elapsed, sampling, key)
+        return _by_time(clip, elapsed, moments, 0, clip.frame_count, _rate_of(moments, clip.rate))
+    first, last = _window(clip, elapsed, sampling, key)
     if sampling.every_frame:
-        return _by_index(clip, np.arange(first, last), last - first)
-    if _basis(clip, elapsed, sampling.basis) is SamplingBasis.INDEX:
-        return _by_index(clip, first + spread(last - first, clip.rate), last - first)
-    window_end = end_seconds if last == clip.frame_count else float(elapsed[last])
-    rate = (last - first) / (window_end - elapsed[first])
+        return _by_index(clip, elapsed, np.arange(first, last), last - first, basis)
+    if basis is SamplingBasis.INDEX:
+        return _by_index(clip, elapsed, first + spread(last - first, clip.rate), last - first, basis)
+    window_seconds = (end_seconds if last == clip.frame_count else float(elapsed[last])) - float(elapsed[first])
+    rate = (last - first) / window_seconds
     moments = elapsed[first] + spread(last - first, rate) / rate
-    return _by_time(clip, elapsed, moments, first, last)
+    return _by_time(clip, elapsed, moments, first, last, len(moments) / window_seconds)
 
 
 def count_for_fps(total: int, rate: float, fps: float, *, least: int, most: int) -> int:
@@ -105,7 +106,7 @@ def count_for_fps(total: int, rate: float, fps: float, *, least: int, most: int)
 
     Source: transformers 5.23, Qwen3VLVideoProcessor.sample_frames, whose truncation toward zero this keeps.
     """
-    return min(max(int(total / rate * fps), least), most, total)
+    return min(max(int(min(total / rate * fps, most)), least), most, total)
 
 
 def spread_evenly(total: int, count: int) -> npt.NDArray[np.int64]:
@@ -131,32 +132,47 @@ def whole_patches(count: float, temporal_patch_size: int) -> int:
     return max(math.floor(count / temporal_patch_size) * temporal_patch_size, 1)
 
 
-def _by_index(clip: ClipInfo, indices: npt.NDArray[np.int64], window_count: int) -> FrameChoice:
+def _by_index(
+    clip: ClipInfo,
+    elapsed: npt.NDArray[np.float64],
+    indices: npt.NDArray[np.int64],
+    window_count: int,
+    basis: SamplingBasis,
+) -> FrameChoice:
+    """Frames by number; a prompt states when they are shown where the rate varies, else number / rate as transformers does."""
     return FrameChoice(
         indices=indices,
         times_seconds=clip.times_seconds[indices],
-        prompt_times_seconds=indices / clip.rate,
+        prompt_times_seconds=indices / clip.rate if basis is SamplingBasis.INDEX else elapsed[indices],
         sampled_fps=len(indices) / window_count * clip.rate,
-        basis=SamplingBasis.INDEX,
+        basis=basis,
     )
 
 
 def _by_time(
-    clip: ClipInfo, elapsed: npt.NDArray[np.float64], moments: npt.NDArray[np.float64], first: int, last: int
+    clip: ClipInfo,
+    elapsed: npt.NDArray[np.float64],
+    moments: npt.NDArray[np.float64],
+    first: int,
+    last: int,
+    sampled_fps: float,
 ) -> FrameChoice:
     """The frames on screen at these moments, counted in seconds from the first frame."""
-    # A moment computed as n / rate may fall a rounding error before the frame that it names.
-    tolerance = _mean_interval(clip, elapsed) * 1e-6
-    on_screen = np.searchsorted(elapsed, moments + tolerance, side="right") - 1
+    on_screen = np.searchsorted(elapsed, moments + _clock_error(clip, elapsed), side="right") - 1
     indices = np.clip(on_screen, first, last - 1).astype(np.int64)
-    step = (moments[-1] - moments[0]) / (len(moments) - 1) if len(moments) > 1 else 0.0
     return FrameChoice(
         indices=indices,
         times_seconds=clip.times_seconds[indices],
         prompt_times_seconds=moments,
-        sampled_fps=float(1 / step) if step > 0 else clip.rate,
+        sampled_fps=sampled_fps,
         basis=SamplingBasis.TIME,
     )
+
+
+def _rate_of(moments: npt.NDArray[np.float64], otherwise: float) -> float:
+    """How many of these moments there are a second."""
+    span = float(moments[-1] - moments[0])
+    return (len(moments) - 1) / span if span > 0 else otherwise
 
 
 def _named_indices(clip: ClipInfo, indices: tuple[int, ...], key: str) -> npt.NDArray[np.int64]:
@@ -165,10 +181,12 @@ def _named_indices(clip: ClipInfo, indices: tuple[int, ...], key: str) -> npt.ND
     return np.asarray(indices, np.int64)
 
 
-def _window(elapsed: npt.NDArray[np.float64], sampling: Sampling, key: str) -> tuple[int, int]:
+def _window(clip: ClipInfo, elapsed: npt.NDArray[np.float64], sampling: Sampling, key: str) -> tuple[int, int]:
     """First frame shown at or after start, and first at or after end."""
-    first = 0 if sampling.start_seconds is None else int(np.searchsorted(elapsed, sampling.start_seconds))
-    last = len(elapsed) if sampling.end_seconds is None else int(np.searchsorted(elapsed, sampling.end_seconds))
+    error = _clock_error(clip, elapsed)
+    start, end = sampling.start_seconds, sampling.end_seconds
+    first = 0 if start is None else int(np.searchsorted(elapsed, start - error))
+    last = len(elapsed) if end is None else int(np.searchsorted(elapsed, end - error))
     if first >= last:
         raise InvalidRequest(
             f"{key}: no frame is shown from {sampling.start_seconds or 0:g} s to "
@@ -190,6 +208,14 @@ def _basis(clip: ClipInfo, elapsed: npt.NDArray[np.float64], asked: SamplingBasi
 def _mean_interval(clip: ClipInfo, elapsed: npt.NDArray[np.float64]) -> float:
     """Seconds from one frame to the next, on average; what the last frame is taken to stay on screen."""
     return float(elapsed[-1]) / (clip.frame_count - 1) if elapsed[-1] > 0 else 1 / clip.rate
+
+
+def _clock_error(clip: ClipInfo, elapsed: npt.NDArray[np.float64]) -> float:
+    """How far a frame's time may lie from the moment that it means: a file's clock ticks (a millisecond in mkv) and rounds.
+
+    Half a tick, and never so much that another frame might be meant.
+    """
+    return min(0.51 * clip.time_base_seconds, _mean_interval(clip, elapsed) / 20)
 
 
 def _require(holds: bool, name: str, value: object, accepted: str, key: str) -> None:
