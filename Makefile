@@ -7,7 +7,7 @@ PROTOS := preprocessor/v1/preprocessor
 CODE := preprocessor engine_client deploy tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton demo test test-all bench golden proto format lint type verify clean
+.PHONY: help setup triton demo test test-all parity bench golden proto format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: triton ## run the tests; a few minutes
 
 test-all: triton ## run every test, the long ones too
 	$(BIN)/python -m pytest -m ''
+
+parity: setup ## compare with Hugging Face live, hundreds of cases; minutes
+	$(BIN)/python -m tests.parity
 
 bench: setup ## time the pipeline beside other ways to do the same; minutes
 	$(BIN)/python -m tests.bench
