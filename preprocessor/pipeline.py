@@ -197,10 +197,6 @@ def allocate_pixels(planned: Plan) -> npt.NDArray[Any]:
     return np.empty((planned.row_count, planned.feature_count), PIXEL_DTYPES[planned.pixel_form])
 
 
-def pixel_tensor_name(form: PixelForm) -> str:
-    return "pixel_patches" if form is PixelForm.UINT8 else "pixel_values"
-
-
 def _item_tensors(
     model: Model, items: Sequence[ItemPlan], prompt: ExpandedPrompt, request: PreparationRequest
 ) -> dict[str, npt.NDArray[Any]]:

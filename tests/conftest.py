@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
 import pytest
 
 from preprocessor.models.family import Model
@@ -9,6 +13,22 @@ from preprocessor.models.registry import load_model
 
 
 @pytest.fixture(scope="session")
-def model() -> Model:
-    """The built-in qwen3-vl; loading it takes two seconds."""
-    return load_model("qwen3-vl")
+def load() -> Callable[[str], Model]:
+    """A built-in by its name, loaded once; each takes two seconds."""
+    return cache(load_model)
+
+
+@pytest.fixture(scope="session")
+def model(load: Callable[[str], Model]) -> Model:
+    """The built-in qwen3-vl."""
+    return load("qwen3-vl")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the model directory `qwen3.5`."""
+    from tests.parity.directories import save_qwen3_5  # not above: few tests need what it imports
+
+    folder = tmp_path_factory.mktemp("models")
+    save_qwen3_5(folder)
+    return folder

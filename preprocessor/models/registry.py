@@ -73,7 +73,7 @@ def load_model(name: str) -> Model | GenericModel:
         )
     placeholders = _placeholders(config, tokenizer, name)
     markers = _vision_markers(config, tokenizer)
-    tokens_per_second = config.get("vision_config", {}).get("tokens_per_second", _TOKENS_PER_SECOND)
+    tokens_per_second = (config.get("vision_config") or {}).get("tokens_per_second", _TOKENS_PER_SECOND)
     fingerprint = hashlib.sha256(
         json.dumps(
             [repr(part) for part in (family.name, image, video, placeholders, markers, tokens_per_second)]

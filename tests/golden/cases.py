@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from preprocessor.types import (
     ChatPrompt,
@@ -37,7 +38,19 @@ MAKERS = {
 }
 
 
-def _video(name: str, key: str = "video", **sampling: float) -> Media:
+# Model → the cases it answers. Qwen3-VL all of them; the others what their families do otherwise.
+_OTHERS = (
+    "video at 2 fps",
+    "video by the model's own sampling",
+    "an odd number of named frames",
+    "video under the cap on a frame's pixels",
+    "image of odd size",
+    "images and a video in one chat",
+    "text alone",
+)
+
+
+def _video(name: str, key: str = "video", **sampling: Any) -> Media:
     return Media(key, Modality.VIDEO, (MEDIA / name).read_bytes(), Sampling(**sampling))
 
 
@@ -69,8 +82,9 @@ def _mixed_chat() -> PreparationRequest:
 
 
 def requests() -> dict[str, PreparationRequest]:
-    """Case name → request."""
+    """Case name → request, for any model."""
     small_budget = dataclasses.replace(_video("shapes-374.mp4", fps=1), min_pixels=4096, max_pixels=300_000)
+    capped = dataclasses.replace(_video("shapes-720p.mp4", fps=8), cap_pixels_per_frame=True, max_pixels=500_000)
     return {
         "video at 1 fps": _ask(_video("shapes-374.mp4", fps=1)),
         "video at 2 fps": _ask(_video("shapes-374.mp4", fps=2)),
@@ -78,8 +92,10 @@ def requests() -> dict[str, PreparationRequest]:
         "video at 8 fps": _ask(_video("shapes-374.mp4", fps=8)),
         "video by the model's own sampling": _ask(_video("shapes-374.mp4")),
         "an odd number of frames": _ask(_video("shapes-374.mp4", frame_count=5)),
+        "an odd number of named frames": _ask(_video("shapes-374.mp4", indices=(0, 7, 100, 151, 239))),
         "two frames": _ask(_video("shapes-374.mp4", frame_count=2)),
         "video with a small budget": _ask(small_budget),
+        "video under the cap on a frame's pixels": _ask(capped),
         "tiny video": _ask(_video("tiny-48x32.mp4", fps=8)),
         "720p video": _ask(_video("shapes-720p.mp4", fps=5)),
         "vp9 video": _ask(_video("ntsc-vp9.webm", fps=2.5)),
@@ -91,6 +107,13 @@ def requests() -> dict[str, PreparationRequest]:
         "images and a video in one chat": _mixed_chat(),
         "text alone": _ask(text="Just words.\n\n  And    spaces; 3.14159 <think>tags</think>"),
     }
+
+
+def cases() -> dict[str, tuple[str, PreparationRequest]]:
+    """Golden's name → built-in model and request."""
+    asked = requests()
+    by_model = {"qwen3-vl": tuple(asked), "qwen2-vl": _OTHERS, "qwen2.5-vl": _OTHERS}
+    return {f"{model}: {name}": (model, asked[name]) for model, names in by_model.items() for name in names}
 
 
 def with_form(request: PreparationRequest, form: PixelForm) -> PreparationRequest:

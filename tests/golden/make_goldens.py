@@ -18,7 +18,7 @@ import torch
 
 from preprocessor.models.registry import load_model
 from tests.golden import oracle
-from tests.golden.cases import GOLDENS, MAKERS, MEDIA, requests
+from tests.golden.cases import GOLDENS, MAKERS, MEDIA, cases
 
 
 def digest(array: npt.NDArray[Any]) -> str:
@@ -33,6 +33,8 @@ def golden(found: oracle.Answer) -> dict[str, Any]:
         "token_ids": {"length": len(ids), "first": ids[:8].tolist(), "last": ids[-8:].tolist(), "sha256": digest(ids)},
         "grid_thw": found.grid_thw.tolist(),
         "frame_indices": found.frame_indices,
+        "mm_token_type_ids": digest(found.token_types.astype(np.int32)),
+        "second_per_grid_ts": None if found.seconds_per_grid is None else found.seconds_per_grid.tolist(),
         "mrope_position_ids": digest(found.positions.astype(np.int32)),
         "mrope_position_delta": found.delta,
         "pixels": {},
@@ -52,11 +54,11 @@ def main() -> None:
     for name, make in MAKERS.items():
         if not (MEDIA / name).is_file():
             (MEDIA / name).write_bytes(make())
-    model = load_model("qwen3-vl")
+    models = {name: load_model(name) for name, _ in cases().values()}
     goldens = {
         "made_with": oracle.stamp(),
         "media": {name: hashlib.sha256((MEDIA / name).read_bytes()).hexdigest() for name in sorted(MAKERS)},
-        "cases": {name: golden(oracle.answer(model, request)) for name, request in requests().items()},
+        "cases": {name: golden(oracle.answer(models[model], request)) for name, (model, request) in cases().items()},
     }
     GOLDENS.write_text(json.dumps(goldens, indent=1) + "\n")
     print(f"{GOLDENS}: {len(goldens['cases'])} cases")

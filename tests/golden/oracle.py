@@ -4,20 +4,15 @@ Everything is transformers' own: template rendering, image loading, frame sampli
 placeholder text, tokenization and rotary positions. Ours are only the request, the tokenizer (nothing can be downloaded
 here) and a plain decode of every frame.
 
-The processors need torchvision, of which only the resize is used, and that is plain torch. The package index's build
-finds no compiled operators beside a CPU-only torch; `_import_torchvision` lets it be imported all the same:
-
-    pip install --no-deps torchvision==0.28.0      # beside torch 2.13.0
+Where a caller names the frames, Hugging Face is given those frames with their indices, as its users would.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import logging
 import platform
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -27,48 +22,35 @@ import numpy.typing as npt
 import torch
 
 from preprocessor.models.family import Model
-from preprocessor.types import ChatPrompt, Media, MediaPart, Modality, PreparationRequest, TextPart, TextPrompt
+from preprocessor.types import (
+    ChatPrompt,
+    Media,
+    MediaPart,
+    Modality,
+    PreparationRequest,
+    Sampling,
+    TextPart,
+    TextPrompt,
+)
+from tests.golden.huggingface import CLASSES, processor_of, rope_model_of  # first: torchvision is imported there
+
+from transformers.image_utils import load_image  # isort: skip
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as fit_image  # isort: skip # noqa: F401
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as fit_video  # isort: skip # noqa: F401
+from transformers.video_utils import VideoMetadata  # isort: skip
 
 STAMPED_LIBRARIES = ("transformers", "torch", "torchvision", "av", "pillow", "numpy", "tokenizers")
 
-
-def _import_torchvision() -> None:
-    """Import torchvision although torch knows none of its operators."""
-    register_fake = torch.library.register_fake
-
-    def skip_missing_operators(op: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(op, str) and op.startswith("torchvision::"):
-            return lambda function: function
-        return register_fake(op, *args, **kwargs)
-
-    torch.library.register_fake = skip_missing_operators
-    try:
-        import torchvision  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "the oracle needs torchvision: pip install --no-deps torchvision==0.28.0 (beside torch 2.13.0)"
-        ) from error
-    finally:
-        torch.library.register_fake = register_fake
-
-
-_import_torchvision()
-
-from transformers import Qwen3VLConfig, Qwen3VLModel  # noqa: E402
-from transformers.image_utils import load_image  # noqa: E402
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor  # noqa: E402
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as fit_image  # noqa: E402,F401
-from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor  # noqa: E402
-from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor  # noqa: E402
-from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as fit_video  # noqa: E402,F401
-from transformers.video_utils import VideoMetadata  # noqa: E402
-
-logging.getLogger("transformers").setLevel(logging.ERROR)
-
-# Qwen/Qwen3-VL, preprocessor_config.json and video_preprocessor_config.json.
-_COMMON = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-IMAGE_SIZE = {"shortest_edge": 65_536, "longest_edge": 16_777_216}
-VIDEO_SIZE = {"shortest_edge": 4_096, "longest_edge": 25_165_824}
+# Qwen/Qwen3-VL, video_preprocessor_config.json.
+_QWEN3_VL_VIDEO = {
+    "patch_size": 16,
+    "merge_size": 2,
+    "temporal_patch_size": 2,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "size": {"shortest_edge": 4_096, "longest_edge": 25_165_824},
+    "cap_pixels_per_frame": False,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,19 +58,23 @@ class Answer:
     """What Hugging Face makes of a request; items are in prompt order.
 
     Attributes:
-        token_ids: int64 [L].
+        token_ids, token_types: int64 [L].
         pixels: fp32 [P, F], normalized.
         patches: uint8 [P, F], the same before normalization.
         grid_thw: int64 [M, 3].
         frame_indices: For each item its frames; None for an image.
+        seconds_per_grid: For each item, as its family's processor says it: float32 [M], 0 for an image; None from a
+            processor that says nothing.
         positions: int64 [3, L], with the delta.
     """
 
     token_ids: npt.NDArray[np.int64]
+    token_types: npt.NDArray[np.int64]
     pixels: npt.NDArray[np.float32]
     patches: npt.NDArray[np.uint8]
     grid_thw: npt.NDArray[np.int64]
     frame_indices: list[list[int] | None]
+    seconds_per_grid: npt.NDArray[np.float32] | None
     positions: npt.NDArray[np.int64]
     delta: int
 
@@ -101,23 +87,25 @@ def stamp() -> dict[str, str]:
     }
 
 
-def answer(model: Model, request: PreparationRequest) -> Answer:
+def answer(model: Model, request: PreparationRequest, processor: Any = None) -> Answer:
     """Process `request` with Hugging Face.
 
-    A pixel budget of one medium holds for all of its modality: Hugging Face's `size` is an argument of the call.
+    A pixel budget or cap of one medium holds for all of its modality: to Hugging Face they are arguments of the call.
+
+    Args:
+        processor: One that transformers itself set up; else it gets the settings that `model` read.
     """
-    processor = _processor(model)
+    processor = processor or processor_of(model)
     text, media = _rendered(processor, request)
     images = [medium for medium in media if medium.modality is Modality.IMAGE]
     videos = [medium for medium in media if medium.modality is Modality.VIDEO]
     clips = [_sampled_clip(medium, processor.video_processor) for medium in videos]
 
     def run(**pixel_options: bool) -> Any:
-        images_kwargs = {"size": _size(images, IMAGE_SIZE), **pixel_options}
         videos_kwargs = {
-            "size": _size(videos, VIDEO_SIZE),
+            "size": _size(videos, processor.video_processor.size),
             "do_sample_frames": False,
-            "cap_pixels_per_frame": False,
+            "cap_pixels_per_frame": _cap(videos, processor.video_processor.cap_pixels_per_frame),
             "video_metadata": [_metadata(clip) for clip in clips],
             **pixel_options,
         }
@@ -126,32 +114,53 @@ def answer(model: Model, request: PreparationRequest) -> Answer:
             images=[load_image(_data_url(medium)) for medium in images] or None,
             videos=[clip.frames for clip in clips] or None,
             return_tensors="pt",
-            images_kwargs=images_kwargs,
+            images_kwargs={"size": _size(images, processor.image_processor.size), **pixel_options},
             videos_kwargs=videos_kwargs,
         )
 
     normalized, raw = run(), run(do_rescale=False, do_normalize=False)
-    grids = _in_prompt_order(media, normalized, "image_grid_thw", "video_grid_thw")
-    positions, delta = _rope_model().get_rope_index(
-        normalized["input_ids"],
-        mm_token_type_ids=normalized["mm_token_type_ids"],
-        image_grid_thw=normalized.get("image_grid_thw"),
-        video_grid_thw=normalized.get("video_grid_thw"),
+    positions, delta = rope_model_of(model).get_rope_index(
+        **{
+            name: normalized.get(name)
+            for name in ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw")
+        },
+        second_per_grid_ts=normalized.get("second_per_grid_ts"),
     )
-    indices = iter([clip.indices for clip in clips])
+    indices = [clip.indices for clip in clips]
+    grids = _merged(media, normalized.get("image_grid_thw"), normalized.get("video_grid_thw"))
     return Answer(
         token_ids=normalized["input_ids"][0].numpy(),
-        pixels=_pixels(media, normalized, np.float32),
-        patches=_pixels(media, raw, np.uint8),
-        grid_thw=np.array(grids, np.int64).reshape(-1, 3),
-        frame_indices=[None if medium.modality is Modality.IMAGE else next(indices) for medium in media],
+        token_types=normalized["mm_token_type_ids"][0].numpy(),
+        pixels=_pixels(media, grids, normalized, np.float32),
+        patches=_pixels(media, grids, raw, np.uint8),
+        grid_thw=np.array([grid.tolist() for grid in grids], np.int64).reshape(-1, 3),
+        frame_indices=_merged(media, [None] * len(images), indices),
+        seconds_per_grid=_seconds(model, media, normalized),
         positions=positions[:, 0].numpy(),
         delta=int(delta),
     )
 
 
-def video_processor(**settings: Any) -> Qwen3VLVideoProcessor:
-    return Qwen3VLVideoProcessor(**{**_COMMON, "size": VIDEO_SIZE, "cap_pixels_per_frame": False, **settings})
+def chosen_indices(processor: Any, total: int, rate: float, sampling: Sampling) -> npt.NDArray[np.int64]:
+    """The frames that Hugging Face samples, or that the caller named.
+
+    Raises:
+        ValueError, ZeroDivisionError: Hugging Face refuses, or names a frame beyond the clip.
+    """
+    if sampling.indices is not None:
+        return np.array(sampling.indices, np.int64)
+    if sampling.every_frame:
+        return np.arange(total)
+    metadata = VideoMetadata(total_num_frames=total, fps=rate, duration=total / rate)
+    indices = np.asarray(processor.sample_frames(metadata, num_frames=sampling.frame_count, fps=sampling.fps), np.int64)
+    if indices[-1] >= total:
+        raise ValueError(f"frame {indices[-1]} of {total}")
+    return indices
+
+
+def video_processor(**settings: Any) -> Any:
+    """Qwen3-VL's, set up as its repository says but for `settings`."""
+    return CLASSES["qwen3_vl"].video_processor(**_QWEN3_VL_VIDEO | settings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,28 +173,7 @@ class _Clip:
     rate: float
 
 
-@cache
-def _processor(model: Model) -> Qwen3VLProcessor:
-    return Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**_COMMON, size=IMAGE_SIZE),
-        tokenizer=model.tokenizer,
-        video_processor=video_processor(),
-        chat_template=model.chat_template,
-    )
-
-
-@cache
-def _rope_model() -> Qwen3VLModel:
-    """A model without weights: only its position code is called."""
-    text = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2}
-    vision = {"depth": 1, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
-    with torch.device("meta"):
-        return Qwen3VLModel(
-            Qwen3VLConfig(text_config=text, vision_config=vision | {"spatial_merge_size": _COMMON["merge_size"]})
-        )
-
-
-def _rendered(processor: Qwen3VLProcessor, request: PreparationRequest) -> tuple[str, list[Media]]:
+def _rendered(processor: Any, request: PreparationRequest) -> tuple[str, list[Media]]:
     """The text with one placeholder a medium, and the media in its order."""
     if isinstance(request.prompt, TextPrompt):
         return request.prompt.text, list(request.media)
@@ -201,24 +189,26 @@ def _rendered(processor: Qwen3VLProcessor, request: PreparationRequest) -> tuple
                 assert isinstance(part, MediaPart)
                 media.append(by_key[part.key])
                 content.append({"type": by_key[part.key].modality.name.lower()})
-        conversation.append({"role": message.role, "content": content})
+        conversation.append({**message.extra, "role": message.role, "content": content})
     text = processor.apply_chat_template(
-        conversation, tokenize=False, add_generation_prompt=request.prompt.add_generation_prompt
+        conversation,
+        tokenize=False,
+        add_generation_prompt=request.prompt.add_generation_prompt,
+        **request.prompt.template_arguments,
     )
     return text, media
 
 
-def _sampled_clip(medium: Media, processor: Qwen3VLVideoProcessor) -> _Clip:
+def _sampled_clip(medium: Media, processor: Any) -> _Clip:
     """Every frame decoded, then Hugging Face's choice of them."""
     with av.open(io.BytesIO(medium.data)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
-        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
         rate = float(stream.average_rate)
-    metadata = VideoMetadata(total_num_frames=len(frames), fps=rate, duration=len(frames) / rate)
-    sampling = medium.sampling
-    indices = processor.sample_frames(metadata, num_frames=sampling.frame_count, fps=sampling.fps)
-    return _Clip(frames=frames[indices], indices=indices.tolist(), total=len(frames), rate=rate)
+    indices = chosen_indices(processor, len(frames), rate, medium.sampling).tolist()
+    chosen = np.stack([frames[index] for index in indices])
+    return _Clip(frames=chosen, indices=indices, total=len(frames), rate=rate)
 
 
 def _metadata(clip: _Clip) -> VideoMetadata:
@@ -228,7 +218,7 @@ def _metadata(clip: _Clip) -> VideoMetadata:
     )
 
 
-def _size(media: list[Media], default: dict[str, int]) -> dict[str, int]:
+def _size(media: list[Media], default: Any) -> dict[str, int]:
     budgets = {(medium.min_pixels, medium.max_pixels) for medium in media} or {(None, None)}
     ((least, most),) = budgets  # one for all, or Hugging Face cannot say it
     return {
@@ -237,31 +227,44 @@ def _size(media: list[Media], default: dict[str, int]) -> dict[str, int]:
     }
 
 
+def _cap(videos: list[Media], default: bool | None) -> bool:
+    (asked,) = {video.cap_pixels_per_frame for video in videos} or {None}
+    return bool(default) if asked is None else asked
+
+
 def _data_url(medium: Media) -> str:
     return "data:image/any;base64," + base64.b64encode(medium.data).decode()
 
 
-def _pixels(media: list[Media], output: Any, dtype: type[np.generic]) -> npt.NDArray[Any]:
+def _seconds(model: Model, media: list[Media], output: Any) -> npt.NDArray[np.float32] | None:
+    """Hugging Face lists videos alone."""
+    if model.family.name != "qwen2_5_vl" or not media:
+        return None
+    videos = output["second_per_grid_ts"].numpy() if "second_per_grid_ts" in output else []
+    return np.array(_merged(media, [0] * len(media), videos), np.float32)
+
+
+def _pixels(media: list[Media], grids: list[Any], output: Any, dtype: type[np.generic]) -> npt.NDArray[Any]:
     """Rows of all items in prompt order; Hugging Face keeps images and videos apart."""
-    grids = _in_prompt_order(media, output, "image_grid_thw", "video_grid_thw")
-    tensors = {Modality.IMAGE: output.get("pixel_values"), Modality.VIDEO: output.get("pixel_values_videos")}
-    starts = dict.fromkeys(tensors, 0)
-    rows = []
+    if not media:
+        return np.empty((0, 0), dtype)
+    counts: dict[Modality, list[int]] = {Modality.IMAGE: [], Modality.VIDEO: []}
     for medium, grid in zip(media, grids, strict=True):
-        start, count = starts[medium.modality], int(np.prod(grid))
-        rows.append(tensors[medium.modality][start : start + count].numpy())
-        starts[medium.modality] += count
-    if not rows:
-        return np.empty((0, 1536), dtype)
-    joined = np.concatenate(rows)
+        counts[medium.modality].append(int(grid.prod()))
+    images, videos = (
+        output[name].split(counts[modality]) if counts[modality] else []
+        for name, modality in (("pixel_values", Modality.IMAGE), ("pixel_values_videos", Modality.VIDEO))
+    )
+    joined = torch.cat(_merged(media, images, videos)).numpy()
     cast = joined.astype(dtype)
     assert (cast == joined).all(), "values do not fit the dtype exactly"
     return cast
 
 
-def _in_prompt_order(media: list[Media], output: Any, image_name: str, video_name: str) -> list[Any]:
-    by_modality = {
-        Modality.IMAGE: iter(output[image_name].tolist() if image_name in output else []),
-        Modality.VIDEO: iter(output[video_name].tolist() if video_name in output else []),
+def _merged(media: list[Media], of_images: Any, of_videos: Any) -> list[Any]:
+    """Values of images and of videos as one list in prompt order."""
+    remaining = {
+        Modality.IMAGE: iter(() if of_images is None else of_images),
+        Modality.VIDEO: iter(() if of_videos is None else of_videos),
     }
-    return [next(by_modality[medium.modality]) for medium in media]
+    return [next(remaining[medium.modality]) for medium in media]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -15,12 +17,13 @@ import torch
 
 from preprocessor.config import Limits
 from preprocessor.models.family import Model
-from preprocessor.pipeline import pixel_tensor_name, plan, prepare
-from preprocessor.types import PixelForm
-from tests.golden.cases import GOLDENS, MEDIA, requests, with_form
+from preprocessor.pipeline import plan, prepare
+from preprocessor.types import PixelForm, Plan
+from tests.golden.cases import GOLDENS, MEDIA, cases, with_form
 
 GOLDEN: dict[str, Any] = json.loads(GOLDENS.read_text())
 CASES: dict[str, Any] = GOLDEN["cases"]
+LoadModel = Callable[[str], Model]
 FORMS = [PixelForm.UINT8, PixelForm.FP32, PixelForm.BF16, PixelForm.FP16]
 
 
@@ -54,7 +57,7 @@ def check(case: str, what: str, ours: object, golden: object) -> None:
 
 
 def test_every_case_has_a_golden() -> None:
-    assert list(CASES) == list(requests()), "run `make golden`"
+    assert list(CASES) == list(cases()), "run `make golden`"
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN["media"]))
@@ -62,37 +65,53 @@ def test_a_medium_is_the_one_the_goldens_were_made_from(name: str) -> None:
     check(name, "SHA-256", hashlib.sha256((MEDIA / name).read_bytes()).hexdigest(), GOLDEN["media"][name])
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_token_ids_are_hugging_faces(case: str, model: Model) -> None:
-    ids = plan(model, requests()[case], Limits()).prompt.token_ids
-    golden = CASES[case]["token_ids"]
-    ours = {"length": len(ids), "first": ids[:8].tolist(), "last": ids[-8:].tolist(), "sha256": sha256(ids)}
-    check(case, "token_ids", ours, golden)
+@pytest.fixture(scope="module", params=CASES)
+def planned(request: pytest.FixtureRequest, load: LoadModel) -> tuple[str, Plan]:
+    """A case's name and our plan of it."""
+    name, asked = cases()[request.param]
+    return request.param, plan(load(name), asked, Limits())
+
+
+def test_token_ids_are_hugging_faces(planned: tuple[str, Plan]) -> None:
+    case, ours = planned
+    ids = ours.prompt.token_ids
+    digest = {"length": len(ids), "first": ids[:8].tolist(), "last": ids[-8:].tolist(), "sha256": sha256(ids)}
+    check(case, "token_ids", digest, CASES[case]["token_ids"])
+
+
+def test_chosen_frames_are_hugging_faces(planned: tuple[str, Plan]) -> None:
+    case, ours = planned
+    indices = [None if item.frames is None else item.frames.indices.tolist() for item in ours.items]
+    check(case, "frame_indices", indices, CASES[case]["frame_indices"])
+
+
+def test_grids_are_hugging_faces(planned: tuple[str, Plan]) -> None:
+    case, ours = planned
+    check(case, "grid_thw", [[i.grid.t, i.grid.h, i.grid.w] for i in ours.items], CASES[case]["grid_thw"])
+
+
+def test_rotary_positions_are_hugging_faces(planned: tuple[str, Plan]) -> None:
+    case, ours = planned
+    check(case, "mrope_position_delta", ours.mrope_position_delta, CASES[case]["mrope_position_delta"])
+    check(case, "mrope_position_ids", sha256(ours.mrope_position_ids), CASES[case]["mrope_position_ids"])
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_chosen_frames_are_hugging_faces(case: str, model: Model) -> None:
-    items = plan(model, requests()[case], Limits()).items
-    ours = [None if item.frames is None else item.frames.indices.tolist() for item in items]
-    check(case, "frame_indices", ours, CASES[case]["frame_indices"])
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_grids_are_hugging_faces(case: str, model: Model) -> None:
-    items = plan(model, requests()[case], Limits()).items
-    check(case, "grid_thw", [[i.grid.t, i.grid.h, i.grid.w] for i in items], CASES[case]["grid_thw"])
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_rotary_positions_are_hugging_faces(case: str, model: Model) -> None:
-    planned = plan(model, requests()[case], Limits())
-    check(case, "mrope_position_delta", planned.mrope_position_delta, CASES[case]["mrope_position_delta"])
-    check(case, "mrope_position_ids", sha256(planned.mrope_position_ids), CASES[case]["mrope_position_ids"])
+def test_token_types_and_seconds_are_hugging_faces(case: str, load: LoadModel) -> None:
+    name, asked = cases()[case]
+    wanted = dataclasses.replace(asked, with_token_types=True, pixel_form=PixelForm.NONE)
+    tensors = prepare(load(name), wanted).tensors
+    seconds = tensors.get("second_per_grid_ts")
+    check(case, "mm_token_type_ids", sha256(tensors["mm_token_type_ids"]), CASES[case]["mm_token_type_ids"])
+    check(
+        case, "second_per_grid_ts", seconds if seconds is None else seconds.tolist(), CASES[case]["second_per_grid_ts"]
+    )
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.value)
 @pytest.mark.parametrize("case", [name for name, golden in CASES.items() if golden["pixels"]])
-def test_pixels_are_hugging_faces_bit_for_bit(case: str, form: PixelForm, model: Model) -> None:
-    prepared = prepare(model, with_form(requests()[case], form))
-    ours = sha256(prepared.tensors[pixel_tensor_name(form)])
+def test_pixels_are_hugging_faces_bit_for_bit(case: str, form: PixelForm, load: LoadModel) -> None:
+    name, asked = cases()[case]
+    prepared = prepare(load(name), with_form(asked, form))
+    ours = sha256(prepared.tensors[prepared.plan.pixel_name])
     check(case, f"{form.value} pixels' SHA-256", ours, CASES[case]["pixels"][form.value])

@@ -51,3 +51,20 @@ def test_an_empty_prompt_has_no_positions() -> None:
 
 def test_positions_are_int32() -> None:
     assert mrope_positions(3, NO_SPANS, [])[0].dtype == np.int32
+
+
+def test_an_interval_spaces_time_steps_and_is_truncated() -> None:
+    spans = np.array([[0, 1, 4]], np.int32)
+    positions, _ = mrope_positions(6, spans, [Grid(4, 1, 1)], [1.75])
+    assert positions.tolist() == [[0, 1, 2, 4, 6, 2], [0, 1, 1, 1, 1, 2], [0, 1, 1, 1, 1, 2]]
+
+
+def test_an_interval_below_one_lets_steps_share_a_position() -> None:
+    positions, _ = mrope_positions(4, np.array([[0, 0, 4]], np.int32), [Grid(4, 1, 1)], [0.4])
+    assert positions[0].tolist() == [0, 0, 0, 1]
+
+
+def test_the_delta_counts_from_the_largest_position_of_any_axis() -> None:
+    # Text goes on one past the grid's larger side, behind the time axis that went further.
+    positions, delta = mrope_positions(3, np.array([[0, 0, 2]], np.int32), [Grid(2, 1, 1)], [50.0])
+    assert (positions[0].tolist(), delta) == ([0, 50, 1], 48)

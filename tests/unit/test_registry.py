@@ -55,8 +55,23 @@ def refusal(name: str) -> ModelNotFound:
     return caught.value
 
 
-def test_qwen3_vl_is_built_in() -> None:
-    assert "qwen3-vl" in builtin_names()
+def test_these_models_are_built_in() -> None:
+    assert builtin_names() == ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
+
+
+@pytest.mark.parametrize(
+    ("vision_config", "expected"), [({"tokens_per_second": 25}, 25), ({}, 4), (None, 4)], ids=["given", "empty", "null"]
+)
+def test_tokens_per_second_are_the_configs_or_transformers_default(
+    directory: Path, vision_config: dict[str, int] | None, expected: int
+) -> None:
+    edit(directory / "config.json", model_type="qwen2_5_vl", vision_config=vision_config)
+    assert load_model(str(directory)).tokens_per_second == expected
+
+
+def test_vision_markers_are_those_of_the_config(directory: Path) -> None:
+    edit(directory / "config.json", vision_start_token_id=151646, vision_end_token_id=151647)
+    assert load_model(str(directory)).vision_markers == ("<|object_ref_start|>", "<|object_ref_end|>")
 
 
 def test_a_directory_gives_the_token_ids_of_the_built_in(model: Model, saved: Path) -> None:

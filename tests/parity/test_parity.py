@@ -1,0 +1,21 @@
+"""A slice of `make parity`, and what only a directory can show: fine-tunes, and Qwen3.5's tokenizer."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+if importlib.util.find_spec("torchvision") is None:
+    pytest.skip("torchvision is not installed; the goldens are checked without it", allow_module_level=True)
+
+from tests.parity.cases import ROUND, case, make_request
+from tests.parity.compare import differences
+from tests.parity.directories import model_named
+
+
+@pytest.mark.parametrize("number", range(2 * ROUND), ids=lambda number: str(case(number)))
+def test_a_random_request_comes_out_as_from_hugging_face(number: int, model_folder: Path) -> None:
+    model = model_named(case(number).model, model_folder)
+    assert differences(model, make_request(case(number), model)) == []
