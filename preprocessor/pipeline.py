@@ -16,19 +16,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from preprocessor.config import Limits
-from preprocessor.errors import CorruptMedia, InvalidRequest, LimitExceeded
-from preprocessor.media.image import decode_image, probe_image
+from preprocessor.decoding import ItemDecoder, frame_groups
+from preprocessor.errors import InvalidRequest, LimitExceeded
+from preprocessor.media.image import probe_image
 from preprocessor.media.sampling import Spread, choose_frames
-from preprocessor.media.video import decode_frames, probe_video
+from preprocessor.media.video import probe_video
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel, GenericPrepared, prepare_generic
 from preprocessor.requests import check_request, render_prompt
@@ -171,13 +170,13 @@ def write_pixels(
     substitutions: list[Substitution] = []
     media = {medium.key: medium for medium in request.media}
     for index, item in enumerate(planned.items):
-        decode = _Decode(media[item.key], item, index, request.video_decoder, substitutions, check)
+        decoder = ItemDecoder(media[item.key], item, index, request.video_decoder, substitutions, check)
         spec = _pixel_spec(model, item.modality)
         rows_each = item.grid.h * item.grid.w
         table = None if planned.pixel_form is PixelForm.UINT8 else normalization_table(spec, planned.pixel_form)
         scratch = None if table is None else np.empty((rows_each, planned.feature_count), np.uint8)
         row = item.row_start
-        for frames in _frame_groups(decode, spec.temporal_patch_size, timings):
+        for frames in frame_groups(decoder, spec.temporal_patch_size, timings):
             check()
             rows = out[row : row + rows_each]
             with timings.stage("resize"):
@@ -303,67 +302,3 @@ def _pixel_bytes(form: PixelForm, value_count: int, limits: Limits) -> int:
             reason="PIXELS_TOO_LARGE",
         )
     return size
-
-
-@dataclass(frozen=True, slots=True)
-class _Decode:
-    """One item to decode: its file, its plan, and where to report frames that had to be replaced."""
-
-    medium: Media
-    item: ItemPlan
-    item_index: int
-    video_decoder: str
-    substitutions: list[Substitution]
-    check: Checkpoint
-
-    def image(self) -> npt.NDArray[np.uint8]:
-        pixels = decode_image(self.medium.data, self.item.key)
-        source = self.item.source
-        if pixels.shape[:2] != (source.height_px, source.width_px):
-            raise CorruptMedia(
-                f"{self.item.key}: the header says {source.width_px}x{source.height_px} and the pixels are "
-                f"{pixels.shape[1]}x{pixels.shape[0]}",
-                media_key=self.item.key,
-            )
-        return pixels
-
-    def frames(self) -> Iterator[npt.NDArray[np.uint8]]:
-        clip, choice = self.item.source, self.item.frames
-        assert isinstance(clip, ClipInfo) and choice is not None
-
-        def substituted(position: int, used: int) -> None:
-            self.substitutions.append(Substitution(self.item_index, int(choice.indices[position]), used))
-
-        return decode_frames(
-            self.medium.data,
-            clip,
-            choice.indices,
-            self.item.key,
-            self.check,
-            on_damage=self.medium.on_damage,
-            substituted=substituted,
-            backend=self.video_decoder,
-        )
-
-
-def _frame_groups(decode: _Decode, group_size: int, timings: Timings) -> Iterator[npt.NDArray[np.uint8]]:
-    """Frames of one temporal patch at a time, uint8 [n, height, width, 3], n = group_size but for an image or the end.
-
-    The array is reused: it is valid until the next one is asked for.
-    """
-    if decode.item.frames is None:
-        with timings.stage("decode"):
-            image = decode.image()
-        yield image[np.newaxis]
-        return
-    frames, source = decode.frames(), decode.item.source
-    group = np.empty((group_size, source.height_px, source.width_px, 3), np.uint8)
-    while True:
-        filled = 0
-        with timings.stage("decode"):
-            for frame in itertools.islice(frames, group_size):
-                group[filled] = frame
-                filled += 1
-        if not filled:
-            return
-        yield group[:filled]

@@ -51,20 +51,20 @@ def _prepare_here(spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> PrepareRe
     """The same answer without a service: the same messages, the same pipeline."""
     from preprocessor import pipeline  # torch and transformers: seconds that a service's caller need not wait
     from preprocessor.models.registry import load_model
-    from preprocessor.service import wire
+    from preprocessor.service import reading, writing
 
     model = load_model(spec.model or "qwen3-vl")
-    request, sources = wire.read_spec(spec)
+    request, sources = reading.read_spec(spec)
     request = sources.fill(request, files)
     prepared = pipeline.prepare(model, request)
     sizes = {key: len(data) for key, data in files.items()}
     return PrepareResult(
-        header=wire.write_header(model, prepared.plan, sizes, request_id="local"),
-        report=wire.write_report(
+        header=writing.write_header(model, prepared.plan, sizes, request_id="local"),
+        report=writing.write_report(
             prepared.timings,
             sum(sizes.values()),
             prepared.plan.pixel_bytes,
-            wire.write_substitutions(prepared.plan, prepared.substitutions),
+            writing.write_substitutions(prepared.plan, prepared.substitutions),
         ),
         tensors=dict(prepared.tensors),
     )

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from preprocessor.config import Limits
 from preprocessor.errors import DeadlineExceeded, InvalidRequest, LimitExceeded
+from preprocessor.service.reading import Sources
 from preprocessor.service.tensors import MAX_CHUNK_BYTES
-from preprocessor.service.wire import Sources
 from preprocessor.types import PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.workers.pool import WorkerPool

@@ -20,8 +20,8 @@ from preprocessor.models.generic import GenericModel
 from preprocessor.models.registry import load_model
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
 from preprocessor.service.metrics import Metrics
+from preprocessor.service.reading import MAX_INLINE_BYTES
 from preprocessor.service.servicer import PreprocessorServicer
-from preprocessor.service.wire import MAX_INLINE_BYTES
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from preprocessor.workers.pool import WorkerPool
 

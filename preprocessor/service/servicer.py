@@ -34,7 +34,7 @@ from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import library_versions
 from preprocessor.models.generic import GenericModel, GenericPrepared
 from preprocessor.requests import check_request
-from preprocessor.service import wire
+from preprocessor.service import reading, writing
 from preprocessor.service.intake import RequestMessage, receive_media, receive_spec
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.status import abort, status_of
@@ -98,7 +98,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             await self._stream_large_tensors(planned, call, context)
             if isinstance(planned, Plan) and planned.pixel_bytes:
                 await self._stream_pixels(request, planned, call, context)
-            report = wire.write_report(call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions)
+            report = writing.write_report(call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions)
             await context.write(pb.PrepareResponse(report=report))
 
     async def Generate(  # type: ignore[override]
@@ -109,8 +109,8 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         async with self._call("Generate", context) as call:
             engine = self._require_engine()
             spec = (await receive_spec(requests, self._settings.upload_idle_seconds)).spec
-            sampling = wire.read_parameters(spec.parameters, self._model.stop_token_ids)
-            stop_strings = wire.read_stop_strings(spec.parameters)
+            sampling = reading.read_parameters(spec.parameters, self._model.stop_token_ids)
+            stop_strings = reading.read_stop_strings(spec.parameters)
             spec.prompt.pixel_form = pb.PIXEL_FORM_UNSPECIFIED  # the engine takes the model's own
             request = await self._receive(spec.prompt, requests, call)
             planned = await self._plan(request, call)
@@ -130,7 +130,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             sizes = {medium.key: len(medium.data) for medium in request.media}
             return pb.CountTokensResponse(
                 token_count=planned.token_count,
-                items=[wire.write_item(item, sizes[item.key]) for item in planned.items],
+                items=[writing.write_item(item, sizes[item.key]) for item in planned.items],
                 pixel_bytes=planned.pixel_bytes,
             )
 
@@ -140,7 +140,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         async with self._call("GetModel", context):
             self._require_model(request.model)
             versions = {**library_versions(), "preprocessor": VERSION, "ffmpeg": av.ffmpeg_version_info}
-            return wire.write_model(self._model, self._engine is not None, versions)
+            return writing.write_model(self._model, self._engine is not None, versions)
 
     # -- stages --------------------------------------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         """Check the spec, then take the upload."""
         with call.timings.stage("receive"):
             self._require_model(spec.model)
-            request, sources = wire.read_spec(spec)
+            request, sources = reading.read_spec(spec)
             check_request(request, self._model.modalities, self._settings.limits)
             request = await receive_media(
                 requests, request, sources, self._settings.limits, self._settings.upload_idle_seconds, self._pool
@@ -173,7 +173,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         self, request: PreparationRequest, planned: Plan | GenericPrepared, call: _Call, *, with_data: bool = True
     ) -> pb.Header:
         sizes = {medium.key: len(medium.data) for medium in request.media}
-        return wire.write_header(self._model, planned, sizes, call.request_id, with_data=with_data)
+        return writing.write_header(self._model, planned, sizes, call.request_id, with_data=with_data)
 
     async def _stream_large_tensors(
         self,
@@ -243,7 +243,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             call.timings,
         )
         call.timings.merge(report.timings)
-        call.substitutions = wire.write_substitutions(planned, report.substitutions)
+        call.substitutions = writing.write_substitutions(planned, report.substitutions)
         self._metrics.pixel_bytes.inc(planned.pixel_bytes)
 
     async def _stream_answer(
@@ -278,10 +278,10 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         await context.write(
             pb.GenerateResponse(
                 completion=pb.Completion(
-                    finish_reason=wire.write_finish_reason(finish_reason),
+                    finish_reason=writing.write_finish_reason(finish_reason),
                     prompt_token_count=planned.token_count,
                     completion_token_count=token_count,
-                    report=wire.write_report(
+                    report=writing.write_report(
                         call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions
                     ),
                 )

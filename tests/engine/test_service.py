@@ -13,7 +13,7 @@ from deploy.triton.local_server import TritonServer
 from engine_client import TritonEngine
 from preprocessor.client import CallFailed
 from preprocessor.models.family import Model
-from preprocessor.service.wire import read_spec
+from preprocessor.service.reading import read_spec
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.engine.servers import PATIENCE_SECONDS, ask_directly, eventually, outcome_count, serving
 from tests.media import moving_shapes_clip, photo

@@ -12,7 +12,7 @@ from preprocessor import pipeline
 from preprocessor.client import CallFailed
 from preprocessor.models.generic import GenericModel
 from preprocessor.models.registry import load_model
-from preprocessor.service.wire import read_spec
+from preprocessor.service.reading import read_spec
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.golden import oracle  # noqa: F401  # makes torchvision importable, before transformers looks for it
 from tests.media import photo

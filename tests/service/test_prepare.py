@@ -7,7 +7,7 @@ import pytest
 
 from preprocessor import pipeline
 from preprocessor.models.family import Model
-from preprocessor.service.wire import read_spec
+from preprocessor.service.reading import read_spec
 from preprocessor.types import PixelForm, Prepared
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import damaged, keyframe_packets, moving_shapes_clip, photo, truncated_clip

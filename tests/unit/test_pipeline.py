@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from preprocessor import pipeline
+from preprocessor import decoding
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded, PreprocessorError, UnsupportedMedia
 from preprocessor.models.family import Model
@@ -198,7 +198,7 @@ def test_no_pixels_means_no_decode(model: Model, medium: Media, monkeypatch: pyt
         raise AssertionError("something was decoded")
 
     for name in ("decode_image", "decode_frames"):
-        monkeypatch.setattr(pipeline, name, refuse)
+        monkeypatch.setattr(decoding, name, refuse)
     prepared = prepare(model, ask(medium, form=PixelForm.NONE))
     assert (prepared.plan.pixel_bytes, "pixel_patches" in prepared.tensors) == (0, False)
 

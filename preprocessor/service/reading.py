@@ -1,45 +1,32 @@
-"""Protobuf messages ↔ the types of the pipeline. Pure; every rule of the messages that needs no file is checked here."""
+"""Request messages → the types of the pipeline. Pure; every rule of the messages that needs no file is checked here."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import av
 from google.protobuf import json_format
 
-from engine_client import FinishReason, SamplingParameters
+from engine_client import SamplingParameters
 from preprocessor.errors import InvalidRequest, LimitExceeded
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericItem, GenericModel, GenericPrepared
-from preprocessor.service.tensors import describe_tensor, is_small
-from preprocessor.timing import Timings
 from preprocessor.types import (
     ChatPrompt,
-    ClipInfo,
-    ImageInfo,
-    ItemPlan,
     Media,
     MediaPart,
     Message,
     Modality,
     OnDamage,
     PixelForm,
-    Plan,
     PreparationRequest,
     Sampling,
     SamplingBasis,
-    SoundInfo,
-    Substitution,
     TextPart,
     TextPrompt,
     TokenPrompt,
 )
 from preprocessor.v1 import preprocessor_pb2 as pb
-from preprocessor.vision.patches import PIXEL_DTYPES
-from preprocessor.vision.spec import PixelSpec
 
 MAX_INLINE_BYTES = 4 << 20
 MAX_KEY_BYTES = 128
@@ -51,7 +38,6 @@ _MODALITIES = {
     pb.MODALITY_VIDEO: Modality.VIDEO,
     pb.MODALITY_AUDIO: Modality.AUDIO,
 }
-_MODALITY_NUMBERS = {modality: number for number, modality in _MODALITIES.items()}
 _PIXEL_FORMS: dict[int, PixelForm | None] = {
     pb.PIXEL_FORM_UNSPECIFIED: None,
     pb.PIXEL_FORM_UINT8: PixelForm.UINT8,
@@ -65,16 +51,11 @@ _BASES = {
     pb.SAMPLING_BASIS_INDEX: SamplingBasis.INDEX,
     pb.SAMPLING_BASIS_TIME: SamplingBasis.TIME,
 }
-_BASIS_NUMBERS = {basis: number for number, basis in _BASES.items()}
 _DAMAGE_POLICIES = {
     pb.DAMAGE_POLICY_UNSPECIFIED: OnDamage.FAIL,
     pb.DAMAGE_POLICY_STRICT: OnDamage.FAIL,
     pb.DAMAGE_POLICY_TOLERANT: OnDamage.REPEAT,
 }
-_FINISH_REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
-
-
-# -- in ----------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,145 +223,3 @@ def _lookup(table: Mapping[Any, Any], number: int, name: str) -> Any:
         return table[number]
     except KeyError:
         raise InvalidRequest(f"{name} is {number}; give one of {sorted(table)}", reason="INVALID_ENUM") from None
-
-
-# -- out ---------------------------------------------------------------------------------------------------------------
-
-
-def write_header(
-    model: Model | GenericModel,
-    planned: Plan | GenericPrepared,
-    sizes: Mapping[str, int],
-    request_id: str,
-    *,
-    with_data: bool = True,
-) -> pb.Header:
-    """Everything known of a plan. Small tensors travel in it whole; large ones, and the pixels, are only described.
-
-    Args:
-        sizes: Media key → bytes of its file.
-        with_data: False describes every tensor only.
-    """
-    described = [
-        describe_tensor(name, array.dtype, array.shape, array if with_data and is_small(array) else None)
-        for name, array in planned.tensors.items()
-    ]
-    if isinstance(planned, Plan) and planned.pixel_bytes:
-        shape = (planned.row_count, planned.feature_count)
-        described.append(describe_tensor(planned.pixel_name, PIXEL_DTYPES[planned.pixel_form], shape))
-    return pb.Header(
-        request_id=request_id,
-        model=model.name,
-        model_fingerprint=model.fingerprint,
-        token_count=planned.token_count,
-        items=[write_item(item, sizes[item.key]) for item in planned.items],
-        tensors=described,
-    )
-
-
-def write_item(item: ItemPlan | GenericItem, size_bytes: int) -> pb.Item:
-    message = pb.Item(
-        key=item.key,
-        modality=_MODALITY_NUMBERS[item.modality],
-        source=_write_source(item, size_bytes),
-        digest=item.digest,
-    )
-    if isinstance(item, ItemPlan):
-        message.grid_t, message.grid_h, message.grid_w = item.grid.t, item.grid.h, item.grid.w
-        message.token_count = item.token_count
-        message.width_px, message.height_px = item.width_px, item.height_px
-        message.padded_frame_count = item.padded_frame_count if item.frames is not None else 0
-    if item.frames is not None:
-        message.frame_indices.extend(item.frames.indices.tolist())
-        message.times_seconds.extend(item.frames.times_seconds.tolist())
-        message.prompt_times_seconds.extend(item.frames.prompt_times_seconds.tolist())
-        message.basis = _BASIS_NUMBERS[item.frames.basis]
-        message.repeated_frame_count = item.frames.repeated_count
-    return message
-
-
-def _write_source(item: ItemPlan | GenericItem, size_bytes: int) -> pb.SourceInfo:
-    message = pb.SourceInfo(size_bytes=size_bytes, sha256=item.content_sha256)
-    match item.source:
-        case ImageInfo() as image:
-            message.codec, message.decoder = image.format, image.decoder
-            message.width_px, message.height_px = image.width_px, image.height_px
-        case ClipInfo() as clip:
-            message.codec, message.decoder = clip.codec, f"FFmpeg {av.ffmpeg_version_info}"
-            message.width_px, message.height_px = clip.width_px, clip.height_px
-            message.frame_count = clip.frame_count
-            message.rate = clip.rate
-            message.duration_seconds = clip.duration_seconds
-            message.rotation_degrees = clip.rotation_degrees
-            message.is_truncated, message.stated_frame_count = clip.is_truncated, clip.stated_frame_count
-        case SoundInfo() as sound:
-            message.rate = sound.sample_rate_hz
-            message.duration_seconds = sound.duration_seconds
-    return message
-
-
-def write_report(
-    timings: Timings, received_bytes: int, pixel_bytes: int, substitutions: Sequence[pb.Substitution] = ()
-) -> pb.Report:
-    return pb.Report(
-        stages=[
-            pb.StageTime(stage=stage, wall_ms=spent.wall_ms, cpu_ms=spent.cpu_ms)
-            for stage, spent in timings.stages.items()
-        ],
-        received_bytes=received_bytes,
-        pixel_bytes=pixel_bytes,
-        substitutions=substitutions,
-    )
-
-
-def write_substitutions(planned: Plan, substitutions: Iterable[Substitution]) -> list[pb.Substitution]:
-    return [
-        pb.Substitution(
-            key=planned.items[one.item_index].key,
-            item_index=one.item_index,
-            frame_index=one.frame_index,
-            used_frame_index=one.used_frame_index,
-        )
-        for one in substitutions
-    ]
-
-
-def write_finish_reason(reason: FinishReason) -> pb.FinishReason.ValueType:
-    return _FINISH_REASONS[reason]
-
-
-def write_model(model: Model | GenericModel, serves_generate: bool, versions: Mapping[str, str]) -> pb.Model:
-    message = pb.Model(
-        name=model.name,
-        fingerprint=model.fingerprint,
-        path="generic",
-        modalities=[_MODALITY_NUMBERS[modality] for modality in sorted(model.modalities)],
-        stop_token_ids=model.stop_token_ids,
-        serves_generate=serves_generate,
-        versions=dict(versions),
-    )
-    if isinstance(model, GenericModel):
-        message.family = type(model.processor).__name__
-        tokens = model.placeholders
-    else:
-        message.family, message.path = model.family.name, "fast"
-        message.image.CopyFrom(_write_pixel_settings(model.image))
-        message.video.CopyFrom(_write_pixel_settings(model.video.pixels))
-        message.video.fps = model.video.fps
-        message.video.min_frame_count = model.video.min_frames
-        message.video.max_frame_count = model.video.max_frames
-        tokens = model.placeholders.tokens
-    message.placeholders.update({modality.name.lower(): token for modality, token in tokens.items()})
-    return message
-
-
-def _write_pixel_settings(spec: PixelSpec) -> pb.PixelSettings:
-    return pb.PixelSettings(
-        patch_size_px=spec.patch_size,
-        merge_size=spec.merge_size,
-        temporal_patch_size=spec.temporal_patch_size,
-        min_pixels=spec.min_pixels,
-        max_pixels=spec.max_pixels,
-        mean=spec.mean,
-        std=spec.std,
-    )
