@@ -27,8 +27,11 @@ def spread_frames(total: int, rate: float, sampling: Sampling, spec: VideoSpec) 
     to it, and a clip of one frame gives that frame, where the original raises.
     """
     patch = spec.pixels.temporal_patch_size
-    if sampling.frame_count is not None:
-        return spread_by_steps(total, whole_patches(min(round(sampling.frame_count / patch) * patch, total), patch))
+    frame_count = sampling.frame_count
+    if frame_count is None and sampling.fps is None:  # transformers would let its own count overrule the caller's fps
+        frame_count = spec.frame_count
+    if frame_count is not None:
+        return spread_by_steps(total, whole_patches(min(round(frame_count / patch) * patch, total), patch))
     fps = sampling.fps if sampling.fps is not None else spec.fps
     most = whole_patches(min(spec.max_frames, total), patch)
     count = min(max(total / rate * fps, spec.min_frames), most, total)

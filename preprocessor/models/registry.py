@@ -132,6 +132,7 @@ def _video_spec(settings: Mapping[str, Any], source: str) -> VideoSpec:
         max_frames=settings["max_frames"],
         cap_pixels_per_frame=bool(settings.get("cap_pixels_per_frame")),
         max_video_tokens=settings["max_video_tokens"],
+        frame_count=settings.get("num_frames"),
     )
 
 

@@ -50,6 +50,7 @@ class VideoSpec:
 
     Attributes:
         fps: Frames a second to sample.
+        frame_count: Frames to sample instead, where the configuration's `num_frames` says so and the family heeds it.
         min_frames, max_frames: Bounds on what `fps` yields.
         cap_pixels_per_frame: Whether the family's further cap on a frame's pixels holds.
         max_video_tokens: What that cap is derived from; a frame's tokens or a video's, by family.
@@ -61,6 +62,7 @@ class VideoSpec:
     max_frames: int
     cap_pixels_per_frame: bool = False
     max_video_tokens: int = 768
+    frame_count: int | None = None
 
 
 def parse_pixel_spec(config: Mapping[str, Any], source: str) -> PixelSpec:

@@ -268,3 +268,11 @@ def test_no_model_type_belongs_to_two_families() -> None:
 @pytest.mark.parametrize(("name", "family"), [*zip(NAMES, FAMILIES, strict=True)], ids=NAMES)
 def test_each_built_in_loads_its_family(load: LoadModel, name: str, family: Family) -> None:
     assert load(name).family is family
+
+
+def test_qwen2_heeds_the_number_of_frames_in_a_configuration_where_the_caller_says_nothing(load: LoadModel) -> None:
+    model = load("qwen2-vl")
+    spec = dataclasses.replace(model.video, frame_count=6)
+    assert len(model.family.spread_frames(100, 25.0, Sampling(), spec)) == 6
+    assert len(model.family.spread_frames(100, 25.0, Sampling(fps=1), spec)) == 4
+    assert len(model.family.spread_frames(100, 25.0, Sampling(frame_count=8), spec)) == 8
