@@ -8,7 +8,7 @@ from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded, UnsupportedMedia
 from preprocessor.media.sampling import check_sampling
 from preprocessor.models.family import Model
-from preprocessor.text.prompt import match_media, order_chat_media, render_chat
+from preprocessor.text.prompt import check_length, match_media, order_chat_media, render_chat
 from preprocessor.types import (
     ChatPrompt,
     Media,
@@ -83,11 +83,6 @@ def render_prompt(model: Model, request: PreparationRequest, limits: Limits) -> 
                 )
             found = model.placeholders.modalities_in_ids(prompt.token_ids)
     length = len(prompt.token_ids) if isinstance(prompt, TokenPrompt) else len(text)
-    if not length:
-        raise InvalidRequest("the prompt is empty", reason="EMPTY_PROMPT")
-    if length > limits.max_prompt_length:
-        raise LimitExceeded(
-            f"the prompt is longer than {limits.max_prompt_length} characters", reason="PROMPT_TOO_LONG"
-        )
+    check_length(length, limits.max_prompt_length)
     match_media(found, media)
     return text, media

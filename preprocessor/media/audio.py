@@ -28,13 +28,10 @@ import numpy.typing as npt
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded, UnsupportedMedia
+from preprocessor.media.container import keep_going
 
 # What a program that streams WAV writes for the size it does not know yet: 0, or the most that fits (ffmpeg, sox).
 _LARGEST_KNOWN_WAV_BYTES = 0x7FFF_0000
-
-
-def _keep_going() -> None:
-    pass
 
 
 def extract_audio(
@@ -42,7 +39,7 @@ def extract_audio(
     sample_rate_hz: int,
     limits: Limits,
     key: str = "audio",
-    check: Callable[[], None] = _keep_going,
+    check: Callable[[], None] = keep_going,
 ) -> npt.NDArray[np.float32]:
     """Decode a file's main sound track, mix it to mono and resample it.
 

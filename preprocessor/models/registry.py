@@ -24,7 +24,7 @@ from preprocessor.models.family import Family, Model
 from preprocessor.models.fingerprint import digest_files, library_versions
 from preprocessor.models.generic import GenericModel, load_generic
 from preprocessor.text.prompt import Placeholders
-from preprocessor.text.tokenizer import TokenTable, build_tokenizer, load_tokenizer
+from preprocessor.text.tokenizer import TokenTable, build_tokenizer, load_tokenizer, read_stop_token_ids
 from preprocessor.types import Modality
 from preprocessor.vision.spec import VideoSpec, parse_pixel_spec
 
@@ -90,7 +90,7 @@ def load_model(name: str) -> Model | GenericModel:
         placeholders=placeholders,
         vision_markers=markers,
         tokens_per_second=tokens_per_second,
-        stop_token_ids=_stop_token_ids(directory, tokenizer),
+        stop_token_ids=read_stop_token_ids(directory, tokenizer),
         fingerprint=fingerprint,
     )
 
@@ -166,12 +166,6 @@ def _vision_markers(config: Mapping[str, Any], tokenizer: TokenizersBackend) -> 
     ids = (config.get("vision_start_token_id"), config.get("vision_end_token_id"))
     start, end = (None if token_id is None else tokenizer.convert_ids_to_tokens(token_id) for token_id in ids)
     return start or "<|vision_start|>", end or "<|vision_end|>"
-
-
-def _stop_token_ids(directory: Path, tokenizer: TokenizersBackend) -> tuple[int, ...]:
-    generation = directory / "generation_config.json"
-    eos = json.loads(generation.read_text()).get("eos_token_id") if generation.is_file() else tokenizer.eos_token_id
-    return tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
 
 
 def _read_json(directory: Path, name: str) -> dict[str, Any]:

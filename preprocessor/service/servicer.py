@@ -56,7 +56,6 @@ class _Call:
     """What one call carries from stage to stage."""
 
     request_id: str
-    context: grpc.aio.ServicerContext[object, object]
     timings: Timings = field(default_factory=Timings)
     received_bytes: int = 0
     substitutions: list[pb.Substitution] = field(default_factory=list)
@@ -293,7 +292,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     @contextlib.asynccontextmanager
     async def _call(self, method: str, context: grpc.aio.ServicerContext) -> AsyncIterator[_Call]:  # type: ignore[type-arg]
         """Deadline, metrics and error mapping: the one edge at which a call is aborted."""
-        call = _Call(_request_id(context), context)
+        call = _Call(_request_id(context))
         code = grpc.StatusCode.OK
         self._metrics.in_flight.labels(method).inc()
         try:

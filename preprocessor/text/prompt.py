@@ -89,6 +89,19 @@ def render_chat(
     return text
 
 
+def check_length(length: int, most: int) -> None:
+    """Refuse a prompt that is empty or longer than accepted, in characters or token ids.
+
+    Raises:
+        InvalidRequest: `EMPTY_PROMPT`.
+        LimitExceeded: `PROMPT_TOO_LONG`.
+    """
+    if not length:
+        raise InvalidRequest("the prompt is empty", reason="EMPTY_PROMPT")
+    if length > most:
+        raise LimitExceeded(f"the prompt is longer than {most} characters", reason="PROMPT_TOO_LONG")
+
+
 def order_chat_media(prompt: ChatPrompt, media: Sequence[Media], max_count: int) -> list[Media]:
     """Media in the order in which the chat's parts refer to them; one may stand in several places.
 

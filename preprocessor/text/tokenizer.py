@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -63,6 +64,23 @@ def build_tokenizer(table: TokenTable) -> TokenizersBackend:
     # Only now: transformers gives a special token an id as soon as it is named, ahead of those above.
     tokenizer.eos_token = "<|im_end|>"
     return tokenizer
+
+
+def read_stop_token_ids(directory: Path, tokenizer: TokenizersBackend) -> tuple[int, ...]:
+    """The ids that end a model's answer: those of its generation_config.json, else the tokenizer's end of sequence.
+
+    Raises:
+        ModelNotFound: `BAD_MODEL_DIRECTORY` where the file cannot be read.
+    """
+    path = directory / "generation_config.json"
+    try:
+        eos = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelNotFound(
+            f"{directory.name}: {path.name} cannot be read ({error})", reason="BAD_MODEL_DIRECTORY"
+        ) from error
+    eos = tokenizer.eos_token_id if eos is None else eos
+    return tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
 
 
 def encode(tokenizer: TokenizersBackend, text: str) -> list[int]:

@@ -20,10 +20,10 @@ import cv2
 import torch
 
 from preprocessor.errors import Cancelled, Overloaded
+from preprocessor.pipeline import Checkpoint
 from preprocessor.timing import Timings
 
 Result = TypeVar("Result")
-Checkpoint = Callable[[], None]
 
 
 class WorkerPool:

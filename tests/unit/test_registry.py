@@ -152,3 +152,9 @@ def test_placeholder_ids_that_the_tokenizer_lacks_are_refused(directory: Path) -
 def test_a_name_that_leads_nowhere_is_not_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert refusal(name).reason == "MODEL_NOT_FOUND"
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_generation_config_is_told_as_such(directory: Path, content: str) -> None:
+    (directory / "generation_config.json").write_text(content)
+    assert refusal(str(directory)).reason == "BAD_MODEL_DIRECTORY"

@@ -29,6 +29,7 @@ from transformers.utils import import_utils
 
 from preprocessor.errors import ModelNotFound
 from preprocessor.models.fingerprint import digest_files, library_versions
+from preprocessor.text.tokenizer import read_stop_token_ids
 from preprocessor.types import Modality
 
 _LOGGER = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def load_generic(name: str, directory: Path) -> GenericModel:
         chat_template=_chat_template(processor, tokenizer, name),
         modalities=modalities,
         placeholders=_placeholders(processor, modalities),
-        stop_token_ids=_stop_token_ids(directory, tokenizer),
+        stop_token_ids=read_stop_token_ids(directory, tokenizer),
         fingerprint=_fingerprint(directory, [type(processor).__name__, *parts, vision_library]),
     )
 
@@ -191,16 +192,6 @@ def _chat_template(processor: Any, tokenizer: TokenizersBackend, name: str) -> s
 def _placeholders(processor: Any, modalities: frozenset[Modality]) -> dict[Modality, str]:
     tokens = {modality: getattr(processor, f"{modality.name.lower()}_token", None) for modality in sorted(modalities)}
     return {modality: str(token) for modality, token in tokens.items() if token}
-
-
-def _stop_token_ids(directory: Path, tokenizer: TokenizersBackend) -> tuple[int, ...]:
-    path = directory / "generation_config.json"
-    try:
-        eos = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-    except (OSError, ValueError, AttributeError) as error:
-        raise _damaged(directory.name, f"{path.name} cannot be read ({error})") from error
-    eos = tokenizer.eos_token_id if eos is None else eos
-    return tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
 
 
 def _fingerprint(directory: Path, classes: list[str]) -> str:

@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, PreprocessorError
+from preprocessor.media.container import keep_going
 from preprocessor.models.generic.media import (
     ChooseFrames,
     ProbedMedium,
@@ -103,15 +104,11 @@ class GenericPrepared:
         return sum(tensor.nbytes for name, tensor in self.tensors.items() if name not in TEXT_TENSORS)
 
 
-def _proceed() -> None:
-    pass
-
-
 def prepare_generic(
     model: GenericModel,
     request: PreparationRequest,
     limits: Limits,
-    check: Callable[[], None] = _proceed,
+    check: Callable[[], None] = keep_going,
     choose: ChooseFrames = choose_evenly,
 ) -> GenericPrepared:
     """Prepare a request with the model's own processor.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from preprocessor.config import Limits
-from preprocessor.errors import InvalidRequest, LimitExceeded
+from preprocessor.errors import InvalidRequest
 from preprocessor.models.generic.model import GenericModel
-from preprocessor.text.prompt import Placeholders, match_media, order_chat_media, render_chat
+from preprocessor.text.prompt import Placeholders, check_length, match_media, order_chat_media, render_chat
 from preprocessor.types import (
     ChatPrompt,
     Media,
@@ -42,12 +42,7 @@ def render(model: GenericModel, request: PreparationRequest, limits: Limits) -> 
                 f"{model.name} runs through its own processor, which takes text: send messages or a rendered prompt",
                 reason="TOKENS_NOT_ACCEPTED",
             )
-    if not text:
-        raise InvalidRequest("the prompt is empty", reason="EMPTY_PROMPT")
-    if len(text) > limits.max_prompt_length:
-        raise LimitExceeded(
-            f"the prompt is longer than {limits.max_prompt_length} characters", reason="PROMPT_TOO_LONG"
-        )
+    check_length(len(text), limits.max_prompt_length)
     if model.placeholders:
         known = [medium for medium in media if medium.modality in model.placeholders]
         tokens = Placeholders(tokens=dict(model.placeholders), ids={})
