@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
+
+_LEAST_BUDGET_BYTES = 64 << 20  # below, not even one photo's decoding fits
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) *([KMGT]?i?B?)", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 class SettingError(ValueError):
@@ -47,8 +52,14 @@ class ServeSettings:
         model: A built-in name, a local directory or a hub id.
         address: Where gRPC listens, host:port; port 0 takes a free one.
         http_address: Where probes and metrics listen.
-        worker_count: Requests prepared at once.
+        worker_count: Cores to work on. So many worker processes take short work, and as many more, at a lower priority,
+            long work.
         max_queued_count: Requests that may wait for a worker; one more is refused with RESOURCE_EXHAUSTED.
+        memory_budget_bytes: What all requests may hold together: files, pixels, and memory that workers need meanwhile.
+        worker_memory_bytes: Address space that one worker may take for its work; 0 means as much as the budget.
+        max_cpu_seconds: CPU that one request may use in one stage.
+        max_jobs_a_worker: Jobs after which a worker is replaced by a fresh one.
+        is_in_process: Work on threads of the service: for debugging only, without isolation or limits.
         engine_address: Triton's gRPC host:port; empty means that `Generate` is not served.
         engine_model: The model's name in Triton.
         video_decoder: "pyav", or "opencv" where its way of decoding is to be matched.
@@ -62,6 +73,11 @@ class ServeSettings:
     http_address: str = "127.0.0.1:8080"
     worker_count: int = field(default_factory=lambda: available_cpu_count())
     max_queued_count: int = 256
+    memory_budget_bytes: int = field(default_factory=lambda: available_memory_bytes() // 2)
+    worker_memory_bytes: int = 0
+    max_cpu_seconds: float = 300.0
+    max_jobs_a_worker: int = 10_000
+    is_in_process: bool = False
     engine_address: str = ""
     engine_model: str = "vlm_transformers"
     video_decoder: str = "pyav"
@@ -73,7 +89,15 @@ class ServeSettings:
     def __post_init__(self) -> None:
         require_positive_int("--workers", self.worker_count)
         require_positive_int("--max-queued", self.max_queued_count)
+        require_positive_int("--max-jobs-a-worker", self.max_jobs_a_worker)
+        for option, size_bytes, least in (
+            ("--memory-budget", self.memory_budget_bytes, _LEAST_BUDGET_BYTES),
+            ("--worker-memory", self.worker_memory_bytes, 0),
+        ):
+            if isinstance(size_bytes, bool) or not isinstance(size_bytes, int) or size_bytes < least:
+                raise SettingError(option, size_bytes, f"a size of at least {least >> 20} MiB, such as 4GiB")
         for option, seconds in (
+            ("--max-cpu-seconds", self.max_cpu_seconds),
             ("--drain-seconds", self.drain_seconds),
             ("--upload-idle-seconds", self.upload_idle_seconds),
             ("--default-timeout-seconds", self.default_timeout_seconds),
@@ -120,6 +144,32 @@ def available_cpu_count(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_cpu_quota(cgroup)
     return max(1, affinity if quota is None else min(affinity, math.floor(quota)))
+
+
+def available_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory this process may use: its cgroup's limit where there is one, else the machine's. Reads cgroup v2 and v1."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in (cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"):
+        try:
+            stated = path.read_text().strip()
+        except OSError:
+            continue
+        return machine if stated == "max" else min(machine, int(stated))
+    return machine
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of "4GiB", "512 MiB", "1.5G" or "1000000". Units count in powers of 1024 with an i, of 1000 before a bare B.
+
+    Raises:
+        ValueError: It is no size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size; write 4GiB, 512MiB or a number of bytes")
+    number, unit = match.groups()
+    base = 1000 if re.fullmatch(r"[KMGT]B", unit, re.IGNORECASE) else 1024
+    return int(float(number) * base ** _POWERS[unit[:1].upper() if unit.upper() != "B" else ""])
 
 
 def _cgroup_cpu_quota(cgroup: Path) -> float | None:

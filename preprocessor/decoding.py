@@ -18,11 +18,16 @@ from preprocessor.types import ClipInfo, ItemPlan, Media, Substitution
 
 @dataclass(frozen=True, slots=True)
 class ItemDecoder:
-    """One item to decode: its file, its plan, and where to report frames that had to be replaced."""
+    """One item to decode: its file, its plan, and where to report frames that had to be replaced.
+
+    Attributes:
+        frames_wanted: Which of a video's chosen frames; an image is always whole.
+    """
 
     medium: Media
     item: ItemPlan
     item_index: int
+    frames_wanted: slice
     video_decoder: str
     substitutions: list[Substitution]
     check: Callable[[], None]
@@ -40,17 +45,18 @@ class ItemDecoder:
         return pixels
 
     def frames(self) -> Iterator[npt.NDArray[np.uint8]]:
-        """The chosen frames in order, uint8 [height, width, 3]; each is valid until the next."""
+        """The wanted frames in order, uint8 [height, width, 3]; each is valid until the next."""
         clip, choice = self.item.source, self.item.frames
         assert isinstance(clip, ClipInfo) and choice is not None
+        indices = choice.indices[self.frames_wanted]
 
         def substituted(position: int, used: int) -> None:
-            self.substitutions.append(Substitution(self.item_index, int(choice.indices[position]), used))
+            self.substitutions.append(Substitution(self.item_index, int(indices[position]), used))
 
         return decode_frames(
             self.medium.data,
             clip,
-            choice.indices,
+            indices,
             self.item.key,
             self.check,
             on_damage=self.medium.on_damage,

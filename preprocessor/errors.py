@@ -70,7 +70,12 @@ class Overloaded(PreprocessorError):
     """No room now. `retry_after_seconds` is a hint for the caller's back-off."""
 
     default_reason = "OVERLOADED"
-    retry_after_seconds = 1.0
+
+    def __init__(
+        self, message: str, *, reason: str | None = None, retry_after_seconds: float = 1.0, **metadata: str
+    ) -> None:
+        super().__init__(message, reason=reason, **metadata)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class DeadlineExceeded(PreprocessorError):

@@ -41,6 +41,7 @@ from preprocessor.types import (
     Media,
     Modality,
     PixelForm,
+    PixelPlan,
     PixelReport,
     Plan,
     PreparationRequest,
@@ -83,8 +84,8 @@ def prepare(model: Model | GenericModel, request: PreparationRequest, limits: Li
     timings.merge(planned.timings)
     tensors, substitutions = dict(planned.tensors), tuple[Substitution, ...]()
     if isinstance(model, Model) and isinstance(planned, Plan) and planned.pixel_bytes:
-        pixels = tensors[planned.pixel_name] = allocate_pixels(planned)
-        report = write_pixels(model, request, planned, pixels)
+        pixels = tensors[planned.pixels.name] = allocate_pixels(planned.pixels)
+        report = write_pixels(model, request.media, planned.pixels, pixels)
         timings.merge(report.timings)
         substitutions = report.substitutions
     return Prepared(plan=planned, tensors=tensors, timings=timings, substitutions=substitutions)
@@ -135,14 +136,10 @@ def _plan_fast(model: Model, request: PreparationRequest, limits: Limits, check:
         **_item_tensors(model, items, prompt, request),
     }
     return Plan(
-        items=tuple(items),
+        pixels=PixelPlan(tuple(items), row_count, features, form, pixel_bytes, request.video_decoder),
         prompt=prompt,
         mrope_position_ids=positions,
         mrope_position_delta=delta,
-        row_count=row_count,
-        feature_count=features,
-        pixel_form=form,
-        pixel_bytes=pixel_bytes,
         tensors=tensors,
         timings=timings,
     )
@@ -150,50 +147,68 @@ def _plan_fast(model: Model, request: PreparationRequest, limits: Limits, check:
 
 def write_pixels(
     model: Model,
-    request: PreparationRequest,
-    planned: Plan,
+    media: Sequence[Media],
+    planned: PixelPlan,
     out: npt.NDArray[Any],
     rows_written: RowsWritten = _proceed,
     check: Checkpoint = _proceed,
+    rows: range | None = None,
 ) -> PixelReport:
-    """Decode, resize and cut every item of the plan into its rows of `out`.
+    """Decode, resize and cut the items of the plan into their rows of `out`.
 
     Args:
-        request: The request that was planned.
+        media: The files, by the keys of the items.
         out: [row_count, feature_count], C-contiguous, in the dtype of the plan's form; see `allocate_pixels`.
         rows_written: Told of finished rows, in order.
         check: Called between packets; whatever it raises ends the work.
+        rows: Write only these; from `workload.cut`. None writes all.
     Raises:
         CorruptMedia: A frame that the header promised cannot be decoded.
     """
     timings = Timings()
     substitutions: list[Substitution] = []
-    media = {medium.key: medium for medium in request.media}
+    files = {medium.key: medium for medium in media}
     for index, item in enumerate(planned.items):
-        decoder = ItemDecoder(media[item.key], item, index, request.video_decoder, substitutions, check)
-        spec = _pixel_spec(model, item.modality)
         rows_each = item.grid.h * item.grid.w
-        table = None if planned.pixel_form is PixelForm.UINT8 else normalization_table(spec, planned.pixel_form)
+        groups = _groups_within(item, rows or range(planned.row_count))
+        spec = _pixel_spec(model, item.modality)
+        decoder = ItemDecoder(
+            medium=files[item.key],
+            item=item,
+            item_index=index,
+            frames_wanted=slice(groups.start * spec.temporal_patch_size, groups.stop * spec.temporal_patch_size),
+            video_decoder=planned.video_decoder,
+            substitutions=substitutions,
+            check=check,
+        )
+        table = None if planned.form is PixelForm.UINT8 else normalization_table(spec, planned.form)
         scratch = None if table is None else np.empty((rows_each, planned.feature_count), np.uint8)
-        row = item.row_start
-        for frames in frame_groups(decoder, spec.temporal_patch_size, timings):
+        row = item.row_start + groups.start * rows_each
+        for frames in frame_groups(decoder, spec.temporal_patch_size, timings) if groups else ():
             check()
-            rows = out[row : row + rows_each]
+            target = out[row : row + rows_each]
             with timings.stage("resize"):
                 frames = resize_frames(frames, item.height_px, item.width_px)
             with timings.stage("patch"):
-                write_patches(frames, spec, rows if scratch is None else scratch)
+                write_patches(frames, spec, target if scratch is None else scratch)
             if table is not None and scratch is not None:
                 with timings.stage("normalize"):
-                    normalize_rows(scratch, table, rows)
+                    normalize_rows(scratch, table, target)
             rows_written(row, rows_each)
             row += rows_each
     return PixelReport(timings, tuple(substitutions))
 
 
-def allocate_pixels(planned: Plan) -> npt.NDArray[Any]:
+def allocate_pixels(planned: PixelPlan) -> npt.NDArray[Any]:
     """An uninitialized pixel tensor for `write_pixels`."""
-    return np.empty((planned.row_count, planned.feature_count), PIXEL_DTYPES[planned.pixel_form])
+    return np.empty((planned.row_count, planned.feature_count), PIXEL_DTYPES[planned.form])
+
+
+def _groups_within(item: ItemPlan, rows: range) -> range:
+    """The temporal patches of an item whose rows begin in `rows`."""
+    rows_each = item.grid.h * item.grid.w
+    first, stop = (-(-(row - item.row_start) // rows_each) for row in (rows.start, rows.stop))
+    return range(min(max(first, 0), item.grid.t), min(max(stop, 0), item.grid.t))
 
 
 def _item_tensors(

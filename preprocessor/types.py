@@ -81,7 +81,7 @@ class Media:
 
     Attributes:
         key: The caller's name for it, unique in the request; parts of a chat refer to it.
-        data: The whole file.
+        data: The whole file. In the service a view of shared memory stands for it, which workers make bytes of.
         min_pixels, max_pixels: Override the model's pixel budget; None keeps it. Whether a video's budget counts one frame
             or all is the model family's rule.
         cap_pixels_per_frame: Override the model's setting of that name; None keeps it.
@@ -299,37 +299,58 @@ class ExpandedPrompt:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class PixelPlan:
+    """The pixel tensor to be made: all that decoding needs beside the files.
+
+    Attributes:
+        items: In prompt order.
+        row_count, feature_count: Shape of the tensor.
+        size_bytes: Its size in the asked form; 0 where none is to be made.
+        video_decoder: A name in `media.video.DECODERS`.
+    """
+
+    items: tuple[ItemPlan, ...]
+    row_count: int
+    feature_count: int
+    form: PixelForm
+    size_bytes: int
+    video_decoder: str
+
+    @property
+    def name(self) -> str:
+        """What the engine contract calls the tensor."""
+        return "pixel_patches" if self.form is PixelForm.UINT8 else "pixel_values"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """All of a prepared prompt but its pixels, known before a frame is decoded.
 
     Attributes:
-        items: In prompt order.
         mrope_position_ids: int32 [3, L], time, height and width positions.
         mrope_position_delta: Next text position minus L.
-        row_count, feature_count: Shape of the pixel tensor.
-        pixel_bytes: Its size in the asked form; 0 where none is made.
         tensors: Every tensor of the result but the pixels, by the engine contract's names.
     """
 
-    items: tuple[ItemPlan, ...]
+    pixels: PixelPlan
     prompt: ExpandedPrompt
     mrope_position_ids: npt.NDArray[np.int32]
     mrope_position_delta: int
-    row_count: int
-    feature_count: int
-    pixel_form: PixelForm
-    pixel_bytes: int
     tensors: Mapping[str, npt.NDArray[Any]] = field(repr=False)
     timings: Timings
 
     @property
-    def token_count(self) -> int:
-        return len(self.prompt.token_ids)
+    def items(self) -> tuple[ItemPlan, ...]:
+        """In prompt order."""
+        return self.pixels.items
 
     @property
-    def pixel_name(self) -> str:
-        """What the engine contract calls the pixel tensor."""
-        return "pixel_patches" if self.pixel_form is PixelForm.UINT8 else "pixel_values"
+    def pixel_bytes(self) -> int:
+        return self.pixels.size_bytes
+
+    @property
+    def token_count(self) -> int:
+        return len(self.prompt.token_ids)
 
 
 @dataclass(frozen=True, slots=True)

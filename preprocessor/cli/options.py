@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from preprocessor.config import Limits, ServeSettings
+from preprocessor.config import Limits, ServeSettings, parse_bytes
 from preprocessor.version import VERSION
 
 _DEFAULTS = {
@@ -62,8 +62,24 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add("--model", "model", str, "NAME", "built-in name, local directory or hub id")
     add("--address", "address", str, "HOST:PORT", "where gRPC listens; port 0 takes a free one")
     add("--http-address", "http_address", str, "HOST:PORT", "where /livez, /readyz and /metrics listen")
-    add("--workers", "worker_count", int, "N", "requests prepared at once; the default is the cgroup's CPU limit")
+    add("--workers", "worker_count", int, "N", "cores to work on; the default is the cgroup's CPU limit")
     add("--max-queued", "max_queued_count", int, "N", "requests that may wait for a worker before more are refused")
+    add(
+        "--memory-budget",
+        "memory_budget_bytes",
+        parse_bytes,
+        "SIZE",
+        "memory for all requests together, such as 4GiB; the default is half of the cgroup's limit",
+    )
+    add("--worker-memory", "worker_memory_bytes", parse_bytes, "SIZE", "memory one worker may take; 0 means the budget")
+    add("--max-cpu-seconds", "max_cpu_seconds", float, "S", "CPU that one request may use in one stage")
+    add("--max-jobs-a-worker", "max_jobs_a_worker", int, "N", "jobs after which a worker process is replaced")
+    parser.add_argument(
+        "--in-process",
+        dest="is_in_process",
+        action="store_true",
+        help="work on threads: for debugging only, nothing is isolated",
+    )
     add("--engine", "engine_address", str, "HOST:PORT", "Triton's gRPC address; without it, Generate is not served")
     add("--engine-model", "engine_model", str, "NAME", "the model's name in Triton")
     add("--video-decoder", "video_decoder", str, "NAME", "pyav, or opencv to decode as OpenCV does")

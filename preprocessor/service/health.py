@@ -1,7 +1,7 @@
 """Is this replica alive, and should it get work? Answered over gRPC health and over HTTP, from one truth.
 
-Alive means that the event loop answers. Ready means: the model is loaded, the engine answers where there is one, and no
-stop is under way. An engine that is down makes a replica unready and never restarts it.
+Alive means that the event loop answers. Ready means: the model is loaded, workers are there, the engine answers where there
+is one, and no stop is under way. An engine that is down makes a replica unready and never restarts it.
 """
 
 from __future__ import annotations
@@ -21,35 +21,36 @@ from preprocessor.workers.pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
-ENGINE_CHECK_SECONDS = 2.0
+CHECK_SECONDS = 2.0
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Preprocessor"].full_name
 
 
 class Health:
-    """Keeps the truth current: `run` watches the engine, `drain` begins the end."""
+    """Keeps the truth current: `run` watches the engine and the workers, `drain` begins the end."""
 
-    def __init__(self, engine: EngineClient | None) -> None:
+    def __init__(self, engine: EngineClient | None, pool: WorkerPool) -> None:
         self.servicer = grpc_health.HealthServicer()
         self._engine = engine
+        self._pool = pool
         self._engine_trouble = "" if engine is None else "the engine has not been asked yet"
         self._is_draining = False
 
     @property
     def trouble(self) -> str:
         """Why this replica should get no work; empty when it should."""
-        return "draining" if self._is_draining else self._engine_trouble
+        if self._is_draining:
+            return "draining"
+        return self._engine_trouble if self._pool.ready_worker_count else "no worker process is running"
 
     @property
     def is_engine_ready(self) -> bool:
         return self._engine is not None and not self._engine_trouble
 
     async def run(self) -> None:
-        """Ask the engine every few seconds until cancelled; without an engine, say once that all is well."""
+        """Look every few seconds until cancelled."""
         while True:
             await self.refresh()
-            if self._engine is None:
-                return
-            await asyncio.sleep(ENGINE_CHECK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
 
     async def refresh(self) -> None:
         """Ask the engine now, and publish."""
@@ -86,8 +87,7 @@ def probe_application(health: Health, metrics: Metrics, pool: WorkerPool) -> web
         return web.Response(text=f"{health.trouble or 'ok'}\n", status=503 if health.trouble else 200)
 
     async def scrape(_: web.Request) -> web.Response:
-        metrics.queued.set(pool.queued_count)
-        metrics.workers.set(pool.worker_count)
+        metrics.observe_pool(pool)
         metrics.engine_ready.set(health.is_engine_ready)
         return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 

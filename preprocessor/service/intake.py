@@ -12,12 +12,9 @@ from preprocessor.service.reading import Sources
 from preprocessor.service.tensors import MAX_CHUNK_BYTES
 from preprocessor.types import PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
-from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.claim import Claim
 
 RequestMessage = TypeVar("RequestMessage", pb.PrepareRequest, pb.GenerateRequest)
-
-# Joining 16 MiB takes a few milliseconds; above that the loop would stall, and a worker does it.
-_JOIN_ON_LOOP_BYTES = 16 << 20
 
 
 async def receive_spec(requests: AsyncIterator[RequestMessage], idle_seconds: float) -> RequestMessage:
@@ -39,17 +36,21 @@ async def receive_media(
     sources: Sources,
     limits: Limits,
     idle_seconds: float,
-    pool: WorkerPool,
+    claim: Claim,
 ) -> PreparationRequest:
-    """The request with every file in its place. Chunks of several files may interleave.
+    """The request with every file stored where workers can read it. Chunks of several files may interleave.
 
     Raises:
         InvalidRequest: `CHUNK_OUT_OF_ORDER`, `UNKNOWN_MEDIA_KEY`, `UPLOAD_INCOMPLETE`, `SPEC_REPEATED`.
         LimitExceeded: `CHUNK_TOO_LARGE`, `MEDIA_TOO_LARGE`, `REQUEST_TOO_LARGE`.
         DeadlineExceeded: `UPLOAD_IDLE` where the caller falls silent.
+        Overloaded: `MEMORY_BUDGET_FULL`.
     """
-    total_bytes = sum(len(medium.data) for medium in request.media)
+    inline = {medium.key: bytes(medium.data) for medium in request.media if medium.data}
+    total_bytes = sum(map(len, inline.values()))
     _check_request_size(total_bytes, limits)
+    claim.expect_upload(total_bytes)
+    files = {key: await claim.store([data]) for key, data in inline.items()}
     uploads = {key: _Upload(key) for key in sources.chunked}
     while any(not upload.is_complete for upload in uploads.values()):
         message = await _next(requests, idle_seconds)
@@ -69,7 +70,10 @@ async def receive_media(
         uploads[chunk.key].add(chunk, limits)
         total_bytes += len(chunk.data)
         _check_request_size(total_bytes, limits)
-    return sources.fill(request, {key: await _join(upload, pool) for key, upload in uploads.items()})
+        claim.expect_upload(len(chunk.data))
+        if uploads[chunk.key].is_complete:
+            files[chunk.key] = await claim.store(uploads[chunk.key].chunks)
+    return sources.fill(request, files)
 
 
 class _Upload:
@@ -108,12 +112,6 @@ class _Upload:
                 reason="MEDIA_TOO_LARGE",
                 media_key=self.key,
             )
-
-
-async def _join(upload: _Upload, pool: WorkerPool) -> bytes:
-    if upload.size_bytes <= _JOIN_ON_LOOP_BYTES:
-        return b"".join(upload.chunks)
-    return await pool.run(lambda _: b"".join(upload.chunks))
 
 
 async def _next(requests: AsyncIterator[RequestMessage], idle_seconds: float) -> RequestMessage | None:

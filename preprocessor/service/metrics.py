@@ -8,6 +8,7 @@ from preprocessor.models.generic import GenericPrepared
 from preprocessor.timing import Timings
 from preprocessor.types import Plan
 from preprocessor.version import VERSION
+from preprocessor.workers.pool import WorkerPool
 
 # From a header probe to a ten-minute video.
 _SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -23,7 +24,14 @@ class Metrics:
         )
         self.in_flight = Gauge("preprocessor_requests_in_flight", "Calls open now", ["method"], registry=self.registry)
         self.queued = Gauge("preprocessor_queued_requests", "Work waiting for a worker", registry=self.registry)
-        self.workers = Gauge("preprocessor_workers", "Size of the worker pool", registry=self.registry)
+        self.running = Gauge("preprocessor_running_work", "Work that workers do now", registry=self.registry)
+        self.workers = Gauge("preprocessor_workers", "Cores to work on", registry=self.registry)
+        self.worker_processes = Gauge("preprocessor_worker_processes", "Worker processes alive", registry=self.registry)
+        self.worker_ends = Counter(
+            "preprocessor_worker_ends", "Worker processes ended, by why", ["reason"], registry=self.registry
+        )
+        self.budget_bytes = Gauge("preprocessor_budget_bytes", "Memory for all requests", registry=self.registry)
+        self.budget_used_bytes = Gauge("preprocessor_budget_used_bytes", "Memory they hold", registry=self.registry)
         self.stage_seconds = Histogram(
             "preprocessor_stage_duration_seconds",
             "Wall time of a stage",
@@ -45,6 +53,19 @@ class Metrics:
             self.media.labels(item.modality.name.lower()).inc()
             self.frames.inc(0 if item.frames is None else len(item.frames.indices))
         self.prompt_tokens.inc(planned.token_count)
+
+    def observe_pool(self, pool: WorkerPool) -> None:
+        """Take the gauges' values; to be called when they are read."""
+        self.queued.set(pool.queued_count)
+        self.running.set(pool.running_count)
+        self.workers.set(pool.settings.worker_count)
+        self.worker_processes.set(pool.ready_worker_count)
+        self.budget_bytes.set(pool.settings.memory_budget_bytes)
+        self.budget_used_bytes.set(pool.used_bytes)
+
+    def count_worker_end(self, reason: str) -> None:
+        """See `WorkerPool`."""
+        self.worker_ends.labels(reason).inc()
 
     def observe_stages(self, timings: Timings) -> None:
         for stage, spent in timings.stages.items():

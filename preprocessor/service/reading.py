@@ -74,13 +74,12 @@ class Sources:
         """The request with every file in its place.
 
         Args:
-            files: Media key → file, for the chunked media.
+            files: Media key → file; one that is missing is empty.
         """
-        inline = {medium.key: medium.data for medium in request.media} | dict(files)
         return dataclasses.replace(
             request,
             media=tuple(
-                dataclasses.replace(medium, data=inline[self.same_file.get(medium.key, medium.key)])
+                dataclasses.replace(medium, data=files.get(self.same_file.get(medium.key, medium.key), b""))
                 for medium in request.media
             ),
         )

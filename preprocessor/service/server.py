@@ -23,7 +23,7 @@ from preprocessor.service.metrics import Metrics
 from preprocessor.service.reading import MAX_INLINE_BYTES
 from preprocessor.service.servicer import PreprocessorServicer
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
-from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.pool import PoolSettings, WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +57,10 @@ class Server:
         self._encoding = ThreadPoolExecutor(2, "encode")
         if self.engine is None and settings.engine_address:
             self.engine = TritonEngine(settings.engine_address, settings.engine_model, executor=self._encoding)
-        self.pool = WorkerPool(settings.worker_count, settings.max_queued_count)
-        self.health = Health(self.engine)
         self.metrics = Metrics()
+        self.pool = WorkerPool(self.model, _pool_settings(settings), self.metrics.count_worker_end)
+        await self.pool.start()
+        self.health = Health(self.engine, self.pool)
         self._grpc = grpc.aio.server(options=_CHANNEL_OPTIONS)
         servicer = PreprocessorServicer(self.model, settings, self.pool, self.metrics, self.engine)
         pb_grpc.add_PreprocessorServicer_to_server(servicer, self._grpc)
@@ -85,7 +86,7 @@ class Server:
         if self.engine is not None:
             await self.engine.close()
         self._encoding.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(self.pool.close)
+        await self.pool.close()
 
     def _bind(self, address: str) -> str:
         host, _ = split_address("--address", address)
@@ -106,6 +107,18 @@ class Server:
         return f"{host}:{self._http.addresses[0][1]}"
 
 
+def _pool_settings(settings: ServeSettings) -> PoolSettings:
+    return PoolSettings(
+        worker_count=settings.worker_count,
+        max_queued_count=settings.max_queued_count,
+        memory_budget_bytes=settings.memory_budget_bytes,
+        worker_memory_bytes=settings.worker_memory_bytes or settings.memory_budget_bytes,
+        max_cpu_seconds=settings.max_cpu_seconds,
+        max_jobs_a_worker=settings.max_jobs_a_worker,
+        is_in_process=settings.is_in_process,
+    )
+
+
 async def serve(settings: ServeSettings) -> None:
     """Serve until SIGTERM or SIGINT; a second signal does not wait for the drain."""
     stop = asyncio.Event()
@@ -114,11 +127,12 @@ async def serve(settings: ServeSettings) -> None:
         loop.add_signal_handler(number, stop.set)
     async with Server(settings) as server:
         logger.info(
-            "serving %s on grpc %s, http %s; %d workers; engine %s",
+            "serving %s on grpc %s, http %s; %d workers; %d MiB for requests; engine %s",
             server.model.name,
             server.address,
             server.http_address,
             settings.worker_count,
+            settings.memory_budget_bytes >> 20,
             settings.engine_address or "none",
         )
         await stop.wait()

@@ -6,18 +6,13 @@ at its await, and everything it holds is let go at once.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import time
-import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from typing import Any
 
 import av
 import grpc.aio
-import numpy.typing as npt
 
 from engine_client import (
     EngineClient,
@@ -27,7 +22,6 @@ from engine_client import (
     FinishReason,
     SamplingParameters,
 )
-from preprocessor import pipeline
 from preprocessor.config import ServeSettings
 from preprocessor.errors import ModelNotFound
 from preprocessor.models.family import Model
@@ -35,30 +29,17 @@ from preprocessor.models.fingerprint import library_versions
 from preprocessor.models.generic import GenericModel, GenericPrepared
 from preprocessor.requests import check_request
 from preprocessor.service import reading, writing
+from preprocessor.service.calls import Call, Calls, forwarded_metadata
 from preprocessor.service.intake import RequestMessage, receive_media, receive_spec
 from preprocessor.service.metrics import Metrics
-from preprocessor.service.status import abort, status_of
 from preprocessor.service.tensors import is_small, write_rows
 from preprocessor.text.detokenizer import Detokenizer
-from preprocessor.timing import Timings
 from preprocessor.types import Plan, PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from preprocessor.version import VERSION
+from preprocessor.workers.claim import PixelRun
 from preprocessor.workers.pool import WorkerPool
-
-REQUEST_ID_KEY = "x-request-id"
-_FORWARDED_METADATA = ("traceparent", "tracestate")
-
-
-@dataclass(slots=True)
-class _Call:
-    """What one call carries from stage to stage."""
-
-    request_id: str
-    timings: Timings = field(default_factory=Timings)
-    received_bytes: int = 0
-    substitutions: list[pb.Substitution] = field(default_factory=list)
 
 
 class PreprocessorServicer(pb_grpc.PreprocessorServicer):
@@ -78,7 +59,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     ) -> None:
         self._model = model
         self._settings = settings
-        self._pool = pool
+        self._calls = Calls(pool, metrics, settings.default_timeout_seconds)
         self._metrics = metrics
         self._engine = engine
 
@@ -89,7 +70,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         requests: AsyncIterator[pb.PrepareRequest],
         context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareResponse],
     ) -> None:
-        async with self._call("Prepare", context) as call:
+        async with self._calls.open("Prepare", context) as call:
             spec = (await receive_spec(requests, self._settings.upload_idle_seconds)).spec
             request = await self._receive(spec, requests, call)
             planned = await self._plan(request, call)
@@ -105,7 +86,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         requests: AsyncIterator[pb.GenerateRequest],
         context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse],
     ) -> None:
-        async with self._call("Generate", context) as call:
+        async with self._calls.open("Generate", context) as call:
             engine = self._require_engine()
             spec = (await receive_spec(requests, self._settings.upload_idle_seconds)).spec
             sampling = reading.read_parameters(spec.parameters, self._model.stop_token_ids)
@@ -122,7 +103,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         requests: AsyncIterator[pb.PrepareRequest],
         context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.CountTokensResponse],
     ) -> pb.CountTokensResponse:
-        async with self._call("CountTokens", context) as call:
+        async with self._calls.open("CountTokens", context) as call:
             spec = (await receive_spec(requests, self._settings.upload_idle_seconds)).spec
             request = await self._receive(spec, requests, call)
             planned = await self._plan(request, call)
@@ -136,7 +117,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     async def GetModel(
         self, request: pb.GetModelRequest, context: grpc.aio.ServicerContext[pb.GetModelRequest, pb.Model]
     ) -> pb.Model:
-        async with self._call("GetModel", context):
+        async with self._calls.open("GetModel", context):
             self._require_model(request.model)
             versions = {**library_versions(), "preprocessor": VERSION, "ffmpeg": av.ffmpeg_version_info}
             return writing.write_model(self._model, self._engine is not None, versions)
@@ -144,7 +125,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     # -- stages --------------------------------------------------------------------------------------------------------
 
     async def _receive(
-        self, spec: pb.PrepareSpec, requests: AsyncIterator[RequestMessage], call: _Call
+        self, spec: pb.PrepareSpec, requests: AsyncIterator[RequestMessage], call: Call
     ) -> PreparationRequest:
         """Check the spec, then take the upload."""
         with call.timings.stage("receive"):
@@ -152,24 +133,21 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             request, sources = reading.read_spec(spec)
             check_request(request, self._model.modalities, self._settings.limits)
             request = await receive_media(
-                requests, request, sources, self._settings.limits, self._settings.upload_idle_seconds, self._pool
+                requests, request, sources, self._settings.limits, self._settings.upload_idle_seconds, call.claim
             )
         request = dataclasses.replace(request, video_decoder=self._settings.video_decoder)
         call.received_bytes = sum(len(medium.data) for medium in request.media)
         self._metrics.received_bytes.inc(call.received_bytes)
         return request
 
-    async def _plan(self, request: PreparationRequest, call: _Call) -> Plan | GenericPrepared:
-        limits = self._settings.limits
-        planned = await self._pool.run(
-            lambda checkpoint: pipeline.plan(self._model, request, limits, checkpoint), call.timings
-        )
+    async def _plan(self, request: PreparationRequest, call: Call) -> Plan | GenericPrepared:
+        planned = await call.claim.plan(request, self._settings.limits)
         call.timings.merge(planned.timings)
         self._metrics.observe_plan(planned)
         return planned
 
     def _header(
-        self, request: PreparationRequest, planned: Plan | GenericPrepared, call: _Call, *, with_data: bool = True
+        self, request: PreparationRequest, planned: Plan | GenericPrepared, call: Call, *, with_data: bool = True
     ) -> pb.Header:
         sizes = {medium.key: len(medium.data) for medium in request.media}
         return writing.write_header(self._model, planned, sizes, call.request_id, with_data=with_data)
@@ -177,7 +155,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     async def _stream_large_tensors(
         self,
         planned: Plan | GenericPrepared,
-        call: _Call,
+        call: Call,
         context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareResponse],
     ) -> None:
         """Send what the header had no room for, such as the positions of a very long prompt."""
@@ -191,56 +169,35 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         self,
         request: PreparationRequest,
         planned: Plan,
-        call: _Call,
+        call: Call,
         context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareResponse],
     ) -> None:
-        """Send rows while a worker writes the next ones."""
-        loop = asyncio.get_running_loop()
-        pixels = pipeline.allocate_pixels(planned)
-        finished: asyncio.Queue[tuple[int, int] | None] = asyncio.Queue()
-
-        def announce(first_row: int, row_count: int) -> None:
-            loop.call_soon_threadsafe(finished.put_nowait, (first_row, row_count))
-
-        writing = asyncio.create_task(self._write_pixels(request, planned, pixels, call, announce))
-        writing.add_done_callback(lambda _: finished.put_nowait(None))
-        try:
-            while (rows := await finished.get()) is not None:
-                with call.timings.stage("send"):
-                    for message in write_rows(planned.pixel_name, pixels, *rows):
-                        await context.write(pb.PrepareResponse(rows=message))
-            await writing
-        finally:
-            writing.cancel()
+        """Send rows while workers write the next ones."""
+        run = call.claim.pixels(request.media, planned.pixels)
+        async for first_row, row_count in run.finished_rows():
+            with call.timings.stage("send"):
+                for message in write_rows(planned.pixels.name, run.array, first_row, row_count):
+                    await context.write(pb.PrepareResponse(rows=message))
+        await self._conclude(run, planned, call)
 
     async def _engine_request(
         self,
         request: PreparationRequest,
         planned: Plan | GenericPrepared,
         sampling: SamplingParameters,
-        call: _Call,
+        call: Call,
     ) -> EngineRequest:
         """Make all pixels and put the tensors together."""
         tensors = dict(planned.tensors)
         if isinstance(planned, Plan) and planned.pixel_bytes:
-            pixels = tensors[planned.pixel_name] = pipeline.allocate_pixels(planned)
-            await self._write_pixels(request, planned, pixels, call)
+            run = call.claim.pixels(request.media, planned.pixels)
+            await self._conclude(run, planned, call)
+            tensors[planned.pixels.name] = run.array
         return EngineRequest(call.request_id, tensors, sampling)
 
-    async def _write_pixels(
-        self,
-        request: PreparationRequest,
-        planned: Plan,
-        pixels: npt.NDArray[Any],
-        call: _Call,
-        announce: pipeline.RowsWritten = lambda first_row, row_count: None,
-    ) -> None:
-        model = self._model
-        assert isinstance(model, Model), "only the fast path plans pixels"
-        report = await self._pool.run(
-            lambda checkpoint: pipeline.write_pixels(model, request, planned, pixels, announce, checkpoint),
-            call.timings,
-        )
+    async def _conclude(self, run: PixelRun, planned: Plan, call: Call) -> None:
+        """Wait for the pixels' end and take down what happened."""
+        report = await run.report()
         call.timings.merge(report.timings)
         call.substitutions = writing.write_substitutions(planned, report.substitutions)
         self._metrics.pixel_bytes.inc(planned.pixel_bytes)
@@ -251,7 +208,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         request: EngineRequest,
         planned: Plan | GenericPrepared,
         stop_strings: tuple[str, ...],
-        call: _Call,
+        call: Call,
         context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse],
     ) -> None:
         """Pass the engine's tokens on as they come, with the text they complete."""
@@ -259,10 +216,12 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         started, first_token_at, token_count = time.perf_counter(), 0.0, 0
         finish_reason = FinishReason.STOP
         async with contextlib.aclosing(
-            engine.generate(request, timeout_seconds=context.time_remaining(), metadata=_forwarded_metadata(context))
+            engine.generate(request, timeout_seconds=context.time_remaining(), metadata=forwarded_metadata(context))
         ) as steps:
             async for step in steps:
-                first_token_at = first_token_at or time.perf_counter()
+                if not first_token_at:
+                    first_token_at = time.perf_counter()
+                    call.claim.release()  # the engine has read all of it: others may have the room while it generates
                 delta = _delta(step, detokenizer)
                 token_count += len(delta.token_ids)
                 if delta.token_ids or delta.text:
@@ -287,28 +246,6 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             )
         )
 
-    # -- around every call ---------------------------------------------------------------------------------------------
-
-    @contextlib.asynccontextmanager
-    async def _call(self, method: str, context: grpc.aio.ServicerContext) -> AsyncIterator[_Call]:  # type: ignore[type-arg]
-        """Deadline, metrics and error mapping: the one edge at which a call is aborted."""
-        call = _Call(_request_id(context))
-        code = grpc.StatusCode.OK
-        self._metrics.in_flight.labels(method).inc()
-        try:
-            async with asyncio.timeout(context.time_remaining() or self._settings.default_timeout_seconds):
-                yield call
-        except asyncio.CancelledError:
-            code = grpc.StatusCode.CANCELLED
-            raise
-        except Exception as error:
-            code = status_of(error)[0]
-            await abort(context, error, call.request_id)
-        finally:
-            self._metrics.in_flight.labels(method).dec()
-            self._metrics.requests.labels(method, code.name).inc()
-            self._metrics.observe_stages(call.timings)
-
     def _require_model(self, name: str) -> None:
         if name not in ("", self._model.name):
             raise ModelNotFound(
@@ -319,12 +256,6 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         if self._engine is None:
             raise EngineUnavailable("no engine is configured here; start the service with --engine, or call Prepare")
         return self._engine
-
-
-def _request_id(context: grpc.aio.ServicerContext) -> str:  # type: ignore[type-arg]
-    """The caller's own id where he sends one that is fit for a log line, else a new one."""
-    given = dict(context.invocation_metadata() or ()).get(REQUEST_ID_KEY, "")
-    return given if isinstance(given, str) and 0 < len(given) <= 128 and given.isprintable() else uuid.uuid4().hex
 
 
 def _delta(step: EngineStep, detokenizer: Detokenizer) -> pb.Delta:
@@ -338,7 +269,3 @@ def _delta(step: EngineStep, detokenizer: Detokenizer) -> pb.Delta:
     if step.finish_reason is not None:
         delta.text += detokenizer.finish()
     return delta
-
-
-def _forwarded_metadata(context: grpc.aio.ServicerContext) -> list[tuple[str, str]]:  # type: ignore[type-arg]
-    return [(k, v) for k, v in context.invocation_metadata() or () if k in _FORWARDED_METADATA and isinstance(v, str)]

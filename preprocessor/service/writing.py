@@ -53,8 +53,9 @@ def write_header(
         for name, array in planned.tensors.items()
     ]
     if isinstance(planned, Plan) and planned.pixel_bytes:
-        shape = (planned.row_count, planned.feature_count)
-        described.append(describe_tensor(planned.pixel_name, PIXEL_DTYPES[planned.pixel_form], shape))
+        pixels = planned.pixels
+        shape = (pixels.row_count, pixels.feature_count)
+        described.append(describe_tensor(pixels.name, PIXEL_DTYPES[pixels.form], shape))
     return pb.Header(
         request_id=request_id,
         model=model.name,

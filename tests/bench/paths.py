@@ -195,5 +195,5 @@ def _prepare(job: Job, form: PixelForm) -> Result:
     prepared = pipeline.prepare(job.model, job.requests[form])
     (item,) = prepared.plan.items
     assert item.frames is not None
-    pixels = prepared.tensors[prepared.plan.pixel_name]
+    pixels = prepared.tensors[prepared.plan.pixels.name]
     return Result(pixels, prepared.tensors["grid_thw"].tolist(), len(item.frames.indices))

@@ -113,5 +113,5 @@ def test_token_types_and_seconds_are_hugging_faces(case: str, load: LoadModel) -
 def test_pixels_are_hugging_faces_bit_for_bit(case: str, form: PixelForm, load: LoadModel) -> None:
     name, asked = cases()[case]
     prepared = prepare(load(name), with_form(asked, form))
-    ours = sha256(prepared.tensors[prepared.plan.pixel_name])
+    ours = sha256(prepared.tensors[prepared.plan.pixels.name])
     check(case, f"{form.value} pixels' SHA-256", ours, CASES[case]["pixels"][form.value])

@@ -222,13 +222,14 @@ async def test_a_request_beyond_the_queue_is_refused_with_a_time_to_retry(model:
     assert caught.value.retry_after_seconds == 1.0
 
 
-async def test_an_error_of_ours_shows_nothing_of_the_inside(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_error_of_ours_shows_nothing_of_the_inside(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("secret detail")
 
     monkeypatch.setattr("preprocessor.pipeline.plan", broken)
-    with pytest.raises(CallFailed) as caught:
-        await caller.prepare(chat("hello"))
+    async with serving(model, is_in_process=True) as caller:
+        with pytest.raises(CallFailed) as caught:
+            await caller.prepare(chat("hello"))
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert "secret" not in caught.value.message
 

@@ -34,7 +34,8 @@ async def gemma(folder: Path) -> AsyncIterator[Caller]:
     MAKERS["gemma3"](folder / "gemma3")
     model = load_model(str(folder / "gemma3"))
     assert isinstance(model, GenericModel)
-    async with serving(model) as caller:
+    # In process: the oracle's torchvision is in this interpreter alone, and its classes are what is compared with.
+    async with serving(model, is_in_process=True) as caller:
         yield caller
 
 

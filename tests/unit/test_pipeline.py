@@ -135,18 +135,18 @@ def test_rows_are_announced_in_order_without_gap_or_overlap(model: Model, form: 
     request = ask(image(), video(), form=form)
     planned = plan(model, request, LIMITS)
     announced: list[tuple[int, int]] = []
-    write_pixels(model, request, planned, allocate_pixels(planned), lambda row, count: announced.append((row, count)))
+    write_pixels(model, request.media, planned.pixels, allocate_pixels(planned.pixels), lambda row, count: announced.append((row, count)))
     ends = [row + count for row, count in announced]
     assert [row for row, _ in announced] == [0, *ends[:-1]]
-    assert ends[-1] == planned.row_count
+    assert ends[-1] == planned.pixels.row_count
 
 
 def test_an_announced_row_is_final(model: Model) -> None:
     request = ask(image(), video())
     planned = plan(model, request, LIMITS)
-    out = allocate_pixels(planned)
+    out = allocate_pixels(planned.pixels)
     seen: list[bytes] = []
-    write_pixels(model, request, planned, out, lambda row, count: seen.append(out[row : row + count].tobytes()))
+    write_pixels(model, request.media, planned.pixels, out, lambda row, count: seen.append(out[row : row + count].tobytes()))
     assert b"".join(seen) == out.tobytes()
 
 
@@ -154,9 +154,9 @@ def test_an_announced_row_is_final(model: Model) -> None:
 def test_every_byte_of_the_callers_memory_is_written(model: Model, fill: int) -> None:
     request = ask(image(), video())
     planned = plan(model, request, LIMITS)
-    out = allocate_pixels(planned)
+    out = allocate_pixels(planned.pixels)
     out[:] = fill
-    write_pixels(model, request, planned, out)
+    write_pixels(model, request.media, planned.pixels, out)
     assert np.array_equal(out, prepare(model, request).tensors["pixel_patches"])
 
 
@@ -180,7 +180,7 @@ def test_a_check_stops_the_pixels(model: Model) -> None:
             raise Stopped
 
     with pytest.raises(Stopped):
-        write_pixels(model, request, planned, allocate_pixels(planned), lambda row, _: rows.append(row), check)
+        write_pixels(model, request.media, planned.pixels, allocate_pixels(planned.pixels), lambda row, _: rows.append(row), check)
     assert len(rows) == 1
 
 
@@ -212,7 +212,7 @@ def test_without_pixels_the_prompt_is_the_same(model: Model) -> None:
 @pytest.mark.parametrize(("form", "width"), [(PixelForm.UINT8, 1), (PixelForm.BF16, 2), (PixelForm.FP32, 4)])
 def test_planned_bytes_are_those_of_the_tensor(model: Model, form: PixelForm, width: int) -> None:
     planned = plan(model, ask(video(), form=form), LIMITS)
-    assert planned.pixel_bytes == planned.row_count * 1536 * width == allocate_pixels(planned).nbytes
+    assert planned.pixel_bytes == planned.pixels.row_count * 1536 * width == allocate_pixels(planned.pixels).nbytes
 
 
 # -- pickling ----------------------------------------------------------------------------------------------------------
@@ -232,8 +232,8 @@ def test_a_pickled_model_plans_the_same_prompt(model: Model) -> None:
 def test_a_pickled_plan_gives_the_same_pixels(model: Model) -> None:
     request = ask(image(), video())
     planned = pickle.loads(pickle.dumps(plan(model, request, LIMITS)))
-    out = allocate_pixels(planned)
-    write_pixels(model, request, planned, out)
+    out = allocate_pixels(planned.pixels)
+    write_pixels(model, request.media, planned.pixels, out)
     assert np.array_equal(out, prepare(model, request).tensors["pixel_patches"])
 
 

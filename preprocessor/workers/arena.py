@@ -1,0 +1,150 @@
+"""One shared memory that the service and all its workers have mapped, and the ranges of it that requests hold.
+
+Files go in, pixels come out, and no byte is copied between processes: a range is named by its offset, which means the same
+to everyone. The memory is a memfd of the size of the byte budget. Pages exist only where something was written, and the
+kernel drops them all with the last process that maps it, however that process ends: there is no file to leave behind.
+
+Ranges are handed out lowest first, so that a steady load keeps to the same pages, which every worker has mapped already
+(a fresh page costs a fault in each process that touches it). Above `retained_bytes` a range's pages go back to the kernel as
+soon as it is released.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import mmap
+import os
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+CONTROL_SLOT_COUNT = 1024
+_PAGE_BYTES = mmap.PAGESIZE
+_CONTROL_BYTES = max(_PAGE_BYTES, CONTROL_SLOT_COUNT * 8)
+
+
+class Arena:
+    """The mapped memory. The service creates it; a worker opens it by the descriptor that it inherits.
+
+    Attributes:
+        size_bytes: Room for ranges.
+        control: uint64 [CONTROL_SLOT_COUNT], one number a worker, written by the service and read at every checkpoint: the
+            job that the worker is to stop.
+    """
+
+    def __init__(self, descriptor: int, size_bytes: int) -> None:
+        self.descriptor = descriptor
+        self.size_bytes = size_bytes
+        self._memory = mmap.mmap(descriptor, _CONTROL_BYTES + size_bytes)
+        self._bytes = memoryview(self._memory)[_CONTROL_BYTES:]
+        self.control = memoryview(self._memory)[:_CONTROL_BYTES].cast("Q")
+        self._base = np.frombuffer(self._bytes, np.uint8).ctypes.data
+
+    @classmethod
+    def create(cls, size_bytes: int) -> Self:
+        """A new arena of whole pages, at least `size_bytes`."""
+        size_bytes = _whole_pages(size_bytes)
+        descriptor = os.memfd_create("preprocessor-arena")
+        os.truncate(descriptor, _CONTROL_BYTES + size_bytes)
+        return cls(descriptor, size_bytes)
+
+    def view(self, offset: int, size_bytes: int) -> memoryview:
+        """Bytes of a range."""
+        return self._bytes[offset : offset + size_bytes]
+
+    def array(self, offset: int, shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """A range as an array; a view."""
+        size_bytes = math.prod(shape) * dtype.itemsize
+        return np.frombuffer(self.view(offset, size_bytes), dtype).reshape(shape)
+
+    def offset_of(self, view: memoryview) -> int:
+        """Where a view of this arena begins.
+
+        Raises:
+            ValueError: It does not lie in this arena.
+        """
+        offset = int(np.frombuffer(view, np.uint8).ctypes.data) - self._base if view.nbytes else 0
+        if not 0 <= offset <= self.size_bytes - view.nbytes:
+            raise ValueError(f"a view of {view.nbytes} bytes that does not lie in the arena")
+        return offset
+
+    def drop_pages(self, start: int, end: int) -> None:
+        """Give the pages of [start, end) back to the kernel; the range then reads as zeros."""
+        if start < end:
+            self._memory.madvise(mmap.MADV_REMOVE, _CONTROL_BYTES + start, end - start)
+
+    def resident_bytes(self) -> int:
+        """Memory that the arena takes now, in all processes together."""
+        return os.fstat(self.descriptor).st_blocks * 512
+
+    def close(self) -> None:
+        """Close the descriptor. The mapping goes with the last view of it."""
+        os.close(self.descriptor)
+
+
+class Lease:
+    """A range of the arena that one owner holds until `release`."""
+
+    def __init__(self, ranges: Ranges, offset: int, size_bytes: int) -> None:
+        self.offset = offset
+        self.size_bytes = size_bytes
+        self._ranges: Ranges | None = ranges
+
+    def release(self) -> None:
+        """Give the range back; doing it twice is fine."""
+        ranges, self._ranges = self._ranges, None
+        if ranges is not None:
+            ranges._take_back(self.offset, self.size_bytes)
+
+
+class Ranges:
+    """Hands out the ranges of [start, end) of an arena, lowest first.
+
+    Attributes:
+        leased_bytes: Held by owners now, whole pages counted.
+    """
+
+    def __init__(self, arena: Arena, start: int, end: int, retained_bytes: int) -> None:
+        self._arena = arena
+        self._retained_end = min(end, start + retained_bytes)
+        self._start, self._end = start, end
+        self._free = [(start, end)]  # ascending, never touching
+        self.leased_bytes = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return self._end - self._start
+
+    def lease(self, size_bytes: int) -> Lease | None:
+        """The lowest free range that is large enough, or None where there is none."""
+        wanted = _whole_pages(size_bytes)
+        for position, (start, end) in enumerate(self._free):
+            if end - start >= wanted:
+                self._free[position : position + 1] = [(start + wanted, end)] if end - start > wanted else []
+                self.leased_bytes += wanted
+                return Lease(self, start, wanted)
+        return None
+
+    def drop_free_pages(self) -> None:
+        """Give back the pages of everything that nobody holds."""
+        for start, end in self._free:
+            self._arena.drop_pages(start, end)
+
+    def _take_back(self, start: int, size_bytes: int) -> None:
+        self.leased_bytes -= size_bytes
+        end = start + size_bytes
+        self._arena.drop_pages(max(start, self._retained_end), end)
+        position = bisect.bisect(self._free, (start, end))
+        if position < len(self._free) and self._free[position][0] == end:
+            end = self._free.pop(position)[1]
+        if position and self._free[position - 1][1] == start:
+            start = self._free.pop(position - 1)[0]
+            position -= 1
+        self._free.insert(position, (start, end))
+
+
+def _whole_pages(size_bytes: int) -> int:
+    return max(1, -(-size_bytes // _PAGE_BYTES)) * _PAGE_BYTES

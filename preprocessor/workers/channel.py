@@ -1,0 +1,172 @@
+"""Messages between the service and one worker: pickles with a length in front.
+
+What lies in the arena is passed by its place there, not copied. The service trusts nothing that a worker says, for the worker
+has had a stranger's file in its hands: of a worker's pickle it accepts numbers, text, arrays and this project's own data
+classes, and nothing that could be called.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from preprocessor.errors import PreprocessorError
+from preprocessor.workers.arena import Arena
+from preprocessor.workers.jobs import Job
+
+HEAD = struct.Struct("<I")
+
+_DATA_MODULES = frozenset(
+    {
+        "preprocessor.errors",
+        "preprocessor.media.clip",
+        "preprocessor.models.generic.prepare",
+        "preprocessor.timing",
+        "preprocessor.types",
+        "preprocessor.workers.channel",
+    }
+)
+_CONSTRUCTORS = frozenset(
+    {
+        ("ml_dtypes", "bfloat16"),
+        ("numpy", "dtype"),
+        ("numpy", "ndarray"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "scalar"),
+        ("numpy._core.numeric", "_frombuffer"),
+        ("preprocessor.errors", "_rebuild"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Order:
+    """Service → worker.
+
+    Attributes:
+        job_id: What `Arena.control` will hold where the job is to be stopped.
+        deadline_seconds: On the machine's monotonic clock.
+        cpu_seconds: What the job may use.
+    """
+
+    job_id: int
+    deadline_seconds: float
+    cpu_seconds: float
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class RowsWritten:
+    """Worker → service: these rows are final."""
+
+    first_row: int
+    row_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoomWanted:
+    """Worker → service: the result's large arrays need a range of the arena; a `Room` answers."""
+
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Service → worker: where the arrays may go; None: there is no room."""
+
+    offset: int | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Finished:
+    """Worker → service: the job's end.
+
+    Attributes:
+        outcome: What `Job.run` returned, or the error it raised.
+        fault: A traceback, where the error is none that a request can cause.
+        grown_bytes: Memory that the worker holds now beyond what it was forked with.
+    """
+
+    outcome: Any
+    fault: str
+    grown_bytes: int
+
+    def result(self) -> Any:
+        """What the job returned.
+
+        Raises:
+            PreprocessorError: What it raised.
+            RuntimeError: A fault of the program.
+        """
+        if self.fault:
+            raise RuntimeError(f"a worker failed at its job:\n{self.fault}")
+        if isinstance(self.outcome, PreprocessorError):
+            raise self.outcome
+        return self.outcome
+
+
+def dump(message: Any, arena: Arena | None = None, aside: Callable[[pickle.PickleBuffer], Any] | None = None) -> bytes:
+    """Pickle a message; views of the arena go by their place, large arrays to `aside` where it is given."""
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file, 5, buffer_callback=aside) if arena is None else _ArenaPickler(file, arena, aside)
+    pickler.dump(message)
+    return file.getvalue()
+
+
+def load(data: bytes, arena: Arena) -> Any:
+    """Unpickle what the service sent; views of the arena are views again."""
+    return _ArenaUnpickler(data, arena).load()
+
+
+def load_untrusted(data: bytes, buffers: Sequence[Any] = ()) -> Any:
+    """Unpickle what a worker sent.
+
+    Raises:
+        pickle.UnpicklingError: It names something that is not data.
+    """
+    return _DataUnpickler(data, buffers).load()
+
+
+def arena_view(offset: int, size_bytes: int) -> memoryview:
+    """Stands for a view of the arena in a pickle; each side puts its own mapping in its place."""
+    raise NotImplementedError(f"a view of {size_bytes} bytes at {offset} was read without an arena")
+
+
+class _ArenaPickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, arena: Arena, aside: Callable[[pickle.PickleBuffer], Any] | None) -> None:
+        super().__init__(file, 5, buffer_callback=aside)
+        self._arena = arena
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, memoryview):
+            return arena_view, (self._arena.offset_of(obj), obj.nbytes)
+        return NotImplemented
+
+
+class _ArenaUnpickler(pickle.Unpickler):
+    def __init__(self, data: bytes, arena: Arena) -> None:
+        super().__init__(io.BytesIO(data))
+        self._arena = arena
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == (__name__, arena_view.__name__):
+            return self._arena.view
+        return super().find_class(module, name)
+
+
+class _DataUnpickler(pickle.Unpickler):
+    def __init__(self, data: bytes, buffers: Sequence[Any]) -> None:
+        super().__init__(io.BytesIO(data), buffers=buffers)
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _CONSTRUCTORS:
+            return super().find_class(module, name)
+        found = getattr(sys.modules.get(module), name, None) if module in _DATA_MODULES else None
+        if not isinstance(found, type) or found.__module__ != module:
+            raise pickle.UnpicklingError(f"a worker's message names {module}.{name}, which is not data")
+        return found

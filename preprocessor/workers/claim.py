@@ -1,0 +1,285 @@
+"""What one request holds of the pool: room for its files, its work, room for its pixels. Leaving it gives all of it back.
+
+Memory is given back only when no worker has anything to do with it any more, so leaving a claim in the midst of its work
+returns at once, and the rest happens behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Any, Self, cast
+
+import numpy.typing as npt
+
+from preprocessor import workload
+from preprocessor.config import Limits
+from preprocessor.errors import Overloaded
+from preprocessor.models.generic import GenericModel, GenericPrepared
+from preprocessor.timing import Timings
+from preprocessor.types import Media, PixelPlan, PixelReport, Plan, PreparationRequest, Substitution
+from preprocessor.vision.patches import PIXEL_DTYPES
+from preprocessor.workers.arena import Lease, Ranges
+from preprocessor.workers.jobs import PixelJob, PlanJob
+from preprocessor.workers.pool import TensorRoom, Work, WorkerPool
+
+_PLAN_SECONDS_A_BYTE = 5e-9  # a walk over the packets and a digest
+_PLAN_BYTES = 16 << 20
+# What a model's own processor will make of a file shows only when it has: taken to be large, and slow.
+_GENERIC_SECONDS = 1.0
+_GENERIC_BYTES_A_FILE_BYTE = 40
+_GENERIC_BYTES = 256 << 20
+
+
+class Claim:
+    """An async context manager, one a request.
+
+    Args:
+        deadline_seconds: On `time.monotonic`'s clock; work that has not begun by then does not begin.
+        timings: Gets the time spent waiting for workers, as the stage "queue".
+    """
+
+    def __init__(self, pool: WorkerPool, deadline_seconds: float, timings: Timings) -> None:
+        self._pool = pool
+        self._deadline_seconds = deadline_seconds
+        self._timings = timings
+        self._is_pending = False
+        self._uploading_bytes = 0
+        self._leases: list[Lease] = []
+        self._works: list[Work] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._settle()
+        self._pool.uploading_bytes -= self._uploading_bytes
+        for work in self._works:
+            self._pool.abandon(work)
+        self.release()
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def expect_upload(self, size_bytes: int) -> None:
+        """Count bytes that have arrived and are not stored yet.
+
+        Raises:
+            Overloaded: `MEMORY_BUDGET_FULL`.
+        """
+        if self._pool.uploading_bytes + self._pool.files.leased_bytes + size_bytes > self._pool.files.size_bytes:
+            raise _no_room_for_files(self._pool.files)
+        self._pool.uploading_bytes += size_bytes
+        self._uploading_bytes += size_bytes
+
+    async def store(self, chunks: list[bytes]) -> bytes:
+        """Move a file that has arrived to where workers can read it; empties `chunks`.
+
+        Raises:
+            Overloaded: `MEMORY_BUDGET_FULL`.
+        """
+        size_bytes = sum(map(len, chunks))
+        lease = self._pool.files.lease(size_bytes)
+        if lease is None:
+            raise _no_room_for_files(self._pool.files)
+        self._leases.append(lease)
+        position = lease.offset
+        chunks.reverse()
+        while chunks:
+            chunk = chunks.pop()  # the copy replaces it: the file is never held twice
+            self._pool.arena.view(position, len(chunk))[:] = chunk
+            position += len(chunk)
+            self._pool.uploading_bytes -= len(chunk)
+            self._uploading_bytes -= len(chunk)
+            await asyncio.sleep(0)  # a large file must not hold up everybody else's bytes
+        # Called bytes, as it is a file's for all that the service does with it: measure it and pass it on.
+        return cast("bytes", self._pool.arena.view(lease.offset, size_bytes))
+
+    # -- work ----------------------------------------------------------------------------------------------------------
+
+    async def plan(self, request: PreparationRequest, limits: Limits) -> Plan | GenericPrepared:
+        """`pipeline.plan` on a worker.
+
+        Args:
+            request: Its files as `store` returned them.
+        Raises:
+            Overloaded: `QUEUE_FULL`, or as `WorkerPool.submit`.
+            Whatever `pipeline.plan` raises.
+        """
+        settings = self._pool.settings
+        if self._pool.pending_count >= settings.worker_count + settings.max_queued_count:
+            raise Overloaded(
+                f"{self._pool.pending_count} requests wait for {settings.worker_count} workers already; try again, or "
+                "another replica",
+                reason="QUEUE_FULL",
+            )
+        self._is_pending = True
+        self._pool.pending_count += 1
+        file_bytes = sum(len(medium.data) for medium in request.media)
+        seconds, working_bytes = file_bytes * _PLAN_SECONDS_A_BYTE, file_bytes + _PLAN_BYTES
+        if isinstance(self._pool.model, GenericModel) and request.media:
+            seconds = _GENERIC_SECONDS
+            working_bytes = min(
+                file_bytes * _GENERIC_BYTES_A_FILE_BYTE + _GENERIC_BYTES, self._pool.rows.size_bytes // 2
+            )
+        work = self._work(PlanJob(request, limits), seconds, working_bytes)
+        self._pool.submit(work)
+        planned: Plan | GenericPrepared = await self._result(work)
+        if isinstance(planned, GenericPrepared) or not planned.pixel_bytes:
+            self._settle()
+        return planned
+
+    def pixels(self, media: Sequence[Media], planned: PixelPlan) -> PixelRun:
+        """Begin `pipeline.write_pixels` on a worker, or on several where they are idle.
+
+        Raises:
+            LimitExceeded, Overloaded: As `WorkerPool.submit`.
+        """
+        load = workload.estimate(planned, media)
+        tensor = TensorRoom(planned.size_bytes)
+        run = PixelRun(self, tuple(media), planned, tensor)
+        first = self._work(
+            PixelJob(tuple(media), planned, 0, range(planned.row_count)),
+            load.cpu_seconds,
+            load.working_bytes,
+            rows_written=run._rows_written,
+            tensor=tensor,
+            cut=run._cut,
+        )
+        run.add(first)
+        self._pool.submit(first)
+        return run
+
+    def release(self) -> None:
+        """Give back all memory, as soon as no worker uses it."""
+        for work in self._works:
+            if not work.done.done():
+                work.done.add_done_callback(lambda _: self._release_if_idle())
+        self._release_if_idle()
+
+    def _release_if_idle(self) -> None:
+        if any(not work.done.done() for work in self._works):
+            return
+        leases = self._leases + [work.tensor.lease for work in self._works if work.tensor and work.tensor.lease]
+        self._leases = []
+        for lease in leases:
+            lease.release()
+        self._pool.released()
+
+    def _settle(self) -> None:
+        """The request no longer counts among those that wait for workers."""
+        if self._is_pending:
+            self._is_pending = False
+            self._pool.pending_count -= 1
+
+    def _work(self, job: PlanJob | PixelJob, cpu_seconds: float, working_bytes: int, **more: Any) -> Work:
+        more.setdefault("rows_written", lambda first_row, row_count: None)
+        work = Work(job, cpu_seconds, working_bytes, self._deadline_seconds, make_room=self._make_room, **more)
+        self._works.append(work)
+        return work
+
+    def _make_room(self, size_bytes: int) -> int | None:
+        lease = self._pool.rows.lease(size_bytes)
+        if lease is None:
+            return None
+        self._leases.append(lease)
+        return lease.offset
+
+    async def _result(self, work: Work) -> Any:
+        await asyncio.wait([work.done])  # leaves the work alone where the caller is cancelled: `abandon` ends it
+        if work.started_at_seconds:
+            self._timings.add("queue", (work.started_at_seconds - work.queued_at_seconds) * 1e3)
+        return work.done.result()
+
+
+class PixelRun:
+    """A pixel tensor being made.
+
+    Attributes:
+        works: The parts, in the order of their rows.
+    """
+
+    def __init__(self, claim: Claim, media: tuple[Media, ...], planned: PixelPlan, tensor: TensorRoom) -> None:
+        self.works: list[Work] = []
+        self._claim = claim
+        self._media = media
+        self._planned = planned
+        self._tensor = tensor
+        self._written: dict[int, int] = {}
+        self._news = asyncio.Event()
+
+    @property
+    def array(self) -> npt.NDArray[Any]:
+        """The tensor [row_count, feature_count]; it has its place once its first rows are announced."""
+        assert self._tensor.lease is not None, "no worker has begun yet"
+        shape = (self._planned.row_count, self._planned.feature_count)
+        return self._claim._pool.arena.array(self._tensor.lease.offset, shape, PIXEL_DTYPES[self._planned.form])
+
+    async def finished_rows(self) -> AsyncIterator[tuple[int, int]]:
+        """(first row, row count) of runs of finished rows, in order, as they come, until all are.
+
+        Raises:
+            Whatever `pipeline.write_pixels` raises: where parts fail, the error of the first.
+        """
+        next_row = 0
+        while next_row < self._planned.row_count:
+            row_count = self._written.pop(next_row, 0)
+            if row_count:
+                yield next_row, row_count
+                next_row += row_count
+                continue
+            for work in self.works:
+                if work.done.done():
+                    work.done.result()
+                else:
+                    break
+            self._news.clear()
+            await self._news.wait()
+
+    async def report(self) -> PixelReport:
+        """Wait for the end.
+
+        Raises:
+            Whatever `pipeline.write_pixels` raises.
+        """
+        timings = Timings()
+        substitutions: list[Substitution] = []
+        for work in self.works:
+            report: PixelReport = await self._claim._result(work)
+            timings.merge(report.timings)
+            substitutions += report.substitutions
+        self._claim._settle()
+        return PixelReport(timings, tuple(substitutions))
+
+    def add(self, work: Work) -> None:
+        """Count on another part."""
+        self.works.append(work)
+        work.done.add_done_callback(lambda _: self._news.set())
+
+    def _rows_written(self, first_row: int, row_count: int) -> None:
+        self._written[first_row] = row_count
+        self._news.set()
+
+    def _cut(self, part_count: int) -> list[Work]:
+        """See `Work.cut`."""
+        first = self.works[0]
+        rows = workload.cut(self._planned, self._media, part_count)
+        first.job = PixelJob(self._media, self._planned, 0, rows[0])
+        first.cut = None
+        for part in rows[1:]:
+            job = PixelJob(self._media, self._planned, 0, part)
+            work = self._claim._work(
+                job, first.cpu_seconds, first.working_bytes, rows_written=self._rows_written, tensor=self._tensor
+            )
+            self.add(work)
+        return self.works[1:]
+
+
+def _no_room_for_files(files: Ranges) -> Overloaded:
+    return Overloaded(
+        f"the files of other requests fill the {files.size_bytes >> 20} MiB that are kept for files; try again, or another "
+        "replica",
+        reason="MEMORY_BUDGET_FULL",
+    )

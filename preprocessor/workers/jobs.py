@@ -1,0 +1,97 @@
+"""What a worker is asked to do. The same code runs in a worker process and, for debugging, in a thread."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+
+from preprocessor import pipeline
+from preprocessor.config import Limits
+from preprocessor.errors import LimitExceeded
+from preprocessor.models.family import Model
+from preprocessor.models.generic import GenericModel
+from preprocessor.types import Media, PixelPlan, PreparationRequest
+from preprocessor.vision.patches import PIXEL_DTYPES
+from preprocessor.workers.arena import Arena
+
+# A message for every frame pair would keep the service busier with news than with bytes; this much goes in one message to
+# the caller anyway.
+_ANNOUNCED_BYTES = 1 << 20
+
+RowsWritten = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlanJob:
+    """`pipeline.plan`. The files lie in the arena."""
+
+    request: PreparationRequest
+    limits: Limits
+
+    def run(self, model: Model | GenericModel, arena: Arena, check: pipeline.Checkpoint, announce: RowsWritten) -> Any:
+        request = dataclasses.replace(self.request, media=_own(self.request.media))
+        return pipeline.plan(model, request, self.limits, check)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PixelJob:
+    """`pipeline.write_pixels` of some rows into a leased range of the arena.
+
+    Attributes:
+        offset: Where the whole tensor begins in the arena.
+    """
+
+    media: tuple[Media, ...]
+    planned: PixelPlan
+    offset: int
+    rows: range
+
+    def run(self, model: Model | GenericModel, arena: Arena, check: pipeline.Checkpoint, announce: RowsWritten) -> Any:
+        assert isinstance(model, Model), "only the fast path plans pixels"
+        planned = self.planned
+        out = arena.array(self.offset, (planned.row_count, planned.feature_count), PIXEL_DTYPES[planned.form])
+        news = _Gathered(announce, self.rows, max(1, _ANNOUNCED_BYTES // max(1, out[:1].nbytes)))
+        return pipeline.write_pixels(model, _own(self.media), planned, out, news.add, check, self.rows)
+
+
+Job = PlanJob | PixelJob
+
+
+def memory_exhausted() -> LimitExceeded:
+    """The error for a request whose work does not fit into a worker's memory."""
+    return LimitExceeded(
+        "the request needs more memory than a worker may use; send a smaller file, or fewer pixels",
+        reason="WORKER_MEMORY_EXCEEDED",
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a library failed to allocate: torch and OpenCV have no class for it."""
+    if isinstance(error, cv2.error):
+        return bool(error.code == cv2.Error.StsNoMem)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+
+
+def _own(media: Sequence[Media]) -> tuple[Media, ...]:
+    """The files as bytes of this process: decoders then read what nobody else can change."""
+    return tuple(dataclasses.replace(medium, data=bytes(medium.data)) for medium in media)
+
+
+class _Gathered:
+    """Passes finished rows on in runs that are worth a message."""
+
+    def __init__(self, announce: RowsWritten, rows: range, run_rows: int) -> None:
+        self._announce = announce
+        self._stop = rows.stop
+        self._run_rows = run_rows
+        self._first = self._end = rows.start
+
+    def add(self, first_row: int, row_count: int) -> None:
+        self._end = first_row + row_count
+        if self._end - self._first >= self._run_rows or self._end >= self._stop:
+            self._announce(self._first, self._end - self._first)
+            self._first = self._end

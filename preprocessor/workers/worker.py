@@ -1,0 +1,126 @@
+"""A worker process: one job after another, each in answer to one order. Synchronous, single-threaded, and never trusted.
+
+A job ends at its next checkpoint once the service has written the job's number into the worker's place in the arena, once
+the caller's deadline has passed, or once the job has used the CPU that one job may use.
+"""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, PreprocessorError
+from preprocessor.models.family import Model
+from preprocessor.models.generic import GenericModel
+from preprocessor.workers.arena import Arena
+from preprocessor.workers.channel import HEAD, Finished, Order, Room, RoomWanted, RowsWritten, dump, load
+from preprocessor.workers.jobs import is_out_of_memory, memory_exhausted
+from preprocessor.workers.sandbox import allow_cpu_seconds, anonymous_bytes
+
+# Below this, arrays travel in the message: asking for room would take longer.
+_INLINE_BYTES = 1 << 20
+
+
+class Checkpoint:
+    """Called between packets; raises once the job has no reason to go on."""
+
+    def __init__(self, arena: Arena, slot: int, order: Order) -> None:
+        self._control = arena.control
+        self._slot = slot
+        self._job_id = order.job_id
+        self._deadline_seconds = order.deadline_seconds
+        self._cpu_seconds = order.cpu_seconds
+        self._cpu_end_seconds = time.process_time() + order.cpu_seconds
+
+    def __call__(self) -> None:
+        if self._control[self._slot] == self._job_id:
+            raise Cancelled("the caller went away")
+        if time.monotonic() > self._deadline_seconds:
+            raise DeadlineExceeded("the request took longer than its deadline allows")
+        if time.process_time() > self._cpu_end_seconds:
+            raise cpu_exhausted(self._cpu_seconds)
+
+
+def cpu_exhausted(cpu_seconds: float) -> LimitExceeded:
+    return LimitExceeded(
+        f"the request needs more than the {cpu_seconds:g} CPU seconds that one may use; ask for fewer frames, or send a "
+        "smaller file",
+        reason="CPU_SECONDS_EXCEEDED",
+    )
+
+
+def work(channel: socket.socket, arena: Arena, model: Model | GenericModel, slot: int) -> None:
+    """Carry out orders until the service closes the channel."""
+    start_bytes = anonymous_bytes()
+    while (message := _receive(channel)) is not None:
+        order: Order = load(message, arena)
+        allow_cpu_seconds(order.cpu_seconds)
+        outcome, fault = _outcome(order, channel, arena, model, slot)
+        aside: list[pickle.PickleBuffer] = []
+        reply = dump(Finished(outcome, fault, anonymous_bytes() - start_bytes), aside=aside.append)
+        buffers = [buffer.raw() for buffer in aside]
+        if sum(map(len, buffers)) > _INLINE_BYTES:
+            _send_by_arena(channel, arena, reply, buffers)
+        else:
+            _send(channel, dump((reply, [bytes(buffer) for buffer in buffers])))
+        del order, outcome, aside, buffers
+
+
+def _outcome(
+    order: Order, channel: socket.socket, arena: Arena, model: Model | GenericModel, slot: int
+) -> tuple[Any, str]:
+    """What the job returns or raises, and a traceback where that is a fault of the program."""
+
+    def announce(first_row: int, row_count: int) -> None:
+        _send(channel, dump(RowsWritten(first_row, row_count)))
+
+    try:
+        return order.job.run(model, arena, Checkpoint(arena, slot, order), announce), ""
+    except PreprocessorError as error:
+        return error, ""
+    except Exception as error:  # the edge of the process: whatever else a job raises is the service's to log
+        if is_out_of_memory(error):
+            return memory_exhausted(), ""
+        return None, traceback.format_exc()
+
+
+def _send_by_arena(channel: socket.socket, arena: Arena, reply: bytes, buffers: Sequence[memoryview]) -> None:
+    """Put a result's large arrays where the service says."""
+    _send(channel, dump(RoomWanted(sum(len(buffer) for buffer in buffers))))
+    answer = _receive(channel)
+    room: Room = Room(None) if answer is None else load(answer, arena)
+    if room.offset is None:
+        _send(channel, dump((dump(Finished(memory_exhausted(), "", 0)), [])))
+        return
+    offset, places = room.offset, []
+    for buffer in buffers:
+        arena.view(offset, len(buffer))[:] = buffer.cast("B")
+        places.append((offset, len(buffer)))
+        offset += len(buffer)
+    _send(channel, dump((reply, places)))
+
+
+def _send(channel: socket.socket, data: bytes) -> None:
+    channel.sendall(HEAD.pack(len(data)))
+    channel.sendall(data)
+
+
+def _receive(channel: socket.socket) -> bytes | None:
+    """The next message; None where the service has closed the channel."""
+    head = _receive_exactly(channel, HEAD.size)
+    return None if head is None else _receive_exactly(channel, *HEAD.unpack(head))
+
+
+def _receive_exactly(channel: socket.socket, size_bytes: int) -> bytes | None:
+    data = bytearray(size_bytes)
+    view, received = memoryview(data), 0
+    while received < size_bytes:
+        count = channel.recv_into(view[received:])
+        if not count:
+            return None
+        received += count
+    return bytes(data)
