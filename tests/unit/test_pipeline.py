@@ -135,7 +135,13 @@ def test_rows_are_announced_in_order_without_gap_or_overlap(model: Model, form: 
     request = ask(image(), video(), form=form)
     planned = plan(model, request, LIMITS)
     announced: list[tuple[int, int]] = []
-    write_pixels(model, request.media, planned.pixels, allocate_pixels(planned.pixels), lambda row, count: announced.append((row, count)))
+    write_pixels(
+        model,
+        request.media,
+        planned.pixels,
+        allocate_pixels(planned.pixels),
+        lambda row, count: announced.append((row, count)),
+    )
     ends = [row + count for row, count in announced]
     assert [row for row, _ in announced] == [0, *ends[:-1]]
     assert ends[-1] == planned.pixels.row_count
@@ -146,7 +152,9 @@ def test_an_announced_row_is_final(model: Model) -> None:
     planned = plan(model, request, LIMITS)
     out = allocate_pixels(planned.pixels)
     seen: list[bytes] = []
-    write_pixels(model, request.media, planned.pixels, out, lambda row, count: seen.append(out[row : row + count].tobytes()))
+    write_pixels(
+        model, request.media, planned.pixels, out, lambda row, count: seen.append(out[row : row + count].tobytes())
+    )
     assert b"".join(seen) == out.tobytes()
 
 
@@ -180,7 +188,14 @@ def test_a_check_stops_the_pixels(model: Model) -> None:
             raise Stopped
 
     with pytest.raises(Stopped):
-        write_pixels(model, request.media, planned.pixels, allocate_pixels(planned.pixels), lambda row, _: rows.append(row), check)
+        write_pixels(
+            model,
+            request.media,
+            planned.pixels,
+            allocate_pixels(planned.pixels),
+            lambda row, _: rows.append(row),
+            check,
+        )
     assert len(rows) == 1
 
 

@@ -1,0 +1,93 @@
+"""A pool of real worker processes, and work for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest_asyncio
+
+from preprocessor.workers.pool import PoolSettings, TensorRoom, Work, WorkerPool
+
+PATIENCE_SECONDS = 30.0
+MIB = 1 << 20
+
+
+@asynccontextmanager
+async def open_pool(**settings: Any) -> AsyncIterator[WorkerPool]:
+    """A pool whose jobs need no model. `pool.ends` lists why its workers ended."""
+    given = {
+        "worker_count": 1,
+        "max_queued_count": 100,
+        "memory_budget_bytes": 256 * MIB,
+        "worker_memory_bytes": 1024 * MIB,
+        "max_cpu_seconds": 60.0,
+        "max_jobs_a_worker": 1000,
+    }
+    ends: list[str] = []
+    no_model: Any = None
+    pool = WorkerPool(no_model, PoolSettings(**{**given, **settings}), ends.append)
+    pool.ends = ends  # type: ignore[attr-defined]
+    await pool.start()
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+@pytest_asyncio.fixture(scope="session")
+async def shared_pool() -> AsyncIterator[WorkerPool]:
+    async with open_pool() as pool:
+        yield pool
+
+
+@pytest_asyncio.fixture
+async def pool(shared_pool: WorkerPool) -> AsyncIterator[WorkerPool]:
+    """One worker a lane; every test leaves it whole and empty."""
+    shared_pool.ends.clear()  # type: ignore[attr-defined]
+    yield shared_pool
+    await eventually(lambda: shared_pool.is_whole)
+    assert (shared_pool.queued_count, shared_pool.running_count, shared_pool.used_bytes) == (0, 0, 0)
+
+
+def submit(
+    pool: WorkerPool,
+    job: Any,
+    *,
+    seconds: float = 0.01,
+    working_bytes: int = MIB,
+    timeout_seconds: float = PATIENCE_SECONDS,
+    tensor_bytes: int = 0,
+    make_room: Callable[[int], int | None] = lambda size_bytes: None,
+) -> Work:
+    """Give a pool a job that takes `seconds` as far as it knows."""
+    work = Work(
+        job=job,
+        cpu_seconds=seconds,
+        working_bytes=working_bytes,
+        deadline_seconds=time.monotonic() + timeout_seconds,
+        rows_written=lambda first_row, row_count: None,
+        make_room=make_room,
+        tensor=TensorRoom(tensor_bytes) if tensor_bytes else None,
+    )
+    if (tensor := work.tensor) is not None:
+        work.done.add_done_callback(lambda _: tensor.lease is not None and tensor.lease.release())
+    pool.submit(work)
+    return work
+
+
+async def outcome(work: Work) -> Any:
+    """What became of it; an error is returned, not raised."""
+    await asyncio.wait_for(asyncio.wait([work.done]), PATIENCE_SECONDS)
+    return work.done.exception() or work.done.result()
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    """Return as soon as it holds; fail when patience is over."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s"
+        await asyncio.sleep(0.002)

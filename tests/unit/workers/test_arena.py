@@ -1,0 +1,100 @@
+"""Shared memory: ranges never overlap, come back whole, and leave nothing behind."""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+
+import numpy as np
+import pytest
+
+from preprocessor.workers.arena import Arena, Lease, Ranges
+
+PAGE = mmap.PAGESIZE
+SIZE = 64 * PAGE
+
+
+@pytest.fixture
+def arena() -> Arena:
+    return Arena.create(SIZE)
+
+
+@pytest.fixture
+def ranges(arena: Arena) -> Ranges:
+    return Ranges(arena, 0, SIZE, retained_bytes=8 * PAGE)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ranges_of_two_owners_never_overlap_and_all_come_back(ranges: Ranges, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    held: list[Lease] = []
+    for _ in range(2000):
+        if held and random.random() < 0.5:
+            held.pop(int(random.integers(len(held)))).release()
+        elif lease := ranges.lease(int(random.integers(1, 12 * PAGE))):
+            held.append(lease)
+        spans = sorted((lease.offset, lease.offset + lease.size_bytes) for lease in held)
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+        assert ranges.leased_bytes == sum(lease.size_bytes for lease in held)
+    for lease in held:
+        lease.release()
+    whole = ranges.lease(SIZE)
+    assert whole is not None
+    assert (whole.offset, whole.size_bytes) == (0, SIZE)
+
+
+def test_a_range_starts_at_a_page_and_has_at_least_the_bytes_asked_for(ranges: Ranges) -> None:
+    first, second = ranges.lease(1), ranges.lease(PAGE + 1)
+    assert first is not None and second is not None
+    assert (first.offset, first.size_bytes, second.offset, second.size_bytes) == (0, PAGE, PAGE, 2 * PAGE)
+
+
+def test_the_lowest_range_that_is_large_enough_is_taken(ranges: Ranges) -> None:
+    for lease in [ranges.lease(PAGE * size) for size in (4, 1, 2, 1)][::2]:
+        assert lease is not None
+        lease.release()
+    offsets = [lease.offset for size in (1, 4) if (lease := ranges.lease(PAGE * size))]
+    assert offsets == [0, PAGE * 8]
+
+
+def test_there_is_no_range_where_none_is_large_enough(ranges: Ranges) -> None:
+    assert ranges.lease(SIZE + 1) is None
+    assert ranges.lease(SIZE) is not None
+    assert ranges.lease(1) is None
+
+
+def test_releasing_twice_gives_back_once(ranges: Ranges) -> None:
+    lease = ranges.lease(PAGE)
+    assert lease is not None
+    lease.release()
+    lease.release()
+    assert ranges.leased_bytes == 0
+    assert ranges.lease(SIZE) is not None
+
+
+def test_pages_above_what_is_retained_go_back_to_the_kernel(arena: Arena, ranges: Ranges) -> None:
+    empty_bytes = arena.resident_bytes()
+    lease = ranges.lease(SIZE)
+    assert lease is not None
+    arena.view(0, SIZE)[:] = b"x" * SIZE
+    assert arena.resident_bytes() - empty_bytes == SIZE
+    lease.release()
+    assert arena.resident_bytes() - empty_bytes == 8 * PAGE
+    ranges.drop_free_pages()
+    assert arena.resident_bytes() == empty_bytes
+
+
+def test_two_mappings_see_the_same_bytes(arena: Arena) -> None:
+    other = Arena(arena.descriptor, arena.size_bytes)
+    array = arena.array(PAGE, (3, 4), np.dtype(np.float32))
+    array[:] = 7
+    assert (other.array(PAGE, (3, 4), np.dtype(np.float32)) == 7).all()
+    arena.control[5] = 2**63
+    assert other.control[5] == 2**63
+    assert other.view(0, 8).tobytes() == bytes(8)  # what controls workers lies outside all ranges
+
+
+def test_a_view_knows_its_place(arena: Arena) -> None:
+    assert arena.offset_of(arena.view(3 * PAGE + 5, 10)) == 3 * PAGE + 5
+    with pytest.raises(ValueError, match="does not lie in the arena"):
+        arena.offset_of(memoryview(bytearray(10)))

@@ -1,0 +1,110 @@
+"""What passes between the service and its workers, and what the service does not take from them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from preprocessor import pipeline
+from preprocessor.config import Limits
+from preprocessor.errors import CorruptMedia, Overloaded
+from preprocessor.models.family import Model
+from preprocessor.types import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest
+from preprocessor.workers.arena import Arena
+from preprocessor.workers.channel import Finished, Order, RoomWanted, RowsWritten, dump, load, load_untrusted
+from preprocessor.workers.jobs import PlanJob
+from tests.media import moving_shapes_clip, photo
+
+CLIP = moving_shapes_clip(seconds=1, width=64, height=64)
+
+
+class Evil:
+    """Runs a command where it is unpickled, as any pickle may."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self._reduced = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._reduced
+
+
+def test_a_plan_comes_back_whole(model: Model) -> None:
+    media = (Media("a", Modality.VIDEO, CLIP), Media("b", Modality.IMAGE, photo(40, 30)))
+    prompt = ChatPrompt((Message("user", (MediaPart("a"), MediaPart("b"))),))
+    planned = pipeline.plan(model, PreparationRequest(prompt, media), Limits())
+    received = load_untrusted(dump(Finished(planned, "", 0))).result()
+    assert repr(received) == repr(planned)
+    assert all(np.array_equal(received.tensors[name], array) for name, array in planned.tensors.items())
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(10, dtype=np.int64),
+        np.ones((3, 4), ml_dtypes.bfloat16),
+        np.zeros((4, 6), np.float32)[::2, ::3],
+        np.float64(3.5),
+    ],
+    ids=["integers", "bfloat16", "not contiguous", "a scalar"],
+)
+def test_arrays_of_every_kind_pass(array: Any) -> None:
+    assert np.array_equal(load_untrusted(dump(array)), array)
+    buffers: list[pickle.PickleBuffer] = []
+    data = dump(array, aside=buffers.append)
+    assert np.array_equal(load_untrusted(data, [bytes(buffer.raw()) for buffer in buffers]), array)
+
+
+def test_an_error_passes_with_its_reason_and_metadata() -> None:
+    error = CorruptMedia("clip: broken", reason="TRUNCATED_MEDIA", media_key="clip")
+    with pytest.raises(CorruptMedia) as caught:
+        load_untrusted(dump(Finished(error, "", 0))).result()
+    assert (caught.value.reason, caught.value.metadata) == ("TRUNCATED_MEDIA", {"media_key": "clip"})
+
+
+def test_news_pass() -> None:
+    for message in (RowsWritten(4, 2), RoomWanted(100)):
+        assert load_untrusted(dump(message)) == message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Evil(os.system, "true"),
+        Evil(eval, "1"),
+        Evil(getattr, "x", "upper"),
+        Evil(np.load, "/nowhere"),
+        Evil(np.fromfile, "/dev/null"),
+        Evil(Overloaded.__init__, None),
+        Evil(pickle.loads, b"N."),
+        Evil(dump, None),
+        os.system,
+        Limits,
+    ],
+    ids=lambda message: str(getattr(message, "_reduced", [message])[0]),
+)
+def test_nothing_that_could_be_called_is_taken_from_a_worker(message: object) -> None:
+    with pytest.raises(pickle.UnpicklingError, match="not data"):
+        load_untrusted(dump(message))
+
+
+def test_a_name_with_dots_reaches_nothing_behind_a_data_class() -> None:
+    forged = b"\x80\x04\x8c\x12preprocessor.types\x94\x8c\x12Modality.__class__\x94\x93."
+    with pytest.raises(pickle.UnpicklingError, match="not data"):
+        load_untrusted(forged)
+
+
+def test_a_file_in_the_arena_is_passed_by_its_place() -> None:
+    arena = Arena.create(1 << 20)
+    arena.view(8192, len(CLIP))[:] = CLIP
+    medium = Media("a", Modality.VIDEO, arena.view(8192, len(CLIP)))  # type: ignore[arg-type]
+    request = PreparationRequest(ChatPrompt(()), (medium,))
+    data = dump(Order(1, 2.0, 3.0, PlanJob(request, Limits())), arena)
+    assert len(data) < 2000 < len(CLIP)
+    order: Order = load(data, Arena(arena.descriptor, arena.size_bytes))
+    assert isinstance(order.job, PlanJob)
+    assert bytes(order.job.request.media[0].data) == CLIP

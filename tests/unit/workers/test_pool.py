@@ -1,0 +1,282 @@
+"""What the pool promises when workers die, hang, starve or lie. The workers are real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Overloaded, WorkerLost
+from preprocessor.workers.arena import Lease
+from preprocessor.workers.pool import SHORT_SECONDS, Work, WorkerPool
+from tests.unit.workers.conftest import MIB, eventually, open_pool, outcome, submit
+from tests.unit.workers.jobs import (
+    Babble,
+    Die,
+    Fail,
+    MakeArray,
+    ReadNothing,
+    Spin,
+    TakeMemory,
+    TellLimits,
+    TellProcess,
+    WaitFor,
+)
+
+LONG = SHORT_SECONDS * 2
+
+
+async def process_of(pool: WorkerPool, **options: Any) -> int:
+    answer: int = await outcome(submit(pool, TellProcess(), **options))
+    return answer
+
+
+async def begun(path: Path) -> int:
+    """The process in which a job has begun that says so in a file."""
+    told = ""
+
+    def is_told() -> bool:
+        nonlocal told
+        told = path.read_text() if path.exists() else ""
+        return told != ""
+
+    await eventually(is_told)
+    return int(told)
+
+
+# -- death -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGABRT, 3, 0])
+async def test_work_that_kills_two_workers_is_not_tried_again(pool: WorkerPool, tmp_path: Path, code: int) -> None:
+    error = await outcome(submit(pool, Die(code, tmp_path / "tries")))
+    assert isinstance(error, WorkerLost)
+    assert error.reason == "WORKER_LOST"
+    assert (tmp_path / "tries").read_text() == "xx"
+    await eventually(lambda: pool.is_whole)
+    assert await process_of(pool) > 0
+    assert pool.ends == ["lost", "lost"]
+
+
+async def test_work_whose_worker_died_once_is_done_by_another(pool: WorkerPool, tmp_path: Path) -> None:
+    assert await outcome(submit(pool, Die(-signal.SIGKILL, tmp_path / "tries", deadly_tries=1))) == 2
+
+
+async def test_a_crash_in_native_code_costs_its_own_request_alone(tmp_path: Path) -> None:
+    async with open_pool(worker_count=2) as pool:
+        bystander = submit(pool, WaitFor(tmp_path / "go", tmp_path / "began"))
+        await begun(tmp_path / "began")
+        assert isinstance(await outcome(submit(pool, ReadNothing())), WorkerLost)
+        (tmp_path / "go").touch()
+        assert await outcome(bystander) == "seen"
+        assert bystander.lost_count == 0
+
+
+async def test_an_idle_worker_that_dies_is_replaced(pool: WorkerPool) -> None:
+    before = await process_of(pool)
+    os.kill(before, signal.SIGKILL)
+    await eventually(lambda: pool.ends == ["lost"] and pool.is_whole)
+    assert await process_of(pool) != before
+
+
+async def test_without_the_process_that_forks_workers_the_pool_heals_itself(pool: WorkerPool, tmp_path: Path) -> None:
+    work = submit(pool, WaitFor(tmp_path / "go", tmp_path / "began"))
+    worker = psutil.Process(await begun(tmp_path / "began"))
+    worker.parent().kill()
+    await eventually(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+    (tmp_path / "go").touch()
+    assert await outcome(work) == "seen"
+    await eventually(lambda: pool.is_whole)
+
+
+async def test_a_worker_that_says_what_none_would_is_ended(pool: WorkerPool) -> None:
+    for garbage in (b"\xff" * 64, b"\x04\x00\x00\x00abcd", b"\x03\x00\x00\x00N.."):
+        assert isinstance(await outcome(submit(pool, Babble(garbage), timeout_seconds=10)), WorkerLost)
+    assert await process_of(pool) > 0
+
+
+async def test_a_fault_of_the_program_is_no_worker_s_end(pool: WorkerPool) -> None:
+    before = await process_of(pool)
+    error = await outcome(submit(pool, Fail()))
+    assert isinstance(error, RuntimeError)
+    assert "ZeroDivisionError" in str(error)
+    assert await process_of(pool) == before
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_worker_that_wants_too_much_memory_refuses_and_lives() -> None:
+    async with open_pool(worker_memory_bytes=256 * MIB) as pool:
+        before = await process_of(pool)
+        error = await outcome(submit(pool, TakeMemory(512 * MIB)))
+        assert isinstance(error, LimitExceeded)
+        assert error.reason == "WORKER_MEMORY_EXCEEDED"
+        assert await outcome(submit(pool, TakeMemory(64 * MIB))) == 64 * MIB
+        assert await process_of(pool) == before
+
+
+@pytest.mark.parametrize("is_deaf", [False, True], ids=["at a checkpoint", "by the kernel"])
+async def test_cpu_seconds_are_limited(tmp_path: Path, is_deaf: bool) -> None:
+    async with open_pool(max_cpu_seconds=0.2) as pool:
+        error = await outcome(submit(pool, Spin(tmp_path / "began", is_deaf)))
+        assert isinstance(error, LimitExceeded)
+        assert error.reason == "CPU_SECONDS_EXCEEDED"
+        assert await process_of(pool) > 0
+
+
+async def test_a_worker_has_no_network_starts_nothing_and_leaves_no_core(pool: WorkerPool) -> None:
+    limits = await outcome(submit(pool, TellLimits()))
+    assert limits == {"core": 0, "files": 64, "niceness": 0, "socket": errno.EPERM, "exec": errno.EPERM}
+    assert (await outcome(submit(pool, TellLimits(), seconds=LONG)))["niceness"] > 0
+
+
+async def test_workers_are_replaced_after_their_number_of_jobs() -> None:
+    async with open_pool(max_jobs_a_worker=2) as pool:
+        processes = [await process_of(pool) for _ in range(6)]
+        assert len(set(processes)) == 3
+        await eventually(lambda: pool.ends == ["recycled"] * 3)
+
+
+# -- leaving -----------------------------------------------------------------------------------------------------------
+
+
+async def test_work_that_nobody_wants_any_more_stops_and_its_worker_stays(pool: WorkerPool, tmp_path: Path) -> None:
+    work = submit(pool, Spin(tmp_path / "began"))
+    worker = await begun(tmp_path / "began")
+    pool.abandon(work)
+    assert isinstance(await outcome(work), Cancelled)
+    assert await process_of(pool) == worker
+
+
+async def test_work_that_does_not_stop_is_killed(pool: WorkerPool, tmp_path: Path) -> None:
+    work = submit(pool, Spin(tmp_path / "began", is_deaf=True), tensor_bytes=MIB)
+    worker = psutil.Process(await begun(tmp_path / "began"))
+    pool.abandon(work)
+    assert isinstance(await outcome(work), Cancelled)
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+    await eventually(lambda: pool.ends == ["killed"] and pool.is_whole)
+
+
+async def test_waiting_work_that_is_abandoned_never_begins(pool: WorkerPool, tmp_path: Path) -> None:
+    first = submit(pool, WaitFor(tmp_path / "go", tmp_path / "began"))
+    second = submit(pool, Spin(tmp_path / "never"))
+    pool.abandon(second)
+    assert isinstance(await outcome(second), Cancelled)
+    assert pool.queued_count == 0
+    (tmp_path / "go").touch()
+    await outcome(first)
+    assert not (tmp_path / "never").exists()
+
+
+async def test_a_deadline_ends_running_work_and_lets_waiting_work_not_begin(pool: WorkerPool, tmp_path: Path) -> None:
+    running = submit(pool, Spin(tmp_path / "began"), timeout_seconds=0.3)
+    await begun(tmp_path / "began")
+    waiting = submit(pool, Spin(tmp_path / "never"), timeout_seconds=0.2)
+    assert isinstance(await outcome(running), DeadlineExceeded)
+    assert isinstance(await outcome(waiting), DeadlineExceeded)
+    assert not (tmp_path / "never").exists()
+
+
+async def test_closing_ends_everything(tmp_path: Path) -> None:
+    async with open_pool() as pool:
+        works = [submit(pool, Spin(tmp_path / f"began{n}", is_deaf=n == 0)) for n in range(3)]
+        worker = psutil.Process(await begun(tmp_path / "began0"))
+        family = [worker, worker.parent()]
+    for work in works:
+        assert isinstance(await outcome(work), Cancelled)
+    await eventually(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
+
+
+# -- admission ---------------------------------------------------------------------------------------------------------
+
+
+async def test_work_larger_than_the_budget_is_refused_at_once() -> None:
+    async with open_pool(memory_budget_bytes=256 * MIB) as pool:
+        with pytest.raises(LimitExceeded) as caught:
+            submit(pool, TellProcess(), tensor_bytes=128 * MIB, working_bytes=128 * MIB)
+        assert caught.value.reason == "MEMORY_BUDGET_EXCEEDED"
+
+
+async def test_work_waits_until_its_memory_is_free(tmp_path: Path) -> None:
+    async with open_pool(worker_count=2, memory_budget_bytes=256 * MIB) as pool:
+        holder = submit(pool, WaitFor(tmp_path / "go", tmp_path / "began"), working_bytes=150 * MIB)
+        large = submit(pool, TellProcess(), working_bytes=100 * MIB)
+        assert await process_of(pool, working_bytes=10 * MIB) > 0  # what fits is let by
+        assert not large.done.done()
+        (tmp_path / "go").touch()
+        assert await outcome(holder) == "seen"
+        assert await outcome(large) > 0
+
+
+async def test_work_that_would_wait_past_its_deadline_is_refused_with_a_time_to_retry(
+    pool: WorkerPool, tmp_path: Path
+) -> None:
+    running = submit(pool, WaitFor(tmp_path / "go", tmp_path / "began"))
+    waiting = [submit(pool, TellProcess(), seconds=0.2) for _ in range(20)]
+    with pytest.raises(Overloaded) as caught:
+        submit(pool, TellProcess(), seconds=0.24, timeout_seconds=2.0)
+    assert caught.value.reason == "WAIT_EXCEEDS_DEADLINE"
+    assert 3.5 < caught.value.retry_after_seconds < 4.5
+    (tmp_path / "go").touch()
+    for work in (running, *waiting):
+        await outcome(work)
+
+
+async def test_short_work_does_not_wait_for_long_work(pool: WorkerPool, tmp_path: Path) -> None:
+    long = [submit(pool, WaitFor(tmp_path / "go", tmp_path / "began"), seconds=LONG) for _ in range(3)]
+    await begun(tmp_path / "began")
+    assert await process_of(pool) > 0
+    (tmp_path / "go").touch()
+    assert [await outcome(work) for work in long] == ["seen"] * 3
+
+
+async def test_a_large_result_comes_through_shared_memory(pool: WorkerPool) -> None:
+    leases: list[Lease] = []
+
+    def room(size_bytes: int) -> int:
+        lease = pool.rows.lease(size_bytes)
+        assert lease is not None
+        leases.append(lease)
+        return lease.offset
+
+    result = await outcome(submit(pool, MakeArray(8 * MIB), make_room=room))
+    assert np.array_equal(result, np.arange(8 * MIB, dtype=np.uint8))
+    assert [lease.size_bytes for lease in leases] == [8 * MIB]
+    assert len(await outcome(submit(pool, MakeArray(1000), make_room=room))) == 1000
+    assert len(leases) == 1
+    leases[0].release()
+
+
+async def test_a_result_for_which_there_is_no_room_is_refused(pool: WorkerPool) -> None:
+    before = await process_of(pool)
+    error = await outcome(submit(pool, MakeArray(8 * MIB)))
+    assert isinstance(error, LimitExceeded)
+    assert await process_of(pool) == before
+
+
+async def test_memory_goes_back_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preprocessor.workers.pool._IDLE_TRIM_SECONDS", 0.01)
+    async with open_pool(memory_budget_bytes=512 * MIB) as pool:
+        lease = pool.rows.lease(200 * MIB)
+        assert lease is not None
+        pool.arena.view(lease.offset, lease.size_bytes)[:] = b"x" * lease.size_bytes
+        assert pool.arena.resident_bytes() >= 200 * MIB
+        lease.release()
+        pool.released()
+        await eventually(lambda: pool.arena.resident_bytes() < MIB)
+
+
+async def test_many_small_jobs_by_many_callers_all_come_back() -> None:
+    async with open_pool(worker_count=2) as pool:
+        works: list[Work] = [submit(pool, TellProcess(), seconds=n % 7 / 20) for n in range(300)]
+        answers = await asyncio.gather(*(outcome(work) for work in works))
+        assert len(set(answers)) == 4
+        assert (pool.queued_count, pool.running_count, pool.used_bytes) == (0, 0, 0)

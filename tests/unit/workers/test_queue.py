@@ -1,0 +1,70 @@
+"""The order of waiting work."""
+
+from __future__ import annotations
+
+from preprocessor.workers.queue import AGEING, WorkQueue
+
+
+def taken(queue: WorkQueue[str]) -> list[str]:
+    items = []
+    while (item := queue.take(lambda _: True)) is not None:
+        items.append(item)
+    return items
+
+
+def test_short_work_overtakes_long_work() -> None:
+    queue = WorkQueue[str]()
+    queue.put("video", 10.0, arrived_at_seconds=0.0)
+    queue.put("photo", 0.01, arrived_at_seconds=1.0)
+    queue.put("clip", 1.0, arrived_at_seconds=2.0)
+    assert taken(queue) == ["photo", "clip", "video"]
+
+
+def test_equal_work_keeps_its_order() -> None:
+    queue = WorkQueue[str]()
+    for name in "abc":
+        queue.put(name, 1.0, arrived_at_seconds=5.0)
+    assert taken(queue) == ["a", "b", "c"]
+
+
+def test_long_work_is_not_overtaken_for_ever() -> None:
+    queue = WorkQueue[str]()
+    queue.put("video", 10.0, arrived_at_seconds=0.0)
+    queue.put("early photo", 0.01, arrived_at_seconds=10.0 * AGEING - 1)
+    queue.put("late photo", 0.01, arrived_at_seconds=10.0 * AGEING + 1)
+    assert taken(queue) == ["early photo", "video", "late photo"]
+
+
+def test_what_does_not_fit_is_passed_over_and_keeps_its_place() -> None:
+    queue = WorkQueue[str]()
+    for position, name in enumerate(("large", "small", "smaller")):
+        queue.put(name, 1.0, arrived_at_seconds=position)
+    assert queue.take(lambda item: item != "large") == "small"
+    assert taken(queue) == ["large", "smaller"]
+
+
+def test_nothing_passes_what_must_not_be_overtaken() -> None:
+    queue = WorkQueue[str]()
+    queue.put("large", 1.0, arrived_at_seconds=0.0)
+    queue.put("small", 1.0, arrived_at_seconds=1.0)
+    assert queue.take(lambda item: None if item == "large" else True) is None
+    assert len(queue) == 2
+
+
+def test_removed_work_is_gone_and_the_order_stays() -> None:
+    queue = WorkQueue[str]()
+    names = list("abcdef")
+    for position, name in enumerate(names):
+        queue.put(name, 1.0, arrived_at_seconds=-position)
+    queue.remove(names[2])
+    queue.remove("never there")
+    assert taken(queue) == ["f", "e", "d", "b", "a"]
+
+
+def test_only_work_that_would_run_first_counts_as_ahead() -> None:
+    queue = WorkQueue[str]()
+    queue.put("video", 10.0, arrived_at_seconds=0.0)
+    queue.put("clip", 1.0, arrived_at_seconds=0.0)
+    assert queue.seconds_ahead(0.01, arriving_at_seconds=1.0) == 0.0
+    assert queue.seconds_ahead(1.0, arriving_at_seconds=1.0) == 1.0
+    assert queue.seconds_ahead(11.0, arriving_at_seconds=1.0) == 11.0
