@@ -24,6 +24,7 @@ from preprocessor.service.reading import MAX_INLINE_BYTES
 from preprocessor.service.servicer import PreprocessorServicer
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from preprocessor.workers.pool import PoolSettings, WorkerPool
+from preprocessor.workers.process import Zygote
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,17 @@ class Server:
     """
 
     def __init__(
-        self, settings: ServeSettings, model: Model | GenericModel | None = None, engine: EngineClient | None = None
+        self,
+        settings: ServeSettings,
+        model: Model | GenericModel | None = None,
+        engine: EngineClient | None = None,
+        zygote: Zygote | None = None,
     ) -> None:
-        """`model` and `engine` stand in for those that the settings name, where a program has them already."""
+        """`model`, `engine` and `zygote` stand in for those that it would make itself, where a program has them already."""
         self.settings = settings
         self.model = model or load_model(settings.model)
         self.engine = engine
+        self._zygote = zygote
         self.address = ""
         self.http_address = ""
 
@@ -58,7 +64,7 @@ class Server:
         if self.engine is None and settings.engine_address:
             self.engine = TritonEngine(settings.engine_address, settings.engine_model, executor=self._encoding)
         self.metrics = Metrics()
-        self.pool = WorkerPool(self.model, _pool_settings(settings), self.metrics.count_worker_end)
+        self.pool = WorkerPool(self.model, _pool_settings(settings), self.metrics.count_worker_end, self._zygote)
         await self.pool.start()
         self.health = Health(self.engine, self.pool)
         self._grpc = grpc.aio.server(options=_CHANNEL_OPTIONS)

@@ -29,7 +29,8 @@ _CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
     (errors.Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
     (errors.Cancelled, grpc.StatusCode.CANCELLED),
-    (errors.WorkerLost, grpc.StatusCode.UNAVAILABLE),
+    # Not UNAVAILABLE: a gateway would try what has killed two workers here on every other replica.
+    (errors.WorkerLost, grpc.StatusCode.INTERNAL),
     (errors.PreprocessorError, grpc.StatusCode.INTERNAL),
     (engine_client.EngineUnavailable, grpc.StatusCode.UNAVAILABLE),
     (engine_client.EngineDeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),

@@ -101,7 +101,7 @@ class Lease:
 
 
 class Ranges:
-    """Hands out the ranges of [start, end) of an arena, lowest first.
+    """Hands out the ranges of [start, end) of an arena, lowest first; both are brought to the next page.
 
     Attributes:
         leased_bytes: Held by owners now, whole pages counted.
@@ -109,9 +109,9 @@ class Ranges:
 
     def __init__(self, arena: Arena, start: int, end: int, retained_bytes: int) -> None:
         self._arena = arena
-        self._retained_end = min(end, start + retained_bytes)
-        self._start, self._end = start, end
-        self._free = [(start, end)]  # ascending, never touching
+        self._start, self._end = start and _whole_pages(start), _whole_pages(end)
+        self._retained_end = min(self._end, self._start + _whole_pages(retained_bytes))
+        self._free = [(self._start, self._end)]  # ascending, never touching
         self.leased_bytes = 0
 
     @property

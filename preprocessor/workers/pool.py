@@ -125,6 +125,7 @@ class WorkerPool:
 
     Args:
         on_worker_end: Told why a worker ended: "lost", "killed" or "recycled".
+        zygote: Forks the workers, where one holds the model already; it stays its owner's to close.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class WorkerPool:
         model: Model | GenericModel,
         settings: PoolSettings,
         on_worker_end: Callable[[str], None] = lambda reason: None,
+        zygote: Zygote | None = None,
     ) -> None:
         self.settings = settings
         self.model = model
@@ -154,7 +156,8 @@ class WorkerPool:
         self._working_bytes = 0
         self._running: dict[Work, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._zygote: Zygote | None = None
+        self._zygote = zygote
+        self._owns_zygote = zygote is None
         self._filling = asyncio.Lock()
         self._deaths_in_a_row = 0
         self._is_closing = False
@@ -193,9 +196,13 @@ class WorkerPool:
         Raises:
             RuntimeError: They cannot be started.
         """
-        if not self.settings.is_in_process:
-            self._zygote = Zygote(self.arena, self.model, self._zygote_lost)
+        if self.settings.is_in_process:
+            self._zygote = None
+        elif self._zygote is None:
+            self._zygote = Zygote(self.model)
             await self._zygote.start()
+        if self._zygote is not None:
+            self._watch = asyncio.create_task(self._keep_zygote(self._zygote))
         await self._fill()
 
     async def close(self) -> None:
@@ -211,11 +218,12 @@ class WorkerPool:
             while (waiting := queue.take(lambda _: True)) is not None:
                 waiting.settle(Cancelled("the service stops"))
         if self._zygote is not None:
+            self._watch.cancel()
+        for worker in itertools.chain.from_iterable(self._workers.values()):
+            worker.kill()
+            worker.retire()
+        if self._zygote is not None and self._owns_zygote:
             self._zygote.close()
-        else:
-            for workers in self._workers.values():
-                for worker in workers:
-                    worker.retire()
         tasks = {*self._running.values(), *self._tasks}
         if tasks:
             await asyncio.wait(tasks)
@@ -237,7 +245,7 @@ class WorkerPool:
         if self._zygote is None:
             return ThreadWorker(slot, self.arena, self.model)
         niceness = _LONG_LANE_NICENESS if lane is Lane.LONG else 0
-        return await self._zygote.fork(slot, WorkerLimits(self.settings.worker_memory_bytes, niceness))
+        return await self._zygote.fork(slot, self.arena, WorkerLimits(self.settings.worker_memory_bytes, niceness))
 
     def _bury(self, lane: Lane, worker: Worker) -> None:
         """A worker has ended: put another in its place, unless it was retired and has been replaced."""
@@ -260,24 +268,19 @@ class WorkerPool:
         if self._zygote is not None and self._zygote.is_alive:
             await self._fill()
 
-    def _zygote_lost(self) -> None:
-        if not self._is_closing:
-            self._spawn(self._restart())
-
-    async def _restart(self) -> None:
-        """Start the workers' process again, as often as it takes."""
-        wait_seconds = 0.0
-        while not self._is_closing:
-            await asyncio.sleep(wait_seconds)
-            self._zygote = Zygote(self.arena, self.model, self._zygote_lost)
+    async def _keep_zygote(self, zygote: Zygote) -> None:
+        """Whenever the process that forks workers ends, start another, as often as it takes."""
+        while True:
+            await zygote.lost.wait()
+            zygote = Zygote(self.model)
             try:
-                await self._zygote.start()
+                await zygote.start()
             except (RuntimeError, OSError):
                 logger.exception("the workers' process does not start; trying again")
-                wait_seconds = _MAX_BACKOFF_SECONDS
+                await asyncio.sleep(_MAX_BACKOFF_SECONDS)
                 continue
+            self._zygote, self._owns_zygote = zygote, True
             await self._fill()
-            return
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -66,9 +66,10 @@ class ProcessWorker:
         end_reason: Why it will have ended: "lost" unless its owner says otherwise.
     """
 
-    def __init__(self, worker_id: int, slot: int, home: Zygote) -> None:
+    def __init__(self, worker_id: int, slot: int, arena: Arena, home: Zygote) -> None:
         self.worker_id = worker_id
         self.slot = slot
+        self._arena = arena
         self.job_count = 0
         self.grown_bytes = 0
         self.end_reason = "lost"
@@ -115,12 +116,16 @@ class ProcessWorker:
                 case RoomWanted(size_bytes):
                     self._send(Room(make_room(size_bytes)))
                 case (bytes() as reply, list() as buffers):
-                    finished = load_untrusted(reply, self._home.resolve(buffers))
+                    finished = load_untrusted(reply, [self._buffer(place) for place in buffers])
                     if isinstance(finished, Finished):
                         return finished
                     raise TypeError(f"a result of type {type(finished).__name__}")
                 case other:
                     raise TypeError(f"a message of type {type(other).__name__}")
+
+    def _buffer(self, place: Any) -> Any:
+        """A result's buffer: bytes as they are, a place in the arena as a view."""
+        return place if isinstance(place, bytes) else self._arena.view(*place)
 
     def kill(self) -> None:
         """End the process now."""
@@ -147,7 +152,7 @@ class ProcessWorker:
         return None
 
     def _send(self, message: Any) -> None:
-        data = dump(message, self._home.arena)
+        data = dump(message, self._arena)
         self._writer.write(HEAD.pack(len(data)) + data)
 
     async def _receive(self) -> bytes:
@@ -160,13 +165,15 @@ class ProcessWorker:
 
 
 class Zygote:
-    """The process that forks workers; see `zygote`. Call all of it from one event loop."""
+    """The process that forks workers; see `zygote`. Call all of it from one event loop.
 
-    def __init__(self, arena: Arena, model: Model | GenericModel, on_lost: Callable[[], None]) -> None:
-        """`on_lost` is called when the process has ended without `close`; its workers end with it."""
-        self.arena = arena
+    Attributes:
+        lost: Set when the process has ended; its workers end with it.
+    """
+
+    def __init__(self, model: Model | GenericModel) -> None:
+        self.lost = asyncio.Event()
         self._model = model
-        self._on_lost = on_lost
         self._ids = itertools.count(1)
         self._workers: dict[int, ProcessWorker] = {}
         self._is_closed = False
@@ -191,8 +198,7 @@ class Zygote:
         self._ready: asyncio.Future[None] = loop.create_future()
         loop.add_reader(self._control, self._receive)
         model_file = await asyncio.to_thread(_pickled, self._model)
-        setup = zygote.Setup(self.arena.size_bytes, os.fstat(model_file).st_size, logging.getLogger().level)
-        self.send(setup, self.arena.descriptor, model_file)
+        self.send(zygote.Setup(os.fstat(model_file).st_size, logging.getLogger().level), model_file)
         os.close(model_file)
         try:
             async with asyncio.timeout(START_SECONDS):
@@ -201,12 +207,13 @@ class Zygote:
             self.close()
             raise RuntimeError(f"the workers' process was not ready within {START_SECONDS:g} seconds") from error
 
-    async def fork(self, slot: int, limits: WorkerLimits) -> ProcessWorker:
+    async def fork(self, slot: int, arena: Arena, limits: WorkerLimits) -> ProcessWorker:
         """A new worker."""
-        worker = ProcessWorker(next(self._ids), slot, self)
+        worker = ProcessWorker(next(self._ids), slot, arena, self)
         ours, theirs = socket.socketpair()
         with theirs:
-            self.send(zygote.Fork(worker.worker_id, slot, limits), theirs.fileno())
+            order = zygote.Fork(worker.worker_id, slot, arena.size_bytes, limits)
+            self.send(order, theirs.fileno(), arena.descriptor)
         self._workers[worker.worker_id] = worker
         await worker.connect(ours)
         return worker
@@ -215,11 +222,9 @@ class Zygote:
     def is_alive(self) -> bool:
         return not self._is_closed
 
-    def resolve(self, buffers: list[Any]) -> list[Any]:
-        """A result's buffers: bytes as they are, places in the arena as views."""
-        return [buffer if isinstance(buffer, bytes) else self.arena.view(*buffer) for buffer in buffers]
-
     def send(self, message: Any, *descriptors: int) -> None:
+        if self._is_closed:
+            return
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `_receive` learns of the end by itself
             socket.send_fds(self._control, [pickle.dumps(message)], descriptors)
 
@@ -234,6 +239,7 @@ class Zygote:
             self._process.wait(_EXIT_SECONDS)  # it ends when its socket closes
         self._process.kill()
         self._process.wait()
+        self.lost.set()
         for worker in self._workers.values():
             worker.note_exit(None)
 
@@ -251,7 +257,6 @@ class Zygote:
                 self._ready.set_exception(RuntimeError(f"the workers' process ended at its start (exit code {code})"))
                 return
             logger.error("the workers' process ended (exit code %s); all workers are lost", code)
-            self._on_lost()
             return
         match pickle.loads(data):
             case zygote.Ready():

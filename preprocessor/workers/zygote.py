@@ -29,9 +29,8 @@ MAX_MESSAGE_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """With two descriptors: the arena's, and that of a file that holds the pickled model."""
+    """With one descriptor: of a file that holds the pickled model."""
 
-    arena_bytes: int
     model_bytes: int
     log_level: int
 
@@ -43,10 +42,11 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """With one descriptor: the worker's end of its channel."""
+    """With two descriptors: the worker's end of its channel, and its arena's."""
 
     worker_id: int
     slot: int
+    arena_bytes: int
     limits: WorkerLimits
 
 
@@ -67,7 +67,7 @@ def main(descriptor: int) -> None:
     """Serve forks until the service closes the control socket."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the service decides when its workers end
     control = socket.socket(fileno=descriptor)
-    message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 2)
+    message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 1)
     setup: Setup = pickle.loads(message)
     logging.basicConfig(level=setup.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     import cv2
@@ -77,10 +77,9 @@ def main(descriptor: int) -> None:
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    arena = Arena(descriptors[0], setup.arena_bytes)
-    with mmap.mmap(descriptors[1], setup.model_bytes, access=mmap.ACCESS_READ) as pickled:
+    with mmap.mmap(descriptors[0], setup.model_bytes, access=mmap.ACCESS_READ) as pickled:
         model = pickle.loads(pickled)
-    os.close(descriptors[1])
+    os.close(descriptors[0])
     gc.collect()
     gc.freeze()  # a collection in a worker would write to every page that it shares
     wakeup, alarm = socket.socketpair()
@@ -101,7 +100,7 @@ def main(descriptor: int) -> None:
                         wakeup.recv(4096)
                     _report_ends(control, workers)
                     continue
-                message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 1)
+                message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 2)
                 if not message:
                     return
                 order: Fork | Kill = pickle.loads(message)
@@ -115,19 +114,21 @@ def main(descriptor: int) -> None:
                     for inherited in (control, wakeup, alarm):
                         inherited.close()
                     selector.close()
-                    _be_worker(worker.work, descriptors[0], arena, model, order)
+                    _be_worker(worker.work, descriptors[0], descriptors[1], model, order)
                 workers[process_id] = order.worker_id
-                os.close(descriptors[0])
+                for descriptor in descriptors:
+                    os.close(descriptor)
 
 
-def _be_worker(work, descriptor: int, arena: Arena, model, order: Fork) -> None:  # type: ignore[no-untyped-def]
+def _be_worker(work, channel: int, arena: int, model, order: Fork) -> None:  # type: ignore[no-untyped-def]
     """The life of a fork; never returns."""
     code = 1
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        shared = Arena(arena, order.arena_bytes)
         enter_sandbox(order.limits)
-        work(socket.socket(fileno=descriptor), arena, model, order.slot)
+        work(socket.socket(fileno=channel), shared, model, order.slot)
         code = 0
     except (BrokenPipeError, ConnectionResetError):
         code = 0  # the service is gone

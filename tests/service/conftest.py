@@ -16,9 +16,11 @@ from engine_client import EngineClient
 from preprocessor.client import CHANNEL_OPTIONS, CallFailed, PrepareResult, generate, prepare
 from preprocessor.config import Limits, ServeSettings
 from preprocessor.models.family import Model
+from preprocessor.models.generic import GenericModel
 from preprocessor.service.server import Server
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
+from preprocessor.workers.process import Zygote
 
 PATIENCE_SECONDS = 20.0
 
@@ -59,15 +61,35 @@ class Caller:
         return caught.value
 
 
+_zygotes: dict[Model | GenericModel, Zygote] = {}
+
+
+async def zygote_of(model: Model | GenericModel) -> Zygote:
+    """The process that forks workers for a model; it takes seconds to start, so the tests of a session share it."""
+    zygote = _zygotes.get(model)
+    if zygote is None or zygote.lost.is_set():
+        zygote = _zygotes[model] = Zygote(model)
+        await zygote.start()
+    return zygote
+
+
+@pytest_asyncio.fixture(scope="session", autouse=True)
+async def end_zygotes() -> AsyncIterator[None]:
+    yield
+    for zygote in _zygotes.values():
+        zygote.close()
+
+
 @asynccontextmanager
 async def serving(
-    model: Model, engine: EngineClient | None = None, limits: Limits | None = None, **settings: object
+    model: Model | GenericModel, engine: EngineClient | None = None, limits: Limits | None = None, **settings: object
 ) -> AsyncIterator[Caller]:
     """A server of its own for a test with settings of its own."""
     free = {"address": "127.0.0.1:0", "http_address": "127.0.0.1:0", "worker_count": 2, "drain_seconds": 5.0}
     options = ServeSettings(**{**free, **settings}, limits=limits or Limits())  # type: ignore[arg-type]
+    zygote = None if options.is_in_process else await zygote_of(model)
     async with (
-        Server(options, model, engine) as server,
+        Server(options, model, engine, zygote) as server,
         grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel,
     ):
         yield Caller(server, channel)

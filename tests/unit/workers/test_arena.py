@@ -98,3 +98,11 @@ def test_a_view_knows_its_place(arena: Arena) -> None:
     assert arena.offset_of(arena.view(3 * PAGE + 5, 10)) == 3 * PAGE + 5
     with pytest.raises(ValueError, match="does not lie in the arena"):
         arena.offset_of(memoryview(bytearray(10)))
+
+
+def test_odd_sizes_are_brought_to_whole_pages(arena: Arena) -> None:
+    ranges = Ranges(arena, PAGE + 1, 9 * PAGE - 1, retained_bytes=PAGE + 1)
+    lease = ranges.lease(7 * PAGE)
+    assert lease is not None
+    assert (lease.offset, ranges.size_bytes) == (2 * PAGE, 7 * PAGE)
+    lease.release()

@@ -1,0 +1,133 @@
+"""What a full service does with one request more, and what it holds of a request that is over."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import numpy as np
+import pytest
+
+from engine_client.testing import FakeEngine
+from preprocessor.client import CallFailed
+from preprocessor.errors import LimitExceeded, WorkerLost
+from preprocessor.models.family import Model
+from preprocessor.service.status import status_of
+from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.workers.pool import SHORT_SECONDS
+from tests.media import moving_shapes_clip, photo
+from tests.service.conftest import Caller, chat, eventually, image, serving, video
+
+MIB = 1 << 20
+CLIP = moving_shapes_clip(seconds=4, width=374, height=374)
+LONG_CLIP = moving_shapes_clip(seconds=60, width=160, height=120)
+
+
+def is_idle(caller: Caller) -> bool:
+    pool = caller.server.pool
+    return (pool.pending_count, pool.queued_count, pool.running_count, pool.used_bytes) == (0, 0, 0, 0)
+
+
+async def test_a_request_larger_than_the_budget_is_refused_with_a_reason_of_its_own(model: Model) -> None:
+    async with serving(model, memory_budget_bytes=64 * MIB) as caller:
+        whole = chat(video("clip", LONG_CLIP, sampling=pb.Sampling(every_frame=True)))
+        failed = await caller.refusal(whole)
+        assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MEMORY_BUDGET_EXCEEDED")
+        assert failed.retry_after_seconds is None
+        await eventually(lambda: is_idle(caller))
+
+
+async def test_a_file_for_which_there_is_no_room_is_refused_with_a_time_to_retry(model: Model) -> None:
+    async with serving(model, memory_budget_bytes=64 * MIB) as caller:
+        failed = await caller.refusal(chat(video("clip")), {"clip": bytes(17 * MIB)})
+        assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MEMORY_BUDGET_FULL")
+        assert failed.retry_after_seconds == 1.0
+        await eventually(lambda: is_idle(caller))
+
+
+async def test_requests_that_do_not_fit_together_wait_for_one_another(model: Model) -> None:
+    spec = chat(video("clip", CLIP, sampling=pb.Sampling(fps=8)))
+    async with serving(model, memory_budget_bytes=80 * MIB) as caller:
+        expected = (await caller.prepare(spec)).tensors["pixel_patches"]
+        assert 2 * expected.nbytes + 2 * 20 * MIB > caller.server.pool.rows.size_bytes
+        for result in await asyncio.gather(*(caller.prepare(spec) for _ in range(6))):
+            assert np.array_equal(result.tensors["pixel_patches"], expected)
+        await eventually(lambda: is_idle(caller))
+
+
+async def test_a_caller_who_does_not_read_holds_its_memory_and_nobody_up(model: Model) -> None:
+    async with serving(model, worker_count=1) as caller:
+        slow = caller.stub.Prepare(iter([pb.PrepareRequest(spec=chat(video("clip", CLIP)))]))
+        await anext(aiter(slow))
+        await caller.prepare(chat(image("photo", photo(50, 50)), video("clip", CLIP)))
+        slow.cancel()
+        await eventually(lambda: is_idle(caller))
+
+
+async def test_the_pixels_memory_is_free_while_the_engine_answers(model: Model) -> None:
+    go_on = asyncio.Event()
+
+    class Slow(FakeEngine):
+        async def generate(self, *arguments: object, **options: object):  # type: ignore[no-untyped-def, override]
+            async for step in super().generate(*arguments, **options):  # type: ignore[arg-type]
+                yield step
+                await go_on.wait()
+
+    async with serving(model, Slow(token_ids=(11, 12, 13))) as caller:
+        answer = asyncio.create_task(caller.generate(chat(video("clip", CLIP)), max_tokens=3))
+        await eventually(lambda: caller.server.pool.running_count > 0)
+        await eventually(lambda: is_idle(caller))
+        assert not answer.done()
+        go_on.set()
+        assert (await answer)[-1].completion.completion_token_count == 3
+
+
+async def test_photos_overtake_a_queue_of_long_videos(model: Model) -> None:
+    long = chat(video("clip", moving_shapes_clip(), sampling=pb.Sampling(every_frame=True)))
+    async with serving(model, worker_count=1) as caller:
+        pool = caller.server.pool
+        videos = [asyncio.create_task(caller.prepare(long)) for _ in range(3)]
+        await eventually(lambda: pool.running_count > 0 and pool.queued_count == 2)
+        for _ in range(3):
+            await caller.prepare(chat(image("photo", photo(100, 80))))
+        assert pool.queued_count > 0, f"the videos were over; they must take more than {SHORT_SECONDS} s each"
+        results = await asyncio.gather(*videos)
+        assert len({result.tensors["pixel_patches"].tobytes() for result in results}) == 1
+
+
+async def test_one_clip_on_an_idle_service_is_cut_over_its_workers(model: Model) -> None:
+    clip = moving_shapes_clip(seconds=40, width=374, height=374, options=(("g", "30"),))
+    spec = chat(video("clip", clip, sampling=pb.Sampling(fps=8)))
+    async with serving(model, worker_count=2) as caller, serving(model, worker_count=1) as single:
+        running: set[int] = set()
+
+        async def watch() -> None:
+            while True:
+                running.add(caller.server.pool.running_count)
+                await asyncio.sleep(0.001)
+
+        watching = asyncio.create_task(watch())
+        divided, whole = await caller.prepare(spec), await single.prepare(spec)
+        watching.cancel()
+        assert max(running) == 2
+        assert np.array_equal(divided.tensors["pixel_patches"], whole.tensors["pixel_patches"])
+
+
+async def test_a_damaged_clip_fails_the_same_way_cut_or_whole(model: Model) -> None:
+    clip = moving_shapes_clip(seconds=40, width=374, height=374, options=(("g", "30"),))
+    spoilt = clip[: len(clip) // 3] + bytes(4000) + clip[len(clip) // 3 + 4000 :]
+    spec = chat(video("clip", spoilt, sampling=pb.Sampling(fps=8)))
+    async with serving(model, worker_count=2) as caller, serving(model, worker_count=1) as single:
+        failures = []
+        for one in (caller, single):
+            with pytest.raises(CallFailed) as caught:
+                await one.prepare(spec)
+            failures.append((caught.value.reason, caught.value.message))
+        assert failures[0] == failures[1]
+        assert failures[0][0] == "UNDECODABLE_FRAME"
+        await eventually(lambda: is_idle(caller))
+
+
+def test_what_killed_its_workers_is_not_for_a_gateway_to_try_elsewhere() -> None:
+    assert status_of(WorkerLost("two died"))[:2] == (grpc.StatusCode.INTERNAL, "WORKER_LOST")
+    assert status_of(LimitExceeded("x", reason="CPU_SECONDS_EXCEEDED"))[0] is grpc.StatusCode.INVALID_ARGUMENT
