@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
+from tests.zygotes import close_zygotes
+
+
+@pytest_asyncio.fixture(scope="session", autouse=True)
+async def end_zygotes() -> AsyncIterator[None]:
+    """Here, as only this loop may close what was opened on it."""
+    yield
+    close_zygotes()
 
 
 @pytest.fixture(scope="session")

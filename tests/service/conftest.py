@@ -20,7 +20,7 @@ from preprocessor.models.generic import GenericModel
 from preprocessor.service.server import Server
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
-from preprocessor.workers.process import Zygote
+from tests.zygotes import zygote_of
 
 PATIENCE_SECONDS = 20.0
 
@@ -59,25 +59,6 @@ class Caller:
             await self.prepare(spec, files)
         assert (await self.prepare(chat("still there?"))).header.token_count > 0
         return caught.value
-
-
-_zygotes: dict[Model | GenericModel, Zygote] = {}
-
-
-async def zygote_of(model: Model | GenericModel) -> Zygote:
-    """The process that forks workers for a model; it takes seconds to start, so the tests of a session share it."""
-    zygote = _zygotes.get(model)
-    if zygote is None or zygote.lost.is_set():
-        zygote = _zygotes[model] = Zygote(model)
-        await zygote.start()
-    return zygote
-
-
-@pytest_asyncio.fixture(scope="session", autouse=True)
-async def end_zygotes() -> AsyncIterator[None]:
-    yield
-    for zygote in _zygotes.values():
-        zygote.close()
 
 
 @asynccontextmanager

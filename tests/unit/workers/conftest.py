@@ -11,13 +11,14 @@ from typing import Any
 import pytest_asyncio
 
 from preprocessor.workers.pool import PoolSettings, TensorRoom, Work, WorkerPool
+from tests.zygotes import zygote_of
 
 PATIENCE_SECONDS = 30.0
 MIB = 1 << 20
 
 
 @asynccontextmanager
-async def open_pool(**settings: Any) -> AsyncIterator[WorkerPool]:
+async def open_pool(*, has_own_zygote: bool = False, **settings: Any) -> AsyncIterator[WorkerPool]:
     """A pool whose jobs need no model. `pool.ends` lists why its workers ended."""
     given = {
         "worker_count": 1,
@@ -29,7 +30,9 @@ async def open_pool(**settings: Any) -> AsyncIterator[WorkerPool]:
     }
     ends: list[str] = []
     no_model: Any = None
-    pool = WorkerPool(no_model, PoolSettings(**{**given, **settings}), ends.append)
+    pool = WorkerPool(
+        no_model, PoolSettings(**{**given, **settings}), ends.append, None if has_own_zygote else await zygote_of(None)
+    )
     pool.ends = ends  # type: ignore[attr-defined]
     await pool.start()
     try:

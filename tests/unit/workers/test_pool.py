@@ -186,7 +186,7 @@ async def test_a_deadline_ends_running_work_and_lets_waiting_work_not_begin(pool
 
 
 async def test_closing_ends_everything(tmp_path: Path) -> None:
-    async with open_pool() as pool:
+    async with open_pool(has_own_zygote=True) as pool:
         works = [submit(pool, Spin(tmp_path / f"began{n}", is_deaf=n == 0)) for n in range(3)]
         worker = psutil.Process(await begun(tmp_path / "began0"))
         family = [worker, worker.parent()]
