@@ -40,7 +40,7 @@ class Health:
         """Why this replica should get no work; empty when it should."""
         if self._is_draining:
             return "draining"
-        return self._engine_trouble if self._pool.ready_worker_count else "no worker process is running"
+        return self._engine_trouble if self._pool.crew.count else "no worker process is running"
 
     @property
     def is_engine_ready(self) -> bool:

@@ -59,7 +59,7 @@ class Metrics:
         self.queued.set(pool.queued_count)
         self.running.set(pool.running_count)
         self.workers.set(pool.settings.worker_count)
-        self.worker_processes.set(pool.ready_worker_count)
+        self.worker_processes.set(pool.crew.count)
         self.budget_bytes.set(pool.settings.memory_budget_bytes)
         self.budget_used_bytes.set(pool.used_bytes)
 

@@ -22,7 +22,8 @@ from preprocessor.types import Media, PixelPlan, PixelReport, Plan, PreparationR
 from preprocessor.vision.patches import PIXEL_DTYPES
 from preprocessor.workers.arena import Lease, Ranges
 from preprocessor.workers.jobs import PixelJob, PlanJob
-from preprocessor.workers.pool import TensorRoom, Work, WorkerPool
+from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.work import TensorRoom, Work
 
 _PLAN_SECONDS_A_BYTE = 5e-9  # a walk over the packets and a digest
 _PLAN_BYTES = 16 << 20

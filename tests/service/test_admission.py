@@ -14,7 +14,7 @@ from preprocessor.errors import LimitExceeded, WorkerLost
 from preprocessor.models.family import Model
 from preprocessor.service.status import status_of
 from preprocessor.v1 import preprocessor_pb2 as pb
-from preprocessor.workers.pool import SHORT_SECONDS
+from preprocessor.workers.work import SHORT_SECONDS
 from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import Caller, chat, eventually, image, serving, video
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest_asyncio
 
-from preprocessor.workers.pool import PoolSettings, TensorRoom, Work, WorkerPool
+from preprocessor.workers.pool import PoolSettings, WorkerPool
+from preprocessor.workers.work import TensorRoom, Work
 from tests.zygotes import zygote_of
 
 PATIENCE_SECONDS = 30.0
@@ -20,7 +21,8 @@ MIB = 1 << 20
 @asynccontextmanager
 async def open_pool(*, has_own_zygote: bool = False, **settings: Any) -> AsyncIterator[WorkerPool]:
     """A pool whose jobs need no model. `pool.ends` lists why its workers ended."""
-    given = {
+    given: dict[str, Any] = {
+        "is_in_process": False,
         "worker_count": 1,
         "max_queued_count": 100,
         "memory_budget_bytes": 256 * MIB,
@@ -52,7 +54,7 @@ async def pool(shared_pool: WorkerPool) -> AsyncIterator[WorkerPool]:
     """One worker a lane; every test leaves it whole and empty."""
     shared_pool.ends.clear()  # type: ignore[attr-defined]
     yield shared_pool
-    await eventually(lambda: shared_pool.is_whole)
+    await eventually(lambda: shared_pool.crew.is_whole)
     assert (shared_pool.queued_count, shared_pool.running_count, shared_pool.used_bytes) == (0, 0, 0)
 
 

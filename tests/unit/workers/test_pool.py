@@ -15,7 +15,8 @@ import pytest
 
 from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Overloaded, WorkerLost
 from preprocessor.workers.arena import Lease
-from preprocessor.workers.pool import SHORT_SECONDS, Work, WorkerPool
+from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.work import SHORT_SECONDS, Work
 from tests.unit.workers.conftest import MIB, eventually, open_pool, outcome, submit
 from tests.unit.workers.jobs import (
     Babble,
@@ -60,7 +61,7 @@ async def test_work_that_kills_two_workers_is_not_tried_again(pool: WorkerPool, 
     assert isinstance(error, WorkerLost)
     assert error.reason == "WORKER_LOST"
     assert (tmp_path / "tries").read_text() == "xx"
-    await eventually(lambda: pool.is_whole)
+    await eventually(lambda: pool.crew.is_whole)
     assert await process_of(pool) > 0
     assert pool.ends == ["lost", "lost"]
 
@@ -82,7 +83,7 @@ async def test_a_crash_in_native_code_costs_its_own_request_alone(tmp_path: Path
 async def test_an_idle_worker_that_dies_is_replaced(pool: WorkerPool) -> None:
     before = await process_of(pool)
     os.kill(before, signal.SIGKILL)
-    await eventually(lambda: pool.ends == ["lost"] and pool.is_whole)
+    await eventually(lambda: pool.ends == ["lost"] and pool.crew.is_whole)
     assert await process_of(pool) != before
 
 
@@ -93,7 +94,7 @@ async def test_without_the_process_that_forks_workers_the_pool_heals_itself(pool
     await eventually(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
     (tmp_path / "go").touch()
     assert await outcome(work) == "seen"
-    await eventually(lambda: pool.is_whole)
+    await eventually(lambda: pool.crew.is_whole)
 
 
 async def test_a_worker_that_says_what_none_would_is_ended(pool: WorkerPool) -> None:
@@ -162,7 +163,7 @@ async def test_work_that_does_not_stop_is_killed(pool: WorkerPool, tmp_path: Pat
     pool.abandon(work)
     assert isinstance(await outcome(work), Cancelled)
     assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
-    await eventually(lambda: pool.ends == ["killed"] and pool.is_whole)
+    await eventually(lambda: pool.ends == ["killed"] and pool.crew.is_whole)
 
 
 async def test_waiting_work_that_is_abandoned_never_begins(pool: WorkerPool, tmp_path: Path) -> None:

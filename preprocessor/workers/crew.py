@@ -1,0 +1,187 @@
+"""The workers of one pool: who there is, who is idle, and who comes when one ends.
+
+Each lane has its number of workers. One that dies is replaced at once, unless workers die before they have done anything:
+then ever more slowly. One that has done its number of jobs, or holds on to too much memory, is replaced when it is idle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from preprocessor.models.family import Model
+from preprocessor.models.generic import GenericModel
+from preprocessor.workers.arena import CONTROL_SLOT_COUNT, Arena
+from preprocessor.workers.process import Zygote
+from preprocessor.workers.sandbox import WorkerLimits
+from preprocessor.workers.thread import ThreadWorker
+from preprocessor.workers.work import Lane, Worker
+
+logger = logging.getLogger(__name__)
+
+_LONG_LANE_NICENESS = 10  # about a tenth of the processor time of what it competes with; sched(7)
+_GROWN_BYTES = 512 << 20  # a worker that holds on to more than this is replaced
+_MAX_BACKOFF_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class CrewSettings:
+    """See `config.ServeSettings` for the options behind these."""
+
+    worker_count: int
+    worker_memory_bytes: int
+    max_jobs_a_worker: int
+    is_in_process: bool
+
+
+class Crew:
+    """Keeps the workers.
+
+    Args:
+        on_idle: Called when there is a worker more to give work to.
+        on_end: Told why a worker ended: "lost", "killed" or "recycled".
+        zygote: Forks the workers, where one holds the model already; it stays its owner's to close.
+    """
+
+    def __init__(
+        self,
+        model: Model | GenericModel,
+        arena: Arena,
+        settings: CrewSettings,
+        on_idle: Callable[[], None],
+        on_end: Callable[[str], None],
+        zygote: Zygote | None,
+    ) -> None:
+        self._model = model
+        self._arena = arena
+        self._settings = settings
+        self._on_idle = on_idle
+        self._on_end = on_end
+        self._zygote = zygote
+        self._owns_zygote = zygote is None
+        self._workers: dict[Lane, set[Worker]] = {lane: set() for lane in Lane}
+        self._idle: dict[Lane, list[Worker]] = {lane: [] for lane in Lane}
+        self._free_slots = list(range(CONTROL_SLOT_COUNT))
+        self._filling = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._deaths_in_a_row = 0
+        self._is_closing = False
+
+    @property
+    def count(self) -> int:
+        """Workers there are now."""
+        return sum(map(len, self._workers.values()))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every worker is there that should be."""
+        return self.count == len(Lane) * self._settings.worker_count
+
+    def idle_count(self, lane: Lane) -> int:
+        return len(self._idle[lane])
+
+    async def start(self) -> None:
+        """Start the workers; returns once they can be given work.
+
+        Raises:
+            RuntimeError: They cannot be started.
+        """
+        if self._settings.is_in_process:
+            self._zygote = None
+        elif self._zygote is None:
+            self._zygote = Zygote(self._model)
+            await self._zygote.start()
+        if self._zygote is not None:
+            self._spawn(self._keep_zygote(self._zygote))
+        await self._fill()
+
+    def take(self, lane: Lane) -> Worker:
+        """The idle worker that was last at work, whose memory is warm."""
+        return self._idle[lane].pop()
+
+    def put_back(self, lane: Lane, worker: Worker) -> None:
+        """A worker is free: keep it, or replace it where it has served its time."""
+        if not worker.is_alive:
+            return
+        self._deaths_in_a_row = 0
+        if worker.job_count < self._settings.max_jobs_a_worker and worker.grown_bytes < _GROWN_BYTES:
+            self._idle[lane].append(worker)
+            return
+        self._workers[lane].discard(worker)
+        worker.end_reason = "recycled"
+        worker.retire()
+        self._spawn(self._fill())
+
+    async def close(self) -> None:
+        """End every worker, whatever it does."""
+        self._is_closing = True
+        for task in self._tasks:
+            task.cancel()
+        for worker in itertools.chain.from_iterable(self._workers.values()):
+            worker.kill()
+            worker.retire()
+        if self._zygote is not None and self._owns_zygote:
+            self._zygote.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _fill(self) -> None:
+        """Bring every lane to its number of workers."""
+        async with self._filling:
+            for lane, workers in self._workers.items():
+                while len(workers) < self._settings.worker_count and not self._is_closing:
+                    worker = await self._new_worker(lane)
+                    workers.add(worker)
+                    self._idle[lane].append(worker)
+                    worker.on_exit(lambda lane=lane, worker=worker: self._bury(lane, worker))  # type: ignore[misc]
+        self._on_idle()
+
+    async def _new_worker(self, lane: Lane) -> Worker:
+        slot = self._free_slots.pop()
+        if self._zygote is None:
+            return ThreadWorker(slot, self._arena, self._model)
+        niceness = _LONG_LANE_NICENESS if lane is Lane.LONG else 0
+        return await self._zygote.fork(slot, self._arena, WorkerLimits(self._settings.worker_memory_bytes, niceness))
+
+    def _bury(self, lane: Lane, worker: Worker) -> None:
+        """A worker has ended: put another in its place, unless it was retired and has been replaced."""
+        self._free_slots.append(worker.slot)
+        if self._is_closing:
+            return
+        self._on_end(worker.end_reason)
+        if worker not in self._workers[lane]:
+            return
+        self._workers[lane].discard(worker)
+        if worker in self._idle[lane]:
+            self._idle[lane].remove(worker)
+        self._deaths_in_a_row += 1
+        self._spawn(self._refill(self._deaths_in_a_row))
+
+    async def _refill(self, deaths_in_a_row: int) -> None:
+        if deaths_in_a_row > 2 * self._settings.worker_count:
+            await asyncio.sleep(min(_MAX_BACKOFF_SECONDS, 0.01 * deaths_in_a_row))
+        if self._zygote is not None and not self._zygote.lost.is_set():
+            await self._fill()
+
+    async def _keep_zygote(self, zygote: Zygote) -> None:
+        """Whenever the process that forks workers ends, start another, as often as it takes."""
+        while True:
+            await zygote.lost.wait()
+            zygote = Zygote(self._model)
+            try:
+                await zygote.start()
+            except (RuntimeError, OSError):
+                logger.exception("the workers' process does not start; trying again")
+                await asyncio.sleep(_MAX_BACKOFF_SECONDS)
+                continue
+            self._zygote, self._owns_zygote = zygote, True
+            await self._fill()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
