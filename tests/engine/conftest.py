@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import importlib
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -10,6 +14,8 @@ import pytest_asyncio
 from deploy.triton.local_server import TritonServer
 from engine_client import TritonEngine
 from tests.engine.servers import SCRIPTED_REPOSITORY, serving
+from tests.engine.tensorrt_llm_model import STAND_IN, read_settings, write_checkpoint
+from tests.engine.tensorrt_llm_model import engine as tensorrt_llm_engine
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +44,28 @@ def doomed_triton() -> Iterator[TritonServer]:
     """The same, for one test alone to break."""
     with serving("scripted", SCRIPTED_REPOSITORY) as server:
         yield server
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """`tensorrt_llm.llmapi.llm` of the stand-in, imported anew for each test."""
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "tensorrt_llm"]:
+            del sys.modules[name]
+
+    forget()
+    monkeypatch.syspath_prepend(STAND_IN)
+    yield importlib.import_module("tensorrt_llm.llmapi.llm")
+    forget()
+
+
+@pytest.fixture
+def load_tensorrt_llm(stand_in: Any, tmp_path: Path) -> Callable[..., Any]:
+    """Loads the engine of `vlm_tensorrt_llm` with changed parameters."""
+
+    def load_with(model_type: str = "qwen3_vl", **changed: str) -> Any:
+        checkpoint = str(write_checkpoint(tmp_path, model_type))
+        return tensorrt_llm_engine.load_engine(read_settings(checkpoint=checkpoint, **changed))
+
+    return load_with

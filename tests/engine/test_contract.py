@@ -137,7 +137,10 @@ def moved_span(row: int, column: int, by: int) -> Callable[[Tensors], Tensors]:
         (moved_span(2, 1, 1000), "within 35 input ids"),
         (moved_span(2, 1, -10), "must follow the span before it"),
         (moved_span(0, 1, -100), "must follow the span before it"),
-        (with_values("item_spans", [[0, 8, 4], [0, 18, 4]], np.int32), "has 2 spans; its grid has t = 3"),
+        (
+            with_values("item_spans", [[0, 8, 4], [0, 18, 4]], np.int32),
+            "has 2 spans; its grid has t = 3, which makes 3",
+        ),
         (with_values("item_spans", np.zeros((0, 3)), np.int32), "has 0 spans"),
     ],
 )

@@ -42,6 +42,8 @@ class ModelLayout:
     video_token_id: int
     vocabulary_size: int
     max_positions: int
+    one_span_a_video: bool = False
+    """Whether a video is one run of placeholders (Qwen2-VL, Qwen2.5-VL), or one a temporal step (Qwen3-VL)."""
 
     @classmethod
     def from_config(cls, config: Any) -> ModelLayout:
@@ -231,7 +233,8 @@ def _token_types(
             last_end <= offset and offset + length <= len(ids),
             f"{where} must follow the span before it, which ends at {last_end}, within {len(ids)} input ids",
         )
-        tokens_a_span = int(grids[item, 1] * grids[item, 2]) // layout.merge_size**2
+        steps_a_span = int(grids[item, 0]) if layout.one_span_a_video else 1
+        tokens_a_span = steps_a_span * int(grids[item, 1] * grids[item, 2]) // layout.merge_size**2
         _require(length == tokens_a_span, f"{where} must have length {tokens_a_span}, by grid {grids[item].tolist()}")
         kind = modality[item]
         _require(
@@ -243,7 +246,8 @@ def _token_types(
         span_counts[item] += 1
         last_item, last_end = item, offset + length
     for index, (count, t) in enumerate(zip(span_counts, grids[:, 0].tolist(), strict=True)):
-        _require(count == t, f"item {index} has {count} spans; its grid has t = {t}, and each temporal step has one")
+        wanted = 1 if layout.one_span_a_video else t
+        _require(count == wanted, f"item {index} has {count} spans; its grid has t = {t}, which makes {wanted}")
     stray = np.flatnonzero(np.isin(ids, list(layout.placeholder_ids.values())) & (types == 0))
     _require(stray.size == 0, f"{stray.size} placeholder tokens belong to no span, first at {stray[:1].tolist()}")
     return types

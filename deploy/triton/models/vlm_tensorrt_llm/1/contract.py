@@ -1,0 +1,1 @@
+../../vlm_transformers/1/contract.py

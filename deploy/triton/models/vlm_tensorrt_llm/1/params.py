@@ -1,0 +1,254 @@
+"""The engine contract's tensors, checked and laid out as TensorRT-LLM's own input processors lay them out.
+
+Pure: arrays in, plain data and torch tensors out; no Triton and no TensorRT-LLM, so that every rule here is tested by
+table. What a prompt must be is checked by `contract.py`, which both models share (a link to `vlm_transformers`); here
+is only what TensorRT-LLM wants beside it. The comments name its source by file; README.md says which snapshots of it
+were read.
+
+    input_ids, pixel_patches, grid_thw, …   ─▶ contract.build_model_inputs ─▶ image / video pixels and grids
+    mrope_position_ids, _delta              ─▶ mrope_config
+    item_spans                              ─▶ positions, lengths and runs of each item
+    item_hash                               ─▶ eight int32 an item: the key under which KV blocks are reused
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .contract import IMAGE, VIDEO, InvalidPrompt, ModelLayout, Sampling, build_model_inputs
+
+HASH_BYTES = 32
+MODALITY_NAMES = {IMAGE: "image", VIDEO: "video"}
+TENSORS_OF_THIS_ENGINE = ("item_hash", "mrope_position_ids", "mrope_position_delta")
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What a model family's prompts look like to TensorRT-LLM."""
+
+    one_span_a_video: bool
+    mixes_modalities: bool
+    """Whether its encoder is known to put image and video features back into prompt order (modeling_qwen3vl.py,
+    `mm_encoder_groups`). Elsewhere a mixed prompt is refused: features would be dealt to the wrong placeholders."""
+
+
+FAMILIES: Mapping[str, Family] = {
+    "qwen2_vl": Family(one_span_a_video=True, mixes_modalities=False),
+    "qwen2_5_vl": Family(one_span_a_video=True, mixes_modalities=False),
+    "qwen3_vl": Family(one_span_a_video=False, mixes_modalities=True),
+    "qwen3_vl_moe": Family(one_span_a_video=False, mixes_modalities=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ItemKeys:
+    """The fields of `MultimodalInput`: which tokens belong to which item, and what the item is.
+
+    All in prompt order. Item i owns the runs from `item_run_cu_offsets[i]` up to `item_run_cu_offsets[i + 1]`.
+    """
+
+    hashes: list[list[int]]
+    """Eight signed 32-bit integers an item."""
+    positions: list[int]
+    """Where each item's first placeholder stands."""
+    lengths: list[int]
+    """Placeholders of each item, the text between its runs not counted."""
+    item_run_cu_offsets: list[int]
+    run_positions: list[int]
+    run_lengths: list[int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptParams:
+    """One prompt as `PreprocessedInputs` and `MultimodalParams` want it, in plain types."""
+
+    prompt_token_ids: list[int]
+    """Placeholders stand as the ids of the vocabulary: Qwen's processors no longer replace them (`_postprocess`)."""
+    multimodal_data: dict[str, Any]
+    """`image`, `video`, `mrope_config`, `multimodal_embedding_lengths`; the last three rooms empty ones left out."""
+    item_order: list[dict[str, str | int]] | None
+    """`modality` and `index` of each item in prompt order, for a mixed prompt; else None."""
+    keys: ItemKeys | None
+    """None for text alone, and for a prompt without hashes."""
+
+
+def build_params(
+    tensors: Mapping[str, np.ndarray],
+    layout: ModelLayout,
+    family: Family,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    reuses_kv_blocks: bool,
+) -> PromptParams:
+    """Make one prompt's parameters.
+
+    Args:
+        tensors: By contract name; names that this model does not read are ignored.
+        layout: Of the model that will read them, with the family's `one_span_a_video`.
+        family: Of the same model.
+        device: Where pixels are normalized, and stay; grids and positions are on the CPU.
+        dtype: Of the pixels, the model's own.
+        reuses_kv_blocks: Whether the engine keeps KV blocks across prompts: then items must have hashes.
+    Raises:
+        InvalidPrompt: a tensor is missing, has the wrong type or shape, or contradicts another.
+    Source: modeling_qwen2vl.py, `Qwen2VLInputProcessorBase.call_with_text_prompt`; registry.py,
+        `multimodal_hashing_process`.
+    """
+    inputs = build_model_inputs(tensors, layout, device=device, dtype=dtype)
+    token_ids = tensors["input_ids"]
+    data: dict[str, Any] = {}
+    for name, pixels, grids in (
+        ("image", "pixel_values", "image_grid_thw"),
+        ("video", "pixel_values_videos", "video_grid_thw"),
+    ):
+        if pixels in inputs:
+            data[name] = {pixels: inputs[pixels], grids: inputs[grids].cpu()}
+    has_items = bool(data)
+    if len(data) > 1 and not family.mixes_modalities:
+        raise InvalidPrompt(
+            "the prompt has images and videos; TensorRT-LLM is known to keep their order for Qwen3-VL alone. "
+            "Send one kind a prompt"
+        )
+    data["mrope_config"] = _mrope_config(tensors, len(token_ids), layout.max_positions, is_required=has_items)
+    if not has_items:
+        return PromptParams(token_ids.tolist(), data, None, None)
+
+    modality = tensors["item_modality"].tolist()
+    hashes = _item_hashes(tensors, len(modality), is_required=reuses_kv_blocks)
+    keys = _item_keys(tensors["item_spans"], len(modality), hashes)
+    # Embedding rows an item, which the encoder's output is split by; a Qwen item has no token without a row.
+    data["multimodal_embedding_lengths"] = list(keys.lengths)
+    is_mixed = len(set(modality)) > 1
+    return PromptParams(
+        token_ids.tolist(), data, _item_order(modality) if is_mixed else None, keys if hashes is not None else None
+    )
+
+
+def sampling_arguments(sampling: Sampling) -> dict[str, Any]:
+    """Make the keyword arguments of TensorRT-LLM's `SamplingParams`.
+
+    Without stop tokens `end_id` stays unset, and TensorRT-LLM takes the checkpoint's own; with them those are replaced,
+    as `vlm_transformers` does.
+    Source: sampling_params.py: all of top_k, top_p and temperature unset, or top_k = 1, is greedy; a stop token other
+        than `end_id` is cut off the answer unless `include_stop_str_in_output`.
+    """
+    arguments: dict[str, Any] = {
+        "max_tokens": sampling.max_tokens,
+        "detokenize": False,  # text is made where the prompt came from
+        "include_stop_str_in_output": True,
+    }
+    if sampling.temperature == 0:
+        arguments["top_k"] = 1
+    else:
+        # top_p is given even where it is off: with top_k and top_p both unset, earlier releases decode greedily.
+        arguments |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
+        if sampling.top_k:
+            arguments["top_k"] = sampling.top_k
+    if sampling.stop_token_ids:
+        arguments["end_id"], *others = sampling.stop_token_ids
+        if others:
+            arguments["stop_token_ids"] = others
+    return arguments
+
+
+def missing_stop_token(
+    token_ids: Sequence[int], end_id: int | None, stop_token_ids: Sequence[int] | None, stop_reason: Any
+) -> list[int]:
+    """The stop token that ended an answer, if the answer lacks it: the contract has it as the last token.
+
+    Args:
+        token_ids: Of the whole answer.
+        end_id, stop_token_ids: As the engine used them, a checkpoint's own filled in.
+        stop_reason: The stop token id that TensorRT-LLM names; None where it was `end_id` (executor/result.py).
+    """
+    stops = {end_id, *(stop_token_ids or ())}
+    if token_ids and token_ids[-1] in stops:
+        return []
+    ended_by = stop_reason if isinstance(stop_reason, int) else end_id
+    return [] if ended_by is None or ended_by < 0 else [ended_by]
+
+
+def _mrope_config(
+    tensors: Mapping[str, np.ndarray], length: int, max_positions: int, *, is_required: bool
+) -> dict[str, torch.Tensor]:
+    """`mrope_position_ids` int64 [3, 1, L] and `mrope_position_deltas` int32 [1, 1].
+
+    Text alone needs them too: the language model reads no other positions. There they count up from 0 on all axes, so
+    they are made here when they did not come.
+    """
+    positions, delta = tensors.get("mrope_position_ids"), tensors.get("mrope_position_delta")
+    if positions is None and delta is None and not is_required:
+        positions, delta = np.broadcast_to(np.arange(length, dtype=np.int32), (3, length)), np.zeros(1, np.int32)
+    if positions is None or delta is None:
+        missing = "mrope_position_ids" if positions is None else "mrope_position_delta"
+        raise InvalidPrompt(f"{missing} is missing; this engine places no rotary positions itself")
+    if positions.dtype != np.int32 or positions.shape != (3, length):
+        raise InvalidPrompt(
+            f"mrope_position_ids is {positions.dtype} {list(positions.shape)}; it must be int32 {[3, length]}"
+        )
+    if positions.min() < 0 or positions.max() >= max_positions:
+        raise InvalidPrompt(
+            f"mrope_position_ids range from {positions.min()} to {positions.max()}; the model has 0 to "
+            f"{max_positions - 1}"
+        )
+    if delta.dtype != np.int32 or delta.shape != (1,):
+        raise InvalidPrompt(f"mrope_position_delta is {delta.dtype} {list(delta.shape)}; it must be int32 [1]")
+    following = int(positions.max()) + 1
+    if delta[0] != following - length:
+        raise InvalidPrompt(
+            f"mrope_position_delta is {delta[0]}; {length} input ids whose positions end before {following} have "
+            f"{following - length}"
+        )
+    return {
+        "mrope_position_ids": torch.from_numpy(positions.astype(np.int64))[:, None],
+        "mrope_position_deltas": torch.from_numpy(delta.copy())[None],
+    }
+
+
+def _item_hashes(tensors: Mapping[str, np.ndarray], item_count: int, *, is_required: bool) -> list[list[int]] | None:
+    """Eight signed integers an item: a digest's 32 bytes, four at a time, the first the highest.
+
+    Source: inputs/multimodal.py, `hexdigest_to_int32`.
+    """
+    hashes = tensors.get("item_hash")
+    if hashes is None:
+        if is_required:
+            # Placeholders are the same ids in every prompt, so blocks would be found again under another image.
+            raise InvalidPrompt("item_hash is missing; this engine reuses KV blocks and tells items apart by it")
+        return None
+    if hashes.dtype != np.uint8 or hashes.shape != (item_count, HASH_BYTES):
+        raise InvalidPrompt(
+            f"item_hash is {hashes.dtype} {list(hashes.shape)}; it must be uint8 {[item_count, HASH_BYTES]}"
+        )
+    digits: list[list[int]] = np.ascontiguousarray(hashes).view(">i4").tolist()
+    return digits
+
+
+def _item_keys(spans: np.ndarray, item_count: int, hashes: list[list[int]] | None) -> ItemKeys:
+    """Group the spans, which are in prompt order and at least one an item, by their items."""
+    items, offsets, lengths = spans.T
+    first_spans = np.searchsorted(items, np.arange(item_count))
+    return ItemKeys(
+        hashes=hashes or [],
+        positions=offsets[first_spans].tolist(),
+        lengths=np.bincount(items, weights=lengths, minlength=item_count).astype(int).tolist(),
+        item_run_cu_offsets=[*first_spans.tolist(), len(spans)],
+        run_positions=offsets.tolist(),
+        run_lengths=lengths.tolist(),
+    )
+
+
+def _item_order(modality: Sequence[int]) -> list[dict[str, str | int]]:
+    counts = dict.fromkeys(MODALITY_NAMES.values(), 0)
+    order: list[dict[str, str | int]] = []
+    for kind in modality:
+        name = MODALITY_NAMES[kind]
+        order.append({"modality": name, "index": counts[name]})
+        counts[name] += 1
+    return order

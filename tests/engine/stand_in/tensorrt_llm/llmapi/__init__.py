@@ -1,0 +1,3 @@
+class KvCacheConfig:
+    def __init__(self, **arguments):
+        self.arguments = arguments

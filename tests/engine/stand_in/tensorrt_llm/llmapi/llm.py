@@ -1,0 +1,139 @@
+import asyncio
+import json
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+
+from tensorrt_llm import script
+from tensorrt_llm.executor.utils import RequestError
+
+PACE_SECONDS = 0.001
+
+
+@dataclass
+class PreprocessedInputs:
+    prompt_token_ids: list[int]
+    multimodal_params: Any = None
+    encoder_input_token_ids: list[int] | None = None
+
+
+@dataclass
+class CompletionOutput:
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: Any = None
+
+
+class InputProcessor:
+    def __init__(self, config):
+        self.config = config
+        self.dtype = torch.bfloat16
+
+    def get_mm_token_ids(self):
+        return [self.config.image_token_id, self.config.video_token_id]
+
+    def get_mm_encoder_item_metadata(self, prompt_token_ids, multimodal_data):
+        return ("items", len(prompt_token_ids), sorted(multimodal_data))
+
+    def _postprocess(self, input_ids):
+        return input_ids
+
+
+class LLM:
+    """Keeps what it was made with and what was asked of it."""
+
+    made: ClassVar[list[Any]] = []
+    processor_type = InputProcessor
+
+    def __init__(self, model, **arguments):
+        text = (Path(model) / "config.json").read_text()
+        self.input_processor = self.processor_type(json.loads(text, object_hook=lambda item: SimpleNamespace(**item)))
+        self.arguments = {"model": model, **arguments}
+        self.args = SimpleNamespace(max_num_tokens=8192, max_seq_len=None, enable_chunked_prefill=False)
+        vars(self.args).update({name: arguments[name] for name in vars(self.args) if name in arguments})
+        self.outputs: list[RequestOutput] = []
+        self.is_shut_down = False
+        LLM.made.append(self)
+
+    def generate_async(self, inputs, sampling_params=None, streaming=False):
+        asyncio.get_running_loop()  # the real one makes its queue for the loop that it is called on
+        assert isinstance(inputs, PreprocessedInputs)
+        assert streaming
+        course = inputs.prompt_token_ids[0]
+        if course == script.REFUSED:
+            raise RequestError("the script refuses")
+        if course == script.LEAVING:
+            raise RuntimeError("LLM is shutting down")
+        if sampling_params.end_id is None:
+            sampling_params.end_id = script.OWN_END_ID
+        output = RequestOutput(inputs, sampling_params)
+        self.outputs.append(output)
+        return output
+
+    def shutdown(self):
+        self.is_shut_down = True
+
+
+class RequestOutput:
+    def __init__(self, inputs, sampling):
+        self.inputs, self.sampling = inputs, sampling
+        self.outputs = [CompletionOutput()]
+        self.finished = False
+        self.is_aborted = False
+        self._is_aborted = asyncio.Event()
+
+    def abort(self):
+        self.is_aborted = True
+        self._is_aborted.set()
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        if self.finished:
+            raise StopAsyncIteration
+        answer = self.outputs[0]
+        course = self.inputs.prompt_token_ids[0]
+        if course == script.SILENT:
+            await self._is_aborted.wait()
+        await asyncio.sleep(PACE_SECONDS)
+        if self.is_aborted:
+            return self._finish("cancelled")
+        count = len(answer.token_ids)
+        if course == script.CHECKSUM:
+            answer.token_ids.append(_checksum(self.inputs.multimodal_params.multimodal_data))
+            return self._finish("length")
+        if course != script.COUNT_UP and count == 2:
+            return self._end(course)
+        answer.token_ids.append(count)
+        if count + 1 == self.sampling.max_tokens:
+            self._finish("length")
+        return self
+
+    def _end(self, course):
+        if course == script.FAIL:
+            self.finished = True
+            raise RequestError("the script fails")
+        if course == script.STOP_WORD:
+            stop = self.sampling.stop_token_ids[-1]
+            if self.sampling.include_stop_str_in_output:
+                self.outputs[0].token_ids.append(stop)
+            self.outputs[0].stop_reason = stop
+        return self._finish("timeout" if course == script.TIME_OUT else "stop")
+
+    def _finish(self, reason):
+        self.finished = True
+        self.outputs[0].finish_reason = reason
+        return self
+
+
+def _checksum(data):
+    pixels = [data[kind][name].tensor for kind, name in _PIXELS if kind in data]
+    return zlib.crc32(torch.cat(pixels).float().numpy().tobytes()) & 0x7FFFFFFF
+
+
+_PIXELS = (("image", "pixel_values"), ("video", "pixel_values_videos"))

@@ -1,0 +1,179 @@
+"""`vlm_tensorrt_llm` in a real Triton: its configuration, how it fails to start, and its glue, over a real client.
+
+There is no TensorRT-LLM here, so the first tests see it missing, and the others put `stand_in/` in its place: what they
+prove is everything around the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+
+import pytest
+import pytest_asyncio
+import torch
+
+from deploy.triton.local_server import TritonServer, TritonSetupError
+from engine_client import (
+    EngineFailed,
+    EngineRejected,
+    EngineRequest,
+    EngineUnavailable,
+    FinishReason,
+    SamplingParameters,
+    TritonEngine,
+)
+from tests.engine.servers import PATIENCE_SECONDS, answer, eventually, outcome_count
+from tests.engine.tensorrt_llm_model import (
+    FOLDER,
+    PARAMETERS,
+    STAND_IN,
+    Tensors,
+    contract,
+    image_tensors,
+    mixed_tensors,
+    settings,
+    text_tensors,
+    write_checkpoint,
+)
+
+MODEL = FOLDER.name
+MAX_IN_FLIGHT = 3
+COUNT_UP, END_ID, FAIL, SILENT, REFUSED, LEAVING, CHECKSUM = 1, 2, 4, 6, 7, 8, 9  # stand_in/tensorrt_llm/script.py
+FOUR_TOKENS = SamplingParameters(max_tokens=4)
+
+
+# -- without TensorRT-LLM ----------------------------------------------------------------------------------------------
+
+
+def test_without_tensorrt_llm_the_model_does_not_load_and_names_the_releases_that_it_knows() -> None:
+    with (
+        pytest.raises(TritonSetupError) as raised,
+        TritonServer([MODEL], environment={"VLM_CHECKPOINT": "Qwen/Qwen3-VL-4B-Instruct"}),
+    ):
+        pass
+    assert "vlm_tensorrt_llm: tensorrt_llm cannot be imported (No module named 'tensorrt_llm')" in str(raised.value)
+    assert "this model knows the releases 1.3.0rc23 to 1.4.0rc1" in str(raised.value)
+
+
+def test_without_a_checkpoint_the_model_says_where_to_name_one() -> None:
+    with (
+        pytest.raises(TritonSetupError, match="checkpoint is empty, and so is VLM_CHECKPOINT"),
+        TritonServer([MODEL], environment={"VLM_CHECKPOINT": ""}),
+    ):
+        pass
+
+
+def test_the_configuration_has_every_parameter_that_is_read() -> None:
+    text = (FOLDER / "config.pbtxt").read_text()
+    written = dict(line.split('key: "')[1].split('"', 1) for line in text.splitlines() if 'key: "' in line)
+    values = {name: rest.split('string_value: "')[1].rpartition('"')[0] for name, rest in written.items()}
+    assert set(values) == set(PARAMETERS)
+    assert settings.EngineSettings.from_parameters(values, {"VLM_CHECKPOINT": "there"}).pixel_device == "cuda:0"
+
+
+def test_both_models_check_prompts_by_the_same_file() -> None:
+    assert (FOLDER / "1/contract.py").resolve() == FOLDER.with_name("vlm_transformers").resolve() / "1/contract.py"
+
+
+# -- with the stand-in -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """The deployed model, but for two parameters, and the stand-in where it looks for TensorRT-LLM."""
+    folder = tmp_path_factory.mktemp("models")
+    shutil.copytree(FOLDER, folder / MODEL)
+    shutil.copytree(STAND_IN, folder / MODEL, dirs_exist_ok=True)  # a model's folder is on its Python's path
+    config = folder / MODEL / "config.pbtxt"
+    changed = config.read_text()
+    for old, new in (('"cuda:0"', '"cpu"'), ('"64"', f'"{MAX_IN_FLIGHT}"')):
+        assert changed.count(old) == 1
+        changed = changed.replace(old, new)
+    config.write_text(changed)
+    checkpoint = write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+    with TritonServer([MODEL], repository=folder, environment={"VLM_CHECKPOINT": str(checkpoint)}) as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def client(server: TritonServer) -> AsyncIterator[TritonEngine]:
+    async with TritonEngine(server.grpc_address, MODEL) as one:
+        yield one
+
+
+def asked(tensors: Tensors, sampling: SamplingParameters = FOUR_TOKENS) -> EngineRequest:
+    return EngineRequest("asked", tensors, sampling)
+
+
+def outcomes(server: TritonServer, *names: str) -> list[int]:
+    return [outcome_count(server, name) for name in names]
+
+
+async def test_tokens_are_streamed_and_the_last_has_the_reason(client: TritonEngine) -> None:
+    steps = [step async for step in client.generate(asked(mixed_tensors(COUNT_UP)))]
+    assert [step.token_ids for step in steps] == [(0,), (1,), (2,), (3,)]
+    assert [step.finish_reason for step in steps] == [None, None, None, FinishReason.LENGTH]
+
+
+async def test_a_stop_token_is_the_last(client: TritonEngine) -> None:
+    sampling = SamplingParameters(max_tokens=4, stop_token_ids=(40, 41))
+    steps = [step async for step in client.generate(asked(text_tensors(END_ID), sampling))]
+    assert [token_id for step in steps for token_id in step.token_ids] == [0, 1, 40]
+    assert steps[-1].finish_reason is FinishReason.STOP
+
+
+async def test_pixels_arrive_normalized_in_the_models_dtype(client: TritonEngine) -> None:
+    tensors = image_tensors(CHECKSUM)
+    floats = contract.normalize_patches(
+        torch.from_numpy(tensors["pixel_patches"]), tensors["pixel_mean"], tensors["pixel_std"]
+    )
+    expected = zlib.crc32(floats.to(torch.bfloat16).float().numpy().tobytes()) & 0x7FFFFFFF
+    assert await answer(client, asked(tensors)) == [expected]
+
+
+async def test_an_answer_that_is_left_is_aborted(server: TritonServer, client: TritonEngine) -> None:
+    [before] = outcomes(server, "cancelled")
+    async with aclosing(client.generate(asked(text_tensors(COUNT_UP), SamplingParameters(max_tokens=60)))) as steps:
+        await anext(steps)
+    silent = asyncio.create_task(answer(client, asked(text_tensors(SILENT))))
+    await asyncio.wait({silent}, timeout=0.1)
+    silent.cancel()
+    await eventually(lambda: outcomes(server, "cancelled") == [before + 2])
+
+
+async def test_a_prompt_too_many_is_refused_as_unavailable(server: TritonServer, client: TritonEngine) -> None:
+    [before] = outcomes(server, "cancelled")
+    tasks = [asyncio.create_task(answer(client, asked(text_tensors(SILENT)))) for _ in range(MAX_IN_FLIGHT + 1)]
+    done, _ = await asyncio.wait(tasks, timeout=PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    with pytest.raises(EngineUnavailable, match="too many prompts are in flight"):
+        done.pop().result()
+    await eventually(lambda: outcomes(server, "cancelled") == [before + MAX_IN_FLIGHT])
+    assert await answer(client, asked(text_tensors(COUNT_UP))) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "error", "complaint", "outcome"),
+    [
+        pytest.param(
+            {"input_ids": image_tensors()["input_ids"]}, EngineRejected, "2 placeholder", "rejected", id="bad"
+        ),
+        pytest.param(text_tensors(REFUSED), EngineRejected, "the script refuses", "rejected", id="refused"),
+        pytest.param(text_tensors(LEAVING), EngineUnavailable, "LLM is shutting down", "refused", id="leaving"),
+        pytest.param(text_tensors(FAIL), EngineFailed, "the script fails", "failed", id="failing"),
+    ],
+)
+async def test_an_error_is_the_callers_or_the_engines(
+    server: TritonServer, client: TritonEngine, tensors: Tensors, error: type[Exception], complaint: str, outcome: str
+) -> None:
+    [before] = outcomes(server, outcome)
+    with pytest.raises(error, match=complaint):
+        await answer(client, asked(tensors))
+    assert outcomes(server, outcome) == [before + 1]
+    assert await answer(client, asked(text_tensors(COUNT_UP))) == [0, 1, 2, 3]
