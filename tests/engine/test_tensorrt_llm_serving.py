@@ -10,8 +10,9 @@ import asyncio
 import shutil
 import zlib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 
+import grpc.aio
 import pytest
 import pytest_asyncio
 import torch
@@ -84,6 +85,13 @@ def test_both_models_check_prompts_by_the_same_file() -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """For the tests that leave it as it was."""
+    with serving_stand_in(tmp_path_factory) as running:
+        yield running
+
+
+@contextmanager
+def serving_stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """The deployed model, but for two parameters, and the stand-in where it looks for TensorRT-LLM."""
     folder = tmp_path_factory.mktemp("models")
     shutil.copytree(FOLDER, folder / MODEL)
@@ -177,3 +185,23 @@ async def test_an_error_is_the_callers_or_the_engines(
         await answer(client, asked(tensors))
     assert outcomes(server, outcome) == [before + 1]
     assert await answer(client, asked(text_tensors(COUNT_UP))) == [0, 1, 2, 3]
+
+
+async def test_unloading_waits_for_answers_and_then_shuts_the_engine_down(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with serving_stand_in(tmp_path_factory) as server:
+        async with TritonEngine(server.grpc_address, MODEL) as client:
+            steps = client.generate(asked(text_tensors(COUNT_UP), SamplingParameters(max_tokens=60)))
+            received = [(await anext(steps)).token_ids]
+            unloading = asyncio.create_task(unload(server))
+            received += [step.token_ids async for step in steps]
+            await unloading
+        assert received == [(token_id,) for token_id in range(60)]
+        await eventually(lambda: "the stand-in is shut down" in server.log_path.read_text())
+
+
+async def unload(server: TritonServer) -> None:
+    request = b"\x12" + bytes([len(MODEL)]) + MODEL.encode()  # RepositoryModelUnloadRequest.model_name
+    async with grpc.aio.insecure_channel(server.grpc_address) as channel:
+        await channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelUnload")(request, timeout=30)

@@ -81,7 +81,8 @@ class TritonPythonModel:
                 self._finish(sender, REFUSED, error)
 
     def finalize(self) -> None:
-        # Triton calls this when no request is left, or its exit timeout is over and their clients are gone.
+        # Triton (2.51) waits for answers before it calls this, whether it unloads the model or exits, and when its exit
+        # timeout is over it does not call it at all. A release that called earlier would find them drained here.
         _, late = concurrent.futures.wait(set(self._answers), timeout=self._settings.drain_seconds)
         self._is_leaving.set()
         concurrent.futures.wait(late, timeout=LEAVE_SECONDS)

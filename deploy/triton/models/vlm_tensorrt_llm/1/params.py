@@ -70,7 +70,7 @@ class PromptParams:
     prompt_token_ids: list[int]
     """Placeholders stand as the ids of the vocabulary: Qwen's processors no longer replace them (`_postprocess`)."""
     multimodal_data: dict[str, Any]
-    """`image`, `video`, `mrope_config`, `multimodal_embedding_lengths`; the last three rooms empty ones left out."""
+    """`mrope_config` always; `image`, `video` and `multimodal_embedding_lengths` where the prompt has such items."""
     item_order: list[dict[str, str | int]] | None
     """`modality` and `index` of each item in prompt order, for a mixed prompt; else None."""
     keys: ItemKeys | None

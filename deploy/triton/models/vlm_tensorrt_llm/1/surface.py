@@ -7,14 +7,13 @@ known, and each name and field that is used must be there.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from dataclasses import dataclass
 from typing import Any
 
 # From the first release after image and video features could be put back into prompt order (pull request 16337, July
-# 2026) to the newest on the package index in November 2026. Up to then Qwen's placeholders were ids beyond the
-# vocabulary, and runs of one item with text between them had no place in the key of a KV block.
+# 2026) to the newest on the package index in November 2026. Earlier ones also had ids beyond the vocabulary at Qwen's
+# placeholders, and no place for the runs of an item with text between them in the key of a KV block.
 KNOWN_VERSIONS = (
     "1.3.0rc23",
     "1.3.0rc23.post1",
@@ -93,8 +92,9 @@ def find_surface(*, accept_other_versions: bool) -> Surface:
     found = {name: _find(module, name) for module, names in _NAMES.items() for name in names}
     lacking = [f"{module}.{name}" for module, names in _NAMES.items() for name in names if found[name] is None]
     for name, fields in _FIELDS.items():
-        present = {field.name for field in dataclasses.fields(found[name])} if found[name] else set(fields)
-        lacking += [f"{name}.{field}" for field in fields if field not in present]
+        if found[name] is not None:
+            present = getattr(found[name], "__dataclass_fields__", ())
+            lacking += [f"{name}.{field}" for field in fields if field not in present]
     if lacking:
         raise UnsupportedEngine(f"tensorrt_llm {version} lacks {', '.join(lacking)}; {KNOWN}")
     key = _find("tensorrt_llm.inputs.multimodal", "MULTIMODAL_ENCODER_ITEM_METADATA_KEY")

@@ -76,6 +76,7 @@ class LLM:
 
     def shutdown(self):
         self.is_shut_down = True
+        print("the stand-in is shut down", flush=True)
 
 
 class RequestOutput:
