@@ -18,8 +18,24 @@ Which tensors an engine takes is the engine contract's matter; this package carr
 prompts or the service that makes them. `engine_client.testing.FakeEngine` stands in for an engine in tests.
 """
 
-from engine_client.client import EngineClient
-from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineFailed, EngineRejected, EngineUnavailable
+from engine_client.breaker import EndpointPolicy, Standing
+from engine_client.client import EngineClient, Metadata
+from engine_client.contract import CONTRACT_INPUTS, Outputs
+from engine_client.credentials import CredentialsError, TokenFile, tls_credentials
+from engine_client.endpoint import EndpointState
+from engine_client.endpoints import Endpoints, triton_endpoints
+from engine_client.errors import (
+    EngineDeadlineExceeded,
+    EngineError,
+    EngineFailed,
+    EngineMismatch,
+    EngineOverloaded,
+    EngineRejected,
+    EngineUnavailable,
+)
+from engine_client.fingerprint import EXACT_PARTS, Fingerprint, OnMismatch, format_parameters
+from engine_client.profile_files import ProfileError, builtin_profile_names, load_profile, parse_profile
+from engine_client.profiles import Constant, InputRule, PixelForm, Profile
 from engine_client.triton import TritonEngine
 from engine_client.types import (
     EngineInfo,
@@ -31,17 +47,42 @@ from engine_client.types import (
 )
 
 __all__ = [
+    "CONTRACT_INPUTS",
+    "EXACT_PARTS",
+    "Constant",
+    "CredentialsError",
+    "EndpointPolicy",
+    "EndpointState",
+    "Endpoints",
     "EngineClient",
     "EngineDeadlineExceeded",
     "EngineError",
     "EngineFailed",
     "EngineInfo",
+    "EngineMismatch",
+    "EngineOverloaded",
     "EngineRejected",
     "EngineRequest",
     "EngineStep",
     "EngineUnavailable",
+    "Fingerprint",
     "FinishReason",
+    "InputRule",
+    "Metadata",
+    "OnMismatch",
+    "Outputs",
+    "PixelForm",
+    "Profile",
+    "ProfileError",
     "SamplingParameters",
+    "Standing",
     "TensorInfo",
+    "TokenFile",
     "TritonEngine",
+    "builtin_profile_names",
+    "format_parameters",
+    "load_profile",
+    "parse_profile",
+    "tls_credentials",
+    "triton_endpoints",
 ]

@@ -1,8 +1,11 @@
 """Everything that can go wrong between a prepared prompt and its answer.
 
     EngineError                      catches all of these
-    ├── EngineUnavailable            ENGINE_UNAVAILABLE        down, not loaded, full, or gone in mid-answer: another
-    │                                                          engine may do, or this one later
+    ├── EngineUnavailable            ENGINE_UNAVAILABLE        down, not loaded, or gone in mid-answer: another
+    │   │                                                      engine may do, or this one later
+    │   ├── EngineOverloaded         ENGINE_OVERLOADED         alive, and as full as it may be
+    │   └── EngineMismatch           ENGINE_MISMATCH           it takes or was set up for something else than what
+    │                                                          is sent here: see `mismatches`
     ├── EngineDeadlineExceeded       ENGINE_DEADLINE_EXCEEDED  the caller's own limit; the engine was told to stop
     ├── EngineRejected               ENGINE_REJECTED           the engine found the request wrong: do not repeat it
     └── EngineFailed                 ENGINE_FAILED             the engine took the request and broke, or its answer
@@ -13,7 +16,7 @@ Foreign exceptions do not leave this package: `grpc_errors` maps them, in one pl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -37,6 +40,21 @@ class EngineUnavailable(EngineError):
     reason = "ENGINE_UNAVAILABLE"
 
 
+class EngineOverloaded(EngineUnavailable):
+    reason = "ENGINE_OVERLOADED"
+
+
+class EngineMismatch(EngineUnavailable):
+    """Unavailable, because nothing sent to this engine would be understood as it was meant; another one may fit."""
+
+    reason = "ENGINE_MISMATCH"
+
+    def __init__(self, who: str, mismatches: Sequence[str]) -> None:
+        super().__init__(f"{who} does not fit: {'; '.join(mismatches)}")
+        self.mismatches = tuple(mismatches)
+        """Each names what differs, with both sides."""
+
+
 class EngineDeadlineExceeded(EngineError):
     reason = "ENGINE_DEADLINE_EXCEEDED"
 
@@ -51,7 +69,8 @@ class EngineFailed(EngineError):
 
 # Not listed: EngineFailed.
 _BY_STATUS: Mapping[grpc.StatusCode, type[EngineError]] = {
-    grpc.StatusCode.UNAVAILABLE: EngineUnavailable,  # nobody listens, the connection broke, or the queue is full
+    grpc.StatusCode.UNAVAILABLE: EngineUnavailable,  # nobody listens, or the connection broke
+    grpc.StatusCode.RESOURCE_EXHAUSTED: EngineOverloaded,
     grpc.StatusCode.NOT_FOUND: EngineUnavailable,  # the model is not loaded; a deployment may be under way
     grpc.StatusCode.UNIMPLEMENTED: EngineUnavailable,  # something else listens there
     grpc.StatusCode.CANCELLED: EngineUnavailable,  # not by us: the server shuts down
@@ -63,7 +82,9 @@ _BY_STATUS: Mapping[grpc.StatusCode, type[EngineError]] = {
 
 
 # Triton 2.51 has no status for these: either it sends text alone, or, for a Python model whose process died, INTERNAL.
-_UNAVAILABLE_PHRASES = ("unknown model", "is not ready", "maximum queue size", "is not healthy")
+_UNAVAILABLE_PHRASES = ("unknown model", "is not ready", "is not healthy")
+# Triton's own full queue; and this project's models, which have no better status to send than UNAVAILABLE.
+_OVERLOADED_PHRASES = ("maximum queue size", "too many prompts wait")
 
 
 @contextmanager
@@ -80,8 +101,8 @@ def grpc_errors(who: str) -> Iterator[None]:
     except AioRpcError as error:
         details = error.details() or "no details"
         kind = _BY_STATUS.get(error.code(), EngineFailed)
-        if kind is EngineFailed and _means_unavailable(details):
-            kind = EngineUnavailable
+        if kind in (EngineFailed, EngineUnavailable):
+            kind = _told_by_text(details, kind)
         raise kind(f"{who}: {details} ({error.code().name})") from error
 
 
@@ -91,9 +112,10 @@ def refusal(who: str, text: str) -> EngineError:
     Triton sends one when it turns a request away before the model sees it: unknown tensors, wrong types and shapes,
     which are the caller's fault, and a model that cannot take it just now, which is not.
     """
-    kind = EngineUnavailable if _means_unavailable(text) else EngineRejected
-    return kind(f"{who}: {text.strip()}")
+    return _told_by_text(text, EngineRejected)(f"{who}: {text.strip()}")
 
 
-def _means_unavailable(text: str) -> bool:
-    return any(phrase in text for phrase in _UNAVAILABLE_PHRASES)
+def _told_by_text(text: str, otherwise: type[EngineError]) -> type[EngineError]:
+    if any(phrase in text for phrase in _OVERLOADED_PHRASES):
+        return EngineOverloaded
+    return EngineUnavailable if any(phrase in text for phrase in _UNAVAILABLE_PHRASES) else otherwise

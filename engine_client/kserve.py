@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from tritonclient.grpc import service_pb2
 
+from engine_client.contract import CONTRACT_OUTPUTS, Outputs
 from engine_client.types import EngineInfo, SamplingParameters, TensorInfo
 
 SERVICE = "/inference.GRPCInferenceService/"
@@ -111,11 +112,13 @@ def encode_infer_request(model_name: str, request_id: str, tensors: Mapping[str,
     return wire.getvalue()  # hands its buffer over, without a copy
 
 
-def decode_infer_reply(wire: bytes) -> InferReply:
+def decode_infer_reply(wire: bytes, wanted: Outputs = CONTRACT_OUTPUTS) -> InferReply:
     """Read one ModelStreamInferResponse.
 
+    Args:
+        wanted: What the outputs are called; the engine contract's names unless a profile says otherwise.
     Raises:
-        ValueError: an output is not what the engine contract says.
+        ValueError: an output is not what `wanted` says.
     """
     message = service_pb2.ModelStreamInferResponse.FromString(wire)
     response = message.infer_response
@@ -124,15 +127,15 @@ def decode_infer_reply(wire: bytes) -> InferReply:
         for output, content in zip(response.outputs, response.raw_output_contents, strict=True)
     }
     token_ids: tuple[int, ...] = ()
-    if "token_ids" in outputs:
-        datatype, content = outputs["token_ids"]
-        if datatype != "INT32":
-            raise ValueError(f"output token_ids is {datatype}; it must be INT32")
-        token_ids = tuple(np.frombuffer(content, "<i4").tolist())
+    if wanted.token_ids in outputs:
+        datatype, content = outputs[wanted.token_ids]
+        if datatype != wanted.token_ids_datatype:
+            raise ValueError(f"output {wanted.token_ids} is {datatype}; it must be {wanted.token_ids_datatype}")
+        token_ids = tuple(np.frombuffer(content, "<i8" if datatype == "INT64" else "<i4").tolist())
     return InferReply(
         error_message=message.error_message,
         token_ids=token_ids,
-        finish_reason=_first_string(outputs["finish_reason"][1]) if "finish_reason" in outputs else None,
+        finish_reason=_first_string(outputs[wanted.finish_reason][1]) if wanted.finish_reason in outputs else None,
         is_final=response.parameters[_FINAL_RESPONSE].bool_param if _FINAL_RESPONSE in response.parameters else False,
     )
 
@@ -145,6 +148,32 @@ def encode_model_ready(model_name: str) -> bytes:
 def decode_model_ready(wire: bytes) -> bool:
     """Read a ModelReadyResponse."""
     return bool(service_pb2.ModelReadyResponse.FromString(wire).ready)
+
+
+def encode_server_ready() -> bytes:
+    """Make the bytes of a ServerReadyRequest."""
+    return _serialized(service_pb2.ServerReadyRequest())
+
+
+def decode_server_ready(wire: bytes) -> bool:
+    """Read a ServerReadyResponse."""
+    return bool(service_pb2.ServerReadyResponse.FromString(wire).ready)
+
+
+def encode_model_config(model_name: str) -> bytes:
+    """Make the bytes of a ModelConfigRequest for any version of the model."""
+    return _serialized(service_pb2.ModelConfigRequest(name=model_name))
+
+
+def with_model_config(info: EngineInfo, wire: bytes) -> EngineInfo:
+    """Add what a ModelConfigResponse knows: the model's parameters, and which inputs a prompt may come without."""
+    config = service_pb2.ModelConfigResponse.FromString(wire).config
+    optional = {tensor.name: tensor.optional for tensor in config.input}
+    return replace(
+        info,
+        inputs=tuple(replace(tensor, is_optional=optional.get(tensor.name)) for tensor in info.inputs),
+        parameters={key: value.string_value for key, value in config.parameters.items()},
+    )
 
 
 def encode_model_metadata(model_name: str) -> bytes:
@@ -202,3 +231,8 @@ def _first_string(content: bytes) -> str:
     """The first element of a BYTES tensor: four bytes of length, little-endian, then that many bytes."""
     length = int.from_bytes(content[:4], "little")
     return content[4 : 4 + length].decode()
+
+
+def dtype_of(datatype: str) -> np.dtype[Any] | None:
+    """The array type of a KServe v2 name; None for a name that has none here, such as BYTES."""
+    return next((dtype for dtype, name in _DATATYPES.items() if name == datatype), None)

@@ -96,6 +96,8 @@ class TensorInfo:
     """KServe v2 name, for example `UINT8` or `BF16`."""
     shape: tuple[int, ...]
     """-1 where any length will do."""
+    is_optional: bool | None = None
+    """Whether a prompt may come without this input; None where the engine does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,8 @@ class EngineInfo:
     model_versions: tuple[str, ...]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    """What the model's own configuration says beside its tensors, such as a fingerprint."""
 
 
 def _require_within(name: str, value: int, low: int, high: int) -> None:

@@ -6,7 +6,14 @@ import grpc
 import pytest
 from grpc.aio import AioRpcError, Metadata
 
-from engine_client import EngineDeadlineExceeded, EngineError, EngineFailed, EngineRejected, EngineUnavailable
+from engine_client import (
+    EngineDeadlineExceeded,
+    EngineError,
+    EngineFailed,
+    EngineOverloaded,
+    EngineRejected,
+    EngineUnavailable,
+)
 from engine_client.errors import grpc_errors, refusal
 
 
@@ -14,6 +21,8 @@ from engine_client.errors import grpc_errors, refusal
     ("status", "details", "kind"),
     [
         (grpc.StatusCode.UNAVAILABLE, "connection refused", EngineUnavailable),
+        (grpc.StatusCode.UNAVAILABLE, "too many prompts wait already", EngineOverloaded),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "full", EngineOverloaded),
         (grpc.StatusCode.NOT_FOUND, "unknown model", EngineUnavailable),
         (grpc.StatusCode.UNIMPLEMENTED, "", EngineUnavailable),
         (grpc.StatusCode.CANCELLED, "", EngineUnavailable),
@@ -38,7 +47,7 @@ def test_a_status_becomes_an_error_with_its_cause(
     ("text", "kind"),
     [
         ("Request for unknown model: 'x' is not found", EngineUnavailable),
-        ("[request id: a] Exceeds maximum queue size", EngineUnavailable),
+        ("[request id: a] Exceeds maximum queue size", EngineOverloaded),
         ("unexpected inference input 'x' for model 'y'", EngineRejected),
     ],
 )
@@ -47,9 +56,12 @@ def test_a_refusal_without_a_status_is_told_by_its_text(text: str, kind: type[En
 
 
 def test_reasons_are_stable() -> None:
-    assert {kind.__name__: kind.reason for kind in (EngineError, *EngineError.__subclasses__())} == {
+    kinds = (EngineError, *EngineError.__subclasses__(), *EngineUnavailable.__subclasses__())
+    assert {kind.__name__: kind.reason for kind in kinds} == {
         "EngineError": "ENGINE_ERROR",
         "EngineUnavailable": "ENGINE_UNAVAILABLE",
+        "EngineOverloaded": "ENGINE_OVERLOADED",
+        "EngineMismatch": "ENGINE_MISMATCH",
         "EngineDeadlineExceeded": "ENGINE_DEADLINE_EXCEEDED",
         "EngineRejected": "ENGINE_REJECTED",
         "EngineFailed": "ENGINE_FAILED",

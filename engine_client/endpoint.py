@@ -1,0 +1,87 @@
+"""One engine among several: its standing, its counts, and how it is probed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from engine_client.breaker import Breaker, Standing
+from engine_client.client import EngineClient
+from engine_client.errors import EngineError, EngineMismatch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointState:
+    """One endpoint at one moment, for metrics and for people. Counts are since the start."""
+
+    name: str
+    standing: Standing
+    in_flight_count: int
+    """Requests there now."""
+    success_count: int
+    """Whole answers."""
+    failure_count: int
+    """Requests that it could not answer, or not to the end; a request that it found wrong is none."""
+    retry_count: int
+    """Requests that came here after another endpoint had failed them."""
+    ejection_count: int
+    last_error: str
+    """Of the latest failure, of a request or a probe; empty when there was none. It stays after recovery."""
+
+
+class Endpoint:
+    """One engine and what is known of it."""
+
+    def __init__(self, name: str, engine: EngineClient, breaker: Breaker) -> None:
+        self.name = name
+        self.engine = engine
+        self.breaker = breaker
+        self.in_flight_count = self.success_count = self.failure_count = self.retry_count = 0
+        self._logged = breaker.standing
+
+    @property
+    def state(self) -> EndpointState:
+        return EndpointState(
+            name=self.name,
+            standing=self.breaker.standing,
+            in_flight_count=self.in_flight_count,
+            success_count=self.success_count,
+            failure_count=self.failure_count,
+            retry_count=self.retry_count,
+            ejection_count=self.breaker.ejection_count,
+            last_error=self.breaker.last_error,
+        )
+
+    def log_standing(self) -> None:
+        """Say it once when the standing has changed."""
+        if self.breaker.standing is not self._logged:
+            self._logged = self.breaker.standing
+            level = logging.WARNING if self._logged is Standing.EJECTED else logging.INFO
+            logger.log(level, "endpoint %s is %s; last error: %s", self.name, self._logged, self.breaker.last_error)
+
+    @property
+    def trouble(self) -> str:
+        standing = self.breaker.standing.value
+        if self.breaker.standing is Standing.TRIAL:
+            standing = "one request tries it out"
+        elif self.breaker.seconds_to_return:
+            standing = f"ejected for {self.breaker.seconds_to_return:.1f} s more"
+        return f"{self.name} ({standing}): {self.breaker.last_error or 'no error yet'}"
+
+    async def probe(self, timeout_seconds: float) -> None:
+        """Ask the engine whether it is ready, and take note."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self.engine.check_ready(timeout_seconds)
+            self.breaker.probe_succeeded()
+        except TimeoutError:
+            self.breaker.probe_failed(f"no answer to a probe in {timeout_seconds:g} s")
+        except EngineError as error:
+            self.breaker.probe_failed(str(error), is_final=isinstance(error, EngineMismatch))
+        except Exception as error:  # a bug in one engine's client must not end the watch over the others
+            logger.exception("the probe of %s broke", self.name)
+            self.breaker.probe_failed(repr(error))
+        self.log_standing()

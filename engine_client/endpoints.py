@@ -1,0 +1,263 @@
+"""Several engines that take the same prompts, used as one.
+
+    async with triton_endpoints("engine-a:8001,engine-b:8001", "vlm_transformers") as engine:
+        async for step in engine.generate(request, timeout_seconds=60):
+            ...
+
+Each request goes to the emptier of two endpoints drawn by lot. It may be sent to another one as long as no token has
+come, when the first cannot answer (`EngineUnavailable`) or broke (`EngineFailed`); never when it found the request wrong
+(`EngineRejected`), never past the caller's time, and not when the retries of all requests together have run out. Which
+endpoints take part is decided by `engine_client.breaker`, from probes in the background and from what requests met.
+
+A target that a name service resolves to many addresses is one endpoint here, and one connection: name each engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+from engine_client.breaker import Attempt, Breaker, EndpointPolicy, RetryBudget, Standing
+from engine_client.client import PROBE_TIMEOUT_SECONDS, EngineClient, Metadata
+from engine_client.endpoint import Endpoint, EndpointState
+from engine_client.errors import (
+    EngineDeadlineExceeded,
+    EngineError,
+    EngineFailed,
+    EngineMismatch,
+    EngineOverloaded,
+    EngineUnavailable,
+)
+from engine_client.replay import RepeatableRequest
+from engine_client.triton import TritonEngine
+from engine_client.types import EngineInfo, EngineRequest, EngineStep
+
+
+class Endpoints:
+    """An `EngineClient` over several; also an async context manager that closes itself and them.
+
+    Args:
+        engines: By a name for people and metrics, such as the address. They are closed along with this.
+        policy: Limits and periods.
+        chance: Draws endpoints and jitter; give a seeded one for a repeatable run.
+        clock: Seconds that only ever grow.
+    Raises:
+        ValueError: there are no engines.
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[str, EngineClient],
+        policy: EndpointPolicy | None = None,
+        *,
+        chance: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not engines:
+            raise ValueError("engines is empty; give at least one endpoint")
+        self._policy = policy or EndpointPolicy()
+        self._chance = chance or random.Random()
+        self._clock = clock
+        self._endpoints = tuple(
+            Endpoint(name, engine, Breaker(self._policy, clock, self._chance)) for name, engine in engines.items()
+        )
+        self._budget = RetryBudget(self._policy)
+        self._watch: asyncio.Task[None] | None = None
+        self._probed_at = -math.inf
+        self._is_closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def states(self) -> tuple[EndpointState, ...]:
+        """Every endpoint as it is now, in the order given."""
+        return tuple(endpoint.state for endpoint in self._endpoints)
+
+    async def generate(
+        self, request: EngineRequest, *, timeout_seconds: float | None = None, metadata: Metadata = ()
+    ) -> AsyncGenerator[EngineStep, None]:
+        """See `EngineClient.generate`. What goes wrong after a token has come is the caller's to repeat."""
+        self._start_watching()
+        deadline = None if timeout_seconds is None else self._clock() + timeout_seconds
+        tried: list[Endpoint] = []
+        endpoint = self._choose(tried) or self._raise_none_left()
+        async with aclosing(RepeatableRequest(request)) as repeatable:
+            del request
+            while True:
+                tried.append(endpoint)
+                has_answered = False
+                seconds_left = None if deadline is None else max(0.0, deadline - self._clock())
+                answer = self._attempt(endpoint, repeatable.copy(), seconds_left, metadata)
+                try:
+                    async with aclosing(answer) as steps:
+                        async for step in steps:
+                            has_answered = True
+                            repeatable.forget()
+                            yield step
+                    return
+                except (EngineUnavailable, EngineFailed) as error:
+                    is_too_late = deadline is not None and self._clock() >= deadline
+                    if has_answered or is_too_late or self._is_closed:
+                        raise
+                    endpoint = self._choose_after(error, tried)
+
+    async def check_ready(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> None:
+        """Ask every endpoint that is not given time, all at once, and return if one at least would take a prompt.
+
+        Raises:
+            EngineUnavailable: none would; it says why of each.
+        """
+        self._start_watching()
+        await self._probe_all(timeout_seconds)
+        if not any(endpoint.breaker.is_ready for endpoint in self._endpoints):
+            self._raise_none_left()
+
+    async def describe(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> EngineInfo:
+        """What the first endpoint that says so is; those that may get requests are asked first."""
+        self._start_watching()
+        by_standing = sorted(self._endpoints, key=lambda endpoint: not endpoint.breaker.is_open)
+        errors: list[EngineError] = []
+        for endpoint in by_standing:
+            try:
+                return await endpoint.engine.describe(timeout_seconds)
+            except EngineError as error:
+                errors.append(error)
+        raise EngineUnavailable(f"no endpoint says what it is: {'; '.join(map(str, errors))}") from errors[-1]
+
+    async def close(self) -> None:
+        """See `EngineClient.close`."""
+        self._is_closed = True
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        await asyncio.gather(*(endpoint.engine.close() for endpoint in self._endpoints))
+
+    # -- sending -------------------------------------------------------------------------------------------------------
+
+    async def _attempt(
+        self, endpoint: Endpoint, request: EngineRequest, timeout_seconds: float | None, metadata: Metadata
+    ) -> AsyncGenerator[EngineStep, None]:
+        """Send the request to this endpoint, and keep account of what becomes of it."""
+        breaker = endpoint.breaker
+        attempt = breaker.begin()
+        endpoint.in_flight_count += 1
+        try:
+            answer = endpoint.engine.generate(request, timeout_seconds=timeout_seconds, metadata=metadata)
+            del request
+            async with aclosing(answer) as steps:
+                async for step in steps:
+                    breaker.saw_step(attempt)
+                    yield step
+            breaker.completed(attempt)
+            endpoint.success_count += 1
+            self._budget.earn()
+        except (EngineUnavailable, EngineFailed) as error:
+            endpoint.failure_count += 1
+            self._note_failure(endpoint, attempt, error)
+            raise
+        except EngineDeadlineExceeded as error:
+            breaker.abandoned(attempt, str(error))
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            breaker.abandoned(attempt, "the caller left without an answer")
+            raise
+        finally:
+            endpoint.in_flight_count -= 1
+            breaker.released(attempt)
+            endpoint.log_standing()
+
+    def _note_failure(self, endpoint: Endpoint, attempt: Attempt, error: EngineError) -> None:
+        if isinstance(error, EngineOverloaded):
+            endpoint.breaker.refused(str(error))
+            return
+        # It may be the request that breaks engines: such a one must not take out the last of them.
+        others = (other for other in self._endpoints if other is not endpoint)
+        may_eject = not isinstance(error, EngineFailed) or any(o.breaker.standing is Standing.HEALTHY for o in others)
+        endpoint.breaker.failed(attempt, str(error), is_final=isinstance(error, EngineMismatch), may_eject=may_eject)
+
+    def _choose(self, tried: Collection[Endpoint]) -> Endpoint | None:
+        """The emptier of two drawn by lot; None where all were tried or are out.
+
+        Two suffice to keep the fullest far below that of one draw, and unlike "the emptiest of all" they do not send
+        every client to the endpoint that has just come back (M. Mitzenmacher, The Power of Two Choices, 2001).
+        """
+        open_ones = [endpoint for endpoint in self._endpoints if endpoint.breaker.is_open and endpoint not in tried]
+        if not open_ones:
+            return None
+        drawn = self._chance.sample(open_ones, min(2, len(open_ones)))
+        return min(drawn, key=lambda endpoint: endpoint.in_flight_count)
+
+    def _choose_after(self, error: EngineError, tried: Collection[Endpoint]) -> Endpoint:
+        """Where to send the request after that; raises where it is not to be sent again."""
+        if len(tried) >= self._policy.max_attempts:
+            raise error
+        endpoint = self._choose(tried)
+        if endpoint is None and type(error) is EngineUnavailable:
+            self._raise_none_left(error)
+        if endpoint is None or not self._budget.spend():
+            raise error
+        endpoint.retry_count += 1
+        return endpoint
+
+    def _raise_none_left(self, cause: EngineError | None = None) -> NoReturn:
+        troubles = "; ".join(endpoint.trouble for endpoint in self._endpoints)
+        raise EngineUnavailable(f"no endpoint is left for this request: {troubles}") from cause
+
+    # -- probing -------------------------------------------------------------------------------------------------------
+
+    def _start_watching(self) -> None:
+        """On first use, because the task belongs to the event loop that is running then."""
+        if self._is_closed:
+            raise EngineUnavailable("the endpoints are closed")
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._keep_watch(), name="engine endpoints' probes")
+
+    async def _keep_watch(self) -> None:
+        while True:
+            if self._clock() - self._probed_at >= self._policy.probe_period_seconds:
+                await self._probe_all(self._policy.probe_timeout_seconds)
+            await asyncio.sleep(self._policy.probe_period_seconds)
+
+    async def _probe_all(self, timeout_seconds: float) -> None:
+        self._probed_at = self._clock()
+        asked = [endpoint for endpoint in self._endpoints if endpoint.breaker.needs_probe]
+        await asyncio.gather(*(endpoint.probe(timeout_seconds) for endpoint in asked))
+
+
+def triton_endpoints(
+    addresses: str | Sequence[str],
+    model_name: str = "vlm_transformers",
+    policy: EndpointPolicy | None = None,
+    *,
+    chance: random.Random | None = None,
+    **options: Any,
+) -> Endpoints:
+    """Endpoints that are all Triton servers with the same model.
+
+    Args:
+        addresses: Separated by commas, or a sequence; each host:port or another gRPC target.
+        model_name: The model to ask on each.
+        policy: Limits and periods of the endpoints.
+        chance: Draws endpoints and jitter.
+        options: For every `TritonEngine`: `credentials`, `profile`, `max_silence_seconds` and so on.
+    Raises:
+        ValueError: there is no address, an empty one, or one twice.
+    """
+    listed = [address.strip() for address in (addresses.split(",") if isinstance(addresses, str) else addresses)]
+    if not all(listed) or not listed:
+        raise ValueError(f"addresses is {addresses!r}; give host:port, separated by commas, none of them empty")
+    if len(set(listed)) < len(listed):
+        raise ValueError(f"addresses is {addresses!r}; each engine must be named once")
+    engines = {address: TritonEngine(address, model_name, **options) for address in listed}
+    return Endpoints(engines, policy, chance=chance)
