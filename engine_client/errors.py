@@ -73,6 +73,8 @@ _BY_STATUS: Mapping[grpc.StatusCode, type[EngineError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: EngineOverloaded,
     grpc.StatusCode.NOT_FOUND: EngineUnavailable,  # the model is not loaded; a deployment may be under way
     grpc.StatusCode.UNIMPLEMENTED: EngineUnavailable,  # something else listens there
+    grpc.StatusCode.UNAUTHENTICATED: EngineUnavailable,  # this side's credentials are not taken there
+    grpc.StatusCode.PERMISSION_DENIED: EngineUnavailable,
     grpc.StatusCode.CANCELLED: EngineUnavailable,  # not by us: the server shuts down
     grpc.StatusCode.DEADLINE_EXCEEDED: EngineDeadlineExceeded,
     grpc.StatusCode.INVALID_ARGUMENT: EngineRejected,

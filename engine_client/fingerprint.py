@@ -22,6 +22,7 @@ PARAMETER_PREFIX = "fingerprint."
 EXACT_PARTS = frozenset(
     {
         "contract_version",
+        "family",
         "tokenizer_sha256",
         "patch_size",
         "merge_size",

@@ -71,6 +71,7 @@ class TritonServer:
         python: Interpreter for the models, a virtual environment's will do; default `TRITON_PYTHON`, else
             `.triton/venv/bin/python`.
         environment: Variables to add to this process's for the server and its models.
+        options: More of `tritonserver`'s own, such as `--grpc-use-ssl=true`.
         ready_timeout_seconds: How long loading may take.
     """
 
@@ -82,6 +83,7 @@ class TritonServer:
         dist: Path | None = None,
         python: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
         ready_timeout_seconds: float = 120.0,
     ) -> None:
         self._models = tuple(models)
@@ -91,6 +93,7 @@ class TritonServer:
         # Not resolved: the link is what makes it the environment's interpreter and not the system's.
         self._python = Path(python or os.environ.get("TRITON_PYTHON") or INSTALLED / "venv/bin/python").absolute()
         self._environment = dict(environment or {})
+        self._options = tuple(options)
         self._ready_timeout_seconds = ready_timeout_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._cleanup = contextlib.ExitStack()
@@ -213,6 +216,7 @@ class TritonServer:
             "--exit-on-error=true",
             "--exit-timeout-secs=2",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            *self._options,
         ]
 
     def _wait_ready(self) -> None:

@@ -1,11 +1,27 @@
-"""What may change a result from one release to the next: library versions and a model's own files."""
+"""What may change a result from one release to the next: library versions and a model's own files.
+
+A model's `fingerprint` is one digest over all of it, for caches: it changes whenever anything does. `fingerprint_parts`
+tells the same by name, for comparing with an engine that was set up elsewhere: there a difference must say where it is.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the models' modules import this one
+    from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+    from preprocessor.models.family import Model
+    from preprocessor.models.generic import GenericModel
+    from preprocessor.vision.spec import PixelSpec
+
+CONTRACT_VERSION = "1"
+"""Of the tensors' names, types and meanings; raised when an engine that knew the last ones would misread the next."""
 
 _LIBRARIES = ("av", "pillow", "torch", "numpy", "tokenizers", "transformers", "opencv-python-headless")
 
@@ -22,3 +38,42 @@ def digest_files(paths: Iterable[Path]) -> str:
         content = path.read_bytes()
         digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
+
+
+def fingerprint_parts(model: Model | GenericModel) -> dict[str, str]:
+    """What an engine must agree with, by name; values are text, or JSON where they are numbers or lists.
+
+    Returns:
+        `contract_version`, `model`, `tokenizer_sha256`, `preprocessing_sha256` (the model's one digest) and a `library.NAME`
+        each; for a model of a fast family also `family`, `patch_size`, `merge_size`, `temporal_patch_size` (px, patches,
+        frames), `pixel_mean`, `pixel_std` (on the 0 to 1 scale) and `rescale_factor`.
+    """
+    parts = {
+        "contract_version": CONTRACT_VERSION,
+        "model": model.name,
+        "tokenizer_sha256": digest_vocabulary(model.tokenizer),
+        "preprocessing_sha256": model.fingerprint,
+        **{f"library.{library}": installed for library, installed in library_versions().items()},
+    }
+    # None of a generic model. The registry has seen to it that video differs from images in its budget alone.
+    pixels: PixelSpec | None = getattr(model, "image", None)
+    if hasattr(model, "family") and pixels is not None:
+        parts |= {
+            "family": model.family.name,
+            "patch_size": json.dumps(pixels.patch_size),
+            "merge_size": json.dumps(pixels.merge_size),
+            "temporal_patch_size": json.dumps(pixels.temporal_patch_size),
+            "pixel_mean": json.dumps(pixels.mean),
+            "pixel_std": json.dumps(pixels.std),
+            "rescale_factor": json.dumps(pixels.rescale_factor),
+        }
+    return parts
+
+
+def digest_vocabulary(tokenizer: TokenizersBackend) -> str:
+    """SHA-256 over every token and its id, added ones included, hexadecimal.
+
+    Not over files: the same tokenizer is written in several layouts, and an engine reads ids, not files.
+    """
+    by_id = sorted((token_id, token) for token, token_id in tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(by_id).encode()).hexdigest()

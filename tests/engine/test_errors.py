@@ -26,6 +26,7 @@ from engine_client.errors import grpc_errors, refusal
         (grpc.StatusCode.NOT_FOUND, "unknown model", EngineUnavailable),
         (grpc.StatusCode.UNIMPLEMENTED, "", EngineUnavailable),
         (grpc.StatusCode.CANCELLED, "", EngineUnavailable),
+        (grpc.StatusCode.UNAUTHENTICATED, "", EngineUnavailable),
         (grpc.StatusCode.INTERNAL, "Stub process 'x' is not healthy.", EngineUnavailable),
         (grpc.StatusCode.INTERNAL, "generation: boom", EngineFailed),
         (grpc.StatusCode.UNKNOWN, "", EngineFailed),
