@@ -1,0 +1,345 @@
+"""Several engines as one: who gets a request, who gets it next, and what the caller sees. Engines are fakes here;
+`test_endpoints_triton.py` does the same to real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import weakref
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import pytest
+
+from engine_client import (
+    EndpointPolicy,
+    Endpoints,
+    EngineDeadlineExceeded,
+    EngineError,
+    EngineFailed,
+    EngineMismatch,
+    EngineOverloaded,
+    EngineRejected,
+    EngineRequest,
+    EngineStep,
+    EngineUnavailable,
+    Standing,
+    triton_endpoints,
+)
+from engine_client.client import Metadata
+from engine_client.testing import FakeEngine
+from tests.engine.servers import eventually
+from tests.engine.several import CALM, Ordered, broken, by_name, in_order, request, tokens
+
+# -- sending again -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [EngineUnavailable("gone"), EngineFailed("broke"), EngineOverloaded("full")])
+async def test_an_engine_that_fails_before_a_token_costs_the_caller_nothing(error: EngineError) -> None:
+    async with in_order(a=broken(error), b=FakeEngine([5, 6])) as endpoints:
+        assert await tokens(endpoints) == [5, 6]
+        states = by_name(endpoints)
+    assert (states["a"].failure_count, states["a"].last_error) == (1, str(error))
+    assert (states["b"].success_count, states["b"].retry_count) == (1, 1)
+
+
+@pytest.mark.parametrize("error", [EngineRejected("wrong"), EngineDeadlineExceeded("late")])
+async def test_what_no_other_engine_would_mend_is_not_sent_again(error: EngineError) -> None:
+    other = FakeEngine([5])
+    async with in_order(a=broken(error), b=other) as endpoints:
+        with pytest.raises(type(error), match=str(error)):
+            await tokens(endpoints)
+        assert by_name(endpoints)["a"].failure_count == 0
+    assert other.requests == []
+
+
+async def test_after_a_token_nothing_is_sent_again() -> None:
+    other = FakeEngine([5])
+    async with in_order(a=broken(EngineUnavailable("gone"), after_tokens=2), b=other) as endpoints:
+        with pytest.raises(EngineUnavailable, match="gone") as raised:
+            await tokens(endpoints)
+    assert raised.value.tokens_received == 2
+    assert other.requests == []
+
+
+async def test_a_request_goes_to_so_many_endpoints_and_to_none_twice() -> None:
+    engines = {name: broken(EngineUnavailable(f"{name} is gone")) for name in "abcde"}
+    policy = EndpointPolicy(probe_period_seconds=60.0, max_attempts=3)
+    async with in_order(policy, **engines) as endpoints:
+        with pytest.raises(EngineUnavailable, match="c is gone"):
+            await tokens(endpoints)
+    assert [len(engine.requests) for engine in engines.values()] == [1, 1, 1, 0, 0]
+
+
+async def test_an_outage_is_not_amplified_beyond_the_reserve_of_retries() -> None:
+    # Failed by what may not eject the last, so that all stay in and every request finds an endpoint.
+    engines = {name: broken(EngineOverloaded("full")) for name in "ab"}
+    policy = EndpointPolicy(probe_period_seconds=60.0, retry_reserve=5)
+    async with in_order(policy, **engines) as endpoints:
+        for _ in range(50):
+            with pytest.raises(EngineOverloaded):
+                await tokens(endpoints)
+    assert sum(len(engine.requests) for engine in engines.values()) == 50 + 5
+
+
+async def test_no_retry_begins_when_the_callers_time_is_over() -> None:
+    now = [0.0]
+
+    class TakesItsTime(FakeEngine):
+        async def generate(
+            self, request: EngineRequest, *, timeout_seconds: float | None = None, metadata: Metadata = ()
+        ) -> AsyncGenerator[EngineStep, None]:
+            now[0] += 10.0
+            raise EngineUnavailable("gone after a while")
+            yield
+
+    other = FakeEngine([5])
+    engines = {"a": TakesItsTime(), "b": other}
+    async with Endpoints(engines, CALM, chance=Ordered(), clock=lambda: now[0]) as endpoints:
+        with pytest.raises(EngineUnavailable, match="gone after a while"):
+            await tokens(endpoints, timeout_seconds=10.0)
+        assert other.requests == []
+        assert await tokens(endpoints, timeout_seconds=10.5) == [5]
+
+
+async def test_the_next_engine_gets_what_is_left_of_the_callers_time_and_the_same_metadata() -> None:
+    now, given = [0.0], []
+
+    class Recorder(FakeEngine):
+        async def generate(
+            self, request: EngineRequest, *, timeout_seconds: float | None = None, metadata: Metadata = ()
+        ) -> AsyncGenerator[EngineStep, None]:
+            given.append((timeout_seconds, metadata))
+            now[0] += 4.0
+            async with aclosing(super().generate(request)) as steps:
+                async for step in steps:
+                    yield step
+
+    engines = {"a": Recorder(error=EngineUnavailable("gone")), "b": Recorder([5])}
+    async with Endpoints(engines, CALM, chance=Ordered(), clock=lambda: now[0]) as endpoints:
+        along = (("traceparent", "00-1-2-01"),)
+        async for _ in endpoints.generate(request(), timeout_seconds=10.0, metadata=along):
+            pass
+    assert given == [(10.0, along), (6.0, along)]
+
+
+async def test_arrays_are_let_go_when_the_first_token_has_come() -> None:
+    class Forgetful(FakeEngine):
+        """Like a real engine, and unlike the fake, it keeps no request."""
+
+        async def generate(
+            self, request: EngineRequest, *, timeout_seconds: float | None = None, metadata: Metadata = ()
+        ) -> AsyncGenerator[EngineStep, None]:
+            del request
+            for token_id in (1, 2):
+                yield EngineStep((token_id,))
+
+    asked = request()
+    array = weakref.ref(asked.tensors["input_ids"])
+    async with Endpoints({"a": Forgetful()}, CALM) as endpoints, aclosing(endpoints.generate(asked)) as steps:
+        del asked
+        await anext(steps)
+        assert array() is None
+
+
+# -- who takes part ----------------------------------------------------------------------------------------------------
+
+
+async def test_an_endpoint_that_keeps_failing_gets_no_more_requests() -> None:
+    dead = broken(EngineUnavailable("gone"))
+    async with in_order(a=dead, b=FakeEngine([5])) as endpoints:
+        for _ in range(10):
+            assert await tokens(endpoints) == [5]
+        assert by_name(endpoints)["a"].standing is Standing.EJECTED
+    assert len(dead.requests) == CALM.max_failures
+
+
+async def test_when_none_is_left_the_caller_hears_the_trouble_of_each() -> None:
+    engines = {name: broken(EngineUnavailable(f"{name} is on fire")) for name in ("one", "two")}
+    async with in_order(**engines) as endpoints:
+        for _ in range(CALM.max_failures):
+            with pytest.raises(EngineUnavailable, match="two is on fire"):
+                await tokens(endpoints)
+        with pytest.raises(
+            EngineUnavailable,
+            match=r"no endpoint is left.*one \(ejected.*one is on fire; two \(ejected.*two is on fire",
+        ):
+            await tokens(endpoints)
+        with pytest.raises(EngineUnavailable, match="no endpoint is left"):
+            await endpoints.check_ready()
+    assert all(len(engine.requests) == CALM.max_failures for engine in engines.values())
+
+
+async def test_a_request_that_breaks_engines_does_not_take_out_the_last() -> None:
+    engines = {name: broken(EngineFailed("this prompt breaks me")) for name in "abc"}
+    async with in_order(**engines) as endpoints:
+        for _ in range(20):
+            with pytest.raises(EngineFailed):
+                await tokens(endpoints)
+        assert sorted(state.standing for state in endpoints.states()) == ["ejected", "ejected", "healthy"]
+
+
+async def test_a_full_engine_is_not_ejected() -> None:
+    async with in_order(a=broken(EngineOverloaded("full")), b=FakeEngine([5])) as endpoints:
+        for _ in range(10):
+            assert await tokens(endpoints) == [5]
+        assert by_name(endpoints)["a"].standing is Standing.HEALTHY
+
+
+async def test_an_engine_of_another_model_is_out_at_once_and_the_other_answers() -> None:
+    wrong = broken(EngineMismatch("engine a", ["patch_size of the engine is 14, of this side 16"]))
+    async with in_order(a=wrong, b=FakeEngine([5])) as endpoints:
+        assert await tokens(endpoints) == [5]
+        assert by_name(endpoints)["a"].standing is Standing.EJECTED
+
+
+async def test_an_ejected_endpoint_returns_by_a_probe_and_a_request() -> None:
+    policy = EndpointPolicy(
+        probe_period_seconds=0.01, probe_timeout_seconds=1.0, min_backoff_seconds=0.02, max_backoff_seconds=0.02
+    )
+    one = FakeEngine([1], is_available=False)
+    async with in_order(policy, one=one) as endpoints:
+        with pytest.raises(EngineUnavailable):
+            await endpoints.check_ready()
+        await eventually(lambda: by_name(endpoints)["one"].standing is Standing.EJECTED)
+        one.is_available = True
+        await eventually(lambda: by_name(endpoints)["one"].standing is Standing.TRIAL)
+        await endpoints.check_ready()
+        assert await tokens(endpoints) == [1]
+        assert by_name(endpoints)["one"].standing is Standing.HEALTHY
+
+
+async def test_an_engine_that_is_ready_and_fails_every_request_is_not_fully_back_by_probes_alone() -> None:
+    policy = EndpointPolicy(
+        probe_period_seconds=0.01, probe_timeout_seconds=1.0, min_backoff_seconds=0.02, max_backoff_seconds=0.02
+    )
+    dead = broken(EngineUnavailable("the model's process has died"))
+    async with in_order(policy, dead=dead, alive=FakeEngine([5])) as endpoints:
+        for _ in range(3):
+            await eventually(lambda: by_name(endpoints)["dead"].standing is not Standing.EJECTED)
+            while by_name(endpoints)["dead"].standing is not Standing.EJECTED:
+                assert await tokens(endpoints) == [5]
+    assert len(dead.requests) == policy.max_failures + 2  # then one on trial each time
+
+
+async def test_a_probe_that_says_nothing_is_a_failed_one_and_a_broken_one_does_not_end_the_watch() -> None:
+    class Mute(FakeEngine):
+        async def check_ready(self, timeout_seconds: float = 1.0) -> None:
+            await asyncio.Event().wait()
+
+    class Buggy(FakeEngine):
+        async def check_ready(self, timeout_seconds: float = 1.0) -> None:
+            raise ZeroDivisionError("a bug")
+
+    policy = EndpointPolicy(probe_period_seconds=0.01, probe_timeout_seconds=0.01, max_failures=2)
+    async with in_order(policy, mute=Mute(), buggy=Buggy(), good=FakeEngine([5])) as endpoints:
+        await tokens(endpoints)  # the first use starts the watch
+        await eventually(lambda: [state.standing for state in endpoints.states()[:2]] == [Standing.EJECTED] * 2)
+        states = by_name(endpoints)
+        await endpoints.check_ready()
+    assert "no answer to a probe in 0.01 s" in states["mute"].last_error
+    assert "a bug" in states["buggy"].last_error
+    assert states["good"].standing is Standing.HEALTHY
+
+
+# -- spreading ---------------------------------------------------------------------------------------------------------
+
+
+async def test_requests_in_flight_are_spread_evenly() -> None:
+    gate = asyncio.Event()
+    engines = {name: FakeEngine([1], gate=gate) for name in "abc"}
+    async with Endpoints(engines, CALM, chance=random.Random(7)) as endpoints:
+        asked = [asyncio.create_task(tokens(endpoints)) for _ in range(90)]
+        await eventually(lambda: sum(state.in_flight_count for state in endpoints.states()) == 90)
+        counts = [state.in_flight_count for state in endpoints.states()]
+        gate.set()
+        await asyncio.gather(*asked)
+        assert [state.in_flight_count for state in endpoints.states()] == [0, 0, 0]
+    assert max(counts) - min(counts) <= 3, counts  # one draw alone spreads wider
+
+
+async def test_a_slow_engine_gets_what_it_can_take_and_the_fast_one_the_rest() -> None:
+    gate = asyncio.Event()
+    slow, fast = FakeEngine([1], gate=gate), FakeEngine([2])
+    async with Endpoints({"slow": slow, "fast": fast}, CALM, chance=random.Random(7)) as endpoints:
+        stuck = asyncio.create_task(tokens(endpoints))
+        while not slow.requests:  # the first may go to either
+            stuck = stuck if not stuck.done() else asyncio.create_task(tokens(endpoints))
+            await asyncio.sleep(0)
+        for _ in range(50):
+            assert await tokens(endpoints) == [2]
+        gate.set()
+        assert await stuck == [1]
+    assert len(slow.requests) == 1
+
+
+# -- leaving and closing -----------------------------------------------------------------------------------------------
+
+
+async def test_closing_the_generator_closes_the_stream_of_the_engine_that_answers() -> None:
+    chosen = FakeEngine([1, 2, 3])
+    async with in_order(a=broken(EngineUnavailable("gone")), b=chosen) as endpoints:
+        async with aclosing(endpoints.generate(request())) as steps:
+            await anext(steps)
+        assert chosen.cancelled_count == 1
+        assert by_name(endpoints)["b"].in_flight_count == 0
+
+
+async def test_cancelling_a_waiting_caller_cancels_at_the_engine() -> None:
+    chosen = FakeEngine([1], gate=asyncio.Event())
+    async with in_order(a=chosen) as endpoints:
+        task = asyncio.create_task(tokens(endpoints))
+        await eventually(lambda: by_name(endpoints)["a"].in_flight_count == 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert by_name(endpoints)["a"].in_flight_count == 0
+    assert chosen.cancelled_count == 1
+
+
+async def test_closing_closes_every_engine_and_leaves_no_task() -> None:
+    before = asyncio.all_tasks()
+    engines = {name: FakeEngine([1]) for name in "ab"}
+    endpoints = Endpoints(engines)
+    await endpoints.check_ready()
+    assert asyncio.all_tasks() - before
+    await endpoints.close()
+    await endpoints.close()
+    assert asyncio.all_tasks() == before
+    assert all(engine.is_closed for engine in engines.values())
+    for attempt in (tokens(endpoints), endpoints.check_ready(), endpoints.describe()):
+        with pytest.raises(EngineUnavailable, match="closed"):
+            await attempt
+
+
+async def test_it_is_ready_while_one_endpoint_is_and_describes_itself_by_one_that_answers() -> None:
+    down, up = FakeEngine(is_available=False), FakeEngine([1])
+    async with in_order(down=down, up=up) as endpoints:
+        await endpoints.check_ready()
+        assert (await endpoints.describe()).model_name == "fake"
+        up.is_available = False
+        with pytest.raises(EngineUnavailable, match=r"unavailable.*unavailable"):
+            await endpoints.check_ready()
+        with pytest.raises(EngineUnavailable, match="no endpoint says what it is"):
+            await endpoints.describe()
+
+
+# -- making them -------------------------------------------------------------------------------------------------------
+
+
+def test_addresses_are_told_apart_by_commas() -> None:
+    endpoints = triton_endpoints("a:8001, b:8001,[::1]:8001", "model")
+    assert [state.name for state in endpoints.states()] == ["a:8001", "b:8001", "[::1]:8001"]
+
+
+@pytest.mark.parametrize(
+    ("addresses", "complaint"), [("", "none of them empty"), ("a:1,,b:1", "none of them empty"), ("a:1,a:1", "once")]
+)
+def test_addresses_that_name_no_engine_or_one_twice_are_refused(addresses: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        triton_endpoints(addresses)
+
+
+def test_no_endpoints_at_all_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one endpoint"):
+        Endpoints({})
