@@ -202,12 +202,13 @@ def test_jitter_shortens_by_its_part_at_most_and_repeats_with_the_seed(clock: Cl
     assert len(set(lengths(1))) == 20
 
 
-def test_an_answer_begun_before_the_ejection_says_nothing_about_the_trial(breaker: Breaker, clock: Clock) -> None:
-    stale = breaker.begin()
+def test_answers_begun_before_the_ejection_say_nothing_about_the_trial(breaker: Breaker, clock: Clock) -> None:
+    stale = [breaker.begin() for _ in range(POLICY.max_failures)]
     eject(breaker)
     put_on_trial(breaker, clock)
-    breaker.saw_step(stale)
-    breaker.failed(stale, "broke off")
+    for attempt in stale:
+        breaker.saw_step(attempt)
+        breaker.failed(attempt, "broke off")
     assert breaker.standing is Standing.TRIAL
     assert breaker.is_open
 

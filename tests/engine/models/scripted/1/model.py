@@ -9,7 +9,7 @@ import triton_python_backend_utils as pb_utils
 
 FINISH, NO_REASON, UNKNOWN_REASON, FAIL, CHECKSUM, SLOW = range(6)
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-PREFILL_SECONDS = 0.5  # of SLOW: from the request to its first token
+PREFILL_SECONDS = 1.5  # of SLOW: from the request to its first token
 PACE_SECONDS = 0.001  # an answer of many tokens should last, and not keep a core busy
 
 
