@@ -92,7 +92,7 @@ class TritonEngine:
         self._call_metadata = call_metadata or (lambda: ())
         self._profile = profile or Profile()
         self._agreement = Agreement(self._name, profile, fingerprint)
-        self._is_agreed = self._agreement.is_trivial
+        self._is_agreed = False
         self._executor = executor
         self._max_silence_seconds = max_silence_seconds
         self._channel: grpc.aio.Channel | None = None
@@ -115,7 +115,7 @@ class TritonEngine:
         last_token_ids: tuple[int, ...] = ()
         finish_reason: FinishReason | None = None
         try:
-            if not self._is_agreed:
+            if self._needs_agreement():
                 await self._require_agreement(_seconds_left(deadline, PROBE_TIMEOUT_SECONDS))
             sampling = request.sampling
             answer = self._infer(await self._encode(request), deadline, metadata)
@@ -133,7 +133,7 @@ class TritonEngine:
                 raise EngineFailed(f"{self._name} ended its answer without a finish reason")
         except EngineError as error:
             if isinstance(error, EngineUnavailable):
-                self._is_agreed = self._agreement.is_trivial  # what comes back may be another model
+                self._is_agreed = False  # what comes back may be another model
             error.tokens_received = tokens_received
             raise
 
@@ -175,6 +175,12 @@ class TritonEngine:
         self._is_closed = True
         if self._channel is not None:
             await self._channel.close()
+
+    def _needs_agreement(self) -> bool:
+        """Whether to ask the engine what it is: not asked yet, or it may be another since, after trouble or a restart."""
+        if self._agreement.is_trivial:
+            return False
+        return not self._is_agreed or self._connect().get_state() is not grpc.ChannelConnectivity.READY
 
     async def _require_agreement(self, timeout_seconds: float) -> None:
         """Ask the engine what it is, and go on only if it fits; raises EngineUnavailable otherwise."""
