@@ -52,8 +52,10 @@ class EndpointPolicy:
     """Where the doubling ends; at least `min_backoff_seconds`."""
     backoff_jitter: float = 0.2
     """The part of a back-off that chance may take off, so that many clients do not return together; 0 to 1."""
-    min_silence_seconds: float = 5.0
-    """How long a caller who leaves without a token must have waited for that to count against the endpoint; at least 0."""
+    min_silence_seconds: float = 2.0
+    """How long a caller who leaves without a token must have waited for that to count against the endpoint; at least 0.
+
+    Callers with shorter deadlines than this do not notice a model whose process died: its server stays silent."""
     max_attempts: int = 3
     """Endpoints that one request may be sent to, the first included; at least 1."""
     retry_reserve: int = 100

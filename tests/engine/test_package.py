@@ -1,0 +1,77 @@
+"""The package as its users find it: on its own, documented, and with an example that runs."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import engine_client
+from deploy.triton.local_server import TritonServer
+
+PACKAGE = Path(engine_client.__file__).parent
+README = (PACKAGE / "README.md").read_text()
+# What its README says that it needs, by the name to import.
+NEEDED = {"google", "grpc", "ml_dtypes", "numpy", "tritonclient"}
+_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_readmes_example_prints_what_a_real_engine_answers(triton: TritonServer, tmp_path: Path) -> None:
+    example = tmp_path / "example.py"
+    example.write_text(_BLOCKS[0])
+    command = [sys.executable, example, triton.grpc_address]
+    ran = subprocess.run(
+        command, cwd=PACKAGE.parent, env={"PYTHONPATH": "."}, capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 0, ran.stderr
+    token_ids = ast.literal_eval(ran.stdout)
+    assert 1 <= len(token_ids) <= 8
+    assert all(isinstance(token_id, int) for token_id in token_ids)
+
+
+def test_the_readmes_example_says_what_is_wrong_where_no_engine_is(tmp_path: Path) -> None:
+    example = tmp_path / "example.py"
+    example.write_text(_BLOCKS[0])
+    command = [sys.executable, example, "127.0.0.1:1"]
+    ran = subprocess.run(
+        command, cwd=PACKAGE.parent, env={"PYTHONPATH": "."}, capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("ENGINE_UNAVAILABLE: ")
+
+
+def test_the_example_is_short() -> None:
+    assert sum(1 for line in _BLOCKS[0].splitlines() if line.strip()) <= 22
+
+
+def test_the_readme_names_every_public_name() -> None:
+    assert [name for name in engine_client.__all__ if f"`{name}`" not in README] == []
+    assert all(hasattr(engine_client, name) for name in engine_client.__all__)
+
+
+def test_the_package_says_that_it_is_typed_and_ships_its_profiles() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+    assert [
+        path.stem for path in sorted(PACKAGE.glob("builtin_profiles/*.toml"))
+    ] == engine_client.builtin_profile_names()
+
+
+def test_it_imports_nothing_beyond_what_it_says_it_needs() -> None:
+    imported: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, path
+                imported.add(str(node.module).split(".")[0])
+    assert imported - set(sys.stdlib_module_names) - {"engine_client"} <= NEEDED
+
+
+def test_it_can_be_imported_where_nothing_else_of_this_project_can() -> None:
+    others = ("preprocessor", "torch", "transformers", "cv2", "av", "aiohttp", "prometheus_client", "PIL", "tokenizers")
+    block = f"import sys; sys.modules.update(dict.fromkeys({others!r})); import engine_client, engine_client.testing"
+    ran = subprocess.run([sys.executable, "-c", block], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
