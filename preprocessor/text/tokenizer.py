@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import dataclass
 from importlib.resources import files
@@ -56,7 +57,9 @@ def load_tokenizer(directory: Path) -> TokenizersBackend:
 
 def build_tokenizer(table: TokenTable) -> TokenizersBackend:
     """A tokenizer from ranks that ship with a package; takes one to three seconds."""
-    vocabulary, merges = TikTokenConverter().extract_vocab_merges_from_model(str(table.ranks_file))
+    converter = TikTokenConverter()
+    converter.load_tiktoken_bpe = _read_ranks
+    vocabulary, merges = converter.extract_vocab_merges_from_model(str(table.ranks_file))
     tokenizer: TokenizersBackend = getattr(transformers, table.tokenizer_class)(vocab=vocabulary, merges=merges)
     backend = tokenizer.backend_tokenizer
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in table.special])
@@ -90,3 +93,12 @@ def encode(tokenizer: TokenizersBackend, text: str) -> list[int]:
     """
     ids: list[int] = tokenizer.backend_tokenizer.encode(text).ids
     return ids
+
+
+def _read_ranks(path: str) -> dict[bytes, int]:
+    """The ranks of byte strings in a file of tiktoken's form.
+
+    tiktoken's own reader leaves a copy in the temporary directory and believes it the next time, whoever may have written it.
+    """
+    lines = (line.split() for line in Path(path).read_bytes().splitlines())
+    return {base64.b64decode(token): int(rank) for token, rank in lines}

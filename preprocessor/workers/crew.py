@@ -158,6 +158,7 @@ class Crew:
         self._workers[lane].discard(worker)
         if worker in self._idle[lane]:
             self._idle[lane].remove(worker)
+            worker.retire()  # closes our end of its channel, which nobody was reading
         self._deaths_in_a_row += 1
         self._spawn(self._refill(self._deaths_in_a_row))
 

@@ -1,0 +1,83 @@
+"""The requests of the workload, each with the right answer, worked out by `pipeline.prepare`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+import av
+
+from preprocessor import pipeline
+from preprocessor.errors import PreprocessorError
+from preprocessor.models.family import Model
+from preprocessor.service.reading import read_spec
+from preprocessor.service.tensors import MAX_CHUNK_BYTES
+from preprocessor.types import PreparationRequest
+from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.bench.service.load import Ask, tensors_checksum
+
+TEXT = "frame" + " frame" * 49  # 50 tokens
+
+
+def video_ask(model: Model, name: str, data: bytes, fps: float) -> Ask:
+    """A clip and 50 tokens of text."""
+    medium = pb.Media(key="clip", modality=pb.MODALITY_VIDEO, chunked=True, sampling=pb.Sampling(fps=fps))
+    return make_ask(model, name, _spec(medium), {"clip": data})
+
+
+def image_ask(model: Model, name: str, data: bytes) -> Ask:
+    """A picture and 50 tokens of text."""
+    return make_ask(
+        model, name, _spec(pb.Media(key="photo", modality=pb.MODALITY_IMAGE, chunked=True)), {"photo": data}
+    )
+
+
+def text_ask(model: Model, name: str) -> Ask:
+    """50 tokens of text alone."""
+    return make_ask(model, name, _spec(), {})
+
+
+def make_ask(model: Model, name: str, spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> Ask:
+    """Any request; its files go in chunks."""
+    messages = [pb.PrepareRequest(spec=spec)]
+    for key, data in files.items():
+        for start in range(0, len(data), MAX_CHUNK_BYTES):
+            piece = data[start : start + MAX_CHUNK_BYTES]
+            chunk = pb.MediaChunk(key=key, offset_bytes=start, data=piece, last=start + len(piece) == len(data))
+            messages.append(pb.PrepareRequest(chunk=chunk))
+    ask = Ask(name, tuple(message.SerializeToString() for message in messages), "")
+    try:
+        right_outcome = tensors_checksum(pipeline.prepare(model, request_of(ask)).tensors)
+    except PreprocessorError as error:
+        right_outcome = error.reason
+    return Ask(name, ask.messages, right_outcome)
+
+
+def request_of(ask: Ask) -> PreparationRequest:
+    """The request as the pipeline takes it."""
+    first, *rest = (pb.PrepareRequest.FromString(message) for message in ask.messages)
+    files: dict[str, bytes] = {}
+    for message in rest:
+        files[message.chunk.key] = files.get(message.chunk.key, b"") + message.chunk.data
+    request, sources = read_spec(first.spec)
+    return sources.fill(request, files)
+
+
+def repeated_clip(data: bytes, count: int) -> bytes:
+    """The clip so many times in a row, nothing encoded anew; it must begin with a keyframe, as every clip does."""
+    buffer = io.BytesIO()
+    with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format="mp4") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        packets = [(packet, packet.pts or 0, packet.dts or 0) for packet in source.demux(video=0) if packet.size]
+        length = sum(packet.duration or 0 for packet, _, _ in packets)
+        for turn in range(count):
+            for packet, pts, dts in packets:
+                packet.pts, packet.dts = pts + turn * length, dts + turn * length
+                packet.stream = stream
+                output.mux(packet)
+    return buffer.getvalue()
+
+
+def _spec(*media: pb.Media) -> pb.PrepareSpec:
+    message = pb.Message(role="user", parts=[*(pb.Part(media_key=medium.key) for medium in media), pb.Part(text=TEXT)])
+    return pb.PrepareSpec(chat=pb.ChatPrompt(messages=[message]), media=media)

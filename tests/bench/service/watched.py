@@ -1,0 +1,222 @@
+"""A real server as a process, seen from outside: what its whole tree of processes takes, and what it leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+START_SECONDS = 120.0
+_STOP_SECONDS = 20.0
+_READY = re.compile(r"on grpc (\S+), http (\S+);")
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+class WatchedServer:
+    """`preprocessor serve` on free ports, as a context manager.
+
+    Attributes:
+        address, http_address: As it says it listens.
+        process: The service; the zygote is its child, the workers are the zygote's.
+        log: Its last lines.
+    """
+
+    def __init__(self, *options: str) -> None:
+        self._options = options
+        self.log: deque[str] = deque(maxlen=200)
+        self.address = self.http_address = ""
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix="watched-server-")
+        self._shared_before = _shared_files()
+        command = [sys.executable, "-m", "preprocessor", "serve", "--address", "127.0.0.1:0"]
+        self._popen = subprocess.Popen(
+            [*command, "--http-address", "127.0.0.1:0", "--drain-seconds", "2", *self._options],
+            env={**os.environ, "TMPDIR": self._folder.name},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.process = psutil.Process(self._popen.pid)
+        self._is_ready = threading.Event()
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+        if not self._is_ready.wait(START_SECONDS) or not self.address:
+            self.__exit__()
+            raise RuntimeError("the server does not start:\n" + "".join(self.log))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        tree = self.tree()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.send_signal(signal.SIGTERM)
+            self._popen.wait(_STOP_SECONDS)
+        for process in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._popen.wait()
+        self._reader.join()
+        self._folder.cleanup()
+
+    def wait(self) -> int:
+        """Wait until the service itself has ended; returns its exit status."""
+        return self._popen.wait(_STOP_SECONDS)
+
+    # -- who is there --------------------------------------------------------------------------------------------------
+
+    def tree(self) -> list[psutil.Process]:
+        """Every process of it that is alive, the service first."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [self.process, *self.process.children(recursive=True)]
+        return []
+
+    def zygote(self) -> psutil.Process | None:
+        """The process that forks the workers, where it is alive."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return next(iter(self.process.children()), None)
+        return None
+
+    def workers(self) -> list[psutil.Process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            zygote = self.zygote()
+            return [] if zygote is None else zygote.children()
+        return []
+
+    # -- what it takes -------------------------------------------------------------------------------------------------
+
+    def cpu_seconds(self) -> float:
+        """See `tree_cpu_seconds`."""
+        return tree_cpu_seconds(self.process)
+
+    def pss_bytes(self) -> int:
+        """Memory of the whole tree, shared pages counted once."""
+        return sum(_pss_bytes(process) for process in self.tree())
+
+    def descriptor_count(self) -> int:
+        """Open descriptors of service and zygote; workers come and go."""
+        count = 0
+        for process in (self.process, self.zygote()):
+            if process is not None:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    count += process.num_fds()
+        return count
+
+    @contextmanager
+    def peak_pss(self, every_seconds: float = 0.5) -> Iterator[list[int]]:
+        """Watches memory meanwhile; the list then holds every sample, in bytes."""
+        samples = [self.pss_bytes()]
+        is_over = threading.Event()
+
+        def watch() -> None:
+            while not is_over.wait(every_seconds):
+                samples.append(self.pss_bytes())
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            yield samples
+        finally:
+            is_over.set()
+            watcher.join()
+            samples.append(self.pss_bytes())
+
+    # -- what it says --------------------------------------------------------------------------------------------------
+
+    def metrics(self) -> dict[str, float]:
+        """Each metric of the `preprocessor_` family: the sum over its labels."""
+        with urllib.request.urlopen(f"http://{self.http_address}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        values: dict[str, float] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                values[sample.name] = values.get(sample.name, 0.0) + sample.value
+        return values
+
+    def is_at_rest(self) -> bool:
+        """Whether every worker is there, no request is open, and none of the budget is held."""
+        now = self.metrics()
+        return (
+            now["preprocessor_worker_processes"] == 2 * now["preprocessor_workers"]  # a short and a long lane
+            and now.get("preprocessor_requests_in_flight", 0) == 0
+            and now["preprocessor_running_work"] == now["preprocessor_queued_requests"] == 0
+            and now["preprocessor_budget_used_bytes"] == 0
+        )
+
+    # -- what it leaves ------------------------------------------------------------------------------------------------
+
+    def files_left(self) -> set[Path]:
+        """What lies in its TMPDIR, and what is new in /dev/shm since its start and not in use by somebody else."""
+        temporary = set(Path(self._folder.name).iterdir())
+        own = {process.pid for process in self.tree()}
+        return temporary | {path for path in _shared_files() - self._shared_before if not _is_mapped(path, own)}
+
+    def _read_log(self) -> None:
+        assert self._popen.stderr is not None
+        for line in self._popen.stderr:
+            self.log.append(line)
+            if found := _READY.search(line):
+                self.address, self.http_address = found.groups()
+                self._is_ready.set()
+        self._is_ready.set()
+
+
+def tree_cpu_seconds(root: psutil.Process) -> float:
+    """CPU that a process and all its descendants have used, those that have ended and were waited for included."""
+    used = 0.0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in (root, *root.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                used += times.user + times.system + times.children_user + times.children_system
+    return used
+
+
+def seconds_until_idle(root: psutil.Process, *, within_seconds: float, of_one_core: float = 0.2) -> float:
+    """How long the tree goes on using its cores from now.
+
+    Idle begins where, for a tenth of a second, the tree takes less than `of_one_core`; the kernel counts by ticks of 10 ms.
+    """
+    began = time.monotonic()
+    samples = [(0.0, tree_cpu_seconds(root))]
+    while samples[-1][0] < within_seconds:
+        time.sleep(0.01)
+        samples.append((time.monotonic() - began, tree_cpu_seconds(root)))
+        window = [sample for sample in samples if sample[0] >= samples[-1][0] - 0.1]
+        if window[0] is not samples[0] and window[-1][1] - window[0][1] <= 0.1 * of_one_core:
+            return window[0][0]
+    return within_seconds
+
+
+def _pss_bytes(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return 0
+
+
+def _shared_files() -> set[Path]:
+    return set(_SHARED_MEMORY.iterdir()) if _SHARED_MEMORY.is_dir() else set()
+
+
+def _is_mapped(path: Path, but_by: set[int]) -> bool:
+    """Whether a process other than these has the file mapped."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            if process.pid not in but_by and str(path) in Path(f"/proc/{process.pid}/maps").read_text():
+                return True
+    return False

@@ -1,0 +1,239 @@
+"""What a server withstands: killed processes, callers that leave, hours of work. Seen from outside, as a process of its own.
+
+Whatever happens, every request ends, with the right answer or with a status that says why there is none, and afterwards the
+server holds nothing that it did not hold before. The long forms are marked `slow`; `make soak` runs for SOAK_SECONDS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import statistics
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import grpc.aio
+import psutil
+import pytest
+
+from preprocessor.client import CHANNEL_OPTIONS
+from preprocessor.models.family import Model
+from tests.bench.service.asks import image_ask, text_ask, video_ask
+from tests.bench.service.load import LEFT, PREPARE, Ask, Load, Traffic, drive
+from tests.bench.service.watched import WatchedServer, seconds_until_idle
+from tests.media import moving_shapes_clip, photo, truncated_clip
+from tests.service.conftest import eventually
+
+DEADLINE_SECONDS = 60.0
+MEMORY_SLACK_BYTES = 200 << 20
+"""Pages of the arena that are kept for the next requests, and heaps that have seen their first of every kind of work."""
+WORKER_PROCESS_COUNT = 4
+OPTIONS = ("--workers", "2", "--memory-budget", "1GiB", "--max-queued", "600")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[WatchedServer]:
+    """A server that the tests leave whole."""
+    with WatchedServer(*OPTIONS) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def asks(model: Model) -> tuple[Ask, ...]:
+    """Mixed requests with their right answers; the last can only be refused."""
+    clip = moving_shapes_clip()
+    return (
+        image_ask(model, "image", photo(160, 120)),
+        video_ask(model, "short clip", moving_shapes_clip(seconds=2, width=160, height=120), 2),
+        video_ask(model, "30 s clip", clip, 1),
+        text_ask(model, "text"),
+        image_ask(model, "photo", photo(640, 480)),
+        video_ask(model, "30 s clip at 8 fps", clip, 8),
+        video_ask(model, "corrupt clip", truncated_clip(), 2),
+    )
+
+
+@pytest.mark.parametrize("count", [120, pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+async def test_killed_workers_cost_no_request_more_than_a_clean_refusal(
+    server: WatchedServer, asks: tuple[Ask, ...], count: int
+) -> None:
+    mixed = asks[:5] + asks[6:]
+    await warm_up(server, asks)
+    memory_before, descriptors_before, ends_before = server.pss_bytes(), server.descriptor_count(), worker_ends(server)
+    async with killing(lambda: random.choice(server.workers() or [None])) as killed:
+        traffic = await drive(server.address, storm(mixed, count=count, check_every=1))
+    assert len(killed) > count / 40, "there was no storm"
+    assert_ended_well(traffic, count, "WORKER_LOST")
+    await eventually(server.is_at_rest)
+    assert worker_ends(server) - ends_before > len(killed) / 2
+    await eventually(lambda: server.pss_bytes() < memory_before + MEMORY_SLACK_BYTES)
+    await eventually(lambda: server.descriptor_count() <= descriptors_before)
+    assert_ended_well(await drive(server.address, storm(asks, count=len(asks), check_every=1)), len(asks))
+    await assert_nothing_is_left(server)
+
+
+@pytest.mark.parametrize(
+    ("count", "idle_within_seconds"),
+    [(60, 20.0), pytest.param(500, 1.0, marks=[pytest.mark.slow, pytest.mark.timeout(300)])],
+)
+async def test_callers_that_leave_at_random_moments_leave_nothing_behind(
+    server: WatchedServer, asks: tuple[Ask, ...], count: int, idle_within_seconds: float
+) -> None:
+    await warm_up(server, asks)
+    descriptors_before = server.descriptor_count()
+    load = storm(asks, count=count, concurrency=count, cancel_share=1.0, cancel_within_seconds=count / 150)
+    traffic = await drive(server.address, load)
+    last_left = max(end.ended_at_seconds for end in traffic.endings if end.outcome == LEFT)
+    since_seconds = time.monotonic() - last_left
+    busy_seconds = since_seconds + seconds_until_idle(server.process, within_seconds=20)
+    print(f"{count} callers left; the cores were idle {busy_seconds * 1e3:.0f} ms after the last")
+    assert len(traffic.endings) == count
+    assert sum(end.outcome == LEFT for end in traffic.endings) > count / 3, "too few left in time"
+    assert busy_seconds < idle_within_seconds
+    await eventually(server.is_at_rest)
+    await eventually(lambda: server.descriptor_count() <= descriptors_before)
+    await assert_nothing_is_left(server)
+
+
+async def test_callers_that_never_read_and_then_leave_give_their_memory_back(
+    server: WatchedServer, asks: tuple[Ask, ...]
+) -> None:
+    large = next(ask for ask in asks if ask.name == "30 s clip at 8 fps")
+    await eventually(server.is_at_rest)
+    async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
+        calls = [channel.stream_stream(PREPARE)(iter(large.messages), timeout=DEADLINE_SECONDS) for _ in range(4)]
+        await eventually(lambda: all_is_made_and_waits_to_be_read(server, len(calls)))
+        for call in calls:
+            call.cancel()
+        await eventually(server.is_at_rest)
+
+
+@pytest.mark.parametrize("kill_count", [1, pytest.param(12, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+async def test_without_their_zygote_workers_are_lost_and_replaced(
+    server: WatchedServer, asks: tuple[Ask, ...], kill_count: int
+) -> None:
+    await warm_up(server, asks)
+    descriptors_before = server.descriptor_count()
+    for turn in range(kill_count):
+        traffic_task = asyncio.create_task(drive(server.address, storm(asks, count=60, check_every=1)))
+        await eventually(lambda: is_busy(server))
+        zygote = server.zygote()
+        assert zygote is not None
+        zygote.kill()
+        if turn % 2:  # the next one too, before it has forked anybody or while it does
+            await eventually(lambda: server.zygote() not in (None, zygote))  # noqa: B023
+            await asyncio.sleep(random.uniform(0, 3))
+            (server.zygote() or zygote).kill()
+        assert_ended_well(await traffic_task, 60, "WORKER_LOST")
+        await eventually(server.is_at_rest)
+    await eventually(lambda: server.descriptor_count() <= descriptors_before)
+    assert_ended_well(await drive(server.address, storm(asks, count=len(asks), check_every=1)), len(asks))
+    await assert_nothing_is_left(server)
+
+
+async def test_a_killed_service_takes_everything_with_it(asks: tuple[Ask, ...]) -> None:
+    with WatchedServer(*OPTIONS) as server:
+        traffic_task = asyncio.create_task(drive(server.address, storm(asks, count=40, check_every=1)))
+        await eventually(lambda: len(server.workers()) == WORKER_PROCESS_COUNT and is_busy(server))
+        tree = server.tree()
+        server.process.kill()
+        server.wait()
+        _, alive = psutil.wait_procs(tree[1:], timeout=2)
+        assert alive == []
+        traffic = await traffic_task
+        assert_ended_well(traffic, 40, "UNAVAILABLE")
+        assert traffic.refusals()["UNAVAILABLE"] > 0
+        await assert_nothing_is_left(server)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+async def test_memory_and_descriptors_stay_flat_for_hours(asks: tuple[Ask, ...]) -> None:
+    seconds = float(os.environ.get("SOAK_SECONDS", "1800"))
+    with WatchedServer(*OPTIONS) as server:
+        await warm_up(server, asks)
+        descriptors_before = server.descriptor_count()
+        load = storm(asks, seconds=seconds, check_every=7, cancel_share=0.1, cancel_within_seconds=0.5)
+        with server.peak_pss(every_seconds=1.0) as samples:
+            traffic = await drive(server.address, load)
+        await eventually(server.is_at_rest)
+        quarter = len(samples) // 4
+        early, late = (statistics.median(part) / 1e6 for part in (samples[quarter : 2 * quarter], samples[-quarter:]))
+        print(f"{len(traffic.endings)} requests in {seconds:.0f} s: {dict(traffic.outcomes())}")
+        print(
+            f"memory {early:.0f} MB in the second quarter, {late:.0f} MB in the last, {max(samples) / 1e6:.0f} at most"
+        )
+        print(
+            f"descriptors {descriptors_before} before, {server.descriptor_count()} after; worker ends {worker_ends(server)}"
+        )
+        assert_ended_well(traffic, len(traffic.endings), LEFT)
+        assert late < early * 1.05 + 20
+        await eventually(lambda: server.descriptor_count() <= descriptors_before)
+        await assert_nothing_is_left(server)
+
+
+def storm(asks: tuple[Ask, ...], *, concurrency: int = 8, **more: float) -> Load:
+    return Load(asks, concurrency, timeout_seconds=DEADLINE_SECONDS, **more)  # type: ignore[arg-type]
+
+
+async def warm_up(server: WatchedServer, asks: tuple[Ask, ...]) -> None:
+    """Have workers see each kind of work, and wait until nothing is left of it."""
+    count = 3 * len(asks)
+    assert_ended_well(await drive(server.address, storm(asks, count=count, concurrency=4, check_every=1)), count)
+    await eventually(server.is_at_rest)
+
+
+def assert_ended_well(traffic: Traffic, count: int, *allowed: str) -> None:
+    """Every request ended as it should or as allowed, so none by its deadline; and most as they should."""
+    strange = {end for end in traffic.outcomes() if end[1] not in ("right", "answered, not read", *allowed)}
+    assert strange == set()
+    assert len(traffic.endings) == count
+    assert len(traffic.answered) > count / 2 or "UNAVAILABLE" in allowed
+
+
+async def assert_nothing_is_left(server: WatchedServer) -> None:
+    """No file in the server's temporary directory, and none in /dev/shm that stays; others may come and go there."""
+    left = server.files_left()
+    await eventually(lambda: not left & server.files_left())
+
+
+@asynccontextmanager
+async def killing(choose: Callable[[], psutil.Process | None]) -> AsyncIterator[list[int]]:
+    """Meanwhile a chosen process is killed every now and then; the list holds their ids."""
+    killed: list[int] = []
+
+    async def kill() -> None:
+        while True:
+            await asyncio.sleep(random.uniform(0.02, 0.12))
+            victim = choose()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if victim is not None:
+                    victim.kill()
+                    killed.append(victim.pid)
+
+    task = asyncio.create_task(kill())
+    try:
+        yield killed
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def is_busy(server: WatchedServer) -> bool:
+    return server.metrics()["preprocessor_running_work"] > 0
+
+
+def all_is_made_and_waits_to_be_read(server: WatchedServer, call_count: int) -> bool:
+    now = server.metrics()
+    return (
+        now.get("preprocessor_requests_in_flight", 0) == call_count
+        and now["preprocessor_running_work"] == now["preprocessor_queued_requests"] == 0
+        and now["preprocessor_budget_used_bytes"] > call_count * (64 << 20)
+    )
+
+
+def worker_ends(server: WatchedServer) -> float:
+    return server.metrics().get("preprocessor_worker_ends_total", 0)
