@@ -7,10 +7,10 @@ PROTOS := preprocessor/v1/preprocessor
 CODE := preprocessor engine_client deploy tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton demo test test-all parity bench golden proto format lint type verify clean
+.PHONY: help setup triton demo test test-all soak parity bench bench-service golden proto format lint type verify clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/stamp ## install the project and its tools into .venv
 
@@ -30,14 +30,20 @@ demo: triton ## the main job: a video and a question in, Triton's tokens out
 test: triton ## run the tests; a few minutes
 	$(BIN)/python -m pytest
 
-test-all: triton ## run every test, the long ones too
-	$(BIN)/python -m pytest -m ''
+test-all: triton ## run every test but the soak, the long ones too
+	$(BIN)/python -m pytest -m 'not soak'
+
+soak: setup ## half an hour of mixed work on one server, or SOAK_SECONDS: memory and descriptors stay flat
+	$(BIN)/python -m pytest -m soak -s
 
 parity: setup ## compare with Hugging Face live, hundreds of cases; minutes
 	$(BIN)/python -m tests.parity
 
 bench: setup ## time the pipeline beside other ways to do the same; minutes
 	$(BIN)/python -m tests.bench
+
+bench-service: setup ## time the service under load: cost, throughput, memory, fairness, scaling; half an hour
+	$(BIN)/python -m tests.bench.service
 
 golden: setup ## make the golden results anew from Hugging Face's processor
 	$(BIN)/python -m tests.golden.make_goldens

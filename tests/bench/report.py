@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -94,17 +94,13 @@ def missed_floors(rates: Iterable[Rate]) -> list[str]:
 
 def markdown(workload: str, rounds: int, about: Mapping[str, Any], rates: list[Rate]) -> str:
     """The whole report."""
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     sizes = ["frames; MB of uint8", "", *(f"{rate.frame_count}; {rate.output_bytes / 1e6:.0f}" for rate in rates)]
     times = [[name, kind, *_times(rates, name)] for name, kind in ENDS_IN.items()]
     ratios = [row for ratio in RATIOS for row in _ratio_rows(ratio, rates)]
     lines = [
         f"{workload}; one thread; {rounds} rounds, each path once a round in turn; medians.",
         "",
-        f"{about['cpu']}, {about['cores_usable']} of {about['cores']} cores, {about['system']}  ",
-        f"load average {about['load_average']} at the end, {about['threads_of_this_process']} thread(s) in this process  ",
-        f"{versions}  ",
-        f"`{about['command']}`",
+        *machine_lines(about),
         "",
         *_table(["ms, wall / CPU", "ends in"], rates, [sizes, *times]),
         "",
@@ -118,6 +114,22 @@ def markdown(workload: str, rounds: int, about: Mapping[str, Any], rates: list[R
     if rounds < 5:
         lines += ["", f"**{rounds} rounds prove that this runs, and no figure: at least 5 are needed.**"]
     return "\n".join(lines)
+
+
+def machine_lines(about: Mapping[str, Any]) -> list[str]:
+    """Where a report's figures come from."""
+    return [
+        f"{about['cpu']}, {about['cores_usable']} of {about['cores']} cores, {about['system']}  ",
+        f"load average {about['load_average']} at the end, {about['threads_of_this_process']} thread(s) in this process  ",
+        ", ".join(f"{name} {number}" for name, number in about["versions"].items()) + "  ",
+        f"`{about['command']}`",
+    ]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], label_count: int) -> list[str]:
+    """A table whose first `label_count` columns are text, and the others figures."""
+    align = ["---"] * label_count + ["---:"] * (len(head) - label_count)
+    return ["| " + " | ".join(cells) + " |" for cells in (head, align, *rows)]
 
 
 def as_json(workload: str, rounds: int, about: Mapping[str, Any], rates: list[Rate]) -> dict[str, Any]:
@@ -146,9 +158,7 @@ def as_json(workload: str, rounds: int, about: Mapping[str, Any], rates: list[Ra
 
 
 def _table(head: list[str], rates: list[Rate], rows: list[list[str]]) -> list[str]:
-    head = head + [f"{rate.fps:g} fps" for rate in rates]
-    align = ["---"] * 2 + ["---:"] * len(rates)
-    return ["| " + " | ".join(cells) + " |" for cells in (head, align, *rows)]
+    return table([*head, *(f"{rate.fps:g} fps" for rate in rates)], rows, 2)
 
 
 def _times(rates: list[Rate], name: str) -> list[str]:

@@ -157,7 +157,7 @@ async def test_memory_and_descriptors_stay_flat_for_hours(asks: tuple[Ask, ...])
         await warm_up(server, asks)
         descriptors_before = server.descriptor_count()
         load = storm(asks, seconds=seconds, check_every=7, cancel_share=0.1, cancel_within_seconds=0.5)
-        with server.peak_pss(every_seconds=1.0) as samples:
+        with server.watched_pss(every_seconds=1.0) as samples:
             traffic = await drive(server.address, load)
         await eventually(server.is_at_rest)
         quarter = len(samples) // 4

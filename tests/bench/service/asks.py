@@ -14,7 +14,8 @@ from preprocessor.service.reading import read_spec
 from preprocessor.service.tensors import MAX_CHUNK_BYTES
 from preprocessor.types import PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
-from tests.bench.service.load import Ask, tensors_checksum
+from tests.bench.service import checksum
+from tests.bench.service.load import Ask
 
 TEXT = "frame" + " frame" * 49  # 50 tokens
 
@@ -47,7 +48,7 @@ def make_ask(model: Model, name: str, spec: pb.PrepareSpec, files: Mapping[str, 
             messages.append(pb.PrepareRequest(chunk=chunk))
     ask = Ask(name, tuple(message.SerializeToString() for message in messages), "")
     try:
-        right_outcome = tensors_checksum(pipeline.prepare(model, request_of(ask)).tensors)
+        right_outcome = checksum.of_tensors(pipeline.prepare(model, request_of(ask)).tensors)
     except PreprocessorError as error:
         right_outcome = error.reason
     return Ask(name, ask.messages, right_outcome)

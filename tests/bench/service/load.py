@@ -7,12 +7,11 @@ where it is to be checked. Imports nothing heavy: a process of callers starts in
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,16 +20,16 @@ from typing import Any
 
 import grpc.aio
 import numpy as np
-import numpy.typing as npt
 from google.rpc import error_details_pb2, status_pb2
 
 from preprocessor.client import CHANNEL_OPTIONS
-from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.bench.service.checksum import Checksum
 
 PREPARE = "/preprocessor.v1.Preprocessor/Prepare"
 
 ANSWERED = "answered, not read"
 LEFT = "the caller went away"
+WRONG = "not the pipeline's answer"
 
 _START_SECONDS = 0.3  # by then every process of callers has its channel
 _MAX_BACK_OFF_SECONDS = 1.0
@@ -42,7 +41,7 @@ class Ask:
 
     Attributes:
         messages: Serialized `PrepareRequest`s, the spec first.
-        right_outcome: The `tensors_checksum` of the right answer, or the reason of the right refusal.
+        right_outcome: The `checksum.of_tensors` of the right answer, or the reason of the right refusal.
     """
 
     name: str
@@ -57,7 +56,7 @@ class Load:
     Attributes:
         asks: Asked in turn by all callers together.
         beside: Each is asked again and again by a caller of its own, from before the first of `asks` until after the last.
-        check_every: One answer in so many is read; 0 reads none.
+        check_every: One answer in so many is read and compared, the first for one; 0 reads none.
         cancel_share: So many of the requests are cancelled at a random moment within `cancel_within_seconds`.
     """
 
@@ -78,7 +77,8 @@ class Ending:
     """How one request ended. Times are on the machine's monotonic clock.
 
     Attributes:
-        outcome: A checksum, ANSWERED, LEFT, or a refusal's reason (the status code's name where there is none).
+        outcome: The right one, ANSWERED, LEFT, WRONG, or a refusal's reason (the status code's name where there
+            is none).
     """
 
     ask: Ask
@@ -136,20 +136,18 @@ class Clients:
 
     def run(self, address: str, load: Load) -> Traffic:
         """Put a load on a server, divided over the processes."""
-        share_count = min(self._process_count, load.concurrency)
+        of = min(self._process_count, load.concurrency)
         start_at = time.monotonic() + _START_SECONDS
         shares = [
             replace(
                 load,
                 asks=load.asks[share % len(load.asks) :] + load.asks[: share % len(load.asks)],
-                concurrency=load.concurrency // share_count + (share < load.concurrency % share_count),
-                count=load.count // share_count + (share < load.count % share_count)
-                if load.count < float("inf")
-                else load.count,
-                beside=load.beside[share::share_count],
+                concurrency=int(_share(load.concurrency, share, of)),
+                count=_share(load.count, share, of),
+                beside=load.beside[share::of],
                 seed=load.seed + share,
             )
-            for share in range(share_count)
+            for share in range(of)
         ]
         parts = [part.result() for part in [self._processes.submit(_drive, address, s, start_at) for s in shares]]
         return Traffic([end for part in parts for end in part.endings], sum(part.client_cpu_seconds for part in parts))
@@ -175,62 +173,8 @@ async def drive(address: str, load: Load, start_at_seconds: float = 0.0) -> Traf
         return Traffic(await callers.run(), _own_cpu_seconds() - cpu_seconds)
 
 
-async def ask_once(channel: grpc.aio.Channel, ask: Ask, *, timeout_seconds: float, is_read: bool = True) -> str:
-    """The outcome of one request; see `Ending`."""
-    outcome, _ = await _ask(channel, ask, timeout_seconds, is_read)
-    return outcome
-
-
-def tensors_checksum(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
-    """What `Checksum` makes of an answer that holds these."""
-    return _joined((name, array.shape, hashlib.sha256(array.view(np.uint8).data)) for name, array in tensors.items())
-
-
-class Checksum:
-    """Of an answer's tensors, in whatever runs of rows they come; ids and timings, which always differ, do not count."""
-
-    def __init__(self) -> None:
-        self._tensors: dict[str, pb.Tensor] = {}
-        self._hashes: dict[str, Any] = {}
-        self._next_rows: Counter[str] = Counter()
-        self._is_ended = False
-
-    def add(self, message: bytes) -> None:
-        """Take the next `PrepareResponse`.
-
-        Raises:
-            ValueError: Rows are missing, or come twice.
-        """
-        response = pb.PrepareResponse.FromString(message)
-        for tensor in response.header.tensors:
-            self._tensors[tensor.name] = tensor
-            self._hashes[tensor.name] = hashlib.sha256(tensor.data)
-            self._next_rows[tensor.name] = tensor.shape[0] if tensor.data or not tensor.total_bytes else 0
-        rows = response.rows
-        if rows.row_count:
-            if rows.first_row != self._next_rows[rows.name]:
-                raise ValueError(f"{rows.name}: row {rows.first_row} where {self._next_rows[rows.name]} was due")
-            self._hashes[rows.name].update(rows.data)
-            self._next_rows[rows.name] += rows.row_count
-        self._is_ended = response.HasField("report")
-
-    def result(self) -> str:
-        """The checksum.
-
-        Raises:
-            ValueError: The answer is not whole.
-        """
-        for name, tensor in self._tensors.items():
-            if self._next_rows[name] != tensor.shape[0]:
-                raise ValueError(f"{name}: {self._next_rows[name]} rows of {tensor.shape[0]}")
-        if not self._is_ended:
-            raise ValueError("the answer ended without a report")
-        return _joined((name, tuple(self._tensors[name].shape), digest) for name, digest in self._hashes.items())
-
-
-def _joined(parts: Iterable[tuple[str, Sequence[int], Any]]) -> str:
-    lines = sorted(f"{name} {list(shape)} {digest.hexdigest()}" for name, shape, digest in parts)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+def _share(whole: float, share: int, of: int) -> float:
+    return whole if whole == float("inf") else whole // of + (share < whole % of)
 
 
 def _drive(address: str, load: Load, start_at_seconds: float) -> Traffic:
@@ -246,20 +190,17 @@ class _Callers:
         self._endings: list[Ending] = []
 
     async def run(self) -> list[Ending]:
-        load = self._load
-        begun = [asyncio.Event() for _ in load.beside]
-        beside = [asyncio.create_task(self._ask_on(ask, event)) for ask, event in zip(load.beside, begun, strict=True)]
-        try:
-            for event in begun[:1]:
-                await asyncio.wait_for(event.wait(), load.timeout_seconds)
+        load, begun = self._load, asyncio.Event()
+        async with asyncio.TaskGroup() as others:
+            beside = [others.create_task(self._ask_on(ask, begun)) for ask in load.beside]
+            if beside:
+                await begun.wait()
             stop_at = time.monotonic() + load.seconds
-            async with asyncio.TaskGroup() as group:
+            async with asyncio.TaskGroup() as callers:
                 for _ in range(load.concurrency):
-                    group.create_task(self._call(stop_at))
-        finally:
+                    callers.create_task(self._call(stop_at))
             for task in beside:
                 task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
         return self._endings
 
     async def _call(self, stop_at_seconds: float) -> None:
@@ -267,8 +208,8 @@ class _Callers:
         load = self._load
         while self._begun_count < load.count and time.monotonic() < stop_at_seconds:
             ask = load.asks[self._begun_count % len(load.asks)]
-            self._begun_count += 1
             is_read = bool(load.check_every) and self._begun_count % load.check_every == 0
+            self._begun_count += 1
             leaves = self._random.random() < load.cancel_share
             patience_seconds = self._random.uniform(0, load.cancel_within_seconds) if leaves else None
             began, back_off_seconds = time.monotonic(), 0.0
@@ -291,7 +232,7 @@ async def _ask(
     channel: grpc.aio.Channel, ask: Ask, timeout_seconds: float, is_read: bool, begun: asyncio.Event | None = None
 ) -> tuple[str, float]:
     """The outcome, and how long to wait before asking again. Leaving it cancels the call."""
-    call = channel.stream_stream(PREPARE)(iter(ask.messages), timeout=timeout_seconds)
+    call: Any = channel.stream_stream(PREPARE)(iter(ask.messages), timeout=timeout_seconds)  # type: ignore[arg-type]
     checksum = Checksum()
     try:
         async for message in call:
@@ -303,7 +244,9 @@ async def _ask(
         return _refusal(error)
     finally:
         call.cancel()
-    return checksum.result() if is_read else ANSWERED, 0.0
+    if not is_read:
+        return ANSWERED, 0.0
+    return ask.right_outcome if checksum.result() == ask.right_outcome else WRONG, 0.0
 
 
 def _refusal(error: grpc.aio.AioRpcError) -> tuple[str, float]:

@@ -117,7 +117,7 @@ class WatchedServer:
         return count
 
     @contextmanager
-    def peak_pss(self, every_seconds: float = 0.5) -> Iterator[list[int]]:
+    def watched_pss(self, every_seconds: float = 0.5) -> Iterator[list[int]]:
         """Watches memory meanwhile; the list then holds every sample, in bytes."""
         samples = [self.pss_bytes()]
         is_over = threading.Event()

@@ -1,0 +1,123 @@
+"""Many callers: throughput, latency and memory as they are added, and small requests beside large ones."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from typing import Any
+
+from tests.bench.service.alone import PipelineAlone
+from tests.bench.service.asks import image_ask, repeated_clip, video_ask
+from tests.bench.service.load import Ask, Traffic
+from tests.bench.service.section import GIB, Bench, Section, one_core_rate, sized
+from tests.bench.service.watched import WatchedServer
+from tests.media import photo
+
+# Issue "Worker processes", what to show.
+LEAST_SHARE_OF_CORES = 0.9
+LEAST_OF_BEST = 0.95  # "no fall", within what a shared machine can tell
+BUDGET_BYTES, BESIDE_BUDGET_BYTES = 4 * GIB, 1 * GIB
+IMAGE_SLOWDOWN = 3.0
+QUANTUM_MS = 4.0  # a tick at CONFIG_HZ=250, at which the kernel lets a process of higher weight in
+
+_LOAD_HEAD = (
+    "", "callers", "requests/s", "of the cores' rate", "p50, ms", "p99, ms", "server CPU, ms", "client CPU, ms",
+    "peak memory, MiB", "refused", "compared",
+)  # fmt: skip
+
+
+def load(bench: Bench) -> Section:
+    """Throughput, latency and memory as callers are added."""
+    options = bench.options
+    section = Section(
+        f"Load: {options.worker_count} worker(s), --memory-budget 4GiB",
+        f"Closed loop, at least {options.seconds_each:g} s each, every request ended; every 16th answer compared. One core's "
+        f"rate: 1 ÷ CPU seconds of `pipeline.prepare`, before and after. Required from 8 callers on: ≥ "
+        f"{LEAST_SHARE_OF_CORES:g} of workers × that rate, no fall, memory (PSS of the tree) below the budget + 1 GiB.",
+        _LOAD_HEAD,
+    )
+    with PipelineAlone() as pipeline, WatchedServer(*sized(options.worker_count, BUDGET_BYTES)) as server:
+        for fps in options.fps:
+            ask = bench.ask(fps)
+            bench.warm_up(server, ask)
+            alone = [pipeline.run(ask, 10)]
+            points = [_load_point(bench, server, ask, callers) for callers in options.concurrencies]
+            alone.append(pipeline.run(ask, 10))
+            cores_rate = options.worker_count * one_core_rate(alone)
+            best_rate = 0.0
+            for traffic, figures in points:
+                share = figures["requests_a_second"] / cores_rate
+                callers, peak_bytes = figures["callers"], figures["peak_pss_bytes"]
+                section.add(
+                    [ask.name, str(callers), f"{figures['requests_a_second']:.2f}", f"{share:.2f}"]
+                    + [f"{figures[name]:.0f}" for name in ("p50_ms", "p99_ms", "server_cpu_ms", "client_cpu_ms")]
+                    + [f"{peak_bytes >> 20}", _counts(traffic), str(figures["compared_count"])],
+                    fps=fps,
+                    share_of_cores=share,
+                    one_core_rate=cores_rate / options.worker_count,
+                    **figures,
+                )
+                is_enough = callers < 8 or share >= LEAST_SHARE_OF_CORES
+                section.require(is_enough, f"{share:.2f} of the cores' rate with {callers} callers at {ask.name}")
+                if callers >= 8:
+                    best_rate = max(best_rate, figures["requests_a_second"])
+                    falls_to = figures["requests_a_second"] / best_rate
+                    section.require(
+                        falls_to >= LEAST_OF_BEST, f"a fall to {falls_to:.2f} with {callers} callers at {ask.name}"
+                    )
+                is_within = peak_bytes < BUDGET_BYTES + BESIDE_BUDGET_BYTES
+                section.require(is_within, f"{peak_bytes >> 20} MiB with {callers} callers at {ask.name}")
+    return section
+
+
+def _load_point(bench: Bench, server: WatchedServer, ask: Ask, callers: int) -> tuple[Traffic, dict[str, Any]]:
+    before = server.cpu_seconds()
+    with server.watched_pss() as samples:
+        traffic = bench.run(server, ask, concurrency=callers, seconds=bench.options.seconds_each, check_every=16)
+    count = len(traffic.answered)
+    p50, p99 = traffic.latency_ms(50, 99)
+    return traffic, {
+        "callers": callers,
+        "requests_a_second": traffic.answers_a_second,
+        "p50_ms": p50,
+        "p99_ms": p99,
+        "server_cpu_ms": (server.cpu_seconds() - before) / count * 1e3,
+        "client_cpu_ms": traffic.client_cpu_seconds / count * 1e3,
+        "peak_pss_bytes": max(samples),
+        "answered_count": count,
+        "compared_count": sum(end.outcome == ask.right_outcome for end in traffic.endings),
+        "refused": dict(traffic.refusals()),
+    }
+
+
+def fairness(bench: Bench) -> Section:
+    """Small images while ten-minute videos are worked on."""
+    options = bench.options
+    section = Section(
+        "Fairness: small images beside ten-minute videos",
+        f"{options.image_count} images (160x120) one after another, alone and while 4 callers ask for a ten-minute video "
+        f"(374x374, 1 fps) again and again; {options.rounds} rounds in turn, medians. Workers: one a core. Required: p95 beside "
+        f"videos ≤ {IMAGE_SLOWDOWN:g} × p95 alone + {QUANTUM_MS:g} ms.",
+        ("", "p50, ms", "p95, ms", "most, ms"),
+    )
+    small = image_ask(bench.model, "image", photo(160, 120))
+    long = video_ask(bench.model, "ten minutes", repeated_clip(bench.clip, 20), 1)
+    samples: dict[str, list[list[float]]] = {"alone": [], "beside videos": []}
+    with WatchedServer(*sized(os.cpu_count() or 1, BUDGET_BYTES)) as server:
+        bench.warm_up(server, small, long)
+        for _ in range(options.rounds):
+            for name, beside in (("alone", ()), ("beside videos", (long,) * 4)):
+                traffic = bench.run(server, small, concurrency=1, count=options.image_count, beside=beside)
+                samples[name].append(traffic.latency_ms(50, 95, 100))
+    medians = {
+        name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in samples.items()
+    }
+    for name, values in medians.items():
+        section.add([name, *(f"{value:.1f}" for value in values)], case=name, p50_p95_max_ms=samples[name])
+    idle, busy = medians["alone"][1], medians["beside videos"][1]
+    section.require(busy <= IMAGE_SLOWDOWN * idle + QUANTUM_MS, f"p95 {busy:.1f} ms beside videos, {idle:.1f} ms alone")
+    return section
+
+
+def _counts(traffic: Traffic) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in traffic.refusals().items()) or "none"

@@ -1,0 +1,65 @@
+"""One number for all tensors of an answer: on the pipeline's side of arrays, on a caller's of the messages as they come."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessor.v1 import preprocessor_pb2 as pb
+
+
+def of_tensors(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+    """What `Checksum` makes of an answer that holds these."""
+    return _joined((name, array.shape, hashlib.sha256(array.view(np.uint8).data)) for name, array in tensors.items())
+
+
+class Checksum:
+    """Of an answer's tensors, in whatever runs of rows they come; ids and timings, which always differ, do not count."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, pb.Tensor] = {}
+        self._hashes: dict[str, Any] = {}
+        self._next_rows: Counter[str] = Counter()
+        self._is_ended = False
+
+    def add(self, message: bytes) -> None:
+        """Take the next `PrepareResponse`.
+
+        Raises:
+            ValueError: Rows are missing, or come twice.
+        """
+        response = pb.PrepareResponse.FromString(message)
+        for tensor in response.header.tensors:
+            self._tensors[tensor.name] = tensor
+            self._hashes[tensor.name] = hashlib.sha256(tensor.data)
+            self._next_rows[tensor.name] = tensor.shape[0] if tensor.data or not tensor.total_bytes else 0
+        rows = response.rows
+        if rows.row_count:
+            if rows.first_row != self._next_rows[rows.name]:
+                raise ValueError(f"{rows.name}: row {rows.first_row} where {self._next_rows[rows.name]} was due")
+            self._hashes[rows.name].update(rows.data)
+            self._next_rows[rows.name] += rows.row_count
+        self._is_ended = response.HasField("report")
+
+    def result(self) -> str:
+        """The checksum.
+
+        Raises:
+            ValueError: The answer is not whole.
+        """
+        for name, tensor in self._tensors.items():
+            if self._next_rows[name] != tensor.shape[0]:
+                raise ValueError(f"{name}: {self._next_rows[name]} rows of {tensor.shape[0]}")
+        if not self._is_ended:
+            raise ValueError("the answer ended without a report")
+        return _joined((name, tuple(self._tensors[name].shape), digest) for name, digest in self._hashes.items())
+
+
+def _joined(parts: Iterable[tuple[str, Sequence[int], Any]]) -> str:
+    lines = sorted(f"{name} {list(shape)} {digest.hexdigest()}" for name, shape, digest in parts)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

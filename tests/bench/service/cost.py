@@ -1,0 +1,82 @@
+"""What one request costs at a time: CPU beside the pipeline alone, and wall time on one worker and on two."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+from tests.bench.service.alone import PipelineAlone, PoolAlone
+from tests.bench.service.asks import repeated_clip, video_ask
+from tests.bench.service.section import GIB, Bench, Section, sized
+from tests.bench.service.watched import WatchedServer
+
+# Issue "Worker processes", what to show; BENCH, "through the service".
+POOL_COST, SERVICE_COST = 1.10, 1.15
+
+
+def cost(bench: Bench) -> Section:
+    """CPU of one request: the pipeline, the pool around it, the service around that."""
+    section = Section(
+        "Cost: CPU of a request",
+        f"One worker, one request at a time, {bench.options.rounds} rounds in turn; medians, and medians of each round's ratio. "
+        f"The whole tree of processes is counted. Required: pool ≤ {POOL_COST:g}, service ≤ {SERVICE_COST:g}.",
+        ("", "pipeline, ms", "pool, ms", "service, ms", "pool ÷ pipeline", "service ÷ pipeline", "client, ms"),
+    )
+    with PipelineAlone() as pipeline, PoolAlone(1, 2 * GIB) as pool, WatchedServer(*sized(1, 2 * GIB)) as server:
+        for fps in bench.options.fps:
+            ask = bench.ask(fps)
+            bench.warm_up(server, ask)
+            count = math.ceil(bench.options.seconds_each / 4 / (pipeline.run(ask, 3).cpu_ms_each / 1e3))
+            spent: dict[str, list[float]] = {"pipeline": [], "pool": [], "service": [], "client": []}
+            for _ in range(bench.options.rounds):
+                spent["pipeline"].append(pipeline.run(ask, count).cpu_ms_each)
+                spent["pool"].append(pool.run(ask, count=count).cpu_ms_each)
+                before = server.cpu_seconds()
+                traffic = bench.run(server, ask, concurrency=1, count=count)
+                spent["service"].append((server.cpu_seconds() - before) / count * 1e3)
+                spent["client"].append(traffic.client_cpu_seconds / count * 1e3)
+            alone, pooled, served, client = (statistics.median(values) for values in spent.values())
+            ratios = {
+                name: statistics.median(a / b for a, b in zip(spent[name], spent["pipeline"], strict=True))
+                for name in ("pool", "service")
+            }
+            section.add(
+                [
+                    ask.name,
+                    *(f"{ms:.1f}" for ms in (alone, pooled, served)),
+                    *(f"{ratio:.2f}" for ratio in ratios.values()),
+                    f"{client:.1f}",
+                ],
+                fps=fps,
+                requests_a_round=count,
+                ratios=ratios,
+                cpu_ms=spent,
+            )
+            section.require(ratios["pool"] <= POOL_COST, f"pool ÷ pipeline {ratios['pool']:.2f} at {ask.name}")
+            section.require(
+                ratios["service"] <= SERVICE_COST, f"service ÷ pipeline {ratios['service']:.2f} at {ask.name}"
+            )
+    return section
+
+
+def latency(bench: Bench) -> Section:
+    """One request at a time: a long clip is split over idle workers."""
+    options = bench.options
+    section = Section(
+        "Latency of one request on an idle server",
+        f"{options.rounds} rounds of 5 requests in turn; medians, from the first byte sent to the last received.",
+        ("", "1 worker, ms", "2 workers, ms", "ratio"),
+    )
+    asks = [bench.ask(8), video_ask(bench.model, "2 minutes at 1 fps", repeated_clip(bench.clip, 4), 1)]
+    with WatchedServer(*sized(1, 2 * GIB)) as one, WatchedServer(*sized(2, 2 * GIB)) as two:
+        for ask in asks:
+            samples: dict[int, list[float]] = {1: [], 2: []}
+            for server in (one, two):
+                bench.warm_up(server, ask)
+            for _ in range(options.rounds):
+                for workers, server in ((1, one), (2, two)):
+                    samples[workers] += bench.run(server, ask, concurrency=1, count=5).latency_ms(50)
+            single, double = (statistics.median(values) for values in samples.values())
+            cells = [ask.name, f"{single:.0f}", f"{double:.0f}", f"{double / single:.2f}"]
+            section.add(cells, clip=ask.name, wall_ms=samples, ratio=double / single)
+    return section

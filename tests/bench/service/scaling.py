@@ -1,0 +1,97 @@
+"""More workers: processes beside threads, and the pool alone, whose rows nobody sends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from tests.bench.service.alone import PipelineAlone, PoolAlone
+from tests.bench.service.load import Ask
+from tests.bench.service.section import GIB, Bench, Section, one_core_rate, sized
+from tests.bench.service.watched import WatchedServer
+
+BUDGET_BYTES = 4 * GIB
+
+
+def scaling(bench: Bench) -> Section:
+    """More workers: processes, threads, and the pool alone, whose rows nobody sends."""
+    options = bench.options
+    fps = options.fps[0]
+    section = Section(
+        f"Scaling at {fps:g} fps",
+        f"Four callers a worker, {options.seconds_each:g} s each, {options.client_process_count} processes of callers on the "
+        f"same {os.cpu_count()} cores. Efficiency: requests/s ÷ (workers × 1 ÷ CPU seconds of `pipeline.prepare`).",
+        (
+            "workers are",
+            "workers",
+            "requests/s",
+            "speed-up",
+            "efficiency",
+            "CPU, ms a request",
+            "service, cores",
+            "clients, cores",
+        ),
+    )
+    ask = bench.ask(fps)
+    with PipelineAlone() as pipeline:
+        core_rate = one_core_rate([pipeline.run(ask, 10), pipeline.run(ask, 10)])
+    first: dict[str, Any] = {}
+    for workers in options.scaling_worker_counts:
+        for kind, measure in _KINDS.items():
+            figures = measure(bench, ask, workers)
+            rate = figures["requests_a_second"]
+            first.setdefault(kind, rate)
+            efficiency = rate / (workers * core_rate)
+            section.add(
+                [
+                    kind,
+                    str(workers),
+                    *(f"{value:.2f}" for value in (rate, rate / first[kind], efficiency)),
+                    f"{figures['cpu_ms']:.0f}",
+                    *(_cores(figures[name]) for name in ("service_cores", "client_cores")),
+                ],
+                kind=kind,
+                workers=workers,
+                efficiency=efficiency,
+                one_core_rate=core_rate,
+                **figures,
+            )
+    return section
+
+
+def _scale_service(bench: Bench, ask: Ask, workers: int, *options: str) -> dict[str, Any]:
+    with WatchedServer(*sized(workers, BUDGET_BYTES), *options) as server:
+        bench.warm_up(server, ask)
+        tree, own = server.cpu_seconds(), _own_cpu_seconds(server)
+        traffic = bench.run(server, ask, concurrency=4 * workers, seconds=bench.options.seconds_each)
+        return {
+            "requests_a_second": traffic.answers_a_second,
+            "cpu_ms": (server.cpu_seconds() - tree) / len(traffic.answered) * 1e3,
+            "service_cores": (_own_cpu_seconds(server) - own) / traffic.wall_seconds,
+            "client_cores": traffic.client_cpu_seconds / traffic.wall_seconds,
+        }
+
+
+def _scale_pool(bench: Bench, ask: Ask, workers: int) -> dict[str, Any]:
+    with PoolAlone(workers, BUDGET_BYTES) as pool:
+        pool.run(ask, count=2 * workers, concurrency=2 * workers)
+        spent = pool.run(ask, seconds=bench.options.seconds_each, concurrency=4 * workers)
+        rate = spent.requests_a_second
+        return {"requests_a_second": rate, "cpu_ms": spent.cpu_ms_each, "service_cores": None, "client_cores": None}
+
+
+_KINDS: dict[str, Callable[[Bench, Ask, int], dict[str, Any]]] = {
+    "processes": _scale_service,
+    "threads": lambda bench, ask, workers: _scale_service(bench, ask, workers, "--in-process"),
+    "processes, pool alone": _scale_pool,
+}
+
+
+def _own_cpu_seconds(server: WatchedServer) -> float:
+    times = server.process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _cores(used: float | None) -> str:
+    return "" if used is None else f"{used:.2f}"
