@@ -1,12 +1,18 @@
-"""Settings, frozen and checked where they are made. A bad value is refused with its option's name."""
+"""Settings, frozen and checked where they are made. A bad value is refused with its option's name.
+
+Each field says everything about its option: the command line, its help and its defaults are made from these classes.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import os
 import re
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from preprocessor.machine import available_cpu_count, available_memory_bytes
 
 _LEAST_BUDGET_BYTES = 64 << 20  # below, not even one photo's decoding fits
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) *([KMGT]?i?B?)", re.IGNORECASE)
@@ -21,6 +27,39 @@ class SettingError(ValueError):
         self.option = option
 
 
+def setting(default: Any, meaning: str, metavar: str = "N", *, name: str = "", kind: Callable[[str], Any] = int) -> Any:
+    """A field that is an option.
+
+    Args:
+        default: A value, or a function that finds it.
+        name: The option, where it is not the field's name.
+        kind: Makes the value of the text that a user writes.
+    """
+    metadata = {"meaning": meaning, "metavar": metavar, "name": name, "kind": kind}
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def option_of(field: dataclasses.Field[Any], prefix: str = "") -> str:
+    """The option of a field, as the command line spells it."""
+    return str(field.metadata["name"] or f"--{prefix}{field.name.replace('_', '-')}")
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of "4GiB", "512 MiB", "1.5G" or "1000000"; a unit is a power of 1024, or of 1000 where it ends in a bare B.
+
+    Raises:
+        ValueError: It is no size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size; write 4GiB, 512MiB or a number of bytes")
+    number, unit = match.groups()
+    base = 1000 if re.fullmatch(r"[KMGT]B", unit, re.IGNORECASE) else 1024
+    return int(float(number) * base ** _POWERS[unit[:1].upper() if unit.upper() != "B" else ""])
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one request may ask of the service. Counted in headers before anything is decoded.
@@ -28,20 +67,57 @@ class Limits:
     The defaults allow a minute of 4K video or a 256-megapixel image and refuse what only an attack needs.
     """
 
-    max_media_count: int = 64
-    max_media_bytes: int = 512 << 20  # one file
-    max_request_bytes: int = 1 << 30  # all files of a request
-    max_image_bytes: int = 64 << 20  # walking a PNG's chunks to its size takes microseconds each
-    max_image_pixels: int = 256_000_000
-    max_frame_pixels: int = 8192 * 4320
-    max_clip_frames: int = 1_000_000  # in the file, counted by packets: nine hours at 30 frames a second
-    max_audio_seconds: int = 3600  # 230 MB of samples at 16 kHz
-    max_pixel_bytes: int = 2 << 30  # the pixel tensor of one request
-    max_prompt_length: int = 4_000_000  # characters of rendered text, or token ids
+    max_media_count: int = setting(64, "images and videos in one request")
+    max_media_bytes: int = setting(512 << 20, "bytes of one file")
+    max_request_bytes: int = setting(1 << 30, "bytes of all files of a request")
+    # Walking a PNG's chunks to its size takes microseconds each.
+    max_image_bytes: int = setting(64 << 20, "bytes of an image file")
+    max_image_pixels: int = setting(256_000_000, "pixels of an image, before resizing")
+    max_frame_pixels: int = setting(8192 * 4320, "pixels of a video frame, before resizing")
+    # Counted by packets: nine hours at 30 frames a second.
+    max_clip_frames: int = setting(1_000_000, "frames in a video file")
+    max_audio_seconds: int = setting(3600, "seconds of a sound")  # 230 MB of samples at 16 kHz
+    max_pixel_bytes: int = setting(2 << 30, "bytes of the pixel tensor of one request")
+    max_prompt_length: int = setting(4_000_000, "characters of a rendered prompt, or token ids")
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            require_positive_int("--" + name.replace("_", "-"), getattr(self, name))
+        for field in dataclasses.fields(self):
+            require_positive_int(option_of(field), getattr(self, field.name))
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Where prepared prompts go. Options begin with `--engine`."""
+
+    address: str = setting(
+        "",
+        "Triton's gRPC address, or several, separated by commas; without it, Generate is not served",
+        "HOST:PORT",
+        name="--engine",
+        kind=str,
+    )
+    model: str = setting("vlm_transformers", "the model's name in Triton", "NAME", kind=str)
+    transport: str = setting(
+        "auto", "how tensors travel: auto, grpc, or shared-memory (an engine on this host)", "NAME", kind=str
+    )
+    profile: str = setting("", "what the engine wants otherwise: a built-in profile or a TOML file", "FILE", kind=str)
+    on_mismatch: str = setting(
+        "refuse", "what becomes of an engine that was set up for another model: refuse, or warn", "NAME", kind=str
+    )
+    tls_root: str = setting("", "PEM of the authorities that may have signed its certificate", "FILE", kind=str)
+    tls_certificate: str = setting("", "PEM of this side's certificate, for mutual TLS", "FILE", kind=str)
+    tls_key: str = setting("", "PEM of its private key", "FILE", kind=str)
+    tls_server_name: str = setting("", "the name in its certificate, where that is not the host", "NAME", kind=str)
+    token_file: str = setting("", "a bearer token to send along; the file may be rotated", "FILE", kind=str)
+
+    def __post_init__(self) -> None:
+        for address in self.address.split(",") if self.address else ():
+            split_address("--engine", address.strip())
+        _require_one_of("--engine-transport", self.transport, "auto", "grpc", "shared-memory")
+        _require_one_of("--engine-on-mismatch", self.on_mismatch, "refuse", "warn")
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            option = "--engine-tls-key" if self.tls_certificate else "--engine-tls-certificate"
+            raise SettingError(option, "", "both certificate and key, for mutual TLS, or neither")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,42 +125,45 @@ class ServeSettings:
     """Everything `preprocessor serve` needs.
 
     Attributes:
-        model: A built-in name, a local directory or a hub id.
-        address: Where gRPC listens, host:port; port 0 takes a free one.
-        http_address: Where probes and metrics listen.
-        worker_count: Cores to work on. So many worker processes take short work, and as many more, at a lower priority,
-            long work.
-        max_queued_count: Requests that may wait for a worker; one more is refused with RESOURCE_EXHAUSTED.
-        memory_budget_bytes: What all requests may hold together: files, pixels, and memory that workers need meanwhile.
-        worker_memory_bytes: Address space that one worker may take for its work; 0 means as much as the budget.
-        max_cpu_seconds: CPU that one request may use in one stage.
-        max_jobs_a_worker: Jobs after which a worker is replaced by a fresh one.
-        is_in_process: Work on threads of the service: for debugging only, without isolation or limits.
-        engine_address: Triton's gRPC host:port; empty means that `Generate` is not served.
-        engine_model: The model's name in Triton.
-        video_decoder: "pyav", or "opencv" where its way of decoding is to be matched.
-        drain_seconds: How long a stop waits for requests under way.
-        upload_idle_seconds: The longest silence between two messages of an upload.
-        default_timeout_seconds: The deadline of a request that brings none.
+        worker_count: So many worker processes take short work, and as many more, at a lower priority, long work.
+        memory_budget_bytes: For files, pixels, and what workers need meanwhile, of all requests together.
+        worker_memory_bytes: Address space; 0 means as much as the budget.
     """
 
-    model: str = "qwen3-vl"
-    address: str = "127.0.0.1:50051"
-    http_address: str = "127.0.0.1:8080"
-    worker_count: int = field(default_factory=lambda: available_cpu_count())
-    max_queued_count: int = 256
-    memory_budget_bytes: int = field(default_factory=lambda: available_memory_bytes() // 2)
-    worker_memory_bytes: int = 0
-    max_cpu_seconds: float = 300.0
-    max_jobs_a_worker: int = 10_000
-    is_in_process: bool = False
-    engine_address: str = ""
-    engine_model: str = "vlm_transformers"
-    video_decoder: str = "pyav"
-    drain_seconds: float = 20.0
-    upload_idle_seconds: float = 30.0
-    default_timeout_seconds: float = 300.0
-    limits: Limits = field(default_factory=Limits)
+    model: str = setting("qwen3-vl", "built-in name, local directory or hub id", "NAME", kind=str)
+    address: str = setting("127.0.0.1:50051", "where gRPC listens; port 0 takes a free one", "HOST:PORT", kind=str)
+    http_address: str = setting("127.0.0.1:8080", "where /livez, /readyz and /metrics listen", "HOST:PORT", kind=str)
+    worker_count: int = setting(
+        available_cpu_count, "cores to work on; the default is the cgroup's CPU limit", name="--workers"
+    )
+    max_queued_count: int = setting(
+        256, "requests that may wait for a worker before more are refused", name="--max-queued"
+    )
+    memory_budget_bytes: int = setting(
+        lambda: available_memory_bytes() // 2,
+        "memory for all requests together, such as 4GiB; the default is half of the cgroup's limit",
+        "SIZE",
+        name="--memory-budget",
+        kind=parse_bytes,
+    )
+    worker_memory_bytes: int = setting(
+        0,
+        "memory that one worker may take for its work; 0 means the budget",
+        "SIZE",
+        name="--worker-memory",
+        kind=parse_bytes,
+    )
+    max_cpu_seconds: float = setting(300.0, "CPU that one request may use in one stage", "S", kind=float)
+    max_jobs_a_worker: int = setting(10_000, "jobs after which a worker process is replaced")
+    is_in_process: bool = setting(
+        False, "work on threads: for debugging only, nothing is isolated", "", name="--in-process", kind=bool
+    )
+    video_decoder: str = setting("pyav", "pyav, or opencv to decode as OpenCV does", "NAME", kind=str)
+    drain_seconds: float = setting(20.0, "how long a stop waits for calls under way", "S", kind=float)
+    upload_idle_seconds: float = setting(30.0, "longest silence within an upload", "S", kind=float)
+    default_timeout_seconds: float = setting(300.0, "deadline of a call that brings none", "S", kind=float)
+    engine: EngineSettings = dataclasses.field(default_factory=EngineSettings)
+    limits: Limits = dataclasses.field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         require_positive_int("--workers", self.worker_count)
@@ -104,12 +183,9 @@ class ServeSettings:
         ):
             if not (math.isfinite(seconds) and seconds > 0):
                 raise SettingError(option, seconds, "a number of seconds above 0")
-        if self.video_decoder not in ("pyav", "opencv"):
-            raise SettingError("--video-decoder", self.video_decoder, "pyav or opencv")
+        _require_one_of("--video-decoder", self.video_decoder, "pyav", "opencv")
         split_address("--address", self.address)
         split_address("--http-address", self.http_address)
-        if self.engine_address:
-            split_address("--engine", self.engine_address)
 
 
 def require_positive_int(option: str, value: object) -> int:
@@ -135,53 +211,6 @@ def split_address(option: str, address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def available_cpu_count(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores this process may use: the smaller of its affinity and its cgroup's quota, at least 1.
-
-    A container's quota does not show in `os.cpu_count()`; sizing a pool by the host's cores has every worker throttled.
-    Reads cgroup v2 (`cpu.max`) and v1 (`cpu.cfs_quota_us`).
-    """
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_cpu_quota(cgroup)
-    return max(1, affinity if quota is None else min(affinity, math.floor(quota)))
-
-
-def available_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory this process may use: its cgroup's limit where there is one, else the machine's. Reads cgroup v2 and v1."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in (cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"):
-        try:
-            stated = path.read_text().strip()
-        except OSError:
-            continue
-        return machine if stated == "max" else min(machine, int(stated))
-    return machine
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of "4GiB", "512 MiB", "1.5G" or "1000000". Units count in powers of 1024 with an i, of 1000 before a bare B.
-
-    Raises:
-        ValueError: It is no size.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"{text!r} is not a size; write 4GiB, 512MiB or a number of bytes")
-    number, unit = match.groups()
-    base = 1000 if re.fullmatch(r"[KMGT]B", unit, re.IGNORECASE) else 1024
-    return int(float(number) * base ** _POWERS[unit[:1].upper() if unit.upper() != "B" else ""])
-
-
-def _cgroup_cpu_quota(cgroup: Path) -> float | None:
-    """Cores the cgroup grants, or None where it sets no limit or there is no cgroup to read."""
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if quota in ("max", "-1"):
-        return None
-    return int(quota) / int(period)
+def _require_one_of(option: str, value: str, *accepted: str) -> None:
+    if value not in accepted:
+        raise SettingError(option, value, " or ".join(accepted))

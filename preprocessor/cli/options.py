@@ -7,25 +7,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from preprocessor.config import Limits, ServeSettings, parse_bytes
+from preprocessor.config import EngineSettings, Limits, ServeSettings, option_of
 from preprocessor.version import VERSION
 
-_DEFAULTS = {
-    field.name: field.default_factory() if callable(field.default_factory) else field.default
-    for field in dataclasses.fields(ServeSettings)
-}
-_LIMIT_MEANINGS = {
-    "max_media_count": "images and videos in one request",
-    "max_media_bytes": "bytes of one file",
-    "max_request_bytes": "bytes of all files of a request",
-    "max_image_bytes": "bytes of an image file",
-    "max_image_pixels": "pixels of an image, before resizing",
-    "max_frame_pixels": "pixels of a video frame, before resizing",
-    "max_clip_frames": "frames in a video file",
-    "max_audio_seconds": "seconds of a sound",
-    "max_pixel_bytes": "bytes of the pixel tensor of one request",
-    "max_prompt_length": "characters of a rendered prompt, or token ids",
-}
+_DEFAULT_ADDRESS = next(field.default for field in dataclasses.fields(ServeSettings) if field.name == "address")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,50 +43,35 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
-    add = _adder(parser)
-    add("--model", "model", str, "NAME", "built-in name, local directory or hub id")
-    add("--address", "address", str, "HOST:PORT", "where gRPC listens; port 0 takes a free one")
-    add("--http-address", "http_address", str, "HOST:PORT", "where /livez, /readyz and /metrics listen")
-    add("--workers", "worker_count", int, "N", "cores to work on; the default is the cgroup's CPU limit")
-    add("--max-queued", "max_queued_count", int, "N", "requests that may wait for a worker before more are refused")
-    add(
-        "--memory-budget",
-        "memory_budget_bytes",
-        parse_bytes,
-        "SIZE",
-        "memory for all requests together, such as 4GiB; the default is half of the cgroup's limit",
-    )
-    add("--worker-memory", "worker_memory_bytes", parse_bytes, "SIZE", "memory one worker may take; 0 means the budget")
-    add("--max-cpu-seconds", "max_cpu_seconds", float, "S", "CPU that one request may use in one stage")
-    add("--max-jobs-a-worker", "max_jobs_a_worker", int, "N", "jobs after which a worker process is replaced")
-    parser.add_argument(
-        "--in-process",
-        dest="is_in_process",
-        action="store_true",
-        help="work on threads: for debugging only, nothing is isolated",
-    )
-    add("--engine", "engine_address", str, "HOST:PORT", "Triton's gRPC address; without it, Generate is not served")
-    add("--engine-model", "engine_model", str, "NAME", "the model's name in Triton")
-    add("--video-decoder", "video_decoder", str, "NAME", "pyav, or opencv to decode as OpenCV does")
-    add("--drain-seconds", "drain_seconds", float, "S", "how long a stop waits for calls under way")
-    add("--upload-idle-seconds", "upload_idle_seconds", float, "S", "longest silence within an upload")
-    add("--default-timeout-seconds", "default_timeout_seconds", float, "S", "deadline of a call that brings none")
-    limits = parser.add_argument_group("limits on one request")
-    for field in dataclasses.fields(Limits):
-        limits.add_argument(
-            "--" + field.name.replace("_", "-"),
-            type=int,
-            default=field.default,
-            metavar="N",
-            help=_LIMIT_MEANINGS[field.name],
-        )
+    _add_settings(parser, ServeSettings)
+    _add_settings(parser.add_argument_group("the engine, for Generate"), EngineSettings, "engine-")
+    _add_settings(parser.add_argument_group("limits on one request"), Limits)
     parser.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what to log"
     )
 
 
+def _add_settings(group: argparse._ActionsContainer, settings: type, prefix: str = "") -> None:
+    """An option for each field of a class of settings; see `config.setting`."""
+    for field in dataclasses.fields(settings):
+        if not field.metadata:
+            continue  # settings of their own
+        given = {"dest": prefix + field.name, "default": default_of(field), "help": field.metadata["meaning"]}
+        if field.metadata["kind"] is bool:
+            group.add_argument(option_of(field, prefix), action="store_true", **given)
+        else:
+            group.add_argument(
+                option_of(field, prefix), type=field.metadata["kind"], metavar=field.metadata["metavar"], **given
+            )
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """A setting's default, found now where it has to be found."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def _add_prompt(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--address", default=_DEFAULTS["address"], metavar="HOST:PORT", help="the service")
+    parser.add_argument("--address", default=_DEFAULT_ADDRESS, metavar="HOST:PORT", help="the service")
     parser.add_argument(
         "--model", default="", metavar="NAME", help="as the service names it; with --local, the model to load"
     )
@@ -152,10 +122,3 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         is_silent = action.default in (None, "", False)
         return action.help if is_silent else super()._get_help_string(action)
-
-
-def _adder(parser: argparse.ArgumentParser) -> Any:
-    def add(option: str, setting: str, kind: type, metavar: str, meaning: str) -> None:
-        parser.add_argument(option, dest=setting, type=kind, default=_DEFAULTS[setting], metavar=metavar, help=meaning)
-
-    return add

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from preprocessor.config import Limits, ServeSettings
+from preprocessor.config import EngineSettings, Limits, ServeSettings
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,10 @@ def settings_from(options: argparse.Namespace) -> ServeSettings:
         SettingError: A value is not accepted.
     """
     given = vars(options)
-    limits = Limits(**{field.name: given[field.name] for field in dataclasses.fields(Limits)})
-    names = {field.name for field in dataclasses.fields(ServeSettings)} - {"limits"}
-    return ServeSettings(limits=limits, **{name: given[name] for name in names})
+
+    def of(settings: type, prefix: str = "") -> dict[str, Any]:
+        return {field.name: given[prefix + field.name] for field in dataclasses.fields(settings) if field.metadata}
+
+    return ServeSettings(
+        **of(ServeSettings), engine=EngineSettings(**of(EngineSettings, "engine-")), limits=Limits(**of(Limits))
+    )

@@ -13,11 +13,12 @@ from aiohttp import web
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from engine_client import EngineClient, TritonEngine
+from engine_client import EngineClient
 from preprocessor.config import ServeSettings, SettingError, split_address
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.models.registry import load_model
+from preprocessor.service.engine import connect_engine
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.reading import MAX_INLINE_BYTES
@@ -61,8 +62,8 @@ class Server:
         settings = self.settings
         # Encoding copies a prompt's tensors into a message: milliseconds of memory traffic, not a worker's kind of work.
         self._encoding = ThreadPoolExecutor(2, "encode")
-        if self.engine is None and settings.engine_address:
-            self.engine = TritonEngine(settings.engine_address, settings.engine_model, executor=self._encoding)
+        if self.engine is None and settings.engine.address:
+            self.engine = connect_engine(settings.engine, self.model, self._encoding)
         self.metrics = Metrics()
         self.pool = WorkerPool(self.model, _pool_settings(settings), self.metrics.count_worker_end, self._zygote)
         await self.pool.start()
@@ -139,7 +140,7 @@ async def serve(settings: ServeSettings) -> None:
             server.http_address,
             settings.worker_count,
             settings.memory_budget_bytes >> 20,
-            settings.engine_address or "none",
+            settings.engine.address or "none",
         )
         await stop.wait()
         for number in (signal.SIGTERM, signal.SIGINT):

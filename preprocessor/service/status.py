@@ -32,6 +32,7 @@ _CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
     # Not UNAVAILABLE: a gateway would try what has killed two workers here on every other replica.
     (errors.WorkerLost, grpc.StatusCode.INTERNAL),
     (errors.PreprocessorError, grpc.StatusCode.INTERNAL),
+    (engine_client.EngineOverloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (engine_client.EngineUnavailable, grpc.StatusCode.UNAVAILABLE),
     (engine_client.EngineDeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
     # Such as a prompt and max_tokens beyond the model's positions: what the engine alone can know of a request.

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from preprocessor.config import Limits, ServeSettings, SettingError, available_cpu_count, split_address
+from preprocessor.config import EngineSettings, Limits, ServeSettings, SettingError, parse_bytes, split_address
+from preprocessor.machine import available_cpu_count, available_memory_bytes
 
 
 @pytest.mark.parametrize("count", [0, -1, True, "2", 1.5, None])
@@ -85,3 +86,59 @@ def test_a_cgroup_v1_quota_bounds_the_cores(tmp_path: Path, quota: str, expected
 @pytest.mark.usefixtures("eight_cores")
 def test_without_a_cgroup_the_affinity_counts(tmp_path: Path) -> None:
     assert available_cpu_count(tmp_path) == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("4GiB", 4 << 30),
+        ("512 MiB", 512 << 20),
+        ("1.5G", 3 << 29),
+        ("2kb", 2000),
+        ("1GB", 10**9),
+        ("123", 123),
+        ("7B", 7),
+    ],
+)
+def test_a_size_may_be_written_with_its_unit(text: str, size_bytes: int) -> None:
+    assert parse_bytes(text) == size_bytes
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "4 gallons", "-1", "1e9", "0x10"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize("size_bytes", [0, (64 << 20) - 1, True, 1e9])
+def test_a_memory_budget_that_is_too_small_is_refused_by_its_options_name(size_bytes: object) -> None:
+    with pytest.raises(SettingError, match="--memory-budget"):
+        ServeSettings(memory_budget_bytes=size_bytes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fields", "option"),
+    [
+        ({"address": "a:1,b"}, "--engine"),
+        ({"transport": "pigeon"}, "--engine-transport"),
+        ({"on_mismatch": "shrug"}, "--engine-on-mismatch"),
+        ({"tls_key": "key.pem"}, "--engine-tls-certificate"),
+        ({"tls_certificate": "certificate.pem"}, "--engine-tls-key"),
+    ],
+)
+def test_engine_settings_that_cannot_be_are_refused_by_their_options_name(fields: dict[str, str], option: str) -> None:
+    with pytest.raises(SettingError) as refused:
+        EngineSettings(**fields)
+    assert refused.value.option == option
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected_bytes"), [("max", 1 << 40), (str(3 << 30), 3 << 30), (str(1 << 50), 1 << 40)]
+)
+def test_the_memory_that_may_be_used_is_the_cgroup_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stated: str, expected_bytes: int
+) -> None:
+    (tmp_path / "memory.max").write_text(stated + "\n")
+    monkeypatch.setattr(os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 1 << 28)
+    assert available_memory_bytes(tmp_path) == expected_bytes
+    assert available_memory_bytes(tmp_path / "nowhere") == 1 << 40

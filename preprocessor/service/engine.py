@@ -1,0 +1,64 @@
+"""From settings to the engine that `Generate` asks."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+
+from engine_client import (
+    CredentialsError,
+    Endpoints,
+    Fingerprint,
+    OnMismatch,
+    Profile,
+    ProfileError,
+    TokenFile,
+    load_profile,
+    tls_credentials,
+    triton_endpoints,
+)
+from preprocessor.config import EngineSettings, SettingError
+from preprocessor.models.family import Model
+from preprocessor.models.fingerprint import fingerprint_parts
+from preprocessor.models.generic import GenericModel
+
+
+def connect_engine(settings: EngineSettings, model: Model | GenericModel, executor: Executor) -> Endpoints:
+    """The engines of the settings, as one. Nothing is sent yet.
+
+    Args:
+        model: What their models must have been set up for.
+        executor: Where large messages are encoded.
+    Raises:
+        SettingError: A file cannot be used.
+    """
+    try:
+        credentials = None
+        if settings.tls_root or settings.tls_certificate:
+            credentials = tls_credentials(
+                settings.tls_root or None, settings.tls_certificate or None, settings.tls_key or None
+            )
+        token = TokenFile(settings.token_file) if settings.token_file else None
+    except CredentialsError as error:
+        raise SettingError("--engine-tls-* or --engine-token-file", str(error), "files that can be used") from error
+    return triton_endpoints(
+        settings.address,
+        settings.model,
+        credentials=credentials,
+        tls_server_name=settings.tls_server_name or None,
+        call_metadata=token,
+        profile=engine_profile(settings),
+        fingerprint=Fingerprint(fingerprint_parts(model), OnMismatch(settings.on_mismatch)),
+        executor=executor,
+    )
+
+
+def engine_profile(settings: EngineSettings) -> Profile | None:
+    """How the engine wants its tensors; None: as the engine contract has them, unchecked.
+
+    Raises:
+        SettingError: There is no such profile, or it says what it must not.
+    """
+    try:
+        return load_profile(settings.profile) if settings.profile else None
+    except ProfileError as error:
+        raise SettingError("--engine-profile", settings.profile, f"a profile that can be read ({error})") from error
