@@ -20,6 +20,7 @@ from preprocessor.config import EngineSettings, SettingError
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
 from preprocessor.models.generic import GenericModel
+from preprocessor.types import PixelForm
 
 
 def connect_engine(settings: EngineSettings, model: Model | GenericModel, executor: Executor) -> Endpoints:
@@ -46,18 +47,28 @@ def connect_engine(settings: EngineSettings, model: Model | GenericModel, execut
         credentials=credentials,
         tls_server_name=settings.tls_server_name or None,
         call_metadata=token,
-        profile=engine_profile(settings),
+        profile=_profile(settings),
         fingerprint=Fingerprint(fingerprint_parts(model), OnMismatch(settings.on_mismatch)),
         executor=executor,
     )
 
 
-def engine_profile(settings: EngineSettings) -> Profile | None:
-    """How the engine wants its tensors; None: as the engine contract has them, unchecked.
+def engine_form(settings: EngineSettings) -> PixelForm | None:
+    """The form in which the engine takes pixels; None is the model's own, uint8 on the fast path.
 
     Raises:
-        SettingError: There is no such profile, or it says what it must not.
+        SettingError: As `connect_engine`.
     """
+    profile = _profile(settings)
+    return (
+        None
+        if profile is None or profile.pixel_form.value == PixelForm.UINT8.value
+        else PixelForm(profile.pixel_form.value)
+    )
+
+
+def _profile(settings: EngineSettings) -> Profile | None:
+    """How the engine wants its tensors; None: as the engine contract has them, unchecked."""
     try:
         return load_profile(settings.profile) if settings.profile else None
     except ProfileError as error:

@@ -18,7 +18,7 @@ from preprocessor.config import ServeSettings, SettingError, split_address
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.models.registry import load_model
-from preprocessor.service.engine import connect_engine
+from preprocessor.service.engine import connect_engine, engine_form
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.reading import MAX_INLINE_BYTES
@@ -69,7 +69,9 @@ class Server:
         await self.pool.start()
         self.health = Health(self.engine, self.pool)
         self._grpc = grpc.aio.server(options=_CHANNEL_OPTIONS)
-        servicer = PreprocessorServicer(self.model, settings, self.pool, self.metrics, self.engine)
+        servicer = PreprocessorServicer(
+            self.model, settings, self.pool, self.metrics, self.engine, engine_form(settings.engine)
+        )
         pb_grpc.add_PreprocessorServicer_to_server(servicer, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._grpc)
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)

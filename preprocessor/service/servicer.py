@@ -22,6 +22,7 @@ from engine_client import (
     FinishReason,
     SamplingParameters,
 )
+from engine_client.contract import PIXELS
 from preprocessor.config import ServeSettings
 from preprocessor.errors import ModelNotFound
 from preprocessor.models.family import Model
@@ -34,7 +35,7 @@ from preprocessor.service.intake import RequestMessage, receive_media, receive_s
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.tensors import is_small, write_rows
 from preprocessor.text.detokenizer import Detokenizer
-from preprocessor.types import Plan, PreparationRequest
+from preprocessor.types import PixelForm, Plan, PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from preprocessor.version import VERSION
@@ -47,6 +48,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
 
     Args:
         engine: Where `Generate` sends prompts; None where this deployment only prepares.
+        engine_form: The form in which it takes pixels; None is the model's own.
     """
 
     def __init__(
@@ -56,12 +58,14 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         pool: WorkerPool,
         metrics: Metrics,
         engine: EngineClient | None,
+        engine_form: PixelForm | None = None,
     ) -> None:
         self._model = model
         self._settings = settings
         self._calls = Calls(pool, metrics, settings.default_timeout_seconds)
         self._metrics = metrics
         self._engine = engine
+        self._engine_form = engine_form
 
     # -- the four methods ----------------------------------------------------------------------------------------------
 
@@ -91,8 +95,10 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             spec = (await receive_spec(requests, self._settings.upload_idle_seconds)).spec
             sampling = reading.read_parameters(spec.parameters, self._model.stop_token_ids)
             stop_strings = reading.read_stop_strings(spec.parameters)
-            spec.prompt.pixel_form = pb.PIXEL_FORM_UNSPECIFIED  # the engine takes the model's own
             request = await self._receive(spec.prompt, requests, call)
+            request = dataclasses.replace(
+                request, pixel_form=self._engine_form
+            )  # the engine's choice, not the caller's
             planned = await self._plan(request, call)
             await context.write(pb.GenerateResponse(header=self._header(request, planned, call, with_data=False)))
             engine_request = await self._engine_request(request, planned, sampling, call)
@@ -192,7 +198,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         if isinstance(planned, Plan) and planned.pixel_bytes:
             run = call.claim.pixels(request.media, planned.pixels)
             await self._conclude(run, planned, call)
-            tensors[planned.pixels.name] = run.array
+            tensors[PIXELS] = run.array
         return EngineRequest(call.request_id, tensors, sampling)
 
     async def _conclude(self, run: PixelRun, planned: Plan, call: Call) -> None:

@@ -72,8 +72,8 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseExceptio
 
 
 def _retry_info(error: BaseException) -> list[error_details_pb2.RetryInfo]:
-    if not isinstance(error, errors.Overloaded):
+    if not isinstance(error, (errors.Overloaded, engine_client.EngineOverloaded)):
         return []
     delay = duration_pb2.Duration()
-    delay.FromMilliseconds(int(error.retry_after_seconds * 1e3))
+    delay.FromMilliseconds(int(getattr(error, "retry_after_seconds", 1.0) * 1e3))
     return [error_details_pb2.RetryInfo(retry_delay=delay)]

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from engine_client import EngineClient
 from preprocessor.client import CHANNEL_OPTIONS, CallFailed, PrepareResult, generate, prepare
-from preprocessor.config import Limits, ServeSettings
+from preprocessor.config import EngineSettings, Limits, ServeSettings
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.service.server import Server
@@ -63,11 +63,17 @@ class Caller:
 
 @asynccontextmanager
 async def serving(
-    model: Model | GenericModel, engine: EngineClient | None = None, limits: Limits | None = None, **settings: object
+    model: Model | GenericModel,
+    engine: EngineClient | None = None,
+    limits: Limits | None = None,
+    engine_settings: EngineSettings | None = None,
+    **settings: object,
 ) -> AsyncIterator[Caller]:
     """A server of its own for a test with settings of its own."""
     free = {"address": "127.0.0.1:0", "http_address": "127.0.0.1:0", "worker_count": 2, "drain_seconds": 5.0}
-    options = ServeSettings(**{**free, **settings}, limits=limits or Limits())  # type: ignore[arg-type]
+    options = ServeSettings(
+        **{**free, **settings}, limits=limits or Limits(), engine=engine_settings or EngineSettings()
+    )  # type: ignore[arg-type]
     zygote = None if options.is_in_process else await zygote_of(model)
     async with (
         Server(options, model, engine, zygote) as server,

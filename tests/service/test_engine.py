@@ -1,0 +1,89 @@
+"""What the service asks of an engine, and what it makes of the engine's answers and of its settings."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import ml_dtypes
+import numpy as np
+import pytest
+
+from engine_client import EngineOverloaded, EngineRequest
+from engine_client.testing import FakeEngine
+from preprocessor import pipeline
+from preprocessor.client import CallFailed
+from preprocessor.config import EngineSettings, SettingError
+from preprocessor.models.family import Model
+from preprocessor.service.engine import connect_engine
+from preprocessor.service.reading import read_spec
+from preprocessor.types import PixelForm
+from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.media import moving_shapes_clip
+from tests.service.conftest import chat, serving, video
+
+CLIP = moving_shapes_clip(seconds=1, width=96, height=64)
+
+
+class Keeping(FakeEngine):
+    """Keeps what it was asked as it was: the arrays are the service's only until the first token."""
+
+    def __init__(self) -> None:
+        super().__init__(token_ids=(11, 12))
+        self.pixels: list[np.ndarray] = []
+
+    async def generate(self, request: EngineRequest, **options: object):  # type: ignore[no-untyped-def, override]
+        self.pixels.append(request.tensors["pixel_patches"].copy())
+        async for step in super().generate(request, **options):  # type: ignore[arg-type]
+            yield step
+
+
+@pytest.mark.parametrize(
+    ("profile", "form", "dtype"),
+    [
+        ("", PixelForm.UINT8, np.uint8),
+        ("fp16", PixelForm.FP16, np.float16),
+        ("bf16", PixelForm.BF16, ml_dtypes.bfloat16),
+    ],
+)
+async def test_the_engine_gets_pixels_in_the_form_that_its_profile_asks_for(
+    model: Model, tmp_path: Path, profile: str, form: PixelForm, dtype: type
+) -> None:
+    if profile:
+        (tmp_path / "engine.toml").write_text(f'pixel_form = "{profile}"\n')
+    engine, spec = Keeping(), chat(video("clip", CLIP), pixel_form=pb.PIXEL_FORM_FP32)
+    async with serving(
+        model, engine, engine_settings=EngineSettings(profile=str(tmp_path / "engine.toml") if profile else "")
+    ) as caller:
+        await caller.generate(spec, max_tokens=2)
+    spec.pixel_form = {PixelForm.UINT8: pb.PIXEL_FORM_UINT8, PixelForm.FP16: pb.PIXEL_FORM_FP16}.get(
+        form, pb.PIXEL_FORM_BF16
+    )
+    expected = pipeline.prepare(model, read_spec(spec)[0])
+    assert engine.pixels[0].dtype == dtype
+    assert engine.pixels[0].tobytes() == expected.tensors[expected.plan.pixels.name].tobytes()
+
+
+async def test_an_engine_that_is_full_is_worth_trying_again(model: Model) -> None:
+    async with serving(model, FakeEngine(error=EngineOverloaded("64 prompts wait already"))) as caller:
+        with pytest.raises(CallFailed) as caught:
+            await caller.generate(chat("hello"))
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ENGINE_OVERLOADED")
+    assert caught.value.retry_after_seconds == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "option"),
+    [
+        (EngineSettings(address="a:1", tls_root="/nowhere/ca.pem"), "--engine-tls"),
+        (EngineSettings(address="a:1", token_file="/nowhere/token"), "--engine-token-file"),
+        (EngineSettings(address="a:1", profile="/nowhere/profile.toml"), "--engine-profile"),
+    ],
+    ids=["authorities", "token", "profile"],
+)
+def test_a_file_that_cannot_be_used_is_refused_at_the_start(
+    model: Model, settings: EngineSettings, option: str
+) -> None:
+    with ThreadPoolExecutor(1) as executor, pytest.raises(SettingError, match=option):
+        connect_engine(settings, model, executor)
