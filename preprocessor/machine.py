@@ -6,6 +6,15 @@ import math
 import os
 from pathlib import Path
 
+# One thread a worker, whatever library would like more; and none in the zygote, which must be able to fork.
+SINGLE_THREADED = {
+    "MKL_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "RAYON_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
 
 def available_cpu_count(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores this process may use: the smaller of its affinity and its cgroup's quota, at least 1.

@@ -6,11 +6,13 @@ import argparse
 import asyncio
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from preprocessor.config import EngineSettings, Limits, ServeSettings
+from preprocessor.machine import SINGLE_THREADED
 
 logger = logging.getLogger(__name__)
 
@@ -20,10 +22,19 @@ def run(options: argparse.Namespace) -> int:
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     settings = settings_from(options)
-    from preprocessor.service.server import serve  # seconds of torch, after a wrong option has been refused at once
+    # From here on seconds of torch, after a wrong option has been refused at once. What sets up its threads when it is
+    # imported must find one wanted: work runs in processes, and a process with threads cannot be forked.
+    os.environ.update(SINGLE_THREADED)
+    from preprocessor.models.registry import load_model
+    from preprocessor.workers.process import Zygote
+    from preprocessor.workers.zygote import fork_zygote
+
+    model = load_model(settings.model)
+    zygote = None if settings.is_in_process else Zygote(model, fork_zygote(model))
+    from preprocessor.service.server import serve  # gRPC comes after the fork: nothing of it is in the workers
 
     run_loop = event_loop_runner()
-    run_loop(serve(settings))
+    run_loop(serve(settings, model, zygote))
     return 0
 
 

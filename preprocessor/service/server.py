@@ -128,13 +128,15 @@ def _pool_settings(settings: ServeSettings) -> PoolSettings:
     )
 
 
-async def serve(settings: ServeSettings) -> None:
+async def serve(settings: ServeSettings, model: Model | GenericModel, zygote: Zygote | None = None) -> None:
     """Serve until SIGTERM or SIGINT; a second signal does not wait for the drain."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with Server(settings) as server:
+    if zygote is not None:
+        await zygote.start()
+    async with Server(settings, model, zygote=zygote) as server:
         logger.info(
             "serving %s on grpc %s, http %s; %d workers; %d MiB for requests; engine %s",
             server.model.name,
@@ -148,4 +150,6 @@ async def serve(settings: ServeSettings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
         logger.info("stopping; calls under way have %g seconds", settings.drain_seconds)
+    if zygote is not None:
+        zygote.close()
     logger.info("stopped")

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from preprocessor.machine import SINGLE_THREADED
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.workers import zygote
@@ -32,15 +33,6 @@ START_SECONDS = 120.0  # imports from a cold disk, on a busy machine
 _REAP_SECONDS = 5.0
 _EXIT_SECONDS = 0.5
 _MAX_MESSAGE_BYTES = 1 << 28  # the packet tables of a clip with a million frames take a tenth
-
-# One thread a worker, whatever library would like more; and none in the zygote, which must be able to fork.
-_SINGLE_THREADED = {
-    "MKL_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "RAYON_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 
 
 class WorkerDied(Exception):
@@ -167,13 +159,20 @@ class ProcessWorker:
 class Zygote:
     """The process that forks workers; see `zygote`. Call all of it from one event loop.
 
+    Args:
+        forked: A zygote that is a fork of this process; None starts a fresh one.
     Attributes:
         lost: Set when the process has ended; its workers end with it.
     """
 
-    def __init__(self, model: Model | GenericModel) -> None:
+    def __init__(
+        self,
+        model: Model | GenericModel,
+        forked: tuple[zygote.ForkedProcess, socket.socket] | None = None,
+    ) -> None:
         self.lost = asyncio.Event()
         self._model = model
+        self._forked = forked
         self._ids = itertools.count(1)
         self._workers: dict[int, ProcessWorker] = {}
         self._is_closed = False
@@ -185,27 +184,40 @@ class Zygote:
             RuntimeError: It ended, or did not get ready in time.
         """
         loop = asyncio.get_running_loop()
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._control.setblocking(False)
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: ASYNC220 - a fork takes milliseconds, and asyncio's would need a child watcher
-                [sys.executable, "-c", f"from preprocessor.workers.zygote import main; main({theirs.fileno()})"],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, **_SINGLE_THREADED, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
-                start_new_session=True,  # a terminal's Ctrl-C is for the service alone
-            )
         self._ready: asyncio.Future[None] = loop.create_future()
+        self._process: zygote.ForkedProcess | subprocess.Popen[bytes]
+        if self._forked is not None:
+            self._process, self._control = self._forked
+        else:
+            self._process, self._control = self._start_fresh()
+        self._control.setblocking(False)
         loop.add_reader(self._control, self._receive)
-        model_file = await asyncio.to_thread(_pickled, self._model)
-        self.send(zygote.Setup(os.fstat(model_file).st_size, logging.getLogger().level), model_file)
-        os.close(model_file)
+        if self._forked is None:
+            model_file = await asyncio.to_thread(_pickled, self._model)
+            self.send(zygote.Setup(os.fstat(model_file).st_size, logging.getLogger().level), model_file)
+            os.close(model_file)
         try:
             async with asyncio.timeout(START_SECONDS):
                 await self._ready
         except TimeoutError as error:
             self.close()
             raise RuntimeError(f"the workers' process was not ready within {START_SECONDS:g} seconds") from error
+
+    def _start_fresh(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-c", f"from preprocessor.workers.zygote import main; main({theirs.fileno()})"],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={
+                    **os.environ,
+                    **SINGLE_THREADED,
+                    "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
+                },
+                start_new_session=True,  # a terminal's Ctrl-C is for the service alone
+            )
+        return process, control
 
     async def fork(self, slot: int, arena: Arena, limits: WorkerLimits) -> ProcessWorker:
         """A new worker."""

@@ -1,25 +1,34 @@
 """The process from which workers are forked.
 
-It imports what preprocessing needs and holds the loaded model, once. A worker is then a fork: ready in milliseconds, and all
-that it does not change is one copy in memory. It runs no thread and no native code on anybody's file, so that a fork of it is
-always sound, and it ends with the service: when the control socket closes, or when the service is killed.
+It holds the imported libraries and the loaded model. A worker is then a fork: ready in milliseconds, and all that it does not
+change is one copy in memory. It runs no thread and no native code on anybody's file, so that a fork of it is always sound,
+and it ends with the service: when the control socket closes, or when the service is killed.
 
-    service → zygote   `Setup` first, then `Fork` and `Kill`
+There are two ways to one. `fork_zygote` forks the service itself, before it has threads: the two then share libraries and
+model too. `main` is for a fresh interpreter, which imports and loads them again.
+
+    service → zygote   `Setup` first, to a fresh one; then `Fork` and `Kill`
     zygote → service   `Ready`, then `Exited` for every worker
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import logging
 import mmap
 import os
 import pickle
+import select
 import selectors
 import signal
 import socket
+import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.sandbox import WorkerLimits, enter_sandbox
@@ -63,13 +72,77 @@ class Exited:
     code: int
 
 
+@dataclass(slots=True)
+class ForkedProcess:
+    """A zygote that is a fork of this process; what is needed of `subprocess.Popen`'s manners."""
+
+    process_id: int
+    returncode: int | None = None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, once it has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: It has not, within `timeout` seconds.
+        """
+        if self.returncode is None:
+            descriptor = os.pidfd_open(self.process_id)
+            try:
+                if timeout is not None and not select.select([descriptor], [], [], timeout)[0]:
+                    raise subprocess.TimeoutExpired("zygote", timeout)
+                _, status = os.waitpid(self.process_id, 0)
+            finally:
+                os.close(descriptor)
+            self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def kill(self) -> None:
+        if self.returncode is None:
+            os.kill(self.process_id, signal.SIGKILL)
+
+
+def fork_zygote(model: Any) -> tuple[ForkedProcess, socket.socket] | None:
+    """Fork a zygote with what is imported and loaded here, and the control socket to it.
+
+    Returns:
+        None where this process has threads: a fork of it would not be sound.
+    """
+    if len(list(Path("/proc/self/task").iterdir())) > 1:
+        return None
+    gc.collect()
+    gc.freeze()  # a collection in either would write to every page that they share
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process_id = os.fork()
+    if process_id:
+        theirs.close()
+        return ForkedProcess(process_id), ours
+    code = 1
+    try:
+        ours.close()
+        os.setsid()  # a terminal's Ctrl-C is for the service alone
+        _serve_forks(theirs, model)
+        code = 0
+    finally:
+        if code:
+            logging.getLogger(__name__).exception("the workers' process ends")
+        os._exit(code)
+
+
 def main(descriptor: int) -> None:
-    """Serve forks until the service closes the control socket."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the service decides when its workers end
+    """Be a zygote in a fresh interpreter, until the service closes the control socket."""
     control = socket.socket(fileno=descriptor)
     message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 1)
     setup: Setup = pickle.loads(message)
     logging.basicConfig(level=setup.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with mmap.mmap(descriptors[0], setup.model_bytes, access=mmap.ACCESS_READ) as pickled:
+        model = pickle.loads(pickled)
+    os.close(descriptors[0])
+    gc.collect()
+    gc.freeze()
+    _serve_forks(control, model)
+
+
+def _serve_forks(control: socket.socket, model: Any) -> None:
     import cv2
     import torch
 
@@ -77,11 +150,8 @@ def main(descriptor: int) -> None:
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    with mmap.mmap(descriptors[0], setup.model_bytes, access=mmap.ACCESS_READ) as pickled:
-        model = pickle.loads(pickled)
-    os.close(descriptors[0])
-    gc.collect()
-    gc.freeze()  # a collection in a worker would write to every page that it shares
+    ctypes.CDLL(None).malloc_trim(0)  # what loading has left over would be in every worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     wakeup, alarm = socket.socketpair()
     wakeup.setblocking(False)
     alarm.setblocking(False)
@@ -120,7 +190,7 @@ def main(descriptor: int) -> None:
                     os.close(descriptor)
 
 
-def _be_worker(work, channel: int, arena: int, model, order: Fork) -> None:  # type: ignore[no-untyped-def]
+def _be_worker(work: Callable[..., None], channel: int, arena: int, model: Any, order: Fork) -> None:
     """The life of a fork; never returns."""
     code = 1
     try:
