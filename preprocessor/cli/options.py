@@ -39,6 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--stop", action="append", default=[], metavar="TEXT", help="a text that ends the answer; may be repeated"
     )
     generate.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling")
+    fingerprint = commands.add_parser(
+        "fingerprint", help="print what an engine must be set up for, as parameters of its Triton model"
+    )
+    fingerprint.add_argument("model", metavar="MODEL", help="built-in name, local directory or hub id")
     return parser
 
 

@@ -151,3 +151,9 @@ def test_without_uvloop_the_service_says_so_and_runs_on_asyncio(
 
 def test_with_uvloop_the_service_runs_on_it() -> None:
     assert event_loop_runner() is uvloop.run
+
+
+def test_fingerprint_prints_parameters_for_a_triton_model() -> None:
+    printed = run("fingerprint", "qwen3-vl").stdout
+    assert printed.startswith("parameters [")
+    assert '{ key: "fingerprint.patch_size"  value: { string_value: "16" } }' in printed
