@@ -21,7 +21,7 @@ import pytest
 
 from preprocessor.client import CHANNEL_OPTIONS
 from preprocessor.models.family import Model
-from tests.bench.service.asks import image_ask, text_ask, video_ask
+from tests.bench.service.asks import image_ask, repeated_clip, text_ask, video_ask
 from tests.bench.service.load import LEFT, PREPARE, Ask, Load, Traffic, drive
 from tests.bench.service.watched import WatchedServer, seconds_until_idle
 from tests.media import moving_shapes_clip, photo, truncated_clip
@@ -30,6 +30,8 @@ from tests.service.conftest import eventually
 DEADLINE_SECONDS = 60.0
 MEMORY_SLACK_BYTES = 200 << 20
 """Pages of the arena that are kept for the next requests, and heaps that have seen their first of every kind of work."""
+LARGE = "1 minute clip at 8 fps"
+"""More work than the short lane takes, and 75 MB of pixels."""
 WORKER_PROCESS_COUNT = 4
 OPTIONS = ("--workers", "2", "--memory-budget", "1GiB", "--max-queued", "600")
 
@@ -51,7 +53,7 @@ def asks(model: Model) -> tuple[Ask, ...]:
         video_ask(model, "30 s clip", clip, 1),
         text_ask(model, "text"),
         image_ask(model, "photo", photo(640, 480)),
-        video_ask(model, "30 s clip at 8 fps", clip, 8),
+        video_ask(model, LARGE, repeated_clip(clip, 2), 8),
         video_ask(model, "corrupt clip", truncated_clip(), 2),
     )
 
@@ -60,18 +62,17 @@ def asks(model: Model) -> tuple[Ask, ...]:
 async def test_killed_workers_cost_no_request_more_than_a_clean_refusal(
     server: WatchedServer, asks: tuple[Ask, ...], count: int
 ) -> None:
-    mixed = asks[:5] + asks[6:]
     await warm_up(server, asks)
     memory_before, descriptors_before, ends_before = server.pss_bytes(), server.descriptor_count(), worker_ends(server)
     async with killing(lambda: random.choice(server.workers() or [None])) as killed:
-        traffic = await drive(server.address, storm(mixed, count=count, check_every=1))
+        traffic = await drive(server.address, storm(asks, count=count, check_share=1))
     assert len(killed) > count / 40, "there was no storm"
     assert_ended_well(traffic, count, "WORKER_LOST")
     await eventually(server.is_at_rest)
     assert worker_ends(server) - ends_before > len(killed) / 2
     await eventually(lambda: server.pss_bytes() < memory_before + MEMORY_SLACK_BYTES)
     await eventually(lambda: server.descriptor_count() <= descriptors_before)
-    assert_ended_well(await drive(server.address, storm(asks, count=len(asks), check_every=1)), len(asks))
+    assert_ended_well(await drive(server.address, storm(asks, count=len(asks), check_share=1)), len(asks))
     await assert_nothing_is_left(server)
 
 
@@ -101,7 +102,7 @@ async def test_callers_that_leave_at_random_moments_leave_nothing_behind(
 async def test_callers_that_never_read_and_then_leave_give_their_memory_back(
     server: WatchedServer, asks: tuple[Ask, ...]
 ) -> None:
-    large = next(ask for ask in asks if ask.name == "30 s clip at 8 fps")
+    large = next(ask for ask in asks if ask.name == LARGE)
     await eventually(server.is_at_rest)
     async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
         calls = [channel.stream_stream(PREPARE)(iter(large.messages), timeout=DEADLINE_SECONDS) for _ in range(4)]
@@ -118,7 +119,7 @@ async def test_without_their_zygote_workers_are_lost_and_replaced(
     await warm_up(server, asks)
     descriptors_before = server.descriptor_count()
     for turn in range(kill_count):
-        traffic_task = asyncio.create_task(drive(server.address, storm(asks, count=60, check_every=1)))
+        traffic_task = asyncio.create_task(drive(server.address, storm(asks, count=60, check_share=1)))
         await eventually(lambda: is_busy(server))
         zygote = server.zygote()
         assert zygote is not None
@@ -130,13 +131,13 @@ async def test_without_their_zygote_workers_are_lost_and_replaced(
         assert_ended_well(await traffic_task, 60, "WORKER_LOST")
         await eventually(server.is_at_rest)
     await eventually(lambda: server.descriptor_count() <= descriptors_before)
-    assert_ended_well(await drive(server.address, storm(asks, count=len(asks), check_every=1)), len(asks))
+    assert_ended_well(await drive(server.address, storm(asks, count=len(asks), check_share=1)), len(asks))
     await assert_nothing_is_left(server)
 
 
 async def test_a_killed_service_takes_everything_with_it(asks: tuple[Ask, ...]) -> None:
     with WatchedServer(*OPTIONS) as server:
-        traffic_task = asyncio.create_task(drive(server.address, storm(asks, count=40, check_every=1)))
+        traffic_task = asyncio.create_task(drive(server.address, storm(asks, count=40, check_share=1)))
         await eventually(lambda: len(server.workers()) == WORKER_PROCESS_COUNT and is_busy(server))
         tree = server.tree()
         server.process.kill()
@@ -156,7 +157,7 @@ async def test_memory_and_descriptors_stay_flat_for_hours(asks: tuple[Ask, ...])
     with WatchedServer(*OPTIONS) as server:
         await warm_up(server, asks)
         descriptors_before = server.descriptor_count()
-        load = storm(asks, seconds=seconds, check_every=7, cancel_share=0.1, cancel_within_seconds=0.5)
+        load = storm(asks, seconds=seconds, check_share=0.1, cancel_share=0.1, cancel_within_seconds=0.5)
         with server.watched_pss(every_seconds=1.0) as samples:
             traffic = await drive(server.address, load)
         await eventually(server.is_at_rest)
@@ -182,7 +183,7 @@ def storm(asks: tuple[Ask, ...], *, concurrency: int = 8, **more: float) -> Load
 async def warm_up(server: WatchedServer, asks: tuple[Ask, ...]) -> None:
     """Have workers see each kind of work, and wait until nothing is left of it."""
     count = 3 * len(asks)
-    assert_ended_well(await drive(server.address, storm(asks, count=count, concurrency=4, check_every=1)), count)
+    assert_ended_well(await drive(server.address, storm(asks, count=count, concurrency=4, check_share=1)), count)
     await eventually(server.is_at_rest)
 
 

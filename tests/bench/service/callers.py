@@ -31,7 +31,7 @@ def load(bench: Bench) -> Section:
     options = bench.options
     section = Section(
         f"Load: {options.worker_count} worker(s), --memory-budget 4GiB",
-        f"Closed loop, at least {options.seconds_each:g} s each, every request ended; every 16th answer compared. One core's "
+        f"Closed loop, at least {options.seconds_each:g} s each, every request ended; one answer in 16 compared. One core's "
         f"rate: 1 ÷ CPU seconds of `pipeline.prepare`, before and after. Required from 8 callers on: ≥ "
         f"{LEAST_SHARE_OF_CORES:g} of workers × that rate, no fall, memory (PSS of the tree) below the budget + 1 GiB.",
         _LOAD_HEAD,
@@ -73,7 +73,7 @@ def load(bench: Bench) -> Section:
 def _load_point(bench: Bench, server: WatchedServer, ask: Ask, callers: int) -> tuple[Traffic, dict[str, Any]]:
     before = server.cpu_seconds()
     with server.watched_pss() as samples:
-        traffic = bench.run(server, ask, concurrency=callers, seconds=bench.options.seconds_each, check_every=16)
+        traffic = bench.run(server, ask, concurrency=callers, seconds=bench.options.seconds_each, check_share=1 / 16)
     count = len(traffic.answered)
     p50, p99 = traffic.latency_ms(50, 99)
     return traffic, {

@@ -56,7 +56,7 @@ class Load:
     Attributes:
         asks: Asked in turn by all callers together.
         beside: Each is asked again and again by a caller of its own, from before the first of `asks` until after the last.
-        check_every: One answer in so many is read and compared, the first for one; 0 reads none.
+        check_share: So many of the answers are read and compared, the first for one; 0 reads none.
         cancel_share: So many of the requests are cancelled at a random moment within `cancel_within_seconds`.
     """
 
@@ -65,7 +65,7 @@ class Load:
     seconds: float = float("inf")
     count: float = float("inf")
     beside: tuple[Ask, ...] = ()
-    check_every: int = 0
+    check_share: float = 0.0
     cancel_share: float = 0.0
     cancel_within_seconds: float = 0.0
     timeout_seconds: float = 300.0
@@ -208,7 +208,7 @@ class _Callers:
         load = self._load
         while self._begun_count < load.count and time.monotonic() < stop_at_seconds:
             ask = load.asks[self._begun_count % len(load.asks)]
-            is_read = bool(load.check_every) and self._begun_count % load.check_every == 0
+            is_read = load.check_share > 0 and (not self._begun_count or self._random.random() < load.check_share)
             self._begun_count += 1
             leaves = self._random.random() < load.cancel_share
             patience_seconds = self._random.uniform(0, load.cancel_within_seconds) if leaves else None

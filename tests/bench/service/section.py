@@ -94,7 +94,7 @@ class Bench:
     def warm_up(self, server: WatchedServer, *asks: Ask) -> None:
         """A few requests, all of whose answers are checked."""
         count = len(asks) * (2 + int(server.metrics()["preprocessor_workers"]))
-        traffic = self.run(server, *asks, concurrency=2, count=count, check_every=1)
+        traffic = self.run(server, *asks, concurrency=2, count=count, check_share=1)
         if refusals := traffic.refusals():
             raise WrongAnswer(f"refused on an idle server: {dict(refusals)}")
 
