@@ -22,7 +22,7 @@ QUANTUM_MS = 4.0  # a tick at CONFIG_HZ=250, at which the kernel lets a process 
 
 _LOAD_HEAD = (
     "", "callers", "requests/s", "of the cores' rate", "p50, ms", "p99, ms", "server CPU, ms", "client CPU, ms",
-    "peak memory, MiB", "refused", "compared",
+    "server, cores", "peak memory, MiB", "refused", "compared",
 )  # fmt: skip
 
 
@@ -51,7 +51,12 @@ def load(bench: Bench) -> Section:
                 section.add(
                     [ask.name, str(callers), f"{figures['requests_a_second']:.2f}", f"{share:.2f}"]
                     + [f"{figures[name]:.0f}" for name in ("p50_ms", "p99_ms", "server_cpu_ms", "client_cpu_ms")]
-                    + [f"{peak_bytes >> 20}", _counts(traffic), str(figures["compared_count"])],
+                    + [
+                        f"{figures['server_cores']:.2f}",
+                        f"{peak_bytes >> 20}",
+                        _counts(traffic),
+                        str(figures["compared_count"]),
+                    ],
                     fps=fps,
                     share_of_cores=share,
                     one_core_rate=cores_rate / options.worker_count,
@@ -74,14 +79,15 @@ def _load_point(bench: Bench, server: WatchedServer, ask: Ask, callers: int) -> 
     before = server.cpu_seconds()
     with server.watched_pss() as samples:
         traffic = bench.run(server, ask, concurrency=callers, seconds=bench.options.seconds_each, check_share=1 / 16)
-    count = len(traffic.answered)
+    server_cpu_seconds, count = server.cpu_seconds() - before, len(traffic.answered)
     p50, p99 = traffic.latency_ms(50, 99)
     return traffic, {
         "callers": callers,
         "requests_a_second": traffic.answers_a_second,
         "p50_ms": p50,
         "p99_ms": p99,
-        "server_cpu_ms": (server.cpu_seconds() - before) / count * 1e3,
+        "server_cpu_ms": server_cpu_seconds / count * 1e3,
+        "server_cores": server_cpu_seconds / traffic.wall_seconds,  # fewer than it could use: others use them
         "client_cpu_ms": traffic.client_cpu_seconds / count * 1e3,
         "peak_pss_bytes": max(samples),
         "answered_count": count,

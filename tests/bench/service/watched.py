@@ -70,7 +70,7 @@ class WatchedServer:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._popen.wait()
-        self._reader.join()
+        self._reader.join(_STOP_SECONDS)
         self._folder.cleanup()
 
     def wait(self) -> int:
