@@ -7,6 +7,7 @@ import logging
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
+from typing import Any
 
 import grpc.aio
 from aiohttp import web
@@ -34,6 +35,19 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),  # a header of a long prompt; rows are cut to 1 MiB
     ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server
 )
+
+
+class _Serialized(grpc.aio.ServerInterceptor):
+    """Lets the handler of `Prepare` write messages that are serialized already."""
+
+    async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
+        handler = await continuation(details)
+        if handler is None or not details.method.endswith("/Prepare"):
+            return handler
+        serialize = handler.response_serializer
+        return handler._replace(
+            response_serializer=lambda message: message if isinstance(message, bytes) else serialize(message)
+        )
 
 
 class Server:
@@ -68,7 +82,7 @@ class Server:
         self.pool = WorkerPool(self.model, _pool_settings(settings), self.metrics.count_worker_end, self._zygote)
         await self.pool.start()
         self.health = Health(self.engine, self.pool)
-        self._grpc = grpc.aio.server(options=_CHANNEL_OPTIONS)
+        self._grpc = grpc.aio.server(options=_CHANNEL_OPTIONS, interceptors=[_Serialized()])
         servicer = PreprocessorServicer(
             self.model, settings, self.pool, self.metrics, self.engine, engine_form(settings.engine)
         )

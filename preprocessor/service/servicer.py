@@ -72,7 +72,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     async def Prepare(  # type: ignore[override]
         self,
         requests: AsyncIterator[pb.PrepareRequest],
-        context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareResponse],
+        context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareResponse | bytes],
     ) -> None:
         async with self._calls.open("Prepare", context) as call:
             spec = (await receive_spec(requests, self._settings.upload_idle_seconds)).spec
@@ -162,28 +162,28 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         self,
         planned: Plan | GenericPrepared,
         call: Call,
-        context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareResponse],
+        context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareResponse | bytes],
     ) -> None:
         """Send what the header had no room for, such as the positions of a very long prompt."""
         with call.timings.stage("send"):
             for name, array in planned.tensors.items():
                 if not is_small(array):
                     for message in write_rows(name, array, 0, len(array)):
-                        await context.write(pb.PrepareResponse(rows=message))
+                        await context.write(message)
 
     async def _stream_pixels(
         self,
         request: PreparationRequest,
         planned: Plan,
         call: Call,
-        context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareResponse],
+        context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareResponse | bytes],
     ) -> None:
         """Send rows while workers write the next ones."""
         run = call.claim.pixels(request.media, planned.pixels)
         async for first_row, row_count in run.finished_rows():
             with call.timings.stage("send"):
                 for message in write_rows(planned.pixels.name, run.array, first_row, row_count):
-                    await context.write(pb.PrepareResponse(rows=message))
+                    await context.write(message)
         await self._conclude(run, planned, call)
 
     async def _engine_request(

@@ -177,6 +177,7 @@ class Crew:
                 await zygote.start()
             except (RuntimeError, OSError):
                 logger.exception("the workers' process does not start; trying again")
+                zygote.lost.set()  # what never started does not say that it ended
                 await asyncio.sleep(_MAX_BACKOFF_SECONDS)
                 continue
             self._zygote, self._owns_zygote = zygote, True

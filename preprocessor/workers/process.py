@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 START_SECONDS = 120.0  # imports from a cold disk, on a busy machine
 _REAP_SECONDS = 5.0
 _EXIT_SECONDS = 0.5
+_FULL_SECONDS = 0.01
 _MAX_MESSAGE_BYTES = 1 << 28  # the packet tables of a clip with a million frames take a tenth
 
 
@@ -121,13 +122,15 @@ class ProcessWorker:
 
     def kill(self) -> None:
         """End the process now."""
-        self._home.send(zygote.Kill(self.worker_id))
+        if not self._home.send(zygote.Kill(self.worker_id)):
+            asyncio.get_running_loop().call_later(_FULL_SECONDS, self.kill)
 
     def retire(self) -> None:
         """Let the process end by itself; it must be idle."""
         self._writer.close()
 
     def note_exit(self, code: int | None) -> None:
+        self.is_alive = False
         if not self._exit_code.done():
             self._exit_code.set_result(code)
 
@@ -225,20 +228,28 @@ class Zygote:
         ours, theirs = socket.socketpair()
         with theirs:
             order = zygote.Fork(worker.worker_id, slot, arena.size_bytes, limits)
-            self.send(order, theirs.fileno(), arena.descriptor)
+            while not self.send(order, theirs.fileno(), arena.descriptor):  # noqa: ASYNC110 - it reads at once or is lost
+                await asyncio.sleep(_FULL_SECONDS)
         self._workers[worker.worker_id] = worker
         await worker.connect(ours)
+        if self.lost.is_set():  # it ended meanwhile, and will report no exit
+            worker.note_exit(None)
         return worker
 
     @property
     def is_alive(self) -> bool:
         return not self._is_closed
 
-    def send(self, message: Any, *descriptors: int) -> None:
+    def send(self, message: Any, *descriptors: int) -> bool:
+        """Send a message, or say that the socket holds as many as it can."""
         if self._is_closed:
-            return
+            return True
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `_receive` learns of the end by itself
-            socket.send_fds(self._control, [pickle.dumps(message)], descriptors)
+            try:
+                socket.send_fds(self._control, [pickle.dumps(message)], descriptors)
+            except BlockingIOError:
+                return False
+        return True
 
     def close(self) -> None:
         """End the process and with it every worker."""

@@ -172,6 +172,7 @@ def _serve_forks(control: socket.socket, model: Any) -> None:
                     continue
                 message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 2)
                 if not message:
+                    signal.set_wakeup_fd(-1)  # the sockets behind it are about to close
                     return
                 order: Fork | Kill = pickle.loads(message)
                 if isinstance(order, Kill):
@@ -179,13 +180,19 @@ def _serve_forks(control: socket.socket, model: Any) -> None:
                         if worker_id == order.worker_id:
                             os.kill(process_id, signal.SIGKILL)
                     continue
-                process_id = os.fork()
+                try:
+                    process_id = os.fork()
+                except OSError as error:  # no more processes or memory allowed; it may be otherwise soon
+                    logging.getLogger(__name__).error("no worker can be forked: %s", error)
+                    control.send(pickle.dumps(Exited(order.worker_id, 1)))
+                    process_id = -1
                 if process_id == 0:
                     for inherited in (control, wakeup, alarm):
                         inherited.close()
                     selector.close()
                     _be_worker(worker.work, descriptors[0], descriptors[1], model, order)
-                workers[process_id] = order.worker_id
+                if process_id > 0:
+                    workers[process_id] = order.worker_id
                 for descriptor in descriptors:
                     os.close(descriptor)
 
