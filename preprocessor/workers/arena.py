@@ -105,12 +105,13 @@ class Ranges:
 
     Attributes:
         leased_bytes: Held by owners now, whole pages counted.
+        retained_bytes: From the start on, pages that stay when their range is released.
     """
 
     def __init__(self, arena: Arena, start: int, end: int, retained_bytes: int) -> None:
         self._arena = arena
         self._start, self._end = start and _whole_pages(start), _whole_pages(end)
-        self._retained_end = min(self._end, self._start + _whole_pages(retained_bytes))
+        self.retained_bytes = min(self._end - self._start, _whole_pages(retained_bytes))
         self._free = [(self._start, self._end)]  # ascending, never touching
         self.leased_bytes = 0
 
@@ -136,7 +137,7 @@ class Ranges:
     def _take_back(self, start: int, size_bytes: int) -> None:
         self.leased_bytes -= size_bytes
         end = start + size_bytes
-        self._arena.drop_pages(max(start, self._retained_end), end)
+        self._arena.drop_pages(max(start, self._start + self.retained_bytes), end)
         position = bisect.bisect(self._free, (start, end))
         if position < len(self._free) and self._free[position][0] == end:
             end = self._free.pop(position)[1]

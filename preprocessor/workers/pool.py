@@ -43,7 +43,7 @@ CANCEL_GRACE_SECONDS = 0.1
 
 _TRIES = 2
 _FILES_SHARE = 4  # one part in so many of the budget holds files, the rest pixels and working memory
-_RETAINED_BYTES_A_WORKER = 128 << 20  # pages that stay warm: a tensor at work, and one on its way out
+_RETAINED_BYTES_A_WORKER = 256 << 20  # pages that stay warm: a tensor at work, and some on their way out
 _PASSED_OVER_SECONDS = 1.0  # work that does not fit lets others by for so long, then memory drains for it
 _IDLE_TRIM_SECONDS = 10.0
 _MIN_PART_SECONDS = 0.1  # opening the file again costs a few milliseconds a part
@@ -238,6 +238,8 @@ class WorkerPool:
         if isinstance(work.job, PixelJob) and work.tensor is not None and work.tensor.lease is not None:
             work.job = dataclasses.replace(work.job, offset=work.tensor.lease.offset)
         self._working_bytes += work.working_bytes
+        if self._working_bytes + self.rows.retained_bytes > self.rows.size_bytes:
+            self.rows.drop_free_pages()  # warm pages are a courtesy of memory that nobody needs
         self._running[work] = asyncio.get_running_loop().create_task(self._carry_out(work, work.worker))
 
     async def _carry_out(self, work: Work, worker: Worker) -> None:
