@@ -20,6 +20,8 @@ prompts or the service that makes them. `engine_client.testing.FakeEngine` stand
 
 from engine_client.client import EngineClient
 from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineFailed, EngineRejected, EngineUnavailable
+from engine_client.pending import PendingRows
+from engine_client.shm import OwnedRegion, SharedRegion
 from engine_client.triton import TritonEngine
 from engine_client.types import (
     EngineInfo,
@@ -28,6 +30,7 @@ from engine_client.types import (
     FinishReason,
     SamplingParameters,
     TensorInfo,
+    Transport,
 )
 
 __all__ = [
@@ -41,7 +44,11 @@ __all__ = [
     "EngineStep",
     "EngineUnavailable",
     "FinishReason",
+    "OwnedRegion",
+    "PendingRows",
     "SamplingParameters",
+    "SharedRegion",
     "TensorInfo",
+    "Transport",
     "TritonEngine",
 ]

@@ -95,5 +95,12 @@ def refusal(who: str, text: str) -> EngineError:
     return kind(f"{who}: {text.strip()}")
 
 
+def is_region_unknown(error: EngineError) -> bool:
+    """Whether the engine turned the request away because it does not know the shared memory that it refers to (Triton
+    2.51): it has restarted since, or another one answers now, or has a shorter region by that name."""
+    text = str(error)
+    return "Unable to find shared memory region" in text or "Invalid offset + byte size for shared memory" in text
+
+
 def _means_unavailable(text: str) -> bool:
     return any(phrase in text for phrase in _UNAVAILABLE_PHRASES)
