@@ -1,10 +1,13 @@
 """One prompt on one `ModelStreamInfer` stream: written to, read from, and left without harm.
 
-gRPC calls of grpc.aio are cancelled by cancelling a read or a write that waits, and a stream that is cancelled while
-replies are on their way can end the whole server: Triton up to 25.01 frees the same state twice (server issue 8034; on
-2.51, one in a few hundred). So only this file's own tasks read and write, which nobody cancels, and a prompt that is
-left early is stopped with a message on the same stream where the engine's model knows that message. The stream then
-ends as any other. Cancelling is for engines that know none, and for those that do not end in time.
+A stream that is cancelled while replies are on their way can end the whole server: Triton up to 25.01 frees the same
+state twice (server issue 8034). With 2.51 and a model that replies several times at once, prompts left at the first
+reply by cancelling had killed it before the 300th; left as below, it outlived 3,000. So a prompt that is left early is
+stopped with a message on the same stream, where the engine's model knows that message, and the stream then ends as any
+other. Cancelling is for engines that know none, and for those that do not end in time.
+
+In grpc.aio a call is cancelled, too, by cancelling a read or a write that waits. So only this file's own tasks read and
+write, and a write is shielded from them.
 """
 
 from __future__ import annotations
@@ -95,6 +98,7 @@ class PromptStream:
         self._news = asyncio.Event()
         self._fetched = asyncio.Event()
         self._error: Exception | None = None
+        self._sent_message_count = 0
         self._is_all_sent = False
         self._is_left = False
         self._write_task: asyncio.Task[None] | None = None
@@ -105,6 +109,16 @@ class PromptStream:
     def is_answered(self) -> bool:
         """Every message was sent and has its last reply."""
         return self._is_all_sent and not self._unanswered
+
+    @property
+    def sent_message_count(self) -> int:
+        """Messages that were written."""
+        return self._sent_message_count
+
+    @property
+    def unanswered_message_count(self) -> int:
+        """Those of them whose last reply has not come; the opening's comes with the end of the answer."""
+        return len(self._unanswered)
 
     async def next_reply(self) -> InferReply | None:
         """The next reply that is more than the word that a piece was read; None after the last.
@@ -189,6 +203,7 @@ class PromptStream:
         if message.refers:
             self._unread.add(message.request_id)
         await self._write(message.wire)
+        self._sent_message_count += 1
 
     async def _receive(self) -> None:
         """Take in replies until the stream ends; never cancelled, never raises."""
