@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Awaitable, Callable
 
 import grpc
@@ -23,7 +22,6 @@ from engine_client.shm import SharedRegion, is_abandoned
 
 logger = logging.getLogger(__name__)
 
-NAME_PREFIX = "vlm-preprocessor-"
 # An engine that could not see the region is asked again after so long; it costs one small call.
 RECHECK_SECONDS = 60.0
 # For a call that Triton answers without touching a model, on a host that is busy.
@@ -51,13 +49,14 @@ class RegionRegistration:
         self._ask = ask
         self._engine_name = engine_name
         self._is_required = is_required
-        # Several services may share one engine, and a name that is taken cannot be taken again.
-        self._wanted = RegisteredRegion(NAME_PREFIX + secrets.token_hex(8), region.key, 0, region.byte_size)
+        # Named by its key: as unique among the clients of an engine, and the same in every client of this region, since
+        # Triton (2.51) does not take a key that it has by another name.
+        self._wanted = RegisteredRegion(region.key[1:], region.key, 0, region.byte_size)
         self._known: KnownRegion | None = None
         self._refusal: str | None = None
         self._recheck_at = 0.0
         self._was_known = False
-        self._was_registered = False
+        self._is_ours_to_take_back = False
         self._lock = asyncio.Lock()  # so that many requests register once
 
     async def acquire(self) -> KnownRegion | None:
@@ -90,9 +89,13 @@ class RegionRegistration:
         self._refusal = None
 
     async def close(self) -> None:
-        """Take the region back from the engine, which else keeps its memory as long as it runs."""
+        """Take the region back from the engine, which else keeps its memory as long as it runs.
+
+        A client that found it registered leaves that to the one that did so; should that be the first to end, the
+        other's next request registers it again.
+        """
         self._known = None
-        if not self._was_registered:
+        if not self._is_ours_to_take_back:
             return
         try:
             await self._unregister(self._wanted.name)
@@ -105,7 +108,7 @@ class RegionRegistration:
     async def _register(self) -> None:
         try:
             try:
-                await self._call("SystemSharedMemoryRegister", kserve_regions.encode_region_register(self._wanted))
+                await self._make_known()
             except EngineError as error:
                 if _status(error) is not grpc.StatusCode.ALREADY_EXISTS:
                     raise
@@ -120,13 +123,17 @@ class RegionRegistration:
             return
         logger.info("tensors go to %s by shared memory: it can read %s", self._engine_name, self._region)
         self._known = KnownRegion(self._region, self._wanted.name)
-        self._was_known = self._was_registered = True
+        self._was_known = True
+
+    async def _make_known(self) -> None:
+        await self._call("SystemSharedMemoryRegister", kserve_regions.encode_region_register(self._wanted))
+        self._is_ours_to_take_back = True
 
     async def _replace_stale(self) -> None:
-        """Our name is taken: by this very region when the answer to an earlier call was lost; else it is made anew."""
+        """The name is taken: by this very region, from an earlier call or another client; else it is made anew."""
         if self._wanted not in await self._status_of_all():
             await self._unregister(self._wanted.name)
-            await self._call("SystemSharedMemoryRegister", kserve_regions.encode_region_register(self._wanted))
+            await self._make_known()
 
     async def _take_back_abandoned(self) -> None:
         """Unregister the regions of clients that ended without doing so: the engine still holds their memory.
@@ -134,7 +141,7 @@ class RegionRegistration:
         Only now is it known that both see the same `/dev/shm`, and so that a file missing here is missing there.
         """
         for region in await self._status_of_all():
-            if region.name.startswith(NAME_PREFIX) and is_abandoned(region.key):
+            if is_abandoned(region.key):
                 try:
                     await self._unregister(region.name)
                     logger.info("%s held %s of a client that is gone", self._engine_name, region)

@@ -90,6 +90,7 @@ class TritonEngine:
         self._executor = executor
         self._max_silence_seconds = max_silence_seconds
         self._channel: grpc.aio.Channel | None = None
+        self._is_closing = False
         self._is_closed = False
         self._takes_pieces: bool | None = None
         self._streams: set[PromptStream] = set()
@@ -164,11 +165,9 @@ class TritonEngine:
 
     async def close(self) -> None:
         """See `EngineClient.close`."""
-        if self._is_closed:
+        if self._is_closing:
             return
-        self._is_closed = True
-        if self._channel is None:
-            return
+        self._is_closing = True
         for stream in tuple(self._streams):
             stream.fail(EngineUnavailable(f"the client of {self._name} was closed"))
             self._leave(stream)
@@ -176,7 +175,9 @@ class TritonEngine:
             await asyncio.wait(self._farewells)  # each ends by itself, within FAREWELL_SECONDS
         if self._registration is not None:
             await self._registration.close()
-        await self._channel.close()
+        self._is_closed = True
+        if self._channel is not None:
+            await self._channel.close()
 
     def _plan_registration(self, region: SharedRegion | None, transport: Transport) -> RegionRegistration | None:
         is_required = transport is Transport.SHARED_MEMORY
@@ -215,6 +216,8 @@ class TritonEngine:
         raise AssertionError("the last attempt refers to no region, and so none can be unknown")
 
     def _open(self, messages: RequestMessages, metadata: Metadata, release: Release) -> PromptStream:
+        if self._is_closing:
+            raise EngineUnavailable(f"the client of {self._name} is closed")
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
         method = self._connect().stream_stream(kserve.SERVICE + "ModelStreamInfer")
         call = method(metadata=(*metadata, ("triton_grpc_error", "true")))
