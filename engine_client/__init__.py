@@ -14,6 +14,9 @@
             async for step in steps:             # leaving the loop early stops the engine too
                 print(step.token_ids, step.finish_reason)
 
+Large tensors go in pieces where the engine's model takes them, also while they are still being written (`PendingRows`), and
+by reference where the engine on the same host reads the memory that they lie in (`OwnedRegion`, `Transport`).
+
 Which tensors an engine takes is the engine contract's matter; this package carries any. It knows nothing of images,
 prompts or the service that makes them. `engine_client.testing.FakeEngine` stands in for an engine in tests.
 """

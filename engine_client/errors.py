@@ -64,6 +64,8 @@ _BY_STATUS: Mapping[grpc.StatusCode, type[EngineError]] = {
 
 # Triton 2.51 has no status for these: either it sends text alone, or, for a Python model whose process died, INTERNAL.
 _UNAVAILABLE_PHRASES = ("unknown model", "is not ready", "maximum queue size", "is not healthy")
+# How Triton 2.51 begins what it says of a request that it turns away before the model sees it.
+_REJECTED_BEGINNINGS = ("[request id:", "unexpected inference input", "Unable to find shared memory", "Invalid offset")
 
 
 @contextmanager
@@ -85,13 +87,25 @@ def grpc_errors(who: str) -> Iterator[None]:
         raise kind(f"{who}: {details} ({error.code().name})") from error
 
 
-def refusal(who: str, text: str) -> EngineError:
-    """The error for a message that came in place of an answer, without a status.
+def reply_error(who: str, text: str) -> EngineError:
+    """The error for a message that came in place of an answer: a text, without a status.
 
-    Triton sends one when it turns a request away before the model sees it: unknown tensors, wrong types and shapes,
-    which are the caller's fault, and a model that cannot take it just now, which is not.
+    Args:
+        who: Starts the message; names the engine.
+        text: What the engine said. A model may begin it with the name of a gRPC status and a colon, as
+            `INVALID_ARGUMENT: grid_thw is missing`. Of other texts, those by which Triton itself turns a request away
+            are the caller's fault or a matter of time; the rest come from a model that broke.
     """
-    kind = EngineUnavailable if _means_unavailable(text) else EngineRejected
+    name, colon, rest = text.strip().partition(": ")
+    status = grpc.StatusCode.__members__.get(name) if colon else None
+    if status is not None:
+        return _BY_STATUS.get(status, EngineFailed)(f"{who}: {rest} ({name})")
+    if _means_unavailable(text):
+        kind: type[EngineError] = EngineUnavailable
+    elif text.startswith(_REJECTED_BEGINNINGS):
+        kind = EngineRejected
+    else:
+        kind = EngineFailed
     return kind(f"{who}: {text.strip()}")
 
 

@@ -15,14 +15,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import aclosing
+from typing import Any
 
 import grpc
 import grpc.aio
 
 from engine_client import kserve
-from engine_client.errors import EngineError, EngineFailed, EngineUnavailable, grpc_errors, refusal
+from engine_client.errors import EngineError, EngineFailed, EngineUnavailable, grpc_errors, reply_error
 from engine_client.kserve import InferReply
 from engine_client.messages import Outgoing, RequestMessages
 
@@ -37,6 +38,9 @@ FAREWELL_SECONDS = 5.0
 # A stream that broke leaves open whether the engine is about to read shared memory. Triton drops the requests of a
 # broken stream at once; this is far beyond the time to copy what it has begun.
 UNCERTAIN_SECONDS = 10.0
+
+# What a write raises on a stream that ended, which the engine may do at any time. Reading says how it ended.
+_STREAM_IS_OVER = (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError)
 
 
 class Release:
@@ -101,7 +105,7 @@ class PromptStream:
         self._sent_message_count = 0
         self._is_all_sent = False
         self._is_left = False
-        self._write_task: asyncio.Task[None] | None = None
+        self._operation: asyncio.Task[None] | None = None  # the write or half-close that is under way, or was the last
         self._receiver = asyncio.create_task(self._receive())
         self._sender = asyncio.create_task(self._send_all(messages))
 
@@ -155,19 +159,22 @@ class PromptStream:
         self._sender.cancel()
         await asyncio.wait((self._sender,))
         # Past these the call is cancelled: the stream broke, or the engine does not end it.
-        with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        with contextlib.suppress(TimeoutError, *_STREAM_IS_OVER):
             async with asyncio.timeout(FAREWELL_SECONDS):
                 await self._part()
         self._call.cancel()  # nothing to a call that is over
         await self._receiver
+        if self._operation is not None:
+            await asyncio.wait((self._operation,))
+            self._operation.exception()  # whatever it says, it is of a stream that is over
         if self._unread:
             asyncio.get_running_loop().call_later(UNCERTAIN_SECONDS, self._release_read)
         else:
             self._release_read()
 
     async def _part(self) -> None:
-        if self._write_task is not None:
-            await asyncio.shield(self._write_task)
+        if self._operation is not None:
+            await asyncio.shield(self._operation)
         if not self.is_answered and not self._receiver.done():
             if self._stop is None:
                 return
@@ -183,8 +190,8 @@ class PromptStream:
             self._is_all_sent = True
             if self._stop is None:  # one that can be stopped stays open for that
                 await self._half_close()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass  # the stream is over, and the receiver knows why
+        except _STREAM_IS_OVER:
+            pass  # and the receiver knows why
         except Exception as error:  # whatever PendingRows.fail was given too
             self.fail(error)
         finally:
@@ -238,7 +245,7 @@ class PromptStream:
             self._room.release()
         self._settle()
         if reply.error_message:
-            self.fail(refusal(self._engine_name, reply.error_message))
+            self.fail(reply_error(self._engine_name, reply.error_message))
         elif not self._is_left and (reply.token_ids or reply.finish_reason is not None):
             self._replies.append(reply)
         self._news.set()
@@ -248,11 +255,14 @@ class PromptStream:
             self._release_read()
 
     async def _write(self, wire: bytes) -> None:
-        self._write_task = asyncio.create_task(self._call.write(wire))
-        await asyncio.shield(self._write_task)
+        await self._operate(self._call.write(wire))
 
     async def _half_close(self) -> None:
-        await asyncio.shield(asyncio.create_task(self._call.done_writing()))
+        await self._operate(self._call.done_writing())
+
+    async def _operate(self, operation: Coroutine[Any, Any, None]) -> None:
+        self._operation = asyncio.create_task(operation)
+        await asyncio.shield(self._operation)
 
     @contextlib.contextmanager
     def _silence_errors(self) -> Iterator[None]:

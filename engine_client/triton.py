@@ -1,9 +1,9 @@
 """An engine behind Triton's KServe v2 gRPC service.
 
 One `ModelStreamInfer` stream a request, on one shared connection: errors, deadline and cancellation then belong to the
-request alone. The stream is asked for true gRPC statuses (`triton_grpc_error`), so that a model's error has a code and
-not only a text; what Triton itself turns away comes as text even so (2.51). And it is asked for the empty final
-response, because a stream that merely ends may have been cut off.
+request alone. The stream is asked for the empty final response, because one that merely ends may have been cut off. It is
+not asked for true gRPC statuses (`triton_grpc_error`), though errors then come as mere text: a stream that Triton 2.51 ends
+with a status while its client has not ended it can crash the server, one in a few hundred wrong prompts.
 
     messages       a request, cut into messages: whole or in pieces, tensors inside or by reference
     registration   the shared memory that references point into
@@ -220,7 +220,7 @@ class TritonEngine:
             raise EngineUnavailable(f"the client of {self._name} is closed")
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
         method = self._connect().stream_stream(kserve.SERVICE + "ModelStreamInfer")
-        call = method(metadata=(*metadata, ("triton_grpc_error", "true")))
+        call = method(metadata=tuple(metadata))
         stream = PromptStream(
             call, self._name, messages, release=release, max_silence_seconds=self._max_silence_seconds
         )

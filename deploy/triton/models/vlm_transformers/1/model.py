@@ -118,7 +118,7 @@ class TritonPythonModel:
             sender.send(_error_response(_rejection(f"a prompt with sequence_id {key} is open already")), flags=FINAL)
             return
         if not self._places.acquire(blocking=False):
-            error = pb_utils.TritonError("too many prompts wait already", pb_utils.TritonError.UNAVAILABLE)
+            error = _error("UNAVAILABLE", "too many prompts wait already")
             self._finish(sender, REFUSED, error)
             return
         try:
@@ -185,7 +185,7 @@ class TritonPythonModel:
                 return
             if outcome == CANCELLED and served.is_overdue:
                 text = f"no rows came for {self._max_row_wait_seconds} s"
-                outcome, error = REFUSED, pb_utils.TritonError(text, pb_utils.TritonError.UNAVAILABLE)
+                outcome, error = REFUSED, _error("UNAVAILABLE", text)
         except InvalidPrompt as invalid:
             outcome, error = REJECTED, _rejection(str(invalid))
         except Exception as failure:  # whatever it was, the stream must end
@@ -211,7 +211,7 @@ class TritonPythonModel:
 
     def _failure(self, served: Served, failure: Exception) -> Any:
         pb_utils.Logger.log_error(f"{self._name}: request {served.request_id!r}: {traceback.format_exc()}")
-        return pb_utils.TritonError(f"generation: {failure!r}", pb_utils.TritonError.INTERNAL)
+        return _error("INTERNAL", f"generation: {failure!r}")
 
     def _finish(self, sender: Any, outcome: str, error: Any) -> None:
         with self._counting:
@@ -248,8 +248,18 @@ def _read_prompt(request: Any) -> dict[str, np.ndarray]:
     return {name: array for name, array in named if array is not None}
 
 
+def _error(status: str, text: str) -> Any:
+    """An error with the gRPC status in its text as well: a stream's replies carry the text alone."""
+    codes = {
+        "INVALID_ARGUMENT": pb_utils.TritonError.INVALID_ARG,
+        "UNAVAILABLE": pb_utils.TritonError.UNAVAILABLE,
+        "INTERNAL": pb_utils.TritonError.INTERNAL,
+    }
+    return pb_utils.TritonError(f"{status}: {text}", codes[status])
+
+
 def _rejection(why: str) -> Any:
-    return pb_utils.TritonError(why, pb_utils.TritonError.INVALID_ARG)
+    return _error("INVALID_ARGUMENT", why)
 
 
 def _error_response(error: Any) -> Any:
