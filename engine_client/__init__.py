@@ -14,6 +14,9 @@
             async for step in steps:             # leaving the loop early stops the engine too
                 print(step.token_ids, step.finish_reason)
 
+Large tensors go in pieces where the engine's model takes them, also while they are still being written (`PendingRows`), and
+by reference where the engine on the same host reads the memory that they lie in (`OwnedRegion`, `Transport`).
+
 Which tensors an engine takes is the engine contract's matter; this package carries any. It knows nothing of images,
 prompts or the service that makes them. `engine_client.testing.FakeEngine` stands in for an engine in tests.
 """
@@ -34,8 +37,10 @@ from engine_client.errors import (
     EngineUnavailable,
 )
 from engine_client.fingerprint import EXACT_PARTS, Fingerprint, OnMismatch, format_parameters
+from engine_client.pending import PendingRows
 from engine_client.profile_files import ProfileError, builtin_profile_names, load_profile, parse_profile
 from engine_client.profiles import Constant, InputRule, PixelForm, Profile
+from engine_client.shm import OwnedRegion, SharedRegion, remove_abandoned_regions
 from engine_client.triton import TritonEngine
 from engine_client.types import (
     EngineInfo,
@@ -44,6 +49,7 @@ from engine_client.types import (
     FinishReason,
     SamplingParameters,
     TensorInfo,
+    Transport,
 )
 
 __all__ = [
@@ -71,18 +77,23 @@ __all__ = [
     "Metadata",
     "OnMismatch",
     "Outputs",
+    "OwnedRegion",
+    "PendingRows",
     "PixelForm",
     "Profile",
     "ProfileError",
     "SamplingParameters",
+    "SharedRegion",
     "Standing",
     "TensorInfo",
     "TokenFile",
+    "Transport",
     "TritonEngine",
     "builtin_profile_names",
     "format_parameters",
     "load_profile",
     "parse_profile",
+    "remove_abandoned_regions",
     "tls_credentials",
     "triton_endpoints",
 ]

@@ -25,7 +25,7 @@ class EngineClient(Protocol):
         it only when it is collected; `contextlib.aclosing` closes it at once.
 
         Args:
-            request: The prompt; its arrays must stay as they are until the first step.
+            request: The prompt; `EngineRequest` says how long its arrays must stay as they are.
             timeout_seconds: For the whole answer; None waits as long as it takes.
             metadata: To send along.
         Yields:
@@ -35,6 +35,7 @@ class EngineClient(Protocol):
             EngineUnavailable: nobody answers, or no longer.
             EngineDeadlineExceeded: the time is over.
             EngineFailed: the engine broke.
+            Exception: what `PendingRows.fail` was given, for a request with `pending`.
         """
         ...
 

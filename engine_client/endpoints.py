@@ -15,6 +15,7 @@ A target that a name service resolves to many addresses is one endpoint here, an
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import random
 import time
@@ -34,7 +35,6 @@ from engine_client.errors import (
     EngineOverloaded,
     EngineUnavailable,
 )
-from engine_client.replay import RepeatableRequest
 from engine_client.triton import TritonEngine
 from engine_client.types import EngineInfo, EngineRequest, EngineStep
 
@@ -92,18 +92,23 @@ class Endpoints:
         deadline = None if timeout_seconds is None else self._clock() + timeout_seconds
         tried: list[Endpoint] = []
         endpoint = self._choose(tried) or self._raise_none_left()
-        async with aclosing(RepeatableRequest(request)) as repeatable:
-            del request
+        release = _once(request.on_released)
+        # An engine that fails lets go of the arrays, and the next one still needs them.
+        repeatable: EngineRequest | None = dataclasses.replace(request, on_released=None)
+        del request
+        try:
             while True:
                 tried.append(endpoint)
                 has_answered = False
                 seconds_left = None if deadline is None else max(0.0, deadline - self._clock())
-                answer = self._attempt(endpoint, repeatable.copy(), seconds_left, metadata)
+                assert repeatable is not None, "nothing is repeated after the first token"
+                answer = self._attempt(endpoint, repeatable, seconds_left, metadata)
                 try:
                     async with aclosing(answer) as steps:
                         async for step in steps:
                             has_answered = True
-                            repeatable.forget()
+                            repeatable = None
+                            release()
                             yield step
                     return
                 except (EngineUnavailable, EngineFailed) as error:
@@ -111,6 +116,8 @@ class Endpoints:
                     if has_answered or is_too_late or self._is_closed:
                         raise
                     endpoint = self._choose_after(error, tried)
+        finally:
+            release()
 
     async def check_ready(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> None:
         """Ask every endpoint that is not given time, all at once, and return if one at least would take a prompt.
@@ -261,3 +268,15 @@ def triton_endpoints(
         raise ValueError(f"addresses is {addresses!r}; each engine must be named once")
     engines = {address: TritonEngine(address, model_name, **options) for address in listed}
     return Endpoints(engines, policy, chance=chance)
+
+
+def _once(callback: Callable[[], None] | None) -> Callable[[], None]:
+    """A function that calls it the first time, and does nothing from then on."""
+
+    def call() -> None:
+        nonlocal callback
+        called, callback = callback, None
+        if called is not None:
+            called()
+
+    return call

@@ -86,7 +86,9 @@ _BY_STATUS: Mapping[grpc.StatusCode, type[EngineError]] = {
 # Triton 2.51 has no status for these: either it sends text alone, or, for a Python model whose process died, INTERNAL.
 _UNAVAILABLE_PHRASES = ("unknown model", "is not ready", "is not healthy")
 # Triton's own full queue; and this project's models, which have no better status to send than UNAVAILABLE.
-_OVERLOADED_PHRASES = ("maximum queue size", "too many prompts wait")
+_OVERLOADED_PHRASES = ("maximum queue size", "too many prompts")
+# How Triton 2.51 begins what it says of a request that it turns away before the model sees it.
+_REJECTED_BEGINNINGS = ("[request id:", "unexpected inference input", "Unable to find shared memory", "Invalid offset")
 
 
 @contextmanager
@@ -108,13 +110,28 @@ def grpc_errors(who: str) -> Iterator[None]:
         raise kind(f"{who}: {details} ({error.code().name})") from error
 
 
-def refusal(who: str, text: str) -> EngineError:
-    """The error for a message that came in place of an answer, without a status.
+def reply_error(who: str, text: str) -> EngineError:
+    """The error for a message that came in place of an answer: a text, without a status.
 
-    Triton sends one when it turns a request away before the model sees it: unknown tensors, wrong types and shapes,
-    which are the caller's fault, and a model that cannot take it just now, which is not.
+    Args:
+        who: Starts the message; names the engine.
+        text: What the engine said. A model may begin it with the name of a gRPC status and a colon, as
+            `INVALID_ARGUMENT: grid_thw is missing`. Of other texts, those by which Triton itself turns a request away
+            are the caller's fault or a matter of time; the rest come from a model that broke.
     """
-    return _told_by_text(text, EngineRejected)(f"{who}: {text.strip()}")
+    name, colon, rest = text.strip().partition(": ")
+    status = grpc.StatusCode.__members__.get(name) if colon else None
+    if status is not None:
+        return _told_by_text(rest, _BY_STATUS.get(status, EngineFailed))(f"{who}: {rest} ({name})")
+    is_refused = text.startswith(_REJECTED_BEGINNINGS)
+    return _told_by_text(text, EngineRejected if is_refused else EngineFailed)(f"{who}: {text.strip()}")
+
+
+def is_region_unknown(error: EngineError) -> bool:
+    """Whether the engine turned the request away because it does not know the shared memory that it refers to (Triton
+    2.51): it has restarted since, or another one answers now, or has a shorter region by that name."""
+    text = str(error)
+    return "Unable to find shared memory region" in text or "Invalid offset + byte size for shared memory" in text
 
 
 def _told_by_text(text: str, otherwise: type[EngineError]) -> type[EngineError]:

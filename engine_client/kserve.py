@@ -1,4 +1,5 @@
-"""KServe v2 messages as bytes and back: the only file that touches tritonclient's generated code, which has no types.
+"""KServe v2 messages as bytes and back. tritonclient's generated code, which has no types, stays in here and in
+`kserve_regions`.
 
 A request is written by hand around protobuf, for one reason: `raw_input_contents.append` and `SerializeToString` copy
 every tensor twice on top of gRPC's own copy, and a video is 100 MB. Here a tensor is copied once, straight into the
@@ -27,6 +28,11 @@ MAX_MESSAGE_BYTES = 2**31 - 1  # gRPC's and protobuf's own limit
 # Copying holds the interpreter's lock, piece by piece: between two pieces other threads, such as an event loop, get it.
 COPY_PIECE_BYTES = 1 << 20
 
+FIRST_ROW_TENSOR = "first_row"
+"""An engine whose model has this input takes a prompt in pieces: INT64 [1], the index of a piece's first row."""
+ROWS_TENSOR = "pixel_patches"
+"""The tensor that is cut into pieces where the request names none: the only one of many megabytes."""
+
 _RAW_INPUT_CONTENTS_TAG = b"\x3a"  # field 7, length-delimited: grpc_service.proto, ModelInferRequest
 _FINAL_RESPONSE = "triton_final_response"
 
@@ -50,6 +56,28 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class RegionRange:
+    """Where a tensor lies instead of in the message: bytes of a shared memory region that the engine has registered."""
+
+    region_name: str
+    offset_bytes: int
+    byte_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Which part of a prompt a message is: by the parameters of Triton's sequence extension, which its models can read
+    with or without its sequence batcher."""
+
+    prompt_key: int
+    """The same in every message of a prompt, and in no other prompt's; 1 to 2**63 - 1."""
+    is_first: bool = False
+    is_last: bool = False
+    is_stop: bool = False
+    """No piece at all: nobody waits for the answer any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class InferReply:
     """One message of a ModelStreamInfer answer."""
 
@@ -59,6 +87,8 @@ class InferReply:
     finish_reason: str | None
     is_final: bool
     """No message follows for this request."""
+    request_id: str = ""
+    """Of the message that this replies to; set with an `error_message` too."""
 
 
 def sampling_tensors(sampling: SamplingParameters) -> dict[str, Array]:
@@ -75,13 +105,36 @@ def sampling_tensors(sampling: SamplingParameters) -> dict[str, Array]:
     return tensors
 
 
-def encode_infer_request(model_name: str, request_id: str, tensors: Mapping[str, Array]) -> bytes:
+def datatype_of(name: str, dtype: np.dtype[Any]) -> str:
+    """The KServe name of a tensor's type, for example `UINT8`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    datatype = _DATATYPES.get(dtype.newbyteorder("="))
+    if datatype is None:
+        known = ", ".join(str(dtype) for dtype in _DATATYPES)
+        raise ValueError(f"tensor {name} is {dtype}; an engine takes {known}")
+    return datatype
+
+
+def encode_infer_request(
+    model_name: str,
+    request_id: str,
+    tensors: Mapping[str, Array],
+    *,
+    ranges: Mapping[str, RegionRange] | None = None,
+    piece: Piece | None = None,
+) -> bytes:
     """Make the bytes of a ModelInferRequest that asks to be told when its answer is over.
 
     Args:
         model_name: As the engine calls it.
         request_id: Comes back with every reply.
         tensors: By input name; any byte order and layout in memory.
+        ranges: By input name, where the engine finds a tensor; only the others' contents are in the message. What lies
+            there must be little-endian and in C order.
+        piece: Which part of a prompt this is; None is a prompt in one message, of which no part follows.
     Returns:
         At most `MAX_MESSAGE_BYTES` bytes.
     Raises:
@@ -89,15 +142,24 @@ def encode_infer_request(model_name: str, request_id: str, tensors: Mapping[str,
     """
     message = service_pb2.ModelInferRequest(model_name=model_name, id=request_id)
     message.parameters["triton_enable_empty_final_response"].bool_param = True
+    if piece is not None:
+        message.parameters["sequence_id"].int64_param = piece.prompt_key
+        message.parameters["sequence_start"].bool_param = piece.is_first
+        message.parameters["sequence_end"].bool_param = piece.is_last or piece.is_stop
+        if piece.is_stop:
+            message.parameters["stop"].bool_param = True
     contents: list[memoryview] = []
     for name, array in tensors.items():
-        datatype = _DATATYPES.get(array.dtype.newbyteorder("="))
-        if datatype is None:
-            known = ", ".join(str(dtype) for dtype in _DATATYPES)
-            raise ValueError(f"tensor {name} is {array.dtype}; an engine takes {known}")
-        message.inputs.add(name=name, datatype=datatype, shape=array.shape)
-        contents.append(_little_endian_bytes(array))
-    head = message.SerializeToString()
+        declared = message.inputs.add(name=name, datatype=datatype_of(name, array.dtype), shape=array.shape)
+        if ranges is not None and name in ranges:
+            where = ranges[name]
+            declared.parameters["shared_memory_region"].string_param = where.region_name
+            declared.parameters["shared_memory_offset"].int64_param = where.offset_bytes
+            declared.parameters["shared_memory_byte_size"].int64_param = where.byte_size
+        else:
+            contents.append(_little_endian_bytes(array))
+    # Deterministic, so that the order of its parameters is not the hash seed's.
+    head = message.SerializeToString(deterministic=True)
 
     heads = [_RAW_INPUT_CONTENTS_TAG + _varint(content.nbytes) for content in contents]
     total_bytes = len(head) + sum(map(len, heads)) + sum(content.nbytes for content in contents)
@@ -137,6 +199,7 @@ def decode_infer_reply(wire: bytes, wanted: Outputs = CONTRACT_OUTPUTS) -> Infer
         token_ids=token_ids,
         finish_reason=_first_string(outputs[wanted.finish_reason][1]) if wanted.finish_reason in outputs else None,
         is_final=response.parameters[_FINAL_RESPONSE].bool_param if _FINAL_RESPONSE in response.parameters else False,
+        request_id=response.id,
     )
 
 
@@ -179,6 +242,12 @@ def with_model_config(info: EngineInfo, wire: bytes) -> EngineInfo:
 def encode_model_metadata(model_name: str) -> bytes:
     """Make the bytes of a ModelMetadataRequest for any version of the model."""
     return _serialized(service_pb2.ModelMetadataRequest(name=model_name))
+
+
+def decode_input_names(model_wire: bytes) -> frozenset[str]:
+    """Read the names of a model's inputs from a ModelMetadataResponse."""
+    model = service_pb2.ModelMetadataResponse.FromString(model_wire)
+    return frozenset(tensor.name for tensor in model.inputs)
 
 
 def encode_server_metadata() -> bytes:

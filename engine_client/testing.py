@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from engine_client.client import PROBE_TIMEOUT_SECONDS, Metadata
 from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineUnavailable
+from engine_client.stream import Release
 from engine_client.types import EngineInfo, EngineRequest, EngineStep, FinishReason
 
 
@@ -21,7 +22,8 @@ class FakeEngine:
     """An `EngineClient` that answers every request with the same token ids, one a step.
 
     The answer is cut at the request's `max_tokens` and after its first stop token, as a real engine's is; it ends with
-    STOP unless it was cut for length. The attributes may be changed between requests.
+    STOP unless it was cut for length. Rows that are still being written are waited for, and the arrays are released
+    before the first step. The attributes may be changed between requests.
 
     Args:
         token_ids: The answer.
@@ -62,8 +64,11 @@ class FakeEngine:
         self.metadata.append(metadata)
         loop = asyncio.get_running_loop()
         deadline = None if timeout_seconds is None else loop.time() + timeout_seconds
+        let_go = Release(request.on_released).hold()
         tokens_received = 0
         try:
+            await self._await_rows(request, deadline)
+            let_go()
             for step in self._steps(request):
                 await self._pass_gate(deadline)
                 if self.error is not None and tokens_received == self.fail_at_step:
@@ -78,6 +83,8 @@ class FakeEngine:
         except EngineError as error:
             error.tokens_received = tokens_received
             raise
+        finally:
+            let_go()
 
     async def check_ready(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> None:
         """See `EngineClient.check_ready`."""
@@ -101,6 +108,17 @@ class FakeEngine:
         if not answer:
             return [EngineStep((), reason)]
         return [*(EngineStep((token_id,)) for token_id in answer[:-1]), EngineStep(answer[-1:], reason)]
+
+    async def _await_rows(self, request: EngineRequest, deadline: float | None) -> None:
+        if request.pending is None:
+            return
+        try:
+            async with asyncio.timeout_at(deadline) as limit:
+                await request.pending.wait_beyond(len(request.tensors[request.pending.tensor_name]) - 1)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise EngineDeadlineExceeded("the fake engine waits for rows") from error
 
     async def _pass_gate(self, deadline: float | None) -> None:
         if self.gate is None:

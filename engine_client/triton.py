@@ -1,19 +1,22 @@
 """An engine behind Triton's KServe v2 gRPC service.
 
 One `ModelStreamInfer` stream a request, on one shared connection: errors, deadline and cancellation then belong to the
-request alone. The stream is asked for true gRPC statuses (`triton_grpc_error`), so that a model's error has a code and
-not only a text; what Triton itself turns away comes as text even so (2.51). And it is asked for the empty final
-response, because a stream that merely ends may have been cut off.
+request alone. The stream is asked for the empty final response, because one that merely ends may have been cut off. It is
+not asked for true gRPC statuses (`triton_grpc_error`), though errors then come as mere text: a stream that Triton 2.51 ends
+with a status while its client has not ended it can crash the server, one in a few hundred wrong prompts.
+
+    messages       a request, cut into messages: whole or in pieces, tensors inside or by reference
+    registration   the shared memory that references point into
+    stream         one stream, written, read and left
+    triton         here: one request from its first message to its last token
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
@@ -31,14 +34,19 @@ from engine_client.errors import (
     EngineRejected,
     EngineUnavailable,
     grpc_errors,
-    refusal,
+    is_region_unknown,
 )
 from engine_client.fingerprint import Fingerprint
+from engine_client.kserve import InferReply
+from engine_client.messages import RequestMessages
 from engine_client.profiles import Profile
-from engine_client.types import EngineInfo, EngineRequest, EngineStep, FinishReason
+from engine_client.registration import CALL_TIMEOUT_SECONDS, RegionRegistration
+from engine_client.shm import SharedRegion
+from engine_client.stream import PromptStream, Release
+from engine_client.types import EngineInfo, EngineRequest, EngineStep, FinishReason, Transport
 
-# Below this, encoding takes less time than handing it to a thread.
-INLINE_ENCODE_BYTES = 1 << 20
+# How often one request may find that the engine has forgotten the region, before its tensors go as bytes.
+MAX_REGION_LOSSES = 2
 
 _CHANNEL_OPTIONS: Sequence[tuple[str, int | str]] = (
     ("grpc.max_send_message_length", kserve.MAX_MESSAGE_BYTES),
@@ -65,10 +73,12 @@ class TritonEngine:
         profile: How this engine wants the tensors; checked against its model before the first prompt, and again after
             trouble and with each `check_ready`. None sends the engine contract's, unchecked.
         fingerprint: What the engine must have been set up for; checked with the profile.
-        executor: Where large requests are encoded; None is the event loop's own.
+        executor: Where large messages are encoded; None is the event loop's own.
         max_silence_seconds: How long the engine may take to the first token, waiting included, and from one to the
             next. When the process of a Python model dies in mid-answer, Triton (2.51) leaves the stream open and says
             nothing; this is what ends it. None waits as long as the request's own timeout.
+        shared_region: Memory whose arrays an engine on this host reads where they lie; None sends everything.
+        transport: Whether to use it; AUTO does if the engine sees the same memory, and says which in the log.
     """
 
     def __init__(
@@ -83,6 +93,8 @@ class TritonEngine:
         fingerprint: Fingerprint | None = None,
         executor: Executor | None = None,
         max_silence_seconds: float | None = 120.0,
+        shared_region: SharedRegion | None = None,
+        transport: Transport = Transport.AUTO,
     ) -> None:
         self._model_name = model_name
         self._name = f"model {model_name} at {address}"
@@ -96,7 +108,12 @@ class TritonEngine:
         self._executor = executor
         self._max_silence_seconds = max_silence_seconds
         self._channel: grpc.aio.Channel | None = None
+        self._is_closing = False
         self._is_closed = False
+        self._takes_pieces: bool | None = None
+        self._streams: set[PromptStream] = set()
+        self._farewells: set[asyncio.Task[None]] = set()
+        self._registration = self._plan_registration(shared_region, Transport(transport))
 
     async def __aenter__(self) -> Self:
         return self
@@ -110,32 +127,41 @@ class TritonEngine:
         self, request: EngineRequest, *, timeout_seconds: float | None = None, metadata: Metadata = ()
     ) -> AsyncGenerator[EngineStep, None]:
         """See `EngineClient.generate`."""
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        deadline = None if timeout_seconds is None else asyncio.get_running_loop().time() + timeout_seconds
+        release = Release(request.on_released)
+        let_go = release.hold()
         tokens_received = 0
         last_token_ids: tuple[int, ...] = ()
         finish_reason: FinishReason | None = None
+        stream: PromptStream | None = None
         try:
             if self._needs_agreement():
                 await self._require_agreement(_seconds_left(deadline, PROBE_TIMEOUT_SECONDS))
             sampling = request.sampling
-            answer = self._infer(await self._encode(request), deadline, metadata)
+            async with self._within(deadline, timeout_seconds):
+                stream, reply = await self._start(request, metadata, release)
+            let_go()  # the stream holds the arrays as long as it needs them
             del request  # so that its arrays need not stay until the last token
-            async with aclosing(answer) as replies:
-                async for reply in replies:
-                    finish_reason = _finish_reason(reply) or finish_reason
-                    tokens_received += len(reply.token_ids)
-                    last_token_ids = reply.token_ids or last_token_ids
-                    if reply.token_ids or reply.finish_reason:
-                        yield EngineStep(reply.token_ids, finish_reason)
+            while reply is not None:
+                finish_reason = _finish_reason(reply) or finish_reason
+                tokens_received += len(reply.token_ids)
+                last_token_ids = reply.token_ids or last_token_ids
+                yield EngineStep(reply.token_ids, finish_reason)
+                async with self._within(deadline, timeout_seconds):
+                    reply = await stream.next_reply()
             if finish_reason is None and self._profile.outputs.finish_reason is None:
                 yield EngineStep((), finish_reason_of(last_token_ids, tokens_received, sampling))
             elif finish_reason is None:
                 raise EngineFailed(f"{self._name} ended its answer without a finish reason")
         except EngineError as error:
-            if isinstance(error, EngineUnavailable):
-                self._is_agreed = False  # what comes back may be another model
             error.tokens_received = tokens_received
+            if isinstance(error, EngineUnavailable):
+                self._forget_engine()
             raise
+        finally:
+            let_go()
+            if stream is not None:
+                self._leave(stream)
 
     async def check_ready(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> None:
         """See `EngineClient.check_ready`. An engine that does not fit raises EngineMismatch, which is one too.
@@ -172,6 +198,16 @@ class TritonEngine:
 
     async def close(self) -> None:
         """See `EngineClient.close`."""
+        if self._is_closing:
+            return
+        self._is_closing = True
+        for stream in tuple(self._streams):
+            stream.fail(EngineUnavailable(f"the client of {self._name} was closed"))
+            self._leave(stream)
+        if self._farewells:
+            await asyncio.wait(self._farewells)  # each ends by itself, within FAREWELL_SECONDS
+        if self._registration is not None:
+            await self._registration.close()
         self._is_closed = True
         if self._channel is not None:
             await self._channel.close()
@@ -192,68 +228,105 @@ class TritonEngine:
             raise EngineUnavailable(f"{self._name} does not say what it is: {error}") from error
         self._is_agreed = True
 
-    async def _infer(
-        self, wire: bytes, deadline: float | None, metadata: Metadata
-    ) -> AsyncGenerator[kserve.InferReply, None]:
-        """Send one encoded request and yield the replies, the final one included."""
-        remaining_seconds = None if deadline is None else _seconds_left(deadline)
+    def _plan_registration(self, region: SharedRegion | None, transport: Transport) -> RegionRegistration | None:
+        is_required = transport is Transport.SHARED_MEMORY
+        if is_required and region is None:
+            raise ValueError(f"transport is {transport} without a shared_region; give one, or choose {Transport.AUTO}")
+        if region is None or transport is Transport.GRPC:
+            return None
+        return RegionRegistration(region, self._ask, self._name, is_required=is_required)
+
+    async def _start(
+        self, request: EngineRequest, metadata: Metadata, release: Release
+    ) -> tuple[PromptStream, InferReply | None]:
+        """Send the prompt and wait for the first reply.
+
+        An engine that has forgotten the region has generated nothing, so the prompt is sent to it once more.
+        """
+        takes_pieces = await self._model_takes_pieces()
+        for loss_count in range(1, MAX_REGION_LOSSES + 2):
+            known = None if self._registration is None else await self._registration.acquire()
+            messages = RequestMessages(
+                self._model_name,
+                request,
+                profile=self._profile,
+                takes_pieces=takes_pieces,
+                known=known,
+                executor=self._executor,
+            )
+            stream = self._open(messages, metadata, release)
+            try:
+                return stream, await stream.next_reply()
+            except EngineRejected as error:
+                self._leave(stream)
+                if self._registration is None or known is None or not is_region_unknown(error):
+                    raise
+                self._registration.lost(known)
+                if loss_count == MAX_REGION_LOSSES:
+                    self._registration.give_up(f"it forgets it: {error}")
+            except BaseException:
+                self._leave(stream)
+                raise
+        raise AssertionError("the last attempt refers to no region, and so none can be unknown")
+
+    def _open(self, messages: RequestMessages, metadata: Metadata, release: Release) -> PromptStream:
+        if self._is_closing:
+            raise EngineUnavailable(f"the client of {self._name} is closed")
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
         method = self._connect().stream_stream(kserve.SERVICE + "ModelStreamInfer")
-        call = method(_once(wire), timeout=remaining_seconds, metadata=self._sent_along(metadata))
-        del wire  # nor need this
-        try:
-            with grpc_errors(self._name):
-                while (answer := await self._read(call)) is not None:
-                    reply = self._decode(answer)
-                    yield reply
-                    if reply.is_final:
-                        return
-        except asyncio.CancelledError:
-            # gRPC cancels the calls of a channel that closes; only a task that was itself cancelled may see that.
-            if self._is_closed and not _is_task_cancelling():
-                raise EngineUnavailable(f"the client of {self._name} was closed") from None
-            raise
-        finally:
-            call.cancel()  # nothing to a call that is over; else the engine would generate on for nobody
-        raise EngineUnavailable(f"{self._name} broke off before the end of its answer")
+        call = method(metadata=(*metadata, *self._call_metadata()))
+        stream = PromptStream(
+            call,
+            self._name,
+            messages,
+            outputs=self._profile.outputs,
+            release=release,
+            max_silence_seconds=self._max_silence_seconds,
+        )
+        self._streams.add(stream)
+        return stream
 
-    async def _read(self, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> bytes | None:
-        """The next message; None when the stream has ended."""
+    def _leave(self, stream: PromptStream) -> None:
+        """Let the stream end by itself, in the background; leaving twice is fine."""
+        if stream in self._streams:
+            self._streams.discard(stream)
+            farewell = asyncio.create_task(stream.leave())
+            self._farewells.add(farewell)
+            farewell.add_done_callback(self._farewells.discard)
+
+    async def _model_takes_pieces(self) -> bool:
+        """Whether the model can be sent a prompt in several messages; asked once as long as the engine is there."""
+        if self._takes_pieces is None:
+            question = kserve.encode_model_metadata(self._model_name)
+            try:
+                wire = await self._ask("ModelMetadata", question, CALL_TIMEOUT_SECONDS)
+            except EngineDeadlineExceeded as error:  # this call's, not the request's
+                raise EngineUnavailable(f"{self._name} does not say what it takes: {error}") from error
+            self._takes_pieces = kserve.FIRST_ROW_TENSOR in kserve.decode_input_names(wire)
+        return self._takes_pieces
+
+    def _forget_engine(self) -> None:
+        """What answers next may be another process, with another model."""
+        self._is_agreed = False
+        self._takes_pieces = None
+        if self._registration is not None:
+            self._registration.forget()
+
+    @contextlib.asynccontextmanager
+    async def _within(self, deadline: float | None, timeout_seconds: float | None) -> AsyncGenerator[None, None]:
+        limit = asyncio.timeout_at(deadline)
         try:
-            async with asyncio.timeout(self._max_silence_seconds):
-                answer = await call.read()
-                return answer if isinstance(answer, bytes) else None
+            async with limit:
+                yield
         except TimeoutError as error:
-            raise EngineUnavailable(f"{self._name} sent nothing for {self._max_silence_seconds} s") from error
-
-    async def _encode(self, request: EngineRequest) -> bytes:
-        tensors = {**request.tensors, **kserve.sampling_tensors(request.sampling)}
-        try:
-            tensors = self._profile.wire_tensors(tensors)
-            if sum(array.nbytes for array in tensors.values()) <= INLINE_ENCODE_BYTES:
-                return kserve.encode_infer_request(self._model_name, request.request_id, tensors)
-            return await asyncio.get_running_loop().run_in_executor(
-                self._executor, kserve.encode_infer_request, self._model_name, request.request_id, tensors
-            )
-        except ValueError as error:
-            raise EngineRejected(f"the request cannot be sent to {self._name}: {error}") from error
-
-    def _decode(self, answer: bytes) -> kserve.InferReply:
-        try:
-            reply = kserve.decode_infer_reply(answer, self._profile.outputs)
-        except ValueError as error:
-            raise EngineFailed(f"{self._name} answered against the contract: {error}") from error
-        if reply.error_message:
-            raise refusal(self._name, reply.error_message)
-        return reply
+            if not limit.expired():
+                raise
+            raise EngineDeadlineExceeded(f"{self._name} did not finish within {timeout_seconds} s") from error
 
     async def _ask(self, method: str, wire: bytes, timeout_seconds: float) -> bytes:
         with grpc_errors(self._name):
             call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._connect().unary_unary(kserve.SERVICE + method)
             return await call(wire, timeout=timeout_seconds, metadata=tuple(self._call_metadata()))
-
-    def _sent_along(self, metadata: Metadata) -> Metadata:
-        return (*metadata, *self._call_metadata(), ("triton_grpc_error", "true"))
 
     def _connect(self) -> grpc.aio.Channel:
         """The channel, made on first use: it belongs to the event loop that is running then."""
@@ -281,14 +354,5 @@ def _finish_reason(reply: kserve.InferReply) -> FinishReason | None:
         raise EngineFailed(f"finish_reason is {reply.finish_reason!r}; the contract has {known}") from error
 
 
-def _seconds_left(deadline: float | None, at_most: float = math.inf) -> float:
-    return at_most if deadline is None else min(at_most, max(0.0, deadline - time.monotonic()))
-
-
-def _is_task_cancelling() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-async def _once(wire: bytes) -> AsyncIterator[bytes]:
-    yield wire
+def _seconds_left(deadline: float | None, at_most: float) -> float:
+    return at_most if deadline is None else min(at_most, max(0.0, deadline - asyncio.get_running_loop().time()))

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
+from engine_client.pending import PendingRows
+
 INT32_MAX = 2**31 - 1
 UINT64_MAX = 2**64 - 1
+
+
+class Transport(StrEnum):
+    """How tensors reach an engine."""
+
+    AUTO = "auto"
+    """By shared memory where the engine sees the region, else by gRPC."""
+    GRPC = "grpc"
+    """Inside the messages, always."""
+    SHARED_MEMORY = "shared-memory"
+    """By shared memory, or not at all: an engine that does not see the region is unavailable."""
 
 
 class FinishReason(StrEnum):
@@ -60,7 +73,12 @@ class SamplingParameters:
 class EngineRequest:
     """One prepared prompt. Not comparable: it holds arrays.
 
-    The arrays must not change until the first step has arrived or the call has ended.
+    The arrays must not change from the moment that they are given (of a tensor with `pending`, from the moment that a
+    row is said to be final) until they are released. That is when the engine has read the last of them: by gRPC, when
+    the last message was made; by shared memory, when the engine has replied to every message that refers to it, which
+    it does before the first token. It is told by `on_released`. Who does not ask to be told may use memory of its own
+    again when the first step has arrived or the call has ended; memory of a `shared_region`, only after the first step,
+    for an engine that was told to stop may still be about to read.
     """
 
     request_id: str
@@ -68,10 +86,21 @@ class EngineRequest:
     tensors: Mapping[str, np.ndarray[Any, Any]]
     """By the names of the engine contract, without the sampling tensors: `input_ids` int32 [L] at least."""
     sampling: SamplingParameters = field(default_factory=SamplingParameters)
+    pending: PendingRows | None = None
+    """Set while one of the tensors is still being written; its rows are sent as they become final."""
+    on_released: Callable[[], None] | None = None
+    """Called once in the event loop, when the arrays are not needed any more: see above. It may be after the call has
+    ended, if that was early; it is not called if the answer is never asked for. It must not raise."""
 
     def __post_init__(self) -> None:
         if "input_ids" not in self.tensors:
             raise ValueError(f"tensors has {sorted(self.tensors)}; it must have input_ids")
+        if self.pending is not None:
+            array = self.tensors.get(self.pending.tensor_name)
+            if array is None or array.ndim == 0:
+                raise ValueError(
+                    f"pending is of {self.pending.tensor_name}; it must be a tensor of {list(self.tensors)}"
+                )
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}: {array.dtype} {list(array.shape)}" for name, array in self.tensors.items())

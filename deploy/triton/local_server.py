@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -73,6 +74,8 @@ class TritonServer:
         environment: Variables to add to this process's for the server and its models.
         options: More of `tritonserver`'s own, such as `--grpc-use-ssl=true`.
         ready_timeout_seconds: How long loading may take.
+        shared_memory_bytes: Give the server a `/dev/shm` of its own of this size, as a container has; None shares this
+            machine's. Needs the right to make a mount namespace: root, or user namespaces.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class TritonServer:
         environment: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
         ready_timeout_seconds: float = 120.0,
+        shared_memory_bytes: int | None = None,
     ) -> None:
         self._models = tuple(models)
         self._repository = repository
@@ -95,6 +99,7 @@ class TritonServer:
         self._environment = dict(environment or {})
         self._options = tuple(options)
         self._ready_timeout_seconds = ready_timeout_seconds
+        self._shared_memory_bytes = shared_memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._cleanup = contextlib.ExitStack()
 
@@ -105,16 +110,10 @@ class TritonServer:
             self._ports = dict(zip(("http", "grpc", "metrics"), _free_ports(3), strict=True))
             self._shm_prefix = f"triton_{os.getpid()}_{self._ports['grpc']}_"
             self._cleanup.callback(self._remove_shared_memory)
-            command = [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *self._command(backends)]
-            with self.log_path.open("wb") as log:
-                self._process = subprocess.Popen(
-                    command,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,  # a ^C for this process is not one for the server; and a group to kill
-                )
+            inner = [*_own_shared_memory(self._shared_memory_bytes), *self._command(backends)]
+            self._full_command = [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *inner]
+            self._full_environment = environment
+            self._start()
             self._cleanup.callback(self._stop)
             self._wait_ready()
             self._cleanup = self._cleanup.pop_all()
@@ -147,8 +146,16 @@ class TritonServer:
     def kill(self) -> None:
         """End the server and its models at once, as a crashed machine would."""
         process = self._running()
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it was killed before
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+    def restart(self) -> None:
+        """Kill it, if it still runs, and start it anew at the same addresses."""
+        self.kill()
+        self._remove_shared_memory()
+        self._start()
+        self._wait_ready()
 
     def metrics(self) -> str:
         """The server's Prometheus text, custom metrics of the models included."""
@@ -158,6 +165,17 @@ class TritonServer:
     def wait(self) -> int:
         """Block until the server ends; its exit status."""
         return self._running().wait()
+
+    def _start(self) -> None:
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._full_command,
+                env=self._full_environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a ^C for this process is not one for the server; and a group to kill
+            )
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
@@ -249,6 +267,18 @@ class TritonServer:
     def _remove_shared_memory(self) -> None:
         for left in Path("/dev/shm").glob(self._shm_prefix + "*"):
             left.unlink(missing_ok=True)
+
+
+def _own_shared_memory(byte_size: int | None) -> list[str]:
+    """What to put before a command so that it runs with an empty `/dev/shm` of its own."""
+    if byte_size is None:
+        return []
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        raise TritonSetupError("unshare is missing; it gives the server a /dev/shm of its own (Debian: util-linux)")
+    as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
+    mount = f'mount -t tmpfs -o size={byte_size} tmpfs /dev/shm && exec "$@"'
+    return [unshare, "--mount", *as_root, "sh", "-c", mount, "sh"]
 
 
 def _free_ports(count: int) -> list[int]:

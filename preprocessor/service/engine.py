@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from concurrent.futures import Executor
 
 from engine_client import (
@@ -9,10 +11,13 @@ from engine_client import (
     Endpoints,
     Fingerprint,
     OnMismatch,
+    OwnedRegion,
     Profile,
     ProfileError,
     TokenFile,
+    Transport,
     load_profile,
+    remove_abandoned_regions,
     tls_credentials,
     triton_endpoints,
 )
@@ -21,14 +26,48 @@ from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
 from preprocessor.models.generic import GenericModel
 from preprocessor.types import PixelForm
+from preprocessor.workers.arena import Arena
+
+logger = logging.getLogger(__name__)
 
 
-def connect_engine(settings: EngineSettings, model: Model | GenericModel, executor: Executor) -> Endpoints:
+def create_region(settings: EngineSettings, budget_bytes: int) -> OwnedRegion | None:
+    """Memory for the arena that engines on this host can read; None where tensors are to be sent.
+
+    What an earlier service left behind when it was killed is removed first.
+
+    Raises:
+        SettingError: Shared memory is asked for, and `/dev/shm` has no room for it.
+    """
+    if not settings.address or settings.transport == Transport.GRPC:
+        return None
+    for key in remove_abandoned_regions():
+        logger.info("removed %s, whose owner has ended", key)
+    try:
+        return OwnedRegion.create(Arena.file_bytes(budget_bytes))
+    except OSError as error:
+        if settings.transport == Transport.SHARED_MEMORY:
+            raise SettingError(
+                "--engine-transport", settings.transport, f"a /dev/shm that holds the memory budget ({error})"
+            ) from error
+        logger.warning("tensors are sent to the engine, not shared with it: %s", error)
+        return None
+
+
+def arena_in(region: OwnedRegion, budget_bytes: int) -> Arena:
+    """The arena in a region."""
+    return Arena(os.open(f"/dev/shm{region.key}", os.O_RDWR | os.O_CLOEXEC), budget_bytes, region.buffer)
+
+
+def connect_engine(
+    settings: EngineSettings, model: Model | GenericModel, executor: Executor, region: OwnedRegion | None = None
+) -> Endpoints:
     """The engines of the settings, as one. Nothing is sent yet.
 
     Args:
         model: What their models must have been set up for.
         executor: Where large messages are encoded.
+        region: Where the tensors of prompts lie, if engines may read them there.
     Raises:
         SettingError: A file cannot be used.
     """
@@ -50,6 +89,8 @@ def connect_engine(settings: EngineSettings, model: Model | GenericModel, execut
         profile=_profile(settings),
         fingerprint=Fingerprint(fingerprint_parts(model), OnMismatch(settings.on_mismatch)),
         executor=executor,
+        shared_region=region,
+        transport=Transport(settings.transport) if region is not None else Transport.GRPC,
     )
 
 

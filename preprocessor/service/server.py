@@ -19,7 +19,7 @@ from preprocessor.config import ServeSettings, SettingError, split_address
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.models.registry import load_model
-from preprocessor.service.engine import connect_engine, engine_form
+from preprocessor.service.engine import arena_in, connect_engine, create_region, engine_form
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.reading import MAX_INLINE_BYTES
@@ -76,10 +76,13 @@ class Server:
         settings = self.settings
         # Encoding copies a prompt's tensors into a message: milliseconds of memory traffic, not a worker's kind of work.
         self._encoding = ThreadPoolExecutor(2, "encode")
+        self._region = None
         if self.engine is None and settings.engine.address:
-            self.engine = connect_engine(settings.engine, self.model, self._encoding)
+            self._region = create_region(settings.engine, settings.memory_budget_bytes)
+            self.engine = connect_engine(settings.engine, self.model, self._encoding, self._region)
         self.metrics = Metrics()
-        self.pool = WorkerPool(self.model, _pool_settings(settings), self.metrics.count_worker_end, self._zygote)
+        arena = None if self._region is None else arena_in(self._region, settings.memory_budget_bytes)
+        self.pool = WorkerPool(self.model, _pool_settings(settings), self.metrics.count_worker_end, self._zygote, arena)
         await self.pool.start()
         self.health = Health(self.engine, self.pool)
         self._grpc = grpc.aio.server(options=_CHANNEL_OPTIONS, interceptors=[_Serialized()])
@@ -110,6 +113,8 @@ class Server:
             await self.engine.close()
         self._encoding.shutdown(wait=False, cancel_futures=True)
         await self.pool.close()
+        if self._region is not None:
+            self._region.close()
 
     def _bind(self, address: str) -> str:
         host, _ = split_address("--address", address)

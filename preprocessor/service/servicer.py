@@ -6,6 +6,7 @@ at its await, and everything it holds is let go at once.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import time
@@ -20,11 +21,12 @@ from engine_client import (
     EngineStep,
     EngineUnavailable,
     FinishReason,
+    PendingRows,
     SamplingParameters,
 )
 from engine_client.contract import PIXELS
 from preprocessor.config import ServeSettings
-from preprocessor.errors import ModelNotFound
+from preprocessor.errors import ModelNotFound, PreprocessorError
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import library_versions
 from preprocessor.models.generic import GenericModel, GenericPrepared
@@ -101,8 +103,8 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             )  # the engine's choice, not the caller's
             planned = await self._plan(request, call)
             await context.write(pb.GenerateResponse(header=self._header(request, planned, call, with_data=False)))
-            engine_request = await self._engine_request(request, planned, sampling, call)
-            await self._stream_answer(engine, engine_request, planned, stop_strings, call, context)
+            async with self._engine_request(request, planned, sampling, call) as engine_request:
+                await self._stream_answer(engine, engine_request, planned, stop_strings, call, context)
 
     async def CountTokens(
         self,
@@ -186,20 +188,37 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
                     await context.write(message)
         await self._conclude(run, planned, call)
 
+    @contextlib.asynccontextmanager
     async def _engine_request(
         self,
         request: PreparationRequest,
         planned: Plan | GenericPrepared,
         sampling: SamplingParameters,
         call: Call,
-    ) -> EngineRequest:
-        """Make all pixels and put the tensors together."""
+    ) -> AsyncIterator[EngineRequest]:
+        """The tensors, put together; pixels may still be in the making while the first of them are sent."""
         tensors = dict(planned.tensors)
-        if isinstance(planned, Plan) and planned.pixel_bytes:
-            run = call.claim.pixels(request.media, planned.pixels)
+        if not isinstance(planned, Plan) or not planned.pixel_bytes:
+            yield EngineRequest(call.request_id, tensors, sampling)
+            return
+        run = call.claim.pixels(request.media, planned.pixels)
+        tensors[PIXELS] = await run.begun()
+        pending = PendingRows(PIXELS)
+        following = asyncio.create_task(self._follow(run, pending, planned, call))
+        try:
+            yield EngineRequest(call.request_id, tensors, sampling, pending)
+            await following
+        finally:
+            following.cancel()
+
+    async def _follow(self, run: PixelRun, pending: PendingRows, planned: Plan, call: Call) -> None:
+        """Tell the engine's client of finished rows, or of the error that ends them."""
+        try:
+            async for first_row, row_count in run.finished_rows():
+                pending.finish(first_row + row_count)
             await self._conclude(run, planned, call)
-            tensors[PIXELS] = run.array
-        return EngineRequest(call.request_id, tensors, sampling)
+        except PreprocessorError as error:
+            pending.fail(error)
 
     async def _conclude(self, run: PixelRun, planned: Plan, call: Call) -> None:
         """Wait for the pixels' end and take down what happened."""

@@ -1,8 +1,9 @@
 """One shared memory that the service and all its workers have mapped, and the ranges of it that requests hold.
 
 Files go in, pixels come out, and no byte is copied between processes: a range is named by its offset, which means the same
-to everyone. The memory is a memfd of the size of the byte budget. Pages exist only where something was written, and the
-kernel drops them all with the last process that maps it, however that process ends: there is no file to leave behind.
+to everyone. The memory has the size of the byte budget, and pages only where something was written. It is a memfd, which the
+kernel drops with the last process that maps it, however that process ends: there is no file to leave behind. Or its owner
+gives it a name, so that an engine on the same host can map it too.
 
 Ranges are handed out lowest first, so that a steady load keeps to the same pages, which every worker has mapped already
 (a fresh page costs a fault in each process that touches it). Above `retained_bytes` a range's pages go back to the kernel as
@@ -29,27 +30,34 @@ _CONTROL_BYTES = max(_PAGE_BYTES, CONTROL_SLOT_COUNT * 8)
 class Arena:
     """The mapped memory. The service creates it; a worker opens it by the descriptor that it inherits.
 
+    Args:
+        descriptor: Of a file of `file_bytes(size_bytes)`; the arena closes it.
+        memory: The whole file, where it is mapped already.
     Attributes:
         size_bytes: Room for ranges.
         control: uint64 [CONTROL_SLOT_COUNT], one number a worker, written by the service and read at every checkpoint: the
             job that the worker is to stop.
     """
 
-    def __init__(self, descriptor: int, size_bytes: int) -> None:
+    def __init__(self, descriptor: int, size_bytes: int, memory: mmap.mmap | None = None) -> None:
         self.descriptor = descriptor
         self.size_bytes = size_bytes
-        self._memory = mmap.mmap(descriptor, _CONTROL_BYTES + size_bytes)
+        self._memory = memory or mmap.mmap(descriptor, self.file_bytes(size_bytes))
         self._bytes = memoryview(self._memory)[_CONTROL_BYTES:]
         self.control = memoryview(self._memory)[:_CONTROL_BYTES].cast("Q")
         self._base = np.frombuffer(self._bytes, np.uint8).ctypes.data
 
     @classmethod
     def create(cls, size_bytes: int) -> Self:
-        """A new arena of whole pages, at least `size_bytes`."""
-        size_bytes = _whole_pages(size_bytes)
+        """A new arena without a name."""
         descriptor = os.memfd_create("preprocessor-arena")
-        os.truncate(descriptor, _CONTROL_BYTES + size_bytes)
+        os.truncate(descriptor, cls.file_bytes(size_bytes))
         return cls(descriptor, size_bytes)
+
+    @staticmethod
+    def file_bytes(size_bytes: int) -> int:
+        """Size of the file behind an arena with that much room."""
+        return _CONTROL_BYTES + _whole_pages(size_bytes)
 
     def view(self, offset: int, size_bytes: int) -> memoryview:
         """Bytes of a range."""

@@ -210,10 +210,24 @@ class PixelRun:
         self._tensor = tensor
         self._written: dict[int, int] = {}
         self._news = asyncio.Event()
+        tensor.on_lease = self._news.set
+
+    async def begun(self) -> npt.NDArray[Any]:
+        """Wait until the tensor has its place; returns it.
+
+        Raises:
+            Whatever ended the work before it began.
+        """
+        while self._tensor.lease is None:
+            if self.works[0].done.done():
+                self.works[0].done.result()
+            self._news.clear()
+            await self._news.wait()
+        return self.array
 
     @property
     def array(self) -> npt.NDArray[Any]:
-        """The tensor [row_count, feature_count]; it has its place once its first rows are announced."""
+        """The tensor [row_count, feature_count]; it has its place once a worker has begun."""
         assert self._tensor.lease is not None, "no worker has begun yet"
         shape = (self._planned.row_count, self._planned.feature_count)
         return self._claim._pool.arena.array(self._tensor.lease.offset, shape, PIXEL_DTYPES[self._planned.form])

@@ -63,6 +63,7 @@ class WorkerPool:
 
     Args:
         on_worker_end, zygote: As `Crew`'s.
+        arena: Of the size of the budget; None makes one.
     Attributes:
         files, rows: Ranges of the arena for files, and for pixels and other results.
         pending_count: Requests that wait for a worker or have one.
@@ -75,13 +76,14 @@ class WorkerPool:
         settings: PoolSettings,
         on_worker_end: Callable[[str], None] = lambda reason: None,
         zygote: Zygote | None = None,
+        arena: Arena | None = None,
     ) -> None:
         self.settings = settings
         self.model = model
         self.pending_count = 0
         self.uploading_bytes = 0
         budget = settings.memory_budget_bytes
-        self.arena = Arena.create(budget)
+        self.arena = arena or Arena.create(budget)
         retained_bytes = min(budget // 4, settings.worker_count * _RETAINED_BYTES_A_WORKER)
         self.files = Ranges(self.arena, 0, budget // _FILES_SHARE, retained_bytes // 8)
         self.rows = Ranges(self.arena, budget // _FILES_SHARE, self.arena.size_bytes, retained_bytes)
@@ -211,6 +213,8 @@ class WorkerPool:
         if work.tensor_bytes + work.working_bytes <= self._room_bytes:
             if work.tensor is not None and work.tensor.lease is None:
                 work.tensor.lease = self.rows.lease(work.tensor.size_bytes)
+                if work.tensor.lease is not None:
+                    work.tensor.on_lease()
             if not work.tensor_bytes:
                 return True
         return None if now - work.queued_at_seconds > _PASSED_OVER_SECONDS else False

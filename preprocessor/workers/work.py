@@ -28,10 +28,15 @@ class Lane(enum.Enum):
 
 @dataclass(slots=True)
 class TensorRoom:
-    """Where a request's pixel tensor goes: leased when its work starts, shared by the parts it may be cut into."""
+    """Where a request's pixel tensor goes: leased when its work starts, shared by the parts it may be cut into.
+
+    Attributes:
+        on_lease: Called when there is a lease.
+    """
 
     size_bytes: int
     lease: Lease | None = None
+    on_lease: Callable[[], None] = lambda: None
 
 
 @dataclass(slots=True, eq=False)

@@ -170,7 +170,7 @@ def _serve_forks(control: socket.socket, model: Any) -> None:
                         wakeup.recv(4096)
                     _report_ends(control, workers)
                     continue
-                message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 2)
+                message, descriptors = _next_order(control)
                 if not message:
                     signal.set_wakeup_fd(-1)  # the sockets behind it are about to close
                     return
@@ -213,6 +213,15 @@ def _be_worker(work: Callable[..., None], channel: int, arena: int, model: Any, 
         if code:
             logging.getLogger(__name__).exception("a worker ends")
         os._exit(code)
+
+
+def _next_order(control: socket.socket) -> tuple[bytes, list[int]]:
+    """An order and its descriptors; empty where the service is gone."""
+    try:
+        message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 2)
+    except ConnectionResetError:  # it went without reading what lay there for it
+        return b"", []
+    return message, descriptors
 
 
 def _report_ends(control: socket.socket, workers: dict[int, int]) -> None:

@@ -39,6 +39,20 @@ def scripted_triton() -> Iterator[TritonServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def pieces_triton() -> Iterator[TritonServer]:
+    """A model that takes prompts in pieces and answers with what it got."""
+    with serving("pieces", SCRIPTED_REPOSITORY) as server:
+        yield server
+
+
+@pytest.fixture
+def doomed_pieces_triton() -> Iterator[TritonServer]:
+    """The same, for one test alone to break."""
+    with serving("pieces", SCRIPTED_REPOSITORY) as server:
+        yield server
+
+
 @pytest.fixture
 def doomed_triton() -> Iterator[TritonServer]:
     """The same, for one test alone to break."""

@@ -25,11 +25,15 @@ LONG_ANSWER = SamplingParameters(max_tokens=100_000)
 
 
 @contextmanager
-def serving(model: str, repository: Path = REPOSITORY, *options: str) -> Iterator[TritonServer]:
+def serving(
+    model: str, repository: Path = REPOSITORY, *options: str, shared_memory_bytes: int | None = None
+) -> Iterator[TritonServer]:
     """A server with that model; where none is installed the test fails, rather than be skipped and prove nothing."""
     with ExitStack() as stack:
         try:
-            server = stack.enter_context(TritonServer([model], repository=repository, options=options))
+            server = stack.enter_context(
+                TritonServer([model], repository=repository, options=options, shared_memory_bytes=shared_memory_bytes)
+            )
         except TritonSetupError as error:
             pytest.fail(f"no Triton to test with, run make triton: {error}", pytrace=False)
         yield server

@@ -43,7 +43,7 @@ Tensors = dict[str, np.ndarray]
 
 def build(tensors: Tensors) -> dict[str, torch.Tensor]:
     inputs: dict[str, torch.Tensor] = contract.build_model_inputs(
-        tensors, LAYOUT, device=torch.device("cpu"), dtype=torch.float32
+        contract.check_prompt(tensors, LAYOUT), torch.device("cpu")
     )
     return inputs
 
@@ -55,15 +55,19 @@ def test_text_alone_makes_text_inputs() -> None:
     assert inputs["input_ids"].shape == (1, 8)
 
 
-def test_rows_are_dealt_to_their_modality_in_order() -> None:
+def test_grids_are_dealt_to_their_modality_in_order() -> None:
     prompt = mixed_prompt()
     inputs = build(prompt)
-    rows = contract.normalize_patches(torch.from_numpy(prompt["pixel_patches"]), MEAN, STD)
     assert prompt["grid_thw"].tolist() == [[1, 4, 4], [2, 6, 4], [1, 2, 8]]
-    assert torch.equal(inputs["pixel_values"], torch.cat([rows[:16], rows[64:]]))
-    assert torch.equal(inputs["pixel_values_videos"], rows[16:64])
     assert inputs["image_grid_thw"].tolist() == [[1, 4, 4], [1, 2, 8]]
     assert inputs["video_grid_thw"].tolist() == [[2, 6, 4]]
+    assert contract.check_prompt(prompt, LAYOUT).row_count == 80
+
+
+def test_a_prompt_may_be_checked_before_its_rows_have_come() -> None:
+    prompt = mixed_prompt()
+    del prompt["pixel_patches"]
+    assert contract.check_prompt(prompt, LAYOUT).row_count == 80
 
 
 def test_token_types_mark_the_placeholders() -> None:
@@ -80,11 +84,6 @@ def test_normalized_patches_equal_the_processors_float32_bit_for_bit() -> None:
     expected = (channels - MEAN[:, None] * np.float32(255)) / (STD[:, None] * np.float32(255))
     got = contract.normalize_patches(torch.from_numpy(values), MEAN, STD)
     assert got.numpy().tobytes() == expected.astype(np.float32).tobytes()
-
-
-def test_pixels_come_in_the_dtype_that_is_asked_for() -> None:
-    inputs = contract.build_model_inputs(image_prompt(), LAYOUT, device=torch.device("cpu"), dtype=torch.bfloat16)
-    assert inputs["pixel_values"].dtype == torch.bfloat16
 
 
 def test_names_of_other_engines_are_ignored() -> None:
@@ -118,7 +117,6 @@ def moved_span(row: int, column: int, by: int) -> Callable[[Tensors], Tensors]:
         (with_values("input_ids", [-1], np.int32), "input_ids range from -1"),
         (with_values("input_ids", [1, 2], np.int64), r"must be int32 \[any\]"),
         (without("grid_thw"), "came without grid_thw"),
-        (without("pixel_patches"), "pixel_patches is missing"),
         (without("item_spans"), "item_spans is missing"),
         (without("grid_thw", "pixel_patches", "item_modality", "item_spans"), "12 placeholder tokens"),
         (with_values("pixel_patches", np.zeros((48, 1536)), np.float32), "must be uint8"),

@@ -14,7 +14,7 @@ from engine_client import (
     EngineRejected,
     EngineUnavailable,
 )
-from engine_client.errors import grpc_errors, refusal
+from engine_client.errors import grpc_errors, reply_error
 
 
 @pytest.mark.parametrize(
@@ -49,11 +49,24 @@ def test_a_status_becomes_an_error_with_its_cause(
     [
         ("Request for unknown model: 'x' is not found", EngineUnavailable),
         ("[request id: a] Exceeds maximum queue size", EngineOverloaded),
+        ("[request id: a] expected 1 inputs but got 2", EngineRejected),
         ("unexpected inference input 'x' for model 'y'", EngineRejected),
+        ("Unable to find shared memory region: 'x'", EngineRejected),
+        ("INVALID_ARGUMENT: grid_thw is missing", EngineRejected),
+        ("UNAVAILABLE: too many prompts wait already", EngineOverloaded),
+        ("INTERNAL: generation: boom", EngineFailed),
+        ("Failed to process the request(s) for model 'x', message: KeyError: 9", EngineFailed),
+        ("Failed to increase the shared memory pool size for key 'x'", EngineFailed),
+        ("NO_STATUS: boom", EngineFailed),
+        ("", EngineFailed),
     ],
 )
-def test_a_refusal_without_a_status_is_told_by_its_text(text: str, kind: type[EngineError]) -> None:
-    assert type(refusal("engine x", text)) is kind
+def test_an_error_in_a_reply_is_told_by_its_text(text: str, kind: type[EngineError]) -> None:
+    assert type(reply_error("engine x", text)) is kind
+
+
+def test_a_status_at_the_beginning_of_a_text_goes_where_those_of_grpc_go() -> None:
+    assert str(reply_error("engine x", "INVALID_ARGUMENT: a: b")) == "engine x: a: b (INVALID_ARGUMENT)"
 
 
 def test_reasons_are_stable() -> None:

@@ -34,6 +34,39 @@ def test_a_request_is_byte_for_byte_what_protobuf_makes() -> None:
     assert kserve.encode_infer_request("m", "r", TENSORS) == by_protobuf(TENSORS, datatypes)
 
 
+def test_references_and_sequence_parameters_are_those_of_triton_s_extensions() -> None:
+    ranges = {"pixel_patches": kserve.RegionRange("region", 4096, 600)}
+    piece = kserve.Piece(2**63 - 1, is_first=True)
+    tensors = {"pixel_patches": TENSORS["pixel_patches"], "input_ids": TENSORS["input_ids"]}
+    message = service_pb2.ModelInferRequest(model_name="m", id="r")
+    message.parameters["triton_enable_empty_final_response"].bool_param = True
+    message.parameters["sequence_id"].int64_param = 2**63 - 1
+    message.parameters["sequence_start"].bool_param = True
+    message.parameters["sequence_end"].bool_param = False
+    referred = message.inputs.add(name="pixel_patches", datatype="UINT8", shape=[2, 300])
+    referred.parameters["shared_memory_region"].string_param = "region"
+    referred.parameters["shared_memory_offset"].int64_param = 4096
+    referred.parameters["shared_memory_byte_size"].int64_param = 600
+    message.inputs.add(name="input_ids", datatype="INT32", shape=[5])
+    message.raw_input_contents.append(TENSORS["input_ids"].tobytes())
+    wire = kserve.encode_infer_request("m", "r", tensors, ranges=ranges, piece=piece)
+    assert wire == message.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize(
+    ("piece", "is_end", "is_stop"),
+    [
+        (kserve.Piece(1), False, False),
+        (kserve.Piece(1, is_last=True), True, False),
+        (kserve.Piece(1, is_stop=True), True, True),
+    ],
+)
+def test_the_last_piece_and_a_stop_end_the_sequence(piece: kserve.Piece, is_end: bool, is_stop: bool) -> None:
+    message = service_pb2.ModelInferRequest.FromString(kserve.encode_infer_request("m", "r", {}, piece=piece))
+    assert message.parameters["sequence_end"].bool_param is is_end
+    assert ("stop" in message.parameters) is is_stop
+
+
 @pytest.mark.parametrize(
     "array",
     [
@@ -75,12 +108,13 @@ def test_stop_token_ids_are_sent_only_when_there_are_some() -> None:
 
 def test_a_reply_is_read_by_output_name() -> None:
     message = service_pb2.ModelStreamInferResponse()
+    message.infer_response.id = "r#1"
     message.infer_response.outputs.add(name="finish_reason", datatype="BYTES", shape=[1])
     message.infer_response.raw_output_contents.append(b"\x04\x00\x00\x00stop")
     message.infer_response.outputs.add(name="token_ids", datatype="INT32", shape=[2])
     message.infer_response.raw_output_contents.append(np.array([5, 151645], "<i4").tobytes())
     reply = kserve.decode_infer_reply(message.SerializeToString())
-    assert reply == kserve.InferReply("", (5, 151645), FinishReason.STOP, is_final=False)
+    assert reply == kserve.InferReply("", (5, 151645), FinishReason.STOP, is_final=False, request_id="r#1")
 
 
 def test_a_reply_of_another_type_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -12,6 +13,7 @@ import pytest_asyncio
 from deploy.triton.local_server import TritonServer
 from engine_client import TritonEngine
 from preprocessor.client import CallFailed
+from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
 from preprocessor.service.reading import read_spec
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -33,11 +35,17 @@ SPECS = {
 }
 
 
-@pytest_asyncio.fixture
-async def caller(model: Model, triton: TritonServer) -> AsyncIterator[Caller]:
-    """A service in front of `triton`."""
-    async with serving_prompts(model, TritonEngine(triton.grpc_address)) as one:
+@pytest_asyncio.fixture(params=["grpc", "shared-memory"])
+async def caller(model: Model, triton: TritonServer, request: pytest.FixtureRequest) -> AsyncIterator[Caller]:
+    """A service in front of `triton`, connected as its settings say."""
+    settings = EngineSettings(address=triton.grpc_address, transport=request.param)
+    async with serving_prompts(model, engine_settings=settings, memory_budget_bytes=512 << 20) as one:
         yield one
+    assert not regions_left()
+
+
+def regions_left() -> list[Path]:
+    return list(Path("/dev/shm").glob("vlm-preprocessor-*"))
 
 
 @pytest.fixture(scope="module")

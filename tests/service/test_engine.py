@@ -34,7 +34,10 @@ class Keeping(FakeEngine):
         self.pixels: list[np.ndarray] = []
 
     async def generate(self, request: EngineRequest, **options: object):  # type: ignore[no-untyped-def, override]
-        self.pixels.append(request.tensors["pixel_patches"].copy())
+        pixels = request.tensors["pixel_patches"]
+        assert request.pending is not None
+        await request.pending.wait_beyond(len(pixels) - 1)
+        self.pixels.append(pixels.copy())
         async for step in super().generate(request, **options):  # type: ignore[arg-type]
             yield step
 

@@ -77,7 +77,7 @@ class TritonPythonModel:
                 self._answers.add(answer)
                 answer.add_done_callback(self._answers.discard)
             else:
-                error = pb_utils.TritonError("too many prompts are in flight already", pb_utils.TritonError.UNAVAILABLE)
+                error = _error("UNAVAILABLE", "too many prompts are in flight already")
                 self._finish(sender, REFUSED, error)
 
     def finalize(self) -> None:
@@ -102,12 +102,12 @@ class TritonPythonModel:
             if outcome == CANCELLED and self._is_leaving.is_set() and not sender.is_cancelled():
                 raise EngineGone("the model is being unloaded")
         except InvalidPrompt as invalid:
-            outcome, error = REJECTED, pb_utils.TritonError(str(invalid), pb_utils.TritonError.INVALID_ARG)
+            outcome, error = REJECTED, _error("INVALID_ARGUMENT", str(invalid))
         except EngineGone as gone:
-            outcome, error = REFUSED, pb_utils.TritonError(str(gone), pb_utils.TritonError.UNAVAILABLE)
+            outcome, error = REFUSED, _error("UNAVAILABLE", str(gone))
         except Exception as failure:  # whatever it was, the stream must end
             pb_utils.Logger.log_error(f"{self._name}: request {request.request_id()!r}: {traceback.format_exc()}")
-            outcome, error = FAILED, pb_utils.TritonError(f"generation: {failure!r}", pb_utils.TritonError.INTERNAL)
+            outcome, error = FAILED, _error("INTERNAL", f"generation: {failure!r}")
         finally:
             self._places.release()
         self._finish(sender, outcome, error)
@@ -151,3 +151,13 @@ def _read_tensors(request: Any) -> dict[str, np.ndarray]:
         for name in ("input_ids", *VISION_TENSORS, *TENSORS_OF_THIS_ENGINE, *SAMPLING_TENSORS)
     )
     return {name: tensor.as_numpy() for name, tensor in named if tensor is not None}
+
+
+def _error(status: str, text: str) -> Any:
+    """An error with the gRPC status in its text as well: a stream's replies carry the text alone."""
+    codes = {
+        "INVALID_ARGUMENT": pb_utils.TritonError.INVALID_ARG,
+        "UNAVAILABLE": pb_utils.TritonError.UNAVAILABLE,
+        "INTERNAL": pb_utils.TritonError.INTERNAL,
+    }
+    return pb_utils.TritonError(f"{status}: {text}", codes[status])

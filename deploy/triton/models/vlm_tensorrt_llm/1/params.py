@@ -5,7 +5,7 @@ table. What a prompt must be is checked by `contract.py`, which both models shar
 is only what TensorRT-LLM wants beside it. The comments name its source by file; README.md says which snapshots of it
 were read.
 
-    input_ids, pixel_patches, grid_thw, …   ─▶ contract.build_model_inputs ─▶ image / video pixels and grids
+    input_ids, pixel_patches, grid_thw, …   ─▶ contract.check_prompt ─▶ image / video pixels and grids
     mrope_position_ids, _delta              ─▶ mrope_config
     item_spans                              ─▶ positions, lengths and runs of each item
     item_hash                               ─▶ eight int32 an item: the key under which KV blocks are reused
@@ -20,7 +20,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from .contract import IMAGE, VIDEO, InvalidPrompt, ModelLayout, Sampling, build_model_inputs
+from .contract import (
+    IMAGE,
+    PIXELS,
+    VIDEO,
+    InvalidPrompt,
+    ModelLayout,
+    Prompt,
+    Sampling,
+    check_prompt,
+    normalize_patches,
+)
 
 HASH_BYTES = 32
 MODALITY_NAMES = {IMAGE: "image", VIDEO: "video"}
@@ -100,15 +110,13 @@ def build_params(
     Source: modeling_qwen2vl.py, `Qwen2VLInputProcessorBase.call_with_text_prompt`; registry.py,
         `multimodal_hashing_process`.
     """
-    inputs = build_model_inputs(tensors, layout, device=device, dtype=dtype)
-    token_ids = tensors["input_ids"]
+    prompt = check_prompt(tensors, layout)
+    token_ids = prompt.input_ids
     data: dict[str, Any] = {}
-    for name, pixels, grids in (
-        ("image", "pixel_values", "image_grid_thw"),
-        ("video", "pixel_values_videos", "video_grid_thw"),
-    ):
-        if pixels in inputs:
-            data[name] = {pixels: inputs[pixels], grids: inputs[grids].cpu()}
+    if prompt.row_count:
+        if PIXELS not in tensors:
+            raise InvalidPrompt(f"{PIXELS} is missing")
+        data |= _pixels(prompt, tensors[PIXELS], device, dtype)
     has_items = bool(data)
     if len(data) > 1 and not family.mixes_modalities:
         raise InvalidPrompt(
@@ -172,6 +180,24 @@ def missing_stop_token(
         return []
     ended_by = stop_reason if isinstance(stop_reason, int) else end_id
     return [] if ended_by is None or ended_by < 0 else [ended_by]
+
+
+def _pixels(prompt: Prompt, patches: np.ndarray, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Pixels and grids of each modality that occurs; patches are moved as uint8 and normalized on `device`."""
+    assert prompt.mean is not None and prompt.std is not None, "a prompt with rows has both"
+    rows = torch.from_numpy(patches).split(prompt.grids.prod(axis=1).tolist())
+    data: dict[str, Any] = {}
+    for kind, pixel_name, grid_name in (
+        (IMAGE, "pixel_values", "image_grid_thw"),
+        (VIDEO, "pixel_values_videos", "video_grid_thw"),
+    ):
+        chosen = [index for index, item_kind in enumerate(prompt.modality) if item_kind == kind]
+        if chosen:
+            # One modality alone, the usual prompt, takes the rows as they lie; only a mixed prompt copies, and uint8.
+            own = torch.from_numpy(patches) if len(chosen) == len(rows) else torch.cat([rows[i] for i in chosen])
+            pixels = normalize_patches(own.to(device), prompt.mean, prompt.std).to(dtype)
+            data[MODALITY_NAMES[kind]] = {pixel_name: pixels, grid_name: torch.from_numpy(prompt.grids[chosen])}
+    return data
 
 
 def _mrope_config(

@@ -1,4 +1,4 @@
-"""The engine contract's tensors, checked and made into the keyword arguments of transformers' `generate`.
+"""The engine contract's tensors, checked, and what of them transformers' `generate` takes.
 
 Pure: arrays in, tensors out; no Triton and no transformers, so that every rule here is tested by table. What must hold
 for a prompt is checked here, once, before the model sees any of it: on a GPU a token id beyond the vocabulary does not
@@ -17,8 +17,9 @@ import torch
 
 IMAGE, VIDEO = 1, 2  # item_modality; transformers 5.23 uses the same numbers in mm_token_type_ids
 CHANNEL_COUNT = 3
+PIXELS = "pixel_patches"
 VISION_TENSORS: Mapping[str, tuple[type[np.generic], tuple[int | None, ...]]] = {
-    "pixel_patches": (np.uint8, (None, None)),
+    PIXELS: (np.uint8, (None, None)),
     "pixel_mean": (np.float32, (CHANNEL_COUNT,)),
     "pixel_std": (np.float32, (CHANNEL_COUNT,)),
     "grid_thw": (np.int64, (None, 3)),
@@ -105,20 +106,34 @@ class Sampling:
         return sampling
 
 
-def build_model_inputs(
-    tensors: Mapping[str, np.ndarray], layout: ModelLayout, *, device: torch.device, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """Make the keyword arguments of `generate` for one prompt.
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """A prompt that was checked, all but its pixels: those may still be on their way."""
+
+    input_ids: np.ndarray
+    """int32 [L], each within the vocabulary."""
+    token_types: np.ndarray
+    """int32 [L]: 0 text, else the modality that the token stands for."""
+    grids: np.ndarray
+    """int64 [M, 3]: t, h, w of each item, in patches; M is 0 for text alone."""
+    modality: tuple[int, ...]
+    """Of each item."""
+    mean: np.ndarray | None
+    std: np.ndarray | None
+    """float32 [3], of values from 0 to 1; None for text alone."""
+
+    @property
+    def row_count(self) -> int:
+        """Rows of `pixel_patches`."""
+        return int(self.grids.prod(axis=1).sum())
+
+
+def check_prompt(tensors: Mapping[str, np.ndarray], layout: ModelLayout) -> Prompt:
+    """Check one prompt's tensors; where `pixel_patches` is not among them, its rows are yet to come.
 
     Args:
         tensors: By contract name; names that this model does not read are ignored.
         layout: Of the model that will read them.
-        device: Where the results go; patches are moved as uint8 and normalized there.
-        dtype: Of the pixel values, normally the model's own.
-    Returns:
-        `input_ids`, `attention_mask` int64 [1, L]; with vision also `mm_token_type_ids` int32 [1, L], and for each
-        modality that occurs `pixel_values` or `pixel_values_videos` `dtype` [P', F], `image_grid_thw` or
-        `video_grid_thw` int64 [M', 3].
     Raises:
         InvalidPrompt: a tensor is missing, has the wrong type or shape, or contradicts another.
     """
@@ -128,35 +143,53 @@ def build_model_inputs(
         ids.min() >= 0 and ids.max() < layout.vocabulary_size,
         f"input_ids range from {ids.min()} to {ids.max()}; the vocabulary is 0 to {layout.vocabulary_size - 1}",
     )
-    input_ids = torch.from_numpy(ids.astype(np.int64))[None].to(device)
-    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-
     grids = tensors.get("grid_thw")
     if grids is None or len(grids) == 0:
         stray = [name for name in VISION_TENSORS if name in tensors and name not in ("pixel_mean", "pixel_std")]
         stray = [name for name in stray if len(tensors[name])]
         _require(not stray, f"{', '.join(stray)} came without grid_thw; send all of {', '.join(VISION_TENSORS)}")
-        _token_types(ids, np.empty((0, 3), np.int32), np.empty((0, 3), np.int64), [], layout)
-        return inputs
+        no_grids = np.empty((0, 3), np.int64)
+        return Prompt(
+            ids, _token_types(ids, np.empty((0, 3), np.int32), no_grids, [], layout), no_grids, (), None, None
+        )
 
-    vision = {name: _checked(tensors, name, *expected) for name, expected in VISION_TENSORS.items()}
-    patches, grids, modality = vision["pixel_patches"], vision["grid_thw"], vision["item_modality"].tolist()
-    _check_items(patches, grids, modality, layout)
+    vision = {name: _checked(tensors, name, *expected) for name, expected in VISION_TENSORS.items() if name != PIXELS}
+    grids, modality = vision["grid_thw"], vision["item_modality"].tolist()
+    _check_items(grids, modality, layout)
+    if PIXELS in tensors:
+        rows = _checked(tensors, PIXELS, *VISION_TENSORS[PIXELS])
+        needed = (int(grids.prod(axis=1).sum()), layout.feature_count)
+        _require(rows.shape == needed, f"{PIXELS} is {list(rows.shape)}; grid_thw and this model need {list(needed)}")
     _require(bool((vision["pixel_std"] > 0).all()), f"pixel_std is {vision['pixel_std'].tolist()}; it must be above 0")
-
     types = _token_types(ids, vision["item_spans"], grids, modality, layout)
-    inputs["mm_token_type_ids"] = torch.from_numpy(types)[None].to(device)
-    rows = torch.from_numpy(patches).split(grids.prod(axis=1).tolist())
-    for kind, pixel_name, grid_name in (
-        (IMAGE, "pixel_values", "image_grid_thw"),
-        (VIDEO, "pixel_values_videos", "video_grid_thw"),
-    ):
-        chosen = [index for index, item_kind in enumerate(modality) if item_kind == kind]
+    return Prompt(ids, types, grids, tuple(modality), vision["pixel_mean"], vision["pixel_std"])
+
+
+def check_rows(rows: np.ndarray, layout: ModelLayout) -> None:
+    """Check a run of rows of `pixel_patches`.
+
+    Raises:
+        InvalidPrompt: they have another type or width.
+    """
+    _checked({PIXELS: rows}, PIXELS, np.uint8, (None, layout.feature_count))
+
+
+def build_model_inputs(prompt: Prompt, device: torch.device) -> dict[str, torch.Tensor]:
+    """Make the keyword arguments of `generate` for one prompt, all but its pixels.
+
+    Returns:
+        `input_ids`, `attention_mask` int64 [1, L]; with vision also `mm_token_type_ids` int32 [1, L], and for each
+        modality that occurs `image_grid_thw` or `video_grid_thw` int64 [M', 3].
+    """
+    input_ids = torch.from_numpy(prompt.input_ids.astype(np.int64))[None].to(device)
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    if not prompt.modality:
+        return inputs
+    inputs["mm_token_type_ids"] = torch.from_numpy(prompt.token_types)[None].to(device)
+    for kind, name in ((IMAGE, "image_grid_thw"), (VIDEO, "video_grid_thw")):
+        chosen = [index for index, item_kind in enumerate(prompt.modality) if item_kind == kind]
         if chosen:
-            # One modality alone, the usual prompt, takes the rows as they lie; only a mixed prompt copies, and uint8.
-            own = torch.from_numpy(patches) if len(chosen) == len(rows) else torch.cat([rows[i] for i in chosen])
-            inputs[pixel_name] = normalize_patches(own.to(device), vision["pixel_mean"], vision["pixel_std"]).to(dtype)
-            inputs[grid_name] = torch.from_numpy(grids[chosen]).to(device)
+            inputs[name] = torch.from_numpy(prompt.grids[chosen]).to(device)
     return inputs
 
 
@@ -194,7 +227,7 @@ def _checked(
     return array
 
 
-def _check_items(patches: np.ndarray, grids: np.ndarray, modality: Sequence[int], layout: ModelLayout) -> None:
+def _check_items(grids: np.ndarray, modality: Sequence[int], layout: ModelLayout) -> None:
     _require(
         len(modality) == len(grids), f"item_modality has {len(modality)} items, grid_thw {len(grids)}; they must agree"
     )
@@ -205,11 +238,6 @@ def _check_items(patches: np.ndarray, grids: np.ndarray, modality: Sequence[int]
             f"item {index} has grid {[t, h, w]}; sides must be positive and h, w multiples of {layout.merge_size}",
         )
         _require(kind == VIDEO or t == 1, f"item {index} is an image with grid {[t, h, w]}; an image has t = 1")
-    row_count = int(grids.prod(axis=1).sum())
-    _require(
-        patches.shape == (row_count, layout.feature_count),
-        f"pixel_patches is {list(patches.shape)}; grid_thw and this model need {[row_count, layout.feature_count]}",
-    )
 
 
 def _token_types(

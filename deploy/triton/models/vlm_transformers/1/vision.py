@@ -1,0 +1,61 @@
+"""Pixels to the features that the language model reads, some temporal steps at a time.
+
+Encoding a prompt in several runs gives what encoding it at once gives, up to the order in which a matrix product of
+another height adds up its terms: equal numbers on paper, the last bits of a float in practice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+from .contract import IMAGE, VIDEO, Prompt, normalize_patches
+from .rows import Run
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """What the encoder makes of a run of rows; T merged patches in prompt order."""
+
+    embeddings: torch.Tensor
+    """[T, hidden]."""
+    deepstack: tuple[torch.Tensor, ...]
+    """[T, hidden] for each layer of the language model that gets features of its own."""
+
+
+def encode_run(model: Any, rows: torch.Tensor, run: Run, prompt: Prompt) -> Features:
+    """Run the vision encoder over `rows`, which are those of `run`; uint8 [P, F], on the model's device."""
+    grids = torch.tensor(run.grids, dtype=torch.int64, device=rows.device)
+    with torch.inference_mode():
+        pixels = normalize_patches(rows, prompt.mean, prompt.std).to(model.dtype)
+        # It does the same for images and for videos (transformers 5.23: get_video_features calls it).
+        output = model.get_image_features(pixels, grids, return_dict=True)
+        deepstack = tuple(torch.cat(features) for features in output.deepstack_features)
+        return Features(torch.cat(output.pooler_output), deepstack)
+
+
+def encoder_outputs(prompt: Prompt, runs: Sequence[Features]) -> dict[str, BaseModelOutputWithDeepstackFeatures]:
+    """Deal the features out by modality, as `generate` takes them in `mm_encoder_outputs`.
+
+    Args:
+        prompt: Says which modality each merged patch has.
+        runs: All of the prompt's, in order.
+    """
+    if not runs:
+        return {}
+    embeddings = torch.cat([run.embeddings for run in runs])
+    deepstack = [torch.cat(layers) for layers in zip(*(run.deepstack for run in runs), strict=True)]
+    # Placeholders stand in the order of the items, one a merged patch: `contract` has checked it.
+    kinds = torch.from_numpy(prompt.token_types[prompt.token_types != 0]).to(embeddings.device)
+    return {
+        name: BaseModelOutputWithDeepstackFeatures(
+            pooler_output=[embeddings[kinds == kind]],
+            deepstack_features=[[layer[kinds == kind]] for layer in deepstack],
+        )
+        for kind, name in ((IMAGE, "image"), (VIDEO, "video"))
+        if kind in prompt.modality
+    }
