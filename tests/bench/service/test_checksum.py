@@ -25,7 +25,7 @@ def answer(*runs: range, pixels: np.ndarray = PIXELS) -> list[pb.PrepareResponse
     rows = (message for run in runs for message in write_rows("pixel_patches", pixels, run.start, len(run)))
     return [
         pb.PrepareResponse(header=header),
-        *(pb.PrepareResponse(rows=message) for message in rows),
+        *map(pb.PrepareResponse.FromString, rows),
         pb.PrepareResponse(report=pb.Report()),
     ]
 
