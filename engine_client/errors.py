@@ -84,7 +84,13 @@ _BY_STATUS: Mapping[grpc.StatusCode, type[EngineError]] = {
 
 
 # Triton 2.51 has no status for these: either it sends text alone, or, for a Python model whose process died, INTERNAL.
-_UNAVAILABLE_PHRASES = ("unknown model", "is not ready", "is not healthy")
+_UNAVAILABLE_PHRASES = (
+    "unknown model",
+    "is not ready",
+    "is not healthy",
+    # grpc.aio itself, as INTERNAL: the stream was over before a message was written, and why it was is lost.
+    "Internal error from Core",
+)
 # Triton's own full queue; and this project's models, which have no better status to send than UNAVAILABLE.
 _OVERLOADED_PHRASES = ("maximum queue size", "too many prompts")
 # How Triton 2.51 begins what it says of a request that it turns away before the model sees it.

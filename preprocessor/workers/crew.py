@@ -106,6 +106,7 @@ class Crew:
     def put_back(self, lane: Lane, worker: Worker) -> None:
         """A worker is free: keep it, or replace it where it has served its time."""
         if not worker.is_alive:
+            worker.retire()  # closes our end of its channel
             return
         self._deaths_in_a_row = 0
         if worker.job_count < self._settings.max_jobs_a_worker and worker.grown_bytes < _GROWN_BYTES:

@@ -139,9 +139,10 @@ async def test_a_token_from_a_file_goes_along_with_every_call(guarded_triton: Tr
 
 async def test_without_the_token_the_engine_is_unavailable(guarded_triton: TritonServer) -> None:
     async with TritonEngine(guarded_triton.grpc_address, "scripted") as engine:
-        for attempt in (answer(engine, REQUEST), engine.check_ready()):
-            with pytest.raises(EngineUnavailable, match="restricted"):
-                await attempt
+        with pytest.raises(EngineUnavailable, match="restricted"):
+            await engine.check_ready()
+        with pytest.raises(EngineUnavailable):  # the stream may be over before the prompt is written: then nobody says why
+            await answer(engine, REQUEST)
 
 
 def test_a_token_that_is_replaced_is_read_again_when_its_time_has_come(tmp_path: Path) -> None:
