@@ -141,7 +141,8 @@ async def test_without_the_token_the_engine_is_unavailable(guarded_triton: Trito
     async with TritonEngine(guarded_triton.grpc_address, "scripted") as engine:
         with pytest.raises(EngineUnavailable, match="restricted"):
             await engine.check_ready()
-        with pytest.raises(EngineUnavailable):  # the stream may be over before the prompt is written: then nobody says why
+        # The stream may be over before the prompt is written: then nobody says why.
+        with pytest.raises(EngineUnavailable):
             await answer(engine, REQUEST)
 
 
