@@ -134,7 +134,7 @@ def load_untrusted(data: bytes, buffers: Sequence[Any] = ()) -> Any:
 
 def arena_view(offset: int, size_bytes: int) -> memoryview:
     """Stands for a view of the arena in a pickle; each side puts its own mapping in its place."""
-    raise NotImplementedError(f"a view of {size_bytes} bytes at {offset} was read without an arena")
+    raise RuntimeError(f"a view of {size_bytes} bytes at {offset} was read without an arena")
 
 
 class _ArenaPickler(pickle.Pickler):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -21,8 +20,6 @@ from preprocessor.service.server import Server
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.zygotes import zygote_of
-
-PATIENCE_SECONDS = 20.0
 
 
 @dataclass
@@ -114,11 +111,3 @@ def image(key: str = "photo", data: bytes | None = None, **fields: object) -> pb
 def _media(modality: pb.Modality.ValueType, key: str, data: bytes | None, fields: Mapping[str, object]) -> pb.Media:
     source: dict[str, object] = {"chunked": True} if data is None else {"inline_data": data}
     return pb.Media(key=key, modality=modality, **source, **fields)  # type: ignore[arg-type]
-
-
-async def eventually(holds: Callable[[], bool]) -> None:
-    """Return as soon as it holds; fail when patience is over."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s"
-        await asyncio.sleep(0.005)

@@ -16,7 +16,8 @@ from preprocessor.service.status import status_of
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.workers.work import SHORT_SECONDS
 from tests.media import moving_shapes_clip, photo
-from tests.service.conftest import Caller, chat, eventually, image, serving, video
+from tests.service.conftest import Caller, chat, image, serving, video
+from tests.waiting import eventually
 
 MIB = 1 << 20
 CLIP = moving_shapes_clip(seconds=4, width=374, height=374)

@@ -10,7 +10,8 @@ from preprocessor.config import Limits
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import audio_only_clip, moving_shapes_clip, photo, truncated_clip
-from tests.service.conftest import Caller, chat, eventually, image, serving, video
+from tests.service.conftest import Caller, chat, image, serving, video
+from tests.waiting import eventually
 
 CLIP = moving_shapes_clip(seconds=2, width=160, height=120)
 PHOTO = photo(333, 222)

@@ -16,7 +16,8 @@ from engine_client.testing import FakeEngine
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import photo
-from tests.service.conftest import Caller, chat, eventually, image, serving
+from tests.service.conftest import Caller, chat, image, serving
+from tests.waiting import eventually
 
 SERVICE = "preprocessor.v1.Preprocessor"
 

@@ -25,7 +25,7 @@ from tests.bench.service.asks import image_ask, repeated_clip, text_ask, video_a
 from tests.bench.service.load import LEFT, PREPARE, Ask, Load, Traffic, drive
 from tests.bench.service.watched import WatchedServer, seconds_until_idle
 from tests.media import moving_shapes_clip, photo, truncated_clip
-from tests.service.conftest import eventually
+from tests.waiting import eventually
 
 DEADLINE_SECONDS = 60.0
 MEMORY_SLACK_BYTES = 200 << 20

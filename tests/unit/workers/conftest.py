@@ -12,9 +12,9 @@ import pytest_asyncio
 
 from preprocessor.workers.pool import PoolSettings, WorkerPool
 from preprocessor.workers.work import TensorRoom, Work
+from tests.waiting import PATIENCE_SECONDS, eventually
 from tests.zygotes import zygote_of
 
-PATIENCE_SECONDS = 30.0
 MIB = 1 << 20
 
 
@@ -88,11 +88,3 @@ async def outcome(work: Work) -> Any:
     """What became of it; an error is returned, not raised."""
     await asyncio.wait_for(asyncio.wait([work.done]), PATIENCE_SECONDS)
     return work.done.exception() or work.done.result()
-
-
-async def eventually(holds: Callable[[], bool]) -> None:
-    """Return as soon as it holds; fail when patience is over."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s"
-        await asyncio.sleep(0.002)

@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,15 @@ Checkpoint = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(ABC):
     """A job of any kind. Its fields reach the worker by pickle, as those of the real ones do."""
 
     def run(self, model: Any, arena: Any, check: Checkpoint, announce: Callable[[int, int], None]) -> Any:
         return self.do(check)
 
+    @abstractmethod
     def do(self, check: Checkpoint) -> Any:
-        raise NotImplementedError
+        """What `run` returns."""
 
 
 @dataclass(frozen=True)

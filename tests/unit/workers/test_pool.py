@@ -17,7 +17,7 @@ from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Over
 from preprocessor.workers.arena import Lease
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.work import SHORT_SECONDS, Work
-from tests.unit.workers.conftest import MIB, eventually, open_pool, outcome, submit
+from tests.unit.workers.conftest import MIB, open_pool, outcome, submit
 from tests.unit.workers.jobs import (
     Babble,
     Die,
@@ -30,6 +30,7 @@ from tests.unit.workers.jobs import (
     TellProcess,
     WaitFor,
 )
+from tests.waiting import eventually
 
 LONG = SHORT_SECONDS * 2
 

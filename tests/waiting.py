@@ -1,0 +1,17 @@
+"""Waiting for what must come, without saying when."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+PATIENCE_SECONDS = 30.0
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    """Return as soon as it holds; fail when patience is over."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s"
+        await asyncio.sleep(0.002)
