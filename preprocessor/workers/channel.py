@@ -7,6 +7,7 @@ classes, and nothing that could be called.
 
 from __future__ import annotations
 
+import enum
 import io
 import pickle
 import struct
@@ -113,8 +114,7 @@ class Finished:
 def dump(message: Any, arena: Arena | None = None, aside: Callable[[pickle.PickleBuffer], Any] | None = None) -> bytes:
     """Pickle a message; views of the arena go by their place, large arrays to `aside` where it is given."""
     file = io.BytesIO()
-    pickler = pickle.Pickler(file, 5, buffer_callback=aside) if arena is None else _ArenaPickler(file, arena, aside)
-    pickler.dump(message)
+    _Pickler(file, arena, aside).dump(message)
     return file.getvalue()
 
 
@@ -137,13 +137,17 @@ def arena_view(offset: int, size_bytes: int) -> memoryview:
     raise RuntimeError(f"a view of {size_bytes} bytes at {offset} was read without an arena")
 
 
-class _ArenaPickler(pickle.Pickler):
-    def __init__(self, file: io.BytesIO, arena: Arena, aside: Callable[[pickle.PickleBuffer], Any] | None) -> None:
+class _Pickler(pickle.Pickler):
+    def __init__(
+        self, file: io.BytesIO, arena: Arena | None, aside: Callable[[pickle.PickleBuffer], Any] | None
+    ) -> None:
         super().__init__(file, 5, buffer_callback=aside)
         self._arena = arena
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, memoryview):
+        if isinstance(obj, enum.Enum):  # by its value: Python 3.11 before .4 would write a call of `getattr`
+            return type(obj), (obj.value,)
+        if isinstance(obj, memoryview) and self._arena is not None:
             return arena_view, (self._arena.offset_of(obj), obj.nbytes)
         return NotImplemented
 

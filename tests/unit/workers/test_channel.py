@@ -66,6 +66,12 @@ def test_an_error_passes_with_its_reason_and_metadata() -> None:
     assert (caught.value.reason, caught.value.metadata) == ("TRUNCATED_MEDIA", {"media_key": "clip"})
 
 
+def test_an_enumeration_is_written_by_its_value_on_every_python() -> None:
+    data = dump(Modality.VIDEO)
+    assert load_untrusted(data) is Modality.VIDEO
+    assert b"getattr" not in data
+
+
 def test_news_pass() -> None:
     for message in (RowsWritten(4, 2), RoomWanted(100)):
         assert load_untrusted(dump(message)) == message
