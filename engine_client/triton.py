@@ -56,6 +56,8 @@ _CHANNEL_OPTIONS: Sequence[tuple[str, int | str]] = (
     # The timeout also bounds how long sent bytes may stay unacknowledged, which finds a dead host much sooner.
     ("grpc.keepalive_time_ms", 300_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    # gRPC would move a prompt whose connection has just ended to the next one by itself: to an engine not compared yet.
+    ("grpc.enable_retries", 0),
     # An engine that restarted is found again within this; gRPC's own limit is two minutes.
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )
