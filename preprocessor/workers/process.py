@@ -236,10 +236,6 @@ class Zygote:
             worker.note_exit(None)
         return worker
 
-    @property
-    def is_alive(self) -> bool:
-        return not self._is_closed
-
     def send(self, message: Any, *descriptors: int) -> bool:
         """Send a message, or say that the socket holds as many as it can."""
         if self._is_closed:
