@@ -5,7 +5,7 @@ Rules that hold here:
 * `plan` decodes nothing. It reads headers, so that token ids, grids, positions and bytes are known, checked against the
   limits and sent to the caller before the first frame is decoded.
 * `write_pixels` keeps the plan's promise: exactly `row_count` rows, in order, into memory that the caller owns. A frame
-  pair is decoded, resized and cut into rows while it is in cache; what is finished is announced, so that it can be sent
+  is decoded, resized and cut into rows while it is in cache; rows that are finished are announced, so that they can be sent
   while the rest is decoded.
 * Sampling happens once, in `plan`, on the file's own frames. Every later number (timestamps, positions, the report) comes
   from those indices.
@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from preprocessor.config import Limits
-from preprocessor.decoding import ItemDecoder, frame_groups
+from preprocessor.decoding import decode_item
 from preprocessor.errors import InvalidRequest, LimitExceeded
 from preprocessor.media.image import probe_image
 from preprocessor.media.sampling import Spread, choose_frames
@@ -54,7 +54,7 @@ from preprocessor.vision.patches import (
     PIXEL_DTYPES,
     normalization_table,
     normalize_rows,
-    resize_frames,
+    resize_frame,
     write_patches,
 )
 from preprocessor.vision.spec import PixelSpec, VideoSpec
@@ -169,34 +169,61 @@ def write_pixels(
     substitutions: list[Substitution] = []
     files = {medium.key: medium for medium in media}
     for index, item in enumerate(planned.items):
-        rows_each = item.grid.h * item.grid.w
         groups = _groups_within(item, rows or range(planned.row_count))
+        if not groups:
+            continue
+
+        def substituted(chosen: int, used: int, item_index: int = index) -> None:
+            substitutions.append(Substitution(item_index, chosen, used))
+
         spec = _pixel_spec(model, item.modality)
-        decoder = ItemDecoder(
-            medium=files[item.key],
-            item=item,
-            item_index=index,
-            frames_wanted=slice(groups.start * spec.temporal_patch_size, groups.stop * spec.temporal_patch_size),
-            video_decoder=planned.video_decoder,
-            substitutions=substitutions,
-            check=check,
+        frames = decode_item(
+            files[item.key],
+            item,
+            slice(groups.start * spec.temporal_patch_size, groups.stop * spec.temporal_patch_size),
+            planned.video_decoder,
+            substituted,
+            check,
         )
-        table = None if planned.form is PixelForm.UINT8 else normalization_table(spec, planned.form)
-        scratch = None if table is None else np.empty((rows_each, planned.feature_count), np.uint8)
-        row = item.row_start + groups.start * rows_each
-        for frames in frame_groups(decoder, spec.temporal_patch_size, timings) if groups else ():
-            check()
-            target = out[row : row + rows_each]
-            with timings.stage("resize"):
-                frames = resize_frames(frames, item.height_px, item.width_px)
-            with timings.stage("patch"):
-                write_patches(frames, spec, target if scratch is None else scratch)
-            if table is not None and scratch is not None:
-                with timings.stage("normalize"):
-                    normalize_rows(scratch, table, target)
-            rows_written(row, rows_each)
-            row += rows_each
+        _write_item(frames, item, groups.start, spec, planned.form, out, rows_written, timings)
     return PixelReport(timings, tuple(substitutions))
+
+
+def _write_item(
+    frames: Iterable[npt.NDArray[np.uint8]],
+    item: ItemPlan,
+    first_group: int,
+    spec: PixelSpec,
+    form: PixelForm,
+    out: npt.NDArray[Any],
+    rows_written: RowsWritten,
+    timings: Timings,
+) -> None:
+    """Resize the frames of consecutive temporal patches of one item, from `first_group` on, and cut them into their rows."""
+    group_size, rows_each = spec.temporal_patch_size, item.grid.h * item.grid.w
+    last = 0 if item.frames is None else len(item.frames.indices) - 1
+    table = None if form is PixelForm.UINT8 else normalization_table(spec, form)
+    scratch = None if table is None else np.empty((rows_each, spec.feature_count), np.uint8)
+    row = item.row_start + first_group * rows_each
+    laps = timings.laps()
+    for number, frame in enumerate(frames, first_group * group_size):
+        laps.end("decode")
+        frame = resize_frame(frame, item.height_px, item.width_px)
+        laps.end("resize")
+        target = out[row : row + rows_each]
+        first = number % group_size
+        is_whole = first == group_size - 1 or number == last
+        positions = slice(first, group_size if is_whole else first + 1)
+        write_patches(frame, spec, target if scratch is None else scratch, positions)
+        laps.end("patch")
+        if not is_whole:
+            continue
+        if table is not None and scratch is not None:
+            normalize_rows(scratch, table, target)
+            laps.end("normalize")
+        rows_written(row, rows_each)
+        row += rows_each
+        laps.restart()
 
 
 def allocate_pixels(planned: PixelPlan) -> npt.NDArray[Any]:

@@ -108,26 +108,25 @@ class _TimedDecoder:
     def __init__(self, codec: av.VideoCodecContext, clip: IndexedClip, choice: Choice) -> None:
         self._codec = codec
         self._frame_of_packet = clip.frame_of_packet.tolist()
+        self._is_wanted = np.isin(clip.frame_of_packet, choice.indices).tolist()
         self._entry_frames = clip.entry_frames.tolist()
-        self._wanted = frozenset(choice.indices.tolist())
         self._groups = _Groups(clip, choice)
+        self._yields_unwanted = choice.on_damage is OnDamage.REPEAT  # they may stand for bad ones
         self._is_referenced = reference_test(codec)
-        self._first_frame = 0  # of the run
-        self._bare: set[int] = set()  # packets of the run that no other frame refers to
+        self._wanted_packets: dict[int, av.Packet[av.VideoStream]] = {}  # of the run
         self._bad_from = math.inf  # ordinal of the run's first damage: later frames may refer to it
 
     def frames(self, packets: Iterator[av.Packet[av.VideoStream]]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Good frames, wanted or not, with their indices, ascending."""
-        codec, wanted, groups, frame_of_packet = self._codec, self._wanted, self._groups, self._frame_of_packet
+        """Good frames with their indices, ascending: the chosen ones, and others where they may be needed."""
+        codec, groups, is_wanted_at, frame_of_packet = self._codec, self._groups, self._is_wanted, self._frame_of_packet
         can_skip = codec.name not in _NEVER_SKIPPING
         due = 0  # chosen frames of the run's groups whose packets are still to come
-        is_running, last_group = False, -1
+        is_running, last_group, first_frame = False, -1, 0
         for ordinal, packet in enumerate(packets):
             group = groups.begun_by(ordinal)
             begins = group is not None and groups.needs(group)
-            is_broken = self._bad_from < math.inf
-            if is_running and (is_broken or not (due or begins)):
-                yield from self._end_run()
+            if is_running and (self._bad_from < math.inf or not (due or begins)):
+                yield from self._judge(self._decode(None))
                 is_running, due = False, 0
                 if groups.is_done_after(last_group):
                     return
@@ -135,57 +134,54 @@ class _TimedDecoder:
                 last_group = group
                 if begins:
                     if not is_running:
-                        self._begin_run(self._entry_frames[group])
-                        is_running = True
+                        self._begin_run()
+                        is_running, first_frame = True, self._entry_frames[group]
                     due += groups.wanted_count[group] or len(frame_of_packet)
-            if not is_running:
-                continue
-            index = frame_of_packet[ordinal]
-            if NO_FRAME < index < self._first_frame:
-                continue  # it leads the entry: it needs what is left out, and only its like need it
-            is_wanted = index in wanted
-            codec.skip_frame = "DEFAULT" if is_wanted or not can_skip else "NONREF"
-            if is_wanted and not self._is_referenced(packet):
-                self._bare.add(ordinal)
+            if not is_running or NO_FRAME < frame_of_packet[ordinal] < first_frame:
+                continue  # such a frame leads the entry: it needs what is left out, and only its like need it
+            is_wanted = is_wanted_at[ordinal]
+            if can_skip:
+                codec.skip_frame = "DEFAULT" if is_wanted else "NONREF"
+            if is_wanted:
+                self._wanted_packets[ordinal] = packet
+                due -= 1
             packet.pts = ordinal
-            try:
-                frames = codec.decode(packet)
-            except av.error.FFmpegError:
-                frames = []
-                self._note_damage(ordinal)
-            for frame in frames:
-                yield from self._judge(frame)
-            due -= is_wanted
+            if frames := self._decode(packet):
+                yield from self._judge(frames)
         if is_running:
-            yield from self._end_run()
+            yield from self._judge(self._decode(None))
 
-    def _begin_run(self, first_frame: int) -> None:
+    def _begin_run(self) -> None:
         self._codec.flush_buffers()
-        self._first_frame, self._bad_from = first_frame, math.inf
-        self._bare.clear()
+        self._bad_from = math.inf
+        self._wanted_packets.clear()
 
-    def _end_run(self) -> Iterator[tuple[int, av.VideoFrame]]:
-        """The frames that the decoder holds back for order."""
+    def _decode(self, packet: av.Packet[av.VideoStream] | None) -> list[av.VideoFrame]:
+        """What the packet completes, or with None what the decoder holds back for order."""
         try:
-            frames = self._codec.decode(None)
+            return self._codec.decode(packet)
         except av.error.FFmpegError:
-            return
-        for frame in frames:
-            yield from self._judge(frame)
+            if packet is not None and packet.pts is not None:
+                self._note_damage(packet.pts)
+            return []
 
-    def _judge(self, frame: av.VideoFrame) -> Iterator[tuple[int, av.VideoFrame]]:
-        """The frame with its index if it is good."""
-        ordinal = frame.pts
-        if ordinal is None or ordinal >= self._bad_from or self._frame_of_packet[ordinal] == NO_FRAME:
-            return
-        if frame.is_corrupt:
-            self._note_damage(ordinal)
-            return
-        self._groups.has_good = True
-        yield self._frame_of_packet[ordinal], frame
+    def _judge(self, frames: list[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """The good ones among them, with their indices."""
+        for frame in frames:
+            ordinal = frame.pts
+            if ordinal is None or ordinal >= self._bad_from or self._frame_of_packet[ordinal] == NO_FRAME:
+                continue
+            if frame.is_corrupt:
+                self._note_damage(ordinal)
+                continue
+            self._groups.has_good = True
+            if self._is_wanted[ordinal] or self._yields_unwanted:
+                yield self._frame_of_packet[ordinal], frame
 
     def _note_damage(self, ordinal: int) -> None:
-        if ordinal not in self._bare:
+        """Damage that other frames may refer to ends the run; else it spoils the one frame."""
+        packet = self._wanted_packets.get(ordinal)
+        if packet is None or self._is_referenced(packet):
             self._bad_from = min(self._bad_from, ordinal)
 
 

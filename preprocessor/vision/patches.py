@@ -32,42 +32,45 @@ PIXEL_DTYPES: dict[PixelForm, np.dtype[Any]] = {
 }
 
 
-def resize_frames(frames: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Resize RGB uint8 [n, H, W, 3] to [n, height, width, 3], bicubic with antialiasing, rounded to uint8.
+def resize_frame(frame: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Resize RGB uint8 [H, W, 3] to [height, width, 3], bicubic with antialiasing, rounded to uint8.
 
     Equal to torchvision's resize, which is the same torch operator on planar tensors; on channels-last memory it takes
-    half the time. Frames that have the size already are returned as they are.
+    half the time. A frame that has the size already is returned as it is.
     """
-    if frames.shape[1:3] == (height, width):
-        return frames
-    # reshape: a batch of one made by indexing has a stride of 0, and torch would no longer see channels-last memory.
-    channels_last = torch.from_numpy(frames.reshape(frames.shape)).permute(0, 3, 1, 2)
+    if frame.shape[:2] == (height, width):
+        return frame
+    frame = np.ascontiguousarray(frame)
+    row_stride, pixel_stride, channel_stride = frame.strides
+    # A batch of one made by indexing has a batch stride of 0, and torch would no longer see channels-last memory.
+    strides = (frame.size, channel_stride, row_stride, pixel_stride)
+    channels_last = torch.from_numpy(frame).as_strided((1, 3, *frame.shape[:2]), strides)
     resized = F.interpolate(channels_last, size=(height, width), mode="bicubic", antialias=True)
-    pixels: npt.NDArray[np.uint8] = resized.permute(0, 2, 3, 1).numpy()
+    pixels: npt.NDArray[np.uint8] = resized.permute(0, 2, 3, 1).numpy()[0]
     return pixels
 
 
-def write_patches(frames: npt.NDArray[np.uint8], spec: PixelSpec, out: npt.NDArray[np.uint8]) -> None:
-    """Cut the frames of one temporal patch into rows.
+def write_patches(
+    frame: npt.NDArray[np.uint8], spec: PixelSpec, out: npt.NDArray[np.uint8], positions: slice = slice(None)
+) -> None:
+    """Cut one frame into its part of the rows of a temporal patch.
 
     Args:
-        frames: uint8 [n, height, width, 3], sides multiples of `spec.factor`. Where n is below `temporal_patch_size` the
-            last frame stands for the missing ones: an image, or the end of an odd clip.
-        out: uint8 [patches of one frame, feature_count], C-contiguous; filled whole.
+        frame: uint8 [height, width, 3], sides multiples of `spec.factor`.
+        out: uint8 [patches of one frame, feature_count], C-contiguous.
+        positions: The frame's places among the `temporal_patch_size` of the patch: one, or all that are left where it stands
+            for missing ones too, as an image or the end of an odd clip does.
     """
     patch, merge = spec.patch_size, spec.merge_size
-    _, height, width, _ = frames.shape
+    height, width, _ = frame.shape
     element = _element_dtype(patch)
     # out as (block row, block column, patch row in block, patch column in block, channel, frame, y) of x-elements
     target = out.view(element).reshape(
         height // spec.factor, width // spec.factor, merge, merge, 3, spec.temporal_patch_size, patch
     )
-    for position, frame in enumerate(frames):
-        for channel, plane in enumerate(cv2.split(frame)):
-            elements = plane.view(element).reshape(height // spec.factor, merge, patch, width // spec.factor, merge)
-            target[:, :, :, :, channel, position, :] = elements.transpose(0, 3, 1, 4, 2)
-    for position in range(len(frames), spec.temporal_patch_size):
-        target[..., position, :] = target[..., len(frames) - 1, :]
+    for channel, plane in enumerate(cv2.split(frame)):
+        elements = plane.view(element).reshape(height // spec.factor, merge, patch, width // spec.factor, merge)
+        target[:, :, :, :, channel, positions] = elements.transpose(0, 3, 1, 4, 2)[..., np.newaxis, :]
 
 
 def normalization_table(spec: PixelSpec, form: PixelForm) -> npt.NDArray[Any]:

@@ -13,7 +13,7 @@ from preprocessor.vision.patches import (
     PIXEL_DTYPES,
     normalization_table,
     normalize_rows,
-    resize_frames,
+    resize_frame,
     write_patches,
 )
 from preprocessor.vision.spec import PixelSpec
@@ -49,7 +49,9 @@ def slow_patches(frames: npt.NDArray[np.uint8], spec: PixelSpec) -> npt.NDArray[
 def patches(frames: npt.NDArray[np.uint8], spec: PixelSpec) -> npt.NDArray[np.uint8]:
     row_count = frames.shape[1] * frames.shape[2] // spec.patch_size**2
     out = np.full((row_count, spec.feature_count), 77, np.uint8)
-    write_patches(frames, spec, out)
+    for position, frame in enumerate(frames):
+        is_last = position == len(frames) - 1
+        write_patches(frame, spec, out, slice(position, None if is_last else position + 1))
     return out
 
 
@@ -74,18 +76,18 @@ def test_a_longer_temporal_patch_repeats_its_last_frame() -> None:
     assert np.array_equal(patches(frames, spec), slow_patches(frames, spec))
 
 
-def test_frames_of_the_right_size_are_returned_as_they_are() -> None:
-    frames = make_frames(2, 64, 96)
-    assert resize_frames(frames, 64, 96) is frames
+def test_a_frame_of_the_right_size_is_returned_as_it_is() -> None:
+    (frame,) = make_frames(1, 64, 96)
+    assert resize_frame(frame, 64, 96) is frame
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("padding_px", [0, 3])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (128, 160), (64, 320)])
-def test_resizing_equals_the_planar_operator(count: int, height: int, width: int) -> None:
-    frames = make_frames(count, 70, 101)
-    planar = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+def test_resizing_equals_the_planar_operator(padding_px: int, height: int, width: int) -> None:
+    frame = make_frames(1, 70, 101 + padding_px)[0, :, :101]
+    planar = torch.from_numpy(frame.copy()).permute(2, 0, 1)[None].contiguous()
     expected = torch.nn.functional.interpolate(planar, size=(height, width), mode="bicubic", antialias=True)
-    assert np.array_equal(resize_frames(frames, height, width), expected.permute(0, 2, 3, 1).numpy())
+    assert np.array_equal(resize_frame(frame, height, width), expected[0].permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("form", [PixelForm.FP32, PixelForm.BF16, PixelForm.FP16])
