@@ -122,14 +122,21 @@ def test_a_memory_budget_that_is_too_small_is_refused_by_its_options_name(size_b
         ({"address": "a:1,b"}, "--engine"),
         ({"transport": "pigeon"}, "--engine-transport"),
         ({"on_mismatch": "shrug"}, "--engine-on-mismatch"),
-        ({"tls_key": "key.pem"}, "--engine-tls-certificate"),
-        ({"tls_certificate": "certificate.pem"}, "--engine-tls-key"),
+        ({"tls_key": "key.pem"}, "--engine-tls-key"),
+        ({"tls_certificate": "certificate.pem"}, "--engine-tls-certificate"),
+        ({"tls_server_name": "engine"}, "--engine-tls-server-name"),
     ],
 )
 def test_engine_settings_that_cannot_be_are_refused_by_their_options_name(fields: dict[str, str], option: str) -> None:
     with pytest.raises(SettingError) as refused:
         EngineSettings(**fields)
     assert refused.value.option == option
+
+
+def test_two_ports_of_the_service_cannot_be_one() -> None:
+    with pytest.raises(SettingError, match=r"--http-address: '\[::\]:80' is not accepted; give another port"):
+        ServeSettings(address="[::]:80", http_address="[::]:80")
+    assert ServeSettings(address="[::]:0", http_address="[::]:0")
 
 
 @pytest.mark.parametrize(
