@@ -54,8 +54,9 @@ proto: setup ## generate preprocessor/v1 from protos
 		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --mypy_grpc_out=quiet:. \
 		protos/preprocessor/v1/preprocessor.proto
 
-reference: setup ## write what README says of the settings anew
+reference: setup ## write README's table of settings anew, and the versions that doctor compares with
 	$(BIN)/python -m preprocessor.cli.reference README.md
+	cp deploy/constraints.txt preprocessor/doctor/tested.txt
 
 format: setup ## format the code
 	$(BIN)/ruff format --quiet $(CODE)
@@ -72,6 +73,7 @@ type: setup ## check types, strictly
 verify: proto lint type ## all checks that run nothing; fails where generated code is not current
 	git diff --exit-code -- preprocessor/v1
 	$(BIN)/python -m preprocessor.cli.reference --check README.md
+	cmp deploy/constraints.txt preprocessor/doctor/tested.txt
 
 clean: ## remove everything that was set up
 	rm -rf $(VENV) .triton
