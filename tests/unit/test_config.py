@@ -172,9 +172,9 @@ def test_engine_settings_that_cannot_be_are_refused_by_their_options_name(fields
 
 
 def test_two_ports_of_the_service_cannot_be_one() -> None:
-    with pytest.raises(SettingError, match=r"--http-address: '\[::\]:80' is not accepted; give another port"):
-        ServeSettings(address="[::]:80", http_address="[::]:80")
-    assert ServeSettings(address="[::]:0", http_address="[::]:0")
+    with pytest.raises(SettingError, match=r"--http-address: '127.0.0.1:80' is not accepted; give another port"):
+        ServeSettings(address="127.0.0.1:80", http_address="127.0.0.1:80")
+    assert ServeSettings(address="127.0.0.1:0", http_address="127.0.0.1:0")
 
 
 @pytest.mark.parametrize(
