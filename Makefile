@@ -7,7 +7,7 @@ PROTOS := preprocessor/v1/preprocessor
 CODE := preprocessor engine_client deploy tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton demo test test-all soak parity bench bench-service golden proto format lint type verify clean
+.PHONY: help setup triton demo test test-all soak parity bench bench-service golden proto reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ proto: setup ## generate preprocessor/v1 from protos
 		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --mypy_grpc_out=quiet:. \
 		protos/preprocessor/v1/preprocessor.proto
 
+reference: setup ## write README's table of settings anew, and the versions that doctor compares with
+	$(BIN)/python -m preprocessor.cli.reference README.md
+	cp deploy/constraints.txt preprocessor/doctor/tested.txt
+
 format: setup ## format the code
 	$(BIN)/ruff format --quiet $(CODE)
 	$(BIN)/ruff check --quiet --fix $(CODE)
@@ -68,6 +72,8 @@ type: setup ## check types, strictly
 
 verify: proto lint type ## all checks that run nothing; fails where generated code is not current
 	git diff --exit-code -- preprocessor/v1
+	$(BIN)/python -m preprocessor.cli.reference --check README.md
+	cmp deploy/constraints.txt preprocessor/doctor/tested.txt
 
 clean: ## remove everything that was set up
 	rm -rf $(VENV) .triton

@@ -198,6 +198,16 @@ class TritonEngine:
         )
         return kserve.with_model_config(kserve.decode_engine_info(server, model), config)
 
+    async def choose_transport(self) -> Transport:
+        """How the tensors of a prompt would travel now: SHARED_MEMORY, where the engine reads the region, or GRPC.
+
+        Raises:
+            EngineUnavailable: the engine does not answer; or the transport is to be SHARED_MEMORY, and it cannot read the
+                region: the text says why.
+        """
+        known = None if self._registration is None else await self._registration.acquire()
+        return Transport.GRPC if known is None else Transport.SHARED_MEMORY
+
     async def close(self) -> None:
         """See `EngineClient.close`."""
         if self._is_closing:

@@ -1,63 +1,23 @@
 """Settings, frozen and checked where they are made. A bad value is refused with its option's name.
 
-Each field says everything about its option: the command line, its help and its defaults are made from these classes.
+Each field says everything about its setting: flags, environment variables, keys of a file, `--help` and README's table are
+made from these classes; `setting` says how. Who reads what a user wrote is `cli.sources`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from preprocessor.kinds import parse_bytes
 from preprocessor.machine import available_cpu_count, available_memory_bytes
+from preprocessor.setting import SettingError, group, option_of, setting
+
+__all__ = ["EngineSettings", "Limits", "ServeSettings", "SettingError", "option_of", "parse_bytes", "setting"]
 
 _LEAST_BUDGET_BYTES = 64 << 20  # below, not even one photo's decoding fits
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) *([KMGT]?i?B?)", re.IGNORECASE)
-_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-
-
-class SettingError(ValueError):
-    """A setting that cannot be: `option` as the command line spells it, the value, and what is accepted."""
-
-    def __init__(self, option: str, value: object, accepted: str) -> None:
-        super().__init__(f"{option}: {value!r} is not accepted; give {accepted}")
-        self.option = option
-
-
-def setting(default: Any, meaning: str, metavar: str = "N", *, name: str = "", kind: Callable[[str], Any] = int) -> Any:
-    """A field that is an option.
-
-    Args:
-        default: A value, or a function that finds it.
-        name: The option, where it is not the field's name.
-        kind: Makes the value of the text that a user writes.
-    """
-    metadata = {"meaning": meaning, "metavar": metavar, "name": name, "kind": kind}
-    if callable(default):
-        return dataclasses.field(default_factory=default, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def option_of(field: dataclasses.Field[Any], prefix: str = "") -> str:
-    """The option of a field, as the command line spells it."""
-    return str(field.metadata["name"] or f"--{prefix}{field.name.replace('_', '-')}")
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of "4GiB", "512 MiB", "1.5G" or "1000000"; a unit is a power of 1024, or of 1000 where it ends in a bare B.
-
-    Raises:
-        ValueError: It is no size.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"{text!r} is not a size; write 4GiB, 512MiB or a number of bytes")
-    number, unit = match.groups()
-    base = 1000 if re.fullmatch(r"[KMGT]B", unit, re.IGNORECASE) else 1024
-    return int(float(number) * base ** _POWERS[unit[:1].upper() if unit.upper() != "B" else ""])
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +28,16 @@ class Limits:
     """
 
     max_media_count: int = setting(64, "images and videos in one request")
-    max_media_bytes: int = setting(512 << 20, "bytes of one file")
-    max_request_bytes: int = setting(1 << 30, "bytes of all files of a request")
+    max_media_bytes: int = setting(512 << 20, "size of one file", "SIZE", kind=parse_bytes)
+    max_request_bytes: int = setting(1 << 30, "size of all files of a request", "SIZE", kind=parse_bytes)
     # Walking a PNG's chunks to its size takes microseconds each.
-    max_image_bytes: int = setting(64 << 20, "bytes of an image file")
+    max_image_bytes: int = setting(64 << 20, "size of an image file", "SIZE", kind=parse_bytes)
     max_image_pixels: int = setting(256_000_000, "pixels of an image, before resizing")
     max_frame_pixels: int = setting(8192 * 4320, "pixels of a video frame, before resizing")
     # Counted by packets: nine hours at 30 frames a second.
     max_clip_frames: int = setting(1_000_000, "frames in a video file")
     max_audio_seconds: int = setting(3600, "seconds of a sound")  # 230 MB of samples at 16 kHz
-    max_pixel_bytes: int = setting(2 << 30, "bytes of the pixel tensor of one request")
+    max_pixel_bytes: int = setting(2 << 30, "size of the pixel tensor of one request", "SIZE", kind=parse_bytes)
     max_prompt_length: int = setting(4_000_000, "characters of a rendered prompt, or token ids")
 
     def __post_init__(self) -> None:
@@ -95,14 +55,21 @@ class EngineSettings:
         "HOST:PORT",
         name="--engine",
         kind=str,
+        is_joined=True,
     )
     model: str = setting("vlm_transformers", "the model's name in Triton", "NAME", kind=str)
     transport: str = setting(
-        "auto", "how tensors travel: auto, grpc, or shared-memory (an engine on this host)", "NAME", kind=str
+        "auto",
+        "how tensors travel: shared-memory is for an engine on this host, auto finds out",
+        kind=str,
+        choices=("auto", "grpc", "shared-memory"),
     )
-    profile: str = setting("", "what the engine wants otherwise: a built-in profile or a TOML file", "FILE", kind=str)
+    profile: str = setting("", "what the engine wants otherwise: a built-in profile, or a TOML file", "NAME", kind=str)
     on_mismatch: str = setting(
-        "refuse", "what becomes of an engine that was set up for another model: refuse, or warn", "NAME", kind=str
+        "refuse",
+        "what becomes of an engine that was set up for another model",
+        kind=str,
+        choices=("refuse", "warn"),
     )
     tls_root: str = setting("", "PEM of the authorities that may have signed its certificate", "FILE", kind=str)
     tls_certificate: str = setting("", "PEM of this side's certificate, for mutual TLS", "FILE", kind=str)
@@ -113,11 +80,17 @@ class EngineSettings:
     def __post_init__(self) -> None:
         for address in self.address.split(",") if self.address else ():
             split_address("--engine", address.strip())
-        _require_one_of("--engine-transport", self.transport, "auto", "grpc", "shared-memory")
-        _require_one_of("--engine-on-mismatch", self.on_mismatch, "refuse", "warn")
-        if bool(self.tls_certificate) != bool(self.tls_key):
-            option = "--engine-tls-key" if self.tls_certificate else "--engine-tls-certificate"
-            raise SettingError(option, "", "both certificate and key, for mutual TLS, or neither")
+        _require_choices(self, "engine-")
+        if self.tls_certificate and not self.tls_key:
+            raise SettingError("--engine-tls-certificate", self.tls_certificate, "--engine-tls-key with it, or neither")
+        if self.tls_key and not self.tls_certificate:
+            raise SettingError("--engine-tls-key", self.tls_key, "--engine-tls-certificate with it, or neither")
+        if self.tls_server_name and not (self.tls_root or self.tls_certificate):
+            raise SettingError(
+                "--engine-tls-server-name",
+                self.tls_server_name,
+                "--engine-tls-root with it: without authorities there is no TLS, and no name is looked at",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,17 +107,18 @@ class ServeSettings:
     address: str = setting("127.0.0.1:50051", "where gRPC listens; port 0 takes a free one", "HOST:PORT", kind=str)
     http_address: str = setting("127.0.0.1:8080", "where /livez, /readyz and /metrics listen", "HOST:PORT", kind=str)
     worker_count: int = setting(
-        available_cpu_count, "cores to work on; the default is the cgroup's CPU limit", name="--workers"
+        available_cpu_count, "cores to work on", name="--workers", default_text="the cgroup's CPU limit"
     )
     max_queued_count: int = setting(
         256, "requests that may wait for a worker before more are refused", name="--max-queued"
     )
     memory_budget_bytes: int = setting(
         lambda: available_memory_bytes() // 2,
-        "memory for all requests together, such as 4GiB; the default is half of the cgroup's limit",
+        "memory for all requests together; a quarter of it is for files",
         "SIZE",
         name="--memory-budget",
         kind=parse_bytes,
+        default_text="half of the cgroup's limit",
     )
     worker_memory_bytes: int = setting(
         0,
@@ -158,12 +132,13 @@ class ServeSettings:
     is_in_process: bool = setting(
         False, "work on threads: for debugging only, nothing is isolated", "", name="--in-process", kind=bool
     )
-    video_decoder: str = setting("pyav", "pyav, or opencv to decode as OpenCV does", "NAME", kind=str)
+    video_decoder: str = setting("pyav", "opencv decodes as OpenCV does", kind=str, choices=("pyav", "opencv"))
     drain_seconds: float = setting(20.0, "how long a stop waits for calls under way", "S", kind=float)
     upload_idle_seconds: float = setting(30.0, "longest silence within an upload", "S", kind=float)
     default_timeout_seconds: float = setting(300.0, "deadline of a call that brings none", "S", kind=float)
-    engine: EngineSettings = dataclasses.field(default_factory=EngineSettings)
-    limits: Limits = dataclasses.field(default_factory=Limits)
+    log_level: str = setting("info", "what to log", kind=str, choices=("debug", "info", "warning", "error"))
+    engine: EngineSettings = group(EngineSettings, "the engine, for Generate", "engine-", needs="address")
+    limits: Limits = group(Limits, "limits on one request")
 
     def __post_init__(self) -> None:
         require_positive_int("--workers", self.worker_count)
@@ -183,9 +158,11 @@ class ServeSettings:
         ):
             if not (math.isfinite(seconds) and seconds > 0):
                 raise SettingError(option, seconds, "a number of seconds above 0")
-        _require_one_of("--video-decoder", self.video_decoder, "pyav", "opencv")
-        split_address("--address", self.address)
+        _require_choices(self)
+        _, port = split_address("--address", self.address)
         split_address("--http-address", self.http_address)
+        if self.address == self.http_address and port:
+            raise SettingError("--http-address", self.http_address, "another port than --address has")
 
 
 def require_positive_int(option: str, value: object) -> int:
@@ -211,6 +188,8 @@ def split_address(option: str, address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _require_one_of(option: str, value: str, *accepted: str) -> None:
-    if value not in accepted:
-        raise SettingError(option, value, " or ".join(accepted))
+def _require_choices(settings: Any, prefix: str = "") -> None:
+    for field in dataclasses.fields(settings):
+        choices, value = field.metadata.get("choices"), getattr(settings, field.name)
+        if choices and value not in choices:
+            raise SettingError(option_of(field, prefix), value, f"{', '.join(choices[:-1])} or {choices[-1]}")

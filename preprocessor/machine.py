@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # One thread a worker, whatever library would like more; and none in the zygote, which must be able to fork.
@@ -16,39 +17,58 @@ SINGLE_THREADED = {
 }
 
 
-def available_cpu_count(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores this process may use: the smaller of its affinity and its cgroup's quota, at least 1.
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")  # cgroups(7): a line each of hierarchy:controllers:path; 0::path is version 2
+
+
+def available_cpu_count(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> int:
+    """Cores this process may use: the smaller of its affinity and its cgroups' quota, at least 1.
 
     A container's quota does not show in `os.cpu_count()`; sizing a pool by the host's cores has every worker throttled.
     Reads cgroup v2 (`cpu.max`) and v1 (`cpu.cfs_quota_us`).
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_cpu_quota(cgroup)
-    return max(1, affinity if quota is None else min(affinity, math.floor(quota)))
+    quotas = [_read_quota(directory) for directory in _directories(cgroups, "cpu", own)]
+    return max(1, min([affinity, *(math.floor(quota) for quota in quotas if quota is not None)]))
 
 
-def available_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory this process may use: its cgroup's limit where there is one, else the machine's. Reads cgroup v2 and v1."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in (cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"):
-        try:
-            stated = path.read_text().strip()
-        except OSError:
-            continue
-        return machine if stated == "max" else min(machine, int(stated))
-    return machine
+def available_memory_bytes(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> int:
+    """Memory this process may use: its cgroups' limit where there is one, else the machine's. Reads cgroup v2 and v1."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for directory in _directories(cgroups, "memory", own):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            stated = _read(directory / name)
+            if stated.isdecimal():
+                limits.append(int(stated))
+    return min(limits)
 
 
-def _cgroup_cpu_quota(cgroup: Path) -> float | None:
-    """Cores the cgroup grants, or None where it sets no limit or there is no cgroup to read."""
+def _directories(cgroups: Path, controller: str, own: Path) -> Iterator[Path]:
+    """This process's cgroup and all above it, whose limits hold as well, of both versions.
+
+    In a container the path may be the host's, of which nothing is mounted; its own cgroup is then the topmost.
+    """
+    for line in _read(own).splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0" or controller in controllers.split(","):
+            top = cgroups if number == "0" else cgroups / controller
+            inner = Path(path.strip("/"))
+            yield from (top / step for step in (inner, *inner.parents) if step != Path())
+    yield cgroups
+    yield cgroups / controller
+
+
+def _read_quota(directory: Path) -> float | None:
+    """Cores that a cgroup grants; None where it sets no limit or is not there."""
+    quota, _, period = _read(directory / "cpu.max").partition(" ")
+    if not period:
+        quota, period = _read(directory / "cpu.cfs_quota_us"), _read(directory / "cpu.cfs_period_us")
+    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
+
+
+def _read(path: Path) -> str:
+    """The file's text without the space around it; empty where it cannot be read."""
     try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if quota in ("max", "-1"):
-        return None
-    return int(quota) / int(period)
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
-from preprocessor.config import EngineSettings, Limits, ServeSettings, option_of
+from preprocessor.cli.reference import default_text
+from preprocessor.cli.sources import CONFIG_FLAG, CONFIG_VARIABLE, OPTIONS
+from preprocessor.setting import Option
 from preprocessor.version import VERSION
 
-_DEFAULT_ADDRESS = next(field.default for field in dataclasses.fields(ServeSettings) if field.name == "address")
+_DEFAULT_ADDRESS = next(option.default for option in OPTIONS if option.key == "address")
+_SETTINGS_RULE = """\
+Each setting is also an environment variable, PREPROCESSOR_ and the option's name in capitals (PREPROCESSOR_DRAIN_SECONDS),
+and a key of the TOML file that --config names; a flag goes before a variable, and a variable before the file.
+--show-config prints such a file."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -19,7 +25,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"preprocessor {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_serve(commands.add_parser("serve", help="run the service", formatter_class=_Formatter))
+    serve = _add_settings_command(commands, "serve", "run the service")
+    serve.add_argument(
+        "--show-config", action="store_true", help="print every setting with where it came from, and do nothing else"
+    )
+    doctor = _add_settings_command(commands, "doctor", "check what `serve` with the same options would run on")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object instead of a list")
     prepare = commands.add_parser("prepare", help="turn a prompt with media into tensors", formatter_class=_Formatter)
     _add_prompt(prepare)
     prepare.add_argument("--local", action="store_true", help="prepare in this process instead of asking a service")
@@ -46,32 +57,37 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_serve(parser: argparse.ArgumentParser) -> None:
-    _add_settings(parser, ServeSettings)
-    _add_settings(parser.add_argument_group("the engine, for Generate"), EngineSettings, "engine-")
-    _add_settings(parser.add_argument_group("limits on one request"), Limits)
-    parser.add_argument(
-        "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what to log"
+def _add_settings_command(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
+    """A command that takes every setting of the service."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=about,
+        usage=f"preprocessor {name} [--config FILE] [option ...]",
+        description=f"{about[0].upper()}{about[1:]}.",
+        epilog=_SETTINGS_RULE,
+        formatter_class=_Formatter,
+        allow_abbrev=False,  # an abbreviation that is clear today is ambiguous after the next release
     )
+    parser.add_argument(CONFIG_FLAG, metavar="FILE", help=f"a TOML file of settings [{CONFIG_VARIABLE}]")
+    for holder, options in groupby(OPTIONS, key=lambda option: option.group):
+        section = parser if holder is None else parser.add_argument_group(holder.metadata["title"])
+        for option in options:
+            _add_setting(section, option)
+    return parser
 
 
-def _add_settings(group: argparse._ActionsContainer, settings: type, prefix: str = "") -> None:
-    """An option for each field of a class of settings; see `config.setting`."""
-    for field in dataclasses.fields(settings):
-        if not field.metadata:
-            continue  # settings of their own
-        given = {"dest": prefix + field.name, "default": default_of(field), "help": field.metadata["meaning"]}
-        if field.metadata["kind"] is bool:
-            group.add_argument(option_of(field, prefix), action="store_true", **given)
-        else:
-            group.add_argument(
-                option_of(field, prefix), type=field.metadata["kind"], metavar=field.metadata["metavar"], **given
-            )
-
-
-def default_of(field: dataclasses.Field[Any]) -> Any:
-    """A setting's default, found now where it has to be found."""
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+def _add_setting(section: argparse._ActionsContainer, option: Option) -> None:
+    """A flag that keeps what the user wrote, to be read with what the other sources say; see `sources`."""
+    default = default_text(option)
+    notes = f" (default: {default})" if default and option.kind is not bool else ""
+    about = f"{option.meaning}{notes} [{option.variable}]".replace("%", "%%")
+    if option.kind is bool:
+        section.add_argument(
+            option.flag, dest=option.flag, action=argparse.BooleanOptionalAction, default=None, help=about
+        )
+    else:
+        action = "append" if option.is_list or option.is_joined else "store"
+        section.add_argument(option.flag, dest=option.flag, action=action, metavar=option.metavar, help=about)
 
 
 def _add_prompt(parser: argparse.ArgumentParser) -> None:

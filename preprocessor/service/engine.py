@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from concurrent.futures import Executor
+from typing import Any
 
 from engine_client import (
     CredentialsError,
@@ -71,6 +72,24 @@ def connect_engine(
     Raises:
         SettingError: A file cannot be used.
     """
+    return triton_endpoints(
+        settings.address,
+        settings.model,
+        **connection_options(settings),
+        profile=engine_profile(settings),
+        fingerprint=Fingerprint(fingerprint_parts(model), OnMismatch(settings.on_mismatch)),
+        executor=executor,
+        shared_region=region,
+        transport=Transport(settings.transport) if region is not None else Transport.GRPC,
+    )
+
+
+def connection_options(settings: EngineSettings) -> dict[str, Any]:
+    """How to prove who is who, as `TritonEngine` takes it.
+
+    Raises:
+        SettingError: A file cannot be used.
+    """
     try:
         credentials = None
         if settings.tls_root or settings.tls_certificate:
@@ -80,18 +99,11 @@ def connect_engine(
         token = TokenFile(settings.token_file) if settings.token_file else None
     except CredentialsError as error:
         raise SettingError("--engine-tls-* or --engine-token-file", str(error), "files that can be used") from error
-    return triton_endpoints(
-        settings.address,
-        settings.model,
-        credentials=credentials,
-        tls_server_name=settings.tls_server_name or None,
-        call_metadata=token,
-        profile=_profile(settings),
-        fingerprint=Fingerprint(fingerprint_parts(model), OnMismatch(settings.on_mismatch)),
-        executor=executor,
-        shared_region=region,
-        transport=Transport(settings.transport) if region is not None else Transport.GRPC,
-    )
+    return {
+        "credentials": credentials,
+        "tls_server_name": settings.tls_server_name or None,
+        "call_metadata": token,
+    }
 
 
 def engine_form(settings: EngineSettings) -> PixelForm | None:
@@ -100,7 +112,7 @@ def engine_form(settings: EngineSettings) -> PixelForm | None:
     Raises:
         SettingError: As `connect_engine`.
     """
-    profile = _profile(settings)
+    profile = engine_profile(settings)
     return (
         None
         if profile is None or profile.pixel_form.value == PixelForm.UINT8.value
@@ -108,8 +120,12 @@ def engine_form(settings: EngineSettings) -> PixelForm | None:
     )
 
 
-def _profile(settings: EngineSettings) -> Profile | None:
-    """How the engine wants its tensors; None: as the engine contract has them, unchecked."""
+def engine_profile(settings: EngineSettings) -> Profile | None:
+    """How the engine wants its tensors; None: as the engine contract has them, unchecked.
+
+    Raises:
+        SettingError: It cannot be read.
+    """
     try:
         return load_profile(settings.profile) if settings.profile else None
     except ProfileError as error:

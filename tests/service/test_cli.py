@@ -133,7 +133,30 @@ def test_a_taken_port_is_refused_at_start(address: str) -> None:
     assert "--address" in run("serve", "--address", address, "--http-address", "127.0.0.1:0", status=2).stderr
 
 
-@pytest.mark.parametrize("command", ["serve", "prepare", "generate"])
+def test_a_variable_of_ours_that_nothing_reads_is_refused_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREPROCESSOR_WORKRES", "3")
+    assert run("serve", status=2).stderr == (
+        "preprocessor: PREPROCESSOR_WORKRES: there is no such setting; give PREPROCESSOR_WORKERS\n"
+    )
+
+
+def test_a_port_that_is_taken_is_named_as_its_user_did(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREPROCESSOR_ADDRESS", address)
+    done = run("serve", "--http-address", "127.0.0.1:0", status=2)
+    assert (
+        f"preprocessor: PREPROCESSOR_ADDRESS: {address!r} is not accepted; give an address that is free" in done.stderr
+    )
+
+
+def test_the_settings_in_force_are_shown_without_starting(tmp_path: Path) -> None:
+    file = tmp_path / "preprocessor.toml"
+    file.write_text("workers = 3\n")
+    shown = run("serve", "--config", file, "--drain-seconds", "5", "--show-config").stdout
+    assert re.search(rf"^workers = 3 +# {file}$", shown, re.MULTILINE)
+    assert re.search(r"^drain_seconds = 5 +# --drain-seconds$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["serve", "doctor", "prepare", "generate"])
 def test_every_option_explains_itself(command: str) -> None:
     text = run(command, "--help").stdout
     options = re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE)

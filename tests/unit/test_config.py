@@ -84,6 +84,44 @@ def test_a_cgroup_v1_quota_bounds_the_cores(tmp_path: Path, quota: str, expected
 
 
 @pytest.mark.usefixtures("eight_cores")
+def test_the_tightest_limit_of_nested_cgroups_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a host under systemd, where a process is not at the top of the tree as in a container."""
+    monkeypatch.setattr(os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 1 << 28)
+    own, unit = tmp_path / "cgroup", tmp_path / "top" / "system.slice" / "preprocessor.service"
+    own.write_text("0::/system.slice/preprocessor.service\n")
+    unit.mkdir(parents=True)
+    (unit.parent / "cpu.max").write_text("300000 100000\n")
+    (unit / "cpu.max").write_text("max 100000\n")
+    (unit.parent / "memory.max").write_text("max\n")
+    (unit / "memory.max").write_text(f"{5 << 30}\n")
+    assert available_cpu_count(tmp_path / "top", own) == 3
+    assert available_memory_bytes(tmp_path / "top", own) == 5 << 30
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_version_1_has_a_tree_for_each_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 1 << 28)
+    own, top = tmp_path / "cgroup", tmp_path / "top"
+    own.write_text("4:memory:/a/b\n2:cpu,cpuacct:/c\n1:name=systemd:/d\n")
+    for directory in ("memory/a/b", "cpu/c"):
+        (top / directory).mkdir(parents=True)
+    (top / "memory/a/memory.limit_in_bytes").write_text(f"{6 << 30}\n")
+    (top / "memory/a/b/memory.limit_in_bytes").write_text("9223372036854771712\n")
+    (top / "cpu/c/cpu.cfs_quota_us").write_text("200000\n")
+    (top / "cpu/c/cpu.cfs_period_us").write_text("100000\n")
+    assert available_cpu_count(top, own) == 2
+    assert available_memory_bytes(top, own) == 6 << 30
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_a_path_of_the_host_that_the_container_has_not_mounted_is_the_top(tmp_path: Path) -> None:
+    (tmp_path / "cgroup").write_text("0::/kubepods.slice/pod1\n")
+    (tmp_path / "top").mkdir()
+    (tmp_path / "top" / "cpu.max").write_text("400000 100000\n")
+    assert available_cpu_count(tmp_path / "top", tmp_path / "cgroup") == 4
+
+
+@pytest.mark.usefixtures("eight_cores")
 def test_without_a_cgroup_the_affinity_counts(tmp_path: Path) -> None:
     assert available_cpu_count(tmp_path) == 8
 
@@ -122,14 +160,21 @@ def test_a_memory_budget_that_is_too_small_is_refused_by_its_options_name(size_b
         ({"address": "a:1,b"}, "--engine"),
         ({"transport": "pigeon"}, "--engine-transport"),
         ({"on_mismatch": "shrug"}, "--engine-on-mismatch"),
-        ({"tls_key": "key.pem"}, "--engine-tls-certificate"),
-        ({"tls_certificate": "certificate.pem"}, "--engine-tls-key"),
+        ({"tls_key": "key.pem"}, "--engine-tls-key"),
+        ({"tls_certificate": "certificate.pem"}, "--engine-tls-certificate"),
+        ({"tls_server_name": "engine"}, "--engine-tls-server-name"),
     ],
 )
 def test_engine_settings_that_cannot_be_are_refused_by_their_options_name(fields: dict[str, str], option: str) -> None:
     with pytest.raises(SettingError) as refused:
         EngineSettings(**fields)
     assert refused.value.option == option
+
+
+def test_two_ports_of_the_service_cannot_be_one() -> None:
+    with pytest.raises(SettingError, match=r"--http-address: '127.0.0.1:80' is not accepted; give another port"):
+        ServeSettings(address="127.0.0.1:80", http_address="127.0.0.1:80")
+    assert ServeSettings(address="127.0.0.1:0", http_address="127.0.0.1:0")
 
 
 @pytest.mark.parametrize(
