@@ -33,9 +33,9 @@ from tests.engine.tensorrt_llm_model import (
     PARAMETERS,
     STAND_IN,
     Tensors,
-    contract,
     image_tensors,
     mixed_tensors,
+    rows,
     settings,
     text_tensors,
     write_checkpoint,
@@ -72,12 +72,13 @@ def test_the_configuration_has_every_parameter_that_is_read() -> None:
     text = (FOLDER / "config.pbtxt").read_text()
     written = dict(line.split('key: "')[1].split('"', 1) for line in text.splitlines() if 'key: "' in line)
     values = {name: rest.split('string_value: "')[1].rpartition('"')[0] for name, rest in written.items()}
-    assert set(values) == set(PARAMETERS)
+    assert {name for name in values if not name.startswith("fingerprint.")} == set(PARAMETERS)
     assert settings.EngineSettings.from_parameters(values, {"VLM_CHECKPOINT": "there"}).pixel_device == "cuda:0"
 
 
-def test_both_models_check_prompts_by_the_same_file() -> None:
-    assert (FOLDER / "1/contract.py").resolve() == FOLDER.with_name("vlm_transformers").resolve() / "1/contract.py"
+def test_both_models_share_what_is_the_same_for_every_engine() -> None:
+    shared = (FOLDER.parents[1] / "prompts").resolve()
+    assert {(FOLDER.with_name(model) / "1/prompts").resolve() for model in (MODEL, "vlm_transformers")} == {shared}
 
 
 # -- with the stand-in -------------------------------------------------------------------------------------------------
@@ -136,7 +137,7 @@ async def test_a_stop_token_is_the_last(client: TritonEngine) -> None:
 
 async def test_pixels_arrive_normalized_in_the_models_dtype(client: TritonEngine) -> None:
     tensors = image_tensors(CHECKSUM)
-    floats = contract.normalize_patches(
+    floats = rows.normalize_patches(
         torch.from_numpy(tensors["pixel_patches"]), tensors["pixel_mean"], tensors["pixel_std"]
     )
     expected = zlib.crc32(floats.to(torch.bfloat16).float().numpy().tobytes()) & 0x7FFFFFFF
@@ -160,7 +161,7 @@ async def test_a_prompt_too_many_is_refused_as_unavailable(server: TritonServer,
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    with pytest.raises(EngineUnavailable, match="too many prompts are in flight"):
+    with pytest.raises(EngineUnavailable, match="too many prompts are here already; 3 may be"):
         done.pop().result()
     await eventually(lambda: outcomes(server, "cancelled") == [before + MAX_IN_FLIGHT])
     assert await answer(client, asked(text_tensors(COUNT_UP))) == [0, 1, 2, 3]
