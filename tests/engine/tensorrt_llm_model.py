@@ -36,6 +36,17 @@ LAYOUT = contract.ModelLayout(
 """A patch is a pixel, a token is a patch: every row of a prompt can be written down."""
 
 
+QWEN3_VL_LAYOUT = contract.ModelLayout(
+    patch_size=16,
+    temporal_patch_size=2,
+    merge_size=2,
+    image_token_id=151655,
+    video_token_id=151656,
+    vocabulary_size=151936,
+    max_positions=32768,
+)
+"""Of a real checkpoint, for prompts that this project prepares."""
+
 PARAMETERS = {
     "checkpoint": "",
     "dtype": "auto",

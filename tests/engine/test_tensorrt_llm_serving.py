@@ -7,10 +7,9 @@ prove is everything around the engine.
 from __future__ import annotations
 
 import asyncio
-import shutil
 import zlib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 
 import grpc.aio
 import pytest
@@ -31,15 +30,14 @@ from tests.engine.servers import PATIENCE_SECONDS, answer, eventually, outcome_c
 from tests.engine.tensorrt_llm_model import (
     FOLDER,
     PARAMETERS,
-    STAND_IN,
     Tensors,
     image_tensors,
     mixed_tensors,
     rows,
     settings,
     text_tensors,
-    write_checkpoint,
 )
+from tests.engine.tensorrt_llm_server import serving_stand_in
 
 MODEL = FOLDER.name
 MAX_IN_FLIGHT = 3
@@ -87,24 +85,7 @@ def test_both_models_share_what_is_the_same_for_every_engine() -> None:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """For the tests that leave it as it was."""
-    with serving_stand_in(tmp_path_factory) as running:
-        yield running
-
-
-@contextmanager
-def serving_stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """The deployed model, but for two parameters, and the stand-in where it looks for TensorRT-LLM."""
-    folder = tmp_path_factory.mktemp("models")
-    shutil.copytree(FOLDER, folder / MODEL)
-    shutil.copytree(STAND_IN, folder / MODEL, dirs_exist_ok=True)  # a model's folder is on its Python's path
-    config = folder / MODEL / "config.pbtxt"
-    changed = config.read_text()
-    for old, new in (('"cuda:0"', '"cpu"'), ('"64"', f'"{MAX_IN_FLIGHT}"')):
-        assert changed.count(old) == 1
-        changed = changed.replace(old, new)
-    config.write_text(changed)
-    checkpoint = write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
-    with TritonServer([MODEL], repository=folder, environment={"VLM_CHECKPOINT": str(checkpoint)}) as running:
+    with serving_stand_in(tmp_path_factory, max_in_flight=str(MAX_IN_FLIGHT)) as running:
         yield running
 
 
