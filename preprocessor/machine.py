@@ -16,6 +16,19 @@ SINGLE_THREADED = {
 }
 
 
+def use_one_thread() -> None:
+    """Keep torch and OpenCV to the calling thread: a worker is one core's, and threads × workers oversubscribe.
+
+    The environment says the same to the libraries beneath them (`SINGLE_THREADED`), if it is set before they load.
+    """
+    # Here, because the parent of a worker process asks this module for numbers and never loads either.
+    import cv2
+    import torch
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
 def available_cpu_count(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores this process may use: the smaller of its affinity and its cgroup's quota, at least 1.
 

@@ -10,12 +10,11 @@ from functools import cache
 from multiprocessing import get_context
 from typing import Self
 
-import cv2
 import psutil
-import torch
 
 from preprocessor import pipeline
 from preprocessor.config import Limits
+from preprocessor.machine import use_one_thread
 from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
 from preprocessor.timing import Timings
@@ -93,8 +92,7 @@ class PoolAlone:
 
 @cache
 def _model() -> Model:
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    use_one_thread()
     model = load_model("qwen3-vl")
     assert isinstance(model, Model)
     return model
