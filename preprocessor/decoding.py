@@ -13,7 +13,10 @@ from preprocessor.errors import CorruptMedia
 from preprocessor.media.image import decode_image
 from preprocessor.media.video import decode_frames
 from preprocessor.timing import Timings
-from preprocessor.types import ClipInfo, ItemPlan, Media, Substitution
+from preprocessor.types.asked import Media
+from preprocessor.types.found import ClipInfo
+from preprocessor.types.made import Substitution
+from preprocessor.types.planned import ItemPlan
 
 
 @dataclass(frozen=True, slots=True)

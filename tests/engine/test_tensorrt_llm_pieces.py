@@ -32,7 +32,7 @@ from engine_client import (
 )
 from preprocessor.models.family import Model
 from preprocessor.pipeline import prepare
-from preprocessor.types import (
+from preprocessor.types.asked import (
     ChatPrompt,
     Media,
     MediaPart,

@@ -12,7 +12,7 @@ import torch
 
 from preprocessor.models.family import Model
 from preprocessor.pipeline import prepare
-from preprocessor.types import (
+from preprocessor.types.asked import (
     ChatPrompt,
     Media,
     MediaPart,

@@ -18,7 +18,8 @@ from preprocessor.machine import use_one_thread
 from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
 from preprocessor.timing import Timings
-from preprocessor.types import Plan, PreparationRequest
+from preprocessor.types.asked import PreparationRequest
+from preprocessor.types.planned import Plan
 from preprocessor.workers.claim import Claim
 from preprocessor.workers.pool import PoolSettings, WorkerPool
 from tests.bench.service import checksum
