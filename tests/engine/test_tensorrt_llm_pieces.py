@@ -30,6 +30,7 @@ from engine_client import (
     kserve,
     messages,
 )
+from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
 from preprocessor.pipeline import prepare
 from preprocessor.types.asked import (
@@ -47,9 +48,11 @@ from tests.engine.servers import answer, eventually, outcome_count
 from tests.engine.tensorrt_llm_model import FOLDER, QWEN3_VL_LAYOUT
 from tests.engine.tensorrt_llm_server import serving_stand_in
 from tests.media import moving_shapes_clip, photo
+from tests.service.conftest import chat, image, serving, video
 
 MODEL = FOLDER.name
-COUNT_UP, CHECKSUM, KEYS, SAMPLING = 1, 9, 10, 11  # stand_in/tensorrt_llm/script.py
+CHECKSUM, KEYS, SAMPLING = 9, 10, 11  # stand_in/tensorrt_llm/script.py
+END_OF_TURN = 151645
 CLIP = Media("clip", Modality.VIDEO, moving_shapes_clip(2, 10, 320, 240), Sampling(frame_count=16))
 MEDIA = {
     "photo": (Media("photo", Modality.IMAGE, photo(150, 200, "PNG")),),
@@ -164,6 +167,18 @@ async def test_a_prompt_in_one_message_of_a_client_that_knows_no_pieces_arrives(
             replies.append(kserve.decode_infer_reply(await call.read()))
         await call.done_writing()
     assert [token_id for reply in replies for token_id in reply.token_ids] == [checksum]
+
+
+@pytest.mark.parametrize("transport", ["grpc", "shared-memory"])
+async def test_a_gateway_s_request_is_answered_through_the_service(
+    server: TritonServer, model: Model, transport: str
+) -> None:
+    settings = EngineSettings(address=server.grpc_address, model=MODEL, transport=transport)
+    async with serving(model, engine_settings=settings, memory_budget_bytes=512 << 20) as caller:
+        spec = chat(image("photo", MEDIA["photo"][0].data), video("clip", CLIP.data), "What is this?")
+        replies = await caller.generate(spec, max_tokens=8)
+    token_ids = [token_id for reply in replies for token_id in reply.delta.token_ids]
+    assert token_ids == [0, 1, END_OF_TURN]  # the script's end, at the stop token that the service sends along
 
 
 # -- what goes along ---------------------------------------------------------------------------------------------------

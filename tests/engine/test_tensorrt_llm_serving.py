@@ -19,12 +19,15 @@ import torch
 from deploy.triton.local_server import TritonServer, TritonSetupError
 from engine_client import (
     EngineFailed,
+    EngineMismatch,
     EngineRejected,
     EngineRequest,
     EngineUnavailable,
+    Fingerprint,
     FinishReason,
     SamplingParameters,
     TritonEngine,
+    load_profile,
 )
 from tests.engine.servers import PATIENCE_SECONDS, answer, eventually, outcome_count
 from tests.engine.tensorrt_llm_model import (
@@ -107,6 +110,22 @@ async def test_tokens_are_streamed_and_the_last_has_the_reason(client: TritonEng
     steps = [step async for step in client.generate(asked(mixed_tensors(COUNT_UP)))]
     assert [step.token_ids for step in steps] == [(0,), (1,), (2,), (3,)]
     assert [step.finish_reason for step in steps] == [None, None, None, FinishReason.LENGTH]
+
+
+async def test_it_takes_the_engine_contract_as_it_is(server: TritonServer) -> None:
+    profile, fingerprint = (
+        load_profile("vlm_transformers"),
+        Fingerprint({"contract_version": "1", "family": "qwen3-vl"}),
+    )
+    async with TritonEngine(server.grpc_address, MODEL, profile=profile, fingerprint=fingerprint) as engine:
+        await engine.check_ready()
+        assert await answer(engine, asked(mixed_tensors(COUNT_UP))) == [0, 1, 2, 3]
+
+
+async def test_it_is_not_asked_by_those_who_speak_another_contract(server: TritonServer) -> None:
+    async with TritonEngine(server.grpc_address, MODEL, fingerprint=Fingerprint({"contract_version": "2"})) as engine:
+        with pytest.raises(EngineMismatch, match="contract_version of the engine is 1, of this side 2"):
+            await answer(engine, asked(text_tensors(COUNT_UP)))
 
 
 async def test_a_stop_token_is_the_last(client: TritonEngine) -> None:
