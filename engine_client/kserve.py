@@ -17,6 +17,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from google.protobuf.wrappers_pb2 import UInt64Value
 from tritonclient.grpc import service_pb2
 
 from engine_client.contract import CONTRACT_OUTPUTS, Outputs
@@ -116,6 +117,11 @@ def datatype_of(name: str, dtype: np.dtype[Any]) -> str:
         known = ", ".join(str(dtype) for dtype in _DATATYPES)
         raise ValueError(f"tensor {name} is {dtype}; an engine takes {known}")
     return datatype
+
+
+def dtype_of(datatype: str) -> np.dtype[Any] | None:
+    """The array type of a KServe v2 name; None for a name that has none here, such as BYTES."""
+    return next((dtype for dtype, name in _DATATYPES.items() if name == datatype), None)
 
 
 def encode_infer_request(
@@ -287,21 +293,11 @@ def _little_endian_bytes(array: Array) -> memoryview:
 
 
 def _varint(value: int) -> bytes:
-    """Protobuf's encoding of a length: seven bits a byte, the lowest first."""
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+    """Protobuf's encoding of a length, made by protobuf: this message is a tag of one byte and that."""
+    return UInt64Value(value=value).SerializeToString()[1:] or b"\0"  # 0 is left out
 
 
 def _first_string(content: bytes) -> str:
     """The first element of a BYTES tensor: four bytes of length, little-endian, then that many bytes."""
     length = int.from_bytes(content[:4], "little")
     return content[4 : 4 + length].decode()
-
-
-def dtype_of(datatype: str) -> np.dtype[Any] | None:
-    """The array type of a KServe v2 name; None for a name that has none here, such as BYTES."""
-    return next((dtype for dtype, name in _DATATYPES.items() if name == datatype), None)

@@ -5,6 +5,8 @@ request alone. The stream is asked for the empty final response, because one tha
 not asked for true gRPC statuses (`triton_grpc_error`), though errors then come as mere text: a stream that Triton 2.51 ends
 with a status while its client has not ended it can crash the server, one in a few hundred wrong prompts.
 
+    connection     the channel, and what goes along with every call
+    served_model   what the engine says of its model, and whether that fits
     messages       a request, cut into messages: whole or in pieces, tensors inside or by reference
     registration   the shared memory that references point into
     stream         one stream, written, read and left
@@ -15,17 +17,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from types import TracebackType
 from typing import Self
 
 import grpc
-import grpc.aio
 
-from engine_client import kserve
 from engine_client.agreement import Agreement
 from engine_client.client import PROBE_TIMEOUT_SECONDS, Metadata
+from engine_client.connection import Connection
 from engine_client.contract import finish_reason_of
 from engine_client.errors import (
     EngineDeadlineExceeded,
@@ -33,7 +34,6 @@ from engine_client.errors import (
     EngineFailed,
     EngineRejected,
     EngineUnavailable,
-    grpc_errors,
     is_region_unknown,
 )
 from engine_client.fingerprint import Fingerprint
@@ -41,26 +41,13 @@ from engine_client.kserve import InferReply
 from engine_client.messages import RequestMessages
 from engine_client.profiles import Profile
 from engine_client.registration import CALL_TIMEOUT_SECONDS, RegionRegistration
+from engine_client.served_model import ServedModel
 from engine_client.shm import SharedRegion
 from engine_client.stream import PromptStream, Release
 from engine_client.types import EngineInfo, EngineRequest, EngineStep, FinishReason, Transport
 
 # How often one request may find that the engine has forgotten the region, before its tensors go as bytes.
 MAX_REGION_LOSSES = 2
-
-_CHANNEL_OPTIONS: Sequence[tuple[str, int | str]] = (
-    ("grpc.max_send_message_length", kserve.MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", kserve.MAX_MESSAGE_BYTES),
-    # Not more often than gRPC servers allow by default (Triton's `grpc-http2-min-recv-ping-interval-without-data`): a
-    # server counts faster pings as abuse and drops the connection with every answer on it, during a long prefill too.
-    # The timeout also bounds how long sent bytes may stay unacknowledged, which finds a dead host much sooner.
-    ("grpc.keepalive_time_ms", 300_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    # gRPC would move a prompt whose connection has just ended to the next one by itself: to an engine not compared yet.
-    ("grpc.enable_retries", 0),
-    # An engine that restarted is found again within this; gRPC's own limit is two minutes.
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-)
 
 
 class TritonEngine:
@@ -100,19 +87,18 @@ class TritonEngine:
     ) -> None:
         self._model_name = model_name
         self._name = f"model {model_name} at {address}"
-        self._address = address
-        self._credentials = credentials
-        self._tls_server_name = tls_server_name
-        self._call_metadata = call_metadata or (lambda: ())
+        self._connection = Connection(
+            address,
+            self._name,
+            credentials=credentials,
+            tls_server_name=tls_server_name,
+            call_metadata=call_metadata,
+        )
         self._profile = profile or Profile()
-        self._agreement = Agreement(self._name, profile, fingerprint)
-        self._is_agreed = False
+        self._model = ServedModel(self._connection, model_name, self._name, Agreement(self._name, profile, fingerprint))
         self._executor = executor
         self._max_silence_seconds = max_silence_seconds
-        self._channel: grpc.aio.Channel | None = None
         self._is_closing = False
-        self._is_closed = False
-        self._takes_pieces: bool | None = None
         self._streams: set[PromptStream] = set()
         self._farewells: set[asyncio.Task[None]] = set()
         self._registration = self._plan_registration(shared_region, Transport(transport))
@@ -137,8 +123,7 @@ class TritonEngine:
         finish_reason: FinishReason | None = None
         stream: PromptStream | None = None
         try:
-            if self._needs_agreement():
-                await self._require_agreement(_seconds_left(deadline, PROBE_TIMEOUT_SECONDS))
+            await self._model.agree(_seconds_left(deadline, PROBE_TIMEOUT_SECONDS))
             sampling = request.sampling
             async with self._within(deadline, timeout_seconds):
                 stream, reply = await self._start(request, metadata, release)
@@ -171,32 +156,11 @@ class TritonEngine:
         Triton answers this for the server's side of the model: the process of a Python model that crashed is not
         noticed (2.51), only the requests that then fail.
         """
-        try:
-            server, model = await asyncio.gather(
-                self._ask("ServerReady", kserve.encode_server_ready(), timeout_seconds),
-                self._ask("ModelReady", kserve.encode_model_ready(self._model_name), timeout_seconds),
-            )
-        except EngineDeadlineExceeded as error:
-            raise EngineUnavailable(f"{self._name} did not say within {timeout_seconds} s that it is ready") from error
-        except EngineUnavailable:
-            raise
-        except EngineError as error:
-            raise EngineUnavailable(str(error)) from error
-        if not kserve.decode_model_ready(model):
-            raise EngineUnavailable(f"{self._name} is not loaded")
-        if not kserve.decode_server_ready(server):
-            raise EngineUnavailable(f"{self._name} is loaded, but its server is not ready")
-        if not self._agreement.is_trivial:
-            await self._require_agreement(timeout_seconds)
+        await self._model.check_ready(timeout_seconds)
 
     async def describe(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> EngineInfo:
         """See `EngineClient.describe`."""
-        server, model, config = await asyncio.gather(
-            self._ask("ServerMetadata", kserve.encode_server_metadata(), timeout_seconds),
-            self._ask("ModelMetadata", kserve.encode_model_metadata(self._model_name), timeout_seconds),
-            self._ask("ModelConfig", kserve.encode_model_config(self._model_name), timeout_seconds),
-        )
-        return kserve.with_model_config(kserve.decode_engine_info(server, model), config)
+        return await self._model.describe(timeout_seconds)
 
     async def choose_transport(self) -> Transport:
         """How the tensors of a prompt would travel now: SHARED_MEMORY, where the engine reads the region, or GRPC.
@@ -220,25 +184,7 @@ class TritonEngine:
             await asyncio.wait(self._farewells)  # each ends by itself, within FAREWELL_SECONDS
         if self._registration is not None:
             await self._registration.close()
-        self._is_closed = True
-        if self._channel is not None:
-            await self._channel.close()
-
-    def _needs_agreement(self) -> bool:
-        """Whether to ask the engine what it is: not asked yet, or it may be another since, after trouble or a restart."""
-        if self._agreement.is_trivial:
-            return False
-        return not self._is_agreed or self._connect().get_state() is not grpc.ChannelConnectivity.READY
-
-    async def _require_agreement(self, timeout_seconds: float) -> None:
-        """Ask the engine what it is, and go on only if it fits; raises EngineUnavailable otherwise."""
-        try:
-            self._agreement.require(await self.describe(timeout_seconds))
-        except EngineUnavailable:
-            raise
-        except EngineError as error:
-            raise EngineUnavailable(f"{self._name} does not say what it is: {error}") from error
-        self._is_agreed = True
+        await self._connection.close()
 
     def _plan_registration(self, region: SharedRegion | None, transport: Transport) -> RegionRegistration | None:
         is_required = transport is Transport.SHARED_MEMORY
@@ -246,7 +192,7 @@ class TritonEngine:
             raise ValueError(f"transport is {transport} without a shared_region; give one, or choose {Transport.AUTO}")
         if region is None or transport is Transport.GRPC:
             return None
-        return RegionRegistration(region, self._ask, self._name, is_required=is_required)
+        return RegionRegistration(region, self._connection.ask, self._name, is_required=is_required)
 
     async def _start(
         self, request: EngineRequest, metadata: Metadata, release: Release
@@ -255,7 +201,7 @@ class TritonEngine:
 
         An engine that has forgotten the region has generated nothing, so the prompt is sent to it once more.
         """
-        takes_pieces = await self._model_takes_pieces()
+        takes_pieces = await self._model.takes_pieces(CALL_TIMEOUT_SECONDS)
         for loss_count in range(1, MAX_REGION_LOSSES + 2):
             known = None if self._registration is None else await self._registration.acquire()
             messages = RequestMessages(
@@ -284,11 +230,8 @@ class TritonEngine:
     def _open(self, messages: RequestMessages, metadata: Metadata, release: Release) -> PromptStream:
         if self._is_closing:
             raise EngineUnavailable(f"the client of {self._name} is closed")
-        method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
-        method = self._connect().stream_stream(kserve.SERVICE + "ModelStreamInfer")
-        call = method(metadata=(*metadata, *self._call_metadata()))
         stream = PromptStream(
-            call,
+            self._connection.open_stream(metadata),
             self._name,
             messages,
             outputs=self._profile.outputs,
@@ -306,21 +249,9 @@ class TritonEngine:
             self._farewells.add(farewell)
             farewell.add_done_callback(self._farewells.discard)
 
-    async def _model_takes_pieces(self) -> bool:
-        """Whether the model can be sent a prompt in several messages; asked once as long as the engine is there."""
-        if self._takes_pieces is None:
-            question = kserve.encode_model_metadata(self._model_name)
-            try:
-                wire = await self._ask("ModelMetadata", question, CALL_TIMEOUT_SECONDS)
-            except EngineDeadlineExceeded as error:  # this call's, not the request's
-                raise EngineUnavailable(f"{self._name} does not say what it takes: {error}") from error
-            self._takes_pieces = kserve.FIRST_ROW_TENSOR in kserve.decode_input_names(wire)
-        return self._takes_pieces
-
     def _forget_engine(self) -> None:
         """What answers next may be another process, with another model."""
-        self._is_agreed = False
-        self._takes_pieces = None
+        self._model.forget()
         if self._registration is not None:
             self._registration.forget()
 
@@ -335,28 +266,8 @@ class TritonEngine:
                 raise
             raise EngineDeadlineExceeded(f"{self._name} did not finish within {timeout_seconds} s") from error
 
-    async def _ask(self, method: str, wire: bytes, timeout_seconds: float) -> bytes:
-        with grpc_errors(self._name):
-            call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._connect().unary_unary(kserve.SERVICE + method)
-            return await call(wire, timeout=timeout_seconds, metadata=tuple(self._call_metadata()))
 
-    def _connect(self) -> grpc.aio.Channel:
-        """The channel, made on first use: it belongs to the event loop that is running then."""
-        if self._is_closed:
-            raise EngineUnavailable(f"the client of {self._name} is closed")
-        if self._channel is None:
-            if self._credentials is None:
-                self._channel = grpc.aio.insecure_channel(self._address, options=_CHANNEL_OPTIONS)
-            else:
-                name = self._tls_server_name
-                options = (
-                    _CHANNEL_OPTIONS if name is None else (*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", name))
-                )
-                self._channel = grpc.aio.secure_channel(self._address, self._credentials, options=options)
-        return self._channel
-
-
-def _finish_reason(reply: kserve.InferReply) -> FinishReason | None:
+def _finish_reason(reply: InferReply) -> FinishReason | None:
     if reply.finish_reason is None:
         return None
     try:

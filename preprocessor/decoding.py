@@ -10,7 +10,9 @@ import numpy.typing as npt
 from preprocessor.errors import CorruptMedia
 from preprocessor.media.image import decode_image
 from preprocessor.media.video import decode_frames
-from preprocessor.types import ClipInfo, ItemPlan, Media
+from preprocessor.types.asked import Media
+from preprocessor.types.found import ClipInfo
+from preprocessor.types.planned import ItemPlan
 
 
 def decode_item(

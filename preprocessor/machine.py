@@ -21,6 +21,19 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")  # cgroups(7): a line each of hierarchy:controllers:path; 0::path is version 2
 
 
+def use_one_thread() -> None:
+    """Keep torch and OpenCV to the calling thread: a worker is one core's, and threads × workers oversubscribe.
+
+    The environment says the same to the libraries beneath them (`SINGLE_THREADED`), if it is set before they load.
+    """
+    # Here, because the parent of a worker process asks this module for numbers and never loads either.
+    import cv2
+    import torch
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
 def available_cpu_count(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> int:
     """Cores this process may use: the smaller of its affinity and its cgroups' quota, at least 1.
 

@@ -33,22 +33,10 @@ from preprocessor.models.generic import GenericModel, GenericPrepared, prepare_g
 from preprocessor.requests import check_request, render_prompt
 from preprocessor.text.prompt import Replacement, expand_text, expand_token_ids, token_types
 from preprocessor.timing import Timings
-from preprocessor.types import (
-    ClipInfo,
-    ExpandedPrompt,
-    ImageInfo,
-    ItemPlan,
-    Media,
-    Modality,
-    PixelForm,
-    PixelPlan,
-    PixelReport,
-    Plan,
-    PreparationRequest,
-    Prepared,
-    Substitution,
-    TokenPrompt,
-)
+from preprocessor.types.asked import Media, Modality, PixelForm, PreparationRequest, TokenPrompt
+from preprocessor.types.found import ClipInfo, ImageInfo
+from preprocessor.types.made import PixelReport, Prepared, Substitution
+from preprocessor.types.planned import ExpandedPrompt, ItemPlan, PixelPlan, Plan
 from preprocessor.vision.geometry import fit_image, patch_grid
 from preprocessor.vision.patches import (
     PIXEL_DTYPES,

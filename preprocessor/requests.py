@@ -9,15 +9,7 @@ from preprocessor.errors import InvalidRequest, LimitExceeded, UnsupportedMedia
 from preprocessor.media.sampling import check_sampling
 from preprocessor.models.family import Model
 from preprocessor.text.prompt import check_length, match_media, order_chat_media, render_chat
-from preprocessor.types import (
-    ChatPrompt,
-    Media,
-    Modality,
-    PreparationRequest,
-    Sampling,
-    TextPrompt,
-    TokenPrompt,
-)
+from preprocessor.types.asked import ChatPrompt, Media, Modality, PreparationRequest, Sampling, TextPrompt, TokenPrompt
 
 
 def check_request(request: PreparationRequest, modalities: Collection[Modality], limits: Limits) -> None:

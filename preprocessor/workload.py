@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.media.clip import IndexedClip
-from preprocessor.types import ItemPlan, Media, OnDamage, PixelPlan
+from preprocessor.types.asked import Media, OnDamage
+from preprocessor.types.planned import ItemPlan, PixelPlan
 
 _SECONDS_A_DECODED_PIXEL = {"h264": 0.5e-9, "hevc": 0.7e-9, "vp9": 0.6e-9, "libdav1d": 0.8e-9}
 _SECONDS_A_DECODED_PIXEL_OF_OTHERS = 1.5e-9

@@ -32,7 +32,7 @@ from PIL import __version__ as pillow_version
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded, UnsupportedMedia
-from preprocessor.types import ImageInfo
+from preprocessor.types.found import ImageInfo
 
 
 def _import_heif() -> ModuleType | None:

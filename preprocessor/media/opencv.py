@@ -33,7 +33,7 @@ import numpy as np
 from preprocessor.errors import CorruptMedia, UnsupportedMedia
 from preprocessor.media.clip import IndexedClip
 from preprocessor.media.frames import Choice, Pixels, fill
-from preprocessor.types import OnDamage
+from preprocessor.types.asked import OnDamage
 
 _SHARED_MEMORY = Path("/dev/shm")
 _OPEN_FILES = Path("/proc/self/fd")

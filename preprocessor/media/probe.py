@@ -30,7 +30,7 @@ from preprocessor.media.clip import NO_FRAME, IndexedClip
 from preprocessor.media.container import open_video, read_packets
 from preprocessor.media.orientation import may_be_turned, orientation
 from preprocessor.media.packets import Entry, entry_test, hidden_test, leading_test
-from preprocessor.types import OnDamage
+from preprocessor.types.asked import OnDamage
 
 _RIFF_SIZE_UNKNOWN = 0x7FFFFFFF  # writers that cannot seek back leave this or more
 _EBML_HEAD = b"\x1a\x45\xdf\xa3"

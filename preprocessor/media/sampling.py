@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 
 from preprocessor.errors import InvalidRequest
-from preprocessor.types import ClipInfo, FrameChoice, Sampling, SamplingBasis
+from preprocessor.types.asked import Sampling, SamplingBasis
+from preprocessor.types.found import ClipInfo, FrameChoice
 
 Spread = Callable[[int, float], npt.NDArray[np.int64]]
 """A family's rule with the caller's wish bound to it: (frames, frames a second) → ascending indices below `frames`."""

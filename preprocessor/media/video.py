@@ -31,7 +31,8 @@ from preprocessor.media.opencv import decode_with_opencv
 from preprocessor.media.probe import probe_file
 from preprocessor.media.pyav import decode_with_pyav
 from preprocessor.media.webp import decode_webp, is_webp, probe_webp
-from preprocessor.types import ClipInfo, OnDamage
+from preprocessor.types.asked import OnDamage
+from preprocessor.types.found import ClipInfo
 
 DECODERS: Mapping[str, Decoder] = {"pyav": decode_with_pyav, "opencv": decode_with_opencv}
 

@@ -17,7 +17,7 @@ from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded, UnsupportedMedia
 from preprocessor.media.clip import IndexedClip
 from preprocessor.media.frames import Choice, Pixels, fill
-from preprocessor.types import OnDamage
+from preprocessor.types.asked import OnDamage
 
 _UNSTATED_DURATION_MS = 100  # what browsers show where a file states 0
 

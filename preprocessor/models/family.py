@@ -11,7 +11,8 @@ import numpy.typing as npt
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.text.prompt import Placeholders, Replacement
-from preprocessor.types import ExpandedPrompt, ItemPlan, Modality, Sampling
+from preprocessor.types.asked import Modality, Sampling
+from preprocessor.types.planned import ExpandedPrompt, ItemPlan
 from preprocessor.vision.spec import PixelSpec, VideoSpec
 
 

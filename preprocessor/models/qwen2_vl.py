@@ -11,7 +11,8 @@ import numpy.typing as npt
 from preprocessor.media.sampling import spread_by_steps, whole_patches
 from preprocessor.models.family import Family, Model
 from preprocessor.text.prompt import Replacement
-from preprocessor.types import ExpandedPrompt, Grid, ItemPlan, Modality, Sampling
+from preprocessor.types.asked import Modality, Sampling
+from preprocessor.types.planned import ExpandedPrompt, Grid, ItemPlan
 from preprocessor.vision.geometry import fit_image
 from preprocessor.vision.positions import mrope_positions
 from preprocessor.vision.spec import VideoSpec

@@ -16,7 +16,8 @@ from preprocessor.media.sampling import count_for_fps, spread_evenly
 from preprocessor.models.family import Family, Model
 from preprocessor.models.qwen2_vl import merged_grids, no_extra_tensors
 from preprocessor.text.prompt import Replacement
-from preprocessor.types import ExpandedPrompt, Grid, ItemPlan, Modality, Sampling
+from preprocessor.types.asked import Modality, Sampling
+from preprocessor.types.planned import ExpandedPrompt, Grid, ItemPlan
 from preprocessor.vision.geometry import fit_video as fit_whole_video
 from preprocessor.vision.positions import mrope_positions
 from preprocessor.vision.spec import VideoSpec

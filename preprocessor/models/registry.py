@@ -25,7 +25,7 @@ from preprocessor.models.fingerprint import digest_files, library_versions
 from preprocessor.models.generic import GenericModel, load_generic
 from preprocessor.text.prompt import Placeholders
 from preprocessor.text.tokenizer import TokenTable, build_tokenizer, load_tokenizer, read_stop_token_ids
-from preprocessor.types import Modality
+from preprocessor.types.asked import Modality
 from preprocessor.vision.spec import VideoSpec, parse_pixel_spec
 
 FAMILIES: tuple[Family, ...] = (qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY)

@@ -10,7 +10,7 @@ from preprocessor.config import Limits
 from preprocessor.errors import DeadlineExceeded, InvalidRequest, LimitExceeded
 from preprocessor.service.reading import Sources
 from preprocessor.service.tensors import MAX_CHUNK_BYTES
-from preprocessor.types import PreparationRequest
+from preprocessor.types.asked import PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.workers.claim import Claim
 

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from preprocessor.models.generic import GenericPrepared
 from preprocessor.timing import Timings
-from preprocessor.types import Plan
+from preprocessor.types.planned import Plan
 from preprocessor.version import VERSION
 from preprocessor.workers.pool import WorkerPool
 

@@ -11,7 +11,7 @@ from google.protobuf import json_format
 
 from engine_client import SamplingParameters
 from preprocessor.errors import InvalidRequest, LimitExceeded
-from preprocessor.types import (
+from preprocessor.types.asked import (
     ChatPrompt,
     Media,
     MediaPart,

@@ -37,7 +37,8 @@ from preprocessor.service.intake import RequestMessage, receive_media, receive_s
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.tensors import is_small, write_rows
 from preprocessor.text.detokenizer import Detokenizer
-from preprocessor.types import PixelForm, Plan, PreparationRequest
+from preprocessor.types.asked import PixelForm, PreparationRequest
+from preprocessor.types.planned import Plan
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from preprocessor.version import VERSION

@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.wrappers_pb2 import UInt64Value
 
 from preprocessor.v1 import preprocessor_pb2 as pb
 
@@ -79,12 +80,8 @@ def _tag(field: Any) -> bytes:
 
 
 def _varint(number: int) -> bytes:
-    parts = bytearray()
-    while number > 0x7F:
-        parts.append(number & 0x7F | 0x80)
-        number >>= 7
-    parts.append(number)
-    return bytes(parts)
+    """Made by protobuf itself: this message is a tag of one byte and its number, left out where it is 0."""
+    return UInt64Value(value=number).SerializeToString()[1:] or b"\0"
 
 
 _ROWS_TAG = _tag(pb.PrepareResponse.DESCRIPTOR.fields_by_name["rows"])

@@ -11,16 +11,10 @@ from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericItem, GenericModel, GenericPrepared
 from preprocessor.service.tensors import describe_tensor, is_small
 from preprocessor.timing import Timings
-from preprocessor.types import (
-    ClipInfo,
-    ImageInfo,
-    ItemPlan,
-    Modality,
-    Plan,
-    SamplingBasis,
-    SoundInfo,
-    Substitution,
-)
+from preprocessor.types.asked import Modality, SamplingBasis
+from preprocessor.types.found import ClipInfo, ImageInfo, SoundInfo
+from preprocessor.types.made import Substitution
+from preprocessor.types.planned import ItemPlan, Plan
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.vision.patches import PIXEL_DTYPES
 from preprocessor.vision.spec import PixelSpec

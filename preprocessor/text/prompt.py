@@ -21,7 +21,8 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.errors import InvalidRequest, LimitExceeded
 from preprocessor.text.tokenizer import encode
-from preprocessor.types import ChatPrompt, ExpandedPrompt, Media, MediaPart, Message, Modality, TextPart
+from preprocessor.types.asked import ChatPrompt, Media, MediaPart, Message, Modality, TextPart
+from preprocessor.types.planned import ExpandedPrompt
 
 
 @dataclass(frozen=True, slots=True)

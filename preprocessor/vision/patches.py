@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from preprocessor.types import PixelForm
+from preprocessor.types.asked import PixelForm
 from preprocessor.vision.spec import PixelSpec
 
 PIXEL_DTYPES: dict[PixelForm, np.dtype[Any]] = {

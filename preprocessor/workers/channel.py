@@ -28,7 +28,10 @@ _DATA_MODULES = frozenset(
         "preprocessor.media.clip",
         "preprocessor.models.generic.prepare",
         "preprocessor.timing",
-        "preprocessor.types",
+        "preprocessor.types.asked",
+        "preprocessor.types.found",
+        "preprocessor.types.made",
+        "preprocessor.types.planned",
         "preprocessor.workers.channel",
     }
 )

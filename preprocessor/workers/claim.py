@@ -18,7 +18,9 @@ from preprocessor.config import Limits
 from preprocessor.errors import Overloaded
 from preprocessor.models.generic import GenericModel, GenericPrepared
 from preprocessor.timing import Timings
-from preprocessor.types import Media, PixelPlan, PixelReport, Plan, PreparationRequest, Substitution
+from preprocessor.types.asked import Media, PreparationRequest
+from preprocessor.types.made import PixelReport, Substitution
+from preprocessor.types.planned import PixelPlan, Plan
 from preprocessor.vision.patches import PIXEL_DTYPES
 from preprocessor.workers.arena import Lease, Ranges
 from preprocessor.workers.jobs import PixelJob, PlanJob

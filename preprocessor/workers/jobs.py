@@ -14,7 +14,8 @@ from preprocessor.config import Limits
 from preprocessor.errors import LimitExceeded
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
-from preprocessor.types import Media, PixelPlan, PreparationRequest
+from preprocessor.types.asked import Media, PreparationRequest
+from preprocessor.types.planned import PixelPlan
 from preprocessor.vision.patches import PIXEL_DTYPES
 from preprocessor.workers.arena import Arena
 

@@ -8,9 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import cv2
-import torch
-
+from preprocessor.machine import use_one_thread
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.workers.arena import Arena
@@ -29,7 +27,7 @@ class ThreadWorker:
         self.is_alive = True
         self._arena = arena
         self._model = model
-        self._executor = ThreadPoolExecutor(1, "worker", initializer=_use_one_thread)
+        self._executor = ThreadPoolExecutor(1, "worker", initializer=use_one_thread)
 
     async def run(
         self, order: Order, rows_written: Callable[[int, int], None], make_room: Callable[[int], int | None]
@@ -58,8 +56,3 @@ class ThreadWorker:
 
     def on_exit(self, callback: Callable[[], None]) -> None:
         """A thread ends only when it is told to."""
-
-
-def _use_one_thread() -> None:
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)

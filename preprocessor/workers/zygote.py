@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from preprocessor.machine import use_one_thread
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.sandbox import WorkerLimits, enter_sandbox
 
@@ -143,13 +144,9 @@ def main(descriptor: int) -> None:
 
 
 def _serve_forks(control: socket.socket, model: Any) -> None:
-    import cv2
-    import torch
-
     from preprocessor.workers import worker
 
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    use_one_thread()
     ctypes.CDLL(None).malloc_trim(0)  # what loading has left over would be in every worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wakeup, alarm = socket.socketpair()

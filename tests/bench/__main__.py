@@ -20,9 +20,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # before any import that starts a thread pool
 os.environ["OPENCV_FFMPEG_THREADS"] = "1"
 
-import cv2
-import torch
-
+from preprocessor.machine import use_one_thread
 from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
 from preprocessor.text.tokenizer import encode
@@ -39,8 +37,7 @@ FPS = [1.0, 2.0, 4.0, 8.0]
 def main() -> int:
     """Run the benchmark; returns the exit status."""
     arguments = _parser().parse_args()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    use_one_thread()
     model = load_model("qwen3-vl")
     data, text = _make_clip(), _text_of(model, TEXT_TOKEN_COUNT)
     workload = f"30 s 374x374 x264 at 30 frames a second ({len(data)} bytes) + {TEXT_TOKEN_COUNT} text tokens, Qwen3-VL"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from preprocessor.types import PixelForm
+from preprocessor.types.asked import PixelForm
 from preprocessor.vision.patches import normalization_table, normalize_rows
 from tests.bench.paths import PATHS, Disagreement, Job, PixelPath
 

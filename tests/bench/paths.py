@@ -24,9 +24,8 @@ import torch
 from preprocessor import pipeline
 from preprocessor.config import Limits
 from preprocessor.models.family import Model
-from preprocessor.types import (
+from preprocessor.types.asked import (
     ChatPrompt,
-    ClipInfo,
     Media,
     MediaPart,
     Message,
@@ -36,6 +35,7 @@ from preprocessor.types import (
     Sampling,
     TextPart,
 )
+from preprocessor.types.found import ClipInfo
 from tests.golden.oracle import VideoMetadata, video_processor
 
 

@@ -1,35 +1,25 @@
-"""`vlm_tensorrt_llm` for tests: its modules, small prompts, and a checkpoint's configuration.
-
-The modules are imported under a name of their own: the version directories of two models would both be the package `1`.
-"""
+"""`vlm_tensorrt_llm` for tests: its modules, small prompts, and a checkpoint's configuration."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 
 from deploy.triton.local_server import REPOSITORY
+from tests.engine.model_files import model_file
 
 FOLDER = REPOSITORY / "vlm_tensorrt_llm"
 STAND_IN = Path(__file__).parent / "stand_in"
 
-_package = ModuleType("vlm_tensorrt_llm_1")
-_package.__path__ = [str(FOLDER / "1")]
-sys.modules[_package.__name__] = _package
-
-
-def module(name: str) -> ModuleType:
-    """A file of the model's version directory, by its name without the ending."""
-    return importlib.import_module(f"{_package.__name__}.{name}")
-
-
-contract, params, settings = module("contract"), module("params"), module("settings")
+module = partial(model_file, FOLDER.name)
+contract, params, settings = module("prompts.contract"), module("params"), module("settings")
+arrival, pixels, rows = module("prompts.arrival"), module("pixels"), module("prompts.rows")
 engine, surface = module("engine"), module("surface")
 
 Tensors = dict[str, np.ndarray]
@@ -46,6 +36,17 @@ LAYOUT = contract.ModelLayout(
 """A patch is a pixel, a token is a patch: every row of a prompt can be written down."""
 
 
+QWEN3_VL_LAYOUT = contract.ModelLayout(
+    patch_size=16,
+    temporal_patch_size=2,
+    merge_size=2,
+    image_token_id=151655,
+    video_token_id=151656,
+    vocabulary_size=151936,
+    max_positions=32768,
+)
+"""Of a real checkpoint, for prompts that this project prepares."""
+
 PARAMETERS = {
     "checkpoint": "",
     "dtype": "auto",
@@ -55,6 +56,7 @@ PARAMETERS = {
     "kv_cache_dtype": "",
     "kv_cache_reuse": "true",
     "max_in_flight": "64",
+    "max_row_wait_seconds": "60",
     "drain_seconds": "30",
     "accept_other_versions": "false",
     "llm_arguments": "{}",
@@ -65,6 +67,26 @@ PARAMETERS = {
 def read_settings(**changed: str) -> Any:
     """`EngineSettings`, with changed parameters."""
     return settings.EngineSettings.from_parameters(PARAMETERS | {"checkpoint": "somewhere"} | changed, {})
+
+
+def build(
+    tensors: Tensors, layout: Any, family: str, dtype: torch.dtype = torch.float32, *, reuses_kv_blocks: bool = True
+) -> Any:
+    """`PromptParams` of a prompt that came at once, with its pixels."""
+    cpu, rules = torch.device("cpu"), params.FAMILIES[family]
+    layout = replace(layout, one_span_a_video=rules.one_span_a_video)
+    arrived = arrival.Arrival(tensors, None, layout, cpu, is_whole=True)
+    built = params.build_params(tensors, arrived.prompt, rules, layout.max_positions, reuses_kv_blocks=reuses_kv_blocks)
+    taken = pixels.Pixels(arrived.prompt, arrived.rows, layout.feature_count, cpu, dtype)
+    taken.take_rows()
+    return replace(built, multimodal_data=taken.data() | built.multimodal_data)
+
+
+def prepare(loaded: Any, tensors: Tensors, sampling: Any) -> Any:
+    """`SharedPrompt` of a prompt that came at once."""
+    _, started = loaded.begin(tensors | {"max_tokens": np.array([sampling.max_tokens], np.int32)})
+    started.pixels.take_rows()
+    return loaded.share(started)
 
 
 def text_tensors(*token_ids: int) -> Tensors:
@@ -89,11 +111,12 @@ def video_tensors(first_id: int = 1) -> Tensors:
     return _vision([first_id, 98, 98, 98, 98, 2], [(0, 1, 4)], [(2, 1, 2)], [2])
 
 
-def write_checkpoint(folder: Path, model_type: str = "qwen3_vl") -> Path:
-    """A configuration that says what `LAYOUT` says."""
-    text = {"vocab_size": VOCABULARY_SIZE, "max_position_embeddings": MAX_POSITIONS}
-    vision = {"patch_size": 1, "temporal_patch_size": 1, "spatial_merge_size": 1}
-    ids = {"image_token_id": IMAGE_TOKEN, "video_token_id": VIDEO_TOKEN}
+def write_checkpoint(folder: Path, model_type: str = "qwen3_vl", layout: Any = LAYOUT) -> Path:
+    """A configuration that says what `layout` says."""
+    text = {"vocab_size": layout.vocabulary_size, "max_position_embeddings": layout.max_positions}
+    sizes = {"patch_size": layout.patch_size, "temporal_patch_size": layout.temporal_patch_size}
+    vision = sizes | {"spatial_merge_size": layout.merge_size}
+    ids = {"image_token_id": layout.image_token_id, "video_token_id": layout.video_token_id}
     config = {"model_type": model_type, "text_config": text, "vision_config": vision, **ids}
     (folder / "config.json").write_text(json.dumps(config))
     return folder

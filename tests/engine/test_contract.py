@@ -1,9 +1,7 @@
-"""The served model's own check of its prompts, without Triton: `deploy/triton/models/vlm_transformers/1/contract.py`."""
+"""The served models' own check of their prompts, without Triton: `deploy/triton/prompts/contract.py`."""
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from deploy.triton.local_server import REPOSITORY
+from deploy.triton.prompts import contract, rows
+from tests.engine.model_files import model_file
 from tests.engine.prompts import (
     FEATURE_COUNT,
     IMAGE_TOKEN,
@@ -25,9 +24,7 @@ from tests.engine.prompts import (
     video_prompt,
 )
 
-# A version directory is no package name for an import statement; Triton imports it this way too.
-sys.path.append(str(REPOSITORY / "vlm_transformers"))
-contract = importlib.import_module("1.contract")
+generation = model_file("vlm_transformers", "generation")
 
 LAYOUT = contract.ModelLayout(
     patch_size=16,
@@ -42,7 +39,7 @@ Tensors = dict[str, np.ndarray]
 
 
 def build(tensors: Tensors) -> dict[str, torch.Tensor]:
-    inputs: dict[str, torch.Tensor] = contract.build_model_inputs(
+    inputs: dict[str, torch.Tensor] = generation.build_model_inputs(
         contract.check_prompt(tensors, LAYOUT), torch.device("cpu")
     )
     return inputs
@@ -82,7 +79,7 @@ def test_normalized_patches_equal_the_processors_float32_bit_for_bit() -> None:
     channels = values.reshape(3, -1).astype(np.float32)
     # transformers 5.23, `_fuse_mean_std_and_rescale_factor`: mean and std times 255 in float32, then two float32 steps.
     expected = (channels - MEAN[:, None] * np.float32(255)) / (STD[:, None] * np.float32(255))
-    got = contract.normalize_patches(torch.from_numpy(values), MEAN, STD)
+    got = rows.normalize_patches(torch.from_numpy(values), MEAN, STD)
     assert got.numpy().tobytes() == expected.astype(np.float32).tobytes()
 
 

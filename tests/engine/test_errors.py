@@ -21,7 +21,7 @@ from engine_client.errors import grpc_errors, reply_error
     ("status", "details", "kind"),
     [
         (grpc.StatusCode.UNAVAILABLE, "connection refused", EngineUnavailable),
-        (grpc.StatusCode.UNAVAILABLE, "too many prompts wait already", EngineOverloaded),
+        (grpc.StatusCode.UNAVAILABLE, "too many prompts are here already", EngineOverloaded),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "full", EngineOverloaded),
         (grpc.StatusCode.NOT_FOUND, "unknown model", EngineUnavailable),
         (grpc.StatusCode.UNIMPLEMENTED, "", EngineUnavailable),
@@ -53,7 +53,7 @@ def test_a_status_becomes_an_error_with_its_cause(
         ("unexpected inference input 'x' for model 'y'", EngineRejected),
         ("Unable to find shared memory region: 'x'", EngineRejected),
         ("INVALID_ARGUMENT: grid_thw is missing", EngineRejected),
-        ("UNAVAILABLE: too many prompts wait already", EngineOverloaded),
+        ("UNAVAILABLE: too many prompts are here already", EngineOverloaded),
         ("INTERNAL: generation: boom", EngineFailed),
         ("Failed to process the request(s) for model 'x', message: KeyError: 9", EngineFailed),
         ("Failed to increase the shared memory pool size for key 'x'", EngineFailed),

@@ -13,7 +13,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from deploy.triton.local_server import TritonServer
+from deploy.triton.local_server import REPOSITORY, TritonServer
 from engine_client import (
     EXACT_PARTS,
     Endpoints,
@@ -34,7 +34,7 @@ from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import CONTRACT_VERSION, fingerprint_parts
 from tests.engine.prompts import image_prompt, text_prompt
 from tests.engine.relay import Relay
-from tests.engine.servers import MODEL_DIRECTORY, SCRIPTED_REPOSITORY, answer, serving
+from tests.engine.servers import SCRIPTED_REPOSITORY, answer, serving
 from tests.engine.several import CALM, Ordered, by_name, tokens
 
 
@@ -212,6 +212,7 @@ def test_the_text_for_an_operator_is_read_back_by_tritons_own_format(model: Mode
     assert published_parts({key: value.string_value for key, value in config.parameters.items()}) == parts
 
 
-def test_the_deployed_models_configuration_has_a_place_for_every_part_that_must_be_equal() -> None:
-    text = (MODEL_DIRECTORY / "config.pbtxt").read_text()
+@pytest.mark.parametrize("name", ["vlm_transformers", "vlm_tensorrt_llm"])
+def test_a_deployed_model_s_configuration_has_a_place_for_every_part_that_must_be_equal(name: str) -> None:
+    text = (REPOSITORY / name / "config.pbtxt").read_text()
     assert set(re.findall(r'"fingerprint\.(\w+)"', text)) == EXACT_PARTS | {"model"}

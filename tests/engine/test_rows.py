@@ -1,18 +1,19 @@
-"""Rows that come in pieces: `deploy/triton/models/vlm_transformers/1/rows.py`, without Triton."""
+"""Rows that come in pieces, without Triton: `deploy/triton/prompts/rows.py`, and `steps.py` of `vlm_transformers`."""
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from deploy.triton.prompts import contract, rows
+from tests.engine.model_files import model_file
 from tests.engine.prompts import FEATURE_COUNT, mixed_prompt
-from tests.engine.test_contract import LAYOUT, contract
+from tests.engine.test_contract import LAYOUT
 
-rows = importlib.import_module("1.rows")
+steps = model_file("vlm_transformers", "steps")
 CPU = torch.device("cpu")
 
 
@@ -41,14 +42,14 @@ def values(count: int, value: int = 0) -> np.ndarray:
     ],
 )
 def test_a_run_is_all_whole_steps_that_have_come(start: int, row_count: int, expected: tuple[Any, ...] | None) -> None:
-    plan = rows.StepPlan(mixed_prompt()["grid_thw"])
+    plan = steps.StepPlan(mixed_prompt()["grid_thw"])
     run = plan.run(start, row_count)
     assert (run and (run.start, run.stop, run.grids)) == expected
 
 
 def test_text_alone_has_no_runs_and_lacks_no_rows() -> None:
     prompt = contract.check_prompt({"input_ids": np.array([1], np.int32)}, LAYOUT)
-    assert rows.StepPlan(prompt.grids).run(0, 0) is None
+    assert steps.StepPlan(prompt.grids).run(0, 0) is None
     assert rows.RowBuffer(prompt, LAYOUT, CPU).is_complete
 
 

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from deploy.triton.local_server import TritonServer
-from engine_client import TritonEngine
+from engine_client import OwnedRegion, TritonEngine
 from preprocessor.client import CallFailed
 from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
@@ -41,11 +41,13 @@ async def caller(model: Model, triton: TritonServer, request: pytest.FixtureRequ
     settings = EngineSettings(address=triton.grpc_address, transport=request.param)
     async with serving_prompts(model, engine_settings=settings, memory_budget_bytes=512 << 20) as one:
         yield one
-    assert not regions_left()
+        region = one.server._region  # by name: tests run beside these have others
+    assert (region is not None) == (request.param == "shared-memory")
+    assert region is None or not is_left(region)
 
 
-def regions_left() -> list[Path]:
-    return list(Path("/dev/shm").glob("vlm-preprocessor-*"))
+def is_left(region: OwnedRegion) -> bool:
+    return Path("/dev/shm", region.key[1:]).exists()
 
 
 @pytest.fixture(scope="module")

@@ -287,7 +287,7 @@ def test_shared_memory_cannot_be_forced_without_a_region() -> None:
 
 async def test_a_name_that_another_region_has_is_taken_over(pieces_triton: TritonServer, region: OwnedRegion) -> None:
     async with TritonEngine(pieces_triton.grpc_address, "pieces") as engine:
-        registration = RegionRegistration(region, engine._ask, "it", is_required=True)
+        registration = RegionRegistration(region, engine._connection.ask, "it", is_required=True)
         wanted = registration._wanted
         with OwnedRegion.create(mmap.PAGESIZE) as other:
             stale = RegisteredRegion(wanted.name, other.key, 0, other.byte_size)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.engine.servers import PATIENCE_SECONDS
-from tests.engine.tensorrt_llm_model import Tensors, contract, image_tensors, mixed_tensors, text_tensors
+from tests.engine.tensorrt_llm_model import Tensors, contract, image_tensors, mixed_tensors, prepare, text_tensors
 
 # -- prompts -----------------------------------------------------------------------------------------------------------
 
@@ -27,7 +27,7 @@ def sampled(**values: Any) -> Any:
 
 
 def test_a_mixed_prompt_arrives_whole(load_tensorrt_llm: Callable[..., Any]) -> None:
-    inputs = load_tensorrt_llm().prepare(mixed_tensors(), sampled()).inputs
+    inputs = prepare(load_tensorrt_llm(), mixed_tensors(), sampled()).inputs
     assert inputs.prompt_token_ids == [1, 97, 97, 2, 98, 3, 98, 4, 97, 5]
     given = inputs.multimodal_params
     assert asdict(given.multimodal_input) | {"multimodal_hashes": None} == {
@@ -44,9 +44,9 @@ def test_a_mixed_prompt_arrives_whole(load_tensorrt_llm: Callable[..., Any]) -> 
 
 
 def test_every_tensor_is_shared_and_the_sums_are_tensorrt_llms_own(load_tensorrt_llm: Callable[..., Any]) -> None:
-    prompt = load_tensorrt_llm().prepare(mixed_tensors(), sampled())
+    prompt = prepare(load_tensorrt_llm(), mixed_tensors(), sampled())
     data = prompt.inputs.multimodal_params.multimodal_data
-    own = prompt.params.multimodal_data
+    own = prompt.data
     assert data["image"]["pixel_values"].tensor is own["image"]["pixel_values"]
     assert data["video"]["video_grid_thw"].tensor is own["video"]["video_grid_thw"]
     assert data["mrope_config"]["mrope_position_ids"].tensor is own["mrope_config"]["mrope_position_ids"]
@@ -58,7 +58,7 @@ def test_items_are_described_for_the_scheduler_where_there_is_one(
     stand_in: Any, load_tensorrt_llm: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def data() -> Any:
-        return load_tensorrt_llm().prepare(image_tensors(), sampled()).inputs.multimodal_params.multimodal_data
+        return prepare(load_tensorrt_llm(), image_tensors(), sampled()).inputs.multimodal_params.multimodal_data
 
     _, length, seen = data()["items for the scheduler"]
     assert length == 4
@@ -68,7 +68,7 @@ def test_items_are_described_for_the_scheduler_where_there_is_one(
 
 
 def test_text_alone_has_positions_and_no_keys(load_tensorrt_llm: Callable[..., Any]) -> None:
-    given = load_tensorrt_llm().prepare(text_tensors(1, 2), sampled()).inputs.multimodal_params
+    given = prepare(load_tensorrt_llm(), text_tensors(1, 2), sampled()).inputs.multimodal_params
     assert set(given.multimodal_data) == {"mrope_config"}
     assert given.multimodal_input is None
 
@@ -77,11 +77,11 @@ def test_block_reuse_asks_for_hashes(load_tensorrt_llm: Callable[..., Any]) -> N
     tensors = image_tensors()
     del tensors["item_hash"]
     assert (
-        load_tensorrt_llm(kv_cache_reuse="false").prepare(tensors, sampled()).inputs.multimodal_params.multimodal_input
+        prepare(load_tensorrt_llm(kv_cache_reuse="false"), tensors, sampled()).inputs.multimodal_params.multimodal_input
         is None
     )
     with pytest.raises(contract.InvalidPrompt, match="item_hash is missing"):
-        load_tensorrt_llm().prepare(tensors, sampled())
+        prepare(load_tensorrt_llm(), tensors, sampled())
 
 
 @pytest.mark.parametrize(
@@ -97,12 +97,12 @@ def test_a_prompt_too_long_is_refused_before_anything_is_shared(
 ) -> None:
     loaded = load_tensorrt_llm(llm_arguments=arguments)
     with pytest.raises(contract.InvalidPrompt, match=complaint):
-        loaded.prepare(image_tensors(), sampled(max_tokens=max_tokens))
+        prepare(loaded, image_tensors(), sampled(max_tokens=max_tokens))
 
 
 def test_chunked_prefill_takes_longer_prompts(load_tensorrt_llm: Callable[..., Any]) -> None:
     loaded = load_tensorrt_llm(llm_arguments='{"max_num_tokens": 3, "enable_chunked_prefill": true}')
-    assert loaded.prepare(image_tensors(), sampled()).inputs
+    assert prepare(loaded, image_tensors(), sampled()).inputs
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ async def ask(
     steps: list[tuple[list[int], str | None]] = []
     async with asyncio.timeout(PATIENCE_SECONDS):
         outcome = await loaded.generate(
-            loaded.prepare(tensors, sampling),
+            prepare(loaded, tensors, sampling),
             sampling,
             emit=lambda token_ids, reason: steps.append((token_ids, reason)),
             is_cancelled=is_cancelled,
@@ -167,7 +167,7 @@ async def test_cancelling_ends_an_answer_under_way(stand_in: Any, load_tensorrt_
     steps: list[list[int]] = []
     loaded, sampling = load_tensorrt_llm(), sampled(max_tokens=50)
     outcome = await loaded.generate(
-        loaded.prepare(text_tensors(COUNT_UP), sampling),
+        prepare(loaded, text_tensors(COUNT_UP), sampling),
         sampling,
         emit=lambda token_ids, reason: steps.append(token_ids),
         is_cancelled=lambda: len(steps) == 2,
@@ -183,7 +183,7 @@ async def test_an_answer_that_nobody_can_be_sent_is_aborted(
         raise BrokenPipeError("the server is gone")
 
     loaded = load_tensorrt_llm()
-    prompt = loaded.prepare(text_tensors(COUNT_UP), sampled())
+    prompt = prepare(loaded, text_tensors(COUNT_UP), sampled())
     with pytest.raises(BrokenPipeError):
         await loaded.generate(prompt, sampled(), emit=emit, is_cancelled=lambda: False)
     assert stand_in.LLM.made[-1].outputs[0].finished

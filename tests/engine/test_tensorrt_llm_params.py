@@ -6,13 +6,13 @@ No TensorRT-LLM is needed: `deploy/triton/models/vlm_tensorrt_llm/1/params.py` i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.engine import tensorrt_llm_model
 from tests.engine.tensorrt_llm_model import (
     IMAGE_TOKEN,
     LAYOUT,
@@ -28,9 +28,7 @@ from tests.engine.tensorrt_llm_model import (
 
 
 def build(tensors: Tensors, family: str = "qwen3_vl", dtype: torch.dtype = torch.float32, *, reuse: bool = True) -> Any:
-    rules = params.FAMILIES[family]
-    layout = replace(LAYOUT, one_span_a_video=rules.one_span_a_video)
-    return params.build_params(tensors, layout, rules, device=torch.device("cpu"), dtype=dtype, reuses_kv_blocks=reuse)
+    return tensorrt_llm_model.build(tensors, LAYOUT, family, dtype, reuses_kv_blocks=reuse)
 
 
 def pixels_of_rows(*rows: int) -> torch.Tensor:

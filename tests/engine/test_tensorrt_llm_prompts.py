@@ -12,7 +12,7 @@ import torch
 
 from preprocessor.models.family import Model
 from preprocessor.pipeline import prepare
-from preprocessor.types import (
+from preprocessor.types.asked import (
     ChatPrompt,
     Media,
     MediaPart,
@@ -23,7 +23,7 @@ from preprocessor.types import (
     Sampling,
     TextPart,
 )
-from tests.engine.tensorrt_llm_model import contract, params
+from tests.engine.tensorrt_llm_model import QWEN3_VL_LAYOUT, build
 from tests.media import moving_shapes_clip, photo
 
 FAMILIES = {"qwen2-vl": "qwen2_vl", "qwen2.5-vl": "qwen2_5_vl", "qwen3-vl": "qwen3_vl"}
@@ -45,20 +45,8 @@ def case(
     asked = PreparationRequest(ChatPrompt((Message("user", parts),)), media, PixelForm.UINT8)
     tensors = dict(prepare(model, asked).tensors)
     floats = prepare(model, replace(asked, pixel_form=PixelForm.FP32)).tensors.get("pixel_values", np.empty((0, 0)))
-    rules = params.FAMILIES[FAMILIES[name]]
-    layout = contract.ModelLayout(
-        patch_size=16 if name == "qwen3-vl" else 14,
-        temporal_patch_size=2,
-        merge_size=2,
-        image_token_id=151655,
-        video_token_id=151656,
-        vocabulary_size=151936,
-        max_positions=32768,
-        one_span_a_video=rules.one_span_a_video,
-    )
-    cpu = torch.device("cpu")
-    built = params.build_params(tensors, layout, rules, device=cpu, dtype=torch.float32, reuses_kv_blocks=True)
-    return built, tensors, torch.from_numpy(floats)
+    layout = replace(QWEN3_VL_LAYOUT, patch_size=16 if name == "qwen3-vl" else 14)
+    return build(tensors, layout, FAMILIES[name]), tensors, torch.from_numpy(floats)
 
 
 Case = tuple[Any, dict[str, np.ndarray], torch.Tensor]

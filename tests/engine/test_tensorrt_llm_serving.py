@@ -7,10 +7,9 @@ prove is everything around the engine.
 from __future__ import annotations
 
 import asyncio
-import shutil
 import zlib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 
 import grpc.aio
 import pytest
@@ -20,26 +19,28 @@ import torch
 from deploy.triton.local_server import TritonServer, TritonSetupError
 from engine_client import (
     EngineFailed,
+    EngineMismatch,
     EngineRejected,
     EngineRequest,
     EngineUnavailable,
+    Fingerprint,
     FinishReason,
     SamplingParameters,
     TritonEngine,
+    load_profile,
 )
 from tests.engine.servers import PATIENCE_SECONDS, answer, eventually, outcome_count
 from tests.engine.tensorrt_llm_model import (
     FOLDER,
     PARAMETERS,
-    STAND_IN,
     Tensors,
-    contract,
     image_tensors,
     mixed_tensors,
+    rows,
     settings,
     text_tensors,
-    write_checkpoint,
 )
+from tests.engine.tensorrt_llm_server import serving_stand_in
 
 MODEL = FOLDER.name
 MAX_IN_FLIGHT = 3
@@ -72,12 +73,13 @@ def test_the_configuration_has_every_parameter_that_is_read() -> None:
     text = (FOLDER / "config.pbtxt").read_text()
     written = dict(line.split('key: "')[1].split('"', 1) for line in text.splitlines() if 'key: "' in line)
     values = {name: rest.split('string_value: "')[1].rpartition('"')[0] for name, rest in written.items()}
-    assert set(values) == set(PARAMETERS)
+    assert {name for name in values if not name.startswith("fingerprint.")} == set(PARAMETERS)
     assert settings.EngineSettings.from_parameters(values, {"VLM_CHECKPOINT": "there"}).pixel_device == "cuda:0"
 
 
-def test_both_models_check_prompts_by_the_same_file() -> None:
-    assert (FOLDER / "1/contract.py").resolve() == FOLDER.with_name("vlm_transformers").resolve() / "1/contract.py"
+def test_both_models_share_what_is_the_same_for_every_engine() -> None:
+    shared = (FOLDER.parents[1] / "prompts").resolve()
+    assert {(FOLDER.with_name(model) / "1/prompts").resolve() for model in (MODEL, "vlm_transformers")} == {shared}
 
 
 # -- with the stand-in -------------------------------------------------------------------------------------------------
@@ -86,24 +88,7 @@ def test_both_models_check_prompts_by_the_same_file() -> None:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """For the tests that leave it as it was."""
-    with serving_stand_in(tmp_path_factory) as running:
-        yield running
-
-
-@contextmanager
-def serving_stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """The deployed model, but for two parameters, and the stand-in where it looks for TensorRT-LLM."""
-    folder = tmp_path_factory.mktemp("models")
-    shutil.copytree(FOLDER, folder / MODEL)
-    shutil.copytree(STAND_IN, folder / MODEL, dirs_exist_ok=True)  # a model's folder is on its Python's path
-    config = folder / MODEL / "config.pbtxt"
-    changed = config.read_text()
-    for old, new in (('"cuda:0"', '"cpu"'), ('"64"', f'"{MAX_IN_FLIGHT}"')):
-        assert changed.count(old) == 1
-        changed = changed.replace(old, new)
-    config.write_text(changed)
-    checkpoint = write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
-    with TritonServer([MODEL], repository=folder, environment={"VLM_CHECKPOINT": str(checkpoint)}) as running:
+    with serving_stand_in(tmp_path_factory, max_in_flight=str(MAX_IN_FLIGHT)) as running:
         yield running
 
 
@@ -127,6 +112,22 @@ async def test_tokens_are_streamed_and_the_last_has_the_reason(client: TritonEng
     assert [step.finish_reason for step in steps] == [None, None, None, FinishReason.LENGTH]
 
 
+async def test_it_takes_the_engine_contract_as_it_is(server: TritonServer) -> None:
+    profile, fingerprint = (
+        load_profile("vlm_transformers"),
+        Fingerprint({"contract_version": "1", "family": "qwen3-vl"}),
+    )
+    async with TritonEngine(server.grpc_address, MODEL, profile=profile, fingerprint=fingerprint) as engine:
+        await engine.check_ready()
+        assert await answer(engine, asked(mixed_tensors(COUNT_UP))) == [0, 1, 2, 3]
+
+
+async def test_it_is_not_asked_by_those_who_speak_another_contract(server: TritonServer) -> None:
+    async with TritonEngine(server.grpc_address, MODEL, fingerprint=Fingerprint({"contract_version": "2"})) as engine:
+        with pytest.raises(EngineMismatch, match="contract_version of the engine is 1, of this side 2"):
+            await answer(engine, asked(text_tensors(COUNT_UP)))
+
+
 async def test_a_stop_token_is_the_last(client: TritonEngine) -> None:
     sampling = SamplingParameters(max_tokens=4, stop_token_ids=(40, 41))
     steps = [step async for step in client.generate(asked(text_tensors(END_ID), sampling))]
@@ -136,7 +137,7 @@ async def test_a_stop_token_is_the_last(client: TritonEngine) -> None:
 
 async def test_pixels_arrive_normalized_in_the_models_dtype(client: TritonEngine) -> None:
     tensors = image_tensors(CHECKSUM)
-    floats = contract.normalize_patches(
+    floats = rows.normalize_patches(
         torch.from_numpy(tensors["pixel_patches"]), tensors["pixel_mean"], tensors["pixel_std"]
     )
     expected = zlib.crc32(floats.to(torch.bfloat16).float().numpy().tobytes()) & 0x7FFFFFFF
@@ -160,7 +161,7 @@ async def test_a_prompt_too_many_is_refused_as_unavailable(server: TritonServer,
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    with pytest.raises(EngineUnavailable, match="too many prompts are in flight"):
+    with pytest.raises(EngineUnavailable, match="too many prompts are here already; 3 may be"):
         done.pop().result()
     await eventually(lambda: outcomes(server, "cancelled") == [before + MAX_IN_FLIGHT])
     assert await answer(client, asked(text_tensors(COUNT_UP))) == [0, 1, 2, 3]

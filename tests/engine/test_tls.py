@@ -137,6 +137,12 @@ async def test_a_token_from_a_file_goes_along_with_every_call(guarded_triton: Tr
         assert await answer(engine, REQUEST) == [0, 1, 2]
 
 
+async def test_what_a_caller_sends_along_with_a_prompt_reaches_the_engine(guarded_triton: TritonServer) -> None:
+    async with TritonEngine(guarded_triton.grpc_address, "scripted") as engine:
+        steps = [step async for step in engine.generate(REQUEST, metadata=((SECRET_NAME, SECRET),))]
+        assert [token_id for step in steps for token_id in step.token_ids] == [0, 1, 2]
+
+
 async def test_without_the_token_the_engine_is_unavailable(guarded_triton: TritonServer) -> None:
     async with TritonEngine(guarded_triton.grpc_address, "scripted") as engine:
         with pytest.raises(EngineUnavailable, match="restricted"):

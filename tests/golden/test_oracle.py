@@ -23,7 +23,7 @@ from preprocessor.models.family import Family, Model
 from preprocessor.models.qwen2_vl import fit_video as fit_qwen2_video
 from preprocessor.models.qwen3_vl import fit_video as fit_qwen3_video
 from preprocessor.models.registry import FAMILIES
-from preprocessor.types import PixelForm, Sampling
+from preprocessor.types.asked import PixelForm, Sampling
 from preprocessor.vision.geometry import fit_image, fit_video
 from preprocessor.vision.patches import normalization_table
 from preprocessor.vision.spec import PixelSpec, VideoSpec

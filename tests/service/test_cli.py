@@ -19,7 +19,16 @@ from safetensors.numpy import load_file
 from preprocessor import pipeline
 from preprocessor.cli.serve import event_loop_runner
 from preprocessor.models.family import Model
-from preprocessor.types import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, Sampling, TextPart
+from preprocessor.types.asked import (
+    ChatPrompt,
+    Media,
+    MediaPart,
+    Message,
+    Modality,
+    PreparationRequest,
+    Sampling,
+    TextPart,
+)
 from tests.media import moving_shapes_clip, photo
 
 COMMAND = (sys.executable, "-m", "preprocessor")

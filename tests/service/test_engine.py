@@ -18,7 +18,7 @@ from preprocessor.config import EngineSettings, SettingError
 from preprocessor.models.family import Model
 from preprocessor.service.engine import connect_engine
 from preprocessor.service.reading import read_spec
-from preprocessor.types import PixelForm
+from preprocessor.types.asked import PixelForm
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip
 from tests.service.conftest import chat, serving, video

@@ -8,7 +8,8 @@ import pytest
 from preprocessor import pipeline
 from preprocessor.models.family import Model
 from preprocessor.service.reading import read_spec
-from preprocessor.types import PixelForm, Prepared
+from preprocessor.types.asked import PixelForm
+from preprocessor.types.made import Prepared
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import damaged, keyframe_packets, moving_shapes_clip, photo, truncated_clip
 from tests.service.conftest import Caller, chat, image, serving, video

@@ -14,18 +14,9 @@ from preprocessor.models import qwen2_5_vl, qwen2_vl, qwen3_vl
 from preprocessor.models.family import Family, Model
 from preprocessor.models.registry import FAMILIES
 from preprocessor.pipeline import plan, prepare
-from preprocessor.types import (
-    ExpandedPrompt,
-    FrameChoice,
-    Grid,
-    ItemPlan,
-    Media,
-    Modality,
-    PreparationRequest,
-    Sampling,
-    SamplingBasis,
-    TextPrompt,
-)
+from preprocessor.types.asked import Media, Modality, PreparationRequest, Sampling, SamplingBasis, TextPrompt
+from preprocessor.types.found import FrameChoice
+from preprocessor.types.planned import ExpandedPrompt, Grid, ItemPlan
 from preprocessor.vision.spec import PixelSpec, VideoSpec
 from tests.media import moving_shapes_clip, photo
 

@@ -14,7 +14,7 @@ from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded, PreprocessorError, UnsupportedMedia
 from preprocessor.models.family import Model
 from preprocessor.pipeline import allocate_pixels, plan, prepare, write_pixels
-from preprocessor.types import (
+from preprocessor.types.asked import (
     ChatPrompt,
     Media,
     MediaPart,

@@ -13,19 +13,19 @@ from preprocessor.models.family import Model
 from preprocessor.pipeline import plan
 from preprocessor.text.prompt import Replacement, expand_text, expand_token_ids, match_media, render_chat
 from preprocessor.text.tokenizer import encode
-from preprocessor.types import (
+from preprocessor.types.asked import (
     ChatPrompt,
     Media,
     MediaPart,
     Message,
     Modality,
-    Plan,
     PreparationRequest,
     Sampling,
     TextPart,
     TextPrompt,
     TokenPrompt,
 )
+from preprocessor.types.planned import Plan
 from tests.media import moving_shapes_clip, photo
 
 IMAGE, VIDEO = Modality.IMAGE, Modality.VIDEO

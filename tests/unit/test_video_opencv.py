@@ -12,7 +12,7 @@ from preprocessor.config import Limits
 from preprocessor.errors import PreprocessorError, UnsupportedMedia
 from preprocessor.media import opencv
 from preprocessor.media.video import decode_frames, probe_video
-from preprocessor.types import OnDamage
+from preprocessor.types.asked import OnDamage
 from tests.media import damaged, decoded_frames, keyframe_packets, moving_shapes_clip, truncated_clip
 
 LIMITS = Limits()

@@ -10,7 +10,7 @@ import pytest
 from preprocessor import pipeline
 from preprocessor.config import Limits
 from preprocessor.models.family import Model
-from preprocessor.types import (
+from preprocessor.types.asked import (
     ChatPrompt,
     Media,
     MediaPart,
@@ -18,10 +18,10 @@ from preprocessor.types import (
     Modality,
     OnDamage,
     PixelForm,
-    Plan,
     PreparationRequest,
     Sampling,
 )
+from preprocessor.types.planned import Plan
 from preprocessor.workload import cut, estimate
 from tests.media import moving_shapes_clip, photo
 

@@ -16,7 +16,8 @@ from preprocessor.media.audio import extract_audio
 from preprocessor.media.image import decode_image, probe_image
 from preprocessor.media.sampling import choose_frames, count_for_fps, spread_evenly
 from preprocessor.media.video import decode_frames, probe_video
-from preprocessor.types import ClipInfo, FrameChoice, ImageInfo, Media, Modality, SamplingBasis
+from preprocessor.types.asked import Media, Modality, SamplingBasis
+from preprocessor.types.found import ClipInfo, FrameChoice, ImageInfo
 
 ChooseFrames = Callable[[ClipInfo, Media], FrameChoice]
 

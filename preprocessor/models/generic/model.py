@@ -30,7 +30,7 @@ from transformers.utils import import_utils
 from preprocessor.errors import ModelNotFound
 from preprocessor.models.fingerprint import digest_files, library_versions
 from preprocessor.text.tokenizer import read_stop_token_ids
-from preprocessor.types import Modality
+from preprocessor.types.asked import Modality
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -41,16 +41,8 @@ from preprocessor.models.generic.model import GenericModel, part_of
 from preprocessor.models.generic.prompt import render
 from preprocessor.models.generic.tensors import TEXT_TENSORS, ragged, to_tensors
 from preprocessor.timing import Timings
-from preprocessor.types import (
-    ClipInfo,
-    FrameChoice,
-    ImageInfo,
-    Media,
-    Modality,
-    PixelForm,
-    PreparationRequest,
-    SoundInfo,
-)
+from preprocessor.types.asked import Media, Modality, PixelForm, PreparationRequest
+from preprocessor.types.found import ClipInfo, FrameChoice, ImageInfo, SoundInfo
 
 _LOCK_POLL_SECONDS = 0.05  # how soon a request that waits for the processor notices that its caller has left
 _MESSAGE_LENGTH = 500  # of transformers' own words in an error

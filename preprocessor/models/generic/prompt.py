@@ -8,14 +8,7 @@ from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest
 from preprocessor.models.generic.model import GenericModel
 from preprocessor.text.prompt import Placeholders, check_length, match_media, order_chat_media, render_chat
-from preprocessor.types import (
-    ChatPrompt,
-    Media,
-    Modality,
-    PreparationRequest,
-    TextPrompt,
-    TokenPrompt,
-)
+from preprocessor.types.asked import ChatPrompt, Media, Modality, PreparationRequest, TextPrompt, TokenPrompt
 
 # `{% for part in message['content'] %}`, whatever the names; not a condition behind the loop's `if`.
 _LOOP_OVER_CONTENT = re.compile(r"\{%[-+]?\s*for\s+\w+\s+in\s+(?:(?!\bif\b|%\}).)*\bcontent\b")

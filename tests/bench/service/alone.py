@@ -10,16 +10,16 @@ from functools import cache
 from multiprocessing import get_context
 from typing import Self
 
-import cv2
 import psutil
-import torch
 
 from preprocessor import pipeline
 from preprocessor.config import Limits
+from preprocessor.machine import use_one_thread
 from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
 from preprocessor.timing import Timings
-from preprocessor.types import Plan, PreparationRequest
+from preprocessor.types.asked import PreparationRequest
+from preprocessor.types.planned import Plan
 from preprocessor.workers.claim import Claim
 from preprocessor.workers.pool import PoolSettings, WorkerPool
 from tests.bench.service import checksum
@@ -93,8 +93,7 @@ class PoolAlone:
 
 @cache
 def _model() -> Model:
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    use_one_thread()
     model = load_model("qwen3-vl")
     assert isinstance(model, Model)
     return model

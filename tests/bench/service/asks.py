@@ -12,7 +12,7 @@ from preprocessor.errors import PreprocessorError
 from preprocessor.models.family import Model
 from preprocessor.service.reading import read_spec
 from preprocessor.service.tensors import MAX_CHUNK_BYTES
-from preprocessor.types import PreparationRequest
+from preprocessor.types.asked import PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.bench.service import checksum
 from tests.bench.service.load import Ask

@@ -11,7 +11,7 @@ from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded, UnsupportedMedia
 from preprocessor.models.generic import GenericModel, prepare_generic
 from preprocessor.pipeline import plan
-from preprocessor.types import (
+from preprocessor.types.asked import (
     ChatPrompt,
     Media,
     MediaPart,

@@ -14,12 +14,7 @@ from preprocessor.errors import UnsupportedMedia
 from preprocessor.models.generic import GenericModel, prepare_generic
 from preprocessor.models.generic.media import choose_evenly, metadata_of, probe_media
 from preprocessor.models.generic.tensors import to_tensors
-from preprocessor.types import (
-    PixelForm,
-    PreparationRequest,
-    Sampling,
-    SamplingBasis,
-)
+from preprocessor.types.asked import PixelForm, PreparationRequest, Sampling, SamplingBasis
 from tests.media import photo
 from tests.unit.generic.cases import LIMITS, chat, image, sound, video
 

@@ -14,7 +14,7 @@ from preprocessor import pipeline
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, Overloaded
 from preprocessor.models.family import Model
-from preprocessor.types import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest
+from preprocessor.types.asked import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.channel import Finished, Order, RoomWanted, RowsWritten, dump, load, load_untrusted
 from preprocessor.workers.jobs import PlanJob
@@ -99,7 +99,7 @@ def test_nothing_that_could_be_called_is_taken_from_a_worker(message: object) ->
 
 
 def test_a_name_with_dots_reaches_nothing_behind_a_data_class() -> None:
-    forged = b"\x80\x04\x8c\x12preprocessor.types\x94\x8c\x12Modality.__class__\x94\x93."
+    forged = b"\x80\x04\x8c\x18preprocessor.types.asked\x94\x8c\x12Modality.__class__\x94\x93."
     with pytest.raises(pickle.UnpicklingError, match="not data"):
         load_untrusted(forged)
 

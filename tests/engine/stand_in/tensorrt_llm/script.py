@@ -17,7 +17,11 @@ REFUSED = 7
 LEAVING = 8
 """Submitted to an engine that is shutting down."""
 CHECKSUM = 9
-"""One token made of the pixels that arrived."""
+"""One token made of the pixels that arrived, images before videos."""
+KEYS = 10
+"""In one step, what KV blocks would be keyed by: hashes, then positions and lengths of the items' runs."""
+SAMPLING = 11
+"""In one step: max_tokens, a thousandth of temperature and of top_p, top_k, seed."""
 
 OWN_END_ID = 99
 """What the checkpoint's own configuration would say."""

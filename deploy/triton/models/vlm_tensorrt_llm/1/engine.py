@@ -1,6 +1,7 @@
 """Drives TensorRT-LLM: the only file that touches what `surface.py` found.
 
-    PromptParams ──▶ MultimodalParams ──▶ to_handle ──▶ generate_async ──▶ steps ──▶ emit(token ids, finish reason)
+    Arrival ──▶ Build: params at once, pixels as rows come ──▶ share: MultimodalParams, to_handle
+                                                                  └──▶ generate_async ──▶ steps ──▶ emit(token ids, …)
 
 Kept thin, because it could not be run where it was written (README.md). It does by hand what `LLM._preprocess` does
 after an input processor has made the tensors, in the same order and by TensorRT-LLM's own functions.
@@ -22,17 +23,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from .contract import InvalidPrompt, ModelLayout, Sampling
 from .params import FAMILIES, ItemKeys, PromptParams, build_params, missing_stop_token, sampling_arguments
+from .pixels import Pixels
+from .prompts.arrival import Arrival
+from .prompts.contract import CANCELLED, LENGTH, STOP, ModelLayout, Sampling
+from .prompts.errors import InvalidPrompt, Refused
 from .settings import EngineSettings
 from .surface import KNOWN, Surface, UnsupportedEngine, find_surface
 
-STOP, LENGTH, CANCELLED = "stop", "length", "cancelled"
-CANCEL_POLL_SECONDS = 0.05  # Triton does not call back when a client leaves; it must be asked
+CANCEL_POLL_SECONDS = 0.05  # a flag is looked at; nobody is asked
 ABORT_SECONDS = 10.0  # for the engine to confirm; a step of a long prefill may be under way
 
 
-class EngineGone(RuntimeError):
+class EngineGone(Refused):
     """The engine takes no prompts any more."""
 
 
@@ -72,17 +75,25 @@ def load_engine(settings: EngineSettings) -> Engine:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Build:
+    """A prompt on its way: all but its pixels is checked and laid out."""
+
+    params: PromptParams
+    pixels: Pixels
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SharedPrompt:
     """A prompt ready for `generate`."""
 
     inputs: Any
     """TensorRT-LLM's `PreprocessedInputs`."""
-    params: PromptParams
+    data: dict[str, Any]
     """Owns the tensors that `inputs` only lends: it must live until the answer has ended."""
 
 
 class Engine:
-    """One loaded checkpoint. `prepare` may run on any thread, `generate` on one event loop."""
+    """One loaded checkpoint. `generate` runs on one event loop; the rest on any thread."""
 
     def __init__(self, llm: Any, surface: Surface, settings: EngineSettings) -> None:
         self._llm = llm
@@ -114,32 +125,57 @@ class Engine:
         """One line for the log."""
         return f"tensorrt_llm {self._surface.version}, {self._processor.config.model_type}, pixels on {self._device}"
 
-    def prepare(self, tensors: Mapping[str, np.ndarray], sampling: Sampling) -> SharedPrompt:
-        """Check one prompt, make its parameters, and put their tensors where the workers find them.
+    def begin(
+        self, tensors: Mapping[str, np.ndarray], owner: object = None, *, is_whole: bool = True
+    ) -> tuple[Arrival, Build]:
+        """Check the message that opens a prompt; see `Arrival` for the arguments.
 
         Raises:
-            InvalidPrompt: see `build_params`; or the prompt is longer than the engine takes.
+            InvalidPrompt: it is no prompt, or one that this engine does not take.
         """
+        arrival = Arrival(tensors, owner, self._layout, self._device, is_whole=is_whole)
         params = build_params(
             tensors,
-            self._layout,
+            arrival.prompt,
             self._family,
-            device=self._device,
-            dtype=self._dtype,
+            self._layout.max_positions,
             reuses_kv_blocks=self._reuses_kv_blocks,
         )
-        length = len(params.prompt_token_ids)
-        if length + sampling.max_tokens > self._layout.max_positions:
-            raise InvalidPrompt(
-                f"input_ids and max_tokens make {length + sampling.max_tokens} positions; "
-                f"the model has {self._layout.max_positions}"
-            )
         # Checked by generate_async too, but after the tensors were shared, and a shared tensor that no worker opens
         # is never freed (shared_tensor.py).
+        length = len(params.prompt_token_ids)
         most = getattr(self._llm.args, "max_num_tokens", None)
         if most and length > most and not getattr(self._llm.args, "enable_chunked_prefill", False):
             raise InvalidPrompt(f"input_ids has {length} tokens; max_num_tokens of this engine is {most}")
-        return SharedPrompt(self._share(params), params)
+        pixels = Pixels(arrival.prompt, arrival.rows, self._layout.feature_count, self._device, self._dtype)
+        return arrival, Build(params, pixels)
+
+    def share(self, build: Build) -> SharedPrompt:
+        """Put the tensors of a whole prompt where the workers find them.
+
+        Does what `LLM._preprocess` does after the input processor (llm.py; registry.py, `input_processor_wrapper`).
+        """
+        params = build.params
+        data = build.pixels.data() | params.multimodal_data
+        if "multimodal_embedding_lengths" in data:
+            self._surface.maybe_compute_mm_embed_cumsum(
+                params.prompt_token_ids, {"multimodal_data": data}, self._processor
+            )
+            describe_items = getattr(self._processor, "get_mm_encoder_item_metadata", None)
+            if self._surface.item_metadata_key and describe_items:
+                metadata = describe_items(params.prompt_token_ids, data)
+                if metadata is not None:
+                    data[self._surface.item_metadata_key] = metadata
+        keys = None
+        if params.keys is not None:
+            values = {f"multimodal_{name}": getattr(params.keys, name) for name in ItemKeys.__slots__}
+            keys = self._surface.MultimodalInput(**values)
+        shared = self._surface.MultimodalParams(
+            multimodal_input=keys, multimodal_data=data, mm_item_order=params.item_order
+        )
+        shared.to_handle("multimodal_data")
+        inputs = self._surface.PreprocessedInputs(prompt_token_ids=params.prompt_token_ids, multimodal_params=shared)
+        return SharedPrompt(inputs, data)
 
     async def generate(
         self,
@@ -152,7 +188,7 @@ class Engine:
         """Stream one answer.
 
         Args:
-            prompt: From `prepare`.
+            prompt: From `share`.
             sampling: The request's.
             emit: Called with new token ids, and on the last call with the finish reason.
             is_cancelled: Asked every `CANCEL_POLL_SECONDS` and before each `emit`.
@@ -187,28 +223,6 @@ class Engine:
     def shutdown(self) -> None:
         """Stop the workers and free the GPU."""
         self._llm.shutdown()
-
-    def _share(self, params: PromptParams) -> Any:
-        """What `LLM._preprocess` does after the input processor (llm.py; registry.py, `input_processor_wrapper`)."""
-        data = dict(params.multimodal_data)
-        if "multimodal_embedding_lengths" in data:
-            self._surface.maybe_compute_mm_embed_cumsum(
-                params.prompt_token_ids, {"multimodal_data": data}, self._processor
-            )
-            describe_items = getattr(self._processor, "get_mm_encoder_item_metadata", None)
-            if self._surface.item_metadata_key and describe_items:
-                metadata = describe_items(params.prompt_token_ids, data)
-                if metadata is not None:
-                    data[self._surface.item_metadata_key] = metadata
-        keys = None
-        if params.keys is not None:
-            values = {f"multimodal_{name}": getattr(params.keys, name) for name in ItemKeys.__slots__}
-            keys = self._surface.MultimodalInput(**values)
-        shared = self._surface.MultimodalParams(
-            multimodal_input=keys, multimodal_data=data, mm_item_order=params.item_order
-        )
-        shared.to_handle("multimodal_data")
-        return self._surface.PreprocessedInputs(prompt_token_ids=params.prompt_token_ids, multimodal_params=shared)
 
     def _submit(self, inputs: Any, parameters: Any) -> Any:
         try:

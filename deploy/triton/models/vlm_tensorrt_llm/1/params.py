@@ -1,11 +1,11 @@
 """The engine contract's tensors, checked and laid out as TensorRT-LLM's own input processors lay them out.
 
 Pure: arrays in, plain data and torch tensors out; no Triton and no TensorRT-LLM, so that every rule here is tested by
-table. What a prompt must be is checked by `contract.py`, which both models share (a link to `vlm_transformers`); here
-is only what TensorRT-LLM wants beside it. The comments name its source by file; README.md says which snapshots of it
-were read.
+table. What a prompt must be is checked by `prompts.contract`, which both models share; here is only what TensorRT-LLM
+wants beside it, but for the pixels, which come later (`pixels`). The comments name its source by file; README.md says
+which snapshots of it were read.
 
-    input_ids, pixel_patches, grid_thw, …   ─▶ contract.check_prompt ─▶ image / video pixels and grids
+    input_ids                               ─▶ prompt_token_ids
     mrope_position_ids, _delta              ─▶ mrope_config
     item_spans                              ─▶ positions, lengths and runs of each item
     item_hash                               ─▶ eight int32 an item: the key under which KV blocks are reused
@@ -20,20 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .contract import (
-    IMAGE,
-    PIXELS,
-    VIDEO,
-    InvalidPrompt,
-    ModelLayout,
-    Prompt,
-    Sampling,
-    check_prompt,
-    normalize_patches,
-)
+from .pixels import NAMES
+from .prompts.contract import Prompt, Sampling
+from .prompts.errors import InvalidPrompt
 
 HASH_BYTES = 32
-MODALITY_NAMES = {IMAGE: "image", VIDEO: "video"}
 TENSORS_OF_THIS_ENGINE = ("item_hash", "mrope_position_ids", "mrope_position_delta")
 
 
@@ -80,7 +71,7 @@ class PromptParams:
     prompt_token_ids: list[int]
     """Placeholders stand as the ids of the vocabulary: Qwen's processors no longer replace them (`_postprocess`)."""
     multimodal_data: dict[str, Any]
-    """`mrope_config` always; `image`, `video` and `multimodal_embedding_lengths` where the prompt has such items."""
+    """`mrope_config` always; `multimodal_embedding_lengths` where the prompt has items. Pixels and grids are not here."""
     item_order: list[dict[str, str | int]] | None
     """`modality` and `index` of each item in prompt order, for a mixed prompt; else None."""
     keys: ItemKeys | None
@@ -88,54 +79,42 @@ class PromptParams:
 
 
 def build_params(
-    tensors: Mapping[str, np.ndarray],
-    layout: ModelLayout,
-    family: Family,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    reuses_kv_blocks: bool,
+    tensors: Mapping[str, np.ndarray], prompt: Prompt, family: Family, max_positions: int, *, reuses_kv_blocks: bool
 ) -> PromptParams:
-    """Make one prompt's parameters.
+    """Make one prompt's parameters, all but its pixels; nothing of `tensors` is referred to afterwards.
 
     Args:
         tensors: By contract name; names that this model does not read are ignored.
-        layout: Of the model that will read them, with the family's `one_span_a_video`.
-        family: Of the same model.
-        device: Where pixels are normalized, and stay; grids and positions are on the CPU.
-        dtype: Of the pixels, the model's own.
+        prompt: What `check_prompt` has made of them, for this family.
+        family: Of the model that will read them.
+        max_positions: Of the same model.
         reuses_kv_blocks: Whether the engine keeps KV blocks across prompts: then items must have hashes.
     Raises:
         InvalidPrompt: a tensor is missing, has the wrong type or shape, or contradicts another.
     Source: modeling_qwen2vl.py, `Qwen2VLInputProcessorBase.call_with_text_prompt`; registry.py,
         `multimodal_hashing_process`.
     """
-    prompt = check_prompt(tensors, layout)
-    token_ids = prompt.input_ids
-    data: dict[str, Any] = {}
-    if prompt.row_count:
-        if PIXELS not in tensors:
-            raise InvalidPrompt(f"{PIXELS} is missing")
-        data |= _pixels(prompt, tensors[PIXELS], device, dtype)
-    has_items = bool(data)
-    if len(data) > 1 and not family.mixes_modalities:
+    token_ids: list[int] = prompt.input_ids.tolist()
+    item_count = len(prompt.modality)
+    is_mixed = len(set(prompt.modality)) > 1
+    if is_mixed and not family.mixes_modalities:
         raise InvalidPrompt(
             "the prompt has images and videos; TensorRT-LLM is known to keep their order for Qwen3-VL alone. "
             "Send one kind a prompt"
         )
-    data["mrope_config"] = _mrope_config(tensors, len(token_ids), layout.max_positions, is_required=has_items)
-    if not has_items:
-        return PromptParams(token_ids.tolist(), data, None, None)
+    positions = _mrope_config(tensors, len(token_ids), max_positions, is_required=item_count > 0)
+    if not item_count:
+        return PromptParams(token_ids, {"mrope_config": positions}, None, None)
 
-    modality = tensors["item_modality"].tolist()
-    hashes = _item_hashes(tensors, len(modality), is_required=reuses_kv_blocks)
-    keys = _item_keys(tensors["item_spans"], len(modality), hashes)
-    # Embedding rows an item, which the encoder's output is split by; a Qwen item has no token without a row.
-    data["multimodal_embedding_lengths"] = list(keys.lengths)
-    is_mixed = len(set(modality)) > 1
-    return PromptParams(
-        token_ids.tolist(), data, _item_order(modality) if is_mixed else None, keys if hashes is not None else None
-    )
+    hashes = _item_hashes(tensors, item_count, is_required=reuses_kv_blocks)
+    keys = _item_keys(tensors["item_spans"], item_count, hashes)
+    data = {
+        "mrope_config": positions,
+        # Embedding rows an item, which the encoder's output is split by; a Qwen item has no token without a row.
+        "multimodal_embedding_lengths": list(keys.lengths),
+    }
+    order = _item_order(prompt.modality) if is_mixed else None
+    return PromptParams(token_ids, data, order, None if hashes is None else keys)
 
 
 def sampling_arguments(sampling: Sampling) -> dict[str, Any]:
@@ -180,24 +159,6 @@ def missing_stop_token(
         return []
     ended_by = stop_reason if isinstance(stop_reason, int) else end_id
     return [] if ended_by is None or ended_by < 0 else [ended_by]
-
-
-def _pixels(prompt: Prompt, patches: np.ndarray, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Pixels and grids of each modality that occurs; patches are moved as uint8 and normalized on `device`."""
-    assert prompt.mean is not None and prompt.std is not None, "a prompt with rows has both"
-    rows = torch.from_numpy(patches).split(prompt.grids.prod(axis=1).tolist())
-    data: dict[str, Any] = {}
-    for kind, pixel_name, grid_name in (
-        (IMAGE, "pixel_values", "image_grid_thw"),
-        (VIDEO, "pixel_values_videos", "video_grid_thw"),
-    ):
-        chosen = [index for index, item_kind in enumerate(prompt.modality) if item_kind == kind]
-        if chosen:
-            # One modality alone, the usual prompt, takes the rows as they lie; only a mixed prompt copies, and uint8.
-            own = torch.from_numpy(patches) if len(chosen) == len(rows) else torch.cat([rows[i] for i in chosen])
-            pixels = normalize_patches(own.to(device), prompt.mean, prompt.std).to(dtype)
-            data[MODALITY_NAMES[kind]] = {pixel_name: pixels, grid_name: torch.from_numpy(prompt.grids[chosen])}
-    return data
 
 
 def _mrope_config(
@@ -271,10 +232,10 @@ def _item_keys(spans: np.ndarray, item_count: int, hashes: list[list[int]] | Non
 
 
 def _item_order(modality: Sequence[int]) -> list[dict[str, str | int]]:
-    counts = dict.fromkeys(MODALITY_NAMES.values(), 0)
+    counts = dict.fromkeys((name for name, _, _ in NAMES.values()), 0)
     order: list[dict[str, str | int]] = []
     for kind in modality:
-        name = MODALITY_NAMES[kind]
+        name, _, _ = NAMES[kind]
         order.append({"modality": name, "index": counts[name]})
         counts[name] += 1
     return order

@@ -29,6 +29,7 @@ class EngineSettings:
     kv_cache_dtype: str
     kv_cache_reuse: bool
     max_in_flight: int
+    max_row_wait_seconds: float
     drain_seconds: float
     accept_other_versions: bool
     llm_arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -58,6 +59,7 @@ class EngineSettings:
             kv_cache_dtype=read.text("kv_cache_dtype"),
             kv_cache_reuse=read.flag("kv_cache_reuse"),
             max_in_flight=read.value("max_in_flight", int, lambda count: count >= 1, "1 or more"),
+            max_row_wait_seconds=read.value("max_row_wait_seconds", float, lambda time: 0 < time < 3600, "0 to 3600"),
             drain_seconds=read.value("drain_seconds", float, lambda time: 0 <= time < 3600, "0 to 3600"),
             accept_other_versions=read.flag("accept_other_versions"),
             llm_arguments=read.value("llm_arguments", _json_object, _names_none_of_ours, _LLM_ARGUMENTS_RULE),

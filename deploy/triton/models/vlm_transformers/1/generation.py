@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     GenerationConfig,
@@ -22,9 +23,26 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from .contract import Sampling
+from .prompts.contract import CANCELLED, IMAGE, LENGTH, STOP, VIDEO, Prompt, Sampling
 
-STOP, LENGTH, CANCELLED = "stop", "length", "cancelled"
+
+def build_model_inputs(prompt: Prompt, device: torch.device) -> dict[str, torch.Tensor]:
+    """Make the keyword arguments of `generate` for one prompt, all but its pixels.
+
+    Returns:
+        `input_ids`, `attention_mask` int64 [1, L]; with vision also `mm_token_type_ids` int32 [1, L], and for each
+        modality that occurs `image_grid_thw` or `video_grid_thw` int64 [M', 3].
+    """
+    input_ids = torch.from_numpy(prompt.input_ids.astype(np.int64))[None].to(device)
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    if not prompt.modality:
+        return inputs
+    inputs["mm_token_type_ids"] = torch.from_numpy(prompt.token_types)[None].to(device)
+    for kind, name in ((IMAGE, "image_grid_thw"), (VIDEO, "video_grid_thw")):
+        chosen = [index for index, item_kind in enumerate(prompt.modality) if item_kind == kind]
+        if chosen:
+            inputs[name] = torch.from_numpy(prompt.grids[chosen]).to(device)
+    return inputs
 
 
 def generate_tokens(

@@ -6,15 +6,15 @@ another height adds up its terms: equal numbers on paper, the last bits of a flo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
-from .contract import IMAGE, VIDEO, Prompt, normalize_patches
-from .rows import Run
+from .prompts.contract import IMAGE, VIDEO, Prompt
+from .prompts.rows import RowBuffer, normalize_patches
+from .steps import Run, StepPlan
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +27,52 @@ class Features:
     """[T, hidden] for each layer of the language model that gets features of its own."""
 
 
-def encode_run(model: Any, rows: torch.Tensor, run: Run, prompt: Prompt) -> Features:
+class VisionEncoding:
+    """The features of one prompt, made as its rows come.
+
+    Args:
+        model: From `load_model`.
+        prompt: Whose rows they are.
+        rows: Those that have come.
+    """
+
+    def __init__(self, model: Any, prompt: Prompt, rows: RowBuffer) -> None:
+        self._model = model
+        self._prompt = prompt
+        self._rows = rows
+        self._plan = StepPlan(prompt.grids)
+        self._encoded_row_count = 0
+        self._features: list[Features] = []
+
+    def take_rows(self) -> None:
+        """Encode the whole temporal steps that have come since the last call."""
+        run = self._plan.run(self._encoded_row_count, self._rows.row_count)
+        if run is not None:
+            rows = self._rows.between(run.start, run.stop)
+            self._features.append(_encode_run(self._model, rows, run, self._prompt))
+            self._encoded_row_count = run.stop
+
+    def take_outputs(self) -> dict[str, BaseModelOutputWithDeepstackFeatures]:
+        """Deal the features out by modality, as `generate` takes them in `mm_encoder_outputs`; then they are gone here."""
+        runs, self._features = self._features, []
+        if not runs:
+            return {}
+        embeddings = torch.cat([run.embeddings for run in runs])
+        deepstack = [torch.cat(layers) for layers in zip(*(run.deepstack for run in runs), strict=True)]
+        # Placeholders stand in the order of the items, one a merged patch: `contract` has checked it.
+        types = self._prompt.token_types
+        kinds = torch.from_numpy(types[types != 0]).to(embeddings.device)
+        return {
+            name: BaseModelOutputWithDeepstackFeatures(
+                pooler_output=[embeddings[kinds == kind]],
+                deepstack_features=[[layer[kinds == kind]] for layer in deepstack],
+            )
+            for kind, name in ((IMAGE, "image"), (VIDEO, "video"))
+            if kind in self._prompt.modality
+        }
+
+
+def _encode_run(model: Any, rows: torch.Tensor, run: Run, prompt: Prompt) -> Features:
     """Run the vision encoder over `rows`, which are those of `run`; uint8 [P, F], on the model's device."""
     grids = torch.tensor(run.grids, dtype=torch.int64, device=rows.device)
     with torch.inference_mode():
@@ -36,26 +81,3 @@ def encode_run(model: Any, rows: torch.Tensor, run: Run, prompt: Prompt) -> Feat
         output = model.get_image_features(pixels, grids, return_dict=True)
         deepstack = tuple(torch.cat(features) for features in output.deepstack_features)
         return Features(torch.cat(output.pooler_output), deepstack)
-
-
-def encoder_outputs(prompt: Prompt, runs: Sequence[Features]) -> dict[str, BaseModelOutputWithDeepstackFeatures]:
-    """Deal the features out by modality, as `generate` takes them in `mm_encoder_outputs`.
-
-    Args:
-        prompt: Says which modality each merged patch has.
-        runs: All of the prompt's, in order.
-    """
-    if not runs:
-        return {}
-    embeddings = torch.cat([run.embeddings for run in runs])
-    deepstack = [torch.cat(layers) for layers in zip(*(run.deepstack for run in runs), strict=True)]
-    # Placeholders stand in the order of the items, one a merged patch: `contract` has checked it.
-    kinds = torch.from_numpy(prompt.token_types[prompt.token_types != 0]).to(embeddings.device)
-    return {
-        name: BaseModelOutputWithDeepstackFeatures(
-            pooler_output=[embeddings[kinds == kind]],
-            deepstack_features=[[layer[kinds == kind]] for layer in deepstack],
-        )
-        for kind, name in ((IMAGE, "image"), (VIDEO, "video"))
-        if kind in prompt.modality
-    }

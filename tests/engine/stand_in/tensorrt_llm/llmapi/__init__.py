@@ -1,3 +1,11 @@
+from dataclasses import dataclass
+
+
+@dataclass(kw_only=True)
 class KvCacheConfig:
-    def __init__(self, **arguments):
-        self.arguments = arguments
+    """The real one forbids other names too."""
+
+    enable_block_reuse: bool = True
+    max_tokens: int | None = None
+    free_gpu_memory_fraction: float = 0.9
+    dtype: str = "auto"

@@ -12,6 +12,15 @@ from tensorrt_llm import script
 from tensorrt_llm.executor.utils import RequestError
 
 PACE_SECONDS = 0.001
+FURTHER_ARGUMENTS = {
+    "kv_cache_config",
+    "max_batch_size",
+    "max_num_tokens",
+    "max_seq_len",
+    "enable_chunked_prefill",
+    "encoder_max_num_tokens",
+}
+"""Of `LLM`'s many, those that this model or its README names."""
 
 
 @dataclass
@@ -23,6 +32,8 @@ class PreprocessedInputs:
 
 @dataclass
 class CompletionOutput:
+    index: int = 0
+    text: str = ""
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: Any = None
@@ -49,17 +60,34 @@ class LLM:
     made: ClassVar[list[Any]] = []
     processor_type = InputProcessor
 
-    def __init__(self, model, **arguments):
+    def __init__(
+        self,
+        model,
+        tokenizer=None,
+        tokenizer_mode="auto",
+        skip_tokenizer_init=False,
+        trust_remote_code=False,
+        tensor_parallel_size=1,
+        dtype="auto",
+        revision=None,
+        tokenizer_revision=None,
+        **kwargs,
+    ):
+        unknown = kwargs.keys() - FURTHER_ARGUMENTS
+        if unknown:
+            raise ValueError(f"Extra inputs are not permitted: {sorted(unknown)}")
         text = (Path(model) / "config.json").read_text()
         self.input_processor = self.processor_type(json.loads(text, object_hook=lambda item: SimpleNamespace(**item)))
-        self.arguments = {"model": model, **arguments}
+        self.arguments = {"model": model, "tensor_parallel_size": tensor_parallel_size, "dtype": dtype, **kwargs}
         self.args = SimpleNamespace(max_num_tokens=8192, max_seq_len=None, enable_chunked_prefill=False)
-        vars(self.args).update({name: arguments[name] for name in vars(self.args) if name in arguments})
+        vars(self.args).update({name: kwargs[name] for name in vars(self.args) if name in kwargs})
         self.outputs: list[RequestOutput] = []
         self.is_shut_down = False
         LLM.made.append(self)
 
-    def generate_async(self, inputs, sampling_params=None, streaming=False):
+    def generate_async(
+        self, inputs, sampling_params=None, lora_request=None, prompt_adapter_request=None, streaming=False
+    ):
         asyncio.get_running_loop()  # the real one makes its queue for the loop that it is called on
         assert isinstance(inputs, PreprocessedInputs)
         assert streaming
@@ -72,6 +100,7 @@ class LLM:
             sampling_params.end_id = script.OWN_END_ID
         output = RequestOutput(inputs, sampling_params)
         self.outputs.append(output)
+        print(f"the stand-in takes a prompt of {len(inputs.prompt_token_ids)} tokens", flush=True)
         return output
 
     def shutdown(self):
@@ -105,8 +134,8 @@ class RequestOutput:
         if self.is_aborted:
             return self._finish("cancelled")
         count = len(answer.token_ids)
-        if course == script.CHECKSUM:
-            answer.token_ids.append(_checksum(self.inputs.multimodal_params.multimodal_data))
+        if course in _TOLD_AT_ONCE:
+            answer.token_ids += _TOLD_AT_ONCE[course](self)
             return self._finish("length")
         if course != script.COUNT_UP and count == 2:
             return self._end(course)
@@ -132,9 +161,22 @@ class RequestOutput:
         return self
 
 
-def _checksum(data):
+def _checksum(output):
+    data = output.inputs.multimodal_params.multimodal_data
     pixels = [data[kind][name].tensor for kind, name in _PIXELS if kind in data]
-    return zlib.crc32(torch.cat(pixels).float().numpy().tobytes()) & 0x7FFFFFFF
+    return [zlib.crc32(torch.cat(pixels).float().numpy().tobytes()) & 0x7FFFFFFF]
+
+
+def _keys(output):
+    keys = output.inputs.multimodal_params.multimodal_input
+    hashes = [number for digest in keys.multimodal_hashes for number in digest]
+    return [*hashes, *keys.multimodal_run_positions, *keys.multimodal_run_lengths]
+
+
+def _sampling(output):
+    given = output.sampling
+    return [given.max_tokens, round(1000 * given.temperature), round(1000 * given.top_p), given.top_k, given.seed]
 
 
 _PIXELS = (("image", "pixel_values"), ("video", "pixel_values_videos"))
+_TOLD_AT_ONCE = {script.CHECKSUM: _checksum, script.KEYS: _keys, script.SAMPLING: _sampling}

@@ -1,6 +1,6 @@
-"""The engine contract's tensors, checked, and what of them transformers' `generate` takes.
+"""The engine contract's tensors, checked.
 
-Pure: arrays in, tensors out; no Triton and no transformers, so that every rule here is tested by table. What must hold
+Pure: arrays in, arrays out; no Triton and no engine, so that every rule here is tested by table. What must hold
 for a prompt is checked here, once, before the model sees any of it: on a GPU a token id beyond the vocabulary does not
 raise an exception that a request could survive, it ends the process's CUDA context.
 """
@@ -13,11 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
+
+from .errors import InvalidPrompt
 
 IMAGE, VIDEO = 1, 2  # item_modality; transformers 5.23 uses the same numbers in mm_token_type_ids
 CHANNEL_COUNT = 3
 PIXELS = "pixel_patches"
+FIRST_ROW = "first_row"
+SAMPLING_TENSORS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop_token_ids")
+STOP, LENGTH = "stop", "length"  # finish_reason
+CANCELLED = "cancelled"  # no finish reason: nobody is left to read it
 VISION_TENSORS: Mapping[str, tuple[type[np.generic], tuple[int | None, ...]]] = {
     PIXELS: (np.uint8, (None, None)),
     "pixel_mean": (np.float32, (CHANNEL_COUNT,)),
@@ -26,10 +31,6 @@ VISION_TENSORS: Mapping[str, tuple[type[np.generic], tuple[int | None, ...]]] = 
     "item_modality": (np.int32, (None,)),
     "item_spans": (np.int32, (None, 3)),
 }
-
-
-class InvalidPrompt(ValueError):
-    """The request's tensors are not a prompt for this model; the text says which, the value, and what would be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class Sampling:
             InvalidPrompt: a value is out of its range, or a tensor does not hold exactly one value.
         """
         values: dict[str, Any] = {}
-        for name in ("max_tokens", "temperature", "top_p", "top_k", "seed"):
+        for name in SAMPLING_TENSORS[:-1]:
             if name in tensors:
                 _require(tensors[name].size == 1, f"{name} holds {tensors[name].size} values; it takes one")
                 values[name] = tensors[name].reshape(-1)[0].item()
@@ -125,7 +126,13 @@ class Prompt:
     @property
     def row_count(self) -> int:
         """Rows of `pixel_patches`."""
-        return int(self.grids.prod(axis=1).sum())
+        return int(self.row_counts.sum())
+
+    @property
+    def row_counts(self) -> np.ndarray:
+        """Rows of each item; int64 [M]."""
+        counts: np.ndarray = self.grids.prod(axis=1)
+        return counts
 
 
 def check_prompt(tensors: Mapping[str, np.ndarray], layout: ModelLayout) -> Prompt:
@@ -172,42 +179,6 @@ def check_rows(rows: np.ndarray, layout: ModelLayout) -> None:
         InvalidPrompt: they have another type or width.
     """
     _checked({PIXELS: rows}, PIXELS, np.uint8, (None, layout.feature_count))
-
-
-def build_model_inputs(prompt: Prompt, device: torch.device) -> dict[str, torch.Tensor]:
-    """Make the keyword arguments of `generate` for one prompt, all but its pixels.
-
-    Returns:
-        `input_ids`, `attention_mask` int64 [1, L]; with vision also `mm_token_type_ids` int32 [1, L], and for each
-        modality that occurs `image_grid_thw` or `video_grid_thw` int64 [M', 3].
-    """
-    input_ids = torch.from_numpy(prompt.input_ids.astype(np.int64))[None].to(device)
-    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-    if not prompt.modality:
-        return inputs
-    inputs["mm_token_type_ids"] = torch.from_numpy(prompt.token_types)[None].to(device)
-    for kind, name in ((IMAGE, "image_grid_thw"), (VIDEO, "video_grid_thw")):
-        chosen = [index for index, item_kind in enumerate(prompt.modality) if item_kind == kind]
-        if chosen:
-            inputs[name] = torch.from_numpy(prompt.grids[chosen]).to(device)
-    return inputs
-
-
-def normalize_patches(patches: torch.Tensor, mean: np.ndarray, std: np.ndarray) -> torch.Tensor:
-    """Turn uint8 patches into the float32 values that Hugging Face's fast processors make, bit for bit.
-
-    Args:
-        patches: uint8 [P, F], channel first in a row.
-        mean, std: float32 [3], of values from 0 to 1.
-    Returns:
-        float32 [P, F] on the same device.
-    Source: transformers 5.23 `rescale_and_normalize`: the 1/255 is folded into mean and std, and not applied to pixels.
-    """
-    shift = torch.tensor(mean, device=patches.device)[:, None] * 255.0
-    scale = torch.tensor(std, device=patches.device)[:, None] * 255.0
-    pixels = patches.to(torch.float32)
-    pixels.view(len(pixels), CHANNEL_COUNT, -1).sub_(shift).div_(scale)
-    return pixels
 
 
 def _require(holds: bool | np.bool_, otherwise: str) -> None:

@@ -1,51 +1,15 @@
-"""The rows of one prompt's `pixel_patches`, whole or as they come, and which of them the vision encoder can take.
+"""The rows of one prompt's `pixel_patches`, whole or as they come, and the floats that they stand for.
 
-Pure, like `contract`: arrays in, tensors out. Rows come in order, so what has come is always a prefix; the encoder takes
-whole temporal steps of it, because its attention never looks beyond one (transformers 5.23, Qwen3-VL: the sequence
-lengths are those of single steps).
+Pure, like `contract`: arrays in, tensors out. Rows come in order, so what has come is always a prefix.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
-from .contract import InvalidPrompt, ModelLayout, Prompt, check_rows
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Whole temporal steps that lie one after another: rows `start` to `stop`."""
-
-    start: int
-    stop: int
-    grids: tuple[tuple[int, int, int], ...]
-    """t, h, w of each item in the run; t is how many of its steps are."""
-
-
-class StepPlan:
-    """Where the temporal steps of a prompt begin and end, in rows."""
-
-    def __init__(self, grids: np.ndarray) -> None:
-        """`grids` is int64 [M, 3], the items' t, h, w."""
-        self._steps = [(item, int(h), int(w)) for item, (t, h, w) in enumerate(grids.tolist()) for _ in range(t)]
-        self._ends = np.cumsum([h * w for _, h, w in self._steps], dtype=np.int64).tolist()
-
-    def run(self, start: int, row_count: int) -> Run | None:
-        """All whole steps from row `start` on that `row_count` rows hold; None if there are none.
-
-        `start` is where an earlier run stopped, or 0.
-        """
-        first, last = bisect_right(self._ends, start), bisect_right(self._ends, row_count)
-        if first >= last:
-            return None
-        counts: dict[int, list[int]] = {}
-        for item, h, w in self._steps[first:last]:
-            counts.setdefault(item, [0, h, w])[0] += 1
-        return Run(start, self._ends[last - 1], tuple((t, h, w) for t, h, w in counts.values()))
+from .contract import CHANNEL_COUNT, ModelLayout, Prompt, check_rows
+from .errors import InvalidPrompt
 
 
 class RowBuffer:
@@ -74,8 +38,8 @@ class RowBuffer:
         return self._count == self._total
 
     def take_all(self, rows: np.ndarray) -> None:
-        """Take every row at once, as `check_prompt` has checked them; on the CPU without a copy, so they must stay."""
-        self._rows = torch.from_numpy(rows).to(self._device)
+        """Take every row at once, as `check_prompt` has checked them; without a copy, so they must stay."""
+        self._rows = torch.from_numpy(rows)
         self._count = len(rows)
 
     def add(self, first_row: int, rows: np.ndarray) -> None:
@@ -94,10 +58,10 @@ class RowBuffer:
         self._count += len(rows)  # last: another thread may read the rows before it
 
     def between(self, start: int, stop: int) -> torch.Tensor:
-        """Rows that have come; uint8 [stop - start, F] on the device, not a copy."""
+        """Rows that have come; uint8 [stop - start, F] on the device, not a copy where they lie there."""
         if self._rows is None or not 0 <= start <= stop <= self._count:
             raise IndexError(f"rows {start} to {stop} of {self._count} that have come")
-        return self._rows[start:stop]
+        return self._rows[start:stop].to(self._device)
 
     def forget(self) -> None:
         """Let go of the memory; nothing is read after this."""
@@ -109,3 +73,20 @@ class RowBuffer:
             raise InvalidPrompt(f"first_row is {first_row}; {self._count} rows have come, and the next must follow")
         if first_row + len(rows) > self._total:
             raise InvalidPrompt(f"pixel_patches has {first_row + len(rows)} rows; grid_thw needs {self._total}")
+
+
+def normalize_patches(patches: torch.Tensor, mean: np.ndarray, std: np.ndarray) -> torch.Tensor:
+    """Turn uint8 patches into the float32 values that Hugging Face's fast processors make, bit for bit.
+
+    Args:
+        patches: uint8 [P, F], channel first in a row.
+        mean, std: float32 [3], of values from 0 to 1.
+    Returns:
+        float32 [P, F] on the same device.
+    Source: transformers 5.23 `rescale_and_normalize`: the 1/255 is folded into mean and std, and not applied to pixels.
+    """
+    shift = torch.tensor(mean, device=patches.device)[:, None] * 255.0
+    scale = torch.tensor(std, device=patches.device)[:, None] * 255.0
+    pixels = patches.to(torch.float32)
+    pixels.view(len(pixels), CHANNEL_COUNT, -1).sub_(shift).div_(scale)
+    return pixels

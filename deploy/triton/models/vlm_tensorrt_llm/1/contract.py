@@ -1,1 +1,0 @@
-../../vlm_transformers/1/contract.py

@@ -1,0 +1,29 @@
+"""What of a caller's metadata goes on to the engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from engine_client.testing import FakeEngine
+from preprocessor.models.family import Model
+from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.service.conftest import chat, serving
+
+TRACE = ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+STATE = ("tracestate", "vendor=1")
+
+
+async def test_the_trace_goes_on_to_the_engine_and_what_is_the_caller_s_own_does_not(model: Model) -> None:
+    engine = FakeEngine(token_ids=(11,))
+
+    async def messages() -> AsyncIterator[pb.GenerateRequest]:
+        parameters = pb.GenerationParameters(max_tokens=1)
+        yield pb.GenerateRequest(spec=pb.GenerateSpec(prompt=chat("hello"), parameters=parameters))
+
+    async with serving(model, engine) as caller:
+        own = (("authorization", "Bearer of-the-caller"), ("x-request-id", "one"), ("traceparent-bin", b"\x00"))
+        call = caller.stub.Generate(messages(), metadata=(TRACE, STATE, *own), timeout=60)
+        async for _ in call:
+            pass
+    [along] = engine.metadata
+    assert sorted(along) == [TRACE, STATE]
