@@ -15,8 +15,8 @@ from engine_client import (
     Standing,
 )
 from engine_client.testing import FakeEngine
-from tests.engine.servers import eventually
 from tests.engine.several import CALM, broken, by_name, in_order, tokens
+from tests.waiting import eventually
 
 
 async def test_an_endpoint_that_keeps_failing_gets_no_more_requests() -> None:

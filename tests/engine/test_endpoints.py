@@ -28,8 +28,8 @@ from engine_client import (
 )
 from engine_client.client import Metadata
 from engine_client.testing import FakeEngine
-from tests.engine.servers import eventually
 from tests.engine.several import CALM, Ordered, broken, by_name, in_order, request, tokens
+from tests.waiting import eventually
 
 # -- sending again -----------------------------------------------------------------------------------------------------
 

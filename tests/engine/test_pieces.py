@@ -34,14 +34,13 @@ from tests.engine.prompts import PromptBuilder, image_prompt, mixed_prompt, text
 from tests.engine.servers import (
     LONG_ANSWER,
     MODEL_DIRECTORY,
-    PATIENCE_SECONDS,
     SCRIPTED_REPOSITORY,
     answer,
     ask_directly,
-    eventually,
     outcome_count,
     serving,
 )
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 TOKEN_COUNT = 24
 GREEDY = SamplingParameters(max_tokens=TOKEN_COUNT)

@@ -17,10 +17,11 @@ from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
 from preprocessor.service.reading import read_spec
 from preprocessor.v1 import preprocessor_pb2 as pb
-from tests.engine.servers import PATIENCE_SECONDS, ask_directly, eventually, outcome_count, serving
+from tests.engine.servers import ask_directly, outcome_count, serving
 from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import Caller, chat, image, video
 from tests.service.conftest import serving as serving_prompts
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 CLIP = moving_shapes_clip(seconds=2, width=160, height=120)
 PHOTO = photo(333, 222)

@@ -27,7 +27,7 @@ from engine_client import (
     SamplingParameters,
     TritonEngine,
 )
-from tests.engine.servers import PATIENCE_SECONDS, answer, eventually, outcome_count
+from tests.engine.servers import answer, outcome_count
 from tests.engine.tensorrt_llm_model import (
     FOLDER,
     PARAMETERS,
@@ -40,6 +40,7 @@ from tests.engine.tensorrt_llm_model import (
     text_tensors,
     write_checkpoint,
 )
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 MODEL = FOLDER.name
 MAX_IN_FLIGHT = 3
