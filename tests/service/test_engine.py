@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from engine_client import EngineOverloaded, EngineRequest
+from engine_client import EngineOverloaded, EngineRequest, EngineUnavailable
 from engine_client.testing import FakeEngine
 from preprocessor import pipeline
 from preprocessor.client import CallFailed
@@ -22,6 +22,7 @@ from preprocessor.types import PixelForm
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip
 from tests.service.conftest import chat, serving, video
+from tests.waiting import eventually
 
 CLIP = moving_shapes_clip(seconds=1, width=96, height=64)
 
@@ -66,6 +67,28 @@ async def test_the_engine_gets_pixels_in_the_form_that_its_profile_asks_for(
     expected = pipeline.prepare(model, read_spec(spec)[0])
     assert engine.pixels[0].dtype == dtype
     assert engine.pixels[0].tobytes() == expected.tensors[expected.plan.pixels.name].tobytes()
+
+
+class ReadsOn(FakeEngine):
+    """Fails, and may go on reading the request's arrays until `read` is called."""
+
+    async def generate(self, request: EngineRequest, **options: object):  # type: ignore[no-untyped-def, override]
+        assert request.on_released is not None
+        self.read = request.on_released
+        raise EngineUnavailable("the stream broke")
+        yield
+
+
+async def test_memory_that_a_failed_engine_may_still_read_is_kept_from_others_until_it_has(model: Model) -> None:
+    engine = ReadsOn()
+    async with serving(model, engine) as caller:
+        with pytest.raises(CallFailed, match="the stream broke"):
+            await caller.generate(chat(video("clip", CLIP)))
+        pool = caller.server.pool
+        await eventually(lambda: not pool.running_count)
+        assert pool.rows.leased_bytes > 0
+        engine.read()
+        assert pool.used_bytes == 0
 
 
 async def test_an_engine_that_is_full_is_worth_trying_again(model: Model) -> None:
