@@ -24,7 +24,11 @@ class EndpointState:
     success_count: int
     """Whole answers."""
     failure_count: int
-    """Requests that it could not answer, or not to the end; a request that it found wrong is none."""
+    """Requests that it could not answer, or not to the end."""
+    rejected_count: int
+    """Requests that it found wrong."""
+    left_count: int
+    """Requests whose caller left before the end, be it content, or whose time was over."""
     retry_count: int
     """Requests that came here after another endpoint had failed them."""
     ejection_count: int
@@ -40,6 +44,7 @@ class Endpoint:
         self.engine = engine
         self.breaker = breaker
         self.in_flight_count = self.success_count = self.failure_count = self.retry_count = 0
+        self.rejected_count = self.left_count = 0
         self._logged = breaker.standing
 
     @property
@@ -50,6 +55,8 @@ class Endpoint:
             in_flight_count=self.in_flight_count,
             success_count=self.success_count,
             failure_count=self.failure_count,
+            rejected_count=self.rejected_count,
+            left_count=self.left_count,
             retry_count=self.retry_count,
             ejection_count=self.breaker.ejection_count,
             last_error=self.breaker.last_error,

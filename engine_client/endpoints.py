@@ -33,6 +33,7 @@ from engine_client.errors import (
     EngineFailed,
     EngineMismatch,
     EngineOverloaded,
+    EngineRejected,
     EngineUnavailable,
 )
 from engine_client.stream import Release
@@ -177,10 +178,15 @@ class Endpoints:
             endpoint.failure_count += 1
             self._note_failure(endpoint, attempt, error)
             raise
+        except EngineRejected:
+            endpoint.rejected_count += 1
+            raise
         except EngineDeadlineExceeded as error:
+            endpoint.left_count += 1
             breaker.abandoned(attempt, str(error))
             raise
         except (asyncio.CancelledError, GeneratorExit):
+            endpoint.left_count += 1
             breaker.abandoned(attempt, "the caller left without an answer")
             raise
         finally:

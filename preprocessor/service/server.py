@@ -14,11 +14,12 @@ from aiohttp import web
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from engine_client import EngineClient
+from engine_client import Endpoints, EngineClient
 from preprocessor.config import ServeSettings, SettingError, split_address
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.models.registry import load_model
+from preprocessor.service.endpoint_metrics import EndpointMetrics
 from preprocessor.service.engine import arena_in, connect_engine, create_region, engine_form
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
 from preprocessor.service.metrics import Metrics
@@ -81,6 +82,8 @@ class Server:
             self._region = create_region(settings.engine, settings.memory_budget_bytes)
             self.engine = connect_engine(settings.engine, self.model, self._encoding, self._region)
         self.metrics = Metrics()
+        if isinstance(self.engine, Endpoints):
+            self.metrics.registry.register(EndpointMetrics(self.engine.states))
         arena = None if self._region is None else arena_in(self._region, settings.memory_budget_bytes)
         self.pool = WorkerPool(self.model, _pool_settings(settings), self.metrics.count_worker_end, self._zygote, arena)
         await self.pool.start()
