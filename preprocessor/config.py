@@ -101,6 +101,9 @@ class EngineSettings:
         "auto", "how tensors travel: auto, grpc, or shared-memory (an engine on this host)", "NAME", kind=str
     )
     profile: str = setting("", "what the engine wants otherwise: a built-in profile or a TOML file", "FILE", kind=str)
+    max_silence_seconds: float = setting(
+        120.0, "silence of an engine that ends a request: to its first token, and between two", "S", kind=float
+    )
     on_mismatch: str = setting(
         "refuse", "what becomes of an engine that was set up for another model: refuse, or warn", "NAME", kind=str
     )
@@ -115,6 +118,7 @@ class EngineSettings:
             split_address("--engine", address.strip())
         _require_one_of("--engine-transport", self.transport, "auto", "grpc", "shared-memory")
         _require_one_of("--engine-on-mismatch", self.on_mismatch, "refuse", "warn")
+        require_seconds("--engine-max-silence-seconds", self.max_silence_seconds)
         if bool(self.tls_certificate) != bool(self.tls_key):
             option = "--engine-tls-key" if self.tls_certificate else "--engine-tls-certificate"
             raise SettingError(option, "", "both certificate and key, for mutual TLS, or neither")
@@ -181,8 +185,7 @@ class ServeSettings:
             ("--upload-idle-seconds", self.upload_idle_seconds),
             ("--default-timeout-seconds", self.default_timeout_seconds),
         ):
-            if not (math.isfinite(seconds) and seconds > 0):
-                raise SettingError(option, seconds, "a number of seconds above 0")
+            require_seconds(option, seconds)
         _require_one_of("--video-decoder", self.video_decoder, "pyav", "opencv")
         split_address("--address", self.address)
         split_address("--http-address", self.http_address)
@@ -197,6 +200,16 @@ def require_positive_int(option: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise SettingError(option, value, "a whole number of at least 1")
     return value
+
+
+def require_seconds(option: str, seconds: float) -> None:
+    """Return where it is a span of time that a wait may have.
+
+    Raises:
+        SettingError: It is not a number above 0.
+    """
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise SettingError(option, seconds, "a number of seconds above 0")
 
 
 def split_address(option: str, address: str) -> tuple[str, int]:

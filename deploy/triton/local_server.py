@@ -140,6 +140,11 @@ class TritonServer:
         """Process id of the server."""
         return self._running().pid
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the server's process is there."""
+        return self._running().poll() is None
+
     def model_pids(self) -> list[int]:
         """Process ids of the Python models, one an instance."""
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]

@@ -89,6 +89,7 @@ def connect_engine(
         profile=_profile(settings),
         fingerprint=Fingerprint(fingerprint_parts(model), OnMismatch(settings.on_mismatch)),
         executor=executor,
+        max_silence_seconds=settings.max_silence_seconds,
         shared_region=region,
         transport=Transport(settings.transport) if region is not None else Transport.GRPC,
     )

@@ -80,8 +80,12 @@ async def test_an_endpoint_that_is_taken_out_shows_it(model: Model) -> None:
         samples = await caller.samples()
     standings = {key[1:]: value for key, value in samples.items() if key[0] == ENGINE + "standing"}
     assert standings == {
-        ("a", "ejected"): 1, ("a", "trial"): 0, ("a", "healthy"): 0,
-        ("b", "ejected"): 0, ("b", "trial"): 0, ("b", "healthy"): 1,
+        ("a", "ejected"): 1,
+        ("a", "trial"): 0,
+        ("a", "healthy"): 0,
+        ("b", "ejected"): 0,
+        ("b", "trial"): 0,
+        ("b", "healthy"): 1,
     }
     assert (samples[ENGINE + "ejections_total", "a"], samples[ENGINE + "ejections_total", "b"]) == (1, 0)
 

@@ -122,11 +122,14 @@ def test_a_memory_budget_that_is_too_small_is_refused_by_its_options_name(size_b
         ({"address": "a:1,b"}, "--engine"),
         ({"transport": "pigeon"}, "--engine-transport"),
         ({"on_mismatch": "shrug"}, "--engine-on-mismatch"),
+        ({"max_silence_seconds": 0.0}, "--engine-max-silence-seconds"),
         ({"tls_key": "key.pem"}, "--engine-tls-certificate"),
         ({"tls_certificate": "certificate.pem"}, "--engine-tls-key"),
     ],
 )
-def test_engine_settings_that_cannot_be_are_refused_by_their_options_name(fields: dict[str, str], option: str) -> None:
+def test_engine_settings_that_cannot_be_are_refused_by_their_options_name(
+    fields: dict[str, object], option: str
+) -> None:
     with pytest.raises(SettingError) as refused:
         EngineSettings(**fields)
     assert refused.value.option == option
