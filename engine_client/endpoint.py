@@ -45,6 +45,8 @@ class Endpoint:
         self.breaker = breaker
         self.in_flight_count = self.success_count = self.failure_count = self.retry_count = 0
         self.rejected_count = self.left_count = 0
+        self.is_mismatched = False
+        """Whether its latest failure was that it takes something else than what is sent."""
         self._logged = breaker.standing
 
     @property
@@ -83,11 +85,13 @@ class Endpoint:
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self.engine.check_ready(timeout_seconds)
+            self.is_mismatched = False
             self.breaker.probe_succeeded()
         except TimeoutError:
             self.breaker.probe_failed(f"no answer to a probe in {timeout_seconds:g} s")
         except EngineError as error:
-            self.breaker.probe_failed(str(error), is_final=isinstance(error, EngineMismatch))
+            self.is_mismatched = isinstance(error, EngineMismatch)
+            self.breaker.probe_failed(str(error), is_final=self.is_mismatched)
         except Exception as error:  # a bug in one engine's client must not end the watch over the others
             logger.exception("the probe of %s broke", self.name)
             self.breaker.probe_failed(repr(error))

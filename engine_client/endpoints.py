@@ -128,7 +128,7 @@ class Endpoints:
         """Ask every endpoint that is not given time, all at once, and return if one at least would take a prompt.
 
         Raises:
-            EngineUnavailable: none would; it says why of each.
+            EngineUnavailable: none would; it says why of each. EngineMismatch, where that is why of all.
         """
         self._start_watching()
         await self._probe_all(timeout_seconds)
@@ -201,7 +201,8 @@ class Endpoints:
         # It may be the request that breaks engines: such a one must not take out the last of them.
         others = (other for other in self._endpoints if other is not endpoint)
         may_eject = not isinstance(error, EngineFailed) or any(o.breaker.standing is Standing.HEALTHY for o in others)
-        endpoint.breaker.failed(attempt, str(error), is_final=isinstance(error, EngineMismatch), may_eject=may_eject)
+        endpoint.is_mismatched = isinstance(error, EngineMismatch)
+        endpoint.breaker.failed(attempt, str(error), is_final=endpoint.is_mismatched, may_eject=may_eject)
 
     def _choose(self, tried: Collection[Endpoint]) -> Endpoint | None:
         """The emptier of two drawn by lot; None where all were tried or are out.
@@ -228,8 +229,10 @@ class Endpoints:
         return endpoint
 
     def _raise_none_left(self, cause: EngineError | None = None) -> NoReturn:
-        troubles = "; ".join(endpoint.trouble for endpoint in self._endpoints)
-        raise EngineUnavailable(f"no endpoint is left for this request: {troubles}") from cause
+        troubles = [endpoint.trouble for endpoint in self._endpoints]
+        if all(endpoint.is_mismatched for endpoint in self._endpoints):
+            raise EngineMismatch("what is sent from here", troubles) from cause
+        raise EngineUnavailable(f"no endpoint is left for this request: {'; '.join(troubles)}") from cause
 
     # -- probing -------------------------------------------------------------------------------------------------------
 
