@@ -21,7 +21,7 @@ from preprocessor.service.reading import read_spec
 from preprocessor.types import PixelForm
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip
-from tests.service.conftest import chat, serving, video
+from tests.service.conftest import Caller, chat, serving, video
 from tests.waiting import eventually
 
 CLIP = moving_shapes_clip(seconds=1, width=96, height=64)
@@ -113,3 +113,20 @@ def test_a_file_that_cannot_be_used_is_refused_at_the_start(
 ) -> None:
     with ThreadPoolExecutor(1) as executor, pytest.raises(SettingError, match=option):
         connect_engine(settings, model, executor)
+
+
+@pytest.mark.parametrize("wrong", ["profile", "address", "http_address"])
+async def test_a_start_that_is_refused_leaves_no_shared_memory_behind(model: Model, caller: Caller, wrong: str) -> None:
+    engine = EngineSettings(address="127.0.0.1:1", profile="/nowhere/profile.toml" if wrong == "profile" else "")
+    taken = {} if wrong == "profile" else {wrong: getattr(caller.server, wrong)}
+    before = regions_held()
+    with pytest.raises(SettingError, match=wrong.replace("_", "-")):
+        async with serving(model, engine_settings=engine, memory_budget_bytes=64 << 20, **taken):
+            pass
+    assert regions_held() == before
+
+
+def regions_held() -> list[Path]:
+    """Regions of this process that have a file in /dev/shm."""
+    opened = (link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+    return sorted(path for path in opened if path.name.startswith("vlm-preprocessor-") and path.exists())
