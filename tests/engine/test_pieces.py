@@ -206,7 +206,7 @@ async def test_leaving_between_two_pieces_frees_the_place_and_leaks_nothing(
     loop = asyncio.get_running_loop()
     this = asyncio.current_task()
     await eventually(lambda: not asyncio.all_tasks(loop) - tasks_before - {this})
-    assert not engine._streams and not engine._farewells
+    await eventually(lambda: not engine._streams and not engine._farewells)
 
 
 async def test_rows_that_fail_end_the_answer_with_that_error_and_stop_the_engine(

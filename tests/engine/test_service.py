@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -17,6 +16,7 @@ from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
 from preprocessor.service.reading import read_spec
 from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.engine.served import is_in_shared_memory
 from tests.engine.servers import ask_directly, outcome_count, serving
 from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import Caller, chat, image, video
@@ -41,12 +41,9 @@ async def caller(model: Model, triton: TritonServer, request: pytest.FixtureRequ
     """A service in front of `triton`, connected as its settings say."""
     settings = EngineSettings(address=triton.grpc_address, transport=request.param)
     async with serving_prompts(model, engine_settings=settings, memory_budget_bytes=512 << 20) as one:
+        region = one.server._region
         yield one
-    assert not regions_left()
-
-
-def regions_left() -> list[Path]:
-    return list(Path("/dev/shm").glob("vlm-preprocessor-*"))
+    assert region is None or not is_in_shared_memory(region.key)
 
 
 @pytest.fixture(scope="module")
