@@ -42,7 +42,7 @@ parity: setup ## compare with Hugging Face live, hundreds of cases; minutes
 bench: setup ## time the pipeline beside other ways to do the same; minutes
 	$(BIN)/python -m tests.bench
 
-bench-service: setup ## time the service under load: cost, throughput, memory, fairness, scaling; half an hour
+bench-service: triton ## time the service under load: cost, throughput, memory, fairness, scaling, hand-off; half an hour
 	$(BIN)/python -m tests.bench.service
 
 golden: setup ## make the golden results anew from Hugging Face's processor

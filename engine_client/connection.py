@@ -21,8 +21,10 @@ _OPTIONS: Sequence[tuple[str, int | str]] = (
     ("grpc.keepalive_timeout_ms", 20_000),
     # gRPC would move a prompt whose connection has just ended to the next one by itself: to an engine not compared yet.
     ("grpc.enable_retries", 0),
-    # An engine that restarted is found again within this; gRPC's own limit is two minutes.
-    ("grpc.max_reconnect_backoff_ms", 5_000),
+    # An engine that restarted is found again within these, and until then each request fails at once. gRPC's own are a
+    # second, for one that was away for a moment, and two minutes; on a local network a vain attempt costs next to nothing.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 
 

@@ -59,14 +59,14 @@ class FakeEngine:
         self, request: EngineRequest, *, timeout_seconds: float | None = None, metadata: Metadata = ()
     ) -> AsyncGenerator[EngineStep, None]:
         """See `EngineClient.generate`."""
-        self._require_available()
-        self.requests.append(request)
-        self.metadata.append(metadata)
         loop = asyncio.get_running_loop()
         deadline = None if timeout_seconds is None else loop.time() + timeout_seconds
         let_go = Release(request.on_released).hold()
         tokens_received = 0
         try:
+            self._require_available()
+            self.requests.append(request)
+            self.metadata.append(metadata)
             await self._await_rows(request, deadline)
             let_go()
             for step in self._steps(request):

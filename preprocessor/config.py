@@ -65,6 +65,9 @@ class EngineSettings:
         choices=("auto", "grpc", "shared-memory"),
     )
     profile: str = setting("", "what the engine wants otherwise: a built-in profile, or a TOML file", "NAME", kind=str)
+    max_silence_seconds: float = setting(
+        120.0, "silence of an engine that ends a request: to its first token, and between two", "S", kind=float
+    )
     on_mismatch: str = setting(
         "refuse",
         "what becomes of an engine that was set up for another model",
@@ -81,6 +84,7 @@ class EngineSettings:
         for address in self.address.split(",") if self.address else ():
             split_address("--engine", address.strip())
         _require_choices(self, "engine-")
+        require_seconds("--engine-max-silence-seconds", self.max_silence_seconds)
         if self.tls_certificate and not self.tls_key:
             raise SettingError("--engine-tls-certificate", self.tls_certificate, "--engine-tls-key with it, or neither")
         if self.tls_key and not self.tls_certificate:
@@ -156,8 +160,7 @@ class ServeSettings:
             ("--upload-idle-seconds", self.upload_idle_seconds),
             ("--default-timeout-seconds", self.default_timeout_seconds),
         ):
-            if not (math.isfinite(seconds) and seconds > 0):
-                raise SettingError(option, seconds, "a number of seconds above 0")
+            require_seconds(option, seconds)
         _require_choices(self)
         _, port = split_address("--address", self.address)
         split_address("--http-address", self.http_address)
@@ -174,6 +177,16 @@ def require_positive_int(option: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise SettingError(option, value, "a whole number of at least 1")
     return value
+
+
+def require_seconds(option: str, seconds: float) -> None:
+    """Return where it is a span of time that a wait may have.
+
+    Raises:
+        SettingError: It is not a number above 0.
+    """
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise SettingError(option, seconds, "a number of seconds above 0")
 
 
 def split_address(option: str, address: str) -> tuple[str, int]:

@@ -7,11 +7,16 @@ import time
 from collections.abc import Callable
 
 PATIENCE_SECONDS = 30.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.002, 0.05
 
 
 async def eventually(holds: Callable[[], bool]) -> None:
-    """Return as soon as it holds; fail when patience is over."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    """Return as soon as it holds; fail when patience is over.
+
+    It is asked in the event loop, ever less often: what it asks over a network should answer within milliseconds.
+    """
+    deadline, pause_seconds = time.monotonic() + PATIENCE_SECONDS, _FIRST_PAUSE_SECONDS
     while not holds():
         assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s"
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(pause_seconds)
+        pause_seconds = min(1.5 * pause_seconds, _LONGEST_PAUSE_SECONDS)

@@ -110,7 +110,8 @@ class TritonServer:
             self._ports = dict(zip(("http", "grpc", "metrics"), _free_ports(3), strict=True))
             self._shm_prefix = f"triton_{os.getpid()}_{self._ports['grpc']}_"
             self._cleanup.callback(self._remove_shared_memory)
-            inner = [*_own_shared_memory(self._shared_memory_bytes), *self._command(backends)]
+            size = self._shared_memory_bytes
+            inner = [*([] if size is None else own_shared_memory(size)), *self._command(backends)]
             self._full_command = [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *inner]
             self._full_environment = environment
             self._start()
@@ -138,6 +139,11 @@ class TritonServer:
     def pid(self) -> int:
         """Process id of the server."""
         return self._running().pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the server's process is there."""
+        return self._running().poll() is None
 
     def model_pids(self) -> list[int]:
         """Process ids of the Python models, one an instance."""
@@ -269,10 +275,12 @@ class TritonServer:
             left.unlink(missing_ok=True)
 
 
-def _own_shared_memory(byte_size: int | None) -> list[str]:
-    """What to put before a command so that it runs with an empty `/dev/shm` of its own."""
-    if byte_size is None:
-        return []
+def own_shared_memory(byte_size: int) -> list[str]:
+    """What to put before a command so that it runs with an empty `/dev/shm` of its own, of that size.
+
+    Raises:
+        TritonSetupError: The program for it is not installed.
+    """
     unshare = shutil.which("unshare")
     if unshare is None:
         raise TritonSetupError("unshare is missing; it gives the server a /dev/shm of its own (Debian: util-linux)")

@@ -79,6 +79,7 @@ def connect_engine(
         profile=engine_profile(settings),
         fingerprint=Fingerprint(fingerprint_parts(model), OnMismatch(settings.on_mismatch)),
         executor=executor,
+        max_silence_seconds=settings.max_silence_seconds,
         shared_region=region,
         transport=Transport(settings.transport) if region is not None else Transport.GRPC,
     )
@@ -90,15 +91,19 @@ def connection_options(settings: EngineSettings) -> dict[str, Any]:
     Raises:
         SettingError: A file cannot be used.
     """
-    try:
-        credentials = None
-        if settings.tls_root or settings.tls_certificate:
+    credentials = None
+    if root_or_certificate := settings.tls_root or settings.tls_certificate:
+        option = "--engine-tls-root" if settings.tls_root else "--engine-tls-certificate"
+        try:
             credentials = tls_credentials(
                 settings.tls_root or None, settings.tls_certificate or None, settings.tls_key or None
             )
+        except CredentialsError as error:
+            raise SettingError(option, root_or_certificate, f"files that can be used ({error})") from error
+    try:
         token = TokenFile(settings.token_file) if settings.token_file else None
     except CredentialsError as error:
-        raise SettingError("--engine-tls-* or --engine-token-file", str(error), "files that can be used") from error
+        raise SettingError("--engine-token-file", settings.token_file, f"a file that can be used ({error})") from error
     return {
         "credentials": credentials,
         "tls_server_name": settings.tls_server_name or None,

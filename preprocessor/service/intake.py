@@ -44,7 +44,7 @@ async def receive_media(
         InvalidRequest: `CHUNK_OUT_OF_ORDER`, `UNKNOWN_MEDIA_KEY`, `UPLOAD_INCOMPLETE`, `SPEC_REPEATED`.
         LimitExceeded: `CHUNK_TOO_LARGE`, `MEDIA_TOO_LARGE`, `REQUEST_TOO_LARGE`.
         DeadlineExceeded: `UPLOAD_IDLE` where the caller falls silent.
-        Overloaded: `MEMORY_BUDGET_FULL`.
+        Overloaded: `MEMORY_BUDGET_FULL`, `SHARED_MEMORY_FULL`.
     """
     inline = {medium.key: bytes(medium.data) for medium in request.media if medium.data}
     total_bytes = sum(map(len, inline.values()))

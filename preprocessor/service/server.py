@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any
 
@@ -14,11 +15,12 @@ from aiohttp import web
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from engine_client import EngineClient
+from engine_client import Endpoints, EngineClient
 from preprocessor.config import ServeSettings, SettingError, split_address
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.models.registry import load_model
+from preprocessor.service.endpoint_metrics import EndpointMetrics
 from preprocessor.service.engine import arena_in, connect_engine, create_region, engine_form
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
 from preprocessor.service.metrics import Metrics
@@ -73,17 +75,39 @@ class Server:
         self.http_address = ""
 
     async def __aenter__(self) -> Server:
+        async with (
+            AsyncExitStack() as undoing
+        ):  # a start that fails half way leaves nothing behind, in /dev/shm least of all
+            await self._start(undoing)
+            self._undoing = undoing.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Tell balancers, let calls under way finish within the drain time, then cancel what is left. Twice is fine."""
+        await self._undoing.aclose()
+
+    async def _start(self, undoing: AsyncExitStack) -> None:
         settings = self.settings
         # Encoding copies a prompt's tensors into a message: milliseconds of memory traffic, not a worker's kind of work.
-        self._encoding = ThreadPoolExecutor(2, "encode")
+        encoding = ThreadPoolExecutor(2, "encode")
+        undoing.callback(encoding.shutdown, wait=False, cancel_futures=True)
         self._region = None
         if self.engine is None and settings.engine.address:
             self._region = create_region(settings.engine, settings.memory_budget_bytes)
-            self.engine = connect_engine(settings.engine, self.model, self._encoding, self._region)
+            if self._region is not None:
+                undoing.callback(self._region.close)
+            self.engine = connect_engine(settings.engine, self.model, encoding, self._region)
         self.metrics = Metrics()
+        if isinstance(self.engine, Endpoints):
+            self.metrics.registry.register(EndpointMetrics(self.engine.states))
         arena = None if self._region is None else arena_in(self._region, settings.memory_budget_bytes)
         self.pool = WorkerPool(self.model, _pool_settings(settings), self.metrics.count_worker_end, self._zygote, arena)
         await self.pool.start()
+        undoing.push_async_callback(self.pool.close)
+        if self.engine is not None:
+            undoing.push_async_callback(self.engine.close)
         self.health = Health(self.engine, self.pool)
         self._grpc = grpc.aio.server(options=_CHANNEL_OPTIONS, interceptors=[_Serialized()])
         servicer = PreprocessorServicer(
@@ -94,27 +118,19 @@ class Server:
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
         self.address = self._bind(settings.address)
         await self._grpc.start()
+        undoing.push_async_callback(self._grpc.stop, grace=None)
         self._http = web.AppRunner(probe_application(self.health, self.metrics, self.pool), access_log=None)
         await self._http.setup()
+        undoing.push_async_callback(self._http.cleanup)
         self.http_address = await self._bind_http(settings.http_address)
         await self.health.refresh()
-        self._health_task = asyncio.create_task(self.health.run())
-        return self
+        undoing.callback(asyncio.create_task(self.health.run()).cancel)
+        undoing.push_async_callback(self._let_calls_finish)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Tell balancers, let calls under way finish within the drain time, then cancel what is left."""
+    async def _let_calls_finish(self) -> None:
+        """Probes answer "draining" meanwhile."""
         await self.health.drain()
         await self._grpc.stop(grace=self.settings.drain_seconds)
-        self._health_task.cancel()
-        await self._http.cleanup()
-        if self.engine is not None:
-            await self.engine.close()
-        self._encoding.shutdown(wait=False, cancel_futures=True)
-        await self.pool.close()
-        if self._region is not None:
-            self._region.close()
 
     def _bind(self, address: str) -> str:
         host, _ = split_address("--address", address)
@@ -130,7 +146,6 @@ class Server:
         try:
             await site.start()
         except OSError as error:
-            await self._grpc.stop(grace=None)
             raise SettingError("--http-address", address, f"an address that is free ({error})") from error
         return f"{host}:{self._http.addresses[0][1]}"
 

@@ -241,13 +241,13 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         detokenizer = Detokenizer(self._model.tokenizer, stop_strings)
         started, first_token_at, token_count = time.perf_counter(), 0.0, 0
         finish_reason = FinishReason.STOP
+        # Others get the room when the engine has read all of it, which may be after a call that ends before its first token.
+        request = dataclasses.replace(request, on_released=call.claim.lend())
         async with contextlib.aclosing(
             engine.generate(request, timeout_seconds=context.time_remaining(), metadata=forwarded_metadata(context))
         ) as steps:
             async for step in steps:
-                if not first_token_at:
-                    first_token_at = time.perf_counter()
-                    call.claim.release()  # the engine has read all of it: others may have the room while it generates
+                first_token_at = first_token_at or time.perf_counter()
                 delta = _delta(step, detokenizer)
                 token_count += len(delta.token_ids)
                 if delta.token_ids or delta.text:

@@ -5,6 +5,10 @@ to everyone. The memory has the size of the byte budget, and pages only where so
 kernel drops with the last process that maps it, however that process ends: there is no file to leave behind. Or its owner
 gives it a name, so that an engine on the same host can map it too.
 
+A named one lies in `/dev/shm`, which others fill too. A store to a mapped page that has no room there ends the process with
+SIGBUS: a worker's is replaced, the service's must not happen. So the service writes by `write`, and its control words have their
+pages from the start.
+
 Ranges are handed out lowest first, so that a steady load keeps to the same pages, which every worker has mapped already
 (a fresh page costs a fault in each process that touches it). Above `retained_bytes` a range's pages go back to the kernel as
 soon as it is released.
@@ -13,6 +17,7 @@ soon as it is released.
 from __future__ import annotations
 
 import bisect
+import errno
 import math
 import mmap
 import os
@@ -22,8 +27,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from preprocessor.errors import Overloaded
+
 CONTROL_SLOT_COUNT = 1024
 _PAGE_BYTES = mmap.PAGESIZE
+_FULL_BYTES = 1 << 20  # less than a worker takes between two looks
 _CONTROL_BYTES = max(_PAGE_BYTES, CONTROL_SLOT_COUNT * 8)
 
 
@@ -46,6 +54,7 @@ class Arena:
         self._bytes = memoryview(self._memory)[_CONTROL_BYTES:]
         self.control = memoryview(self._memory)[:_CONTROL_BYTES].cast("Q")
         self._base = np.frombuffer(self._bytes, np.uint8).ctypes.data
+        os.posix_fallocate(descriptor, 0, _CONTROL_BYTES)
 
     @classmethod
     def create(cls, size_bytes: int) -> Self:
@@ -62,6 +71,27 @@ class Arena:
     def view(self, offset: int, size_bytes: int) -> memoryview:
         """Bytes of a range."""
         return self._bytes[offset : offset + size_bytes]
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Copy bytes into a range.
+
+        Raises:
+            Overloaded: `SHARED_MEMORY_FULL`.
+        """
+        left = memoryview(data)
+        while left:
+            try:
+                written = os.pwrite(self.descriptor, left, _CONTROL_BYTES + offset)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                raise shared_memory_full() from error
+            left, offset = left[written:], offset + written
+
+    def is_full(self) -> bool:
+        """Whether the file system that a named arena lies in has no room for further pages; a memfd has no such bound."""
+        space = os.fstatvfs(self.descriptor)
+        return space.f_blocks > 0 and space.f_bavail * space.f_frsize < _FULL_BYTES
 
     def array(self, offset: int, shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """A range as an array; a view."""
@@ -153,6 +183,15 @@ class Ranges:
             start = self._free.pop(position - 1)[0]
             position -= 1
         self._free.insert(position, (start, end))
+
+
+def shared_memory_full() -> Overloaded:
+    """The error for a request that found no room although the budget has it."""
+    return Overloaded(
+        "/dev/shm has no room left for the request: others fill it, or it is smaller than --memory-budget; try again, or "
+        "another replica",
+        reason="SHARED_MEMORY_FULL",
+    )
 
 
 def _whole_pages(size_bytes: int) -> int:

@@ -1,13 +1,13 @@
 """What one request holds of the pool: room for its files, its work, room for its pixels. Leaving it gives all of it back.
 
-Memory is given back only when no worker has anything to do with it any more, so leaving a claim in the midst of its work
-returns at once, and the rest happens behind it.
+Memory is given back only when no worker, and no engine that it was lent to, has anything to do with it any more, so leaving a
+claim in the midst of its work returns at once, and the rest happens behind it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -49,6 +49,7 @@ class Claim:
         self._timings = timings
         self._is_pending = False
         self._uploading_bytes = 0
+        self._is_lent = False
         self._leases: list[Lease] = []
         self._works: list[Work] = []
 
@@ -81,7 +82,7 @@ class Claim:
         """Move a file that has arrived to where workers can read it; empties `chunks`.
 
         Raises:
-            Overloaded: `MEMORY_BUDGET_FULL`.
+            Overloaded: `MEMORY_BUDGET_FULL`, `SHARED_MEMORY_FULL`.
         """
         size_bytes = sum(map(len, chunks))
         lease = self._pool.files.lease(size_bytes)
@@ -92,7 +93,7 @@ class Claim:
         chunks.reverse()
         while chunks:
             chunk = chunks.pop()  # the copy replaces it: the file is never held twice
-            self._pool.arena.view(position, len(chunk))[:] = chunk
+            self._pool.arena.write(position, chunk)
             position += len(chunk)
             self._pool.uploading_bytes -= len(chunk)
             self._uploading_bytes -= len(chunk)
@@ -155,15 +156,26 @@ class Claim:
         self._pool.submit(first)
         return run
 
+    def lend(self) -> Callable[[], None]:
+        """Somebody else reads the memory from now on, such as an engine. Calling what is returned gives all of it back, and
+        before that nothing does, not even the claim's end."""
+        self._is_lent = True
+
+        def take_back() -> None:
+            self._is_lent = False
+            self.release()
+
+        return take_back
+
     def release(self) -> None:
-        """Give back all memory, as soon as no worker uses it."""
+        """Give back all memory, as soon as nobody uses it."""
         for work in self._works:
             if not work.done.done():
                 work.done.add_done_callback(lambda _: self._release_if_idle())
         self._release_if_idle()
 
     def _release_if_idle(self) -> None:
-        if any(not work.done.done() for work in self._works):
+        if self._is_lent or any(not work.done.done() for work in self._works):
             return
         leases = self._leases + [work.tensor.lease for work in self._works if work.tensor and work.tensor.lease]
         self._leases = []

@@ -28,7 +28,7 @@ from typing import Any
 from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Overloaded, WorkerLost
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
-from preprocessor.workers.arena import Arena, Ranges
+from preprocessor.workers.arena import Arena, Ranges, shared_memory_full
 from preprocessor.workers.channel import Order
 from preprocessor.workers.crew import Crew, CrewSettings
 from preprocessor.workers.jobs import PixelJob
@@ -271,6 +271,9 @@ class WorkerPool:
             return Cancelled("the caller went away")
         if death.code == -signal.SIGXCPU:
             return cpu_exhausted(self.settings.max_cpu_seconds)
+        if death.code == -signal.SIGBUS and self.arena.is_full():
+            logger.warning("%s, as /dev/shm is full: it has less room than --memory-budget, or others fill it", death)
+            return shared_memory_full()
         work.lost_count += 1
         logger.warning(
             "%s; the request it held is %s", death, "tried again" if work.lost_count < _TRIES else "given up"

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from deploy.triton.local_server import INSTALLED, REPOSITORY, TritonServer, TritonSetupError
+from deploy.triton.local_server import INSTALLED, REPOSITORY, TritonServer, TritonSetupError, own_shared_memory
 from engine_client import EngineRequest, SamplingParameters, TritonEngine
 
 MODEL_DIRECTORY = REPOSITORY / "vlm_transformers"
 SCRIPTED_REPOSITORY = Path(__file__).parent / "models"
-PATIENCE_SECONDS = 20.0
+# EPERM and EACCES; EINVAL, as `/` of a chroot is no mount point; ENOSYS.
+_REFUSALS = ("not permitted", "denied", "Invalid argument", "not implemented")
 LONG_ANSWER = SamplingParameters(max_tokens=100_000)
 """Minutes of tokens: a test that waits for its end has failed."""
 
@@ -29,6 +29,8 @@ def serving(
     model: str, repository: Path = REPOSITORY, *options: str, shared_memory_bytes: int | None = None
 ) -> Iterator[TritonServer]:
     """A server with that model; where none is installed the test fails, rather than be skipped and prove nothing."""
+    if shared_memory_bytes is not None:
+        require_own_shared_memory()
     with ExitStack() as stack:
         try:
             server = stack.enter_context(
@@ -37,6 +39,22 @@ def serving(
         except TritonSetupError as error:
             pytest.fail(f"no Triton to test with, run make triton: {error}", pytrace=False)
         yield server
+
+
+def require_own_shared_memory() -> None:
+    """Skip the test where the kernel gives no process a `/dev/shm` of its own, as in a chroot or an unprivileged container."""
+    refusal = _own_shared_memory_refusal()
+    if refusal:
+        pytest.skip(f"no /dev/shm of its own for a process here: {refusal}")
+
+
+@cache
+def _own_shared_memory_refusal() -> str:
+    probed = subprocess.run([*own_shared_memory(1 << 20), "true"], capture_output=True, text=True, check=False)
+    is_refused = probed.returncode and any(word in probed.stderr for word in _REFUSALS)
+    if probed.returncode and not is_refused:
+        pytest.fail(f"unshare broke, which is no refusal: {probed.stderr}", pytrace=False)
+    return probed.stderr.strip() if is_refused else ""
 
 
 async def answer(engine: TritonEngine, request: EngineRequest) -> list[int]:
@@ -69,11 +87,3 @@ def outcome_count(server: TritonServer, outcome: str) -> int:
     label = f'outcome="{outcome}"'
     samples = (line for line in server.metrics().splitlines() if line.startswith("vlm_generations_total{"))
     return int(float(next(line for line in samples if label in line).split()[-1]))
-
-
-async def eventually(holds: Callable[[], bool]) -> None:
-    """Return as soon as it holds; fail when patience is over."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not await asyncio.to_thread(holds):
-        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s"
-        await asyncio.sleep(0.02)

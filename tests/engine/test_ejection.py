@@ -15,8 +15,8 @@ from engine_client import (
     Standing,
 )
 from engine_client.testing import FakeEngine
-from tests.engine.servers import eventually
 from tests.engine.several import CALM, broken, by_name, in_order, tokens
+from tests.waiting import eventually
 
 
 async def test_an_endpoint_that_keeps_failing_gets_no_more_requests() -> None:
@@ -65,6 +65,24 @@ async def test_an_engine_of_another_model_is_out_at_once_and_the_other_answers()
     async with in_order(a=wrong, b=FakeEngine([5])) as endpoints:
         assert await tokens(endpoints) == [5]
         assert by_name(endpoints)["a"].standing is Standing.EJECTED
+
+
+async def test_when_every_engine_is_of_another_model_each_caller_hears_that() -> None:
+    engines = {name: broken(EngineMismatch(f"engine {name}", ["patch_size is 14, not 16"])) for name in ("one", "two")}
+    async with in_order(**engines) as endpoints:
+        for _ in range(3):
+            with pytest.raises(EngineMismatch, match="two does not fit: patch_size"):
+                await tokens(endpoints)
+    assert [len(engine.requests) for engine in engines.values()] == [1, 1]
+
+
+async def test_one_engine_of_another_model_and_one_that_is_gone_are_unavailable() -> None:
+    engines = {"one": broken(EngineMismatch("engine one", ["patch_size"])), "two": broken(EngineUnavailable("gone"))}
+    async with in_order(**engines) as endpoints:
+        for _ in range(CALM.max_failures + 1):
+            with pytest.raises(EngineUnavailable) as raised:
+                await tokens(endpoints)
+    assert raised.value.reason == "ENGINE_UNAVAILABLE"
 
 
 async def test_an_ejected_endpoint_returns_by_a_probe_and_a_request() -> None:

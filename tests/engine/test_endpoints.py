@@ -6,6 +6,7 @@ Engines are fakes here; `test_endpoints_triton.py` does the same to real ones.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import weakref
 from collections.abc import AsyncGenerator
@@ -28,8 +29,8 @@ from engine_client import (
 )
 from engine_client.client import Metadata
 from engine_client.testing import FakeEngine
-from tests.engine.servers import eventually
 from tests.engine.several import CALM, Ordered, broken, by_name, in_order, request, tokens
+from tests.waiting import eventually
 
 # -- sending again -----------------------------------------------------------------------------------------------------
 
@@ -143,6 +144,41 @@ async def test_arrays_are_let_go_when_the_first_token_has_come() -> None:
 
 
 # -- spreading ---------------------------------------------------------------------------------------------------------
+
+
+class ReadsOn(FakeEngine):
+    """Fails, and may go on reading the request's arrays until `read` is called."""
+
+    async def generate(self, request: EngineRequest, **options: object) -> AsyncGenerator[EngineStep, None]:  # type: ignore[override]
+        assert request.on_released is not None
+        self.read = request.on_released
+        raise EngineUnavailable("the stream broke")
+        yield
+
+
+async def test_arrays_are_not_let_go_while_an_engine_that_failed_may_still_read_them() -> None:
+    released: list[str] = []
+    a, b = ReadsOn(), ReadsOn()
+    async with in_order(a=a, b=b) as endpoints:
+        asked = dataclasses.replace(request(), on_released=lambda: released.append("all"))
+        with pytest.raises(EngineUnavailable):
+            async for _ in endpoints.generate(asked):
+                pass
+        assert not released, "both failed, and both may still read"
+        b.read()
+        assert not released
+        a.read()
+        assert released == ["all"]
+
+
+async def test_arrays_of_a_request_that_no_engine_gets_are_let_go() -> None:
+    released: list[str] = []
+    async with in_order(a=FakeEngine(is_available=False)) as endpoints:
+        asked = dataclasses.replace(request(), on_released=lambda: released.append("all"))
+        with pytest.raises(EngineUnavailable):
+            async for _ in endpoints.generate(asked):
+                pass
+    assert released == ["all"]
 
 
 async def test_requests_in_flight_are_spread_evenly() -> None:

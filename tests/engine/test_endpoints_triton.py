@@ -26,8 +26,9 @@ from engine_client import (
 )
 from tests.engine.prompts import text_prompt
 from tests.engine.relay import Relay
-from tests.engine.servers import LONG_ANSWER, PATIENCE_SECONDS, eventually, outcome_count
+from tests.engine.servers import LONG_ANSWER, outcome_count
 from tests.engine.several import CALM, Ordered, by_name
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 FINISH, SLOW = 0, 5  # tests/engine/models/scripted
 TOKEN_COUNT = 400

@@ -24,7 +24,8 @@ from engine_client import (
     TritonEngine,
 )
 from tests.engine.prompts import image_prompt, text_prompt, video_prompt
-from tests.engine.servers import LONG_ANSWER, PATIENCE_SECONDS, answer, eventually, outcome_count
+from tests.engine.servers import LONG_ANSWER, answer, outcome_count
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 FINISH, NO_REASON, UNKNOWN_REASON, FAIL, CHECKSUM = range(5)  # tests/engine/models/scripted
 THREE_TOKENS = SamplingParameters(max_tokens=3)

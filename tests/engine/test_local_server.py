@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from deploy.triton.local_server import TritonServer, TritonSetupError
-from tests.engine.servers import PATIENCE_SECONDS, SCRIPTED_REPOSITORY, eventually, serving
+from tests.engine.servers import SCRIPTED_REPOSITORY, serving
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 
 def entering(**options: Path) -> None:

@@ -34,14 +34,13 @@ from tests.engine.prompts import PromptBuilder, image_prompt, mixed_prompt, text
 from tests.engine.servers import (
     LONG_ANSWER,
     MODEL_DIRECTORY,
-    PATIENCE_SECONDS,
     SCRIPTED_REPOSITORY,
     answer,
     ask_directly,
-    eventually,
     outcome_count,
     serving,
 )
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 TOKEN_COUNT = 24
 GREEDY = SamplingParameters(max_tokens=TOKEN_COUNT)
@@ -207,7 +206,7 @@ async def test_leaving_between_two_pieces_frees_the_place_and_leaks_nothing(
     loop = asyncio.get_running_loop()
     this = asyncio.current_task()
     await eventually(lambda: not asyncio.all_tasks(loop) - tasks_before - {this})
-    assert not engine._streams and not engine._farewells
+    await eventually(lambda: not engine._streams and not engine._farewells)
 
 
 async def test_rows_that_fail_end_the_answer_with_that_error_and_stop_the_engine(

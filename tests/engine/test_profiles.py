@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -66,8 +67,9 @@ async def test_the_legacy_layout_arrives_as_its_model_declares_it(legacy_triton:
         len(ids),
         ids.sum(),
         99,
+        zlib.crc32(pixels) & 0x7FFFFFFF,
     ]
-    assert [step.finish_reason for step in steps] == [None, FinishReason.STOP]  # told from the count: 14 of 99 tokens
+    assert [step.finish_reason for step in steps] == [None, FinishReason.STOP]  # told from the count: 15 of 99 tokens
 
 
 async def test_a_prompt_beyond_the_legacy_layout_is_rejected_unsent(legacy_triton: TritonServer) -> None:

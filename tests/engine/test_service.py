@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -11,16 +10,18 @@ import pytest
 import pytest_asyncio
 
 from deploy.triton.local_server import TritonServer
-from engine_client import OwnedRegion, TritonEngine
+from engine_client import TritonEngine
 from preprocessor.client import CallFailed
 from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
 from preprocessor.service.reading import read_spec
 from preprocessor.v1 import preprocessor_pb2 as pb
-from tests.engine.servers import PATIENCE_SECONDS, ask_directly, eventually, outcome_count, serving
+from tests.engine.served import is_in_shared_memory
+from tests.engine.servers import ask_directly, outcome_count, serving
 from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import Caller, chat, image, video
 from tests.service.conftest import serving as serving_prompts
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 CLIP = moving_shapes_clip(seconds=2, width=160, height=120)
 PHOTO = photo(333, 222)
@@ -40,14 +41,9 @@ async def caller(model: Model, triton: TritonServer, request: pytest.FixtureRequ
     """A service in front of `triton`, connected as its settings say."""
     settings = EngineSettings(address=triton.grpc_address, transport=request.param)
     async with serving_prompts(model, engine_settings=settings, memory_budget_bytes=512 << 20) as one:
+        region = one.server._region
         yield one
-        region = one.server._region  # by name: tests run beside these have others
-    assert (region is not None) == (request.param == "shared-memory")
-    assert region is None or not is_left(region)
-
-
-def is_left(region: OwnedRegion) -> bool:
-    return Path("/dev/shm", region.key[1:]).exists()
+    assert region is None or not is_in_shared_memory(region.key)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,8 @@ from engine_client import (
 from engine_client.kserve_regions import RegisteredRegion
 from engine_client.registration import RegionRegistration
 from tests.engine.prompts import video_prompt
-from tests.engine.servers import LONG_ANSWER, PATIENCE_SECONDS, SCRIPTED_REPOSITORY, answer, eventually, serving
+from tests.engine.servers import LONG_ANSWER, SCRIPTED_REPOSITORY, answer, serving
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 ROW_COUNT = 12_000  # 18 MB: two pieces by reference
 CHECKSUM = 4  # tests/engine/models/scripted

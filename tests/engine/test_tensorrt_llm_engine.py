@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.engine.servers import PATIENCE_SECONDS
 from tests.engine.tensorrt_llm_model import Tensors, contract, image_tensors, mixed_tensors, prepare, text_tensors
+from tests.waiting import PATIENCE_SECONDS
 
 # -- prompts -----------------------------------------------------------------------------------------------------------
 

@@ -44,11 +44,12 @@ from preprocessor.types.asked import (
     Sampling,
     TextPart,
 )
-from tests.engine.servers import answer, eventually, outcome_count
+from tests.engine.servers import answer, outcome_count
 from tests.engine.tensorrt_llm_model import FOLDER, QWEN3_VL_LAYOUT
 from tests.engine.tensorrt_llm_server import serving_stand_in
 from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import chat, image, serving, video
+from tests.waiting import eventually
 
 MODEL = FOLDER.name
 CHECKSUM, KEYS, SAMPLING = 9, 10, 11  # stand_in/tensorrt_llm/script.py

@@ -29,7 +29,7 @@ from engine_client import (
     TritonEngine,
     load_profile,
 )
-from tests.engine.servers import PATIENCE_SECONDS, answer, eventually, outcome_count
+from tests.engine.servers import answer, outcome_count
 from tests.engine.tensorrt_llm_model import (
     FOLDER,
     PARAMETERS,
@@ -41,6 +41,7 @@ from tests.engine.tensorrt_llm_model import (
     text_tensors,
 )
 from tests.engine.tensorrt_llm_server import serving_stand_in
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 MODEL = FOLDER.name
 MAX_IN_FLIGHT = 3

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from engine_client import EngineOverloaded, EngineRequest
+from engine_client import EngineOverloaded, EngineRequest, EngineUnavailable
 from engine_client.testing import FakeEngine
 from preprocessor import pipeline
 from preprocessor.client import CallFailed
@@ -21,7 +21,8 @@ from preprocessor.service.reading import read_spec
 from preprocessor.types.asked import PixelForm
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip
-from tests.service.conftest import chat, serving, video
+from tests.service.conftest import Caller, chat, serving, video
+from tests.waiting import eventually
 
 CLIP = moving_shapes_clip(seconds=1, width=96, height=64)
 
@@ -68,6 +69,28 @@ async def test_the_engine_gets_pixels_in_the_form_that_its_profile_asks_for(
     assert engine.pixels[0].tobytes() == expected.tensors[expected.plan.pixels.name].tobytes()
 
 
+class ReadsOn(FakeEngine):
+    """Fails, and may go on reading the request's arrays until `read` is called."""
+
+    async def generate(self, request: EngineRequest, **options: object):  # type: ignore[no-untyped-def, override]
+        assert request.on_released is not None
+        self.read = request.on_released
+        raise EngineUnavailable("the stream broke")
+        yield
+
+
+async def test_memory_that_a_failed_engine_may_still_read_is_kept_from_others_until_it_has(model: Model) -> None:
+    engine = ReadsOn()
+    async with serving(model, engine) as caller:
+        with pytest.raises(CallFailed, match="the stream broke"):
+            await caller.generate(chat(video("clip", CLIP)))
+        pool = caller.server.pool
+        await eventually(lambda: not pool.running_count)
+        assert pool.rows.leased_bytes > 0
+        engine.read()
+        assert pool.used_bytes == 0
+
+
 async def test_an_engine_that_is_full_is_worth_trying_again(model: Model) -> None:
     async with serving(model, FakeEngine(error=EngineOverloaded("64 prompts wait already"))) as caller:
         with pytest.raises(CallFailed) as caught:
@@ -90,3 +113,20 @@ def test_a_file_that_cannot_be_used_is_refused_at_the_start(
 ) -> None:
     with ThreadPoolExecutor(1) as executor, pytest.raises(SettingError, match=option):
         connect_engine(settings, model, executor)
+
+
+@pytest.mark.parametrize("wrong", ["profile", "address", "http_address"])
+async def test_a_start_that_is_refused_leaves_no_shared_memory_behind(model: Model, caller: Caller, wrong: str) -> None:
+    engine = EngineSettings(address="127.0.0.1:1", profile="/nowhere/profile.toml" if wrong == "profile" else "")
+    taken = {} if wrong == "profile" else {wrong: getattr(caller.server, wrong)}
+    before = regions_held()
+    with pytest.raises(SettingError, match=wrong.replace("_", "-")):
+        async with serving(model, engine_settings=engine, memory_budget_bytes=64 << 20, **taken):
+            pass
+    assert regions_held() == before
+
+
+def regions_held() -> list[Path]:
+    """Regions of this process that have a file in /dev/shm."""
+    opened = (link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+    return sorted(path for path in opened if path.name.startswith("vlm-preprocessor-") and path.exists())

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import urllib.error
-import urllib.request
 
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from prometheus_client.parser import text_string_to_metric_families
 
 from engine_client.testing import FakeEngine
 from preprocessor.models.family import Model
@@ -22,35 +19,22 @@ from tests.waiting import eventually
 SERVICE = "preprocessor.v1.Preprocessor"
 
 
-async def get(caller: Caller, path: str) -> tuple[int, str]:
-    """Status and body of a GET on the probe port."""
-
-    def fetch() -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(f"http://{caller.server.http_address}{path}", timeout=5) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-
-    return await asyncio.to_thread(fetch)
-
-
 async def health_of(caller: Caller, service: str = "") -> str:
     answer = await health_pb2_grpc.HealthStub(caller.channel).Check(health_pb2.HealthCheckRequest(service=service))
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 
 async def test_a_server_that_runs_is_live_and_ready(caller: Caller) -> None:
-    assert (await get(caller, "/livez"))[0] == 200
-    assert (await get(caller, "/readyz"))[0] == 200
+    assert (await caller.get("/livez"))[0] == 200
+    assert (await caller.get("/readyz"))[0] == 200
     assert await health_of(caller) == "SERVING"
     assert await health_of(caller, SERVICE) == "SERVING"
 
 
 async def test_an_engine_that_is_down_makes_it_unready_but_not_dead(model: Model) -> None:
     async with serving(model, FakeEngine(is_available=False)) as caller:
-        assert (await get(caller, "/livez"))[0] == 200
-        status, why = await get(caller, "/readyz")
+        assert (await caller.get("/livez"))[0] == 200
+        status, why = await caller.get("/readyz")
         assert status == 503
         assert "engine" in why.lower()
         assert await health_of(caller, SERVICE) == "NOT_SERVING"
@@ -61,14 +45,14 @@ async def test_an_engine_that_comes_back_makes_it_ready_again(model: Model) -> N
     async with serving(model, engine) as caller:
         engine.is_available = True
         await caller.server.health.refresh()
-        assert (await get(caller, "/readyz"))[0] == 200
+        assert (await caller.get("/readyz"))[0] == 200
         assert await health_of(caller, SERVICE) == "SERVING"
 
 
 async def test_a_drain_makes_it_unready_first(model: Model) -> None:
     async with serving(model) as caller:
         await caller.server.health.drain()
-        assert await get(caller, "/readyz") == (503, "draining\n")
+        assert await caller.get("/readyz") == (503, "draining\n")
         assert await health_of(caller, SERVICE) == "NOT_SERVING"
 
 
@@ -91,13 +75,7 @@ async def test_metrics_count_calls_by_method_and_code(model: Model) -> None:
         await caller.prepare(chat(image("photo", photo(90, 60))))
         with pytest.raises(Exception, match="NOT_MEDIA"):
             await caller.prepare(chat(image("photo", b"x")))
-        status, text = await get(caller, "/metrics")
-    assert status == 200
-    samples = {
-        (sample.name, *sorted(sample.labels.values())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+        samples = await caller.samples()
     assert samples["preprocessor_requests_total", "OK", "Prepare"] == 1
     assert samples["preprocessor_requests_total", "INVALID_ARGUMENT", "Prepare"] == 1
     assert samples["preprocessor_stage_duration_seconds_count", "decode"] == 1

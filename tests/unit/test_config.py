@@ -163,9 +163,12 @@ def test_a_memory_budget_that_is_too_small_is_refused_by_its_options_name(size_b
         ({"tls_key": "key.pem"}, "--engine-tls-key"),
         ({"tls_certificate": "certificate.pem"}, "--engine-tls-certificate"),
         ({"tls_server_name": "engine"}, "--engine-tls-server-name"),
+        ({"max_silence_seconds": 0.0}, "--engine-max-silence-seconds"),
     ],
 )
-def test_engine_settings_that_cannot_be_are_refused_by_their_options_name(fields: dict[str, str], option: str) -> None:
+def test_engine_settings_that_cannot_be_are_refused_by_their_options_name(
+    fields: dict[str, object], option: str
+) -> None:
     with pytest.raises(SettingError) as refused:
         EngineSettings(**fields)
     assert refused.value.option == option

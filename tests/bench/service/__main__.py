@@ -28,6 +28,7 @@ from tests.bench.machine import machine
 from tests.bench.report import machine_lines, table
 from tests.bench.service.callers import fairness, load
 from tests.bench.service.cost import cost, latency
+from tests.bench.service.handoff import handoff
 from tests.bench.service.load import clients
 from tests.bench.service.scaling import scaling
 from tests.bench.service.section import Bench, Options, Section, WrongAnswer
@@ -41,6 +42,7 @@ SECTIONS: dict[str, Callable[[Bench], Section]] = {
     "fairness": fairness,
     "scaling": scaling,
     "latency": latency,
+    "handoff": handoff,
 }
 
 

@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -30,21 +30,25 @@ _SHARED_MEMORY = Path("/dev/shm")
 class WatchedServer:
     """`preprocessor serve` on free ports, as a context manager.
 
+    Args:
+        options: Of the command line.
+        under: A command that is to start it, such as one that gives it a `/dev/shm` of its own.
     Attributes:
         address, http_address: As it says it listens.
         process: The service; the zygote is its child, the workers are the zygote's.
         log: Its last lines.
     """
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, under: Sequence[str] = ()) -> None:
         self._options = options
+        self._under = tuple(under)
         self.log: deque[str] = deque(maxlen=200)
         self.address = self.http_address = ""
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="watched-server-")
         self._shared_before = _shared_files()
-        command = [sys.executable, "-m", "preprocessor", "serve", "--address", "127.0.0.1:0"]
+        command = [*self._under, sys.executable, "-m", "preprocessor", "serve", "--address", "127.0.0.1:0"]
         self._popen = subprocess.Popen(
             [*command, "--http-address", "127.0.0.1:0", "--drain-seconds", "2", *self._options],
             env={**os.environ, "TMPDIR": self._folder.name},

@@ -1,0 +1,113 @@
+"""An engine that is slow, or not the one that was meant: what callers of the service get, and what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import grpc
+import pytest
+
+from deploy.triton.local_server import TritonServer
+from preprocessor.client import CallFailed
+from preprocessor.models.family import Model
+from tests.engine.served import (
+    FAIL,
+    PIECES_PROFILE,
+    SCRIPTED_PROFILE,
+    SLOW,
+    SPEC,
+    Answer,
+    ask,
+    assert_at_rest,
+    service_before,
+    until_ready,
+)
+from tests.engine.servers import outcome_count
+from tests.service.conftest import Caller, chat
+from tests.waiting import eventually
+
+MAX_RUNNING = 4  # deploy/triton/models/vlm_transformers/config.pbtxt
+LONG = 100_000
+
+
+async def refused(caller: Caller) -> CallFailed:
+    with pytest.raises(CallFailed) as caught:
+        await caller.generate(SPEC)
+    return caught.value
+
+
+async def test_a_deadline_that_passes_while_the_engine_is_busy_stops_that_prompt_alone(
+    model: Model, triton: TritonServer, tmp_path: Path
+) -> None:
+    async with service_before(model, tmp_path, triton, asks="vlm_transformers") as caller:
+        before = outcome_count(triton, "cancelled")
+        running = [Answer() for _ in range(MAX_RUNNING)]
+        tasks = [asyncio.create_task(ask(caller, one, chat("Tell me."), max_tokens=LONG)) for one in running]
+        await asyncio.gather(*(one.first_token.wait() for one in running))
+        late = await ask(caller, Answer(), timeout_seconds=2.0)
+        assert (late.code, late.token_ids) == (grpc.StatusCode.DEADLINE_EXCEEDED, [])
+        lengths = [len(one.token_ids) for one in running]
+        await eventually(lambda: all(len(one.token_ids) > was for one, was in zip(running, lengths, strict=True)))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await eventually(lambda: outcome_count(triton, "cancelled") == before + 1 + MAX_RUNNING)
+        assert len((await ask(caller, Answer(), chat("Now?"))).token_ids) == 3
+
+
+async def test_a_deadline_that_passes_before_the_first_token_blames_no_engine(
+    model: Model, scripted_triton: TritonServer, tmp_path: Path
+) -> None:
+    profile = SCRIPTED_PROFILE.format(ending=SLOW)
+    async with service_before(model, tmp_path, scripted_triton, asks="scripted", profile=profile) as caller:
+        for _ in range(4):  # more than what ejects an endpoint that fails
+            answer = await ask(caller, Answer(), timeout_seconds=0.7)
+            assert (answer.code, answer.token_ids) == (grpc.StatusCode.DEADLINE_EXCEEDED, [])
+        await assert_at_rest(caller)
+        await until_ready(caller)
+        assert (await ask(caller, Answer())).token_ids == [0, 1, 2]
+
+
+async def test_a_model_that_breaks_at_a_request_says_so_and_takes_the_next(
+    model: Model, scripted_triton: TritonServer, tmp_path: Path
+) -> None:
+    profile = SCRIPTED_PROFILE.format(ending=FAIL)
+    async with service_before(model, tmp_path, scripted_triton, asks="scripted", profile=profile) as caller:
+        for _ in range(4):
+            error = await refused(caller)
+            assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "ENGINE_FAILED")
+            assert "the script says so" in error.message
+        await until_ready(caller)
+
+
+async def test_a_model_that_is_not_loaded_makes_the_service_unready_and_is_named(
+    model: Model, scripted_triton: TritonServer, tmp_path: Path
+) -> None:
+    async with service_before(model, tmp_path, scripted_triton, asks="elsewhere") as caller:
+        assert "model elsewhere" in await until_ready(caller, is_ready=False)
+        error = await refused(caller)
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_UNAVAILABLE")
+        assert "elsewhere" in error.message
+        assert (await caller.prepare(SPEC)).header.token_count > 0
+
+
+async def test_a_type_that_the_model_does_not_take_is_found_before_the_first_prompt_where_a_profile_says_what_is_sent(
+    model: Model, pieces_triton: TritonServer, tmp_path: Path
+) -> None:
+    profile = f'pixel_form = "fp16"\n{PIECES_PROFILE}'
+    async with service_before(model, tmp_path, pieces_triton, asks="pieces", profile=profile) as caller:
+        assert "of type FP16, and the model takes UINT8" in await until_ready(caller, is_ready=False)
+        error = await refused(caller)
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_MISMATCH")
+        assert "of type FP16, and the model takes UINT8" in error.message
+
+
+async def test_without_a_profile_the_engine_itself_turns_away_what_it_does_not_take(
+    model: Model, pieces_triton: TritonServer, tmp_path: Path
+) -> None:
+    async with service_before(model, tmp_path, pieces_triton, asks="pieces") as caller:
+        await until_ready(caller)
+        error = await refused(caller)
+        assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "ENGINE_REJECTED")
+        assert "missing required input" in error.message
