@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from preprocessor.config import EngineSettings, Limits, ServeSettings, option_of
+from preprocessor.config import EngineSettings, FetchSettings, Limits, ServeSettings, option_of
 from preprocessor.version import VERSION
 
 _DEFAULT_ADDRESS = next(field.default for field in dataclasses.fields(ServeSettings) if field.name == "address")
@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser, ServeSettings)
     _add_settings(parser.add_argument_group("the engine, for Generate"), EngineSettings, "engine-")
+    _add_settings(parser.add_argument_group("media given by URL"), FetchSettings, "fetch-")
     _add_settings(parser.add_argument_group("limits on one request"), Limits)
     parser.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what to log"

@@ -20,6 +20,7 @@ from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.models.registry import load_model
 from preprocessor.service.engine import arena_in, connect_engine, create_region, engine_form
+from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.reading import MAX_INLINE_BYTES
@@ -74,20 +75,21 @@ class Server:
 
     async def __aenter__(self) -> Server:
         settings = self.settings
+        self.metrics = Metrics()
+        self.fetcher = await Fetcher(settings.fetch, self.metrics).__aenter__()
         # Encoding copies a prompt's tensors into a message: milliseconds of memory traffic, not a worker's kind of work.
         self._encoding = ThreadPoolExecutor(2, "encode")
         self._region = None
         if self.engine is None and settings.engine.address:
             self._region = create_region(settings.engine, settings.memory_budget_bytes)
             self.engine = connect_engine(settings.engine, self.model, self._encoding, self._region)
-        self.metrics = Metrics()
         arena = None if self._region is None else arena_in(self._region, settings.memory_budget_bytes)
         self.pool = WorkerPool(self.model, _pool_settings(settings), self.metrics.count_worker_end, self._zygote, arena)
         await self.pool.start()
         self.health = Health(self.engine, self.pool)
         self._grpc = grpc.aio.server(options=_CHANNEL_OPTIONS, interceptors=[_Serialized()])
         servicer = PreprocessorServicer(
-            self.model, settings, self.pool, self.metrics, self.engine, engine_form(settings.engine)
+            self.model, settings, self.pool, self.metrics, self.fetcher, self.engine, engine_form(settings.engine)
         )
         pb_grpc.add_PreprocessorServicer_to_server(servicer, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._grpc)
@@ -111,6 +113,7 @@ class Server:
         await self._http.cleanup()
         if self.engine is not None:
             await self.engine.close()
+        await self.fetcher.__aexit__(kind, error, trace)
         self._encoding.shutdown(wait=False, cancel_futures=True)
         await self.pool.close()
         if self._region is not None:

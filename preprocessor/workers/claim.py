@@ -81,22 +81,34 @@ class Claim:
         Raises:
             Overloaded: `MEMORY_BUDGET_FULL`.
         """
-        size_bytes = sum(map(len, chunks))
+        room = self.lease_file(sum(map(len, chunks)))
+        await self.move(chunks, room)
+        # Called bytes, as it is a file's for all that the service does with it: measure it and pass it on.
+        return cast("bytes", room)
+
+    def lease_file(self, size_bytes: int) -> memoryview:
+        """Room where workers can read a file.
+
+        Raises:
+            Overloaded: `MEMORY_BUDGET_FULL`.
+        """
         lease = self._pool.files.lease(size_bytes)
         if lease is None:
             raise _no_room_for_files(self._pool.files)
         self._leases.append(lease)
-        position = lease.offset
+        return self._pool.arena.view(lease.offset, size_bytes)
+
+    async def move(self, chunks: list[bytes], room: memoryview) -> None:
+        """Move bytes that `expect_upload` has counted to the beginning of their room; empties `chunks`."""
+        position = 0
         chunks.reverse()
         while chunks:
             chunk = chunks.pop()  # the copy replaces it: the file is never held twice
-            self._pool.arena.view(position, len(chunk))[:] = chunk
+            room[position : position + len(chunk)] = chunk
             position += len(chunk)
             self._pool.uploading_bytes -= len(chunk)
             self._uploading_bytes -= len(chunk)
             await asyncio.sleep(0)  # a large file must not hold up everybody else's bytes
-        # Called bytes, as it is a file's for all that the service does with it: measure it and pass it on.
-        return cast("bytes", self._pool.arena.view(lease.offset, size_bytes))
 
     # -- work ----------------------------------------------------------------------------------------------------------
 

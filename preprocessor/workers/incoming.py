@@ -1,0 +1,60 @@
+"""A file that arrives in pieces of its sender's choice, on its way to where workers can read it.
+
+Where its size was announced, its room is taken as soon as a good part has come, and what follows is copied straight there:
+not before, or a sender could keep others' room by a promise alone. Where it was not, its pieces wait, counted, for its end.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from preprocessor.workers.claim import Claim
+
+_EARNEST = 4  # one part in so many of the announced bytes must have come
+
+
+class IncomingFile:
+    """One file of a claim.
+
+    Attributes:
+        size_bytes: What has come.
+    """
+
+    def __init__(self, claim: Claim) -> None:
+        self.size_bytes = 0
+        self._claim = claim
+        self._announced_bytes: int | None = None
+        self._waiting: list[bytes] = []
+        self._room: memoryview | None = None
+
+    def announce(self, size_bytes: int) -> None:
+        """Say how large the file will be, before its first byte."""
+        self._announced_bytes = size_bytes
+
+    async def write(self, data: bytes) -> None:
+        """Take the next bytes; of a file whose size was announced, never more than that.
+
+        Raises:
+            Overloaded: `MEMORY_BUDGET_FULL`.
+        """
+        if self._room is None:
+            self._claim.expect_upload(len(data))
+            self._waiting.append(data)
+        else:
+            self._room[self.size_bytes : self.size_bytes + len(data)] = data
+        self.size_bytes += len(data)
+        announced_bytes = self._announced_bytes
+        if self._room is None and announced_bytes is not None and self.size_bytes * _EARNEST >= announced_bytes:
+            room = self._claim.lease_file(announced_bytes)
+            await self._claim.move(self._waiting, room)
+            self._room = room
+
+    async def finish(self) -> bytes:
+        """The file, as `Claim.store` returns it.
+
+        Raises:
+            Overloaded: `MEMORY_BUDGET_FULL`.
+        """
+        if self._room is None:
+            return await self._claim.store(self._waiting)
+        return cast("bytes", self._room)
