@@ -57,8 +57,7 @@ async def receive_media(
     inline = {medium.key: bytes(medium.data) for medium in request.media if medium.data}
     total, claim, idle_seconds = _Total(settings.limits), call.claim, settings.upload_idle_seconds
     total.add(sum(map(len, inline.values())))
-    claim.expect_upload(total.size_bytes)
-    files = {key: await claim.store([data]) for key, data in inline.items()}
+    files = {key: await _store(data, claim) for key, data in inline.items()}
     if not sources.urls:
         return sources.fill(request, files | await _receive_chunks(requests, sources, total, idle_seconds, claim))
     failure: BaseException | None = None
@@ -78,7 +77,7 @@ async def _receive_chunks(
 ) -> dict[str, bytes]:
     """Media key → file, of those that follow in chunks. Chunks of several files may interleave."""
     files: dict[str, bytes] = {}
-    uploads = {key: _Upload(key) for key in sources.chunked}
+    uploads = {key: _Upload(key, IncomingFile(claim)) for key in sources.chunked}
     while any(not upload.is_complete for upload in uploads.values()):
         message = await _next(requests, idle_seconds)
         if message is None:
@@ -94,11 +93,12 @@ async def _receive_chunks(
             raise InvalidRequest(
                 f"a chunk names {chunk.key!r}, which the spec does not announce as chunked", reason="UNKNOWN_MEDIA_KEY"
             )
-        uploads[chunk.key].add(chunk, total.limits)
+        upload = uploads[chunk.key]
+        upload.check(chunk, total.limits)
         total.add(len(chunk.data))
-        claim.expect_upload(len(chunk.data))
-        if uploads[chunk.key].is_complete:
-            files[chunk.key] = await claim.store(uploads[chunk.key].chunks)
+        await upload.add(chunk)
+        if upload.is_complete:
+            files[chunk.key] = await upload.file.finish()
     return files
 
 
@@ -177,23 +177,22 @@ class _Arrival:
 class _Upload:
     """One file as it arrives."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, file: IncomingFile) -> None:
         self.key = key
-        self.chunks: list[bytes] = []
-        self.size_bytes = 0
+        self.file = file
         self.is_complete = False
 
-    def add(self, chunk: pb.MediaChunk, limits: Limits) -> None:
+    def check(self, chunk: pb.MediaChunk, limits: Limits) -> None:
         if len(chunk.data) > MAX_CHUNK_BYTES:
             raise LimitExceeded(
                 f"{self.key}: a chunk of {len(chunk.data)} bytes; at most {MAX_CHUNK_BYTES} are accepted",
                 reason="CHUNK_TOO_LARGE",
                 media_key=self.key,
             )
-        if self.is_complete or chunk.offset_bytes != self.size_bytes:
+        if self.is_complete or chunk.offset_bytes != self.file.size_bytes:
             raise InvalidRequest(
                 f"{self.key}: a chunk at offset {chunk.offset_bytes} where "
-                + ("the file was complete" if self.is_complete else f"{self.size_bytes} was due"),
+                + ("the file was complete" if self.is_complete else f"{self.file.size_bytes} was due"),
                 reason="CHUNK_OUT_OF_ORDER",
                 media_key=self.key,
             )
@@ -201,11 +200,12 @@ class _Upload:
             raise InvalidRequest(
                 f"{self.key}: an empty chunk that is not the last", reason="EMPTY_CHUNK", media_key=self.key
             )
-        self.chunks.append(chunk.data)
-        self.size_bytes += len(chunk.data)
-        self.is_complete = chunk.last
-        if self.size_bytes > limits.max_media_bytes:
+        if self.file.size_bytes + len(chunk.data) > limits.max_media_bytes:
             raise _too_large(self.key, limits.max_media_bytes)
+
+    async def add(self, chunk: pb.MediaChunk) -> None:
+        await self.file.write(chunk.data)
+        self.is_complete = chunk.last
 
 
 async def _next(requests: AsyncIterator[RequestMessage], idle_seconds: float) -> RequestMessage | None:
@@ -217,6 +217,12 @@ async def _next(requests: AsyncIterator[RequestMessage], idle_seconds: float) ->
         raise DeadlineExceeded(
             f"nothing arrived for {idle_seconds:g} seconds; keep sending, or close the stream", reason="UPLOAD_IDLE"
         ) from None
+
+
+async def _store(data: bytes, claim: Claim) -> bytes:
+    file = IncomingFile(claim)
+    await file.write(data)
+    return await file.finish()
 
 
 def _too_large(key: str, max_bytes: int) -> LimitExceeded:

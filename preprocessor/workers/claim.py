@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy.typing as npt
 
@@ -70,45 +70,31 @@ class Claim:
         Raises:
             Overloaded: `MEMORY_BUDGET_FULL`.
         """
-        if self._pool.uploading_bytes + self._pool.files.leased_bytes + size_bytes > self._pool.files.size_bytes:
-            raise _no_room_for_files(self._pool.files)
-        self._pool.uploading_bytes += size_bytes
-        self._uploading_bytes += size_bytes
+        self._check_room(size_bytes)
+        self._count_upload(size_bytes)
 
-    async def store(self, chunks: list[bytes]) -> bytes:
-        """Move a file that has arrived to where workers can read it; empties `chunks`.
+    def lease_file(self, size_bytes: int, chunks: list[bytes]) -> memoryview:
+        """Room for a file where workers can read it, and for its first chunks, which count no more for themselves.
 
         Raises:
             Overloaded: `MEMORY_BUDGET_FULL`.
         """
-        room = self.lease_file(sum(map(len, chunks)))
-        await self.move(chunks, room)
-        # Called bytes, as it is a file's for all that the service does with it: measure it and pass it on.
-        return cast("bytes", room)
-
-    def lease_file(self, size_bytes: int) -> memoryview:
-        """Room where workers can read a file.
-
-        Raises:
-            Overloaded: `MEMORY_BUDGET_FULL`.
-        """
+        counted_bytes = sum(map(len, chunks))
+        self._check_room(size_bytes - counted_bytes)
         lease = self._pool.files.lease(size_bytes)
         if lease is None:
             raise _no_room_for_files(self._pool.files)
         self._leases.append(lease)
+        self._count_upload(-counted_bytes)
         return self._pool.arena.view(lease.offset, size_bytes)
 
-    async def move(self, chunks: list[bytes], room: memoryview) -> None:
-        """Move bytes that `expect_upload` has counted to the beginning of their room; empties `chunks`."""
-        position = 0
-        chunks.reverse()
-        while chunks:
-            chunk = chunks.pop()  # the copy replaces it: the file is never held twice
-            room[position : position + len(chunk)] = chunk
-            position += len(chunk)
-            self._pool.uploading_bytes -= len(chunk)
-            self._uploading_bytes -= len(chunk)
-            await asyncio.sleep(0)  # a large file must not hold up everybody else's bytes
+    def _check_room(self, size_bytes: int) -> None:
+        if self._pool.uploading_bytes + self._pool.files.leased_bytes + size_bytes > self._pool.files.size_bytes:
+            raise _no_room_for_files(self._pool.files)
+
+    def _count_upload(self, size_bytes: int) -> None:
+        self._pool.uploading_bytes += size_bytes
+        self._uploading_bytes += size_bytes
 
     # -- work ----------------------------------------------------------------------------------------------------------
 
@@ -116,7 +102,7 @@ class Claim:
         """`pipeline.plan` on a worker.
 
         Args:
-            request: Its files as `store` returned them.
+            request: Its files as `IncomingFile.finish` returned them.
         Raises:
             Overloaded: `QUEUE_FULL`, or as `WorkerPool.submit`.
             Whatever `pipeline.plan` raises.

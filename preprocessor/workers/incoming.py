@@ -6,6 +6,7 @@ not before, or a sender could keep others' room by a promise alone. Where it was
 
 from __future__ import annotations
 
+import asyncio
 from typing import cast
 
 from preprocessor.workers.claim import Claim
@@ -45,16 +46,27 @@ class IncomingFile:
         self.size_bytes += len(data)
         announced_bytes = self._announced_bytes
         if self._room is None and announced_bytes is not None and self.size_bytes * _EARNEST >= announced_bytes:
-            room = self._claim.lease_file(announced_bytes)
-            await self._claim.move(self._waiting, room)
-            self._room = room
+            await self._settle(announced_bytes)
 
     async def finish(self) -> bytes:
-        """The file, as `Claim.store` returns it.
+        """The file, which is whole.
 
         Raises:
             Overloaded: `MEMORY_BUDGET_FULL`.
         """
-        if self._room is None:
-            return await self._claim.store(self._waiting)
-        return cast("bytes", self._room)
+        room = await self._settle(self.size_bytes) if self._room is None else self._room
+        # Called bytes, as it is a file's for all that the service does with it: measure it and pass it on.
+        return cast("bytes", room)
+
+    async def _settle(self, size_bytes: int) -> memoryview:
+        """Take the file's room and move there what waits."""
+        room = self._claim.lease_file(size_bytes, self._waiting)
+        position = 0
+        self._waiting.reverse()
+        while self._waiting:
+            data = self._waiting.pop()  # the copy replaces it: the file is never held twice
+            room[position : position + len(data)] = data
+            position += len(data)
+            await asyncio.sleep(0)  # a large file must not hold up everybody else's bytes
+        self._room = room
+        return room

@@ -43,7 +43,7 @@ class WebRules:
             InvalidRequest: `INVALID_URL`, `HOST_NOT_ALLOWED` or `PORT_NOT_ALLOWED`.
         """
         match = _WEB_URL.fullmatch(_LOWER.sub(lambda part: part[0].lower(), text, count=1))
-        if match is None or len(text) > MAX_URL_LENGTH:
+        if match is None or len(text) > MAX_URL_LENGTH or not text.isascii():
             raise invalid_url(key, _complaint(text))
         scheme, host = match["scheme"], match["host"]
         port = int(match["port"]) if match["port"] else _DEFAULT_PORTS[scheme]
