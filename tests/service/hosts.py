@@ -27,7 +27,7 @@ class Host:
         answers: Path → what to answer; may be changed at any time. Another path gets a 404.
         requests: The head of every request.
         connection_count: Connections accepted, those that never asked anything included.
-        open_count: Those that are open.
+        busy_count: Requests being answered; one whose asker has gone counts until its answer has noticed.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Host:
     ) -> None:
         self.answers = dict(answers or {})
         self.requests: list[str] = []
-        self.connection_count = self.open_count = 0
+        self.connection_count = self.busy_count = 0
         self.port = port
         self._address = address
         self._tls = tls
@@ -59,17 +59,17 @@ class Host:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connection_count += 1
-        self.open_count += 1
-        try:
-            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-                while not writer.is_closing():
-                    head = (await reader.readuntil(b"\r\n\r\n")).decode()
-                    self.requests.append(head)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while not writer.is_closing():
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                self.requests.append(head)
+                self.busy_count += 1
+                try:
                     await self.answers.get(head.split()[1], respond(b"", "404 Not Found"))(reader, writer)
                     await writer.drain()
-        finally:
-            self.open_count -= 1
-            writer.close()
+                finally:
+                    self.busy_count -= 1
+        writer.close()
 
 
 def respond(body: bytes = b"", status: str = "200 OK", **headers: str) -> Answer:

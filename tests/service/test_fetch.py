@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import struct
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from preprocessor.__main__ import main
 from preprocessor.client import PrepareResult
 from preprocessor.config import FetchSettings, Limits
 from preprocessor.errors import FetchFailed
@@ -97,14 +99,14 @@ async def test_many_files_of_one_request_come_a_few_at_once(fetching: Caller, ho
     at_once: list[int] = []
 
     async def counted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        at_once.append(host.open_count)
+        at_once.append(host.busy_count)
         await respond(PHOTO, Connection="close")(reader, writer)
 
     host.answers["/many"] = counted
     media = [photo_at(url(host, "/many"), f"photo-{n}") for n in range(20)]
     result = await fetching.prepare(chat(*media))
     assert len(result.header.items) == 20 and len({item.digest for item in result.header.items}) == 1
-    assert len(at_once) == 20
+    assert len(at_once) == 20 and max(at_once) <= 8
 
 
 async def test_a_url_can_be_shared_and_counted(fetching: Caller, host: Host) -> None:
@@ -204,6 +206,19 @@ async def test_a_file_of_this_host_is_read_below_its_root_alone(model: Model, tm
             assert (await caller.refusal(chat(photo_at(f"file://{tmp_path}/{path}")))).reason == "PATH_NOT_ALLOWED"
 
 
+async def test_the_command_line_takes_a_url_for_a_file(
+    fetching: Caller, host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["prepare", "--address", fetching.server.address, "--json"]
+    media = ["--image", url(host, "/photo"), "--video", url(host, "/clip"), "--image", "data:;base64,/9j/"]
+    assert await asyncio.to_thread(main, [*arguments, *media[:4], "--text", "What is this?"]) == 0
+    assert [item["key"] for item in json.loads(capsys.readouterr().out)["items"]] == ["image", "video"]
+    assert await asyncio.to_thread(main, [*arguments, *media]) == 1
+    assert "image#2" in capsys.readouterr().err
+    assert await asyncio.to_thread(main, ["prepare", "--local", *media[:2]]) == 1
+    assert "FETCH_DISABLED" in capsys.readouterr().err
+
+
 # -- limits ------------------------------------------------------------------------------------------------------------
 
 ENDLESS = chunked(bytes(1 << 16), endless=True)
@@ -226,7 +241,7 @@ async def test_a_file_larger_than_accepted_is_left_where_it_is(
     async with Host({"/": answer}) as host, serving(model, limits=limits, fetch=local(host)) as caller:
         error = await caller.refusal(chat(photo_at(url(host, "/"))))
         assert (error.code, error.reason) == (INVALID, expected)
-        await eventually(lambda: host.open_count == 0 and is_idle(caller))
+        await eventually(lambda: host.busy_count == 0 and is_idle(caller))
         fetched = caller.server.metrics.registry.get_sample_value(
             "preprocessor_fetched_bytes_total", {"scheme": "http"}
         )
@@ -237,7 +252,7 @@ async def test_an_endless_file_stops_where_the_memory_for_files_does(model: Mode
     async with Host({"/": ENDLESS}) as host, serving(model, fetch=local(host), memory_budget_bytes=64 << 20) as caller:
         error = await caller.refusal(chat(clip_at(url(host, "/"))))
         assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MEMORY_BUDGET_FULL")
-        await eventually(lambda: host.open_count == 0 and is_idle(caller))
+        await eventually(lambda: host.busy_count == 0 and is_idle(caller))
 
 
 async def test_a_promise_of_much_takes_no_memory_from_others(model: Model) -> None:
@@ -251,7 +266,7 @@ async def test_a_promise_of_much_takes_no_memory_from_others(model: Model) -> No
         for call in calls:
             call.cancel()
         await asyncio.wait(reading)
-        await eventually(lambda: host.open_count == 0 and is_idle(caller))
+        await eventually(lambda: host.busy_count == 0 and is_idle(caller))
 
 
 async def test_a_large_file_of_known_size_arrives_in_the_place_where_it_stays(model: Model) -> None:
@@ -279,7 +294,7 @@ async def test_a_caller_who_leaves_ends_the_fetch(fetching: Caller, host: Host, 
     await eventually(lambda: any("/slow" in head for head in host.requests[before:]))
     call.cancel()
     await asyncio.wait([reading])
-    await eventually(lambda: host.open_count == 0 and is_idle(fetching))
+    await eventually(lambda: host.busy_count == 0 and is_idle(fetching))
 
 
 async def test_the_calls_own_deadline_ends_the_fetch(fetching: Caller, host: Host) -> None:
@@ -289,7 +304,7 @@ async def test_the_calls_own_deadline_ends_the_fetch(fetching: Caller, host: Hos
             iter([pb.PrepareRequest(spec=chat(clip_at(url(host, "/slow"))))]), timeout=0.3
         ).read()
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await eventually(lambda: host.open_count == 0 and is_idle(fetching))
+    await eventually(lambda: host.busy_count == 0 and is_idle(fetching))
 
 
 async def test_a_fetch_that_fails_does_not_wait_for_the_upload(fetching: Caller, host: Host) -> None:
@@ -304,12 +319,12 @@ async def test_an_upload_that_fails_ends_the_fetch(fetching: Caller, host: Host)
     host.answers["/slow"] = hang()
     call = fetching.stub.Prepare()
     await call.write(pb.PrepareRequest(spec=chat(photo_at(url(host, "/slow")), video("clip"))))
-    await eventually(lambda: host.open_count > 0)
+    await eventually(lambda: host.busy_count > 0)
     await call.write(pb.PrepareRequest(chunk=pb.MediaChunk(key="other", data=b"x")))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call.read()
     assert caught.value.code() is INVALID
-    await eventually(lambda: host.open_count == 0 and is_idle(fetching))
+    await eventually(lambda: host.busy_count == 0 and is_idle(fetching))
 
 
 async def test_others_are_served_while_a_host_is_slow(fetching: Caller, host: Host) -> None:
@@ -318,7 +333,7 @@ async def test_others_are_served_while_a_host_is_slow(fetching: Caller, host: Ho
         fetching.stub.Prepare(iter([pb.PrepareRequest(spec=chat(photo_at(url(host, "/slow"))))])) for _ in range(10)
     ]
     reading = [asyncio.create_task(call.read()) for call in calls]
-    await eventually(lambda: host.open_count >= 10)
+    await eventually(lambda: host.busy_count >= 10)
     assert (await fetching.prepare(chat(clip_at(url(host, "/clip"))))).header.token_count > 0
     for call in calls:
         call.cancel()

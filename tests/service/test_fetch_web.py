@@ -234,7 +234,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
 async def test_a_host_that_takes_too_long_is_left(answer: Answer, settings: dict[str, float]) -> None:
     async with Host({"/": answer}) as host, fetching(host, **settings) as fetcher:
         assert await reason(fetcher, host.url("/")) == "FETCH_TIMEOUT"
-        await eventually(lambda: host.open_count == 0)
+        await eventually(lambda: host.busy_count == 0)
 
 
 async def test_a_name_that_is_never_found_is_given_up() -> None:
@@ -323,7 +323,7 @@ async def test_what_a_sink_refuses_ends_the_connection() -> None:
         with pytest.raises(Overloaded):
             await fetcher.fetch(host.url("/"), "clip", sink)
         assert len(sink.data) < 2_000_000
-        await eventually(lambda: host.open_count == 0)
+        await eventually(lambda: host.busy_count == 0)
 
 
 async def test_a_host_that_does_not_listen_cannot_be_reached() -> None:
@@ -415,13 +415,13 @@ async def test_so_many_are_fetched_at_once_and_the_others_wait() -> None:
     at_once: list[int] = []
 
     async def counting(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        at_once.append(host.open_count)
+        at_once.append(host.busy_count)
         await go_on.wait()
         await respond(b"x", Connection="close")(_, writer)
 
     async with Host({"/": counting}) as host, fetching(host, max_at_once=2) as fetcher:
         tasks = [asyncio.create_task(fetch(fetcher, host.url("/"))) for _ in range(6)]
-        await eventually(lambda: host.open_count == 2)
+        await eventually(lambda: host.busy_count == 2)
         go_on.set()
         assert await asyncio.gather(*tasks) == [b"x"] * 6
     assert max(at_once) == 2
@@ -430,14 +430,14 @@ async def test_so_many_are_fetched_at_once_and_the_others_wait() -> None:
 async def test_more_than_may_wait_are_refused() -> None:
     async with Host({"/": hang()}) as host, fetching(host, max_at_once=1) as fetcher:
         tasks = [asyncio.create_task(fetch(fetcher, host.url("/"))) for _ in range(33)]
-        await eventually(lambda: host.open_count == 1)
+        await eventually(lambda: host.busy_count == 1)
         with pytest.raises(Overloaded) as refused:
             await fetch(fetcher, host.url("/"))
         assert refused.value.reason == "FETCH_QUEUE_FULL"
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await eventually(lambda: host.open_count == 0)
+        await eventually(lambda: host.busy_count == 0)
         host.answers["/"] = respond(BODY)
         assert await fetch(fetcher, host.url("/")) == BODY
 
@@ -452,7 +452,7 @@ async def test_what_is_fetched_is_counted_by_scheme_and_outcome() -> None:
         assert value("preprocessor_fetches_in_flight") == 1
         leaving.cancel()
         await asyncio.wait([leaving])
-        await eventually(lambda: host.open_count <= 1)
+        await eventually(lambda: host.busy_count == 0)
     for outcome in ("ok", "fetch_status", "cancelled"):
         labels = {"scheme": "http", "outcome": outcome}
         assert value("preprocessor_fetch_duration_seconds_count", labels) == 1, outcome
