@@ -199,11 +199,14 @@ async def test_a_file_that_grows_or_shrinks_while_it_is_read_is_refused(
 
     class Changing(Collected):
         async def write(self, data: bytes) -> None:
+            await super().write(data)
             os.truncate(path, size_bytes)
 
+    sink = Changing()
     with pytest.raises(PreprocessorError) as caught:
-        await fetcher.fetch(f"file://{path}", "clip", Changing())
+        await fetcher.fetch(f"file://{path}", "clip", sink)
     assert caught.value.reason == "FETCH_INCOMPLETE"
+    assert len(sink.data) <= (sink.announced_bytes or 0) == 4 << 20
 
 
 async def test_a_size_that_a_sink_refuses_is_not_read(fetcher: Fetcher, root: Path) -> None:

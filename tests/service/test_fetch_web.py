@@ -199,6 +199,13 @@ async def test_of_a_names_addresses_the_allowed_ones_are_tried() -> None:
     assert secret.connection_count == 0
 
 
+async def test_a_name_all_of_whose_addresses_lie_inside_is_refused() -> None:
+    resolver = Resolver(["127.0.0.2", "10.0.0.1", "::1", "::ffff:127.0.0.1"])
+    async with Host({"/": respond(b"secret")}, "127.0.0.2") as secret, fetching(secret, resolver=resolver) as fetcher:
+        assert await reason(fetcher, secret.url("/")) == "ADDRESS_NOT_ALLOWED"
+    assert secret.connection_count == 0
+
+
 async def test_the_systems_own_names_are_judged_too() -> None:
     async with Host({"/": respond(BODY)}) as host:
         settings = {"hosts": "localhost", "ports": str(host.port)}
