@@ -5,6 +5,7 @@
     ├── ModelNotFound        no such model here
     ├── UnsupportedMedia     a file or a feature of it that this service does not read
     ├── CorruptMedia         a file that claims to be media and cannot be decoded
+    ├── FetchFailed          a URL that may be fetched and did not give its file
     ├── LimitExceeded        a request larger than this deployment accepts
     ├── Overloaded           no room right now; the same request may succeed later
     ├── DeadlineExceeded     the caller's time ran out
@@ -60,6 +61,10 @@ class UnsupportedMedia(PreprocessorError):
 
 class CorruptMedia(PreprocessorError):
     default_reason = "CORRUPT_MEDIA"
+
+
+class FetchFailed(PreprocessorError):
+    default_reason = "FETCH_FAILED"
 
 
 class LimitExceeded(PreprocessorError):

@@ -103,7 +103,7 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
             action=_AppendMedia,
             const=modality,
             metavar="FILE",
-            help=f"a {modality} file; may be repeated, and keeps its place among the media",
+            help=f"a {modality} file, or a URL for the service to fetch; may be repeated, and keeps its place among the media",
         )
     parser.add_argument("--fps", type=float, metavar="F", help="frames a second to use of every video")
     parser.add_argument("--num-frames", type=int, metavar="N", help="frames to use of every video; excludes --fps")

@@ -13,6 +13,7 @@ import grpc
 from preprocessor.cli.output import save_tensors, summary, table
 from preprocessor.cli.prompts import build_spec
 from preprocessor.client import CHANNEL_OPTIONS, CallFailed, PrepareResult, prepare
+from preprocessor.errors import InvalidRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 
@@ -55,9 +56,11 @@ def _prepare_here(spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> PrepareRe
 
     model = load_model(spec.model or "qwen3-vl")
     request, sources = reading.read_spec(spec)
+    if sources.urls:
+        raise InvalidRequest("only a service fetches by URL; give the file itself", reason="FETCH_DISABLED")
     request = sources.fill(request, files)
     prepared = pipeline.prepare(model, request)
-    sizes = {key: len(data) for key, data in files.items()}
+    sizes = {medium.key: len(medium.data) for medium in request.media}
     return PrepareResult(
         header=writing.write_header(model, prepared.plan, sizes, request_id="local"),
         report=writing.write_report(

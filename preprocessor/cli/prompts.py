@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Collection
 from pathlib import Path
 
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -13,11 +15,13 @@ _FORMS = {
     "fp16": pb.PIXEL_FORM_FP16,
     "fp32": pb.PIXEL_FORM_FP32,
 }
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
 _MODALITIES = {"image": pb.MODALITY_IMAGE, "video": pb.MODALITY_VIDEO}
 
 
 def build_spec(options: argparse.Namespace) -> tuple[pb.PrepareSpec, dict[str, bytes]]:
-    """One user message, its media before its text, every file to follow in chunks.
+    """One user message, its media before its text, every file to follow in chunks but those that the service is to
+    fetch.
 
     Returns:
         The spec, and media key → file.
@@ -28,9 +32,14 @@ def build_spec(options: argparse.Namespace) -> tuple[pb.PrepareSpec, dict[str, b
     message = spec.chat.messages.add(role="user")
     files: dict[str, bytes] = {}
     for modality, path in options.media or []:
-        key = _unique_key(Path(path).name, files)
-        files[key] = Path(path).read_bytes()
-        medium = spec.media.add(key=key, modality=_MODALITIES[modality], chunked=True)
+        is_url = _URL.match(path) is not None
+        key = _unique_key(modality if is_url else Path(path).name, {medium.key for medium in spec.media})
+        medium = spec.media.add(key=key, modality=_MODALITIES[modality])
+        if is_url:
+            medium.url = path
+        else:
+            files[key] = Path(path).read_bytes()
+            medium.chunked = True
         if modality == "video":
             medium.sampling.CopyFrom(_sampling(options))
             medium.damage_policy = pb.DAMAGE_POLICY_TOLERANT if options.tolerant else pb.DAMAGE_POLICY_STRICT
@@ -39,7 +48,7 @@ def build_spec(options: argparse.Namespace) -> tuple[pb.PrepareSpec, dict[str, b
         if options.max_pixels is not None:
             medium.max_pixels = options.max_pixels
         message.parts.add(media_key=key)
-    if options.text or not files:
+    if options.text or not spec.media:
         message.parts.add(text=options.text)
     return spec, files
 
@@ -65,6 +74,6 @@ def build_parameters(options: argparse.Namespace) -> pb.GenerationParameters:
     )
 
 
-def _unique_key(name: str, taken: dict[str, bytes]) -> str:
-    """The file's name, numbered where it is taken."""
+def _unique_key(name: str, taken: Collection[str]) -> str:
+    """A name, numbered where it is taken."""
     return name if name not in taken else next(k for n in range(2, len(taken) + 2) if (k := f"{name}#{n}") not in taken)

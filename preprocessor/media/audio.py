@@ -15,9 +15,7 @@ FFmpeg does all of it, a packet at a time, so that no more than the answer is he
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 
 import av
@@ -27,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.config import Limits
-from preprocessor.errors import CorruptMedia, LimitExceeded, UnsupportedMedia
-from preprocessor.media.container import keep_going
+from preprocessor.errors import CorruptMedia, LimitExceeded
+from preprocessor.media.container import keep_going, open_sound
 
 # What a program that streams WAV writes for the size it does not know yet: 0, or the most that fits (ffmpeg, sox).
 _LARGEST_KNOWN_WAV_BYTES = 0x7FFF_0000
@@ -58,7 +56,7 @@ def extract_audio(
         LimitExceeded: `AUDIO_TOO_LONG`.
     """
     pieces: list[npt.NDArray[np.float32]] = []
-    with _open_audio(data, key) as (container, stream):
+    with open_sound(data, key) as (container, stream):
         resampler = _MonoResampler(sample_rate_hz)
         seconds = Fraction(0)
         for frame in _decoded(container, stream, data, key, check):
@@ -147,46 +145,3 @@ def _is_wav_of_unknown_size(data: bytes) -> bool:
     """Whether a WAV was written to a pipe: it ends where it ends, which FFmpeg takes for too early."""
     riff_bytes = int.from_bytes(data[4:8], "little")
     return data[:4] == b"RIFF" and data[8:12] == b"WAVE" and not 0 < riff_bytes < _LARGEST_KNOWN_WAV_BYTES
-
-
-@contextmanager
-def _open_audio(data: bytes, key: str) -> Iterator[tuple[av.container.InputContainer, av.AudioStream]]:
-    """Open a file held in memory at its main audio stream, FFmpeg's errors mapped to ours."""
-    if not data:
-        raise UnsupportedMedia(f"{key}: the upload is empty; send the whole file", reason="EMPTY_MEDIA", media_key=key)
-    try:
-        # A playlist (ffconcat, say) names other files, which FFmpeg would open here: it may use no protocol at all.
-        options = {"protocol_whitelist": "none"}
-        with av.open(io.BytesIO(data), mode="r", metadata_errors="ignore", options=options) as container:
-            if not container.streams.audio:
-                raise UnsupportedMedia(
-                    f"{key}: the file holds no sound; send one that does, or leave its sound out",
-                    reason="NO_AUDIO_STREAM",
-                    media_key=key,
-                )
-            # FFmpeg's choice, as of its command line: by disposition and channels. None where it can decode none.
-            best = container.streams.best("audio")
-            stream = best if isinstance(best, av.AudioStream) else container.streams.audio[0]
-            if stream.codec_context is None:
-                raise UnsupportedMedia(
-                    f"{key}: no decoder for the sound's codec; re-encode it as AAC, Opus, MP3, FLAC or PCM",
-                    reason="UNSUPPORTED_CODEC",
-                    media_key=key,
-                )
-            stream.codec_context.thread_type = "NONE"  # one worker, one core: parallelism is across requests
-            yield container, stream
-    except av.error.InvalidDataError as error:
-        raise UnsupportedMedia(
-            f"{key}: not a file with sound that can be read, or one cut off before its index; "
-            "send a complete wav, mp3, flac, ogg, m4a, mp4 or mkv",
-            reason="NOT_MEDIA",
-            media_key=key,
-        ) from error
-    except av.error.EOFError as error:
-        raise CorruptMedia(
-            f"{key}: the file ends early, inside its header or index; send the complete file",
-            reason="TRUNCATED_MEDIA",
-            media_key=key,
-        ) from error
-    except av.error.FFmpegError as error:
-        raise CorruptMedia(f"{key}: the file cannot be decoded ({error.strerror})", media_key=key) from error

@@ -15,6 +15,10 @@ cannot convert at all, and its wheels have no software AV1: both are refused.
 OpenCV decodes every frame up to the last chosen one, and silently leaves out what it cannot decode, or ends there. So each
 frame's time is checked against the probe's, and a file that gives no times is refused. It cannot say what is damaged:
 REPEAT on a damaged file is refused, and a picture that FFmpeg patched up passes for good.
+
+Left alone, OpenCV follows an ffconcat text to the files it names and opens the ports of an SDP text, also where it reads from
+memory. The probe has refused such a file before, with PyAV's FFmpeg; OpenCV's own is held to the same list, through the one
+way that it takes options: its environment.
 """
 
 from __future__ import annotations
@@ -32,11 +36,13 @@ import numpy as np
 
 from preprocessor.errors import CorruptMedia, UnsupportedMedia
 from preprocessor.media.clip import IndexedClip
+from preprocessor.media.container import VIDEO_FORMATS
 from preprocessor.media.frames import Choice, Pixels, fill
 from preprocessor.types.asked import OnDamage
 
 _SHARED_MEMORY = Path("/dev/shm")
 _OPEN_FILES = Path("/proc/self/fd")
+_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"  # "name;value" parted by "|"; OpenCV 5.0, videoio/src/cap_ffmpeg_impl.hpp
 
 
 def decode_with_opencv(data: bytes, clip: IndexedClip, choice: Choice) -> Iterator[Pixels]:
@@ -101,6 +107,8 @@ def _capture(data: bytes, choice: Choice) -> Iterator[Any]:
     with _nameless_file(data) if not _reads_streams() else io.BytesIO(data) as source:
         # `source` must outlive the capture, which does not hold it: OpenCV would read freed memory
         target: Any = source if isinstance(source, io.BytesIO) else str(source)
+        protocol = "none" if target is source else "file"
+        os.environ[_OPTIONS] = f"format_whitelist;{','.join(VIDEO_FORMATS)}|protocol_whitelist;{protocol}"
         capture: Any = cv2.VideoCapture(target, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         try:
             if not capture.isOpened():

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
+from preprocessor.errors import PreprocessorError
 from preprocessor.models.generic import GenericPrepared
 from preprocessor.timing import Timings
 from preprocessor.types.planned import Plan
@@ -44,9 +50,36 @@ class Metrics:
         self.prompt_tokens = Counter("preprocessor_prompt_tokens", "Prompt tokens produced", registry=self.registry)
         self.answer_tokens = Counter("preprocessor_answer_tokens", "Tokens the engine answered", registry=self.registry)
         self.received_bytes = Counter("preprocessor_received_bytes", "Media bytes received", registry=self.registry)
+        self.fetch_seconds = Histogram(
+            "preprocessor_fetch_duration_seconds",
+            "Time of fetching a file, by the URL's scheme and how it ended",
+            ["scheme", "outcome"],
+            buckets=_SECONDS_BUCKETS,
+            registry=self.registry,
+        )
+        self.fetching = Gauge("preprocessor_fetches_in_flight", "Files being fetched now", registry=self.registry)
+        self.fetched_bytes = Counter("preprocessor_fetched_bytes", "Bytes fetched", ["scheme"], registry=self.registry)
         self.pixel_bytes = Counter("preprocessor_pixel_bytes", "Pixel bytes made", registry=self.registry)
         self.engine_ready = Gauge("preprocessor_engine_ready", "1 while the engine answers", registry=self.registry)
         Info("preprocessor_build", "Version of this service", registry=self.registry).info({"version": VERSION})
+
+    @contextlib.contextmanager
+    def time_fetch(self, scheme: str) -> Iterator[None]:
+        """Around the fetch of one file. Its outcome is "ok", "cancelled", "internal", or an error's reason in lower case."""
+        started, outcome = time.perf_counter(), "internal"
+        self.fetching.inc()
+        try:
+            yield
+            outcome = "ok"
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        except PreprocessorError as error:
+            outcome = error.reason.lower()
+            raise
+        finally:
+            self.fetching.dec()
+            self.fetch_seconds.labels(scheme, outcome).observe(time.perf_counter() - started)
 
     def observe_plan(self, planned: Plan | GenericPrepared) -> None:
         for item in planned.items:

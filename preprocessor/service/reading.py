@@ -11,6 +11,7 @@ from google.protobuf import json_format
 
 from engine_client import SamplingParameters
 from preprocessor.errors import InvalidRequest, LimitExceeded
+from preprocessor.service.fetch.data_urls import is_data_url, read_data_url
 from preprocessor.types.asked import (
     ChatPrompt,
     Media,
@@ -64,10 +65,12 @@ class Sources:
 
     Attributes:
         chunked: Keys of the media whose files follow in chunks.
+        urls: Key of a medium → the URL that its file is to be fetched from.
         same_file: Key of a medium → key of the one whose file it shares.
     """
 
     chunked: frozenset[str]
+    urls: Mapping[str, str]
     same_file: Mapping[str, str]
 
     def fill(self, request: PreparationRequest, files: Mapping[str, bytes]) -> PreparationRequest:
@@ -109,7 +112,8 @@ def read_spec(spec: pb.PrepareSpec) -> tuple[PreparationRequest, Sources]:
         with_token_types=spec.with_token_types,
         cache_salt=spec.cache_salt,
     )
-    return request, Sources(chunked, same_file)
+    urls = {medium.key: medium.url for medium in spec.media if medium.url and not is_data_url(medium.url)}
+    return request, Sources(chunked, urls, same_file)
 
 
 def read_parameters(message: pb.GenerationParameters, default_stop_token_ids: tuple[int, ...]) -> SamplingParameters:
@@ -180,9 +184,9 @@ def _read_media(medium: pb.Media) -> Media:
     if not 0 < len(medium.key.encode()) <= MAX_KEY_BYTES:
         raise InvalidRequest(f"a media key has 1 to {MAX_KEY_BYTES} bytes", reason="INVALID_MEDIA_KEY")
     source = medium.WhichOneof("source")
-    if source is None or (source == "chunked" and not medium.chunked):
+    if source is None or (source == "chunked" and not medium.chunked) or (source == "url" and not medium.url):
         raise InvalidRequest(
-            f"{medium.key}: no source; give inline_data, chunked = true or same_file_as",
+            f"{medium.key}: no source; give inline_data, chunked = true, same_file_as or url",
             reason="MEDIA_SOURCE_MISSING",
             media_key=medium.key,
         )
@@ -192,10 +196,13 @@ def _read_media(medium: pb.Media) -> Media:
             reason="INLINE_TOO_LARGE",
             media_key=medium.key,
         )
+    data = medium.inline_data
+    if is_data_url(medium.url):
+        data = read_data_url(medium.url, medium.key, MAX_INLINE_BYTES)
     return Media(
         key=medium.key,
         modality=_lookup(_MODALITIES, medium.modality, f"{medium.key}: modality"),
-        data=medium.inline_data,
+        data=data,
         sampling=_read_sampling(medium.sampling, medium.key),
         min_pixels=medium.min_pixels if medium.HasField("min_pixels") else None,
         max_pixels=medium.max_pixels if medium.HasField("max_pixels") else None,

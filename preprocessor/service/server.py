@@ -22,6 +22,7 @@ from preprocessor.models.generic import GenericModel
 from preprocessor.models.registry import load_model
 from preprocessor.service.endpoint_metrics import EndpointMetrics
 from preprocessor.service.engine import arena_in, connect_engine, create_region, engine_form
+from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.reading import MAX_INLINE_BYTES
@@ -90,6 +91,8 @@ class Server:
 
     async def _start(self, undoing: AsyncExitStack) -> None:
         settings = self.settings
+        self.metrics = Metrics()
+        self.fetcher = await undoing.enter_async_context(Fetcher(settings.fetch, self.metrics))
         # Encoding copies a prompt's tensors into a message: milliseconds of memory traffic, not a worker's kind of work.
         encoding = ThreadPoolExecutor(2, "encode")
         undoing.callback(encoding.shutdown, wait=False, cancel_futures=True)
@@ -99,7 +102,6 @@ class Server:
             if self._region is not None:
                 undoing.callback(self._region.close)
             self.engine = connect_engine(settings.engine, self.model, encoding, self._region)
-        self.metrics = Metrics()
         if isinstance(self.engine, Endpoints):
             self.metrics.registry.register(EndpointMetrics(self.engine.states))
         arena = None if self._region is None else arena_in(self._region, settings.memory_budget_bytes)
@@ -111,7 +113,7 @@ class Server:
         self.health = Health(self.engine, self.pool)
         self._grpc = grpc.aio.server(options=_CHANNEL_OPTIONS, interceptors=[_Serialized()])
         servicer = PreprocessorServicer(
-            self.model, settings, self.pool, self.metrics, self.engine, engine_form(settings.engine)
+            self.model, settings, self.pool, self.metrics, self.fetcher, self.engine, engine_form(settings.engine)
         )
         pb_grpc.add_PreprocessorServicer_to_server(servicer, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._grpc)

@@ -33,6 +33,7 @@ from preprocessor.models.generic import GenericModel, GenericPrepared
 from preprocessor.requests import check_request
 from preprocessor.service import reading, writing
 from preprocessor.service.calls import Call, Calls, forwarded_metadata
+from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.intake import RequestMessage, receive_media, receive_spec
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.tensors import is_small, write_rows
@@ -60,6 +61,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         settings: ServeSettings,
         pool: WorkerPool,
         metrics: Metrics,
+        fetcher: Fetcher,
         engine: EngineClient | None,
         engine_form: PixelForm | None = None,
     ) -> None:
@@ -67,6 +69,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         self._settings = settings
         self._calls = Calls(pool, metrics, settings.default_timeout_seconds)
         self._metrics = metrics
+        self._fetcher = fetcher
         self._engine = engine
         self._engine_form = engine_form
 
@@ -136,14 +139,12 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     async def _receive(
         self, spec: pb.PrepareSpec, requests: AsyncIterator[RequestMessage], call: Call
     ) -> PreparationRequest:
-        """Check the spec, then take the upload."""
+        """Check the spec, then take the upload and fetch what is named by URL."""
         with call.timings.stage("receive"):
             self._require_model(spec.model)
             request, sources = reading.read_spec(spec)
             check_request(request, self._model.modalities, self._settings.limits)
-            request = await receive_media(
-                requests, request, sources, self._settings.limits, self._settings.upload_idle_seconds, call.claim
-            )
+            request = await receive_media(requests, request, sources, self._settings, self._fetcher, call)
         request = dataclasses.replace(request, video_decoder=self._settings.video_decoder)
         call.received_bytes = sum(len(medium.data) for medium in request.media)
         self._metrics.received_bytes.inc(call.received_bytes)

@@ -25,6 +25,8 @@ _CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
     (errors.ModelNotFound, grpc.StatusCode.NOT_FOUND),
     (errors.UnsupportedMedia, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.CorruptMedia, grpc.StatusCode.INVALID_ARGUMENT),
+    # Not UNAVAILABLE: a proxy that counts those would take this service for broken when a stranger's host is.
+    (errors.FetchFailed, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.LimitExceeded, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),

@@ -438,6 +438,7 @@ class Media(_message.Message):
     INLINE_DATA_FIELD_NUMBER: _builtins.int
     CHUNKED_FIELD_NUMBER: _builtins.int
     SAME_FILE_AS_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     MIN_PIXELS_FIELD_NUMBER: _builtins.int
     MAX_PIXELS_FIELD_NUMBER: _builtins.int
@@ -453,6 +454,12 @@ class Media(_message.Message):
     """True: the file follows in MediaChunk messages."""
     same_file_as: _builtins.str
     """Key of another medium of this request whose file this is too: a video's sound, say. Nothing is sent twice."""
+    url: _builtins.str
+    """Where the service reads the file itself: http or https, file or an object store, as far as the deployment allows each
+    (README.md, "Media by URL"), or a data: URL in base64 of at most 4 MiB. At most 8192 characters but for data:, all of them
+    ASCII: an international host in its xn-- form, the rest percent-encoded. What the file is shows in its bytes; neither its
+    name nor the type that a host states counts.
+    """
     min_pixels: _builtins.int
     """Bounds on pixels after resizing; the model's own where absent. 0 < min_pixels <= max_pixels. They count height x width of
     an image; of a video, frames x height x width in the Qwen3-VL family, height x width in Qwen2-VL and Qwen2.5-VL.
@@ -474,15 +481,16 @@ class Media(_message.Message):
         inline_data: _builtins.bytes = ...,
         chunked: _builtins.bool = ...,
         same_file_as: _builtins.str = ...,
+        url: _builtins.str = ...,
         sampling: Global___Sampling | None = ...,
         min_pixels: _builtins.int | None = ...,
         max_pixels: _builtins.int | None = ...,
         cap_pixels_per_frame: _builtins.bool | None = ...,
         damage_policy: Global___DamagePolicy.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_max_pixels", b"_max_pixels", "_min_pixels", b"_min_pixels", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "inline_data", b"inline_data", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "same_file_as", b"same_file_as", "sampling", b"sampling", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_max_pixels", b"_max_pixels", "_min_pixels", b"_min_pixels", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "inline_data", b"inline_data", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "same_file_as", b"same_file_as", "sampling", b"sampling", "source", b"source", "url", b"url"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_max_pixels", b"_max_pixels", "_min_pixels", b"_min_pixels", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "damage_policy", b"damage_policy", "inline_data", b"inline_data", "key", b"key", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "modality", b"modality", "same_file_as", b"same_file_as", "sampling", b"sampling", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_max_pixels", b"_max_pixels", "_min_pixels", b"_min_pixels", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "damage_policy", b"damage_policy", "inline_data", b"inline_data", "key", b"key", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "modality", b"modality", "same_file_as", b"same_file_as", "sampling", b"sampling", "source", b"source", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cap_pixels_per_frame: _TypeAlias = _typing.Literal["cap_pixels_per_frame"]  # noqa: Y015
     _WhichOneofArgType__cap_pixels_per_frame: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame"]  # noqa: Y015
@@ -490,7 +498,7 @@ class Media(_message.Message):
     _WhichOneofArgType__max_pixels: _TypeAlias = _typing.Literal["_max_pixels", b"_max_pixels"]  # noqa: Y015
     _WhichOneofReturnType__min_pixels: _TypeAlias = _typing.Literal["min_pixels"]  # noqa: Y015
     _WhichOneofArgType__min_pixels: _TypeAlias = _typing.Literal["_min_pixels", b"_min_pixels"]  # noqa: Y015
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["inline_data", "chunked", "same_file_as"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["inline_data", "chunked", "same_file_as", "url"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cap_pixels_per_frame) -> _WhichOneofReturnType__cap_pixels_per_frame | None: ...
@@ -1035,7 +1043,7 @@ class StageTime(_message.Message):
     WALL_MS_FIELD_NUMBER: _builtins.int
     CPU_MS_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
-    """receive, queue, plan, tokenize, decode, resize, patch, normalize, send, first_token, generate."""
+    """receive, fetch (within receive), queue, plan, tokenize, decode, resize, patch, normalize, send, first_token, generate."""
     wall_ms: _builtins.float
     cpu_ms: _builtins.float
     """0 where the stage only waits."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy.typing as npt
 
@@ -22,7 +22,7 @@ from preprocessor.types.asked import Media, PreparationRequest
 from preprocessor.types.made import PixelReport, Substitution
 from preprocessor.types.planned import PixelPlan, Plan
 from preprocessor.vision.patches import PIXEL_DTYPES
-from preprocessor.workers.arena import Lease, Ranges
+from preprocessor.workers.arena import Arena, Lease, Ranges
 from preprocessor.workers.jobs import PixelJob, PlanJob
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.work import TensorRoom, Work
@@ -65,6 +65,11 @@ class Claim:
             self._pool.abandon(work)
         self.release()
 
+    @property
+    def arena(self) -> Arena:
+        """Where its files and its pixels lie."""
+        return self._pool.arena
+
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def expect_upload(self, size_bytes: int) -> None:
@@ -73,33 +78,31 @@ class Claim:
         Raises:
             Overloaded: `MEMORY_BUDGET_FULL`.
         """
-        if self._pool.uploading_bytes + self._pool.files.leased_bytes + size_bytes > self._pool.files.size_bytes:
-            raise _no_room_for_files(self._pool.files)
-        self._pool.uploading_bytes += size_bytes
-        self._uploading_bytes += size_bytes
+        self._check_room(size_bytes)
+        self._count_upload(size_bytes)
 
-    async def store(self, chunks: list[bytes]) -> bytes:
-        """Move a file that has arrived to where workers can read it; empties `chunks`.
+    def lease_file(self, size_bytes: int, chunks: list[bytes]) -> Lease:
+        """Room for a file where workers can read it, and for its first chunks, which count no more for themselves.
 
         Raises:
-            Overloaded: `MEMORY_BUDGET_FULL`, `SHARED_MEMORY_FULL`.
+            Overloaded: `MEMORY_BUDGET_FULL`.
         """
-        size_bytes = sum(map(len, chunks))
+        counted_bytes = sum(map(len, chunks))
+        self._check_room(size_bytes - counted_bytes)
         lease = self._pool.files.lease(size_bytes)
         if lease is None:
             raise _no_room_for_files(self._pool.files)
         self._leases.append(lease)
-        position = lease.offset
-        chunks.reverse()
-        while chunks:
-            chunk = chunks.pop()  # the copy replaces it: the file is never held twice
-            self._pool.arena.write(position, chunk)
-            position += len(chunk)
-            self._pool.uploading_bytes -= len(chunk)
-            self._uploading_bytes -= len(chunk)
-            await asyncio.sleep(0)  # a large file must not hold up everybody else's bytes
-        # Called bytes, as it is a file's for all that the service does with it: measure it and pass it on.
-        return cast("bytes", self._pool.arena.view(lease.offset, size_bytes))
+        self._count_upload(-counted_bytes)
+        return lease
+
+    def _check_room(self, size_bytes: int) -> None:
+        if self._pool.uploading_bytes + self._pool.files.leased_bytes + size_bytes > self._pool.files.size_bytes:
+            raise _no_room_for_files(self._pool.files)
+
+    def _count_upload(self, size_bytes: int) -> None:
+        self._pool.uploading_bytes += size_bytes
+        self._uploading_bytes += size_bytes
 
     # -- work ----------------------------------------------------------------------------------------------------------
 
@@ -107,7 +110,7 @@ class Claim:
         """`pipeline.plan` on a worker.
 
         Args:
-            request: Its files as `store` returned them.
+            request: Its files as `IncomingFile.finish` returned them.
         Raises:
             Overloaded: `QUEUE_FULL`, or as `WorkerPool.submit`.
             Whatever `pipeline.plan` raises.
@@ -244,7 +247,7 @@ class PixelRun:
         """The tensor [row_count, feature_count]; it has its place once a worker has begun."""
         assert self._tensor.lease is not None, "no worker has begun yet"
         shape = (self._planned.row_count, self._planned.feature_count)
-        return self._claim._pool.arena.array(self._tensor.lease.offset, shape, PIXEL_DTYPES[self._planned.form])
+        return self._claim.arena.array(self._tensor.lease.offset, shape, PIXEL_DTYPES[self._planned.form])
 
     async def finished_rows(self) -> AsyncIterator[tuple[int, int]]:
         """(first row, row count) of runs of finished rows, in order, as they come, until all are.

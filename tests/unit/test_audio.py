@@ -195,7 +195,7 @@ def damaged_in_the_middle() -> bytes:
         (lambda: encoded("mp4", "aac")[:-2_000], UnsupportedMedia, "NOT_MEDIA"),  # without its index at the end
         (lambda: encoded("mp4", "aac")[:-300], CorruptMedia, "TRUNCATED_MEDIA"),
         (lambda: moving_shapes_clip(seconds=1, width=64, height=64), UnsupportedMedia, "NO_AUDIO_STREAM"),
-        (photo, UnsupportedMedia, "NO_AUDIO_STREAM"),
+        (photo, UnsupportedMedia, "NOT_MEDIA"),
         (unknown_codec, UnsupportedMedia, "UNSUPPORTED_CODEC"),
         (lambda: wav(tone(RATE))[:-5_000], CorruptMedia, "TRUNCATED_MEDIA"),
         (damaged_in_the_middle, CorruptMedia, "UNDECODABLE_FRAME"),

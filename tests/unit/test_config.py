@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from preprocessor.config import EngineSettings, Limits, ServeSettings, SettingError, parse_bytes, split_address
+from preprocessor.config import (
+    EngineSettings,
+    FetchSettings,
+    Limits,
+    ServeSettings,
+    SettingError,
+    parse_bytes,
+    split_address,
+)
 from preprocessor.machine import available_cpu_count, available_memory_bytes
 
 
@@ -178,6 +186,48 @@ def test_two_ports_of_the_service_cannot_be_one() -> None:
     with pytest.raises(SettingError, match=r"--http-address: '127.0.0.1:80' is not accepted; give another port"):
         ServeSettings(address="127.0.0.1:80", http_address="127.0.0.1:80")
     assert ServeSettings(address="127.0.0.1:0", http_address="127.0.0.1:0")
+
+
+@pytest.mark.parametrize(
+    ("fields", "option"),
+    [
+        *(
+            ({"hosts": hosts}, "--fetch-hosts")
+            for hosts in ("Example.com", "a b", "http://a.com", "*.*.com", "a.com:80", "a*", ".a")
+        ),
+        *(({"ports": ports}, "--fetch-ports") for ports in ("0", "80,http", "65536", "-1", "80-90")),
+        *(
+            ({"networks": networks}, "--fetch-networks")
+            for networks in ("10.0.0.1/8", "ten", "10.0.0.0/33", "fd00::/129")
+        ),
+        ({"roots": "media"}, "--fetch-roots"),
+        *(
+            ({"stores": stores}, "--fetch-stores")
+            for stores in ("s3:/bucket", "file:///srv", "https://a.com/", "bucket", "s3://")
+        ),
+        ({"connect_seconds": 0.0}, "--fetch-connect-seconds"),
+        ({"read_seconds": float("inf")}, "--fetch-read-seconds"),
+        ({"total_seconds": -1.0}, "--fetch-total-seconds"),
+        ({"max_redirects": 0}, "--fetch-max-redirects"),
+        ({"max_at_once": True}, "--fetch-max-at-once"),
+    ],
+)
+def test_fetch_settings_that_cannot_be_are_refused_by_their_options_name(
+    fields: dict[str, object], option: str
+) -> None:
+    with pytest.raises(SettingError) as refused:
+        FetchSettings(**fields)  # type: ignore[arg-type]
+    assert refused.value.option == option
+
+
+def test_fetch_settings_list_with_commas() -> None:
+    settings = FetchSettings(
+        hosts="a.com, *.b.org,[2606:4700::1],10.0.0.1",
+        ports="80, 8080",
+        networks="10.0.0.1, fd00::/8",
+        stores="s3://b/c,gs://d",
+    )
+    assert settings.hosts.count(",") == 3
 
 
 @pytest.mark.parametrize(

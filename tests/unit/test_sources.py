@@ -18,7 +18,12 @@ from preprocessor.setting import Option, SettingError
 BY_FLAG = {option.flag: option for option in OPTIONS}
 ENGINE = {"PREPROCESSOR_ENGINE": "triton:8001"}
 # What is accepted of settings that do not take any text or number.
-ACCEPTED = dict.fromkeys(("--address", "--http-address", "--engine"), "127.0.0.1:4321")
+ACCEPTED = dict.fromkeys(("--address", "--http-address", "--engine"), "127.0.0.1:4321") | {
+    "--fetch-ports": "8080",
+    "--fetch-networks": "10.0.0.0/8",
+    "--fetch-roots": "/srv",
+    "--fetch-stores": "s3://bucket/",
+}
 # Settings that are refused without another one.
 BESIDE = {
     "--engine-tls-certificate": {"PREPROCESSOR_ENGINE_TLS_KEY": "key"},

@@ -21,6 +21,7 @@ from preprocessor.timing import Timings
 from preprocessor.types.asked import PreparationRequest
 from preprocessor.types.planned import Plan
 from preprocessor.workers.claim import Claim
+from preprocessor.workers.incoming import IncomingFile
 from preprocessor.workers.pool import PoolSettings, WorkerPool
 from tests.bench.service import checksum
 from tests.bench.service.asks import request_of
@@ -151,11 +152,16 @@ async def _claims(ask: Ask, count: float, seconds: float, concurrency: int) -> S
     return Spent(begun_count, time.perf_counter() - wall, tree_cpu_seconds(psutil.Process()) - cpu)
 
 
+async def _stored(data: bytes, claim: Claim) -> bytes:
+    file = IncomingFile(claim)
+    await file.write(data)
+    return await file.finish()
+
+
 async def _claim(request: PreparationRequest, *, is_checked: bool = False) -> str:
     """What the service does of one request between its messages; the answer's checksum where that is asked for."""
     async with Claim(_pool, time.monotonic() + _DEADLINE_SECONDS, Timings()) as claim:
-        claim.expect_upload(sum(len(medium.data) for medium in request.media))
-        media = [replace(medium, data=await claim.store([medium.data])) for medium in request.media]
+        media = [replace(medium, data=await _stored(medium.data, claim)) for medium in request.media]
         request = replace(request, media=tuple(media))
         planned = await claim.plan(request, Limits())
         assert isinstance(planned, Plan)

@@ -1,0 +1,27 @@
+"""Settings, frozen and checked where they are made. A bad value is refused with its option's name.
+
+Each field says everything about its setting: flags, environment variables, keys of a file, `--help` and README's table are
+made from these classes; `setting` says how. Who reads what a user wrote is `cli.sources`.
+"""
+
+from preprocessor.config.checks import require_positive_int, require_seconds, split_address
+from preprocessor.config.engine import EngineSettings
+from preprocessor.config.fetch import FetchSettings
+from preprocessor.config.limits import Limits
+from preprocessor.config.serve import ServeSettings
+from preprocessor.kinds import parse_bytes
+from preprocessor.setting import SettingError, option_of, setting
+
+__all__ = [
+    "EngineSettings",
+    "FetchSettings",
+    "Limits",
+    "ServeSettings",
+    "SettingError",
+    "option_of",
+    "parse_bytes",
+    "require_positive_int",
+    "require_seconds",
+    "setting",
+    "split_address",
+]

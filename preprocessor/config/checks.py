@@ -1,0 +1,54 @@
+"""What values of settings must be; each check refuses with the option's name."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from preprocessor.setting import SettingError, option_of
+
+
+def require_positive_int(option: str, value: object) -> int:
+    """The value, where it is a whole number above 0.
+
+    Raises:
+        SettingError: It is anything else; booleans and numeric text count as something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SettingError(option, value, "a whole number of at least 1")
+    return value
+
+
+def require_seconds(option: str, seconds: float) -> None:
+    """Return where it is a span of time that a wait may have.
+
+    Raises:
+        SettingError: It is not a number above 0.
+    """
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise SettingError(option, seconds, "a number of seconds above 0")
+
+
+def split_address(option: str, address: str) -> tuple[str, int]:
+    """Host and port of `host:port`; an IPv6 host stands in brackets, which are dropped.
+
+    Raises:
+        SettingError: There is no port, or it is not 0 to 65535.
+    """
+    host, separator, port = address.rpartition(":")
+    if not (separator and host and port.isdigit() and int(port) < 65536):
+        raise SettingError(option, address, "host:port, such as 0.0.0.0:50051")
+    return host.strip("[]"), int(port)
+
+
+def require_choices(settings: Any, prefix: str = "") -> None:
+    """Return where every field that has choices holds one of them.
+
+    Raises:
+        SettingError: One does not.
+    """
+    for field in dataclasses.fields(settings):
+        choices, value = field.metadata.get("choices"), getattr(settings, field.name)
+        if choices and value not in choices:
+            raise SettingError(option_of(field, prefix), value, f"{', '.join(choices[:-1])} or {choices[-1]}")

@@ -1,0 +1,87 @@
+"""All settings of the service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from preprocessor.config.checks import require_choices, require_positive_int, require_seconds, split_address
+from preprocessor.config.engine import EngineSettings
+from preprocessor.config.fetch import FetchSettings
+from preprocessor.config.limits import Limits
+from preprocessor.kinds import parse_bytes
+from preprocessor.machine import available_cpu_count, available_memory_bytes
+from preprocessor.setting import SettingError, group, setting
+
+_LEAST_BUDGET_BYTES = 64 << 20  # below, not even one photo's decoding fits
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """Everything `preprocessor serve` needs.
+
+    Attributes:
+        worker_count: So many worker processes take short work, and as many more, at a lower priority, long work.
+        memory_budget_bytes: For files, pixels, and what workers need meanwhile, of all requests together.
+        worker_memory_bytes: Address space; 0 means as much as the budget.
+    """
+
+    model: str = setting("qwen3-vl", "built-in name, local directory or hub id", "NAME", kind=str)
+    address: str = setting("127.0.0.1:50051", "where gRPC listens; port 0 takes a free one", "HOST:PORT", kind=str)
+    http_address: str = setting("127.0.0.1:8080", "where /livez, /readyz and /metrics listen", "HOST:PORT", kind=str)
+    worker_count: int = setting(
+        available_cpu_count, "cores to work on", name="--workers", default_text="the cgroup's CPU limit"
+    )
+    max_queued_count: int = setting(
+        256, "requests that may wait for a worker before more are refused", name="--max-queued"
+    )
+    memory_budget_bytes: int = setting(
+        lambda: available_memory_bytes() // 2,
+        "memory for all requests together; a quarter of it is for files",
+        "SIZE",
+        name="--memory-budget",
+        kind=parse_bytes,
+        default_text="half of the cgroup's limit",
+    )
+    worker_memory_bytes: int = setting(
+        0,
+        "memory that one worker may take for its work; 0 means the budget",
+        "SIZE",
+        name="--worker-memory",
+        kind=parse_bytes,
+    )
+    max_cpu_seconds: float = setting(300.0, "CPU that one request may use in one stage", "S", kind=float)
+    max_jobs_a_worker: int = setting(10_000, "jobs after which a worker process is replaced")
+    is_in_process: bool = setting(
+        False, "work on threads: for debugging only, nothing is isolated", "", name="--in-process", kind=bool
+    )
+    video_decoder: str = setting("pyav", "opencv decodes as OpenCV does", kind=str, choices=("pyav", "opencv"))
+    drain_seconds: float = setting(20.0, "how long a stop waits for calls under way", "S", kind=float)
+    upload_idle_seconds: float = setting(30.0, "longest silence within an upload", "S", kind=float)
+    default_timeout_seconds: float = setting(300.0, "deadline of a call that brings none", "S", kind=float)
+    log_level: str = setting("info", "what to log", kind=str, choices=("debug", "info", "warning", "error"))
+    engine: EngineSettings = group(EngineSettings, "the engine, for Generate", "engine-", needs="address")
+    fetch: FetchSettings = group(FetchSettings, "media given by URL", "fetch-")
+    limits: Limits = group(Limits, "limits on one request")
+
+    def __post_init__(self) -> None:
+        require_positive_int("--workers", self.worker_count)
+        require_positive_int("--max-queued", self.max_queued_count)
+        require_positive_int("--max-jobs-a-worker", self.max_jobs_a_worker)
+        for option, size_bytes, least in (
+            ("--memory-budget", self.memory_budget_bytes, _LEAST_BUDGET_BYTES),
+            ("--worker-memory", self.worker_memory_bytes, 0),
+        ):
+            if isinstance(size_bytes, bool) or not isinstance(size_bytes, int) or size_bytes < least:
+                raise SettingError(option, size_bytes, f"a size of at least {least >> 20} MiB, such as 4GiB")
+        for option, seconds in (
+            ("--max-cpu-seconds", self.max_cpu_seconds),
+            ("--drain-seconds", self.drain_seconds),
+            ("--upload-idle-seconds", self.upload_idle_seconds),
+            ("--default-timeout-seconds", self.default_timeout_seconds),
+        ):
+            require_seconds(option, seconds)
+        require_choices(self)
+        _, port = split_address("--address", self.address)
+        split_address("--http-address", self.http_address)
+        if self.address == self.http_address and port:
+            raise SettingError("--http-address", self.http_address, "another port than --address has")

@@ -1,0 +1,91 @@
+"""Object stores (s3://, gs://, …), through fsspec, with whatever credentials its driver finds in this service's environment.
+
+Which store a file lies in decides whose credentials read it, so a URL must lie below one that is configured. fsspec and its
+drivers are imported only where one is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from preprocessor.config import SettingError
+from preprocessor.errors import FetchFailed, InvalidRequest
+from preprocessor.service.fetch.sink import Sink
+from preprocessor.service.fetch.urls import MAX_URL_LENGTH, invalid_url
+
+logger = logging.getLogger(__name__)
+
+_PIECE_BYTES = 1 << 20
+_THREADS = 8
+
+
+class StoreSource:
+    """Reads objects.
+
+    Args:
+        stores: URLs below which they may lie, such as s3://bucket/clips/.
+    """
+
+    def __init__(self, stores: Sequence[str]) -> None:
+        self._stores = tuple(store.rstrip("/") + "/" for store in stores)
+        self.schemes = frozenset(store.partition(":")[0] for store in stores)
+        self._systems = {scheme: _file_system(scheme) for scheme in self.schemes}
+        # A driver's own time limits end what hangs in it: a thread cannot be stopped.
+        self._threads = ThreadPoolExecutor(_THREADS, "read-store")
+
+    async def fetch(self, url: str, key: str, sink: Sink) -> None:
+        """See `Source`."""
+        if len(url) > MAX_URL_LENGTH or not url.isprintable() or "::" in url:  # fsspec reads :: as a chain of systems
+            raise invalid_url(key, "an object's URL is printable, without ::")
+        if {".", ".."} & {*url.split("/")} or not url.startswith(self._stores):
+            raise InvalidRequest(
+                f"{key}: objects are read from {' or '.join(self._stores)} alone",
+                reason="PATH_NOT_ALLOWED",
+                media_key=key,
+            )
+        system = self._systems[url.partition(":")[0]]
+        file = await self._run(key, system.open, url, "rb", block_size=_PIECE_BYTES, cache_type="none")
+        with contextlib.closing(file):
+            if isinstance(size_bytes := getattr(file, "size", None), int):
+                sink.announce(size_bytes)
+            while data := await self._run(key, file.read, _PIECE_BYTES):
+                await sink.write(data)
+
+    async def close(self) -> None:
+        """See `Source`."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, key: str, call: Any, *arguments: Any, **options: Any) -> Any:
+        """A blocking call in a thread. Every driver has errors of its own: whatever it raises is a failure of the store."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, lambda: call(*arguments, **options))
+        except FileNotFoundError as error:
+            raise FetchFailed(
+                f"{key}: the store holds no such object", reason="FETCH_NOT_FOUND", media_key=key
+            ) from error
+        except Exception as error:
+            logger.warning("an object store failed: %s", type(error).__name__)
+            raise FetchFailed(
+                f"{key}: the store does not give the object", reason="FETCH_UNREACHABLE", media_key=key
+            ) from error
+
+
+def _file_system(scheme: str) -> Any:
+    """fsspec's file system of a scheme.
+
+    Raises:
+        SettingError: fsspec, or its driver for the scheme, is not installed.
+    """
+    try:
+        return importlib.import_module("fsspec").filesystem(scheme)
+    except (ImportError, ValueError) as error:  # ValueError: no driver goes by that name
+        raise SettingError(
+            "--fetch-stores", f"{scheme}://", f"a store whose fsspec driver is installed ({error})"
+        ) from error
