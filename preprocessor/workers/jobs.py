@@ -19,8 +19,8 @@ from preprocessor.types.planned import PixelPlan
 from preprocessor.vision.patches import PIXEL_DTYPES
 from preprocessor.workers.arena import Arena
 
-# A message for every frame pair would keep the service busier with news than with bytes; this much goes in one message to
-# the caller anyway.
+# A message for every frame pair would keep the service busier with news than with bytes. Runs are whole multiples of this, for it
+# is what one message to the caller holds (`service.tensors`): a little more would be a second message.
 _ANNOUNCED_BYTES = 1 << 20
 
 RowsWritten = Callable[[int, int], None]
@@ -89,10 +89,13 @@ class _Gathered:
         self._announce = announce
         self._stop = rows.stop
         self._run_rows = run_rows
-        self._first = self._end = rows.start
+        self._first = rows.start
 
     def add(self, first_row: int, row_count: int) -> None:
-        self._end = first_row + row_count
-        if self._end - self._first >= self._run_rows or self._end >= self._stop:
-            self._announce(self._first, self._end - self._first)
-            self._first = self._end
+        end = first_row + row_count
+        ready = end - self._first
+        if end < self._stop:
+            ready -= ready % self._run_rows
+        if ready:
+            self._announce(self._first, ready)
+            self._first += ready
