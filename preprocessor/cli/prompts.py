@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -17,19 +18,32 @@ _MODALITIES = {"image": pb.MODALITY_IMAGE, "video": pb.MODALITY_VIDEO}
 
 
 def build_spec(options: argparse.Namespace) -> tuple[pb.PrepareSpec, dict[str, bytes]]:
-    """One user message, its media before its text, every file to follow in chunks.
+    """The files and the text of the command line as one user message.
 
     Returns:
         The spec, and media key → file.
     Raises:
         OSError: A file cannot be read.
     """
+    media: dict[str, tuple[str, bytes]] = {}
+    for modality, path in options.media or []:
+        media[_unique_key(Path(path).name, media)] = (modality, Path(path).read_bytes())
+    return build_spec_of(options, media, options.text)
+
+
+def build_spec_of(
+    options: argparse.Namespace, media: Mapping[str, tuple[str, bytes]], text: str
+) -> tuple[pb.PrepareSpec, dict[str, bytes]]:
+    """One user message, its media before its text, every file to follow in chunks.
+
+    Args:
+        media: Key → modality and file.
+    Returns:
+        As `build_spec`.
+    """
     spec = pb.PrepareSpec(model=options.model, pixel_form=_FORMS[getattr(options, "dtype", "uint8")])
     message = spec.chat.messages.add(role="user")
-    files: dict[str, bytes] = {}
-    for modality, path in options.media or []:
-        key = _unique_key(Path(path).name, files)
-        files[key] = Path(path).read_bytes()
+    for key, (modality, _) in media.items():
         medium = spec.media.add(key=key, modality=_MODALITIES[modality], chunked=True)
         if modality == "video":
             medium.sampling.CopyFrom(_sampling(options))
@@ -39,9 +53,9 @@ def build_spec(options: argparse.Namespace) -> tuple[pb.PrepareSpec, dict[str, b
         if options.max_pixels is not None:
             medium.max_pixels = options.max_pixels
         message.parts.add(media_key=key)
-    if options.text or not files:
-        message.parts.add(text=options.text)
-    return spec, files
+    if text or not media:
+        message.parts.add(text=text)
+    return spec, {key: data for key, (_, data) in media.items()}
 
 
 def _sampling(options: argparse.Namespace) -> pb.Sampling:
@@ -65,6 +79,6 @@ def build_parameters(options: argparse.Namespace) -> pb.GenerationParameters:
     )
 
 
-def _unique_key(name: str, taken: dict[str, bytes]) -> str:
+def _unique_key(name: str, taken: Mapping[str, object]) -> str:
     """The file's name, numbered where it is taken."""
     return name if name not in taken else next(k for n in range(2, len(taken) + 2) if (k := f"{name}#{n}") not in taken)

@@ -133,7 +133,7 @@ def test_a_taken_port_is_refused_at_start(address: str) -> None:
     assert "--address" in run("serve", "--address", address, "--http-address", "127.0.0.1:0", status=2).stderr
 
 
-@pytest.mark.parametrize("command", ["serve", "prepare", "generate"])
+@pytest.mark.parametrize("command", ["serve", "prepare", "generate", "bench"])
 def test_every_option_explains_itself(command: str) -> None:
     text = run(command, "--help").stdout
     options = re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE)

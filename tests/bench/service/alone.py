@@ -19,12 +19,12 @@ from preprocessor.config import Limits
 from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
 from preprocessor.timing import Timings
+from preprocessor.traffic.load import WRONG, Ask
 from preprocessor.types import Plan, PreparationRequest
 from preprocessor.workers.claim import Claim
 from preprocessor.workers.pool import PoolSettings, WorkerPool
 from tests.bench.service import checksum
 from tests.bench.service.asks import request_of
-from tests.bench.service.load import WRONG, Ask
 from tests.bench.service.watched import tree_cpu_seconds
 
 _DEADLINE_SECONDS = 300.0

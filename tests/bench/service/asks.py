@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 
 import av
 
@@ -11,13 +12,11 @@ from preprocessor import pipeline
 from preprocessor.errors import PreprocessorError
 from preprocessor.models.family import Model
 from preprocessor.service.reading import read_spec
-from preprocessor.service.tensors import MAX_CHUNK_BYTES
+from preprocessor.traffic.load import Ask, ask_prepare
+from preprocessor.traffic.seed import TEXT
 from preprocessor.types import PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.bench.service import checksum
-from tests.bench.service.load import Ask
-
-TEXT = "frame" + " frame" * 49  # 50 tokens
 
 
 def video_ask(model: Model, name: str, data: bytes, fps: float) -> Ask:
@@ -39,19 +38,13 @@ def text_ask(model: Model, name: str) -> Ask:
 
 
 def make_ask(model: Model, name: str, spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> Ask:
-    """Any request; its files go in chunks."""
-    messages = [pb.PrepareRequest(spec=spec)]
-    for key, data in files.items():
-        for start in range(0, len(data), MAX_CHUNK_BYTES):
-            piece = data[start : start + MAX_CHUNK_BYTES]
-            chunk = pb.MediaChunk(key=key, offset_bytes=start, data=piece, last=start + len(piece) == len(data))
-            messages.append(pb.PrepareRequest(chunk=chunk))
-    ask = Ask(name, tuple(message.SerializeToString() for message in messages), "")
+    """Any request to Prepare; its files go in chunks."""
+    ask = ask_prepare(name, spec, files)
     try:
         right_outcome = checksum.of_tensors(pipeline.prepare(model, request_of(ask)).tensors)
     except PreprocessorError as error:
         right_outcome = error.reason
-    return Ask(name, ask.messages, right_outcome)
+    return replace(ask, right_outcome=right_outcome)
 
 
 def request_of(ask: Ask) -> PreparationRequest:

@@ -6,9 +6,10 @@ import os
 import statistics
 from typing import Any
 
+from preprocessor.traffic.load import Ask
 from tests.bench.service.alone import PipelineAlone
 from tests.bench.service.asks import image_ask, repeated_clip, video_ask
-from tests.bench.service.load import Ask, Traffic
+from tests.bench.service.load import Traffic
 from tests.bench.service.section import GIB, Bench, Section, one_core_rate, sized
 from tests.bench.service.watched import WatchedServer
 from tests.media import photo

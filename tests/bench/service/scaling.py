@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from preprocessor.traffic.load import Ask
 from tests.bench.service.alone import PipelineAlone, PoolAlone
-from tests.bench.service.load import Ask
 from tests.bench.service.section import GIB, Bench, Section, one_core_rate, sized
 from tests.bench.service.watched import WatchedServer
 

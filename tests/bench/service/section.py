@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from preprocessor.models.family import Model
+from preprocessor.traffic.load import WRONG, Ask, Load
 from tests.bench.service.alone import Spent
 from tests.bench.service.asks import video_ask
-from tests.bench.service.load import WRONG, Ask, Clients, Load, Traffic
+from tests.bench.service.checksum import Checksum
+from tests.bench.service.load import Clients, Traffic
 from tests.bench.service.watched import WatchedServer
 
 GIB = 1 << 30
@@ -86,7 +88,7 @@ class Bench:
         Raises:
             WrongAnswer: An answer that was read is not the pipeline's.
         """
-        traffic = self.clients.run(server.address, Load(asks, **load))
+        traffic = self.clients.run(server.address, Load(asks, check=Checksum, **load))
         if wrong := [end.ask.name for end in traffic.endings if end.outcome == WRONG]:
             raise WrongAnswer(f"{len(wrong)} answers to {wrong[0]} are not what the pipeline makes")
         return traffic
