@@ -35,6 +35,7 @@ def moving_shapes_clip(
     *,
     seed: int = 0,
     grain: int = 0,
+    scene_count: int = 1,
     options: tuple[tuple[str, str], ...] = (),
     pixel_format: str = "yuv420p",
     colorspace: int | None = None,
@@ -50,6 +51,7 @@ def moving_shapes_clip(
         codec: An encoder's name; its own defaults hold where `options` does not say otherwise.
         container: An FFmpeg muxer's name.
         grain: Amplitude of noise added to every pixel of every frame, 0 to 255.
+        scene_count: So many scenes of equal length, cut hard: other shapes, and every other one a negative.
         options: Encoder options as (name, value) pairs, such as (("g", "15"),).
         pixel_format: An odd width or height needs "yuv444p".
         colorspace, color_range: FFmpeg's numbers, as tags only: 1 is BT.709, 5 and 6 BT.601; 1 is limited, 2 full.
@@ -69,13 +71,22 @@ def moving_shapes_clip(
             stream.set_display_rotation(turn_degrees, hflip=is_mirrored)
         if times_ms:
             stream.codec_context.time_base = Fraction(1, 1000)
-        for index, picture in enumerate(moving_shapes(round(seconds * rate), width, height, seed=seed, grain=grain)):
+        for index, picture in enumerate(_scenes(round(seconds * rate), scene_count, width, height, seed, grain)):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             if times_ms:
                 frame.pts, frame.time_base = times_ms[index], Fraction(1, 1000)
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
     return buffer.getvalue()
+
+
+def _scenes(
+    count: int, scene_count: int, width: int, height: int, seed: int, grain: int
+) -> Iterator[npt.NDArray[np.uint8]]:
+    lengths = [count * (scene + 1) // scene_count - count * scene // scene_count for scene in range(scene_count)]
+    for scene, length in enumerate(lengths):
+        for picture in moving_shapes(length, width, height, seed=seed + scene, grain=grain):
+            yield 255 - picture if scene % 2 else picture
 
 
 @cache
@@ -138,6 +149,21 @@ def remuxed(data: bytes, container: str, *, first_packet: int = 0, shift: int = 
             packet.dts = None if packet.dts is None else packet.dts + shift
             packet.stream = stream
             output.mux(packet)
+    return buffer.getvalue()
+
+
+def repeated_clip(data: bytes, count: int) -> bytes:
+    """The clip so many times in a row, nothing encoded anew; it must begin with a keyframe, as every clip does."""
+    buffer = io.BytesIO()
+    with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format="mp4") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        packets = [(packet, packet.pts or 0, packet.dts or 0) for packet in source.demux(video=0) if packet.size]
+        length = sum(packet.duration or 0 for packet, _, _ in packets)
+        for turn in range(count):
+            for packet, pts, dts in packets:
+                packet.pts, packet.dts = pts + turn * length, dts + turn * length
+                packet.stream = stream
+                output.mux(packet)
     return buffer.getvalue()
 
 

@@ -22,11 +22,11 @@ import pytest
 from preprocessor.client import CHANNEL_OPTIONS
 from preprocessor.models.family import Model
 from preprocessor.traffic.load import LEFT, PREPARE, Ask, Load
-from tests.bench.service.asks import image_ask, repeated_clip, text_ask, video_ask
+from tests.bench.service.asks import image_ask, text_ask, video_ask
 from tests.bench.service.checksum import Checksum
 from tests.bench.service.load import Traffic, drive
 from tests.bench.service.watched import WatchedServer, seconds_until_idle
-from tests.media import moving_shapes_clip, photo, truncated_clip
+from tests.media import moving_shapes_clip, photo, repeated_clip, truncated_clip
 from tests.waiting import eventually
 
 DEADLINE_SECONDS = 60.0

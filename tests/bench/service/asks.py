@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import replace
-
-import av
 
 from preprocessor import pipeline
 from preprocessor.errors import PreprocessorError
@@ -55,21 +52,6 @@ def request_of(ask: Ask) -> PreparationRequest:
         files[message.chunk.key] = files.get(message.chunk.key, b"") + message.chunk.data
     request, sources = read_spec(first.spec)
     return sources.fill(request, files)
-
-
-def repeated_clip(data: bytes, count: int) -> bytes:
-    """The clip so many times in a row, nothing encoded anew; it must begin with a keyframe, as every clip does."""
-    buffer = io.BytesIO()
-    with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format="mp4") as output:
-        stream = output.add_stream_from_template(source.streams.video[0])
-        packets = [(packet, packet.pts or 0, packet.dts or 0) for packet in source.demux(video=0) if packet.size]
-        length = sum(packet.duration or 0 for packet, _, _ in packets)
-        for turn in range(count):
-            for packet, pts, dts in packets:
-                packet.pts, packet.dts = pts + turn * length, dts + turn * length
-                packet.stream = stream
-                output.mux(packet)
-    return buffer.getvalue()
 
 
 def _spec(*media: pb.Media) -> pb.PrepareSpec:

@@ -8,11 +8,11 @@ from typing import Any
 
 from preprocessor.traffic.load import Ask
 from tests.bench.service.alone import PipelineAlone
-from tests.bench.service.asks import image_ask, repeated_clip, video_ask
+from tests.bench.service.asks import image_ask, video_ask
 from tests.bench.service.load import Traffic
 from tests.bench.service.section import GIB, Bench, Section, one_core_rate, sized
 from tests.bench.service.watched import WatchedServer
-from tests.media import photo
+from tests.media import photo, repeated_clip
 
 # Issue "Worker processes", what to show.
 LEAST_SHARE_OF_CORES = 0.9

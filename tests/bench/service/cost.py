@@ -6,9 +6,10 @@ import math
 import statistics
 
 from tests.bench.service.alone import PipelineAlone, PoolAlone
-from tests.bench.service.asks import repeated_clip, video_ask
+from tests.bench.service.asks import video_ask
 from tests.bench.service.section import GIB, Bench, Section, sized
 from tests.bench.service.watched import WatchedServer
+from tests.media import repeated_clip
 
 # Issue "Worker processes", what to show; BENCH, "through the service".
 POOL_COST, SERVICE_COST = 1.10, 1.15
