@@ -85,7 +85,7 @@ def make_job(model: Model, data: bytes, fps: float, text: str) -> Job:
     total, rate = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS)
     capture.release()
     metadata = VideoMetadata(total_num_frames=total, fps=rate, duration=total / rate)
-    indices = np.asarray(_processor().sample_frames(metadata, fps=fps), np.int64)
+    indices = np.asarray(seed_processor().sample_frames(metadata, fps=fps), np.int64)
     if not np.array_equal(indices, item.frames.indices):
         raise Disagreement(f"Hugging Face takes frames {indices.tolist()}, we {item.frames.indices.tolist()}")
     wanted_pts = frozenset(item.source.pts[indices].tolist())
@@ -237,13 +237,13 @@ def _grab_frames(capture: cv2.VideoCapture, indices: npt.NDArray[np.int64]) -> I
 
 
 @cache
-def _processor() -> Any:
+def seed_processor() -> Any:
     return video_processor()
 
 
 def _process(frames: Any, timings: Timings, *, do_rescale: bool) -> Result:
     with stage(timings, "process"):
-        output = _processor()(videos=[frames], do_sample_frames=False, do_rescale=do_rescale, return_tensors="pt")
+        output = seed_processor()(videos=[frames], do_sample_frames=False, do_rescale=do_rescale, return_tensors="pt")
     return Result(output["pixel_values_videos"].numpy(), output["video_grid_thw"].tolist(), len(frames), timings)
 
 
