@@ -98,6 +98,8 @@ def workload(bench: Bench) -> Section:
         section.tables.append(Table(("peak memory, MB", *head), peaks))
     section.tables.append(_comparison_table(races))
     section.figures.extend(one.figures() for one in races)
+    section.plots["stages.svg"] = "CPU of a request, stage by stage"
+    section.plots["ratios.svg"] = "Ratios by frames a second, beside their goals"
     for one in races:
         _check_workload(section, one)
     return section
@@ -110,6 +112,7 @@ def clips(bench: Bench) -> Section:
         "CPU, ms; as above. `seed` is not to be faster anywhere, and ours is to be 1.5 × faster where frames that nobody "
         "refers to, or whole groups of pictures, can be skipped. OpenCV's wheel decodes no AV1: there `hf` stands in for it.",
     )
+    section.plots["clips.svg"] = "CPU of seed over ours, a bar for each clip"
     names = [*PATHS, SERVICE]
     section.tables.append(Table(("clip", "fps", *names, "seed ÷ ours", "ours ÷ bound"), label_count=2))
     with ServicePath() as service:

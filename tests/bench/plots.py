@@ -98,7 +98,7 @@ def _draw_stages(section: Mapping[str, Any], folder: Path) -> Path:
             panel.grid(axis="y", visible=False)
             panel.tick_params(axis="y", length=0, labelleft=panel is panels[0])
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="lower center", ncols=len(_STAGES), bbox_to_anchor=(0.5, -0.06))
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(_STAGES))
     return path
 
 
@@ -113,7 +113,7 @@ def _draw_ratios(section: Mapping[str, Any], folder: Path) -> Path:
         _draw_ratio(bound, races, fps, "ours, service ÷ ours", None, _PATH_COLORS["service"])
         others.set_title("others ÷ ours, CPU (higher is better)")
         bound.set_title("ours beside the bound, CPU (lower is better)")
-        bound.axhline(1, color="black", linewidth=0.8)
+        bound.axhline(1, color="black", linewidth=0.8, marker="")
         for panel in (others, bound):
             panel.set_xscale("log", base=2)
             panel.set_xticks(fps, [f"{one:g}" for one in fps])
@@ -162,7 +162,7 @@ def _draw_throughput(section: Mapping[str, Any], folder: Path) -> Path:
             callers = [point["callers"] for point in points]
             rate.plot(callers, [point["requests_a_second"] for point in points], color=color, label=f"{fps:g} fps")
             goal = goals.SHARE_OF_CORES * points[0]["cores_rate"]
-            rate.axhline(goal, color=color, linestyle="--", linewidth=0.8)
+            rate.axhline(goal, color=color, linestyle="--", linewidth=0.8, marker="")
             latency.plot(callers, [point["p50_ms"] for point in points], color=color, label=f"{fps:g} fps, p50")
             latency.plot(
                 callers, [point["p99_ms"] for point in points], color=color, linestyle=":", label=f"{fps:g} fps, p99"

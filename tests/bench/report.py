@@ -24,6 +24,8 @@ def markdown(sections: Sequence[Section], about: Mapping[str, Any], rounds: int)
         lines += ["", "### Goals", "", f"{reached} of {len(checks)} reached.", "", *_check_table(checks)]
     for section in sections:
         lines += ["", f"### {section.title}", "", section.notes]
+        for name, shows in section.plots.items():
+            lines += ["", f"![{shows}](plots/{name})"]
         for table in section.tables:
             lines += ["", *([table.title, ""] if table.title else [])]
             lines += markdown_table(table.head, table.rows, table.label_count)

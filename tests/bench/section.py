@@ -51,13 +51,19 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One part; `figures` are the unrounded rows, for the plots and for whoever compares runs."""
+    """One part.
+
+    Attributes:
+        figures: The unrounded rows, for the plots and for whoever compares runs.
+        plots: Those of `plots.draw` that show it: file name → what it shows.
+    """
 
     title: str
     notes: str
     tables: list[Table] = field(default_factory=list)
     figures: list[dict[str, Any]] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
+    plots: dict[str, str] = field(default_factory=dict)
 
     def add(self, cells: list[str], **figures: Any) -> None:
         """A row of the last table, with its figures."""

@@ -35,6 +35,10 @@ def load(bench: Bench) -> Section:
         f"Closed loop, at least {options.seconds_each:g} s each, every request ended; one answer in 16 compared. One core's "
         f"rate: 1 ÷ CPU seconds of `pipeline.prepare`, before and after. Memory: PSS of the whole tree.",
         [Table(_LOAD_HEAD)],
+        plots={
+            "throughput.svg": "Requests a second, p50 and p99 by callers",
+            "memory.svg": "Peak memory by callers",
+        },
     )
     with PipelineAlone() as pipeline, WatchedServer(*sized(options.worker_count, BUDGET_BYTES)) as server:
         for fps in options.load_fps:
