@@ -7,7 +7,7 @@ PROTOS := preprocessor/v1/preprocessor
 CODE := preprocessor engine_client deploy tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton demo test test-all soak parity bench bench-service golden proto reference format lint type verify clean
+.PHONY: help setup triton demo test test-all soak parity bench bench-full golden proto reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,11 +39,11 @@ soak: setup ## half an hour of mixed work on one server, or SOAK_SECONDS: memory
 parity: setup ## compare with Hugging Face live, hundreds of cases; minutes
 	$(BIN)/python -m tests.parity
 
-bench: setup ## time the pipeline beside other ways to do the same; minutes
+bench: setup ## time everything beside other ways to do the same; some ten minutes
 	$(BIN)/python -m tests.bench
 
-bench-service: triton ## time the service under load: cost, throughput, memory, fairness, scaling, hand-off; half an hour
-	$(BIN)/python -m tests.bench.service
+bench-full: triton ## the same with more rounds, loads and clips, into tests/bench/RESULTS.md; an hour
+	$(BIN)/python -m tests.bench --full --results
 
 golden: setup ## make the golden results anew from Hugging Face's processor
 	$(BIN)/python -m tests.golden.make_goldens

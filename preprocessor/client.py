@@ -71,7 +71,7 @@ def prepare(
         CallFailed: The service answered with an error, or not at all.
     """
     first = pb.PrepareRequest(spec=spec)
-    chunks = (pb.PrepareRequest(chunk=chunk) for chunk in _chunks(files))
+    chunks = (pb.PrepareRequest(chunk=chunk) for chunk in media_chunks(files))
     header, tensors, received = pb.Header(), dict[str, npt.NDArray[Any]](), 0
     with _failures():
         for response in pb_grpc.PreprocessorStub(channel).Prepare(_sequence(first, chunks), timeout=timeout_seconds):
@@ -105,7 +105,7 @@ def generate(
         CallFailed: As `prepare`.
     """
     first = pb.GenerateRequest(spec=pb.GenerateSpec(prompt=spec, parameters=parameters))
-    chunks = (pb.GenerateRequest(chunk=chunk) for chunk in _chunks(files))
+    chunks = (pb.GenerateRequest(chunk=chunk) for chunk in media_chunks(files))
     with _failures():
         call = pb_grpc.PreprocessorStub(channel).Generate(_sequence(first, chunks), timeout=timeout_seconds)
         try:
@@ -119,7 +119,8 @@ def _sequence(first: Request, rest: Iterator[Request]) -> Iterator[Request]:
     yield from rest
 
 
-def _chunks(files: Mapping[str, bytes]) -> Iterator[pb.MediaChunk]:
+def media_chunks(files: Mapping[str, bytes]) -> Iterator[pb.MediaChunk]:
+    """Files as the messages that carry them; media key → file."""
     for key, data in files.items():
         for offset in range(0, max(1, len(data)), MAX_CHUNK_BYTES):
             piece = data[offset : offset + MAX_CHUNK_BYTES]
@@ -132,12 +133,17 @@ def _failures() -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        status = status_pb2.Status()
-        trailing: dict[str, Any] = dict(cast("Iterable[tuple[str, Any]]", error.trailing_metadata() or ()))
-        status.ParseFromString(trailing.get("grpc-status-details-bin", b""))
-        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-        for detail in status.details:
-            detail.Unpack(info)
-            detail.Unpack(retry)
-        delay = retry.retry_delay.ToTimedelta().total_seconds() or None
-        raise CallFailed(error.code(), info.reason, error.details() or "", delay) from error
+        raise failure_of(error) from error
+
+
+def failure_of(error: grpc.RpcError) -> CallFailed:
+    """What gRPC's error says, those of `grpc.aio` too."""
+    status = status_pb2.Status()
+    trailing: dict[str, Any] = dict(cast("Iterable[tuple[str, Any]]", error.trailing_metadata() or ()))
+    status.ParseFromString(trailing.get("grpc-status-details-bin", b""))
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    for detail in status.details:
+        detail.Unpack(info)
+        detail.Unpack(retry)
+    delay = retry.retry_delay.ToTimedelta().total_seconds() or None
+    return CallFailed(error.code(), info.reason, error.details() or "", delay)

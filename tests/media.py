@@ -21,8 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
-_SHAPE_COUNT = 3
-_SPEED = 0.012  # at most, of the shorter side, a frame: x264 then makes 4 I, 390 P and 506 B frames of the default clip
+from preprocessor.traffic.seed import gradient, moving_shapes, with_grain
 
 
 @cache
@@ -36,6 +35,7 @@ def moving_shapes_clip(
     *,
     seed: int = 0,
     grain: int = 0,
+    scene_count: int = 1,
     options: tuple[tuple[str, str], ...] = (),
     pixel_format: str = "yuv420p",
     colorspace: int | None = None,
@@ -51,6 +51,7 @@ def moving_shapes_clip(
         codec: An encoder's name; its own defaults hold where `options` does not say otherwise.
         container: An FFmpeg muxer's name.
         grain: Amplitude of noise added to every pixel of every frame, 0 to 255.
+        scene_count: So many scenes of equal length, cut hard: other shapes, and every other one a negative.
         options: Encoder options as (name, value) pairs, such as (("g", "15"),).
         pixel_format: An odd width or height needs "yuv444p".
         colorspace, color_range: FFmpeg's numbers, as tags only: 1 is BT.709, 5 and 6 BT.601; 1 is limited, 2 full.
@@ -70,13 +71,22 @@ def moving_shapes_clip(
             stream.set_display_rotation(turn_degrees, hflip=is_mirrored)
         if times_ms:
             stream.codec_context.time_base = Fraction(1, 1000)
-        for index, picture in enumerate(_moving_shapes(round(seconds * rate), width, height, seed, grain)):
+        for index, picture in enumerate(_scenes(round(seconds * rate), scene_count, width, height, seed, grain)):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             if times_ms:
                 frame.pts, frame.time_base = times_ms[index], Fraction(1, 1000)
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
     return buffer.getvalue()
+
+
+def _scenes(
+    count: int, scene_count: int, width: int, height: int, seed: int, grain: int
+) -> Iterator[npt.NDArray[np.uint8]]:
+    lengths = [count * (scene + 1) // scene_count - count * scene // scene_count for scene in range(scene_count)]
+    for scene, length in enumerate(lengths):
+        for picture in moving_shapes(length, width, height, seed=seed + scene, grain=grain):
+            yield 255 - picture if scene % 2 else picture
 
 
 @cache
@@ -142,6 +152,21 @@ def remuxed(data: bytes, container: str, *, first_packet: int = 0, shift: int = 
     return buffer.getvalue()
 
 
+def repeated_clip(data: bytes, count: int) -> bytes:
+    """The clip so many times in a row, nothing encoded anew; it must begin with a keyframe, as every clip does."""
+    buffer = io.BytesIO()
+    with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format="mp4") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        packets = [(packet, packet.pts or 0, packet.dts or 0) for packet in source.demux(video=0) if packet.size]
+        length = sum(packet.duration or 0 for packet, _, _ in packets)
+        for turn in range(count):
+            for packet, pts, dts in packets:
+                packet.pts, packet.dts = pts + turn * length, dts + turn * length
+                packet.stream = stream
+                output.mux(packet)
+    return buffer.getvalue()
+
+
 def damaged(data: bytes, *packets: int, keep_bytes: int = 0) -> bytes:
     """The file with all bytes of these packets zeroed, but for the first `keep_bytes` of each."""
     spans = packet_spans(data)
@@ -163,9 +188,9 @@ def clip_with_cover(*, has_video: bool = True) -> bytes:
         video = output.add_stream("libx264" if has_video else "aac", rate=10 if has_video else 16000)
         if has_video:
             video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
-        output.mux(cover.encode(av.VideoFrame.from_ndarray(_gradient(32, 32), format="rgb24")))
+        output.mux(cover.encode(av.VideoFrame.from_ndarray(gradient(32, 32), format="rgb24")))
         if has_video:
-            for picture in _moving_shapes(10, 96, 64, 0, 0):
+            for picture in moving_shapes(10, 96, 64):
                 output.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         output.mux(cover.encode())
         output.mux(video.encode())
@@ -177,7 +202,7 @@ def animation(
     image_format: str = "WEBP", durations_ms: tuple[int, ...] = (100,) * 8, width: int = 96, height: int = 64
 ) -> bytes:
     """A moving picture written by Pillow, lossless: "WEBP", "GIF" or "PNG"."""
-    frames = [Image.fromarray(picture) for picture in _moving_shapes(len(durations_ms), width, height, 0, 0)]
+    frames = [Image.fromarray(picture) for picture in moving_shapes(len(durations_ms), width, height)]
     buffer = io.BytesIO()
     settings = {"lossless": True} if image_format == "WEBP" else {}
     frames[0].save(
@@ -218,10 +243,10 @@ def photo(
         orientation: EXIF orientation 1 to 8; 0 writes none.
     """
     random = np.random.default_rng((seed, width, height))
-    pixels = _gradient(width, height)
+    pixels = gradient(width, height)
     cv2.circle(pixels, (width // 3, height // 3), max(1, min(width, height) // 4), (250, 40, 60), -1, cv2.LINE_AA)
     cv2.rectangle(pixels, (width // 2, height // 2), (width * 4 // 5, height * 9 // 10), (30, 220, 90), -1)
-    pixels = _with_grain(pixels, 12, random)
+    pixels = with_grain(pixels, 12, random)
     image = Image.fromarray(pixels)
     if mode in ("RGBA", "LA"):
         alpha = np.full((height, width), 255, np.uint8)
@@ -244,36 +269,3 @@ def _kept_priority() -> Iterator[None]:
         yield
     finally:
         os.sched_setscheduler(0, policy, parameters)
-
-
-def _moving_shapes(count: int, width: int, height: int, seed: int, grain: int) -> list[npt.NDArray[np.uint8]]:
-    """`count` RGB frames, uint8 [height, width, 3]; shapes bounce off the edges."""
-    random = np.random.default_rng(seed)
-    size = np.array([width, height])
-    starts = random.uniform(0, 1, (_SHAPE_COUNT, 2)) * size
-    steps = random.uniform(-_SPEED, _SPEED, (_SHAPE_COUNT, 2)) * min(width, height)
-    colors = random.integers(0, 256, (_SHAPE_COUNT, 3)).tolist()
-    radii = (random.uniform(0.03, 0.14, _SHAPE_COUNT) * min(width, height) + 1).astype(int).tolist()
-    background = _gradient(width, height)
-    frames = []
-    for time in range(count):
-        frame = background.copy()
-        centres = size - np.abs((starts + steps * time) % (2 * size) - size)
-        for index, ((x, y), color, radius) in enumerate(zip(centres.astype(int).tolist(), colors, radii, strict=True)):
-            if index % 2:
-                cv2.circle(frame, (x, y), radius, color, -1, cv2.LINE_AA)
-            else:
-                cv2.rectangle(frame, (x - radius, y - radius), (x + radius, y + radius), color, -1)
-        frames.append(_with_grain(frame, grain, random) if grain else frame)
-    return frames
-
-
-def _gradient(width: int, height: int) -> npt.NDArray[np.uint8]:
-    y, x = np.mgrid[0:height, 0:width]
-    planes = [x * 255 // max(1, width - 1), y * 255 // max(1, height - 1), (x + y) * 255 // max(1, width + height - 2)]
-    return np.stack(planes, axis=-1).astype(np.uint8)
-
-
-def _with_grain(pixels: npt.NDArray[np.uint8], amplitude: int, random: np.random.Generator) -> npt.NDArray[np.uint8]:
-    noise = random.integers(-amplitude, amplitude + 1, pixels.shape, dtype=np.int16)
-    return np.clip(pixels + noise, 0, 255).astype(np.uint8)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -17,6 +18,8 @@ _SETTINGS_RULE = """\
 Each setting is also an environment variable, PREPROCESSOR_ and the option's name in capitals (PREPROCESSOR_DRAIN_SECONDS),
 and a key of the TOML file that --config names; a flag goes before a variable, and a variable before the file.
 --show-config prints such a file."""
+
+PIXEL_FORMS = ("uint8", "bf16", "fp16", "fp32")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,9 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     prepare = commands.add_parser("prepare", help="turn a prompt with media into tensors", formatter_class=_Formatter)
     _add_prompt(prepare)
     prepare.add_argument("--local", action="store_true", help="prepare in this process instead of asking a service")
-    prepare.add_argument(
-        "--dtype", choices=("uint8", "bf16", "fp16", "fp32"), default="uint8", help="form of the pixels"
-    )
+    prepare.add_argument("--dtype", choices=PIXEL_FORMS, default="uint8", help="form of the pixels")
     prepare.add_argument("--output", metavar="FILE.safetensors", help="save the tensors by the engine contract's names")
     generate = commands.add_parser(
         "generate", help="send a prompt with media through the service to its engine", formatter_class=_Formatter
@@ -50,6 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--stop", action="append", default=[], metavar="TEXT", help="a text that ends the answer; may be repeated"
     )
     generate.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling")
+    bench = commands.add_parser("bench", help="put a load on a service and measure it", formatter_class=_Formatter)
+    _add_prompt(bench)
+    _add_load(bench)
     fingerprint = commands.add_parser(
         "fingerprint", help="print what an engine must be set up for, as parameters of its Triton model"
     )
@@ -121,6 +125,64 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--timeout-seconds", type=float, default=300.0, metavar="S", help="give up after this long")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def _add_load(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Puts a load on a service and measures it from outside. Without media or text it sends the seed workload: a 30 s "
+        "374x374 clip made here, at 1 frame a second unless asked otherwise, and 50 tokens of text."
+    )
+    group = parser.add_argument_group("the load")
+    group.add_argument(
+        "--method", choices=("prepare", "generate", "count-tokens"), default="prepare", help="what to call"
+    )
+    group.add_argument(
+        "--concurrency",
+        type=_positive(int),
+        metavar="N",
+        help="closed loop: callers, each with one request open (default: 8); with --rate: the most open at once "
+        "(default: 1024)",
+    )
+    group.add_argument(
+        "--rate",
+        type=_positive(float),
+        metavar="R",
+        help="open loop: requests a second, whatever the service does; latencies count from when a request was due",
+    )
+    group.add_argument(
+        "--arrivals",
+        choices=("even", "poisson"),
+        default="even",
+        help="with --rate: evenly spaced, or as independent callers arrive",
+    )
+    group.add_argument("--seconds", type=_positive(float), default=10.0, metavar="S", help="how long to measure")
+    group.add_argument(
+        "--warm-up-seconds", type=_not_negative, default=2.0, metavar="S", help="how long to run before that"
+    )
+    group.add_argument(
+        "--processes", type=_positive(int), default=1, metavar="N", help="processes of callers; one fills one core"
+    )
+    group.add_argument("--connections", type=_positive(int), default=1, metavar="N", help="connections of each process")
+    group.add_argument("--dtype", choices=PIXEL_FORMS, default="uint8", help="form of the pixels")
+    group.add_argument("--max-tokens", type=_positive(int), default=16, metavar="N", help="with --method generate")
+
+
+def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not accepted; give a number above 0")
+        return value
+
+    number.__name__ = kind.__name__  # argparse names it where the text is no number
+    return number
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not accepted; give a number from 0 on")
+    return value
 
 
 class _AppendMedia(argparse.Action):

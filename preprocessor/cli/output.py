@@ -55,7 +55,7 @@ def table(header: pb.Header, report: pb.Report) -> str:
         grid = f"{item.grid_t},{item.grid_h},{item.grid_w}"
         rows.append((item.key, source, frames, f"{item.width_px}x{item.height_px}", grid, f"{item.token_count:,}"))
     if header.items:
-        lines += [*_columns(rows), ""]
+        lines += [*columns(rows), ""]
     lines += [line for item in header.items if item.frame_indices for line in _frame_lines(item)]
     lines += [
         f"{s.key}: frame {s.frame_index} is damaged, {s.used_frame_index} in its place" for s in report.substitutions
@@ -63,7 +63,7 @@ def table(header: pb.Header, report: pb.Report) -> str:
     stages = [("stage", "wall ms", "CPU ms")]
     stages += [(s.stage, f"{s.wall_ms:,.1f}", f"{s.cpu_ms:,.1f}" if s.cpu_ms else "") for s in report.stages]
     lines += [
-        *_columns(stages),
+        *columns(stages),
         "",
         f"{report.received_bytes:,} bytes received, {report.pixel_bytes:,} bytes of pixels",
     ]
@@ -86,7 +86,7 @@ def _frame_lines(item: pb.Item, shown: int = 6) -> list[str]:
     return [f"{item.key}: frames " + ", ".join(frames) + padding, ""]
 
 
-def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Rows as aligned text, the first underlined as a heading; figures to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -20,25 +20,39 @@ _MODALITIES = {"image": pb.MODALITY_IMAGE, "video": pb.MODALITY_VIDEO}
 
 
 def build_spec(options: argparse.Namespace) -> tuple[pb.PrepareSpec, dict[str, bytes]]:
-    """One user message, its media before its text, every file to follow in chunks but those that the service is to
-    fetch.
+    """The files and the text of the command line as one user message.
 
     Returns:
         The spec, and media key → file.
     Raises:
         OSError: A file cannot be read.
     """
+    media: dict[str, tuple[str, bytes | str]] = {}
+    for modality, path in options.media or []:
+        if _URL.match(path) is not None:
+            media[_unique_key(modality, media)] = (modality, path)
+        else:
+            media[_unique_key(Path(path).name, media)] = (modality, Path(path).read_bytes())
+    return build_spec_of(options, media, options.text)
+
+
+def build_spec_of(
+    options: argparse.Namespace, media: Mapping[str, tuple[str, bytes | str]], text: str
+) -> tuple[pb.PrepareSpec, dict[str, bytes]]:
+    """One user message, its media before its text, every file to follow in chunks but those that the service is to fetch.
+
+    Args:
+        media: Key → modality, and the file or its URL.
+    Returns:
+        As `build_spec`.
+    """
     spec = pb.PrepareSpec(model=options.model, pixel_form=_FORMS[getattr(options, "dtype", "uint8")])
     message = spec.chat.messages.add(role="user")
-    files: dict[str, bytes] = {}
-    for modality, path in options.media or []:
-        is_url = _URL.match(path) is not None
-        key = _unique_key(modality if is_url else Path(path).name, {medium.key for medium in spec.media})
+    for key, (modality, source) in media.items():
         medium = spec.media.add(key=key, modality=_MODALITIES[modality])
-        if is_url:
-            medium.url = path
+        if isinstance(source, str):
+            medium.url = source
         else:
-            files[key] = Path(path).read_bytes()
             medium.chunked = True
         if modality == "video":
             medium.sampling.CopyFrom(_sampling(options))
@@ -48,9 +62,9 @@ def build_spec(options: argparse.Namespace) -> tuple[pb.PrepareSpec, dict[str, b
         if options.max_pixels is not None:
             medium.max_pixels = options.max_pixels
         message.parts.add(media_key=key)
-    if options.text or not spec.media:
-        message.parts.add(text=options.text)
-    return spec, files
+    if text or not media:
+        message.parts.add(text=text)
+    return spec, {key: source for key, (_, source) in media.items() if not isinstance(source, str)}
 
 
 def _sampling(options: argparse.Namespace) -> pb.Sampling:

@@ -1,110 +1,157 @@
-"""`python -m tests.bench`: `pipeline.prepare` beside the ways it replaces, on the workload of TensorRT-LLM PR 15598.
+"""`python -m tests.bench`: how fast this project is, beside what it replaces, on files it makes itself.
 
-A 30 s 374x374 x264 clip and 50 tokens of text for Qwen3-VL, at each asked rate: every path's result is compared first, then
-the paths run in turn, A B C D A B C D, in this one process on one thread. On a shared machine only their ratios count.
-Exit status: 0, 1 where a required ratio is missed, 2 where the paths disagree (nothing is timed then).
+Paths that are compared run in turn in one run; what they make is compared before anything is timed. Writes bench.json,
+bench.md and plots into tests/bench/out, after every part. Exit status: 0, 1 where a goal is missed, 2 where an answer is
+wrong (then nothing counts).
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import multiprocessing
 import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before any import that starts a thread pool
+os.environ["OMP_NUM_THREADS"] = "1"  # before any import that starts a thread pool; what runs in processes inherits it
 os.environ["OPENCV_FFMPEG_THREADS"] = "1"
 
-from preprocessor.machine import use_one_thread
+from preprocessor.machine import available_cpu_count, use_one_thread
 from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
-from preprocessor.text.tokenizer import encode
-from tests.bench.compare import compare_paths
-from tests.bench.machine import machine
-from tests.bench.paths import PATHS, Disagreement, Job, make_job
-from tests.bench.report import Rate, Timed, as_json, markdown, missed_floors
-from tests.media import moving_shapes_clip
+from tests.bench.clips import clips, workload
+from tests.bench.contest import Disagreement
+from tests.bench.images import images
+from tests.bench.machine import load_average, machine
+from tests.bench.options import Bench, Options, WrongAnswer
+from tests.bench.plots import draw
+from tests.bench.report import as_json, markdown, missed, put_into
+from tests.bench.section import Section
+from tests.bench.service.callers import fairness, load
+from tests.bench.service.cost import cost, latency
+from tests.bench.service.handoff import handoff
+from tests.bench.service.load import clients
+from tests.bench.service.scaling import scaling
+from tests.bench.single import prompt, start
+from tests.bench.workloads import SEED, data_of
 
-TEXT_TOKEN_COUNT = 50
-FPS = [1.0, 2.0, 4.0, 8.0]
+HERE = Path(__file__).parent
+OUT = HERE / "out"
+SCALING_WORKER_COUNTS = (1, 2, 4, 8, 16)
+SECTIONS: dict[str, Callable[[Bench], Section]] = {
+    "workload": workload,
+    "clips": clips,
+    "images": images,
+    "prompt": prompt,
+    "start": start,
+    "cost": cost,
+    "load": load,
+    "latency": latency,
+    "fairness": fairness,
+    "handoff": handoff,
+    "scaling": scaling,
+}
+ONLY_IN_FULL = ("latency", "fairness", "handoff", "scaling")
 
 
 def main() -> int:
     """Run the benchmark; returns the exit status."""
     arguments = _parser().parse_args()
     use_one_thread()
-    model = load_model("qwen3-vl")
-    data, text = _make_clip(), _text_of(model, TEXT_TOKEN_COUNT)
-    workload = f"30 s 374x374 x264 at 30 frames a second ({len(data)} bytes) + {TEXT_TOKEN_COUNT} text tokens, Qwen3-VL"
-    rates = []
-    for fps in arguments.fps:
-        print(f"{fps:g} fps: comparing, then {arguments.rounds} rounds", file=sys.stderr)
-        try:
-            job = make_job(model, data, fps, text)
-            before_off = compare_paths(job)
-        except Disagreement as error:
-            print(f"not timed, for the paths disagree at {fps:g} fps: {error}", file=sys.stderr)
-            return 2
-        rates.append(Rate(fps, len(job.indices), job.output_bytes, before_off, time_paths(job, arguments.rounds)))
+    options = options_of(arguments)
+    names = arguments.only or [name for name in SECTIONS if arguments.full or name not in ONLY_IN_FULL]
     about = machine()
-    print(markdown(workload, arguments.rounds, about, rates))
-    if arguments.json:
-        report = as_json(workload, arguments.rounds, about, rates)
-        arguments.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    missed = missed_floors(rates)
-    for line in missed:
+    model = load_model("qwen3-vl")
+    assert isinstance(model, Model)
+    (clip,) = data_of(SEED)
+    sections: dict[str, Section] = {}
+    with clients(options.client_process_count) as callers:
+        bench = Bench(model, clip, callers, options)
+        for name in names:
+            print(name, file=sys.stderr)
+            began = time.monotonic()
+            try:
+                sections[name] = SECTIONS[name](bench)
+            except (Disagreement, WrongAnswer) as error:
+                print(f"nothing counts: {error}", file=sys.stderr)
+                return 2
+            print(f"  {time.monotonic() - began:.0f} s", file=sys.stderr)
+            report = write(sections, about | {"load_average_end": load_average()}, options)
+    print(report)
+    if arguments.results:
+        page = HERE / "RESULTS.md"
+        page.write_text(put_into(page.read_text(), report))
+        draw(json.loads((OUT / "bench.json").read_text()), HERE / "plots")
+    misses = missed(list(sections.values()))
+    for line in misses:
         print(f"missed: {line}", file=sys.stderr)
-    return 1 if missed and arguments.check else 0
+    return 1 if misses and arguments.check else 0
 
 
-def time_paths(job: Job, rounds: int) -> dict[str, Timed]:
-    """Time each path once a round, in turn. Results are freed, and garbage collected, outside the timed part."""
-    timed = {name: Timed([], []) for name in PATHS}
-    for _ in range(rounds):
-        for name, path in PATHS.items():
-            gc.collect()
-            wall, cpu = time.perf_counter(), time.process_time()
-            result = path(job)
-            timed[name].wall_ms.append((time.perf_counter() - wall) * 1e3)
-            timed[name].cpu_ms.append((time.process_time() - cpu) * 1e3)
-            del result
-    return timed
-
-
-def _make_clip() -> bytes:
-    """The workload's clip, made in a process of its own.
-
-    Encoding would leave hundreds of free megabytes in this process's heap, and every path that asks for large tensors would
-    get them without a page fault, as no server does that takes its memory from the kernel.
-    """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(moving_shapes_clip).result()
-
-
-def _text_of(model: Model, token_count: int) -> str:
-    """A text of exactly so many tokens: " frame" is one of them."""
-    text = "frame" + " frame" * (token_count - 1)
-    assert len(encode(model.tokenizer, text)) == token_count
+def write(sections: dict[str, Section], about: dict[str, object], options: Options) -> str:
+    """Write the report of what has been measured so far into OUT; returns it."""
+    OUT.mkdir(exist_ok=True)
+    report = as_json(sections, about, asdict(options))
+    text = markdown(list(sections.values()), about, options.rounds)
+    (OUT / "bench.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    (OUT / "bench.md").write_text(text + "\n")
+    draw(report, OUT / "plots")
     return text
 
 
+def options_of(arguments: argparse.Namespace) -> Options:
+    """The mode's own numbers, but for what is asked otherwise."""
+    quick, full = arguments.quick, arguments.full
+    cores = available_cpu_count()
+    return Options(
+        rounds=arguments.rounds or (2 if quick else 9 if full else 5),
+        is_full=full,
+        has_memory=not quick,
+        fps=tuple(arguments.fps or ((1.0, 8.0) if quick else SEED.fps)),
+        load_fps=tuple(arguments.load_fps or ((1.0, 8.0) if full else (1.0,))),
+        concurrencies=tuple(arguments.concurrency or ((1, 8, 16, 32, 64, 128, 256) if full else (1, 8, 32))),
+        worker_count=arguments.workers,
+        seconds_each=arguments.seconds_each or (2.0 if quick else 15.0 if full else 5.0),
+        scaling_worker_counts=tuple(
+            count for count in SCALING_WORKER_COUNTS if count <= cores or arguments.all_workers
+        ),
+        client_process_count=arguments.clients,
+        image_count=100 if full else 40,
+        start_count=1 if quick else 5 if full else 3,
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
+    sections = "\n".join(f"  {name:10} {(part.__doc__ or '').splitlines()[0]}" for name, part in SECTIONS.items())
     parser = argparse.ArgumentParser(
-        prog="python -m tests.bench", description="Time the pipeline beside what it replaces."
+        prog="python -m tests.bench",
+        description="Time this project beside what it replaces.",
+        epilog=f"parts:\n{sections}\n{', '.join(ONLY_IN_FULL)} are run by --full, or where asked for.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--quick", action="store_true", help="show that everything runs; the figures prove nothing")
+    mode.add_argument("--full", action="store_true", help="everything, an hour; otherwise the main parts, in minutes")
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), metavar="PART", help="run these parts")
+    parser.add_argument("--results", action="store_true", help="put the report and the plots into tests/bench")
+    parser.add_argument("--rounds", type=_positive, help="times that paths run in turn (default: 5; with --full 9)")
+    parser.add_argument("--fps", type=float, nargs="+", help="frames a second of the workload (default: 1 2 4 8)")
     parser.add_argument(
-        "--fps", type=float, nargs="+", default=FPS, help="frames a second to sample (default: 1 2 4 8)"
+        "--load-fps", type=float, nargs="+", help="frames a second under load (default: 1; with --full 1 8)"
     )
-    parser.add_argument("--rounds", type=_positive, default=7, help="times each path runs at each rate (default: 7)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample and ratio to FILE")
+    parser.add_argument("--workers", type=_positive, default=1, help="of the server under load; leave callers a core")
     parser.add_argument(
-        "--no-check", dest="check", action="store_false", help="exit 0 although a required ratio is missed"
+        "--concurrency", type=_positive, nargs="+", help="callers of the load (default: 1 8 32; up to 256)"
     )
+    parser.add_argument("--seconds-each", type=float, help="length of one load (default: 5; with --full 15)")
+    parser.add_argument(
+        "--clients", type=_positive, default=max(1, available_cpu_count() // 4), help="processes of callers"
+    )
+    parser.add_argument("--all-workers", action="store_true", help="scale to 16 workers, however many cores there are")
+    parser.add_argument("--no-check", dest="check", action="store_false", help="exit 0 although a goal is missed")
     return parser
 
 

@@ -6,30 +6,45 @@ import os
 import platform
 import shlex
 import sys
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import av
-import psutil
 
-LIBRARIES = ("av", "numpy", "opencv-python-headless", "tokenizers", "torch", "torchvision", "transformers")
+LIBRARIES = (
+    "av",
+    "grpcio",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "tokenizers",
+    "torch",
+    "torchvision",
+    "transformers",
+)
 
 
 def machine() -> dict[str, Any]:
     """Where this runs, with what, and how it was called."""
     return {
+        "date": datetime.now(UTC).date().isoformat(),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load_average": [round(load, 2) for load in os.getloadavg()],
-        "threads_of_this_process": psutil.Process().num_threads(),
+        "load_average": load_average(),
         "system": platform.platform(),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES}
         | {"ffmpeg (av)": av.ffmpeg_version_info},
-        "command": shlex.join(sys.orig_argv),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
     }
+
+
+def load_average() -> list[float]:
+    """Runnable threads over the last 1, 5 and 15 minutes."""
+    return [round(load, 2) for load in os.getloadavg()]
 
 
 def _cpu_model() -> str:

@@ -165,7 +165,7 @@ def test_the_settings_in_force_are_shown_without_starting(tmp_path: Path) -> Non
     assert re.search(r"^drain_seconds = 5 +# --drain-seconds$", shown, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", ["serve", "doctor", "prepare", "generate"])
+@pytest.mark.parametrize("command", ["serve", "doctor", "prepare", "generate", "bench"])
 def test_every_option_explains_itself(command: str) -> None:
     text = run(command, "--help").stdout
     options = re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE)

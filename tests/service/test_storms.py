@@ -21,10 +21,12 @@ import pytest
 
 from preprocessor.client import CHANNEL_OPTIONS
 from preprocessor.models.family import Model
-from tests.bench.service.asks import image_ask, repeated_clip, text_ask, video_ask
-from tests.bench.service.load import LEFT, PREPARE, Ask, Load, Traffic, drive
+from preprocessor.traffic.load import LEFT, PREPARE, Ask, Load
+from tests.bench.service.asks import image_ask, text_ask, video_ask
+from tests.bench.service.checksum import Checksum
+from tests.bench.service.load import Traffic, drive
 from tests.bench.service.watched import WatchedServer, seconds_until_idle
-from tests.media import moving_shapes_clip, photo, truncated_clip
+from tests.media import moving_shapes_clip, photo, repeated_clip, truncated_clip
 from tests.waiting import eventually
 
 DEADLINE_SECONDS = 60.0
@@ -177,7 +179,7 @@ async def test_memory_and_descriptors_stay_flat_for_hours(asks: tuple[Ask, ...])
 
 
 def storm(asks: tuple[Ask, ...], *, concurrency: int = 8, **more: float) -> Load:
-    return Load(asks, concurrency, timeout_seconds=DEADLINE_SECONDS, **more)  # type: ignore[arg-type]
+    return Load(asks, concurrency, timeout_seconds=DEADLINE_SECONDS, check=Checksum, **more)  # type: ignore[arg-type]
 
 
 async def warm_up(server: WatchedServer, asks: tuple[Ask, ...]) -> None:

@@ -18,6 +18,7 @@ from preprocessor.machine import use_one_thread
 from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
 from preprocessor.timing import Timings
+from preprocessor.traffic.load import WRONG, Ask
 from preprocessor.types.asked import PreparationRequest
 from preprocessor.types.planned import Plan
 from preprocessor.workers.claim import Claim
@@ -25,7 +26,6 @@ from preprocessor.workers.incoming import IncomingFile
 from preprocessor.workers.pool import PoolSettings, WorkerPool
 from tests.bench.service import checksum
 from tests.bench.service.asks import request_of
-from tests.bench.service.load import WRONG, Ask
 from tests.bench.service.watched import tree_cpu_seconds
 
 _DEADLINE_SECONDS = 300.0

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
-
-import av
+from dataclasses import replace
 
 from preprocessor import pipeline
 from preprocessor.errors import PreprocessorError
 from preprocessor.models.family import Model
 from preprocessor.service.reading import read_spec
-from preprocessor.service.tensors import MAX_CHUNK_BYTES
+from preprocessor.traffic.load import Ask, ask_prepare
+from preprocessor.traffic.seed import TEXT
 from preprocessor.types.asked import PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.bench.service import checksum
-from tests.bench.service.load import Ask
-
-TEXT = "frame" + " frame" * 49  # 50 tokens
 
 
 def video_ask(model: Model, name: str, data: bytes, fps: float) -> Ask:
@@ -39,19 +35,13 @@ def text_ask(model: Model, name: str) -> Ask:
 
 
 def make_ask(model: Model, name: str, spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> Ask:
-    """Any request; its files go in chunks."""
-    messages = [pb.PrepareRequest(spec=spec)]
-    for key, data in files.items():
-        for start in range(0, len(data), MAX_CHUNK_BYTES):
-            piece = data[start : start + MAX_CHUNK_BYTES]
-            chunk = pb.MediaChunk(key=key, offset_bytes=start, data=piece, last=start + len(piece) == len(data))
-            messages.append(pb.PrepareRequest(chunk=chunk))
-    ask = Ask(name, tuple(message.SerializeToString() for message in messages), "")
+    """Any request to Prepare; its files go in chunks."""
+    ask = ask_prepare(name, spec, files)
     try:
         right_outcome = checksum.of_tensors(pipeline.prepare(model, request_of(ask)).tensors)
     except PreprocessorError as error:
         right_outcome = error.reason
-    return Ask(name, ask.messages, right_outcome)
+    return replace(ask, right_outcome=right_outcome)
 
 
 def request_of(ask: Ask) -> PreparationRequest:
@@ -62,21 +52,6 @@ def request_of(ask: Ask) -> PreparationRequest:
         files[message.chunk.key] = files.get(message.chunk.key, b"") + message.chunk.data
     request, sources = read_spec(first.spec)
     return sources.fill(request, files)
-
-
-def repeated_clip(data: bytes, count: int) -> bytes:
-    """The clip so many times in a row, nothing encoded anew; it must begin with a keyframe, as every clip does."""
-    buffer = io.BytesIO()
-    with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format="mp4") as output:
-        stream = output.add_stream_from_template(source.streams.video[0])
-        packets = [(packet, packet.pts or 0, packet.dts or 0) for packet in source.demux(video=0) if packet.size]
-        length = sum(packet.duration or 0 for packet, _, _ in packets)
-        for turn in range(count):
-            for packet, pts, dts in packets:
-                packet.pts, packet.dts = pts + turn * length, dts + turn * length
-                packet.stream = stream
-                output.mux(packet)
-    return buffer.getvalue()
 
 
 def _spec(*media: pb.Media) -> pb.PrepareSpec:

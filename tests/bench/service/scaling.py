@@ -6,32 +6,28 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from preprocessor.traffic.load import Ask
+from tests.bench.options import Bench
+from tests.bench.section import Section, Table
 from tests.bench.service.alone import PipelineAlone, PoolAlone
-from tests.bench.service.load import Ask
-from tests.bench.service.section import GIB, Bench, Section, one_core_rate, sized
+from tests.bench.service.sizes import GIB, one_core_rate, sized
 from tests.bench.service.watched import WatchedServer
 
 BUDGET_BYTES = 4 * GIB
+_HEAD = (
+    "workers are", "workers", "requests/s", "speed-up", "efficiency", "CPU, ms a request", "service, cores", "clients, cores",
+)  # fmt: skip
 
 
 def scaling(bench: Bench) -> Section:
     """More workers: processes, threads, and the pool alone, whose rows nobody sends."""
     options = bench.options
-    fps = options.fps[0]
+    fps = options.load_fps[0]
     section = Section(
         f"Scaling at {fps:g} fps",
         f"Four callers a worker, {options.seconds_each:g} s each, {options.client_process_count} processes of callers on the "
         f"same {os.cpu_count()} cores. Efficiency: requests/s ÷ (workers × 1 ÷ CPU seconds of `pipeline.prepare`).",
-        (
-            "workers are",
-            "workers",
-            "requests/s",
-            "speed-up",
-            "efficiency",
-            "CPU, ms a request",
-            "service, cores",
-            "clients, cores",
-        ),
+        [Table(_HEAD)],
     )
     ask = bench.ask(fps)
     with PipelineAlone() as pipeline:

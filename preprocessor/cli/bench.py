@@ -1,0 +1,100 @@
+"""`preprocessor bench`: a load on a service, measured from outside."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+import time
+
+import grpc.aio
+
+from preprocessor.cli.load_report import describe_load, figures, progress_line, report_table
+from preprocessor.cli.prompts import build_spec, build_spec_of
+from preprocessor.client import CHANNEL_OPTIONS
+from preprocessor.traffic.callers import NobodyAnswers
+from preprocessor.traffic.load import COUNT_TOKENS, PREPARE, Ask, Connect, Load, ask_generate, ask_prepare
+from preprocessor.traffic.processes import CallersLost, put_load
+from preprocessor.traffic.tally import Tally
+from preprocessor.v1 import preprocessor_pb2 as pb
+
+_CALLERS, _MOST_OPEN = 8, 1024
+_ARRIVALS_SEED = 0
+_SEED_FPS = 1.0
+
+
+def run(options: argparse.Namespace) -> int:
+    load = Load(
+        asks=(build_ask(options),),
+        concurrency=options.concurrency or (_MOST_OPEN if options.rate else _CALLERS),
+        seconds=options.seconds,
+        rate_per_second=options.rate or 0.0,
+        arrivals_seed=_ARRIVALS_SEED if options.arrivals == "poisson" else None,
+        warm_up_seconds=options.warm_up_seconds,
+        is_counted=True,
+        timeout_seconds=options.timeout_seconds,
+    )
+    is_watched = sys.stderr.isatty()
+    try:
+        tally = put_load(
+            connect_to(options),
+            load,
+            process_count=options.processes,
+            connection_count=options.connections,
+            progress=_print_progress if is_watched else None,
+        )
+    except (NobodyAnswers, CallersLost) as error:
+        print(f"preprocessor: {options.address}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if is_watched:
+            print(end="\r\x1b[K", file=sys.stderr)  # take the progress line away
+    if options.json:
+        print(json.dumps({"address": options.address} | figures(load, tally)))
+    else:
+        print(f"{describe_load(load)}; {options.address}\n")
+        print(report_table(load, tally))
+    return 0 if tally.answered_count else 1
+
+
+def connect_to(options: argparse.Namespace) -> Connect:
+    """Opens a channel as the options say. Each has a connection of its own: gRPC would share one among equal channels."""
+    return functools.partial(
+        grpc.aio.insecure_channel, options.address, options=(*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
+    )
+
+
+def build_ask(options: argparse.Namespace) -> Ask:
+    """The request to send again and again: the files of the command line, or the seed workload.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    if options.media or options.text:
+        spec, files = build_spec(options)
+        name = ", ".join(files) or "text"
+    else:
+        spec, files = _seed_workload(options)
+        name = "seed workload"
+    match options.method:
+        case "generate":
+            return ask_generate(name, spec, pb.GenerationParameters(max_tokens=options.max_tokens), files)
+        case "count-tokens":
+            return ask_prepare(name, spec, files, COUNT_TOKENS)
+        case _:
+            return ask_prepare(name, spec, files, PREPARE)
+
+
+def _seed_workload(options: argparse.Namespace) -> tuple[pb.PrepareSpec, dict[str, bytes]]:
+    from preprocessor.traffic import seed  # FFmpeg and OpenCV, which own files do not need
+
+    print("making the seed clip", file=sys.stderr)
+    clip = seed.seed_clip()
+    is_sampled = options.fps is not None or options.num_frames is not None or options.every_frame
+    options = argparse.Namespace(**vars(options) | {"fps": options.fps if is_sampled else _SEED_FPS})
+    return build_spec_of(options, {"seed.mp4": ("video", clip)}, seed.TEXT)
+
+
+def _print_progress(tally: Tally) -> None:
+    print(end=f"\r\x1b[K{progress_line(tally, time.monotonic())}", file=sys.stderr, flush=True)

@@ -1,0 +1,167 @@
+"""What callers are to do, and how one request ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import grpc.aio
+
+from preprocessor.client import media_chunks
+from preprocessor.v1 import preprocessor_pb2 as pb
+
+_SERVICE = f"/{pb.DESCRIPTOR.services_by_name['Preprocessor'].full_name}"
+PREPARE, GENERATE, COUNT_TOKENS = (f"{_SERVICE}/{method}" for method in ("Prepare", "Generate", "CountTokens"))
+
+ANSWERED = "answered, not read"
+LEFT = "the caller went away"
+WRONG = "not the right answer"
+NOT_SENT = "not sent before its deadline"
+STATUS_LOST = "refused, the reason lost by gRPC"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request, ready for the wire.
+
+    Attributes:
+        messages: Serialized requests of `method`, the spec first.
+        right_outcome: What a `Check` makes of the right answer, or the reason of the right refusal; empty where nobody knows.
+    """
+
+    name: str
+    messages: tuple[bytes, ...]
+    method: str = PREPARE
+    right_outcome: str = ""
+
+
+class Check(Protocol):
+    """Reads one answer, to compare it with the right one."""
+
+    def add(self, message: bytes) -> None:
+        """Take the answer's next message."""
+
+    def result(self) -> str:
+        """What compares equal to `Ask.right_outcome`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What callers are to do, and for how long: `seconds`, or `count` requests; all that was begun is then ended.
+
+    Attributes:
+        asks: Asked in turn by all callers together.
+        concurrency: Closed loop: callers, each with one request open. Open loop: the most requests open at once; one that is
+            due meanwhile is sent late.
+        rate_per_second: Makes it an open loop; 0 is a closed one.
+        arrivals_seed: See `schedule.due_times`.
+        share, of: An open loop's requests are numbered; this is every `of`-th, from `share` on.
+        warm_up_seconds: Run like this before `seconds` begin.
+        beside: Each is asked again and again by a caller of its own, from before the first of `asks` until after the last.
+        check: Makes a reader for an answer that is to be compared; `check_share` of them are, the first for one.
+        is_counted: Whether rows and tokens of answers are counted, for which messages have to be parsed.
+        cancel_share: So many of the requests are cancelled at a random moment within `cancel_within_seconds`.
+        timeout_seconds: Of a request, from when it was due.
+        metadata: Sent with each request.
+    """
+
+    asks: tuple[Ask, ...]
+    concurrency: int
+    seconds: float = math.inf
+    count: float = math.inf
+    rate_per_second: float = 0.0
+    arrivals_seed: int | None = None
+    share: int = 0
+    of: int = 1
+    warm_up_seconds: float = 0.0
+    beside: tuple[Ask, ...] = ()
+    check: Callable[[], Check] | None = None
+    check_share: float = 0.0
+    is_counted: bool = False
+    cancel_share: float = 0.0
+    cancel_within_seconds: float = 0.0
+    timeout_seconds: float = 300.0
+    metadata: tuple[tuple[str, str], ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How one request ended. Times are on the machine's monotonic clock.
+
+    Attributes:
+        due_at_seconds: When it should have been sent; a closed loop's requests are due when they begin.
+        first_at_seconds: When the answer's first message came; 0 if none did.
+        outcome: ANSWERED, the right one, LEFT, WRONG, NOT_SENT, STATUS_LOST, or a refusal's reason (the status code's name
+            where there is none).
+        code: Name of the gRPC status; empty where the caller ended it.
+        received_bytes: Of all messages of the answer.
+    """
+
+    ask: Ask
+    due_at_seconds: float
+    began_at_seconds: float
+    first_at_seconds: float
+    ended_at_seconds: float
+    outcome: str
+    code: str
+    received_bytes: int
+    row_count: int
+    token_count: int
+
+    @property
+    def is_answered(self) -> bool:
+        return self.outcome == ANSWERED or (bool(self.outcome) and self.outcome == self.ask.right_outcome)
+
+    @property
+    def seconds(self) -> float:
+        """From when it was due."""
+        return self.ended_at_seconds - self.due_at_seconds
+
+
+Connect = Callable[[], grpc.aio.Channel]
+"""Opens a channel to the service; called on the event loop that is to use it, in the process that is to use it."""
+
+
+def ask_prepare(name: str, spec: pb.PrepareSpec, files: Mapping[str, bytes], method: str = PREPARE) -> Ask:
+    """A request to Prepare or CountTokens, its files in chunks."""
+    messages = [
+        pb.PrepareRequest(spec=spec),
+        *(pb.PrepareRequest(chunk=chunk) for chunk in media_chunks(files)),
+    ]
+    return Ask(name, tuple(message.SerializeToString() for message in messages), method)
+
+
+def ask_generate(
+    name: str, spec: pb.PrepareSpec, parameters: pb.GenerationParameters, files: Mapping[str, bytes]
+) -> Ask:
+    """A request to Generate, its files in chunks."""
+    messages = [
+        pb.GenerateRequest(spec=pb.GenerateSpec(prompt=spec, parameters=parameters)),
+        *(pb.GenerateRequest(chunk=chunk) for chunk in media_chunks(files)),
+    ]
+    return Ask(name, tuple(message.SerializeToString() for message in messages), GENERATE)
+
+
+def shares(load: Load, of: int) -> list[Load]:
+    """The load divided into so many, or fewer where there are fewer callers; together they do what it says."""
+    of = min(of, load.concurrency)
+    return [
+        replace(
+            load,
+            asks=load.asks[share % len(load.asks) :] + load.asks[: share % len(load.asks)],
+            concurrency=int(_share(load.concurrency, share, of)),
+            count=_share(load.count, share, of),
+            share=share,
+            of=of,
+            beside=load.beside[share::of],
+            seed=load.seed + share,
+        )
+        for share in range(of)
+    ]
+
+
+def _share(whole: float, share: int, of: int) -> float:
+    return whole if whole == math.inf else whole // of + (share < whole % of)

@@ -1,0 +1,121 @@
+"""The workload through a real server on loopback, as one more path of a contest."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+import numpy as np
+import psutil
+
+from preprocessor import pipeline
+from preprocessor.client import CHANNEL_OPTIONS, prepare
+from preprocessor.models.family import Model
+from preprocessor.traffic.load import Ask, ask_prepare
+from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.bench.contest import Disagreement, Runner, Sample
+from tests.bench.service.asks import request_of
+from tests.bench.service.watched import WatchedServer, tree_cpu_seconds
+
+_OPTIONS = ("--workers", "1", "--memory-budget", "2GiB")
+_PAUSE_SECONDS = 0.02  # until what a request leaves to do is done, so that it is counted as its own
+_TIMEOUT_SECONDS = 300.0
+_TICK_SECONDS = 0.01  # USER_HZ is 100 everywhere
+
+
+class ServicePath:
+    """A server with one worker; as a context manager."""
+
+    def __enter__(self) -> Self:
+        self.server = WatchedServer(*_OPTIONS).__enter__()
+        self._channel = grpc.insecure_channel(self.server.address, options=CHANNEL_OPTIONS)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._channel.close()
+        self.server.__exit__()
+
+    def runner(self, model: Model, spec: pb.PrepareSpec, files: Mapping[str, bytes], count: int) -> Runner:
+        """Asks `count` times one after another; what the sample says is one request's.
+
+        Raises:
+            Disagreement: A tensor of the first answer is not the pipeline's.
+        """
+        ask = ask_prepare("bench", spec, files)
+        self._compare(model, ask, spec, files)
+
+        def run() -> Sample:
+            stages: Counter[str] = Counter()
+            used, wall_ms = _used_by(self.server.process), 0.0
+            for _ in range(count):
+                began = time.perf_counter()
+                report = self._ask(ask)
+                wall_ms += (time.perf_counter() - began) * 1e3
+                stages.update({stage.stage: stage.cpu_ms for stage in report.stages if stage.cpu_ms})
+                time.sleep(_PAUSE_SECONDS)
+            cpu_ms = _used_by(self.server.process).since(used) * 1e3
+            return Sample(wall_ms / count, cpu_ms / count, {name: ms / count for name, ms in stages.items()})
+
+        return run
+
+    def peak_pss_bytes(self, spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> int:
+        """Memory of the whole tree while it answers, idle memory included."""
+        with self.server.watched_pss(every_seconds=0.02) as samples:
+            self._ask(ask_prepare("bench", spec, files))
+        return max(samples)
+
+    def _ask(self, ask: Ask) -> pb.Report:
+        """The answer's bytes are taken and not looked at, but for the report."""
+        call = self._channel.stream_stream(ask.method)(iter(ask.messages), timeout=_TIMEOUT_SECONDS)
+        last = b""
+        for message in call:
+            last = message
+        return pb.PrepareResponse.FromString(last).report
+
+    def _compare(self, model: Model, ask: Ask, spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> None:
+        expected = pipeline.prepare(model, request_of(ask)).tensors
+        answered = prepare(self._channel, spec, files, timeout_seconds=_TIMEOUT_SECONDS).tensors
+        if answered.keys() != expected.keys():
+            raise Disagreement(f"the service sends {sorted(answered)}, the pipeline makes {sorted(expected)}")
+        for name, array in expected.items():
+            if not np.array_equal(answered[name], array):
+                raise Disagreement(f"{name} through the service is not the pipeline's")
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """CPU seconds of a tree of processes, counted in two ways.
+
+    Attributes:
+        exact: To the nanosecond, of threads that are still there.
+        ticks: Of all threads, ended ones too (a decoder may start some for each file), but to 10 ms a process.
+    """
+
+    exact: float
+    ticks: float
+    process_count: int
+
+    def since(self, before: Used) -> float:
+        """The exact count, unless threads have ended whose part is more than what ticks may be off by."""
+        ended = self.ticks - before.ticks - _TICK_SECONDS * self.process_count
+        return max(self.exact - before.exact, ended)
+
+
+def _used_by(root: psutil.Process) -> Used:
+    exact_ns, process_count = 0, 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in (root, *root.children(recursive=True)):
+            process_count += 1
+            for schedstat in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
+                with contextlib.suppress(OSError):
+                    exact_ns += int(schedstat.read_text().split()[0])
+    return Used(exact_ns / 1e9, tree_cpu_seconds(root), process_count)

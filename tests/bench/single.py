@@ -1,0 +1,154 @@
+"""Single figures: a long prompt's text, and a server's start and rest."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+
+from preprocessor import pipeline
+from preprocessor.config import Limits
+from preprocessor.models.family import Model
+from preprocessor.requests import render_prompt
+from preprocessor.text.prompt import expand_text
+from preprocessor.text.tokenizer import encode
+from preprocessor.traffic.seed import TEXT
+from preprocessor.types.asked import (
+    ChatPrompt,
+    Media,
+    MediaPart,
+    Message,
+    Modality,
+    PreparationRequest,
+    Sampling,
+    TextPart,
+)
+from tests.bench import goals
+from tests.bench.options import Bench
+from tests.bench.section import Section, Table
+from tests.bench.service.watched import START_SECONDS, WatchedServer
+
+_PROMPT_TOKEN_COUNT = 13_000
+_PROMPT_ROUNDS = 30
+_POLL_SECONDS = 0.005
+
+
+def prompt(bench: Bench) -> Section:
+    """Template, token ids and positions of a prompt of 13,000 tokens."""
+    request = long_request(bench.model, bench.clip)
+    planned = pipeline.plan(bench.model, request, Limits())
+    items, limits = planned.items, Limits()
+    replacements = [bench.model.family.replace_video(item, bench.model) for item in items]
+    text, _ = render_prompt(bench.model, request, limits)
+    expanded = expand_text(bench.model.tokenizer, bench.model.placeholders, text, replacements)
+    steps: dict[str, Callable[[], object]] = {
+        "template": lambda: render_prompt(bench.model, request, limits),
+        "placeholders and token ids": lambda: expand_text(
+            bench.model.tokenizer, bench.model.placeholders, text, replacements
+        ),
+        "positions": lambda: bench.model.family.positions(expanded, items, bench.model),
+    }
+    medians = {name: _median_ms(step) for name, step in steps.items()}
+    section = Section(
+        "A long prompt",
+        f"{len(expanded.token_ids):,} tokens: the seed clip at 8 fps, and text; median of {_PROMPT_ROUNDS}.",
+        [Table(("", "wall, ms"))],
+    )
+    for name, ms in medians.items():
+        section.add([name, f"{ms:.2f}"], step=name, wall_ms=ms)
+    whole = sum(medians.values())
+    section.add(["together", f"{whole:.2f}"], step="together", wall_ms=whole)
+    section.check(f"text of {len(expanded.token_ids):,} tokens", whole, "≤", goals.PROMPT_MS, "ms")
+    return section
+
+
+def long_request(model: Model, clip: bytes) -> PreparationRequest:
+    """The seed clip at 8 fps and as much prose as makes the prompt 13,000 tokens long."""
+
+    def request_of(text: str) -> PreparationRequest:
+        message = Message("user", (MediaPart("clip"), TextPart(text)))
+        return PreparationRequest(ChatPrompt((message,)), (Media("clip", Modality.VIDEO, clip, Sampling(fps=8)),))
+
+    base_count = len(pipeline.plan(model, request_of(TEXT), Limits()).prompt.token_ids)
+    missing = _PROMPT_TOKEN_COUNT - base_count
+    sentence = " Tell what moves, from where to where, and when it turns."
+    each = len(encode(model.tokenizer, sentence))
+    return request_of(TEXT + sentence * max(0, round(missing / each)))
+
+
+def start(bench: Bench) -> Section:
+    """A server's start, a worker's, and what an idle server holds."""
+    ready, workers, idle, used = [], [], [], []
+    for _ in range(bench.options.start_count):
+        began = time.perf_counter()
+        with WatchedServer("--workers", "2", "--memory-budget", "2GiB") as server:
+            _until(lambda server=server: _is_ready(server))  # type: ignore[misc]
+            ready.append(time.perf_counter() - began)
+            _until(server.is_at_rest)
+            idle.append(server.pss_bytes())
+            workers.append(worker_seconds(server))
+            _until(server.is_at_rest)
+            bench.warm_up(server, bench.ask(1))
+            _until(server.is_at_rest)
+            used.append(server.pss_bytes())
+    section = Section(
+        "Start and rest",
+        f"`preprocessor serve --workers 2`, {bench.options.start_count} times, medians. Ready: from the command to the first 200 "
+        "of /readyz. A worker: from the death of one to the next in its place. Memory: PSS of the whole tree, four worker "
+        "processes among them (two for each core).",
+        [Table(("", "measured"))],
+    )
+    medians = [statistics.median(values) for values in (ready, workers, idle, used)]
+    section.add(["ready", f"{medians[0]:.2f} s"], figure="ready_seconds", samples=ready)
+    section.add(["a worker", f"{medians[1] * 1e3:.0f} ms"], figure="worker_seconds", samples=workers)
+    section.add(["idle", f"{medians[2] / 1e6:.0f} MB"], figure="idle_bytes", samples=idle)
+    section.add(["at rest after a few clips", f"{medians[3] / 1e6:.0f} MB"], figure="used_bytes", samples=used)
+    section.check("`serve` is ready", medians[0], "≤", goals.READY_SECONDS, "s")
+    section.check("a worker is ready", medians[1], "≤", goals.WORKER_SECONDS, "s")
+    section.check("idle memory, two workers", medians[2] / 1e6, "≤", goals.IDLE_MB, "MB")
+    return section
+
+
+def worker_seconds(server: WatchedServer) -> float:
+    """From the death of a worker until another is in its place, its connection to the service made."""
+    before = server.metrics()
+    victim = server.workers()[0]
+    began = time.perf_counter()
+    victim.kill()
+    ends = "preprocessor_worker_ends_total"
+
+    def is_replaced() -> bool:
+        now = server.metrics()
+        is_noticed = now.get(ends, 0.0) > before.get(ends, 0.0)
+        return is_noticed and now["preprocessor_worker_processes"] == before["preprocessor_worker_processes"]
+
+    _until(is_replaced)
+    return time.perf_counter() - began
+
+
+def _median_ms(step: Callable[[], object]) -> float:
+    def samples() -> Iterator[float]:
+        for _ in range(_PROMPT_ROUNDS):
+            began = time.perf_counter()
+            step()
+            yield (time.perf_counter() - began) * 1e3
+
+    return statistics.median(samples())
+
+
+def _is_ready(server: WatchedServer) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{server.http_address}/readyz", timeout=10) as answer:
+            return bool(answer.status == 200)
+    except urllib.error.HTTPError:
+        return False
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {START_SECONDS:g} s")
+        time.sleep(_POLL_SECONDS)

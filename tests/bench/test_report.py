@@ -1,0 +1,169 @@
+"""The benchmark's own arithmetic: medians, goals, tables, plots. Nothing is timed here."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from preprocessor.timing import Timings
+from tests.bench import goals
+from tests.bench.contest import Sample, Timed, ratio, run_in_turn, stage
+from tests.bench.plots import draw, stacked
+from tests.bench.report import BEGIN, END, as_json, markdown, missed, put_into
+from tests.bench.section import Check, Section, Table
+from tests.bench.service_path import Used
+
+ABOUT = {
+    "date": "2026-11-23",
+    "cpu": "a processor",
+    "cores": 2,
+    "cores_usable": 2,
+    "system": "Linux",
+    "load_average": [0.1, 0, 0],
+    "load_average_end": [1.0, 0, 0],
+    "versions": {"python": "3.11"},
+    "command": "python -m tests.bench",
+}
+
+
+def sample(cpu_ms: float, **stages_ms: float) -> Sample:
+    return Sample(2 * cpu_ms, cpu_ms, stages_ms)
+
+
+def path_figures(cpu_ms: float) -> dict[str, object]:
+    return {"stages_cpu_ms": {"decode": cpu_ms / 2, "process": cpu_ms / 4, "other": cpu_ms / 4}}
+
+
+def test_figures_are_medians_and_what_no_stage_took_is_other() -> None:
+    timed = Timed([sample(10, decode=6, resize=2), sample(30, decode=8), sample(20, decode=7, resize=1)])
+    assert (timed.cpu_ms, timed.wall_ms) == (20, 40)
+    assert timed.stages_ms == {"decode": 7, "resize": 1, "other": 12}
+
+
+def test_paths_run_in_turn() -> None:
+    order: list[str] = []
+
+    def runner(name: str) -> Sample:
+        order.append(name)
+        return sample(1)
+
+    timed = run_in_turn({name: lambda name=name: runner(name) for name in "ab"}, 3)  # type: ignore[misc]
+    assert "".join(order) == "ababab"
+    assert len(timed["a"].samples) == 3
+
+
+def test_a_ratio_is_of_medians_and_none_without_both() -> None:
+    timed = {"a": Timed([sample(10), sample(12), sample(50)]), "b": Timed([sample(4)])}
+    assert ratio(timed, "a", "b") == (3, 3)
+    assert ratio(timed, "a", "c") is None
+
+
+def test_a_stage_counts_every_thread() -> None:
+    import threading
+
+    def spin() -> None:
+        sum(range(2_000_000))
+
+    timings = Timings()
+    with stage(timings, "decode"):
+        thread = threading.Thread(target=spin)
+        thread.start()
+        thread.join()
+    assert timings.stages["decode"].cpu_ms > 1
+
+
+@pytest.mark.parametrize(("ticks", "seconds"), [(1.30, 0.321), (1.34, 0.321), (1.90, 0.87)])
+def test_threads_that_have_ended_are_counted_and_ticks_are_not_trusted_further(ticks: float, seconds: float) -> None:
+    before, now = Used(exact=1.0, ticks=1.0, process_count=3), Used(exact=1.321, ticks=ticks, process_count=3)
+    assert now.since(before) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("measured", "sign", "goal", "is_reached"),
+    [(4.0, "≥", 4, True), (3.999, "≥", 4, False), (1.25, "≤", 1.25, True), (1.2501, "≤", 1.25, False),
+     (float("nan"), "≥", 0, False), (float("nan"), "≤", 9, False)],
+)  # fmt: skip
+def test_a_goal_is_judged_unrounded(measured: float, sign: str, goal: float, is_reached: bool) -> None:
+    check = Check("speed", measured, sign, goal)
+    assert check.is_reached is is_reached
+    assert check.cells()[-1] == ("yes" if is_reached else "**no**")
+
+
+def test_a_goal_has_one_of_two_signs() -> None:
+    with pytest.raises(ValueError, match=">"):
+        Check("speed", 1, ">", 1)
+
+
+def test_the_report_begins_with_every_goal_and_says_which_are_missed() -> None:
+    section = Section("Speed", "notes", [Table(("", "ms"))])
+    section.add(["ours", "1.25"], ms=1.25)
+    section.check("slow", 5, "≤", 3, "s")
+    section.check("fast", 1, "≤", 3, "s")
+    text = markdown([section], ABOUT, 5)
+    assert "1 of 2 reached." in text
+    assert "| slow | 5 s | ≤ 3 s | **no** |" in text
+    assert text.index("### Goals") < text.index("### Speed")
+    assert "| ours | 1.25 |" in text
+    assert missed([section]) == ["slow: 5 s, goal ≤ 3 s"]
+    report = as_json({"speed": section}, ABOUT, {"rounds": 5})
+    assert report["sections"]["speed"]["figures"] == [{"ms": 1.25}]
+    assert [check["is_reached"] for check in report["sections"]["speed"]["checks"]] == [False, True]
+    assert json.loads(json.dumps(report)) == report
+
+
+@pytest.mark.parametrize(("rounds", "is_warned"), [(4, True), (5, False)])
+def test_too_few_rounds_are_said_to_prove_nothing(rounds: int, is_warned: bool) -> None:
+    assert ("prove" in markdown([], ABOUT, rounds)) is is_warned
+
+
+def test_a_report_takes_the_place_of_the_last_one() -> None:
+    page = f"# Results\n\n{BEGIN}\nold\n{END}\n\nby hand\n"
+    once = put_into(page, "new")
+    assert once == f"# Results\n\n{BEGIN}\n\nnew\n\n{END}\n\nby hand\n"
+    assert put_into(once, "new") == once
+    with pytest.raises(ValueError, match="no <!--"):
+        put_into("# Results", "new")
+
+
+def test_the_results_page_has_room_for_a_report_and_shows_its_plots() -> None:
+    folder = Path(__file__).parent
+    page = (folder / "RESULTS.md").read_text()
+    assert put_into(page, "new").count("new")
+    for plot in re.findall(r"\((plots/[^)]+)\)", page):
+        assert (folder / plot).is_file(), plot
+
+
+def test_stages_are_gathered_without_loss() -> None:
+    gathered = stacked({"decode": 5, "resize": 2, "patch": 1, "send": 3, "other": 4})
+    assert gathered["decode"] == 5
+    assert gathered["resize, cut, normalize"] == 3
+    assert gathered["everything else"] == 7
+    assert sum(gathered.values()) == 15
+
+
+def test_every_plot_is_drawn_and_the_same_figures_give_the_same_file(tmp_path: Path) -> None:
+    races = [
+        {
+            "clip": "a clip",
+            "fps": fps,
+            "frame_count": 30,
+            "paths": {name: path_figures(ms) for name, ms in (("before", 40), ("seed", 20), ("ours", 8), ("bound", 5))},
+            "ratios": {"before ÷ ours": {"cpu": 5.0}, "seed ÷ ours": {"cpu": 2.5}, "ours ÷ bound": {"cpu": 1.6}},
+        }
+        for fps in goals.SEED_TO_OURS
+    ]
+    points = [
+        {"fps": fps, "callers": callers, "requests_a_second": 9.0, "p50_ms": 10.0, "p99_ms": 30.0, "cores_rate": 10.0,
+         "peak_pss_bytes": 5e8}
+        for fps in (1.0, 8.0) for callers in (1, 8)
+    ]  # fmt: skip
+    report = {"sections": {"workload": {"figures": races}, "clips": {"figures": races}, "load": {"figures": points}}}
+    first, again = (draw(report, tmp_path / name) for name in ("first", "again"))
+    assert [path.name for path in first] == ["stages.svg", "ratios.svg", "clips.svg", "throughput.svg", "memory.svg"]
+    for one, other in zip(first, again, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+        assert one.stat().st_size < 100_000
+    assert "before ÷ ours" in (tmp_path / "first" / "ratios.svg").read_text()

@@ -1,0 +1,237 @@
+"""`preprocessor bench`, and the load generator behind it, against real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import multiprocessing
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc.aio
+import pytest
+
+from preprocessor.models.family import Model
+from preprocessor.traffic.callers import NobodyAnswers, drive
+from preprocessor.traffic.load import ANSWERED, NOT_SENT, Ending, Load, ask_prepare
+from preprocessor.traffic.processes import CallersLost, put_load
+from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.media import moving_shapes_clip, photo
+from tests.service.conftest import Caller, chat, image, serving, video
+from tests.waiting import eventually
+
+COMMAND = (sys.executable, "-m", "preprocessor", "bench")
+TEXT = ask_prepare("text", chat("Hi"), {})
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("media") / "photo.jpg"
+    path.write_bytes(photo(160, 120))
+    return path
+
+
+class Unhurried:
+    """A server that answers every call after a while, however many are open."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.open_count = self.most_open_count = 0
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        return grpc.stream_stream_rpc_method_handler(self._answer)
+
+    async def _answer(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+        self.open_count += 1
+        self.most_open_count = max(self.most_open_count, self.open_count)
+        try:
+            await asyncio.sleep(self.seconds)
+            yield b""
+        finally:
+            self.open_count -= 1
+
+
+@contextlib.asynccontextmanager
+async def unhurried(seconds: float) -> AsyncIterator[tuple[Unhurried, str]]:
+    server, handler = grpc.aio.server(), Unhurried(seconds)
+    server.add_generic_rpc_handlers([handler])  # type: ignore[list-item]
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield handler, f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+def connect_to(address: str) -> functools.partial[grpc.aio.Channel]:
+    return functools.partial(grpc.aio.insecure_channel, address)
+
+
+async def run(*arguments: str | Path, status: int = 0) -> tuple[str, str]:
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, *map(str, arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    output, errors = (part.decode() for part in await asyncio.wait_for(process.communicate(), 60))
+    assert process.returncode == status, errors
+    return output, errors
+
+
+async def test_a_closed_loop_reports_what_was_answered(caller: Caller, picture: Path) -> None:
+    output, _ = await run(
+        "--address", caller.server.address, "--image", picture, "--text", "What is it?", "--concurrency", 3,
+        "--seconds", 1, "--warm-up-seconds", 0.2, "--json",
+    )  # fmt: skip
+    figures = json.loads(output)
+    expected = await caller.prepare(chat(image(data=photo(160, 120)), "What is it?"))
+    assert (figures["loop"], figures["concurrency"], figures["failed"]) == ("closed", 3, [])
+    assert figures["due_count"] == figures["answered_count"] > 0
+    assert figures["row_count"] == figures["answered_count"] * len(expected.tensors["pixel_patches"])
+    assert figures["received_bytes"] > figures["answered_count"] * expected.tensors["pixel_patches"].nbytes
+    latency = figures["latency_ms"]
+    assert 0 < latency["p50"] <= latency["p99"] <= latency["p100"]
+    assert figures["first_message_ms"]["p50"] <= latency["p50"]
+
+
+async def test_an_open_loop_asks_at_its_rate_from_several_processes(caller: Caller) -> None:
+    output, _ = await run(
+        "--address", caller.server.address, "--text", "Hi", "--rate", 20, "--seconds", 2, "--warm-up-seconds", 0.5,
+        "--processes", 2, "--connections", 2, "--json",
+    )  # fmt: skip
+    figures = json.loads(output)
+    assert (figures["loop"], figures["offered_per_second"], figures["due_count"]) == ("open", 20, 40)
+    assert figures["answered_count"] == 40
+
+
+async def test_tokens_can_be_counted_and_the_table_says_so(caller: Caller, tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(moving_shapes_clip(1, width=96, height=64))
+    output, _ = await run(
+        "--address", caller.server.address, "--method", "count-tokens", "--video", clip, "--fps", 2,
+        "--concurrency", 1, "--seconds", 0.5, "--warm-up-seconds", 0,
+    )  # fmt: skip
+    assert "CountTokens, clip.mp4; closed loop, 1 callers" in output
+    assert "p99.9" in output
+    assert " tokens, " in output
+
+
+async def test_refusals_are_named_and_without_an_answer_the_status_is_1(caller: Caller) -> None:
+    output, _ = await run(
+        "--address", caller.server.address, "--text", "Hi", "--model", "another", "--concurrency", 1,
+        "--seconds", 0.5, "--warm-up-seconds", 0, status=1,
+    )  # fmt: skip
+    assert "NOT_FOUND MODEL_NOT_FOUND" in output
+
+
+async def test_nobody_listening_is_said_so() -> None:
+    with pytest.raises(NobodyAnswers):
+        await drive(connect_to("127.0.0.1:1"), Load((TEXT,), 1), lambda _: None, connect_seconds=0.2)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--rate", "0"), ("--concurrency", "-1"), ("--seconds", "inf"), ("--warm-up-seconds", "nan")]
+)
+async def test_a_load_that_cannot_be_is_refused(option: str, value: str) -> None:
+    _, errors = await run(f"{option}={value}", status=2)
+    assert option in errors
+
+
+async def test_a_service_that_stalls_shows_in_an_open_loop_s_latencies() -> None:
+    """Two may be open, each takes 0.2 s, and 20 are due a second: the last of a second's is sent a second late."""
+    endings: list[Ending] = []
+    async with unhurried(0.2) as (server, address):
+        await drive(connect_to(address), Load((TEXT,), 2, seconds=1, rate_per_second=20), endings.append)
+    assert len(endings) == 20
+    assert server.most_open_count == 2
+    assert {ending.outcome for ending in endings} == {ANSWERED}
+    last = max(endings, key=lambda ending: ending.due_at_seconds)
+    assert last.seconds > 1.0
+    assert last.ended_at_seconds - last.began_at_seconds < last.seconds - 0.5
+
+
+async def test_what_is_due_for_longer_than_its_deadline_is_not_sent() -> None:
+    endings: list[Ending] = []
+
+    def stall_once(ending: Ending) -> None:
+        if not endings:
+            time.sleep(1)  # the callers' own machine is what stalls
+        endings.append(ending)
+
+    async with unhurried(0.01) as (_, address):
+        load = Load((TEXT,), 100, seconds=1.5, rate_per_second=20, timeout_seconds=0.3)
+        await drive(connect_to(address), load, stall_once)
+    unsent = [ending for ending in endings if ending.outcome == NOT_SENT]
+    assert len(endings) == 30
+    assert unsent
+    assert all(ending.seconds > 0.3 and ending.received_bytes == 0 for ending in unsent)
+    assert endings[-1].outcome == ANSWERED
+
+
+async def test_a_closed_loop_keeps_so_many_open_and_no_more() -> None:
+    endings: list[Ending] = []
+    async with unhurried(0.01) as (server, address):
+        await drive(connect_to(address), Load((TEXT,), 5, count=50), endings.append)
+    assert len(endings) == 50
+    assert server.most_open_count == 5
+
+
+async def test_a_full_queue_is_counted_with_its_reason(model: Model) -> None:
+    ask = ask_prepare("clip", chat(video(sampling=pb.Sampling(fps=8))), {"clip": moving_shapes_clip()})
+    async with serving(model, worker_count=1, max_queued_count=1) as caller:
+        load = Load((ask,), 12, seconds=1.5)
+        tally = await asyncio.to_thread(put_load, connect_to(caller.server.address), load)
+    assert tally.answered_count > 0
+    assert tally.endings["RESOURCE_EXHAUSTED", "QUEUE_FULL"] > 0
+    assert tally.due_count == tally.answered_count + tally.endings.total()
+
+
+async def test_progress_is_told_while_it_runs(caller: Caller) -> None:
+    seen: list[int] = []
+    load = Load((TEXT,), 2, seconds=1.5)
+    tally = await asyncio.to_thread(
+        put_load, connect_to(caller.server.address), load, progress=lambda so_far: seen.append(so_far.answered_count)
+    )
+    assert len(seen) > 1
+    assert seen == sorted(seen)
+    assert seen[-1] == tally.answered_count
+
+
+async def test_an_interrupt_ends_the_load_and_reports_what_there_was(caller: Caller) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, "--address", caller.server.address, "--text", "Hi", "--seconds", "600", "--json",
+        "--warm-up-seconds", "0", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    before = requests_served(caller)
+    await eventually(lambda: requests_served(caller) >= before + 20)
+    process.send_signal(signal.SIGINT)
+    output, errors = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0, errors.decode()
+    figures = json.loads(output)
+    assert figures["answered_count"] > 0
+    assert figures["seconds"] < 60
+
+
+async def test_callers_that_are_killed_are_missed(caller: Caller) -> None:
+    def kill_all(_: object) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    with pytest.raises(CallersLost):
+        await asyncio.to_thread(
+            put_load, connect_to(caller.server.address), Load((TEXT,), 2, seconds=60), progress=kill_all
+        )
+
+
+def requests_served(caller: Caller) -> float:
+    """Of the server that this process runs."""
+    return sum(
+        sample.value
+        for family in caller.server.metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "preprocessor_requests_total"
+    )

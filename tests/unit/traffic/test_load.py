@@ -1,0 +1,40 @@
+"""A load divided over processes is the same load."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from preprocessor.models.family import Model
+from preprocessor.text.tokenizer import encode
+from preprocessor.traffic.load import Ask, Load, shares
+from preprocessor.traffic.seed import SECONDS, TEXT, seed_clip
+from tests.media import moving_shapes_clip
+
+ASKS = tuple(Ask(name, ()) for name in "abc")
+
+
+@pytest.mark.parametrize(("concurrency", "count", "of"), [(10, 25, 4), (3, 7, 2), (1, 5, 8), (8, math.inf, 3)])
+def test_callers_and_requests_add_up(concurrency: int, count: float, of: int) -> None:
+    parts = shares(Load(ASKS, concurrency, count=count, beside=ASKS), of)
+    assert len(parts) == min(of, concurrency)
+    assert sum(part.concurrency for part in parts) == concurrency
+    assert all(part.concurrency for part in parts)
+    if count != math.inf:
+        assert sum(part.count for part in parts) == count
+    assert sorted(ask.name for part in parts for ask in part.beside) == ["a", "b", "c"]
+    assert [(part.share, part.of) for part in parts] == [(i, len(parts)) for i in range(len(parts))]
+
+
+def test_each_process_begins_with_another_request() -> None:
+    assert [part.asks[0].name for part in shares(Load(ASKS, 6), 3)] == ["a", "b", "c"]
+
+
+def test_the_seed_clip_is_the_clip_that_the_benchmarks_measure() -> None:
+    assert seed_clip(1) == moving_shapes_clip(1)
+    assert SECONDS == 30
+
+
+def test_the_seed_text_is_fifty_tokens(model: Model) -> None:
+    assert len(encode(model.tokenizer, TEXT)) == 50
