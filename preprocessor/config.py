@@ -6,6 +6,7 @@ Each field says everything about its option: the command line, its help and its 
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import math
 import re
 from collections.abc import Callable
@@ -86,6 +87,91 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class WireSettings:
+    """What callers may take of the network side, before it is known what they want.
+
+    The most memory that hostile messages can take is `max_upload_count` times `max_message_bytes`: nobody else is read from.
+    """
+
+    max_message_bytes: int = setting(
+        16 << 20, "bytes of one message; a spec with its inline files must fit", "SIZE", kind=parse_bytes
+    )
+    max_metadata_bytes: int = setting(16 << 10, "bytes of a call's metadata", "SIZE", kind=parse_bytes)
+    max_spec_parts: int = setting(10_000, "messages, parts, and values of arguments in a spec, together")
+    max_upload_count: int = setting(64, "callers that upload at a time; others wait their turn", name="--max-uploads")
+    max_open_calls: int = setting(1024, "calls open at a time, health checks apart; more are refused")
+    max_streams_a_connection: int = setting(512, "calls open at a time on one connection; more wait at the caller")
+    max_connections: int = setting(1024, "connections open at a time; more are closed at once")
+    max_connection_age_seconds: float = setting(
+        3600.0, "after so long a caller is asked to connect anew, to find new replicas", "S", kind=float
+    )
+    min_ping_seconds: float = setting(
+        10.0, "callers whose keepalive pings come faster are disconnected", "S", kind=float
+    )
+    upload_idle_seconds: float = setting(30.0, "longest silence within an upload", "S", kind=float)
+    answer_idle_seconds: float = setting(30.0, "longest time that a caller may not read its answer", "S", kind=float)
+    min_upload_rate: int = setting(
+        16 << 10, "bytes a second that an upload must come to, after its first silence", "SIZE", kind=parse_bytes
+    )
+    default_timeout_seconds: float = setting(300.0, "deadline of a call that brings none", "S", kind=float)
+    max_timeout_seconds: float = setting(3600.0, "longest deadline of a call", "S", kind=float)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check = require_seconds if field.name.endswith("_seconds") else require_positive_int
+            check(option_of(field), getattr(self, field.name))
+
+
+@dataclass(frozen=True, slots=True)
+class AccessSettings:
+    """Who may call, and how much. Files may be replaced while they are in use."""
+
+    tls_certificate: str = setting("", "PEM of the service's certificate, which turns TLS on", "FILE", kind=str)
+    tls_key: str = setting("", "PEM of its private key", "FILE", kind=str)
+    tls_client_root: str = setting(
+        "", "PEM of the authorities that sign callers' certificates, which makes TLS mutual", "FILE", kind=str
+    )
+    is_insecure: bool = setting(
+        False, "listen without TLS where other machines can connect", "", name="--insecure", kind=bool
+    )
+    token_file: str = setting("", "who may call: a line each with a name and a token, or its SHA-256", "FILE", kind=str)
+    max_calls_per_second: float = setting(
+        0.0, "calls a second of one caller, counted over ten seconds; 0 sets no bound", kind=float
+    )
+    max_bytes_per_second: int = setting(
+        0, "uploaded bytes a second of one caller, counted over ten seconds; 0 sets no bound", "SIZE", kind=parse_bytes
+    )
+    max_calls_a_caller: int = setting(0, "calls that one caller may have open; 0 sets no bound")
+
+    def __post_init__(self) -> None:
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            option = "--tls-key" if self.tls_certificate else "--tls-certificate"
+            raise SettingError(option, "", "both certificate and key, for TLS, or neither")
+        if self.tls_client_root and not self.tls_certificate:
+            raise SettingError("--tls-client-root", self.tls_client_root, "it beside --tls-certificate and --tls-key")
+        if self.is_insecure and self.tls_certificate:
+            raise SettingError("--insecure", True, "either it or --tls-certificate")
+        for option, most in (
+            ("--max-calls-per-second", self.max_calls_per_second),
+            ("--max-bytes-per-second", self.max_bytes_per_second),
+            ("--max-calls-a-caller", self.max_calls_a_caller),
+        ):
+            if isinstance(most, bool) or not (math.isfinite(most) and most >= 0):
+                raise SettingError(option, most, "a number above 0, or 0 for no bound")
+
+    def check_address(self, option: str, address: str) -> None:
+        """Refuse to be overheard unless that is asked for.
+
+        Raises:
+            SettingError: Other machines can connect to the address, and nothing is encrypted.
+        """
+        if not (self.tls_certificate or self.is_insecure or is_loopback(split_address(option, address)[0])):
+            raise SettingError(
+                option, address, "a loopback address, or --tls-certificate and --tls-key, or --insecure to be overheard"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSettings:
     """Where prepared prompts go. Options begin with `--engine`."""
 
@@ -160,8 +246,14 @@ class ServeSettings:
     )
     video_decoder: str = setting("pyav", "pyav, or opencv to decode as OpenCV does", "NAME", kind=str)
     drain_seconds: float = setting(20.0, "how long a stop waits for calls under way", "S", kind=float)
-    upload_idle_seconds: float = setting(30.0, "longest silence within an upload", "S", kind=float)
-    default_timeout_seconds: float = setting(300.0, "deadline of a call that brings none", "S", kind=float)
+    log_payloads: bool = setting(
+        False,
+        "let texts of faults into the log that may hold pieces of prompts and files: for debugging",
+        "",
+        kind=bool,
+    )
+    wire: WireSettings = dataclasses.field(default_factory=WireSettings)
+    access: AccessSettings = dataclasses.field(default_factory=AccessSettings)
     engine: EngineSettings = dataclasses.field(default_factory=EngineSettings)
     limits: Limits = dataclasses.field(default_factory=Limits)
 
@@ -175,16 +267,10 @@ class ServeSettings:
         ):
             if isinstance(size_bytes, bool) or not isinstance(size_bytes, int) or size_bytes < least:
                 raise SettingError(option, size_bytes, f"a size of at least {least >> 20} MiB, such as 4GiB")
-        for option, seconds in (
-            ("--max-cpu-seconds", self.max_cpu_seconds),
-            ("--drain-seconds", self.drain_seconds),
-            ("--upload-idle-seconds", self.upload_idle_seconds),
-            ("--default-timeout-seconds", self.default_timeout_seconds),
-        ):
-            if not (math.isfinite(seconds) and seconds > 0):
-                raise SettingError(option, seconds, "a number of seconds above 0")
+        require_seconds("--max-cpu-seconds", self.max_cpu_seconds)
+        require_seconds("--drain-seconds", self.drain_seconds)
         _require_one_of("--video-decoder", self.video_decoder, "pyav", "opencv")
-        split_address("--address", self.address)
+        self.access.check_address("--address", self.address)
         split_address("--http-address", self.http_address)
 
 
@@ -197,6 +283,25 @@ def require_positive_int(option: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise SettingError(option, value, "a whole number of at least 1")
     return value
+
+
+def require_seconds(option: str, value: float) -> float:
+    """The value, where it is a time to wait.
+
+    Raises:
+        SettingError: It is not above 0, or endless.
+    """
+    if isinstance(value, bool) or not (math.isfinite(value) and value > 0):
+        raise SettingError(option, value, "a number of seconds above 0")
+    return value
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to the host. A name other than localhost may stand for any address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def split_address(option: str, address: str) -> tuple[str, int]:

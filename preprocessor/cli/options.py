@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from preprocessor.config import EngineSettings, Limits, ServeSettings, option_of
+from preprocessor.config import AccessSettings, EngineSettings, Limits, ServeSettings, WireSettings, option_of
 from preprocessor.version import VERSION
 
 _DEFAULT_ADDRESS = next(field.default for field in dataclasses.fields(ServeSettings) if field.name == "address")
@@ -48,6 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser, ServeSettings)
+    _add_settings(parser.add_argument_group("who may call"), AccessSettings)
+    _add_settings(parser.add_argument_group("the wire"), WireSettings)
     _add_settings(parser.add_argument_group("the engine, for Generate"), EngineSettings, "engine-")
     _add_settings(parser.add_argument_group("limits on one request"), Limits)
     parser.add_argument(
@@ -76,6 +78,7 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 
 def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", default=_DEFAULT_ADDRESS, metavar="HOST:PORT", help="the service")
+    _add_credentials(parser.add_argument_group("to and from a service on another machine"))
     parser.add_argument(
         "--model", default="", metavar="NAME", help="as the service names it; with --local, the model to load"
     )
@@ -105,6 +108,20 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--timeout-seconds", type=float, default=300.0, metavar="S", help="give up after this long")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def _add_credentials(group: argparse._ActionsContainer) -> None:
+    """See `client.Credentials`."""
+    group.add_argument("--tls", action="store_true", help="call by TLS; implied by the files below")
+    for name, metavar, meaning in (
+        ("tls-root", "FILE", "PEM of the authorities that may have signed the service's certificate"),
+        ("tls-certificate", "FILE", "PEM of this side's certificate, for mutual TLS"),
+        ("tls-key", "FILE", "PEM of its private key"),
+        ("tls-server-name", "NAME", "the name in the service's certificate, where that is not the host"),
+        ("token-file", "FILE", "a bearer token to send along"),
+    ):
+        group.add_argument(f"--{name}", default="", metavar=metavar, help=meaning)
+    group.add_argument("--insecure", action="store_true", help="call another machine without TLS")
 
 
 class _AppendMedia(argparse.Action):

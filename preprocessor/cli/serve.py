@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from preprocessor.config import EngineSettings, Limits, ServeSettings
+from preprocessor.config import AccessSettings, EngineSettings, Limits, ServeSettings, WireSettings
 from preprocessor.machine import SINGLE_THREADED
 
 logger = logging.getLogger(__name__)
@@ -60,5 +60,9 @@ def settings_from(options: argparse.Namespace) -> ServeSettings:
         return {field.name: given[prefix + field.name] for field in dataclasses.fields(settings) if field.metadata}
 
     return ServeSettings(
-        **of(ServeSettings), engine=EngineSettings(**of(EngineSettings, "engine-")), limits=Limits(**of(Limits))
+        **of(ServeSettings),
+        wire=WireSettings(**of(WireSettings)),
+        access=AccessSettings(**of(AccessSettings)),
+        engine=EngineSettings(**of(EngineSettings, "engine-")),
+        limits=Limits(**of(Limits)),
     )
