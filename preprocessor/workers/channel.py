@@ -96,7 +96,7 @@ class Fault:
     text: str
 
 
-class JobFailed(Exception):
+class JobFailed(RuntimeError):
     """A job failed in a way that no request should be able to cause.
 
     Attributes:

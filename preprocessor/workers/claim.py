@@ -79,7 +79,7 @@ class Claim:
         """Move a file that has arrived to where workers can read it; empties `chunks`.
 
         Raises:
-            Overloaded: `MEMORY_BUDGET_FULL`.
+            Overloaded: `MEMORY_BUDGET_FULL`, or as `Arena.reserve`.
         """
         size_bytes = sum(map(len, chunks))
         lease = self._pool.files.lease(size_bytes)
@@ -90,6 +90,7 @@ class Claim:
         chunks.reverse()
         while chunks:
             chunk = chunks.pop()  # the copy replaces it: the file is never held twice
+            self._pool.arena.reserve(position, len(chunk))
             self._pool.arena.view(position, len(chunk))[:] = chunk
             position += len(chunk)
             self._pool.uploading_bytes -= len(chunk)

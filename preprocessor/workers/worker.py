@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, PreprocessorError, trace_of
+from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Overloaded, PreprocessorError, trace_of
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.workers.arena import Arena
@@ -95,6 +95,11 @@ def _send_by_arena(channel: socket.socket, arena: Arena, reply: bytes, buffers: 
     room: Room = Room(None) if answer is None else load(answer, arena)
     if room.offset is None:
         _send(channel, dump((dump(Finished(memory_exhausted(), None, 0)), [])))
+        return
+    try:
+        arena.reserve(room.offset, sum(len(buffer) for buffer in buffers))
+    except Overloaded as error:
+        _send(channel, dump((dump(Finished(error, None, 0)), [])))
         return
     offset, places = room.offset, []
     for buffer in buffers:
