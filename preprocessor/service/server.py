@@ -65,8 +65,8 @@ class Server:
         self.pool = WorkerPool(self.model, _pool_settings(settings), self.metrics.count_worker_end, self._zygote, arena)
         await self.pool.start()
         self.health = Health(self.engine, self.pool)
-        gate = Gate(settings.access, settings.wire, self.metrics)
-        self._grpc = listening.create_server(settings.wire, gate)
+        self.gate = Gate(settings.access, settings.wire, self.metrics)
+        self._grpc = listening.create_server(settings.wire, self.gate)
         servicer = PreprocessorServicer(
             self.model, settings, self.pool, self.metrics, self.engine, engine_form(settings.engine)
         )

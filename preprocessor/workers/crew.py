@@ -145,10 +145,12 @@ class Crew:
         """`_fill`, as often as it takes where the system gives no descriptors or memory for a worker."""
         while not self._is_closing:
             try:
-                return await self._fill()
+                await self._fill()
             except OSError as error:
                 logger.error("no worker can be started, trying again: %s", error)
                 await asyncio.sleep(_MAX_BACKOFF_SECONDS)
+            else:
+                return
 
     async def _new_worker(self, lane: Lane) -> Worker:
         slot = self._free_slots.pop()

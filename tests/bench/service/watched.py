@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -36,18 +36,23 @@ class WatchedServer:
         log: Its last lines.
     """
 
-    def __init__(self, *options: str) -> None:
+    def __init__(
+        self, *options: str, within: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    ) -> None:
+        """`within` is a command that becomes the one that follows it, as `env` does."""
         self._options = options
-        self.log: deque[str] = deque(maxlen=200)
+        self._within = within
+        self._environment = environment or {}
+        self.log: deque[str] = deque(maxlen=20_000)
         self.address = self.http_address = ""
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="watched-server-")
         self._shared_before = _shared_files()
-        command = [sys.executable, "-m", "preprocessor", "serve", "--address", "127.0.0.1:0"]
+        command = [*self._within, sys.executable, "-m", "preprocessor", "serve", "--address", "127.0.0.1:0"]
         self._popen = subprocess.Popen(
             [*command, "--http-address", "127.0.0.1:0", "--drain-seconds", "2", *self._options],
-            env={**os.environ, "TMPDIR": self._folder.name},
+            env={**os.environ, "TMPDIR": self._folder.name, **self._environment},
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
