@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, CONTINUATION = 0, 1, 3, 4, 6, 7, 9
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_HEADERS = 4
-ENHANCE_YOUR_CALM, REFUSED_STREAM = 11, 7
+ENHANCE_YOUR_CALM = 11
+_INITIAL_WINDOW_SIZE = 4
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -49,6 +51,29 @@ class RawConnection:
             *more,
         ]
         self.send(HEADERS, b"".join(map(_literal, headers)), flags=END_HEADERS, stream=number)
+
+    def send_data(self, stream: int, data: bytes, *, patience_seconds: float) -> int:
+        """Send data as far as the server opens its windows for it; returns how much went, when they stay shut for so long."""
+        windows = {0: 65_535, stream: 65_535}  # RFC 9113, 6.9.2, until the server says otherwise
+        initial, sent = 65_535, 0
+        self._socket.settimeout(patience_seconds)
+        with contextlib.suppress(TimeoutError):
+            while sent < len(data):
+                size = min(16_384, len(data) - sent, *windows.values())
+                if size > 0:
+                    self.send(DATA, data[sent : sent + size], stream=stream)
+                    windows = {number: left - size for number, left in windows.items()}
+                    sent += size
+                    continue
+                (kind, number, payload) = self.frames_until(WINDOW_UPDATE, SETTINGS)[-1]
+                if kind == WINDOW_UPDATE:
+                    windows[number] = windows.get(number, 0) + int.from_bytes(payload, "big")
+                else:
+                    for name, value in struct.iter_unpack(">HI", payload):
+                        if name == _INITIAL_WINDOW_SIZE:
+                            windows[stream] += value - initial
+                            initial = value
+        return sent
 
     def frames_until(self, *kinds: int) -> list[tuple[int, int, bytes]]:
         """(kind, stream, payload) of every frame up to the first of a kind asked for, or to the connection's end."""

@@ -36,9 +36,7 @@ class WatchedServer:
         log: Its last lines.
     """
 
-    def __init__(
-        self, *options: str, within: Sequence[str] = (), environment: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, *options: str, within: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
         """`within` is a command that becomes the one that follows it, as `env` does."""
         self._options = options
         self._within = within
