@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
 import pytest
 
-from preprocessor.config import EngineSettings, Limits, ServeSettings, SettingError, parse_bytes, split_address
+from preprocessor.config import (
+    EngineSettings,
+    Limits,
+    ServeSettings,
+    SettingError,
+    WireSettings,
+    option_of,
+    parse_bytes,
+    split_address,
+)
 from preprocessor.machine import available_cpu_count, available_memory_bytes
 
 
@@ -22,6 +32,16 @@ def test_a_limit_of_zero_is_refused_by_its_options_name(name: str) -> None:
     with pytest.raises(SettingError) as refused:
         Limits(**{name: 0})
     assert refused.value.option == "--" + name.replace("_", "-")
+
+
+@pytest.mark.parametrize("value", [0, -1, True, float("nan")])
+@pytest.mark.parametrize("field", dataclasses.fields(WireSettings), ids=lambda field: field.name)
+def test_a_bound_of_the_wire_that_is_none_is_refused_by_its_options_name(
+    field: dataclasses.Field[object], value: object
+) -> None:
+    with pytest.raises(SettingError) as refused:
+        WireSettings(**{field.name: value})  # type: ignore[arg-type]
+    assert refused.value.option == option_of(field)
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
