@@ -107,7 +107,12 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             planned = await self._plan(request, call)
             await call.send(pb.GenerateResponse(header=self._header(request, planned, call, with_data=False)))
             async with self._engine_request(request, planned, sampling, call) as engine_request:
-                await self._stream_answer(engine, engine_request, planned, stop_strings, call)
+                completion = await self._stream_answer(engine, engine_request, stop_strings, call)
+            # Only now is the pixels' own report there: an engine may answer before the worker has said that it is done.
+            report = writing.write_report(call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions)
+            completion.prompt_token_count = planned.token_count
+            completion.report.CopyFrom(report)
+            await call.send(pb.GenerateResponse(completion=completion))
 
     async def CountTokens(
         self,
@@ -220,11 +225,10 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         self,
         engine: EngineClient,
         request: EngineRequest,
-        planned: Plan | GenericPrepared,
         stop_strings: tuple[str, ...],
         call: Call,
-    ) -> None:
-        """Pass the engine's tokens on as they come, with the text they complete."""
+    ) -> pb.Completion:
+        """Pass the engine's tokens on as they come, with the text they complete; returns how they ended."""
         detokenizer = Detokenizer(self._model.tokenizer, stop_strings)
         started, first_token_at, token_count = time.perf_counter(), 0.0, 0
         finish_reason = FinishReason.STOP
@@ -246,17 +250,8 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         call.timings.add("first_token", ((first_token_at or ended) - started) * 1e3)
         call.timings.add("generate", (ended - started) * 1e3)
         self._metrics.answer_tokens.inc(token_count)
-        await call.send(
-            pb.GenerateResponse(
-                completion=pb.Completion(
-                    finish_reason=writing.write_finish_reason(finish_reason),
-                    prompt_token_count=planned.token_count,
-                    completion_token_count=token_count,
-                    report=writing.write_report(
-                        call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions
-                    ),
-                )
-            )
+        return pb.Completion(
+            finish_reason=writing.write_finish_reason(finish_reason), completion_token_count=token_count
         )
 
     def _require_model(self, name: str) -> None:

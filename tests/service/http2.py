@@ -37,7 +37,8 @@ class RawConnection:
     def send(self, kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0) -> None:
         """Write a frame; one that the server no longer takes is lost, as on any network."""
         head = struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream)
-        self._socket.sendall(head + payload)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._socket.sendall(head + payload)
 
     def open_stream(self, number: int, path: str, more: Iterable[tuple[str, str]] = ()) -> None:
         """Begin a gRPC call, with every header in full."""
