@@ -1,6 +1,6 @@
 """A caller of the service: uploads files, gathers tensors, passes tokens on. For programs and for the command line.
 
-with grpc.insecure_channel("127.0.0.1:50051") as channel:
+with open_channel("127.0.0.1:50051") as channel:
     result = prepare(channel, spec, {"clip": Path("clip.mp4").read_bytes()})
     result.tensors["pixel_patches"]
 """
@@ -16,14 +16,14 @@ import grpc
 import numpy.typing as npt
 from google.rpc import error_details_pb2, status_pb2
 
+from preprocessor.connection import CHANNEL_OPTIONS, Credentials, open_channel
 from preprocessor.service.tensors import MAX_CHUNK_BYTES, allocate_tensor, read_tensor, store_rows
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 
-Request = TypeVar("Request")
+__all__ = ["CHANNEL_OPTIONS", "CallFailed", "Credentials", "PrepareResult", "generate", "open_channel", "prepare"]
 
-# A header carries token ids and positions, some 20 bytes a token: more than gRPC's default 4 MiB for a long video.
-CHANNEL_OPTIONS = (("grpc.max_receive_message_length", 256 << 20),)
+Request = TypeVar("Request")
 
 Progress = Callable[[int, int], None]
 """Called with bytes of pixels received so far and in all."""

@@ -2,6 +2,7 @@
 
     PreprocessorError
     ├── InvalidRequest       the caller asked for something contradictory or out of range
+    ├── Unauthenticated      nobody knows who the caller is
     ├── ModelNotFound        no such model here
     ├── UnsupportedMedia     a file or a feature of it that this service does not read
     ├── CorruptMedia         a file that claims to be media and cannot be decoded
@@ -19,6 +20,8 @@ message says what was wrong, the value, and what would be accepted; it never hol
 """
 
 from __future__ import annotations
+
+import traceback
 
 
 class PreprocessorError(Exception):
@@ -49,6 +52,10 @@ def _rebuild(kind: type[PreprocessorError], message: str, reason: str, metadata:
 
 class InvalidRequest(PreprocessorError):
     default_reason = "INVALID_REQUEST"
+
+
+class Unauthenticated(PreprocessorError):
+    default_reason = "UNAUTHENTICATED"
 
 
 class ModelNotFound(PreprocessorError):
@@ -93,3 +100,18 @@ class Cancelled(PreprocessorError):
 
 class WorkerLost(PreprocessorError):
     default_reason = "WORKER_LOST"
+
+
+def trace_of(error: BaseException) -> str:
+    """Where in the program an error arose, and the types of it and its causes, without a word of what they say.
+
+    The texts of foreign exceptions quote what they were given: a piece of a prompt, say.
+    """
+    text, seen = "", error
+    while True:
+        frames = "".join(traceback.format_list(traceback.extract_tb(seen.__traceback__)))
+        text = f"{getattr(seen, 'trace', '')}{frames}{type(seen).__qualname__}\n{text}"
+        before = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+        if before is None:
+            return text.rstrip()
+        seen = before

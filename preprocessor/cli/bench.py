@@ -8,11 +8,9 @@ import json
 import sys
 import time
 
-import grpc.aio
-
 from preprocessor.cli.load_report import describe_load, figures, progress_line, report_table
-from preprocessor.cli.prompts import build_spec, build_spec_of
-from preprocessor.client import CHANNEL_OPTIONS
+from preprocessor.cli.prompts import build_spec, build_spec_of, credentials_of
+from preprocessor.connection import open_aio_channel, token_metadata
 from preprocessor.traffic.callers import NobodyAnswers
 from preprocessor.traffic.load import COUNT_TOKENS, PREPARE, Ask, Connect, Load, ask_generate, ask_prepare
 from preprocessor.traffic.processes import CallersLost, put_load
@@ -34,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
         warm_up_seconds=options.warm_up_seconds,
         is_counted=True,
         timeout_seconds=options.timeout_seconds,
+        metadata=(token_metadata(options.token_file),) if options.token_file else (),
     )
     is_watched = sys.stderr.isatty()
     try:
@@ -61,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
 def connect_to(options: argparse.Namespace) -> Connect:
     """Opens a channel as the options say. Each has a connection of its own: gRPC would share one among equal channels."""
     return functools.partial(
-        grpc.aio.insecure_channel, options.address, options=(*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
+        open_aio_channel, options.address, credentials_of(options), (("grpc.use_local_subchannel_pool", 1),)
     )
 
 

@@ -6,11 +6,9 @@ import argparse
 import json
 import sys
 
-import grpc
-
 from preprocessor.cli.output import summary, table
-from preprocessor.cli.prompts import build_parameters, build_spec
-from preprocessor.client import CHANNEL_OPTIONS, CallFailed, generate
+from preprocessor.cli.prompts import build_parameters, build_spec, credentials_of
+from preprocessor.client import CallFailed, generate, open_channel
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 _FINISH_REASONS = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}
@@ -22,7 +20,7 @@ def run(options: argparse.Namespace) -> int:
     token_ids: list[int] = []
     texts: list[str] = []
     try:
-        with grpc.insecure_channel(options.address, options=CHANNEL_OPTIONS) as channel:
+        with open_channel(options.address, credentials_of(options)) as channel:
             for response in generate(
                 channel, spec, build_parameters(options), files, timeout_seconds=options.timeout_seconds
             ):

@@ -96,6 +96,7 @@ def _add_setting(section: argparse._ActionsContainer, option: Option) -> None:
 
 def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", default=_DEFAULT_ADDRESS, metavar="HOST:PORT", help="the service")
+    _add_credentials(parser.add_argument_group("to and from a service on another machine"))
     parser.add_argument(
         "--model", default="", metavar="NAME", help="as the service names it; with --local, the model to load"
     )
@@ -183,6 +184,20 @@ def _not_negative(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not accepted; give a number from 0 on")
     return value
+
+
+def _add_credentials(group: argparse._ActionsContainer) -> None:
+    """See `client.Credentials`."""
+    group.add_argument("--tls", action="store_true", help="call by TLS; implied by the files below")
+    for name, metavar, meaning in (
+        ("tls-root", "FILE", "PEM of the authorities that may have signed the service's certificate"),
+        ("tls-certificate", "FILE", "PEM of this side's certificate, for mutual TLS"),
+        ("tls-key", "FILE", "PEM of its private key"),
+        ("tls-server-name", "NAME", "the name in the service's certificate, where that is not the host"),
+        ("token-file", "FILE", "a bearer token to send along"),
+    ):
+        group.add_argument(f"--{name}", default="", metavar=metavar, help=meaning)
+    group.add_argument("--insecure", action="store_true", help="call another machine without TLS")
 
 
 class _AppendMedia(argparse.Action):

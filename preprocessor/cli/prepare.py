@@ -8,11 +8,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import grpc
-
 from preprocessor.cli.output import save_tensors, summary, table
-from preprocessor.cli.prompts import build_spec
-from preprocessor.client import CHANNEL_OPTIONS, CallFailed, PrepareResult, prepare
+from preprocessor.cli.prompts import build_spec, credentials_of
+from preprocessor.client import CallFailed, PrepareResult, open_channel, prepare
 from preprocessor.errors import InvalidRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 
@@ -34,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _ask_service(options: argparse.Namespace, spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> PrepareResult:
-    with grpc.insecure_channel(options.address, options=CHANNEL_OPTIONS) as channel:
+    with open_channel(options.address, credentials_of(options)) as channel:
         try:
             return prepare(
                 channel,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from preprocessor.connection import Credentials
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 _FORMS = {
@@ -91,3 +93,9 @@ def build_parameters(options: argparse.Namespace) -> pb.GenerationParameters:
 def _unique_key(name: str, taken: Collection[str]) -> str:
     """A name, numbered where it is taken."""
     return name if name not in taken else next(k for n in range(2, len(taken) + 2) if (k := f"{name}#{n}") not in taken)
+
+
+def credentials_of(options: argparse.Namespace) -> Credentials:
+    """How to call the service."""
+    given = vars(options)
+    return Credentials(**{field.name: given[field.name] for field in dataclasses.fields(Credentials)})

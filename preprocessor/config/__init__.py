@@ -4,20 +4,25 @@ Each field says everything about its setting: flags, environment variables, keys
 made from these classes; `setting` says how. Who reads what a user wrote is `cli.sources`.
 """
 
-from preprocessor.config.checks import require_positive_int, require_seconds, split_address
+from preprocessor.config.access import AccessSettings
+from preprocessor.config.checks import is_loopback, require_positive_int, require_seconds, split_address
 from preprocessor.config.engine import EngineSettings
 from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
 from preprocessor.config.serve import ServeSettings
+from preprocessor.config.wire import WireSettings
 from preprocessor.kinds import parse_bytes
 from preprocessor.setting import SettingError, option_of, setting
 
 __all__ = [
+    "AccessSettings",
     "EngineSettings",
     "FetchSettings",
     "Limits",
     "ServeSettings",
     "SettingError",
+    "WireSettings",
+    "is_loopback",
     "option_of",
     "parse_bytes",
     "require_positive_int",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import math
 from typing import Any
 
@@ -26,7 +27,7 @@ def require_seconds(option: str, seconds: float) -> None:
     Raises:
         SettingError: It is not a number above 0.
     """
-    if not (math.isfinite(seconds) and seconds > 0):
+    if isinstance(seconds, bool) or not (math.isfinite(seconds) and seconds > 0):
         raise SettingError(option, seconds, "a number of seconds above 0")
 
 
@@ -40,6 +41,26 @@ def split_address(option: str, address: str) -> tuple[str, int]:
     if not (separator and host and port.isdigit() and int(port) < 65536):
         raise SettingError(option, address, "host:port, such as 0.0.0.0:50051")
     return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to the host. A name other than localhost may stand for any address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def require_key_pair(certificate_option: str, certificate: str, key_option: str, key: str) -> None:
+    """Return where both files are given, or neither.
+
+    Raises:
+        SettingError: One is; it is named, for its user knows how he wrote it.
+    """
+    if certificate and not key:
+        raise SettingError(certificate_option, certificate, f"{key_option} with it, or neither")
+    if key and not certificate:
+        raise SettingError(key_option, key, f"{certificate_option} with it, or neither")
 
 
 def require_choices(settings: Any, prefix: str = "") -> None:

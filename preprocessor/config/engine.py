@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from preprocessor.config.checks import require_choices, require_seconds, split_address
+from preprocessor.config.checks import require_choices, require_key_pair, require_seconds, split_address
 from preprocessor.setting import SettingError, setting
 
 
@@ -48,10 +48,7 @@ class EngineSettings:
             split_address("--engine", address.strip())
         require_choices(self, "engine-")
         require_seconds("--engine-max-silence-seconds", self.max_silence_seconds)
-        if self.tls_certificate and not self.tls_key:
-            raise SettingError("--engine-tls-certificate", self.tls_certificate, "--engine-tls-key with it, or neither")
-        if self.tls_key and not self.tls_certificate:
-            raise SettingError("--engine-tls-key", self.tls_key, "--engine-tls-certificate with it, or neither")
+        require_key_pair("--engine-tls-certificate", self.tls_certificate, "--engine-tls-key", self.tls_key)
         if self.tls_server_name and not (self.tls_root or self.tls_certificate):
             raise SettingError(
                 "--engine-tls-server-name",

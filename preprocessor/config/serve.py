@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from preprocessor.config.access import AccessSettings
 from preprocessor.config.checks import require_choices, require_positive_int, require_seconds, split_address
 from preprocessor.config.engine import EngineSettings
 from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
+from preprocessor.config.wire import WireSettings
 from preprocessor.kinds import parse_bytes
 from preprocessor.machine import available_cpu_count, available_memory_bytes
 from preprocessor.setting import SettingError, group, setting
@@ -56,9 +58,15 @@ class ServeSettings:
     )
     video_decoder: str = setting("pyav", "opencv decodes as OpenCV does", kind=str, choices=("pyav", "opencv"))
     drain_seconds: float = setting(20.0, "how long a stop waits for calls under way", "S", kind=float)
-    upload_idle_seconds: float = setting(30.0, "longest silence within an upload", "S", kind=float)
-    default_timeout_seconds: float = setting(300.0, "deadline of a call that brings none", "S", kind=float)
     log_level: str = setting("info", "what to log", kind=str, choices=("debug", "info", "warning", "error"))
+    log_payloads: bool = setting(
+        False,
+        "let texts of faults into the log that may hold pieces of prompts and files: for debugging",
+        "",
+        kind=bool,
+    )
+    access: AccessSettings = group(AccessSettings, "who may call")
+    wire: WireSettings = group(WireSettings, "the wire")
     engine: EngineSettings = group(EngineSettings, "the engine, for Generate", "engine-", needs="address")
     fetch: FetchSettings = group(FetchSettings, "media given by URL", "fetch-")
     limits: Limits = group(Limits, "limits on one request")
@@ -73,14 +81,10 @@ class ServeSettings:
         ):
             if isinstance(size_bytes, bool) or not isinstance(size_bytes, int) or size_bytes < least:
                 raise SettingError(option, size_bytes, f"a size of at least {least >> 20} MiB, such as 4GiB")
-        for option, seconds in (
-            ("--max-cpu-seconds", self.max_cpu_seconds),
-            ("--drain-seconds", self.drain_seconds),
-            ("--upload-idle-seconds", self.upload_idle_seconds),
-            ("--default-timeout-seconds", self.default_timeout_seconds),
-        ):
-            require_seconds(option, seconds)
+        require_seconds("--max-cpu-seconds", self.max_cpu_seconds)
+        require_seconds("--drain-seconds", self.drain_seconds)
         require_choices(self)
+        self.access.check_address("--address", self.address)
         _, port = split_address("--address", self.address)
         split_address("--http-address", self.http_address)
         if self.address == self.http_address and port:

@@ -5,24 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc.aio
+import grpc
 
+from preprocessor.config import WireSettings
+from preprocessor.errors import DeadlineExceeded
 from preprocessor.service.metrics import Metrics
-from preprocessor.service.status import abort, status_of
+from preprocessor.service.status import Context, abort, request_id_of, status_of
 from preprocessor.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.workers.claim import Claim
 from preprocessor.workers.pool import WorkerPool
 
-REQUEST_ID_KEY = "x-request-id"
 _FORWARDED_METADATA = ("traceparent", "tracestate")
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(slots=True)
@@ -31,47 +29,75 @@ class Call:
 
     Attributes:
         claim: What it holds of the worker pool.
+        deadline_seconds: On `time.monotonic`'s clock; gRPC's own account of it follows the wall clock.
+        answer_idle_seconds: The longest that a message waits to be read.
     """
 
     request_id: str
     claim: Claim
     timings: Timings
+    context: Context
+    deadline_seconds: float
+    answer_idle_seconds: float
     received_bytes: int = 0
     substitutions: list[pb.Substitution] = field(default_factory=list)
+
+    @property
+    def remaining_seconds(self) -> float:
+        return max(0.0, self.deadline_seconds - time.monotonic())
+
+    async def send(self, message: Any) -> None:
+        """Write a message of the answer, once the caller has read enough of those before it.
+
+        Raises:
+            DeadlineExceeded: `ANSWER_IDLE`: it does not read, and what it holds is wanted by others.
+        """
+        try:
+            async with asyncio.timeout(self.answer_idle_seconds):
+                await self.context.write(message)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"a part of the answer was not read for {self.answer_idle_seconds:g} seconds; read as it comes",
+                reason="ANSWER_IDLE",
+            ) from None
 
 
 class Calls:
     """Opens calls.
 
     Args:
-        default_timeout_seconds: The deadline of a call that brings none.
+        log_payloads: As `status.abort`'s.
     """
 
-    def __init__(self, pool: WorkerPool, metrics: Metrics, default_timeout_seconds: float) -> None:
+    def __init__(self, pool: WorkerPool, metrics: Metrics, wire: WireSettings, *, log_payloads: bool = False) -> None:
         self._pool = pool
         self._metrics = metrics
-        self._default_timeout_seconds = default_timeout_seconds
+        self._wire = wire
+        self._log_payloads = log_payloads
 
     @contextlib.asynccontextmanager
     async def open(self, method: str, context: Context) -> AsyncIterator[Call]:
         """Whatever the call holds is given back at its end, and whatever it raises becomes its status."""
-        timeout_seconds = context.time_remaining() or self._default_timeout_seconds
+        asked_seconds = context.time_remaining()
+        timeout_seconds = self._wire.default_timeout_seconds if asked_seconds is None else max(0.0, asked_seconds)
+        timeout_seconds = min(timeout_seconds, self._wire.max_timeout_seconds)
+        deadline_seconds = time.monotonic() + timeout_seconds
         timings = Timings()
-        request_id = _request_id(context)
+        request_id = request_id_of(context)
         code = grpc.StatusCode.OK
         self._metrics.in_flight.labels(method).inc()
         try:
             async with (
                 asyncio.timeout(timeout_seconds),
-                Claim(self._pool, time.monotonic() + timeout_seconds, timings) as claim,
+                Claim(self._pool, deadline_seconds, timings) as claim,
             ):
-                yield Call(request_id, claim, timings)
+                yield Call(request_id, claim, timings, context, deadline_seconds, self._wire.answer_idle_seconds)
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise
         except Exception as error:
             code = status_of(error)[0]
-            await abort(context, error, request_id)
+            await abort(context, error, request_id, log_payloads=self._log_payloads)
         finally:
             self._metrics.in_flight.labels(method).dec()
             self._metrics.requests.labels(method, code.name).inc()
@@ -81,9 +107,3 @@ class Calls:
 def forwarded_metadata(context: Context) -> list[tuple[str, str]]:
     """The caller's metadata that the engine should see."""
     return [(k, v) for k, v in context.invocation_metadata() or () if k in _FORWARDED_METADATA and isinstance(v, str)]
-
-
-def _request_id(context: Context) -> str:
-    """The caller's own id where he sends one that is fit for a log line, else a new one."""
-    given = dict(context.invocation_metadata() or ()).get(REQUEST_ID_KEY, "")
-    return given if isinstance(given, str) and 0 < len(given) <= 128 and given.isprintable() else uuid.uuid4().hex

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf import json_format
+from google.protobuf import json_format, struct_pb2
 
 from engine_client import SamplingParameters
+from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded
 from preprocessor.service.fetch.data_urls import is_data_url, read_data_url
 from preprocessor.types.asked import (
@@ -33,6 +34,7 @@ MAX_INLINE_BYTES = 4 << 20
 MAX_KEY_BYTES = 128
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_LENGTH = 256
+MAX_STOP_TOKEN_IDS = 1024
 
 _MODALITIES = {
     pb.MODALITY_IMAGE: Modality.IMAGE,
@@ -88,6 +90,61 @@ class Sources:
         )
 
 
+def check_counts(spec: pb.PrepareSpec, limits: Limits, max_spec_parts: int) -> None:
+    """Refuse a spec of so many pieces that to turn them into anything else would hold up everybody.
+
+    A message of 16 MiB has room for millions of empty parts, each of which would become an object.
+
+    Raises:
+        LimitExceeded: `LIMIT_EXCEEDED`, `SPEC_TOO_LARGE`, `PROMPT_TOO_LONG`.
+    """
+    if len(spec.media) > limits.max_media_count:
+        raise LimitExceeded(f"{len(spec.media)} media in one request; at most {limits.max_media_count} are accepted")
+    if len(spec.token_ids.ids) > limits.max_prompt_length:
+        raise LimitExceeded(
+            f"a prompt of {len(spec.token_ids.ids)} token ids; at most {limits.max_prompt_length} are accepted",
+            reason="PROMPT_TOO_LONG",
+        )
+    for medium in spec.media:
+        chosen_count = max(len(medium.sampling.indices), len(medium.sampling.times_seconds))
+        if chosen_count > limits.max_clip_frames:
+            raise LimitExceeded(
+                f"{chosen_count} frames asked for of one medium; at most {limits.max_clip_frames} are accepted",
+                reason="SPEC_TOO_LARGE",
+            )
+    messages = spec.chat.messages
+    count = len(messages)
+    structs = [spec.chat.template_arguments]
+    for message in messages[: max_spec_parts + 1]:
+        count += len(message.parts)
+        structs.append(message.extra)
+        if count > max_spec_parts:
+            break
+    count += _value_count(structs, max_spec_parts)
+    if count > max_spec_parts:
+        raise LimitExceeded(
+            f"more than {max_spec_parts} messages, parts and values of arguments in one spec; say it in fewer",
+            reason="SPEC_TOO_LARGE",
+        )
+
+
+def _value_count(structs: list[struct_pb2.Struct], enough: int) -> int:
+    """Values in all of them, at every depth; counting stops above `enough`."""
+    count = 0
+    waiting: list[Any] = list(structs)
+    while waiting and count <= enough:
+        one = waiting.pop()
+        values = one.fields.values() if isinstance(one, struct_pb2.Struct) else one.values
+        count += len(values)
+        for value in values if count <= enough else ():
+            match value.WhichOneof("kind"):
+                case "struct_value":
+                    waiting.append(value.struct_value)
+                case "list_value":
+                    waiting.append(value.list_value)
+    return count
+
+
 def read_spec(spec: pb.PrepareSpec) -> tuple[PreparationRequest, Sources]:
     """A spec as a request, in which files that are not inline are empty so far, and where those come from.
 
@@ -122,6 +179,11 @@ def read_parameters(message: pb.GenerationParameters, default_stop_token_ids: tu
     Raises:
         InvalidRequest: `INVALID_GENERATION_PARAMETERS`.
     """
+    if len(message.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+        raise InvalidRequest(
+            f"{len(message.stop_token_ids)} stop_token_ids; at most {MAX_STOP_TOKEN_IDS} are accepted",
+            reason="INVALID_GENERATION_PARAMETERS",
+        )
     names = ("max_tokens", "temperature", "top_p", "top_k", "seed")
     given = {name: getattr(message, name) for name in names if message.HasField(name)}  # type: ignore[arg-type]
     try:

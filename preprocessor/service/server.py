@@ -8,9 +8,7 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any
 
-import grpc.aio
 from aiohttp import web
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -20,37 +18,19 @@ from preprocessor.config import ServeSettings, SettingError, split_address
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.models.registry import load_model
+from preprocessor.service import listening
 from preprocessor.service.endpoint_metrics import EndpointMetrics
 from preprocessor.service.engine import arena_in, connect_engine, create_region, engine_form
 from preprocessor.service.fetch.fetcher import Fetcher
+from preprocessor.service.gate import Gate
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
 from preprocessor.service.metrics import Metrics
-from preprocessor.service.reading import MAX_INLINE_BYTES
 from preprocessor.service.servicer import PreprocessorServicer
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from preprocessor.workers.pool import PoolSettings, WorkerPool
 from preprocessor.workers.process import Zygote
 
 logger = logging.getLogger(__name__)
-
-_CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", 16 * MAX_INLINE_BYTES),  # a spec may hold several inline files
-    ("grpc.max_send_message_length", -1),  # a header of a long prompt; rows are cut to 1 MiB
-    ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server
-)
-
-
-class _Serialized(grpc.aio.ServerInterceptor):
-    """Lets the handler of `Prepare` write messages that are serialized already."""
-
-    async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
-        handler = await continuation(details)
-        if handler is None or not details.method.endswith("/Prepare"):
-            return handler
-        serialize = handler.response_serializer
-        return handler._replace(
-            response_serializer=lambda message: message if isinstance(message, bytes) else serialize(message)
-        )
 
 
 class Server:
@@ -111,14 +91,15 @@ class Server:
         if self.engine is not None:
             undoing.push_async_callback(self.engine.close)
         self.health = Health(self.engine, self.pool)
-        self._grpc = grpc.aio.server(options=_CHANNEL_OPTIONS, interceptors=[_Serialized()])
+        self.gate = Gate(settings.access, settings.wire, self.metrics)
+        self._grpc = listening.create_server(settings.wire, self.gate)
         servicer = PreprocessorServicer(
             self.model, settings, self.pool, self.metrics, self.fetcher, self.engine, engine_form(settings.engine)
         )
         pb_grpc.add_PreprocessorServicer_to_server(servicer, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._grpc)
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
-        self.address = self._bind(settings.address)
+        self.address = listening.bind(self._grpc, settings.address, settings.access)
         await self._grpc.start()
         undoing.push_async_callback(self._grpc.stop, grace=None)
         self._http = web.AppRunner(probe_application(self.health, self.metrics, self.pool), access_log=None)
@@ -133,14 +114,6 @@ class Server:
         """Probes answer "draining" meanwhile."""
         await self.health.drain()
         await self._grpc.stop(grace=self.settings.drain_seconds)
-
-    def _bind(self, address: str) -> str:
-        host, _ = split_address("--address", address)
-        try:
-            port = self._grpc.add_insecure_port(address)
-        except RuntimeError as error:
-            raise SettingError("--address", address, f"an address that is free ({error})") from error
-        return f"{host}:{port}"
 
     async def _bind_http(self, address: str) -> str:
         host, port = split_address("--http-address", address)

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import av
 import grpc.aio
@@ -34,7 +35,8 @@ from preprocessor.requests import check_request
 from preprocessor.service import reading, writing
 from preprocessor.service.calls import Call, Calls, forwarded_metadata
 from preprocessor.service.fetch.fetcher import Fetcher
-from preprocessor.service.intake import RequestMessage, receive_media, receive_spec
+from preprocessor.service.files import receive_files
+from preprocessor.service.intake import Intake, Upload
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.tensors import is_small, write_rows
 from preprocessor.text.detokenizer import Detokenizer
@@ -67,7 +69,8 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     ) -> None:
         self._model = model
         self._settings = settings
-        self._calls = Calls(pool, metrics, settings.default_timeout_seconds)
+        self._calls = Calls(pool, metrics, settings.wire, log_payloads=settings.log_payloads)
+        self._intake = Intake(settings.wire)
         self._metrics = metrics
         self._fetcher = fetcher
         self._engine = engine
@@ -81,15 +84,15 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareResponse | bytes],
     ) -> None:
         async with self._calls.open("Prepare", context) as call:
-            spec = (await receive_spec(requests, self._settings.upload_idle_seconds)).spec
-            request = await self._receive(spec, requests, call)
+            async with self._intake.upload(requests) as upload:
+                request = await self._receive((await upload.spec()).spec, upload, call)
             planned = await self._plan(request, call)
-            await context.write(pb.PrepareResponse(header=self._header(request, planned, call)))
-            await self._stream_large_tensors(planned, call, context)
+            await call.send(pb.PrepareResponse(header=self._header(request, planned, call)))
+            await self._stream_large_tensors(planned, call)
             if isinstance(planned, Plan) and planned.pixel_bytes:
-                await self._stream_pixels(request, planned, call, context)
+                await self._stream_pixels(request, planned, call)
             report = writing.write_report(call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions)
-            await context.write(pb.PrepareResponse(report=report))
+            await call.send(pb.PrepareResponse(report=report))
 
     async def Generate(  # type: ignore[override]
         self,
@@ -98,17 +101,23 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     ) -> None:
         async with self._calls.open("Generate", context) as call:
             engine = self._require_engine()
-            spec = (await receive_spec(requests, self._settings.upload_idle_seconds)).spec
-            sampling = reading.read_parameters(spec.parameters, self._model.stop_token_ids)
-            stop_strings = reading.read_stop_strings(spec.parameters)
-            request = await self._receive(spec.prompt, requests, call)
+            async with self._intake.upload(requests) as upload:
+                spec = (await upload.spec()).spec
+                sampling = reading.read_parameters(spec.parameters, self._model.stop_token_ids)
+                stop_strings = reading.read_stop_strings(spec.parameters)
+                request = await self._receive(spec.prompt, upload, call)
             request = dataclasses.replace(
                 request, pixel_form=self._engine_form
             )  # the engine's choice, not the caller's
             planned = await self._plan(request, call)
-            await context.write(pb.GenerateResponse(header=self._header(request, planned, call, with_data=False)))
+            await call.send(pb.GenerateResponse(header=self._header(request, planned, call, with_data=False)))
             async with self._engine_request(request, planned, sampling, call) as engine_request:
-                await self._stream_answer(engine, engine_request, planned, stop_strings, call, context)
+                completion = await self._stream_answer(engine, engine_request, stop_strings, call)
+            # Only now is the pixels' own report there: an engine may answer before the worker has said that it is done.
+            report = writing.write_report(call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions)
+            completion.prompt_token_count = planned.token_count
+            completion.report.CopyFrom(report)
+            await call.send(pb.GenerateResponse(completion=completion))
 
     async def CountTokens(
         self,
@@ -116,8 +125,8 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.CountTokensResponse],
     ) -> pb.CountTokensResponse:
         async with self._calls.open("CountTokens", context) as call:
-            spec = (await receive_spec(requests, self._settings.upload_idle_seconds)).spec
-            request = await self._receive(spec, requests, call)
+            async with self._intake.upload(requests) as upload:
+                request = await self._receive((await upload.spec()).spec, upload, call)
             planned = await self._plan(request, call)
             sizes = {medium.key: len(medium.data) for medium in request.media}
             return pb.CountTokensResponse(
@@ -136,15 +145,14 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
 
     # -- stages --------------------------------------------------------------------------------------------------------
 
-    async def _receive(
-        self, spec: pb.PrepareSpec, requests: AsyncIterator[RequestMessage], call: Call
-    ) -> PreparationRequest:
+    async def _receive(self, spec: pb.PrepareSpec, upload: Upload[Any], call: Call) -> PreparationRequest:
         """Check the spec, then take the upload and fetch what is named by URL."""
         with call.timings.stage("receive"):
             self._require_model(spec.model)
+            reading.check_counts(spec, self._settings.limits, self._settings.wire.max_spec_parts)
             request, sources = reading.read_spec(spec)
             check_request(request, self._model.modalities, self._settings.limits)
-            request = await receive_media(requests, request, sources, self._settings, self._fetcher, call)
+            request = await receive_files(request, sources, upload, self._settings.limits, self._fetcher, call)
         request = dataclasses.replace(request, video_decoder=self._settings.video_decoder)
         call.received_bytes = sum(len(medium.data) for medium in request.media)
         self._metrics.received_bytes.inc(call.received_bytes)
@@ -162,32 +170,21 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         sizes = {medium.key: len(medium.data) for medium in request.media}
         return writing.write_header(self._model, planned, sizes, call.request_id, with_data=with_data)
 
-    async def _stream_large_tensors(
-        self,
-        planned: Plan | GenericPrepared,
-        call: Call,
-        context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareResponse | bytes],
-    ) -> None:
+    async def _stream_large_tensors(self, planned: Plan | GenericPrepared, call: Call) -> None:
         """Send what the header had no room for, such as the positions of a very long prompt."""
         with call.timings.stage("send"):
             for name, array in planned.tensors.items():
                 if not is_small(array):
                     for message in write_rows(name, array, 0, len(array)):
-                        await context.write(message)
+                        await call.send(message)
 
-    async def _stream_pixels(
-        self,
-        request: PreparationRequest,
-        planned: Plan,
-        call: Call,
-        context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareResponse | bytes],
-    ) -> None:
+    async def _stream_pixels(self, request: PreparationRequest, planned: Plan, call: Call) -> None:
         """Send rows while workers write the next ones."""
         run = call.claim.pixels(request.media, planned.pixels)
         async for first_row, row_count in run.finished_rows():
             with call.timings.stage("send"):
                 for message in write_rows(planned.pixels.name, run.array, first_row, row_count):
-                    await context.write(message)
+                    await call.send(message)
         await self._conclude(run, planned, call)
 
     @contextlib.asynccontextmanager
@@ -233,26 +230,24 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         self,
         engine: EngineClient,
         request: EngineRequest,
-        planned: Plan | GenericPrepared,
         stop_strings: tuple[str, ...],
         call: Call,
-        context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse],
-    ) -> None:
-        """Pass the engine's tokens on as they come, with the text they complete."""
+    ) -> pb.Completion:
+        """Pass the engine's tokens on as they come, with the text they complete; returns how they ended."""
         detokenizer = Detokenizer(self._model.tokenizer, stop_strings)
         started, first_token_at, token_count = time.perf_counter(), 0.0, 0
         finish_reason = FinishReason.STOP
         # Others get the room when the engine has read all of it, which may be after a call that ends before its first token.
         request = dataclasses.replace(request, on_released=call.claim.lend())
         async with contextlib.aclosing(
-            engine.generate(request, timeout_seconds=context.time_remaining(), metadata=forwarded_metadata(context))
+            engine.generate(request, timeout_seconds=call.remaining_seconds, metadata=forwarded_metadata(call.context))
         ) as steps:
             async for step in steps:
                 first_token_at = first_token_at or time.perf_counter()
                 delta = _delta(step, detokenizer)
                 token_count += len(delta.token_ids)
                 if delta.token_ids or delta.text:
-                    await context.write(pb.GenerateResponse(delta=delta))
+                    await call.send(pb.GenerateResponse(delta=delta))
                 if detokenizer.is_stopped:  # closing the stream stops the engine
                     break
                 finish_reason = step.finish_reason or finish_reason
@@ -260,17 +255,8 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         call.timings.add("first_token", ((first_token_at or ended) - started) * 1e3)
         call.timings.add("generate", (ended - started) * 1e3)
         self._metrics.answer_tokens.inc(token_count)
-        await context.write(
-            pb.GenerateResponse(
-                completion=pb.Completion(
-                    finish_reason=writing.write_finish_reason(finish_reason),
-                    prompt_token_count=planned.token_count,
-                    completion_token_count=token_count,
-                    report=writing.write_report(
-                        call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions
-                    ),
-                )
-            )
+        return pb.Completion(
+            finish_reason=writing.write_finish_reason(finish_reason), completion_token_count=token_count
         )
 
     def _require_model(self, name: str) -> None:

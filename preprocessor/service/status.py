@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
+import uuid
 from typing import Any, NoReturn
 
 import grpc
@@ -16,12 +18,21 @@ from preprocessor import errors
 
 logger = logging.getLogger(__name__)
 
+Context = grpc.aio.ServicerContext[Any, Any]
+
+REQUEST_ID_KEY = "x-request-id"
 ERROR_DOMAIN = "preprocessor"
 DETAILS_KEY = "grpc-status-details-bin"
+
+# A caller's own words stand in messages. Trailers have room for 8 KiB at the least of gRPC's implementations, each text
+# travels twice, and a longer one would reach the caller as another error.
+_MAX_TEXT_LENGTH = 600
+_MAX_VALUE_LENGTH = 128
 
 # Ordered: the first class that matches counts.
 _CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
     (errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
     (errors.ModelNotFound, grpc.StatusCode.NOT_FOUND),
     (errors.UnsupportedMedia, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.CorruptMedia, grpc.StatusCode.INVALID_ARGUMENT),
@@ -54,16 +65,29 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str, str]:
     return grpc.StatusCode.INTERNAL, "INTERNAL", "an internal error; the request id finds it in the service's log"
 
 
-async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseException, request_id: str) -> NoReturn:
-    """End a call with the status of an error, `ErrorInfo` and, where a retry may help, `RetryInfo` attached."""
+def request_id_of(context: Context) -> str:
+    """The caller's own id where he sends one that is fit for a log line, else a new one."""
+    given = dict(context.invocation_metadata() or ()).get(REQUEST_ID_KEY, "")
+    return given if isinstance(given, str) and 0 < len(given) <= 128 and given.isprintable() else uuid.uuid4().hex
+
+
+async def abort(context: Context, error: BaseException, request_id: str, *, log_payloads: bool = False) -> NoReturn:
+    """End a call with the status of an error, `ErrorInfo` and, where a retry may help, `RetryInfo` attached.
+
+    Returns when the caller has taken the status, or has gone: behind an answer that is not read, neither comes soon.
+
+    Args:
+        log_payloads: Whether a fault's own text may stand in the log: it may quote a prompt.
+    """
     code, reason, message = status_of(error)
+    message = _shortened(message, _MAX_TEXT_LENGTH)
     if reason == "INTERNAL":
-        logger.error("request %s failed", request_id, exc_info=error)
+        logger.error("request %s failed\n%s", request_id, describe_fault(error, log_payloads=log_payloads))
     else:
         logger.info("request %s refused: %s %s", request_id, code.name, reason)
     info = error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata={"request_id": request_id})
     if isinstance(error, errors.PreprocessorError):
-        info.metadata.update(error.metadata)
+        info.metadata.update({key: _shortened(value, _MAX_VALUE_LENGTH) for key, value in error.metadata.items()})
     details = [info, *_retry_info(error)]
     packed = [any_pb2.Any() for _ in details]
     for box, detail in zip(packed, details, strict=True):
@@ -71,6 +95,15 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseExceptio
     status = status_pb2.Status(code=code.value[0], message=message, details=packed)
     await context.abort(code, message, trailing_metadata=((DETAILS_KEY, status.SerializeToString()),))
     raise asyncio.CancelledError  # abort() raises; this tells the type checker
+
+
+def describe_fault(error: BaseException, *, log_payloads: bool) -> str:
+    """Where in the program a fault arose; what it says only where payloads may be logged."""
+    return "".join(traceback.format_exception(error)) if log_payloads else errors.trace_of(error)
+
+
+def _shortened(text: str, max_length: int) -> str:
+    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
 
 
 def _retry_info(error: BaseException) -> list[error_details_pb2.RetryInfo]:

@@ -6,8 +6,7 @@ kernel drops with the last process that maps it, however that process ends: ther
 gives it a name, so that an engine on the same host can map it too.
 
 A named one lies in `/dev/shm`, which others fill too. A store to a mapped page that has no room there ends the process with
-SIGBUS: a worker's is replaced, the service's must not happen. So the service writes by `write`, and its control words have their
-pages from the start.
+SIGBUS, whosever request it was for. So the service writes by `write`, and workers `reserve` what they are about to fill.
 
 Ranges are handed out lowest first, so that a steady load keeps to the same pages, which every worker has mapped already
 (a fresh page costs a fault in each process that touches it). Above `retained_bytes` a range's pages go back to the kernel as
@@ -42,6 +41,7 @@ class Arena:
         descriptor: Of a file of `file_bytes(size_bytes)`; the arena closes it.
         memory: The whole file, where it is mapped already.
     Attributes:
+        is_named: Whether its file lies in a file system, which may be full. A memfd's pages are plain memory.
         size_bytes: Room for ranges.
         control: uint64 [CONTROL_SLOT_COUNT], one number a worker, written by the service and read at every checkpoint: the
             job that the worker is to stop.
@@ -50,11 +50,12 @@ class Arena:
     def __init__(self, descriptor: int, size_bytes: int, memory: mmap.mmap | None = None) -> None:
         self.descriptor = descriptor
         self.size_bytes = size_bytes
+        self.is_named = os.fstat(descriptor).st_nlink > 0
         self._memory = memory or mmap.mmap(descriptor, self.file_bytes(size_bytes))
         self._bytes = memoryview(self._memory)[_CONTROL_BYTES:]
         self.control = memoryview(self._memory)[:_CONTROL_BYTES].cast("Q")
         self._base = np.frombuffer(self._bytes, np.uint8).ctypes.data
-        os.posix_fallocate(descriptor, 0, _CONTROL_BYTES)
+        self.reserve(-_CONTROL_BYTES, _CONTROL_BYTES)
 
     @classmethod
     def create(cls, size_bytes: int) -> Self:
@@ -114,6 +115,23 @@ class Arena:
         if start < end:
             self._memory.madvise(mmap.MADV_REMOVE, _CONTROL_BYTES + start, end - start)
 
+    def reserve(self, offset: int, size_bytes: int) -> None:
+        """Have pages for a range before it is written; costs what writing it for the first time would.
+
+        In a file of a full `/dev/shm` a write would end the process with SIGBUS, whosever request it was for.
+
+        Raises:
+            Overloaded: `SHARED_MEMORY_FULL`.
+        """
+        if not self.is_named or not size_bytes:
+            return
+        try:
+            os.posix_fallocate(self.descriptor, _CONTROL_BYTES + offset, size_bytes)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise shared_memory_full() from error
+
     def resident_bytes(self) -> int:
         """Memory that the arena takes now, in all processes together."""
         return os.fstat(self.descriptor).st_blocks * 512
@@ -130,6 +148,10 @@ class Lease:
         self.offset = offset
         self.size_bytes = size_bytes
         self._ranges: Ranges | None = ranges
+
+    @property
+    def is_released(self) -> bool:
+        return self._ranges is None
 
     def release(self) -> None:
         """Give the range back; doing it twice is fine."""
@@ -157,14 +179,19 @@ class Ranges:
     def size_bytes(self) -> int:
         return self._end - self._start
 
-    def lease(self, size_bytes: int) -> Lease | None:
-        """The lowest free range that is large enough, or None where there is none."""
+    def lease(self, size_bytes: int, *, from_end: bool = False) -> Lease | None:
+        """The lowest free range that is large enough, or the highest; None where there is none."""
         wanted = _whole_pages(size_bytes)
-        for position, (start, end) in enumerate(self._free):
-            if end - start >= wanted:
-                self._free[position : position + 1] = [(start + wanted, end)] if end - start > wanted else []
-                self.leased_bytes += wanted
-                return Lease(self, start, wanted)
+        positions = range(len(self._free))
+        for position in reversed(positions) if from_end else positions:
+            start, end = self._free[position]
+            if end - start < wanted:
+                continue
+            lease = Lease(self, end - wanted if from_end else start, wanted)
+            rest = (start, end - wanted) if from_end else (start + wanted, end)
+            self._free[position : position + 1] = [rest] if end - start > wanted else []
+            self.leased_bytes += wanted
+            return lease
         return None
 
     def drop_free_pages(self) -> None:

@@ -86,18 +86,43 @@ class Room:
     offset: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Worker → service: how the program failed.
+
+    Attributes:
+        trace: As `errors.trace_of`.
+        text: The whole traceback; it may quote what the job was given.
+    """
+
+    trace: str
+    text: str
+
+
+class JobFailed(RuntimeError):
+    """A job failed in a way that no request should be able to cause.
+
+    Attributes:
+        trace: Where, in the worker.
+    """
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(f"a worker failed at its job:\n{fault.text}")
+        self.trace = fault.trace + "\n"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Finished:
     """Worker → service: the job's end.
 
     Attributes:
         outcome: What `Job.run` returned, or the error it raised.
-        fault: A traceback, where the error is none that a request can cause.
+        fault: Where the error is none that a request can cause.
         grown_bytes: Memory that the worker holds now beyond what it was forked with.
     """
 
     outcome: Any
-    fault: str
+    fault: Fault | None
     grown_bytes: int
 
     def result(self) -> Any:
@@ -105,10 +130,10 @@ class Finished:
 
         Raises:
             PreprocessorError: What it raised.
-            RuntimeError: A fault of the program.
+            JobFailed: A fault of the program.
         """
-        if self.fault:
-            raise RuntimeError(f"a worker failed at its job:\n{self.fault}")
+        if self.fault is not None:
+            raise JobFailed(self.fault)
         if isinstance(self.outcome, PreprocessorError):
             raise self.outcome
         return self.outcome

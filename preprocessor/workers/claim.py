@@ -85,7 +85,7 @@ class Claim:
         """Room for a file where workers can read it, and for its first chunks, which count no more for themselves.
 
         Raises:
-            Overloaded: `MEMORY_BUDGET_FULL`.
+            Overloaded: `MEMORY_BUDGET_FULL`, or as `Arena.reserve`.
         """
         counted_bytes = sum(map(len, chunks))
         self._check_room(size_bytes - counted_bytes)

@@ -115,7 +115,7 @@ class Crew:
         self._workers[lane].discard(worker)
         worker.end_reason = "recycled"
         worker.retire()
-        self._spawn(self._fill())
+        self._spawn(self._fill_patiently())
 
     async def close(self) -> None:
         """End every worker, whatever it does."""
@@ -141,12 +141,27 @@ class Crew:
                     worker.on_exit(lambda lane=lane, worker=worker: self._bury(lane, worker))  # type: ignore[misc]
         self._on_idle()
 
+    async def _fill_patiently(self) -> None:
+        """`_fill`, as often as it takes where the system gives no descriptors or memory for a worker."""
+        while not self._is_closing:
+            try:
+                await self._fill()
+            except OSError as error:
+                logger.error("no worker can be started, trying again: %s", error)
+                await asyncio.sleep(_MAX_BACKOFF_SECONDS)
+            else:
+                return
+
     async def _new_worker(self, lane: Lane) -> Worker:
         slot = self._free_slots.pop()
         if self._zygote is None:
             return ThreadWorker(slot, self._arena, self._model)
-        niceness = _LONG_LANE_NICENESS if lane is Lane.LONG else 0
-        return await self._zygote.fork(slot, self._arena, WorkerLimits(self._settings.worker_memory_bytes, niceness))
+        limits = WorkerLimits(self._settings.worker_memory_bytes, _LONG_LANE_NICENESS if lane is Lane.LONG else 0)
+        try:
+            return await self._zygote.fork(slot, self._arena, limits)
+        except OSError:
+            self._free_slots.append(slot)
+            raise
 
     def _bury(self, lane: Lane, worker: Worker) -> None:
         """A worker has ended: put another in its place, unless it was retired and has been replaced."""
@@ -167,7 +182,7 @@ class Crew:
         if deaths_in_a_row > 2 * self._settings.worker_count:
             await asyncio.sleep(min(_MAX_BACKOFF_SECONDS, 0.01 * deaths_in_a_row))
         if self._zygote is not None and not self._zygote.lost.is_set():
-            await self._fill()
+            await self._fill_patiently()
 
     async def _keep_zygote(self, zygote: Zygote) -> None:
         """Whenever the process that forks workers ends, start another, as often as it takes."""
@@ -182,7 +197,7 @@ class Crew:
                 await asyncio.sleep(_MAX_BACKOFF_SECONDS)
                 continue
             self._zygote, self._owns_zygote = zygote, True
-            await self._fill()
+            await self._fill_patiently()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -54,6 +54,8 @@ class PixelJob:
     def run(self, model: Model | GenericModel, arena: Arena, check: pipeline.Checkpoint, announce: RowsWritten) -> Any:
         assert isinstance(model, Model), "only the fast path plans pixels"
         planned = self.planned
+        row_bytes = planned.size_bytes // max(1, planned.row_count)
+        arena.reserve(self.offset + self.rows.start * row_bytes, len(self.rows) * row_bytes)
         out = arena.array(self.offset, (planned.row_count, planned.feature_count), PIXEL_DTYPES[planned.form])
         news = _Gathered(announce, self.rows, max(1, _ANNOUNCED_BYTES // max(1, out[:1].nbytes)))
         return pipeline.write_pixels(model, _own(self.media), planned, out, news.add, check, self.rows)

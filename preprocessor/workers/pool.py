@@ -3,7 +3,8 @@
 Rules that hold here:
 
 * Everything runs on one event loop, and nothing here computes: jobs do, elsewhere.
-* Work starts when a worker of its lane is idle *and* its memory fits the budget. Waiting work is ordered by `queue`.
+* Work starts when a worker of its lane is idle *and* its memory fits the budget, which `room` decides. Waiting work is
+  ordered by `queue`.
 * There are two lanes of `worker_count` workers each. Work expected to be short has a lane of its own, so that no image waits
   for the end of a ten-minute video; the long lane's processes have a lower priority, so that the kernel divides the cores.
 * A worker that dies fails nobody but the work it held, and that is tried once more. What kills two workers is refused.
@@ -34,6 +35,7 @@ from preprocessor.workers.crew import Crew, CrewSettings
 from preprocessor.workers.jobs import PixelJob
 from preprocessor.workers.process import WorkerDied, Zygote
 from preprocessor.workers.queue import WorkQueue
+from preprocessor.workers.room import Room, wanted_bytes
 from preprocessor.workers.work import Lane, Work, Worker
 from preprocessor.workers.worker import cpu_exhausted
 
@@ -44,7 +46,6 @@ CANCEL_GRACE_SECONDS = 0.1
 _TRIES = 2
 _FILES_SHARE = 4  # one part in so many of the budget holds files, the rest pixels and working memory
 _RETAINED_BYTES_A_WORKER = 256 << 20  # pages that stay warm: a tensor at work, and some on their way out
-_PASSED_OVER_SECONDS = 1.0  # work that does not fit lets others by for so long, then memory drains for it
 _IDLE_TRIM_SECONDS = 10.0
 _MIN_PART_SECONDS = 0.1  # opening the file again costs a few milliseconds a part
 
@@ -91,7 +92,7 @@ class WorkerPool:
         self._job_ids = itertools.count(1)
         self._queues: dict[Lane, WorkQueue[Work]] = {lane: WorkQueue() for lane in Lane}
         self._running: dict[Work, asyncio.Task[None]] = {}
-        self._working_bytes = 0
+        self._room = Room(self.rows)
         self._is_closing = False
         self._trim: asyncio.TimerHandle | None = None
 
@@ -107,7 +108,7 @@ class WorkerPool:
     @property
     def used_bytes(self) -> int:
         """The part of the budget that requests hold."""
-        return self.uploading_bytes + self.files.leased_bytes + self.rows.leased_bytes + self._working_bytes
+        return self.uploading_bytes + self.files.leased_bytes + self.rows.leased_bytes + self._room.working_bytes
 
     async def start(self) -> None:
         """See `Crew.start`."""
@@ -139,10 +140,9 @@ class WorkerPool:
             LimitExceeded: `MEMORY_BUDGET_EXCEEDED`: it would not fit even into an idle pool.
             Overloaded: `WAIT_EXCEEDS_DEADLINE`: so much waits before it that its deadline would pass.
         """
-        wanted_bytes = work.tensor_bytes + work.working_bytes
-        if wanted_bytes > self.rows.size_bytes:
+        if wanted_bytes(work) > self.rows.size_bytes:
             raise LimitExceeded(
-                f"the request needs {wanted_bytes >> 20} MiB of memory, and this deployment gives one request at most "
+                f"the request needs {wanted_bytes(work) >> 20} MiB of memory, and this deployment gives one request at most "
                 f"{self.rows.size_bytes >> 20}; ask for fewer frames or a smaller max_pixels",
                 reason="MEMORY_BUDGET_EXCEEDED",
             )
@@ -196,7 +196,7 @@ class WorkerPool:
             return
         for lane, queue in self._queues.items():
             while self.crew.idle_count(lane):
-                work = queue.take(self._may_start)
+                work = queue.take(self._room.may_start)
                 if work is None:
                     break
                 if work.deadline_seconds <= time.monotonic():
@@ -204,24 +204,6 @@ class WorkerPool:
                     continue
                 for part in self._parts(work):
                     self._begin(part)
-
-    def _may_start(self, work: Work) -> bool | None:
-        """As `WorkQueue.take` asks: whether its memory fits now. Takes its tensor's range where it does."""
-        now = time.monotonic()
-        if work.deadline_seconds <= now:
-            return True
-        if work.tensor_bytes + work.working_bytes <= self._room_bytes:
-            if work.tensor is not None and work.tensor.lease is None:
-                work.tensor.lease = self.rows.lease(work.tensor.size_bytes)
-                if work.tensor.lease is not None:
-                    work.tensor.on_lease()
-            if not work.tensor_bytes:
-                return True
-        return None if now - work.queued_at_seconds > _PASSED_OVER_SECONDS else False
-
-    @property
-    def _room_bytes(self) -> int:
-        return self.rows.size_bytes - self.rows.leased_bytes - self._working_bytes
 
     def _parts(self, work: Work) -> list[Work]:
         """The work, cut over the idle workers where the cores behind them have nothing else to do."""
@@ -231,7 +213,7 @@ class WorkerPool:
             self.crew.idle_count(work.lane),
             self.settings.worker_count - self.running_count,
             int(work.cpu_seconds / _MIN_PART_SECONDS),
-            self._room_bytes // max(1, work.working_bytes),
+            self._room.free_bytes // max(1, work.working_bytes),
         )
         return [work, *work.cut(part_count)] if part_count > 1 else [work]
 
@@ -241,8 +223,8 @@ class WorkerPool:
         work.started_at_seconds = work.started_at_seconds or time.monotonic()
         if isinstance(work.job, PixelJob) and work.tensor is not None and work.tensor.lease is not None:
             work.job = dataclasses.replace(work.job, offset=work.tensor.lease.offset)
-        self._working_bytes += work.working_bytes
-        if self._working_bytes + self.rows.retained_bytes > self.rows.size_bytes:
+        self._room.working_bytes += work.working_bytes
+        if self._room.working_bytes + self.rows.retained_bytes > self.rows.size_bytes:
             self.rows.drop_free_pages()  # warm pages are a courtesy of memory that nobody needs
         self._running[work] = asyncio.get_running_loop().create_task(self._carry_out(work, work.worker))
 
@@ -255,7 +237,7 @@ class WorkerPool:
             outcome = self._consequence(work, death)
         except Exception as error:  # whatever it is, the request that caused it must hear of it and not wait
             outcome = error
-        self._working_bytes -= work.working_bytes
+        self._room.working_bytes -= work.working_bytes
         del self._running[work]
         work.worker = None
         self.crew.put_back(work.lane, worker)

@@ -84,7 +84,7 @@ class ProcessWorker:
         Raises:
             WorkerDied: The process ended.
             PreprocessorError: The job raised it.
-            RuntimeError: The job failed in a way that no request should be able to cause.
+            JobFailed: The job failed in a way that no request should be able to cause.
         """
         try:
             finished = await self._converse(order, rows_written, make_room)

@@ -31,23 +31,16 @@ class WorkQueue(Generic[Item]):
         rank = arrived_at_seconds + AGEING * cpu_seconds
         heapq.heappush(self._heap, (rank, next(self._arrivals), cpu_seconds, item))
 
-    def take(self, fits: Callable[[Item], bool | None]) -> Item | None:
-        """Remove and return the first item that fits.
-
-        Args:
-            fits: True takes an item, False passes it over for now, None says that it must not be overtaken.
-        """
+    def take(self, fits: Callable[[Item], bool]) -> Item | None:
+        """Remove and return the first item that fits; those before it are passed over for now."""
         passed = []
         taken: Item | None = None
         while self._heap:
             entry = heapq.heappop(self._heap)
-            verdict = fits(entry[-1])
-            if verdict:
+            if fits(entry[-1]):
                 taken = entry[-1]
                 break
             passed.append(entry)
-            if verdict is None:
-                break
         for entry in passed:
             heapq.heappush(self._heap, entry)
         return taken

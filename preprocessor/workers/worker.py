@@ -13,11 +13,11 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, PreprocessorError
+from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Overloaded, PreprocessorError, trace_of
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.workers.arena import Arena
-from preprocessor.workers.channel import HEAD, Finished, Order, Room, RoomWanted, RowsWritten, dump, load
+from preprocessor.workers.channel import HEAD, Fault, Finished, Order, Room, RoomWanted, RowsWritten, dump, load
 from preprocessor.workers.jobs import is_out_of_memory, memory_exhausted
 from preprocessor.workers.sandbox import allow_cpu_seconds, anonymous_bytes
 
@@ -75,20 +75,20 @@ def work(channel: socket.socket, arena: Arena, model: Model | GenericModel, slot
 
 def _outcome(
     order: Order, channel: socket.socket, arena: Arena, model: Model | GenericModel, slot: int
-) -> tuple[Any, str]:
-    """What the job returns or raises, and a traceback where that is a fault of the program."""
+) -> tuple[Any, Fault | None]:
+    """What the job returns or raises, and how the program failed where it did."""
 
     def announce(first_row: int, row_count: int) -> None:
         _send(channel, dump(RowsWritten(first_row, row_count)))
 
     try:
-        return order.job.run(model, arena, Checkpoint(arena, slot, order), announce), ""
+        return order.job.run(model, arena, Checkpoint(arena, slot, order), announce), None
     except PreprocessorError as error:
-        return error, ""
+        return error, None
     except Exception as error:  # the edge of the process: whatever else a job raises is the service's to log
         if is_out_of_memory(error):
-            return memory_exhausted(), ""
-        return None, traceback.format_exc()
+            return memory_exhausted(), None
+        return None, Fault(trace_of(error), traceback.format_exc())
 
 
 def _send_by_arena(channel: socket.socket, arena: Arena, reply: bytes, buffers: Sequence[memoryview]) -> None:
@@ -97,7 +97,12 @@ def _send_by_arena(channel: socket.socket, arena: Arena, reply: bytes, buffers: 
     answer = _receive(channel)
     room: Room = Room(None) if answer is None else load(answer, arena)
     if room.offset is None:
-        _send(channel, dump((dump(Finished(memory_exhausted(), "", 0)), [])))
+        _send(channel, dump((dump(Finished(memory_exhausted(), None, 0)), [])))
+        return
+    try:
+        arena.reserve(room.offset, sum(len(buffer) for buffer in buffers))
+    except Overloaded as error:
+        _send(channel, dump((dump(Finished(error, None, 0)), [])))
         return
     offset, places = room.offset, []
     for buffer in buffers:

@@ -27,11 +27,11 @@ class Authority:
         self.certificate = self._own.certificate
         _openssl("req", "-x509", *self._new_key(self._own), "-subj", f"/CN={name}", "-days", "1")
 
-    def sign(self, name: str) -> Signed:
-        """A certificate for a server of that name, or a client."""
+    def sign(self, name: str, alternative: str = "") -> Signed:
+        """A certificate for a server of that name, or a client; `alternative` is another name for it than DNS:name."""
         signed = self._files(name)
         request, extensions = signed.key.with_suffix(".csr"), signed.key.with_suffix(".ext")
-        extensions.write_text(f"subjectAltName=DNS:{name}\n")
+        extensions.write_text(f"subjectAltName={alternative or f'DNS:{name}'}\n")
         _openssl("req", *self._new_key(signed)[:-2], "-out", request, "-subj", f"/CN={name}")
         issuer = ("-CA", self._own.certificate, "-CAkey", self._own.key, "-CAcreateserial", "-days", "1")
         _openssl("x509", "-req", "-in", request, *issuer, "-extfile", extensions, "-out", signed.certificate)

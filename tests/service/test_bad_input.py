@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from preprocessor.client import CallFailed
-from preprocessor.config import Limits
+from preprocessor.config import Limits, WireSettings
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import audio_only_clip, moving_shapes_clip, photo, truncated_clip
@@ -203,7 +203,7 @@ async def test_a_caller_who_leaves_during_the_answer_frees_the_worker(caller: Ca
 
 
 async def test_a_silent_upload_is_ended(model: Model) -> None:
-    async with serving(model, upload_idle_seconds=0.05) as caller:
+    async with serving(model, wire=WireSettings(upload_idle_seconds=0.05)) as caller:
         call = caller.stub.Prepare()
         await call.write(SPEC)
         with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from preprocessor.config import (
     Limits,
     ServeSettings,
     SettingError,
+    WireSettings,
+    option_of,
     parse_bytes,
     split_address,
 )
@@ -30,6 +33,16 @@ def test_a_limit_of_zero_is_refused_by_its_options_name(name: str) -> None:
     with pytest.raises(SettingError) as refused:
         Limits(**{name: 0})
     assert refused.value.option == "--" + name.replace("_", "-")
+
+
+@pytest.mark.parametrize("value", [0, -1, True, float("nan")])
+@pytest.mark.parametrize("field", dataclasses.fields(WireSettings), ids=lambda field: field.name)
+def test_a_bound_of_the_wire_that_is_none_is_refused_by_its_options_name(
+    field: dataclasses.Field[object], value: object
+) -> None:
+    with pytest.raises(SettingError) as refused:
+        WireSettings(**{field.name: value})  # type: ignore[arg-type]
+    assert refused.value.option == option_of(field)
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])

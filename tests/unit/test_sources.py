@@ -26,6 +26,9 @@ ACCEPTED = dict.fromkeys(("--address", "--http-address", "--engine"), "127.0.0.1
 }
 # Settings that are refused without another one.
 BESIDE = {
+    "--tls-certificate": {"PREPROCESSOR_TLS_KEY": "k"},
+    "--tls-key": {"PREPROCESSOR_TLS_CERTIFICATE": "c"},
+    "--tls-client-root": {"PREPROCESSOR_TLS_CERTIFICATE": "c", "PREPROCESSOR_TLS_KEY": "k"},
     "--engine-tls-certificate": {"PREPROCESSOR_ENGINE_TLS_KEY": "key"},
     "--engine-tls-key": {"PREPROCESSOR_ENGINE_TLS_CERTIFICATE": "certificate"},
     "--engine-tls-server-name": {"PREPROCESSOR_ENGINE_TLS_ROOT": "root"},

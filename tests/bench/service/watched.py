@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -32,17 +32,19 @@ class WatchedServer:
 
     Args:
         options: Of the command line.
-        under: A command that is to start it, such as one that gives it a `/dev/shm` of its own.
+        under: A command that becomes the one that follows it, such as one that gives it a `/dev/shm` of its own.
+        environment: Variables beside this process's own.
     Attributes:
         address, http_address: As it says it listens.
         process: The service; the zygote is its child, the workers are the zygote's.
         log: Its last lines.
     """
 
-    def __init__(self, *options: str, under: Sequence[str] = ()) -> None:
+    def __init__(self, *options: str, under: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
         self._options = options
         self._under = tuple(under)
-        self.log: deque[str] = deque(maxlen=200)
+        self._environment = environment or {}
+        self.log: deque[str] = deque(maxlen=20_000)
         self.address = self.http_address = ""
 
     def __enter__(self) -> Self:
@@ -51,7 +53,7 @@ class WatchedServer:
         command = [*self._under, sys.executable, "-m", "preprocessor", "serve", "--address", "127.0.0.1:0"]
         self._popen = subprocess.Popen(
             [*command, "--http-address", "127.0.0.1:0", "--drain-seconds", "2", *self._options],
-            env={**os.environ, "TMPDIR": self._folder.name},
+            env={**os.environ, "TMPDIR": self._folder.name, **self._environment},
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

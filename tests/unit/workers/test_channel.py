@@ -37,7 +37,7 @@ def test_a_plan_comes_back_whole(model: Model) -> None:
     media = (Media("a", Modality.VIDEO, CLIP), Media("b", Modality.IMAGE, photo(40, 30)))
     prompt = ChatPrompt((Message("user", (MediaPart("a"), MediaPart("b"))),))
     planned = pipeline.plan(model, PreparationRequest(prompt, media), Limits())
-    received = load_untrusted(dump(Finished(planned, "", 0))).result()
+    received = load_untrusted(dump(Finished(planned, None, 0))).result()
     assert repr(received) == repr(planned)
     assert all(np.array_equal(received.tensors[name], array) for name, array in planned.tensors.items())
 
@@ -62,7 +62,7 @@ def test_arrays_of_every_kind_pass(array: Any) -> None:
 def test_an_error_passes_with_its_reason_and_metadata() -> None:
     error = CorruptMedia("clip: broken", reason="TRUNCATED_MEDIA", media_key="clip")
     with pytest.raises(CorruptMedia) as caught:
-        load_untrusted(dump(Finished(error, "", 0))).result()
+        load_untrusted(dump(Finished(error, None, 0))).result()
     assert (caught.value.reason, caught.value.metadata) == ("TRUNCATED_MEDIA", {"media_key": "clip"})
 
 

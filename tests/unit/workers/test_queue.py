@@ -43,14 +43,6 @@ def test_what_does_not_fit_is_passed_over_and_keeps_its_place() -> None:
     assert taken(queue) == ["large", "smaller"]
 
 
-def test_nothing_passes_what_must_not_be_overtaken() -> None:
-    queue = WorkQueue[str]()
-    queue.put("large", 1.0, arrived_at_seconds=0.0)
-    queue.put("small", 1.0, arrived_at_seconds=1.0)
-    assert queue.take(lambda item: None if item == "large" else True) is None
-    assert len(queue) == 2
-
-
 def test_removed_work_is_gone_and_the_order_stays() -> None:
     queue = WorkQueue[str]()
     names = list("abcdef")

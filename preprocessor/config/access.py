@@ -1,0 +1,57 @@
+"""Who may call."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from preprocessor.config.checks import is_loopback, require_key_pair, split_address
+from preprocessor.kinds import parse_bytes
+from preprocessor.setting import SettingError, setting
+
+
+@dataclass(frozen=True, slots=True)
+class AccessSettings:
+    """Who may call, and how much. Files may be replaced while they are in use."""
+
+    tls_certificate: str = setting("", "PEM of the service's certificate, which turns TLS on", "FILE", kind=str)
+    tls_key: str = setting("", "PEM of its private key", "FILE", kind=str)
+    tls_client_root: str = setting(
+        "", "PEM of the authorities that sign callers' certificates, which makes TLS mutual", "FILE", kind=str
+    )
+    is_insecure: bool = setting(
+        False, "listen without TLS where other machines can connect", "", name="--insecure", kind=bool
+    )
+    token_file: str = setting("", "who may call: a line each with a name and a token, or its SHA-256", "FILE", kind=str)
+    max_calls_per_second: float = setting(
+        0.0, "calls a second of one caller, counted over ten seconds; 0 sets no bound", kind=float
+    )
+    max_bytes_per_second: int = setting(
+        0, "uploaded bytes a second of one caller, counted over ten seconds; 0 sets no bound", "SIZE", kind=parse_bytes
+    )
+    max_calls_a_caller: int = setting(0, "calls that one caller may have open; 0 sets no bound")
+
+    def __post_init__(self) -> None:
+        require_key_pair("--tls-certificate", self.tls_certificate, "--tls-key", self.tls_key)
+        if self.tls_client_root and not self.tls_certificate:
+            raise SettingError("--tls-client-root", self.tls_client_root, "it beside --tls-certificate and --tls-key")
+        if self.is_insecure and self.tls_certificate:
+            raise SettingError("--insecure", True, "either it or --tls-certificate")
+        for option, most in (
+            ("--max-calls-per-second", self.max_calls_per_second),
+            ("--max-bytes-per-second", self.max_bytes_per_second),
+            ("--max-calls-a-caller", self.max_calls_a_caller),
+        ):
+            if isinstance(most, bool) or not (math.isfinite(most) and most >= 0):
+                raise SettingError(option, most, "a number above 0, or 0 for no bound")
+
+    def check_address(self, option: str, address: str) -> None:
+        """Refuse to be overheard unless that is asked for.
+
+        Raises:
+            SettingError: Other machines can connect to the address, and nothing is encrypted.
+        """
+        if not (self.tls_certificate or self.is_insecure or is_loopback(split_address(option, address)[0])):
+            raise SettingError(
+                option, address, "a loopback address, or --tls-certificate and --tls-key, or --insecure to be overheard"
+            )

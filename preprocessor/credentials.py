@@ -1,0 +1,64 @@
+"""Files that prove who is who, checked when they are read: gRPC itself says of a bad one only that a handshake failed.
+
+Both ends of the API use this, so it knows neither gRPC nor the service.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from preprocessor.config import SettingError
+
+
+def read_certificates(option: str, path: str) -> bytes:
+    """The file, which holds at least one certificate.
+
+    Args:
+        option: Named in errors.
+    Raises:
+        SettingError: It cannot be read, or holds none.
+    """
+    content = read_file(option, path)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=content.decode("ascii"))
+    except (ssl.SSLError, ValueError) as error:
+        raise SettingError(option, path, f"a file of PEM certificates ({error})") from error
+    return content
+
+
+def read_key(option: str, path: str, certificate_path: str) -> bytes:
+    """The file, which holds the private key of that certificate, not encrypted.
+
+    Raises:
+        SettingError: As `read_certificates`, or the two do not belong together.
+    """
+    content = read_file(option, path)
+    if b"ENCRYPTED" in content:  # loading it would ask for the passphrase on the terminal
+        raise SettingError(option, path, "a private key that is not encrypted")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate_path, path)
+    except ssl.SSLError as error:
+        raise SettingError(option, path, f"the PEM private key of {certificate_path} ({error})") from error
+    return content
+
+
+def read_file(option: str, path: str) -> bytes:
+    """The whole of a file.
+
+    Raises:
+        SettingError: It cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise SettingError(option, path, f"a file that can be read ({error.strerror})") from error
+
+
+def stamp_of(path: str) -> tuple[int, int, int] | None:
+    """What changes of a file when it is replaced; None where it is missing."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size

@@ -1,0 +1,184 @@
+"""The files of a request, by each way they come, to where workers can read them: inline, in chunks, fetched by URL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from preprocessor.config import Limits
+from preprocessor.errors import InvalidRequest, LimitExceeded
+from preprocessor.service.calls import Call
+from preprocessor.service.fetch.fetcher import Fetcher
+from preprocessor.service.intake import Upload
+from preprocessor.service.reading import Sources
+from preprocessor.service.tensors import MAX_CHUNK_BYTES
+from preprocessor.types.asked import Media, Modality, PreparationRequest
+from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.workers.claim import Claim
+from preprocessor.workers.incoming import IncomingFile
+
+_FETCHES_A_REQUEST = 8  # at once: one request leaves room for others, and is gentle to its host
+
+
+async def receive_files(
+    request: PreparationRequest, sources: Sources, upload: Upload[Any], limits: Limits, fetcher: Fetcher, call: Call
+) -> PreparationRequest:
+    """The request with every file stored. Chunks and what is fetched come at the same time.
+
+    Raises:
+        InvalidRequest: `CHUNK_OUT_OF_ORDER`, `UNKNOWN_MEDIA_KEY`, `UPLOAD_INCOMPLETE`, or as `Upload.chunk`.
+        LimitExceeded: `CHUNK_TOO_LARGE`, `MEDIA_TOO_LARGE`, `REQUEST_TOO_LARGE`.
+        DeadlineExceeded: As `Upload.chunk`.
+        Overloaded: `MEMORY_BUDGET_FULL`, `SHARED_MEMORY_FULL`.
+        Whatever `Fetcher.fetch` raises.
+    """
+    for key, url in sources.urls.items():
+        fetcher.check(url, key)
+    inline = {medium.key: bytes(medium.data) for medium in request.media if medium.data}
+    media: Mapping[str, Media] = {medium.key: medium for medium in request.media}
+    total = _Total(limits)
+    total.add(sum(map(len, inline.values())))
+    files = {key: await _store(data, call.claim) for key, data in inline.items()}
+    if not sources.urls:
+        return sources.fill(request, files | await _receive_chunks(upload, media, sources, total, call.claim))
+    failure: BaseException | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            fetching = group.create_task(_fetch_files(media, sources, total, fetcher, call))
+            files |= await _receive_chunks(upload, media, sources, total, call.claim)
+            upload.end()
+    except BaseExceptionGroup as failures:  # the first ends the others
+        failure = _first(failures)
+    if failure is not None:
+        raise failure
+    return sources.fill(request, files | fetching.result())
+
+
+async def _receive_chunks(
+    upload: Upload[Any], media: Mapping[str, Media], sources: Sources, total: _Total, claim: Claim
+) -> dict[str, bytes]:
+    """Media key → file, of those that follow in chunks. Chunks of several files may interleave."""
+    files: dict[str, bytes] = {}
+    arrivals = {key: _Arrival(media[key], total, claim) for key in sources.chunked}
+    while len(files) < len(arrivals):
+        chunk = await upload.chunk()
+        if chunk is None:
+            missing = sorted(arrivals.keys() - files.keys())
+            raise InvalidRequest(
+                f"the upload ended before the last chunk of {', '.join(missing)}; send every file whole",
+                reason="UPLOAD_INCOMPLETE",
+            )
+        if chunk.key not in arrivals:
+            raise InvalidRequest(
+                f"a chunk names {chunk.key!r}, which the spec does not announce as chunked", reason="UNKNOWN_MEDIA_KEY"
+            )
+        arrival = arrivals[chunk.key]
+        _check_chunk(chunk, arrival.file.size_bytes, is_complete=chunk.key in files)
+        await arrival.write(chunk.data)
+        if chunk.last:
+            files[chunk.key] = await arrival.file.finish()
+    return files
+
+
+async def _fetch_files(
+    media: Mapping[str, Media], sources: Sources, total: _Total, fetcher: Fetcher, call: Call
+) -> dict[str, bytes]:
+    """Media key → file, of those that are named by URL."""
+    places = asyncio.Semaphore(_FETCHES_A_REQUEST)
+
+    async def fetch(key: str, url: str) -> bytes:
+        arrival = _Arrival(media[key], total, call.claim)
+        async with places:
+            await fetcher.fetch(url, key, arrival)
+        return await arrival.file.finish()
+
+    with call.timings.stage("fetch"):
+        async with asyncio.TaskGroup() as group:
+            tasks = {key: group.create_task(fetch(key, url)) for key, url in sources.urls.items()}
+    return {key: task.result() for key, task in tasks.items()}
+
+
+class _Total:
+    """Bytes of all files of one request, however they come."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.size_bytes = 0
+
+    def add(self, size_bytes: int) -> None:
+        self.size_bytes += size_bytes
+        self.check(0)
+
+    def check(self, more_bytes: int) -> None:
+        """Raises:
+        LimitExceeded: `REQUEST_TOO_LARGE` with this much more.
+        """
+        if self.size_bytes + more_bytes > self.limits.max_request_bytes:
+            raise LimitExceeded(
+                f"the media of one request may have {self.limits.max_request_bytes} bytes together",
+                reason="REQUEST_TOO_LARGE",
+            )
+
+
+class _Arrival:
+    """One file as it comes; a `fetch.sink.Sink`."""
+
+    def __init__(self, medium: Media, total: _Total, claim: Claim) -> None:
+        limits = total.limits
+        self.file = IncomingFile(claim)
+        self._key = medium.key
+        self._total = total
+        self._max_bytes = limits.max_media_bytes
+        if medium.modality is Modality.IMAGE:
+            self._max_bytes = min(limits.max_media_bytes, limits.max_image_bytes)
+
+    def announce(self, size_bytes: int) -> None:
+        self._check(size_bytes)
+        self._total.check(size_bytes)
+        self.file.announce(size_bytes)
+
+    async def write(self, data: bytes) -> None:
+        self._check(self.file.size_bytes + len(data))
+        self._total.add(len(data))
+        await self.file.write(data)
+
+    def _check(self, size_bytes: int) -> None:
+        if size_bytes > self._max_bytes:
+            raise LimitExceeded(
+                f"{self._key}: more than {self._max_bytes} bytes; send a smaller file",
+                reason="MEDIA_TOO_LARGE",
+                media_key=self._key,
+            )
+
+
+def _check_chunk(chunk: pb.MediaChunk, due_bytes: int, *, is_complete: bool) -> None:
+    if len(chunk.data) > MAX_CHUNK_BYTES:
+        raise LimitExceeded(
+            f"{chunk.key}: a chunk of {len(chunk.data)} bytes; at most {MAX_CHUNK_BYTES} are accepted",
+            reason="CHUNK_TOO_LARGE",
+            media_key=chunk.key,
+        )
+    if is_complete or chunk.offset_bytes != due_bytes:
+        raise InvalidRequest(
+            f"{chunk.key}: a chunk at offset {chunk.offset_bytes} where "
+            + ("the file was complete" if is_complete else f"{due_bytes} was due"),
+            reason="CHUNK_OUT_OF_ORDER",
+            media_key=chunk.key,
+        )
+    if not chunk.data and not chunk.last:
+        raise InvalidRequest(
+            f"{chunk.key}: an empty chunk that is not the last", reason="EMPTY_CHUNK", media_key=chunk.key
+        )
+
+
+async def _store(data: bytes, claim: Claim) -> bytes:
+    file = IncomingFile(claim)
+    await file.write(data)
+    return await file.finish()
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The failure that ended a group; where several came at once, the first of them."""
+    first = failures.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -1,0 +1,130 @@
+"""How much one caller may ask: calls a second, uploaded bytes a second, calls open at a time.
+
+Rates are token buckets that hold ten seconds' worth. Bytes are known only as they come, so an upload may take its owner's
+bucket below nothing, and the next call waits until it is above: no upload is broken off, and the mean holds.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from preprocessor.config import AccessSettings
+from preprocessor.errors import Overloaded
+
+BURST_SECONDS = 10.0
+_MAX_IDLE_ACCOUNTS = 4096
+
+
+@dataclass(slots=True)
+class Bucket:
+    """So much a second, and `BURST_SECONDS` of that at once.
+
+    Attributes:
+        rate: A second; infinite sets no bound.
+        level: What may be taken; below 0 it is owed.
+    """
+
+    rate: float
+    filled_at_seconds: float
+    level: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.level = self.most
+
+    @property
+    def most(self) -> float:
+        return max(1.0, self.rate * BURST_SECONDS)
+
+    def fill(self, now_seconds: float) -> None:
+        if math.isfinite(self.rate):
+            self.level = min(self.most, self.level + (now_seconds - self.filled_at_seconds) * self.rate)
+        self.filled_at_seconds = now_seconds
+
+    def seconds_until(self, level: float) -> float:
+        """Until that much may be taken, as of the last `fill`."""
+        return max(0.0, (level - self.level) / self.rate)
+
+
+class Account:
+    """What one caller has used.
+
+    Attributes:
+        name: Who it is, as certificates or tokens say; empty where nobody is asked.
+    """
+
+    def __init__(self, name: str, settings: AccessSettings, clock: Callable[[], float]) -> None:
+        now = clock()
+        self.name = name
+        self.open_count = 0
+        self._max_open_count = settings.max_calls_a_caller or math.inf
+        self._calls = Bucket(settings.max_calls_per_second or math.inf, now)
+        self._bytes = Bucket(settings.max_bytes_per_second or math.inf, now)
+        self._clock = clock
+
+    def begin_call(self) -> None:
+        """Count a call, which is open until `end_call`.
+
+        Raises:
+            Overloaded: `TOO_MANY_CALLS`, `CALL_RATE_EXCEEDED` or `BYTE_RATE_EXCEEDED`.
+        """
+        self._fill()
+        if self.open_count >= self._max_open_count:
+            raise Overloaded(
+                f"{self.open_count} calls of {self.name or 'this service'} are open, which is as many as may be; end one",
+                reason="TOO_MANY_CALLS",
+            )
+        if self._calls.level < 1:
+            raise Overloaded(
+                f"more calls than {self._calls.rate:g} a second; call less often",
+                reason="CALL_RATE_EXCEEDED",
+                retry_after_seconds=self._calls.seconds_until(1),
+            )
+        if self._bytes.level <= 0:
+            raise Overloaded(
+                f"more uploaded bytes than {self._bytes.rate:g} a second; send less, or less often",
+                reason="BYTE_RATE_EXCEEDED",
+                retry_after_seconds=self._bytes.seconds_until(1),
+            )
+        self._calls.level -= 1
+        self.open_count += 1
+
+    def end_call(self) -> None:
+        self.open_count -= 1
+
+    def add_bytes(self, size_bytes: int) -> None:
+        """Count bytes that have come."""
+        self._fill()
+        self._bytes.level -= size_bytes
+
+    @property
+    def is_forgettable(self) -> bool:
+        """Whether a new account would be the same."""
+        self._fill()
+        return not self.open_count and all(bucket.level == bucket.most for bucket in (self._calls, self._bytes))
+
+    def _fill(self) -> None:
+        now = self._clock()
+        self._calls.fill(now)
+        self._bytes.fill(now)
+
+
+class Accounts:
+    """An account for everyone who calls; those that nothing is known of are forgotten before they are too many."""
+
+    def __init__(self, settings: AccessSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._accounts: dict[str, Account] = {}
+        self._swept_at_count = _MAX_IDLE_ACCOUNTS
+
+    def of(self, name: str) -> Account:
+        account = self._accounts.get(name)
+        if account is None:
+            if len(self._accounts) >= self._swept_at_count:
+                self._accounts = {name: one for name, one in self._accounts.items() if not one.is_forgettable}
+                self._swept_at_count = max(_MAX_IDLE_ACCOUNTS, 2 * len(self._accounts))
+            account = self._accounts[name] = Account(name, self._settings, self._clock)
+        return account
