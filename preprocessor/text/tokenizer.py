@@ -10,7 +10,6 @@ from pathlib import Path
 
 import transformers
 from tokenizers import AddedToken
-from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
@@ -44,6 +43,9 @@ def load_tokenizer(directory: Path) -> TokenizersBackend:
     Raises:
         ModelNotFound: There is none, or only a slow (pure Python) one.
     """
+    # Here, for it knows every model there is, which takes a quarter of a second that a built-in does not need.
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # tokenizers raises it bare for a file it cannot read
