@@ -69,6 +69,11 @@ async def test_prompts_that_wait_their_turn_can_be_cancelled(triton: TritonServe
 
     tasks = [asyncio.create_task(read(index)) for index in range(count)]
     await eventually(lambda: sum(event.is_set() for event in started) == 4)
+    waiting = [task for task, event in zip(tasks, started, strict=True) if not event.is_set()]
+    for task in waiting:
+        task.cancel()
+    await eventually(lambda: outcome_count(triton, "cancelled") == before + len(waiting))
+    assert not any(task.done() for task in tasks if task not in waiting)  # they gave up their places while these go on
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -15,7 +15,7 @@ import json
 import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,6 +46,8 @@ class Served:
     """What the model has made of it so far."""
     refusal: Refused | None = None
     """Why it was stopped, where that was not its client's doing."""
+    scheduled: Future[None] | None = None
+    """What was last asked of a thread; taken out by whoever stops it."""
 
     def end(self, outcome: str) -> None:
         """See `Answer.end`; a prompt that was stopped from here is refused and not cancelled."""
@@ -187,11 +189,17 @@ class Intake:
             served.refusal = refusal
             arrival.stop()
             self._wake(served)
+            with self._changed:
+                scheduled, served.scheduled = served.scheduled, None
+            if (
+                scheduled is not None and scheduled.cancel()
+            ):  # it waits for a thread, and need not keep its place meanwhile
+                served.end(CANCELLED)
 
     def _wake(self, served: Served) -> None:
         arrival = served.arrival
         if arrival is not None and arrival.claim():
-            self._pool.submit(self._advance, served)
+            served.scheduled = self._pool.submit(self._advance, served)
 
     def _advance(self, served: Served) -> None:
         try:
