@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = _add_settings_command(commands, "doctor", "check what `serve` with the same options would run on")
     doctor.add_argument("--json", action="store_true", help="print one JSON object instead of a list")
     prepare = commands.add_parser("prepare", help="turn a prompt with media into tensors", formatter_class=_Formatter)
+    _add_service(prepare)
     _add_prompt(prepare)
     prepare.add_argument("--local", action="store_true", help="prepare in this process instead of asking a service")
     prepare.add_argument("--dtype", choices=PIXEL_FORMS, default="uint8", help="form of the pixels")
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate = commands.add_parser(
         "generate", help="send a prompt with media through the service to its engine", formatter_class=_Formatter
     )
+    _add_service(generate)
     _add_prompt(generate)
     generate.add_argument("--max-tokens", type=int, default=64, metavar="N", help="most tokens to generate")
     generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token")
@@ -52,8 +54,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling")
     bench = commands.add_parser("bench", help="put a load on a service and measure it", formatter_class=_Formatter)
+    _add_service(bench)
     _add_prompt(bench)
     _add_load(bench)
+    plan = commands.add_parser(
+        "plan", help="tell how many cores, bytes and pods a load needs", formatter_class=_Formatter
+    )
+    _add_prompt(plan)
+    plan.add_argument("--dtype", choices=PIXEL_FORMS, default="uint8", help="form of the pixels")
+    plan.add_argument("--rps", type=_positive(float), required=True, metavar="R", help="such requests a second")
+    plan.add_argument("--cores-per-pod", type=_positive(int), default=4, metavar="N", help="--workers of a pod")
+    plan.add_argument(
+        "--utilization", type=_share, default=0.7, metavar="U", help="share of the cores that the load may take"
+    )
+    plan.add_argument(
+        "--measure", action="store_true", help="prepare the request here a few times, instead of estimating its cost"
+    )
     fingerprint = commands.add_parser(
         "fingerprint", help="print what an engine must be set up for, as parameters of its Triton model"
     )
@@ -94,9 +110,13 @@ def _add_setting(section: argparse._ActionsContainer, option: Option) -> None:
         section.add_argument(option.flag, dest=option.flag, action=action, metavar=option.metavar, help=about)
 
 
-def _add_prompt(parser: argparse.ArgumentParser) -> None:
+def _add_service(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", default=_DEFAULT_ADDRESS, metavar="HOST:PORT", help="the service")
+    parser.add_argument("--timeout-seconds", type=float, default=300.0, metavar="S", help="give up after this long")
     _add_credentials(parser.add_argument_group("to and from a service on another machine"))
+
+
+def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="", metavar="NAME", help="as the service names it; with --local, the model to load"
     )
@@ -124,7 +144,6 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-pixels", type=int, metavar="N", help="most pixels after resizing; the model's own if absent"
     )
-    parser.add_argument("--timeout-seconds", type=float, default=300.0, metavar="S", help="give up after this long")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
@@ -177,6 +196,13 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
 
     number.__name__ = kind.__name__  # argparse names it where the text is no number
     return number
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not accepted; give a number between 0 and 1")
+    return value
 
 
 def _not_negative(text: str) -> float:
