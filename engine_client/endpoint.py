@@ -24,7 +24,11 @@ class EndpointState:
     success_count: int
     """Whole answers."""
     failure_count: int
-    """Requests that it could not answer, or not to the end; a request that it found wrong is none."""
+    """Requests that it could not answer, or not to the end."""
+    rejected_count: int
+    """Requests that it found wrong."""
+    left_count: int
+    """Requests whose caller left before the end, be it content, or whose time was over."""
     retry_count: int
     """Requests that came here after another endpoint had failed them."""
     ejection_count: int
@@ -40,6 +44,9 @@ class Endpoint:
         self.engine = engine
         self.breaker = breaker
         self.in_flight_count = self.success_count = self.failure_count = self.retry_count = 0
+        self.rejected_count = self.left_count = 0
+        self.is_mismatched = False
+        """Whether its latest failure was that it takes something else than what is sent."""
         self._logged = breaker.standing
 
     @property
@@ -50,6 +57,8 @@ class Endpoint:
             in_flight_count=self.in_flight_count,
             success_count=self.success_count,
             failure_count=self.failure_count,
+            rejected_count=self.rejected_count,
+            left_count=self.left_count,
             retry_count=self.retry_count,
             ejection_count=self.breaker.ejection_count,
             last_error=self.breaker.last_error,
@@ -76,11 +85,13 @@ class Endpoint:
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self.engine.check_ready(timeout_seconds)
+            self.is_mismatched = False
             self.breaker.probe_succeeded()
         except TimeoutError:
             self.breaker.probe_failed(f"no answer to a probe in {timeout_seconds:g} s")
         except EngineError as error:
-            self.breaker.probe_failed(str(error), is_final=isinstance(error, EngineMismatch))
+            self.is_mismatched = isinstance(error, EngineMismatch)
+            self.breaker.probe_failed(str(error), is_final=self.is_mismatched)
         except Exception as error:  # a bug in one engine's client must not end the watch over the others
             logger.exception("the probe of %s broke", self.name)
             self.breaker.probe_failed(repr(error))

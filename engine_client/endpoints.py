@@ -33,8 +33,10 @@ from engine_client.errors import (
     EngineFailed,
     EngineMismatch,
     EngineOverloaded,
+    EngineRejected,
     EngineUnavailable,
 )
+from engine_client.stream import Release
 from engine_client.triton import TritonEngine
 from engine_client.types import EngineInfo, EngineRequest, EngineStep
 
@@ -88,27 +90,30 @@ class Endpoints:
         self, request: EngineRequest, *, timeout_seconds: float | None = None, metadata: Metadata = ()
     ) -> AsyncGenerator[EngineStep, None]:
         """See `EngineClient.generate`. What goes wrong after a token has come is the caller's to repeat."""
-        self._start_watching()
         deadline = None if timeout_seconds is None else self._clock() + timeout_seconds
         tried: list[Endpoint] = []
-        endpoint = self._choose(tried) or self._raise_none_left()
-        release = _once(request.on_released)
-        # An engine that fails lets go of the arrays, and the next one still needs them.
-        repeatable: EngineRequest | None = dataclasses.replace(request, on_released=None)
+        # Held once more than by the engines asked: one that fails lets go of the arrays, and the next still needs them.
+        release = Release(request.on_released)
+        let_go = release.hold()
+        repeatable: EngineRequest | None = request
         del request
         try:
+            self._start_watching()
+            endpoint = self._choose(tried) or self._raise_none_left()
             while True:
                 tried.append(endpoint)
                 has_answered = False
                 seconds_left = None if deadline is None else max(0.0, deadline - self._clock())
                 assert repeatable is not None, "nothing is repeated after the first token"
-                answer = self._attempt(endpoint, repeatable, seconds_left, metadata)
+                asked = dataclasses.replace(repeatable, on_released=release.hold())
+                answer = self._attempt(endpoint, asked, seconds_left, metadata)
+                del asked
                 try:
                     async with aclosing(answer) as steps:
                         async for step in steps:
                             has_answered = True
                             repeatable = None
-                            release()
+                            let_go()
                             yield step
                     return
                 except (EngineUnavailable, EngineFailed) as error:
@@ -117,13 +122,13 @@ class Endpoints:
                         raise
                     endpoint = self._choose_after(error, tried)
         finally:
-            release()
+            let_go()
 
     async def check_ready(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> None:
         """Ask every endpoint that is not given time, all at once, and return if one at least would take a prompt.
 
         Raises:
-            EngineUnavailable: none would; it says why of each.
+            EngineUnavailable: none would; it says why of each. EngineMismatch, where that is why of all.
         """
         self._start_watching()
         await self._probe_all(timeout_seconds)
@@ -173,10 +178,15 @@ class Endpoints:
             endpoint.failure_count += 1
             self._note_failure(endpoint, attempt, error)
             raise
+        except EngineRejected:
+            endpoint.rejected_count += 1
+            raise
         except EngineDeadlineExceeded as error:
+            endpoint.left_count += 1
             breaker.abandoned(attempt, str(error))
             raise
         except (asyncio.CancelledError, GeneratorExit):
+            endpoint.left_count += 1
             breaker.abandoned(attempt, "the caller left without an answer")
             raise
         finally:
@@ -191,7 +201,8 @@ class Endpoints:
         # It may be the request that breaks engines: such a one must not take out the last of them.
         others = (other for other in self._endpoints if other is not endpoint)
         may_eject = not isinstance(error, EngineFailed) or any(o.breaker.standing is Standing.HEALTHY for o in others)
-        endpoint.breaker.failed(attempt, str(error), is_final=isinstance(error, EngineMismatch), may_eject=may_eject)
+        endpoint.is_mismatched = isinstance(error, EngineMismatch)
+        endpoint.breaker.failed(attempt, str(error), is_final=endpoint.is_mismatched, may_eject=may_eject)
 
     def _choose(self, tried: Collection[Endpoint]) -> Endpoint | None:
         """The emptier of two drawn by lot; None where all were tried or are out.
@@ -218,8 +229,10 @@ class Endpoints:
         return endpoint
 
     def _raise_none_left(self, cause: EngineError | None = None) -> NoReturn:
-        troubles = "; ".join(endpoint.trouble for endpoint in self._endpoints)
-        raise EngineUnavailable(f"no endpoint is left for this request: {troubles}") from cause
+        troubles = [endpoint.trouble for endpoint in self._endpoints]
+        if all(endpoint.is_mismatched for endpoint in self._endpoints):
+            raise EngineMismatch("what is sent from here", troubles) from cause
+        raise EngineUnavailable(f"no endpoint is left for this request: {'; '.join(troubles)}") from cause
 
     # -- probing -------------------------------------------------------------------------------------------------------
 
@@ -268,15 +281,3 @@ def triton_endpoints(
         raise ValueError(f"addresses is {addresses!r}; each engine must be named once")
     engines = {address: TritonEngine(address, model_name, **options) for address in listed}
     return Endpoints(engines, policy, chance=chance)
-
-
-def _once(callback: Callable[[], None] | None) -> Callable[[], None]:
-    """A function that calls it the first time, and does nothing from then on."""
-
-    def call() -> None:
-        nonlocal callback
-        called, callback = callback, None
-        if called is not None:
-            called()
-
-    return call

@@ -15,7 +15,16 @@ from preprocessor.kinds import parse_bytes
 from preprocessor.machine import available_cpu_count, available_memory_bytes
 from preprocessor.setting import SettingError, group, option_of, setting
 
-__all__ = ["EngineSettings", "Limits", "ServeSettings", "SettingError", "option_of", "parse_bytes", "setting"]
+__all__ = [
+    "EngineSettings",
+    "Limits",
+    "ServeSettings",
+    "SettingError",
+    "TraceSettings",
+    "option_of",
+    "parse_bytes",
+    "setting",
+]
 
 _LEAST_BUDGET_BYTES = 64 << 20  # below, not even one photo's decoding fits
 
@@ -94,6 +103,27 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TraceSettings:
+    """Where spans go. Options begin with `--trace`."""
+
+    endpoint: str = setting(
+        "",
+        "OTLP collector to send spans to by gRPC, such as http://127.0.0.1:4317 (https for TLS); needs the extra otel",
+        "URL",
+        kind=str,
+    )
+    sample_ratio: float = setting(
+        1.0, "part of the calls to trace, of those whose caller has not decided it", "RATIO", kind=float
+    )
+
+    def __post_init__(self) -> None:
+        if self.endpoint and not self.endpoint.startswith(("http://", "https://")):
+            raise SettingError("--trace-endpoint", self.endpoint, "a URL, such as http://127.0.0.1:4317")
+        if not 0 <= self.sample_ratio <= 1:
+            raise SettingError("--trace-sample-ratio", self.sample_ratio, "a number from 0 to 1")
+
+
+@dataclass(frozen=True, slots=True)
 class ServeSettings:
     """Everything `preprocessor serve` needs.
 
@@ -136,8 +166,13 @@ class ServeSettings:
     drain_seconds: float = setting(20.0, "how long a stop waits for calls under way", "S", kind=float)
     upload_idle_seconds: float = setting(30.0, "longest silence within an upload", "S", kind=float)
     default_timeout_seconds: float = setting(300.0, "deadline of a call that brings none", "S", kind=float)
+    budget_full_seconds: float = setting(
+        15.0, "how long the memory budget may be full before this replica is unready", "S", kind=float
+    )
     log_level: str = setting("info", "what to log", kind=str, choices=("debug", "info", "warning", "error"))
+    log_format: str = setting("text", "lines of text, or a JSON object a line", kind=str, choices=("text", "json"))
     engine: EngineSettings = group(EngineSettings, "the engine, for Generate", "engine-", needs="address")
+    trace: TraceSettings = group(TraceSettings, "spans, for tracing", "trace-", needs="endpoint")
     limits: Limits = group(Limits, "limits on one request")
 
     def __post_init__(self) -> None:
@@ -155,6 +190,7 @@ class ServeSettings:
             ("--drain-seconds", self.drain_seconds),
             ("--upload-idle-seconds", self.upload_idle_seconds),
             ("--default-timeout-seconds", self.default_timeout_seconds),
+            ("--budget-full-seconds", self.budget_full_seconds),
         ):
             if not (math.isfinite(seconds) and seconds > 0):
                 raise SettingError(option, seconds, "a number of seconds above 0")

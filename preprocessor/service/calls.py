@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -12,15 +13,18 @@ from typing import Any
 
 import grpc.aio
 
+from preprocessor.service.logs import about
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.status import abort, status_of
+from preprocessor.service.tracing import CallTrace, Traces
 from preprocessor.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.workers.claim import Claim
 from preprocessor.workers.pool import WorkerPool
 
+logger = logging.getLogger(__name__)
+
 REQUEST_ID_KEY = "x-request-id"
-_FORWARDED_METADATA = ("traceparent", "tracestate")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -31,11 +35,13 @@ class Call:
 
     Attributes:
         claim: What it holds of the worker pool.
+        trace: Its place in its caller's trace.
     """
 
     request_id: str
     claim: Claim
     timings: Timings
+    trace: CallTrace
     received_bytes: int = 0
     substitutions: list[pb.Substitution] = field(default_factory=list)
 
@@ -47,8 +53,11 @@ class Calls:
         default_timeout_seconds: The deadline of a call that brings none.
     """
 
-    def __init__(self, pool: WorkerPool, metrics: Metrics, default_timeout_seconds: float) -> None:
+    def __init__(
+        self, pool: WorkerPool, metrics: Metrics, default_timeout_seconds: float, traces: Traces | None = None
+    ) -> None:
         self._pool = pool
+        self._traces = traces or Traces()
         self._metrics = metrics
         self._default_timeout_seconds = default_timeout_seconds
 
@@ -58,29 +67,29 @@ class Calls:
         timeout_seconds = context.time_remaining() or self._default_timeout_seconds
         timings = Timings()
         request_id = _request_id(context)
-        code = grpc.StatusCode.OK
+        trace = self._traces.begin(method, context.invocation_metadata() or (), request_id)
+        about(request_id, trace.trace_id)
+        code, reason = grpc.StatusCode.OK, ""
+        started_seconds = time.monotonic()
         self._metrics.in_flight.labels(method).inc()
         try:
             async with (
                 asyncio.timeout(timeout_seconds),
                 Claim(self._pool, time.monotonic() + timeout_seconds, timings) as claim,
             ):
-                yield Call(request_id, claim, timings)
+                yield Call(request_id, claim, timings, trace)
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise
         except Exception as error:
-            code = status_of(error)[0]
+            code, reason, _ = status_of(error)
             await abort(context, error, request_id)
         finally:
             self._metrics.in_flight.labels(method).dec()
-            self._metrics.requests.labels(method, code.name).inc()
-            self._metrics.observe_stages(timings)
-
-
-def forwarded_metadata(context: Context) -> list[tuple[str, str]]:
-    """The caller's metadata that the engine should see."""
-    return [(k, v) for k, v in context.invocation_metadata() or () if k in _FORWARDED_METADATA and isinstance(v, str)]
+            seconds = time.monotonic() - started_seconds
+            self._metrics.end_call(method, code.name, reason, seconds, timings, trace.exemplar)
+            trace.end(code.name, reason, timings)
+            logger.debug("%s ended: %s after %.3f s", method, code.name, seconds)
 
 
 def _request_id(context: Context) -> str:

@@ -14,16 +14,19 @@ from aiohttp import web
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from engine_client import EngineClient
+from engine_client import Endpoints, EngineClient
 from preprocessor.config import ServeSettings, SettingError, split_address
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.models.registry import load_model
+from preprocessor.service.endpoint_metrics import EndpointMetrics
 from preprocessor.service.engine import arena_in, connect_engine, create_region, engine_form
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.reading import MAX_INLINE_BYTES
 from preprocessor.service.servicer import PreprocessorServicer
+from preprocessor.service.state_metrics import StateMetrics
+from preprocessor.service.tracing import create_traces
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from preprocessor.workers.pool import PoolSettings, WorkerPool
 from preprocessor.workers.process import Zygote
@@ -80,21 +83,26 @@ class Server:
         if self.engine is None and settings.engine.address:
             self._region = create_region(settings.engine, settings.memory_budget_bytes)
             self.engine = connect_engine(settings.engine, self.model, self._encoding, self._region)
+        self.traces = create_traces(settings.trace)
         self.metrics = Metrics()
+        self.metrics.describe_build(self.model)
+        if isinstance(self.engine, Endpoints):
+            self.metrics.registry.register(EndpointMetrics(self.engine.states))
         arena = None if self._region is None else arena_in(self._region, settings.memory_budget_bytes)
         self.pool = WorkerPool(self.model, _pool_settings(settings), self.metrics.count_worker_end, self._zygote, arena)
         await self.pool.start()
-        self.health = Health(self.engine, self.pool)
+        self.health = Health(self.engine, self.pool, settings.budget_full_seconds)
+        self.metrics.registry.register(StateMetrics(self.pool, self.health))
         self._grpc = grpc.aio.server(options=_CHANNEL_OPTIONS, interceptors=[_Serialized()])
         servicer = PreprocessorServicer(
-            self.model, settings, self.pool, self.metrics, self.engine, engine_form(settings.engine)
+            self.model, settings, self.pool, self.metrics, self.engine, engine_form(settings.engine), self.traces
         )
         pb_grpc.add_PreprocessorServicer_to_server(servicer, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._grpc)
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
         self.address = self._bind(settings.address)
         await self._grpc.start()
-        self._http = web.AppRunner(probe_application(self.health, self.metrics, self.pool), access_log=None)
+        self._http = web.AppRunner(probe_application(self.health, self.metrics), access_log=None)
         await self._http.setup()
         self.http_address = await self._bind_http(settings.http_address)
         await self.health.refresh()
@@ -113,6 +121,7 @@ class Server:
             await self.engine.close()
         self._encoding.shutdown(wait=False, cancel_futures=True)
         await self.pool.close()
+        await asyncio.to_thread(self.traces.close)
         if self._region is not None:
             self._region.close()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 import grpc.aio
 import pytest
 import pytest_asyncio
+from prometheus_client.parser import text_string_to_metric_families
 
 from engine_client import EngineClient
 from preprocessor.client import CHANNEL_OPTIONS, CallFailed, PrepareResult, generate, prepare
@@ -49,6 +52,28 @@ class Caller:
                 return list(generate(channel, spec, given, files or {}, timeout_seconds=60))
 
         return await asyncio.to_thread(call)
+
+    async def get(self, path: str) -> tuple[int, str]:
+        """Status and body of a GET on the port of probes and metrics."""
+
+        def fetch() -> tuple[int, str]:
+            try:
+                with urllib.request.urlopen(f"http://{self.server.http_address}{path}", timeout=5) as answer:
+                    return answer.status, answer.read().decode()
+            except urllib.error.HTTPError as error:
+                return error.code, error.read().decode()
+
+        return await asyncio.to_thread(fetch)
+
+    async def samples(self) -> dict[tuple[str, ...], float]:
+        """What `/metrics` says, by name and label values, these in the order of their labels' names."""
+        status, text = await self.get("/metrics")
+        assert status == 200
+        return {
+            (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
 
     async def refusal(self, spec: pb.PrepareSpec, files: Mapping[str, bytes] | None = None) -> CallFailed:
         """The error that a request ends with; the next request must work."""
