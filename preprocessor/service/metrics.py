@@ -30,23 +30,9 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.version import VERSION
 
 METHODS = tuple(pb.DESCRIPTOR.services_by_name["Preprocessor"].methods_by_name)
-STAGES = (
-    "receive",
-    "fetch",
-    "queue",
-    "plan",
-    "tokenize",
-    "decode",
-    "resize",
-    "patch",
-    "normalize",
-    "process",
-    "convert",
-    "send",
-    "first_token",
-    "between_tokens",
-    "generate",
-)
+# The stages of workers come first: only theirs is CPU time of one request alone.
+_WORK_STAGES = ("plan", "tokenize", "decode", "resize", "patch", "normalize", "process", "convert")
+STAGES = (*_WORK_STAGES, "receive", "fetch", "queue", "send", "first_token", "between_tokens", "generate")
 _OTHER = "other"
 
 # From a short prompt's tokens to a ten-minute video.
@@ -91,7 +77,9 @@ class Metrics:
             "preprocessor_request_duration_seconds", "Time from the start of a call to its end", "method"
         )
         self.stage_seconds = self._histogram("preprocessor_stage_duration_seconds", "Wall time of a stage", "stage")
-        self.stage_cpu_seconds = self._counter("preprocessor_stage_cpu_seconds", "CPU time of a stage", "stage")
+        self.stage_cpu_seconds = self._counter(
+            "preprocessor_stage_cpu_seconds", "CPU time of a stage that workers do", "stage"
+        )
 
         self.media = self._counter("preprocessor_media", "Images, videos and sounds planned", "modality")
         self.frames = self._counter("preprocessor_frames_used", "Video frames used")
@@ -116,7 +104,7 @@ class Metrics:
 
         # A counter that begins at 1 has no rate for its first event, so those whose labels are known begin at 0.
         self._stages = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
-        self._cpu = {stage: self.stage_cpu_seconds.labels(stage) for stage in STAGES}
+        self._cpu = {stage: self.stage_cpu_seconds.labels(stage) for stage in _WORK_STAGES}
         for method in METHODS:
             self.in_flight.labels(method)
             self.request_seconds.labels(method)
@@ -155,8 +143,8 @@ class Metrics:
                 continue  # a worker's word; a sum never recovers from it
             observed = self._stages.get(stage) or self.stage_seconds.labels(_OTHER)
             observed.observe(spent.wall_ms / 1e3, exemplar)  # type: ignore[arg-type]
-            if spent.cpu_ms > 0:
-                (self._cpu.get(stage) or self.stage_cpu_seconds.labels(_OTHER)).inc(spent.cpu_ms / 1e3)
+            if stage in self._cpu and spent.cpu_ms > 0:
+                self._cpu[stage].inc(spent.cpu_ms / 1e3)
 
     def observe_plan(self, planned: Plan | GenericPrepared) -> None:
         for item in planned.items:
