@@ -8,6 +8,7 @@ A span holds times, sizes and names that this service gave; never a prompt, a fi
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 
@@ -30,6 +31,7 @@ from preprocessor.version import VERSION
 _FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 _PROPAGATOR = TraceContextTextMapPropagator()
 _ENGINE_STAGE = "generate"
+_CLOSE_SECONDS = 2.0
 
 
 class OtlpTraces(Traces):
@@ -44,7 +46,8 @@ class OtlpTraces(Traces):
         self._provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(settings.sample_ratio)), resource=resource, shutdown_on_exit=False
         )
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.endpoint)))
+        self._exporter = OTLPSpanExporter(endpoint=settings.endpoint)
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("preprocessor", VERSION)
 
     def begin(self, method: str, metadata: Metadata, request_id: str) -> CallTrace:
@@ -63,7 +66,11 @@ class OtlpTraces(Traces):
         return _RecordedTrace(self._tracer, span)
 
     def close(self) -> None:
+        """Send what is left, unless the collector does not take it soon: a stop has no half minute for that."""
+        giving_up = threading.Timer(_CLOSE_SECONDS, self._exporter.shutdown)
+        giving_up.start()
         self._provider.shutdown()
+        giving_up.cancel()
 
 
 class _RecordedTrace(CallTrace):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import subprocess
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -26,6 +26,7 @@ DASHBOARD = ROOT / "deploy/grafana/vlm-preprocessor.json"
 METRIC_TABLE = ROOT / "deploy/prometheus/README.md"
 
 _STOP_SECONDS = 10.0
+_PAUSE_SECONDS = 0.05
 
 
 def program(name: str) -> Path:
@@ -63,9 +64,10 @@ class Prometheus:
 
     async def until(self, expression: str) -> Sequence[Mapping[str, Any]]:
         """The series of a query as soon as it has any, as a comparison does when it holds."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while not (result := await self.query(expression)):
-                await asyncio.sleep(0.05)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not (result := await self.query(expression)):
+            assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s: {expression}"
+            await asyncio.sleep(_PAUSE_SECONDS)
         return result
 
 
@@ -86,14 +88,14 @@ async def scraping(folder: Path, target: str) -> AsyncIterator[Prometheus]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [
-                binary,
+        process = await asyncio.create_subprocess_exec(
+            *(
+                str(binary),
                 f"--config.file={folder / 'prometheus.yaml'}",
                 f"--storage.tsdb.path={folder / 'data'}",
                 f"--web.listen-address={address}",
                 "--enable-feature=exemplar-storage",
-            ],
+            ),
             stdout=log,
             stderr=log,
         )
@@ -104,19 +106,24 @@ async def scraping(folder: Path, target: str) -> AsyncIterator[Prometheus]:
     finally:
         process.terminate()
         try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
+            async with asyncio.timeout(_STOP_SECONDS):
+                await process.wait()
+        except TimeoutError:
             process.kill()
-            process.wait()
+            await process.wait()
 
 
-async def _until_it_answers(server: Prometheus, process: subprocess.Popen[bytes], log: Path) -> None:
+async def _until_it_answers(server: Prometheus, process: asyncio.subprocess.Process, log: Path) -> None:
     """Return when it has read its own files and takes queries."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while True:
-            assert process.poll() is None, f"Prometheus ended: {log.read_text()}"
-            try:
-                await server.query("vector(1)")
-                return
-            except (OSError, AssertionError):
-                await asyncio.sleep(0.05)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        assert process.returncode is None and time.monotonic() < deadline, f"no Prometheus: {_text(log)}"
+        try:
+            await server.query("vector(1)")
+            return
+        except (OSError, AssertionError):
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+
+def _text(log: Path) -> str:
+    return log.read_text()
