@@ -119,6 +119,16 @@ class Metrics:
 
     # -- what happens --------------------------------------------------------------------------------------------------
 
+    def count_end(self, method: str, code: str, reason: str) -> None:
+        """Count the end of a call, or a call that was turned away before it began.
+
+        Args:
+            reason: Of its error; empty where there is none.
+        """
+        self.requests.labels(method, code).inc()
+        if reason:
+            self.errors.labels(method, self._bounded(reason)).inc()
+
     def end_call(
         self,
         method: str,
@@ -128,15 +138,12 @@ class Metrics:
         timings: Timings,
         exemplar: Exemplar | None = None,
     ) -> None:
-        """Count a call that has ended.
+        """Count a call that has ended, with what it took.
 
         Args:
-            reason: Of its error; empty where there is none.
             exemplar: Labels that lead from a bucket to this call's trace, if it is kept.
         """
-        self.requests.labels(method, code).inc()
-        if reason:
-            self.errors.labels(method, self._bounded(reason)).inc()
+        self.count_end(method, code, reason)
         self.request_seconds.labels(method).observe(seconds, exemplar)  # type: ignore[arg-type]
         for stage, spent in timings.stages.items():
             if not (math.isfinite(spent.wall_ms) and math.isfinite(spent.cpu_ms)):
