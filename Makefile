@@ -7,7 +7,7 @@ PROTOS := preprocessor/v1/preprocessor
 CODE := preprocessor engine_client deploy tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton demo test test-all soak parity bench bench-full golden proto reference format lint type verify clean
+.PHONY: help setup triton prometheus demo test test-all soak parity bench bench-full golden proto reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,13 +24,18 @@ $(VENV)/stamp: pyproject.toml deploy/constraints.txt deploy/venv.sh
 triton: setup ## unpack a real Triton server and the environment of its models into .triton
 	PYTHON=$(PYTHON) sh deploy/triton/setup.sh
 
+prometheus: ## unpack a real Prometheus into .prometheus
+	sh deploy/prometheus/setup.sh
+
 demo: triton ## the main job: a video and a question in, Triton's tokens out
 	$(BIN)/python -m deploy.demo
 
 test: triton ## run the tests; a few minutes
+	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'
 	$(BIN)/python -m pytest
 
 test-all: triton ## run every test but the soak, the long ones too
+	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'
 	$(BIN)/python -m pytest -m 'not soak'
 
 soak: setup ## half an hour of mixed work on one server, or SOAK_SECONDS: memory and descriptors stay flat
@@ -76,4 +81,4 @@ verify: proto lint type ## all checks that run nothing; fails where generated co
 	cmp deploy/constraints.txt preprocessor/doctor/tested.txt
 
 clean: ## remove everything that was set up
-	rm -rf $(VENV) .triton
+	rm -rf $(VENV) .triton .prometheus

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.errors import CorruptMedia
+from preprocessor.media.frames import Decoded, unreported
 from preprocessor.media.image import decode_image
 from preprocessor.media.video import decode_frames
 from preprocessor.types.asked import Media
@@ -22,12 +23,14 @@ def decode_item(
     video_decoder: str,
     substituted: Callable[[int, int], None],
     check: Callable[[], None],
+    decoded: Decoded = unreported,
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """The wanted frames of a video in order, or an image; uint8 [height, width, 3], each valid until the next is asked for.
 
     Args:
         frames_wanted: Which of a video's chosen frames; an image is always whole.
         substituted: Called with (index of the chosen frame, index of the frame used instead).
+        decoded: Called with how many frames of a video were decoded more, wanted or not.
     Raises:
         CorruptMedia: The pixels are not what the header promised.
     """
@@ -44,6 +47,7 @@ def decode_item(
         check,
         on_damage=medium.on_damage,
         substituted=lambda position, used: substituted(int(indices[position]), used),
+        decoded=decoded,
         backend=video_decoder,
     )
 

@@ -155,6 +155,12 @@ def write_pixels(
     """
     timings = Timings()
     substitutions: list[Substitution] = []
+    decoded_frame_count = 0
+
+    def decoded(frame_count: int) -> None:
+        nonlocal decoded_frame_count
+        decoded_frame_count += frame_count
+
     files = {medium.key: medium for medium in media}
     for index, item in enumerate(planned.items):
         groups = _groups_within(item, rows or range(planned.row_count))
@@ -172,9 +178,10 @@ def write_pixels(
             planned.video_decoder,
             substituted,
             check,
+            decoded,
         )
         _write_item(frames, item, groups.start, spec, planned.form, out, rows_written, timings)
-    return PixelReport(timings, tuple(substitutions))
+    return PixelReport(timings, tuple(substitutions), decoded_frame_count)
 
 
 def _write_item(

@@ -6,13 +6,13 @@ import argparse
 import asyncio
 import logging
 import os
-import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from preprocessor.cli.reference import effective
 from preprocessor.cli.sources import load_settings
 from preprocessor.machine import SINGLE_THREADED
+from preprocessor.service.logs import configure
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +23,7 @@ def run(options: argparse.Namespace) -> int:
         print(effective(loaded))
         return 0
     settings = loaded.settings
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    configure(settings.log_level, settings.log_format)
     # From here on seconds of torch, after a wrong option has been refused at once. What sets up its threads when it is
     # imported must find one wanted: work runs in processes, and a process with threads cannot be forked.
     os.environ.update(SINGLE_THREADED)

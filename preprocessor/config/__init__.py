@@ -10,6 +10,7 @@ from preprocessor.config.engine import EngineSettings
 from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
 from preprocessor.config.serve import ServeSettings
+from preprocessor.config.trace import TraceSettings
 from preprocessor.config.wire import WireSettings
 from preprocessor.kinds import parse_bytes
 from preprocessor.setting import SettingError, option_of, setting
@@ -21,6 +22,7 @@ __all__ = [
     "Limits",
     "ServeSettings",
     "SettingError",
+    "TraceSettings",
     "WireSettings",
     "is_loopback",
     "option_of",

@@ -9,6 +9,7 @@ from preprocessor.config.checks import require_choices, require_positive_int, re
 from preprocessor.config.engine import EngineSettings
 from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
+from preprocessor.config.trace import TraceSettings
 from preprocessor.config.wire import WireSettings
 from preprocessor.kinds import parse_bytes
 from preprocessor.machine import available_cpu_count, available_memory_bytes
@@ -58,7 +59,11 @@ class ServeSettings:
     )
     video_decoder: str = setting("pyav", "opencv decodes as OpenCV does", kind=str, choices=("pyav", "opencv"))
     drain_seconds: float = setting(20.0, "how long a stop waits for calls under way", "S", kind=float)
+    budget_full_seconds: float = setting(
+        15.0, "how long the memory budget may be full before this replica is unready", "S", kind=float
+    )
     log_level: str = setting("info", "what to log", kind=str, choices=("debug", "info", "warning", "error"))
+    log_format: str = setting("text", "lines of text, or a JSON object a line", kind=str, choices=("text", "json"))
     log_payloads: bool = setting(
         False,
         "let texts of faults into the log that may hold pieces of prompts and files: for debugging",
@@ -69,6 +74,7 @@ class ServeSettings:
     wire: WireSettings = group(WireSettings, "the wire")
     engine: EngineSettings = group(EngineSettings, "the engine, for Generate", "engine-", needs="address")
     fetch: FetchSettings = group(FetchSettings, "media given by URL", "fetch-")
+    trace: TraceSettings = group(TraceSettings, "spans, for tracing", "trace-", needs="endpoint")
     limits: Limits = group(Limits, "limits on one request")
 
     def __post_init__(self) -> None:
@@ -83,6 +89,7 @@ class ServeSettings:
                 raise SettingError(option, size_bytes, f"a size of at least {least >> 20} MiB, such as 4GiB")
         require_seconds("--max-cpu-seconds", self.max_cpu_seconds)
         require_seconds("--drain-seconds", self.drain_seconds)
+        require_seconds("--budget-full-seconds", self.budget_full_seconds)
         require_choices(self)
         self.access.check_address("--address", self.address)
         _, port = split_address("--address", self.address)

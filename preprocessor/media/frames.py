@@ -24,7 +24,11 @@ Substituted = Callable[[int, int], None]
 """Called with (position among the indices, index of the frame used in its place)."""
 
 
-def unreported(position: int, index: int) -> None:
+Decoded = Callable[[int], None]
+"""Called with how many frames a decoder has given out more, wanted or not."""
+
+
+def unreported(*_: int) -> None:
     """The listener that nobody is."""
 
 
@@ -42,6 +46,7 @@ class Choice:
     check: Callable[[], None]
     on_damage: OnDamage
     substituted: Substituted
+    decoded: Decoded = unreported
 
 
 class Decoder(Protocol):

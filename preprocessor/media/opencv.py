@@ -23,6 +23,7 @@ way that it takes options: its environment.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import tempfile
@@ -59,7 +60,7 @@ def decode_with_opencv(data: bytes, clip: IndexedClip, choice: Choice) -> Iterat
         raise _limit(choice, "does not say which frames of a damaged file are good")
     with _capture(data, choice) as capture:
         try:
-            strict = Choice(choice.indices, choice.key, choice.check, OnDamage.FAIL, choice.substituted)
+            strict = dataclasses.replace(choice, on_damage=OnDamage.FAIL)
             yield from fill(_frames(capture, clip, choice), clip.upright, clip, strict)
         except CorruptMedia as error:
             if choice.on_damage is OnDamage.FAIL:
@@ -75,6 +76,7 @@ def _frames(capture: Any, clip: IndexedClip, choice: Choice) -> Iterator[tuple[i
     index, is_first = 0, True
     while capture.grab():
         choice.check()
+        choice.decoded(1)
         time_ms = capture.get(cv2.CAP_PROP_POS_MSEC)
         if is_first and abs(time_ms) > first_gap_ms / 2:
             raise _limit(choice, "does not begin with the file's first frame")

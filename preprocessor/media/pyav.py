@@ -107,6 +107,7 @@ class _TimedDecoder:
 
     def __init__(self, codec: av.VideoCodecContext, clip: IndexedClip, choice: Choice) -> None:
         self._codec = codec
+        self._decoded = choice.decoded
         self._frame_of_packet = clip.frame_of_packet.tolist()
         self._is_wanted = np.isin(clip.frame_of_packet, choice.indices).tolist()
         self._entry_frames = clip.entry_frames.tolist()
@@ -159,7 +160,9 @@ class _TimedDecoder:
     def _decode(self, packet: av.Packet[av.VideoStream] | None) -> list[av.VideoFrame]:
         """What the packet completes, or with None what the decoder holds back for order."""
         try:
-            return self._codec.decode(packet)
+            frames = self._codec.decode(packet)
+            self._decoded(len(frames))
+            return frames
         except av.error.FFmpegError:
             if packet is not None and packet.pts is not None:
                 self._note_damage(packet.pts)
@@ -200,27 +203,28 @@ def _count_frames(
         group = groups.begun_by(ordinal)
         if group is not None or packet is None:
             if is_running:
-                yield from enumerate(_good_part(codec, None)[0], number)
+                yield from enumerate(_good_part(codec, None, choice)[0], number)
             if group is None or (last_group >= 0 and groups.is_done_after(last_group)):
                 return
             is_running, number, last_group = groups.needs(group), entry_frames[group], group
             codec.flush_buffers()
         if not is_running:
             continue
-        frames, is_running = _good_part(codec, packet)
+        frames, is_running = _good_part(codec, packet, choice)
         groups.has_good = groups.has_good or bool(frames)
         yield from enumerate(frames, number)
         number += len(frames)
 
 
 def _good_part(
-    codec: av.VideoCodecContext, packet: av.Packet[av.VideoStream] | None
+    codec: av.VideoCodecContext, packet: av.Packet[av.VideoStream] | None, choice: Choice
 ) -> tuple[list[av.VideoFrame], bool]:
     """The frames that this packet completes, up to the first bad one, and whether none is bad."""
     try:
         frames = codec.decode(packet)
     except av.error.FFmpegError:
         return [], False
+    choice.decoded(len(frames))
     good = list(itertools.takewhile(lambda frame: not frame.is_corrupt, frames))
     return good, len(good) == len(frames)
 

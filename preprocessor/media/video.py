@@ -26,7 +26,7 @@ from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest
 from preprocessor.media.clip import IndexedClip
 from preprocessor.media.container import keep_going
-from preprocessor.media.frames import Choice, Decoder, Substituted, unreported
+from preprocessor.media.frames import Choice, Decoded, Decoder, Substituted, unreported
 from preprocessor.media.opencv import decode_with_opencv
 from preprocessor.media.probe import probe_file
 from preprocessor.media.pyav import decode_with_pyav
@@ -70,6 +70,7 @@ def decode_frames(
     *,
     on_damage: OnDamage = OnDamage.FAIL,
     substituted: Substituted = unreported,
+    decoded: Decoded = unreported,
     backend: str = "pyav",
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield the frames at `indices` as RGB uint8 [height, width, 3], in presentation order; a repeated index repeats.
@@ -83,6 +84,7 @@ def decode_frames(
         on_damage: REPEAT puts the last good frame in the place of one that cannot be decoded, or the next good one where
             none was before.
         substituted: Called with (position among `indices`, index of the frame used instead) for each such place.
+        decoded: Called with how many frames were decoded more, wanted or not.
         backend: A name in `DECODERS`.
     Raises:
         CorruptMedia: `UNDECODABLE_FRAME`: a chosen frame cannot be decoded (FAIL; the message names its time) or no frame
@@ -100,4 +102,4 @@ def decode_frames(
     if not isinstance(clip, IndexedClip):
         raise TypeError("clip must come from probe_video, for it holds the file's packets")
     decode = decode_webp if clip.codec == "webp" and backend == "pyav" else DECODERS[backend]
-    return decode(data, clip, Choice(indices, key, check, on_damage, substituted))
+    return decode(data, clip, Choice(indices, key, check, on_damage, substituted, decoded))

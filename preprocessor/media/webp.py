@@ -91,6 +91,7 @@ def _frames(image: Image.Image, clip: IndexedClip, choice: Choice) -> Iterator[t
             image.load()
         except (EOFError, OSError):  # libwebp does not go on behind a damaged frame
             return
+        choice.decoded(1)
         yield index, image.copy()
 
 

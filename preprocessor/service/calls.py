@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -13,14 +14,16 @@ import grpc
 
 from preprocessor.config import WireSettings
 from preprocessor.errors import DeadlineExceeded
+from preprocessor.service.logs import about
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.status import Context, abort, request_id_of, status_of
+from preprocessor.service.tracing import CallTrace, Traces
 from preprocessor.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.workers.claim import Claim
 from preprocessor.workers.pool import WorkerPool
 
-_FORWARDED_METADATA = ("traceparent", "tracestate")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -29,6 +32,7 @@ class Call:
 
     Attributes:
         claim: What it holds of the worker pool.
+        trace: Its place in its caller's trace.
         deadline_seconds: On `time.monotonic`'s clock; gRPC's own account of it follows the wall clock.
         answer_idle_seconds: The longest that a message waits to be read.
     """
@@ -39,6 +43,7 @@ class Call:
     context: Context
     deadline_seconds: float
     answer_idle_seconds: float
+    trace: CallTrace
     received_bytes: int = 0
     substitutions: list[pb.Substitution] = field(default_factory=list)
 
@@ -69,8 +74,17 @@ class Calls:
         log_payloads: As `status.abort`'s.
     """
 
-    def __init__(self, pool: WorkerPool, metrics: Metrics, wire: WireSettings, *, log_payloads: bool = False) -> None:
+    def __init__(
+        self,
+        pool: WorkerPool,
+        metrics: Metrics,
+        wire: WireSettings,
+        *,
+        traces: Traces | None = None,
+        log_payloads: bool = False,
+    ) -> None:
         self._pool = pool
+        self._traces = traces or Traces()
         self._metrics = metrics
         self._wire = wire
         self._log_payloads = log_payloads
@@ -84,26 +98,26 @@ class Calls:
         deadline_seconds = time.monotonic() + timeout_seconds
         timings = Timings()
         request_id = request_id_of(context)
-        code = grpc.StatusCode.OK
+        trace = self._traces.begin(method, context.invocation_metadata() or (), request_id)
+        about(request_id, trace.trace_id)
+        code, reason = grpc.StatusCode.OK, ""
+        started_seconds = time.monotonic()
         self._metrics.in_flight.labels(method).inc()
         try:
             async with (
                 asyncio.timeout(timeout_seconds),
                 Claim(self._pool, deadline_seconds, timings) as claim,
             ):
-                yield Call(request_id, claim, timings, context, deadline_seconds, self._wire.answer_idle_seconds)
+                yield Call(request_id, claim, timings, context, deadline_seconds, self._wire.answer_idle_seconds, trace)
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise
         except Exception as error:
-            code = status_of(error)[0]
+            code, reason, _ = status_of(error)
             await abort(context, error, request_id, log_payloads=self._log_payloads)
         finally:
             self._metrics.in_flight.labels(method).dec()
-            self._metrics.requests.labels(method, code.name).inc()
-            self._metrics.observe_stages(timings)
-
-
-def forwarded_metadata(context: Context) -> list[tuple[str, str]]:
-    """The caller's metadata that the engine should see."""
-    return [(k, v) for k, v in context.invocation_metadata() or () if k in _FORWARDED_METADATA and isinstance(v, str)]
+            seconds = time.monotonic() - started_seconds
+            self._metrics.end_call(method, code.name, reason, seconds, timings, trace.exemplar)
+            trace.end(code.name, reason, timings)
+            logger.debug("%s ended: %s after %.3f s", method, code.name, seconds)

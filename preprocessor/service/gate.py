@@ -81,7 +81,8 @@ class Gate(grpc.aio.ServerInterceptor):
             with self._held_place(context):
                 yield
         except PreprocessorError as error:
-            self._metrics.requests.labels(method, status_of(error)[0].name).inc()
+            code, reason, _ = status_of(error)
+            self._metrics.count_end(method, code.name, reason)
             await abort(context, error, request_id_of(context))
 
     @contextlib.contextmanager

@@ -1,18 +1,20 @@
 """Is this replica alive, and should it get work? Answered over gRPC health and over HTTP, from one truth.
 
-Alive means that the event loop answers. Ready means: the model is loaded, workers are there, the engine answers where there
-is one, and no stop is under way. An engine that is down makes a replica unready and never restarts it.
+Alive means that the event loop answers: whatever stops it, a restart cures. Ready means that nothing of `Cause` holds, which
+a restart would not cure: an engine that is down makes a replica unready and never restarts it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
+import time
+from collections.abc import Callable, Mapping
 
 from aiohttp import web
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as grpc_health
-from prometheus_client import CONTENT_TYPE_LATEST
 
 from engine_client import EngineClient, EngineError
 from preprocessor.service.metrics import Metrics
@@ -23,24 +25,65 @@ logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 2.0
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Preprocessor"].full_name
+_FULL = 0.95  # what is left then fits no video
+
+
+class Cause(enum.Enum):
+    """Why a replica should get no work."""
+
+    DRAINING = "draining"
+    """A stop is under way."""
+    WORKERS = "workers"
+    """There is no worker process; they are being started."""
+    ENGINE = "engine"
+    """The engine, without which `Generate` is not served, does not answer."""
+    BUDGET = "budget"
+    """Memory has been full for a while: what comes would wait, or be refused, while another replica has room."""
 
 
 class Health:
-    """Keeps the truth current: `run` watches the engine and the workers, `drain` begins the end."""
+    """Keeps the truth current: `run` watches the engine, the workers and the memory, `drain` begins the end.
 
-    def __init__(self, engine: EngineClient | None, pool: WorkerPool) -> None:
+    Args:
+        budget_full_seconds: How long memory may be full.
+        clock: Seconds that only ever grow.
+    """
+
+    def __init__(
+        self,
+        engine: EngineClient | None,
+        pool: WorkerPool,
+        budget_full_seconds: float = 15.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.servicer = grpc_health.HealthServicer()
         self._engine = engine
         self._pool = pool
+        self._budget_full_seconds = budget_full_seconds
+        self._clock = clock
+        self._full_since: float | None = None
         self._engine_trouble = "" if engine is None else "the engine has not been asked yet"
         self._is_draining = False
+        self._published: frozenset[Cause] | None = None
+
+    @property
+    def causes(self) -> Mapping[Cause, str]:
+        """Why this replica should get no work, each with what to say of it; empty when it should."""
+        found = {}
+        if self._is_draining:
+            found[Cause.DRAINING] = "draining"
+        if not self._pool.crew.count:
+            found[Cause.WORKERS] = "no worker process is running"
+        if self._engine_trouble:
+            found[Cause.ENGINE] = f"engine: {self._engine_trouble}"
+        if self._full_since is not None and self._clock() - self._full_since >= self._budget_full_seconds:
+            found[Cause.BUDGET] = f"the memory budget has been full for {self._clock() - self._full_since:.0f} s"
+        return found
 
     @property
     def trouble(self) -> str:
-        """Why this replica should get no work; empty when it should."""
-        if self._is_draining:
-            return "draining"
-        return self._engine_trouble if self._pool.crew.count else "no worker process is running"
+        """The causes in a line."""
+        return "; ".join(self.causes.values())
 
     @property
     def is_engine_ready(self) -> bool:
@@ -53,7 +96,11 @@ class Health:
             await asyncio.sleep(CHECK_SECONDS)
 
     async def refresh(self) -> None:
-        """Ask the engine now, and publish."""
+        """Look at the memory, ask the engine, and publish."""
+        if self._pool.fullness < _FULL:
+            self._full_since = None
+        elif self._full_since is None:
+            self._full_since = self._clock()
         if self._engine is not None:
             before = self._engine_trouble
             try:
@@ -71,25 +118,31 @@ class Health:
         await self._publish()
 
     async def _publish(self) -> None:
+        causes = frozenset(self.causes)
+        if causes == self._published:
+            return
+        if self._published is not None:
+            logger.info("%s", f"not ready: {self.trouble}" if causes else "ready")
+        self._published = causes
         serving = health_pb2.HealthCheckResponse.SERVING
-        status = health_pb2.HealthCheckResponse.NOT_SERVING if self.trouble else serving
+        status = health_pb2.HealthCheckResponse.NOT_SERVING if causes else serving
         for name in ("", SERVICE_NAME):
             await self.servicer.set(name, status)
 
 
-def probe_application(health: Health, metrics: Metrics, pool: WorkerPool) -> web.Application:
+def probe_application(health: Health, metrics: Metrics) -> web.Application:
     """`/livez`, `/readyz` and `/metrics`."""
 
     async def livez(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     async def readyz(_: web.Request) -> web.Response:
-        return web.Response(text=f"{health.trouble or 'ok'}\n", status=503 if health.trouble else 200)
+        causes = health.causes
+        return web.Response(text="\n".join(causes.values() or ["ok"]) + "\n", status=503 if causes else 200)
 
-    async def scrape(_: web.Request) -> web.Response:
-        metrics.observe_pool(pool)
-        metrics.engine_ready.set(health.is_engine_ready)
-        return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def scrape(request: web.Request) -> web.Response:
+        body, content_type = metrics.render(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
     application = web.Application()
     application.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", scrape)])

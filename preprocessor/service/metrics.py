@@ -1,23 +1,63 @@
-"""Prometheus metrics. The parent process alone counts; a label never holds an id."""
+"""Prometheus metrics of what happens: calls, stages, media, bytes, tokens. What is, `state_metrics` reads when it is asked.
+
+The parent process alone counts. A label never holds an id, nor anything else that a caller or a worker may choose: its values
+are of a list, or there are at most so many. deploy/prometheus/README.md tells them all; a test compares.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+import av
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.process_collector import ProcessCollector
 
 from preprocessor.errors import PreprocessorError
-from preprocessor.models.generic import GenericPrepared
+from preprocessor.models.family import Model
+from preprocessor.models.fingerprint import library_versions
+from preprocessor.models.generic import GenericModel, GenericPrepared
 from preprocessor.timing import Timings
-from preprocessor.types.planned import Plan
+from preprocessor.types.asked import Modality
+from preprocessor.types.found import ClipInfo
+from preprocessor.types.planned import ItemPlan, Plan
+from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.version import VERSION
-from preprocessor.workers.pool import WorkerPool
 
-# From a header probe to a ten-minute video.
-_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+METHODS = tuple(pb.DESCRIPTOR.services_by_name["Preprocessor"].methods_by_name)
+# The stages of workers come first: only theirs is CPU time of one request alone.
+_WORK_STAGES = ("plan", "tokenize", "decode", "resize", "patch", "normalize", "process", "convert")
+STAGES = (*_WORK_STAGES, "receive", "fetch", "queue", "send", "first_token", "between_tokens", "generate")
+_OTHER = "other"
+
+# From a short prompt's tokens to a ten-minute video.
+_SECONDS_BUCKETS = (
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
+)
+_MAX_REASON_COUNT = 128  # README lists some seventy
+
+Exemplar = Mapping[str, str]
 
 
 class Metrics:
@@ -25,43 +65,111 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "preprocessor_requests", "Calls ended, by method and gRPC code", ["method", "code"], registry=self.registry
+        ProcessCollector(registry=self.registry)
+        self.build = self._info("preprocessor_build", "Versions, and the model that is served")
+
+        self.requests = self._counter("preprocessor_requests", "Calls ended, by method and gRPC code", "method", "code")
+        self.errors = self._counter(
+            "preprocessor_errors", "Calls ended with an error, by method and stable reason", "method", "reason"
         )
-        self.in_flight = Gauge("preprocessor_requests_in_flight", "Calls open now", ["method"], registry=self.registry)
-        self.queued = Gauge("preprocessor_queued_requests", "Work waiting for a worker", registry=self.registry)
-        self.running = Gauge("preprocessor_running_work", "Work that workers do now", registry=self.registry)
-        self.workers = Gauge("preprocessor_workers", "Cores to work on", registry=self.registry)
-        self.worker_processes = Gauge("preprocessor_worker_processes", "Worker processes alive", registry=self.registry)
-        self.worker_ends = Counter(
-            "preprocessor_worker_ends", "Worker processes ended, by why", ["reason"], registry=self.registry
+        self.in_flight = self._gauge("preprocessor_requests_in_flight", "Calls open now", "method")
+        self.request_seconds = self._histogram(
+            "preprocessor_request_duration_seconds", "Time from the start of a call to its end", "method"
         )
-        self.budget_bytes = Gauge("preprocessor_budget_bytes", "Memory for all requests", registry=self.registry)
-        self.budget_used_bytes = Gauge("preprocessor_budget_used_bytes", "Memory they hold", registry=self.registry)
-        self.stage_seconds = Histogram(
-            "preprocessor_stage_duration_seconds",
-            "Wall time of a stage",
-            ["stage"],
-            buckets=_SECONDS_BUCKETS,
-            registry=self.registry,
+        self.stage_seconds = self._histogram("preprocessor_stage_duration_seconds", "Wall time of a stage", "stage")
+        self.stage_cpu_seconds = self._counter(
+            "preprocessor_stage_cpu_seconds", "CPU time of a stage that workers do", "stage"
         )
-        self.media = Counter("preprocessor_media", "Images and videos planned", ["modality"], registry=self.registry)
-        self.frames = Counter("preprocessor_frames_used", "Video frames used", registry=self.registry)
-        self.prompt_tokens = Counter("preprocessor_prompt_tokens", "Prompt tokens produced", registry=self.registry)
-        self.answer_tokens = Counter("preprocessor_answer_tokens", "Tokens the engine answered", registry=self.registry)
-        self.received_bytes = Counter("preprocessor_received_bytes", "Media bytes received", registry=self.registry)
-        self.fetch_seconds = Histogram(
+
+        self.media = self._counter("preprocessor_media", "Images, videos and sounds planned", "modality")
+        self.frames = self._counter("preprocessor_frames_used", "Video frames used")
+        self.frames_decoded = self._counter("preprocessor_frames_decoded", "Video frames decoded, used or not")
+        self.frames_skipped = self._counter("preprocessor_frames_skipped", "Video frames that never had to be decoded")
+        self.pixels = self._counter("preprocessor_pixels", "Pixels made, of images and frames as resized", "modality")
+        self.pixel_bytes = self._counter("preprocessor_pixel_bytes", "Pixel bytes made")
+        self.prompt_tokens = self._counter("preprocessor_prompt_tokens", "Prompt tokens produced")
+        self.answer_tokens = self._counter("preprocessor_answer_tokens", "Tokens the engine answered")
+        self.received_bytes = self._counter("preprocessor_received_bytes", "Media bytes received")
+        self.sent_bytes = self._counter("preprocessor_sent_bytes", "Tensor bytes handed on, by to whom", "to")
+
+        self.fetch_seconds = self._histogram(
             "preprocessor_fetch_duration_seconds",
             "Time of fetching a file, by the URL's scheme and how it ended",
-            ["scheme", "outcome"],
-            buckets=_SECONDS_BUCKETS,
-            registry=self.registry,
+            "scheme",
+            "outcome",
         )
-        self.fetching = Gauge("preprocessor_fetches_in_flight", "Files being fetched now", registry=self.registry)
-        self.fetched_bytes = Counter("preprocessor_fetched_bytes", "Bytes fetched", ["scheme"], registry=self.registry)
-        self.pixel_bytes = Counter("preprocessor_pixel_bytes", "Pixel bytes made", registry=self.registry)
-        self.engine_ready = Gauge("preprocessor_engine_ready", "1 while the engine answers", registry=self.registry)
-        Info("preprocessor_build", "Version of this service", registry=self.registry).info({"version": VERSION})
+        self.fetching = self._gauge("preprocessor_fetches_in_flight", "Files being fetched now")
+        self.fetched_bytes = self._counter("preprocessor_fetched_bytes", "Bytes fetched", "scheme")
+        self.worker_ends = self._counter("preprocessor_worker_ends", "Worker processes ended, by why", "reason")
+
+        # A counter that begins at 1 has no rate for its first event, so those whose labels are known begin at 0.
+        self._stages = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
+        self._cpu = {stage: self.stage_cpu_seconds.labels(stage) for stage in _WORK_STAGES}
+        for method in METHODS:
+            self.in_flight.labels(method)
+            self.request_seconds.labels(method)
+            for code in ("OK", "CANCELLED", "INTERNAL", "RESOURCE_EXHAUSTED", "UNAVAILABLE"):
+                self.requests.labels(method, code)
+        for reason in ("lost", "killed", "recycled"):
+            self.worker_ends.labels(reason)
+        for receiver in ("caller", "engine"):
+            self.sent_bytes.labels(receiver)
+        self._reasons: set[str] = set()
+        self.between_tokens = self._stages["between_tokens"]
+
+    # -- what happens --------------------------------------------------------------------------------------------------
+
+    def count_end(self, method: str, code: str, reason: str) -> None:
+        """Count the end of a call, or a call that was turned away before it began.
+
+        Args:
+            reason: Of its error; empty where there is none.
+        """
+        self.requests.labels(method, code).inc()
+        if reason:
+            self.errors.labels(method, self._bounded(reason)).inc()
+
+    def end_call(
+        self,
+        method: str,
+        code: str,
+        reason: str,
+        seconds: float,
+        timings: Timings,
+        exemplar: Exemplar | None = None,
+    ) -> None:
+        """Count a call that has ended, with what it took.
+
+        Args:
+            exemplar: Labels that lead from a bucket to this call's trace, if it is kept.
+        """
+        self.count_end(method, code, reason)
+        self.request_seconds.labels(method).observe(seconds, exemplar)  # type: ignore[arg-type]
+        for stage, spent in timings.stages.items():
+            if not (math.isfinite(spent.wall_ms) and math.isfinite(spent.cpu_ms)):
+                continue  # a worker's word; a sum never recovers from it
+            observed = self._stages.get(stage) or self.stage_seconds.labels(_OTHER)
+            observed.observe(spent.wall_ms / 1e3, exemplar)  # type: ignore[arg-type]
+            if stage in self._cpu and spent.cpu_ms > 0:
+                self._cpu[stage].inc(spent.cpu_ms / 1e3)
+
+    def observe_plan(self, planned: Plan | GenericPrepared) -> None:
+        for item in planned.items:
+            self.media.labels(item.modality.name.lower()).inc()
+            self.frames.inc(0 if item.frames is None else len(item.frames.indices))
+        self.prompt_tokens.inc(planned.token_count)
+
+    def observe_pixels(self, planned: Plan, decoded_frame_count: int) -> None:
+        """Count pixels that were made, and the frames that were decoded for them."""
+        self.pixel_bytes.inc(planned.pixel_bytes)
+        in_files = 0
+        for item in planned.items:
+            self.pixels.labels(item.modality.name.lower()).inc(_pixel_count(item))
+            if item.modality is Modality.VIDEO and isinstance(item.source, ClipInfo):
+                in_files += item.source.frame_count
+        self.frames_decoded.inc(max(0, decoded_frame_count))
+        # Parts of a clip cut in the midst of a group of pictures may decode a frame twice.
+        self.frames_skipped.inc(max(0, in_files - decoded_frame_count))
 
     @contextlib.contextmanager
     def time_fetch(self, scheme: str) -> Iterator[None]:
@@ -81,29 +189,54 @@ class Metrics:
             self.fetching.dec()
             self.fetch_seconds.labels(scheme, outcome).observe(time.perf_counter() - started)
 
-    def observe_plan(self, planned: Plan | GenericPrepared) -> None:
-        for item in planned.items:
-            self.media.labels(item.modality.name.lower()).inc()
-            self.frames.inc(0 if item.frames is None else len(item.frames.indices))
-        self.prompt_tokens.inc(planned.token_count)
-
-    def observe_pool(self, pool: WorkerPool) -> None:
-        """Take the gauges' values; to be called when they are read."""
-        self.queued.set(pool.queued_count)
-        self.running.set(pool.running_count)
-        self.workers.set(pool.settings.worker_count)
-        self.worker_processes.set(pool.crew.count)
-        self.budget_bytes.set(pool.settings.memory_budget_bytes)
-        self.budget_used_bytes.set(pool.used_bytes)
-
     def count_worker_end(self, reason: str) -> None:
         """See `WorkerPool`."""
         self.worker_ends.labels(reason).inc()
 
-    def observe_stages(self, timings: Timings) -> None:
-        for stage, spent in timings.stages.items():
-            self.stage_seconds.labels(stage).observe(spent.wall_ms / 1e3)
+    # -- what is said of it --------------------------------------------------------------------------------------------
 
-    def render(self) -> bytes:
-        """The Prometheus text format."""
-        return generate_latest(self.registry)
+    def describe_build(self, model: Model | GenericModel) -> None:
+        """Say once what runs here."""
+        libraries = {name.replace("-", "_"): version for name, version in library_versions().items()}
+        self.build.info(
+            {
+                "version": VERSION,
+                "model": model.name,
+                "model_fingerprint": model.fingerprint,
+                "ffmpeg": av.ffmpeg_version_info,
+                "python": platform.python_version(),
+                **libraries,
+            }
+        )
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """All metrics in the format that an HTTP `Accept` header asks for, and its content type.
+
+        OpenMetrics, which Prometheus asks for, has exemplars; the plain text format, the default, has none.
+        """
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+    def _bounded(self, reason: str) -> str:
+        """The reason, unless there are too many: errors come from workers, too, which have had strangers' files in hand."""
+        if reason not in self._reasons:
+            if len(self._reasons) >= _MAX_REASON_COUNT:
+                return _OTHER
+            self._reasons.add(reason)
+        return reason
+
+    def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
+        return Counter(name, meaning, labels, registry=self.registry)
+
+    def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
+        return Gauge(name, meaning, labels, registry=self.registry)
+
+    def _histogram(self, name: str, meaning: str, *labels: str) -> Histogram:
+        return Histogram(name, meaning, labels, buckets=_SECONDS_BUCKETS, registry=self.registry)
+
+    def _info(self, name: str, meaning: str) -> Info:
+        return Info(name, meaning, registry=self.registry)
+
+
+def _pixel_count(item: ItemPlan) -> int:
+    return item.width_px * item.height_px * (1 if item.frames is None else len(item.frames.indices))

@@ -26,6 +26,8 @@ from preprocessor.service.gate import Gate
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.servicer import PreprocessorServicer
+from preprocessor.service.state_metrics import StateMetrics
+from preprocessor.service.tracing import create_traces
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from preprocessor.workers.pool import PoolSettings, WorkerPool
 from preprocessor.workers.process import Zygote
@@ -71,7 +73,10 @@ class Server:
 
     async def _start(self, undoing: AsyncExitStack) -> None:
         settings = self.settings
+        self.traces = create_traces(settings.trace)
+        undoing.push_async_callback(asyncio.to_thread, self.traces.close)
         self.metrics = Metrics()
+        self.metrics.describe_build(self.model)
         self.fetcher = await undoing.enter_async_context(Fetcher(settings.fetch, self.metrics))
         # Encoding copies a prompt's tensors into a message: milliseconds of memory traffic, not a worker's kind of work.
         encoding = ThreadPoolExecutor(2, "encode")
@@ -90,11 +95,19 @@ class Server:
         undoing.push_async_callback(self.pool.close)
         if self.engine is not None:
             undoing.push_async_callback(self.engine.close)
-        self.health = Health(self.engine, self.pool)
+        self.health = Health(self.engine, self.pool, settings.budget_full_seconds)
+        self.metrics.registry.register(StateMetrics(self.pool, self.health))
         self.gate = Gate(settings.access, settings.wire, self.metrics)
         self._grpc = listening.create_server(settings.wire, self.gate)
         servicer = PreprocessorServicer(
-            self.model, settings, self.pool, self.metrics, self.fetcher, self.engine, engine_form(settings.engine)
+            self.model,
+            settings,
+            self.pool,
+            self.metrics,
+            self.fetcher,
+            self.engine,
+            engine_form(settings.engine),
+            self.traces,
         )
         pb_grpc.add_PreprocessorServicer_to_server(servicer, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._grpc)
@@ -102,7 +115,7 @@ class Server:
         self.address = listening.bind(self._grpc, settings.address, settings.access)
         await self._grpc.start()
         undoing.push_async_callback(self._grpc.stop, grace=None)
-        self._http = web.AppRunner(probe_application(self.health, self.metrics, self.pool), access_log=None)
+        self._http = web.AppRunner(probe_application(self.health, self.metrics), access_log=None)
         await self._http.setup()
         undoing.push_async_callback(self._http.cleanup)
         self.http_address = await self._bind_http(settings.http_address)

@@ -33,12 +33,13 @@ from preprocessor.models.fingerprint import library_versions
 from preprocessor.models.generic import GenericModel, GenericPrepared
 from preprocessor.requests import check_request
 from preprocessor.service import reading, writing
-from preprocessor.service.calls import Call, Calls, forwarded_metadata
+from preprocessor.service.calls import Call, Calls
 from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.files import receive_files
 from preprocessor.service.intake import Intake, Upload
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.tensors import is_small, write_rows
+from preprocessor.service.tracing import Traces
 from preprocessor.text.detokenizer import Detokenizer
 from preprocessor.types.asked import PixelForm, PreparationRequest
 from preprocessor.types.planned import Plan
@@ -66,10 +67,11 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         fetcher: Fetcher,
         engine: EngineClient | None,
         engine_form: PixelForm | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self._model = model
         self._settings = settings
-        self._calls = Calls(pool, metrics, settings.wire, log_payloads=settings.log_payloads)
+        self._calls = Calls(pool, metrics, settings.wire, traces=traces, log_payloads=settings.log_payloads)
         self._intake = Intake(settings.wire)
         self._metrics = metrics
         self._fetcher = fetcher
@@ -174,6 +176,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         """Send what the header had no room for, such as the positions of a very long prompt."""
         with call.timings.stage("send"):
             for name, array in planned.tensors.items():
+                self._metrics.sent_bytes.labels("caller").inc(array.nbytes)  # in the header, or here
                 if not is_small(array):
                     for message in write_rows(name, array, 0, len(array)):
                         await call.send(message)
@@ -185,6 +188,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             with call.timings.stage("send"):
                 for message in write_rows(planned.pixels.name, run.array, first_row, row_count):
                     await call.send(message)
+            self._metrics.sent_bytes.labels("caller").inc(row_count * planned.pixel_bytes // planned.pixels.row_count)
         await self._conclude(run, planned, call)
 
     @contextlib.asynccontextmanager
@@ -224,7 +228,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         report = await run.report()
         call.timings.merge(report.timings)
         call.substitutions = writing.write_substitutions(planned, report.substitutions)
-        self._metrics.pixel_bytes.inc(planned.pixel_bytes)
+        self._metrics.observe_pixels(planned, report.decoded_frame_count)
 
     async def _stream_answer(
         self,
@@ -236,14 +240,20 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         """Pass the engine's tokens on as they come, with the text they complete; returns how they ended."""
         detokenizer = Detokenizer(self._model.tokenizer, stop_strings)
         started, first_token_at, token_count = time.perf_counter(), 0.0, 0
+        self._metrics.sent_bytes.labels("engine").inc(sum(array.nbytes for array in request.tensors.values()))
+        last_token_at, observe_gap = 0.0, self._metrics.between_tokens.observe
         finish_reason = FinishReason.STOP
         # Others get the room when the engine has read all of it, which may be after a call that ends before its first token.
         request = dataclasses.replace(request, on_released=call.claim.lend())
         async with contextlib.aclosing(
-            engine.generate(request, timeout_seconds=call.remaining_seconds, metadata=forwarded_metadata(call.context))
+            engine.generate(request, timeout_seconds=call.remaining_seconds, metadata=call.trace.ask_engine())
         ) as steps:
             async for step in steps:
-                first_token_at = first_token_at or time.perf_counter()
+                now = time.perf_counter()
+                first_token_at = first_token_at or now
+                if last_token_at:
+                    observe_gap(now - last_token_at)
+                last_token_at = now
                 delta = _delta(step, detokenizer)
                 token_count += len(delta.token_ids)
                 if delta.token_ids or delta.text:

@@ -22,10 +22,15 @@ class Substitution:
 
 @dataclass(frozen=True, slots=True)
 class PixelReport:
-    """What happened while pixels were made."""
+    """What happened while pixels were made.
+
+    Attributes:
+        decoded_frame_count: Frames of videos that were decoded, wanted or not.
+    """
 
     timings: Timings
     substitutions: tuple[Substitution, ...]
+    decoded_frame_count: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -208,7 +208,9 @@ class Claim:
     async def _result(self, work: Work) -> Any:
         await asyncio.wait([work.done])  # leaves the work alone where the caller is cancelled: `abandon` ends it
         if work.started_at_seconds:
-            self._timings.add("queue", (work.started_at_seconds - work.queued_at_seconds) * 1e3)
+            wait = Timings()
+            wait.add("queue", (work.started_at_seconds - work.queued_at_seconds) * 1e3, 0.0, work.started_at_seconds)
+            self._timings.merge(wait)
         return work.done.result()
 
 
@@ -278,12 +280,14 @@ class PixelRun:
         """
         timings = Timings()
         substitutions: list[Substitution] = []
+        decoded_frame_count = 0
         for work in self.works:
             report: PixelReport = await self._claim._result(work)
             timings.merge(report.timings)
             substitutions += report.substitutions
+            decoded_frame_count += report.decoded_frame_count
         self._claim._settle()
-        return PixelReport(timings, tuple(substitutions))
+        return PixelReport(timings, tuple(substitutions), decoded_frame_count)
 
     def add(self, work: Work) -> None:
         """Count on another part."""
@@ -300,11 +304,16 @@ class PixelRun:
         rows = workload.cut(self._planned, self._media, part_count)
         first.job = PixelJob(self._media, self._planned, 0, rows[0])
         first.cut = None
+        seconds_a_row = first.cpu_seconds / self._planned.row_count
+        first.cpu_seconds = seconds_a_row * len(rows[0])
         for part in rows[1:]:
             job = PixelJob(self._media, self._planned, 0, part)
+            seconds = seconds_a_row * len(part)
             work = self._claim._work(
-                job, first.cpu_seconds, first.working_bytes, rows_written=self._rows_written, tensor=self._tensor
+                job, seconds, first.working_bytes, rows_written=self._rows_written, tensor=self._tensor
             )
+            work.lane = first.lane  # whose workers are idle
+            work.context = first.context.copy()  # this runs on behalf of whoever let the work start
             self.add(work)
         return self.works[1:]
 

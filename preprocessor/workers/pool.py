@@ -68,6 +68,7 @@ class WorkerPool:
     Attributes:
         files, rows: Ranges of the arena for files, and for pixels and other results.
         pending_count: Requests that wait for a worker or have one.
+        abandoned_counts: Work whose caller went away, by where it was: "queued" or "running".
         uploading_bytes: Bytes of files that have arrived and are not in the arena yet.
     """
 
@@ -83,6 +84,7 @@ class WorkerPool:
         self.model = model
         self.pending_count = 0
         self.uploading_bytes = 0
+        self.abandoned_counts = {"queued": 0, "running": 0}
         budget = settings.memory_budget_bytes
         self.arena = arena or Arena.create(budget)
         retained_bytes = min(budget // 4, settings.worker_count * _RETAINED_BYTES_A_WORKER)
@@ -109,6 +111,18 @@ class WorkerPool:
     def used_bytes(self) -> int:
         """The part of the budget that requests hold."""
         return self.uploading_bytes + self.files.leased_bytes + self.rows.leased_bytes + self._room.working_bytes
+
+    @property
+    def fullness(self) -> float:
+        """The part taken, 0 to 1, of the memory for files or of that for pixels and work, whichever is fuller."""
+        file_bytes = self.uploading_bytes + self.files.leased_bytes
+        return max(file_bytes / self.files.size_bytes, (self.used_bytes - file_bytes) / self.rows.size_bytes)
+
+    @property
+    def expected_seconds(self) -> float:
+        """CPU seconds that all work here, waiting or running, is expected to take from its beginning to its end."""
+        waiting = sum(queue.cpu_seconds for queue in self._queues.values())
+        return waiting + sum(work.cpu_seconds for work in self._running)
 
     async def start(self) -> None:
         """See `Crew.start`."""
@@ -163,6 +177,7 @@ class WorkerPool:
         if work.done.done() or work.is_abandoned:
             return
         work.is_abandoned = True
+        self.abandoned_counts["queued" if work.worker is None else "running"] += 1
         if work.worker is None:
             self._queues[work.lane].remove(work)
             work.settle(Cancelled("the caller went away"))
@@ -226,7 +241,9 @@ class WorkerPool:
         self._room.working_bytes += work.working_bytes
         if self._room.working_bytes + self.rows.retained_bytes > self.rows.size_bytes:
             self.rows.drop_free_pages()  # warm pages are a courtesy of memory that nobody needs
-        self._running[work] = asyncio.get_running_loop().create_task(self._carry_out(work, work.worker))
+        self._running[work] = asyncio.get_running_loop().create_task(
+            self._carry_out(work, work.worker), context=work.context
+        )
 
     async def _carry_out(self, work: Work, worker: Worker) -> None:
         order = Order(work.job_id, work.deadline_seconds, self.settings.max_cpu_seconds, work.job)

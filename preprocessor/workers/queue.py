@@ -50,6 +50,11 @@ class WorkQueue(Generic[Item]):
         self._heap = [entry for entry in self._heap if entry[-1] is not item]
         heapq.heapify(self._heap)
 
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU seconds of all that waits."""
+        return sum(entry[2] for entry in self._heap)
+
     def seconds_ahead(self, cpu_seconds: float, arriving_at_seconds: float) -> float:
         """CPU seconds of all that would run before such work."""
         rank = arriving_at_seconds + AGEING * cpu_seconds

@@ -6,6 +6,7 @@ import asyncio
 import enum
 import time
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +50,7 @@ class Work:
         rows_written: Told of finished rows.
         make_room: Leases a range of the arena for a result of that many bytes; None: there is none.
         cut: Divides the work in up to so many parts, of which it becomes the first; returns the others.
+        context: The request's, so that what is logged of the work is logged as the request's, whoever lets it start.
         done: The job's result or error, set when no worker has anything to do with it any more.
     """
 
@@ -60,6 +62,7 @@ class Work:
     make_room: Callable[[int], int | None]
     tensor: TensorRoom | None = None
     cut: Callable[[int], list[Work]] | None = None
+    context: Context = field(default_factory=copy_context)
     done: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     lane: Lane = field(init=False)
     queued_at_seconds: float = field(default_factory=time.monotonic)

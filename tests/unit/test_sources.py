@@ -18,7 +18,10 @@ from preprocessor.setting import Option, SettingError
 BY_FLAG = {option.flag: option for option in OPTIONS}
 ENGINE = {"PREPROCESSOR_ENGINE": "triton:8001"}
 # What is accepted of settings that do not take any text or number.
-ACCEPTED = dict.fromkeys(("--address", "--http-address", "--engine"), "127.0.0.1:4321") | {
+ACCEPTED: dict[str, Any] = {
+    **dict.fromkeys(("--address", "--http-address", "--engine"), "127.0.0.1:4321"),
+    "--trace-endpoint": "http://127.0.0.1:4321",
+    "--trace-sample-ratio": 0.5,
     "--fetch-ports": "8080",
     "--fetch-networks": "10.0.0.0/8",
     "--fetch-roots": "/srv",
@@ -32,6 +35,7 @@ BESIDE = {
     "--engine-tls-certificate": {"PREPROCESSOR_ENGINE_TLS_KEY": "key"},
     "--engine-tls-key": {"PREPROCESSOR_ENGINE_TLS_CERTIFICATE": "certificate"},
     "--engine-tls-server-name": {"PREPROCESSOR_ENGINE_TLS_ROOT": "root"},
+    "--trace-sample-ratio": {"PREPROCESSOR_TRACE_ENDPOINT": "http://127.0.0.1:4321"},
 }
 
 

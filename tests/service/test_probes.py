@@ -1,0 +1,126 @@
+"""What kubelet and balancers are told, through every change of a real service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from engine_client.testing import FakeEngine
+from preprocessor.models.family import Model
+from preprocessor.service.health import CHECK_SECONDS, SERVICE_NAME, Cause, Health
+from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.media import moving_shapes_clip
+from tests.service.conftest import Caller, chat, serving, video
+from tests.waiting import PATIENCE_SECONDS, eventually
+
+READY = (200, "ok\n")
+
+
+async def status_changes(caller: Caller, service: str) -> AsyncIterator[str]:
+    """What `Watch` tells, as it comes."""
+    call = health_pb2_grpc.HealthStub(caller.channel).Watch(health_pb2.HealthCheckRequest(service=service))
+    async for answer in call:
+        yield health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+
+async def following(watches: Sequence[AsyncIterator[str]]) -> str:
+    """What all of them tell next."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        [status] = {await anext(changes) for changes in watches}
+    return status
+
+
+async def test_a_watch_of_each_name_follows_an_outage_of_the_engine_and_the_drain(model: Model) -> None:
+    engine = FakeEngine()
+    async with serving(model, engine) as caller:
+        watches = [status_changes(caller, name) for name in ("", SERVICE_NAME)]
+        assert await following(watches) == "SERVING"
+        engine.is_available = False
+        assert await following(watches) == "NOT_SERVING"  # the service looks by itself
+        status, why = await caller.get("/readyz")
+        assert (status, why.startswith("engine: ")) == (503, True)
+        assert (await caller.get("/livez"))[0] == 200, "an engine's outage must not restart its clients"
+        engine.is_available = True
+        assert await following(watches) == "SERVING"
+        assert await caller.get("/readyz") == READY
+        await caller.server.health.drain()
+        assert await following(watches) == "NOT_SERVING"
+
+
+async def test_workers_that_are_gone_make_it_unready_until_others_have_come(model: Model) -> None:
+    async with serving(model, worker_count=1) as caller:
+        crew = caller.server.pool.crew
+        workers = [worker for lane in crew._workers.values() for worker in lane]
+        crew._filling = lock = asyncio.Lock()
+        async with lock:  # nobody takes their place meanwhile
+            for worker in workers:
+                worker.kill()
+            await eventually(lambda: crew.count == 0)
+            assert await caller.get("/readyz") == (503, "no worker process is running\n")
+            assert (await caller.get("/livez"))[0] == 200
+        await eventually(lambda: crew.is_whole)
+        assert await caller.get("/readyz") == READY
+
+
+async def test_a_budget_that_stays_full_makes_it_unready_until_there_is_room(model: Model) -> None:
+    """A caller who reads nothing holds the pixels of a clip; the budget has room for that clip alone."""
+    clip = moving_shapes_clip(seconds=4, width=160, height=120)
+    spec = chat(video("clip", clip, sampling=pb.Sampling(every_frame=True)))
+    async with serving(model, memory_budget_bytes=64 << 20, budget_full_seconds=0.1) as caller:
+        health, pool = caller.server.health, caller.server.pool
+        room = pool.rows.lease(int(pool.rows.size_bytes * 0.96))
+        assert room is not None
+        await eventually(lambda: Cause.BUDGET in health.causes)
+        status, why = await caller.get("/readyz")
+        assert (status, why.startswith("the memory budget has been full for")) == (503, True)
+        assert (await caller.samples())["preprocessor_unready", "budget"] == 1
+        room.release()
+        await eventually(lambda: not health.causes)
+        assert await caller.get("/readyz") == READY
+        await caller.prepare(spec)
+
+
+async def test_a_budget_that_is_full_for_a_moment_changes_nothing(model: Model) -> None:
+    now = 0.0
+    async with serving(model, memory_budget_bytes=64 << 20) as caller:
+        pool = caller.server.pool
+        health = Health(None, pool, budget_full_seconds=10.0, clock=lambda: now)
+        for seconds_later, is_full, is_ready in ((0, True, True), (9, True, True), (0.5, False, True), (9, True, True)):
+            now += seconds_later
+            room = pool.rows.lease(int(pool.rows.size_bytes * 0.96)) if is_full else None
+            await health.refresh()
+            assert (not health.causes) is is_ready
+            if room is not None:
+                room.release()
+        room = pool.files.lease(int(pool.files.size_bytes * 0.96))
+        assert room is not None
+        await health.refresh()
+        now += 10
+        assert list(health.causes) == [Cause.BUDGET], "files have memory of their own, which may be full by itself"
+        room.release()
+
+
+async def test_readiness_tells_every_cause_at_once(model: Model) -> None:
+    async with serving(model, FakeEngine(is_available=False)) as caller:
+        await caller.server.health.drain()
+        status, why = await caller.get("/readyz")
+        assert status == 503
+        assert [line.partition(":")[0] for line in why.splitlines()] == ["draining", "engine"]
+        samples = await caller.samples()
+    causes = {cause.value: samples["preprocessor_unready", cause.value] for cause in Cause}
+    assert causes == {"draining": 1, "engine": 1, "workers": 0, "budget": 0}
+    assert samples[("preprocessor_ready",)] == 0
+
+
+async def test_a_service_that_nobody_registered_is_unknown(caller: Caller) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await health_pb2_grpc.HealthStub(caller.channel).Check(health_pb2.HealthCheckRequest(service="preprocessor"))
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_it_looks_more_often_than_a_kubelet_does() -> None:
+    assert CHECK_SECONDS < 10  # Kubernetes' default periodSeconds

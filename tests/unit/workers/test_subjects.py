@@ -1,0 +1,42 @@
+"""What the pool logs of a work is logged as its own request's, whoever's end let it start."""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import logging
+import signal
+from pathlib import Path
+
+import pytest
+
+from preprocessor.service.logs import JsonLines, about
+from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.work import Work
+from tests.unit.workers.conftest import outcome, submit
+from tests.unit.workers.jobs import Die, Task, WaitFor
+
+
+async def test_a_death_is_logged_as_the_request_s_that_died(
+    pool: WorkerPool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.handler.setFormatter(JsonLines())
+    go = tmp_path / "go"
+
+    def submitted(request_id: str, job: Task) -> Work:
+        def submit_as() -> Work:
+            about(request_id, "")
+            return submit(pool, job)
+
+        return contextvars.copy_context().run(submit_as)
+
+    with caplog.at_level(logging.WARNING):
+        first = submitted("first", WaitFor(go, tmp_path / "began"))
+        second = submitted("second", Die(-signal.SIGKILL, tmp_path / "tries", deadly_tries=1))
+        assert pool.queued_count == 1, "the first one's end lets the second begin"
+        go.touch()
+        await outcome(first)
+        await outcome(second)
+    lines = [json.loads(line) for line in caplog.text.splitlines()]
+    [death] = [line for line in lines if "tried again" in line["message"]]
+    assert death["request_id"] == "second"
