@@ -6,6 +6,7 @@ tells the same by name, for comparing with an engine that was set up elsewhere: 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -26,8 +27,9 @@ CONTRACT_VERSION = "1"
 _LIBRARIES = ("av", "pillow", "torch", "numpy", "tokenizers", "transformers", "opencv-python-headless")
 
 
+@functools.cache
 def library_versions() -> dict[str, str]:
-    """Installed version of every library that pixels and ids depend on."""
+    """Version of every library that pixels and ids depend on. Not to be changed: it is read once, as they are loaded once."""
     return {library: version(library) for library in _LIBRARIES}
 
 
