@@ -136,6 +136,9 @@ class ServeSettings:
     drain_seconds: float = setting(20.0, "how long a stop waits for calls under way", "S", kind=float)
     upload_idle_seconds: float = setting(30.0, "longest silence within an upload", "S", kind=float)
     default_timeout_seconds: float = setting(300.0, "deadline of a call that brings none", "S", kind=float)
+    max_connection_age_seconds: float = setting(
+        3600.0, "after so long a caller is asked to connect anew, to find new replicas", "S", kind=float
+    )
     log_level: str = setting("info", "what to log", kind=str, choices=("debug", "info", "warning", "error"))
     engine: EngineSettings = group(EngineSettings, "the engine, for Generate", "engine-", needs="address")
     limits: Limits = group(Limits, "limits on one request")
@@ -155,6 +158,7 @@ class ServeSettings:
             ("--drain-seconds", self.drain_seconds),
             ("--upload-idle-seconds", self.upload_idle_seconds),
             ("--default-timeout-seconds", self.default_timeout_seconds),
+            ("--max-connection-age-seconds", self.max_connection_age_seconds),
         ):
             if not (math.isfinite(seconds) and seconds > 0):
                 raise SettingError(option, seconds, "a number of seconds above 0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
@@ -30,11 +31,19 @@ from preprocessor.workers.process import Zygote
 
 logger = logging.getLogger(__name__)
 
-_CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", 16 * MAX_INLINE_BYTES),  # a spec may hold several inline files
-    ("grpc.max_send_message_length", -1),  # a header of a long prompt; rows are cut to 1 MiB
-    ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server
-)
+_MAX_MILLISECONDS = 2**31 - 1  # gRPC's options are 32 bits wide; this one stands for "never"
+
+
+def _channel_options(settings: ServeSettings) -> Sequence[tuple[str, int]]:
+    """Source of the names: grpc/impl/channel_arg_names.h of gRPC 1.85."""
+    age_milliseconds = min(round(settings.max_connection_age_seconds * 1e3), _MAX_MILLISECONDS)
+    return (
+        ("grpc.max_receive_message_length", 16 * MAX_INLINE_BYTES),  # a spec may hold several inline files
+        ("grpc.max_send_message_length", -1),  # a header of a long prompt; rows are cut to 1 MiB
+        ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server
+        # Give or take a tenth, so that not all callers come back at once. Calls under way end in peace: no grace is set.
+        ("grpc.max_connection_age_ms", age_milliseconds),
+    )
 
 
 class _Serialized(grpc.aio.ServerInterceptor):
@@ -85,7 +94,7 @@ class Server:
         self.pool = WorkerPool(self.model, _pool_settings(settings), self.metrics.count_worker_end, self._zygote, arena)
         await self.pool.start()
         self.health = Health(self.engine, self.pool)
-        self._grpc = grpc.aio.server(options=_CHANNEL_OPTIONS, interceptors=[_Serialized()])
+        self._grpc = grpc.aio.server(options=_channel_options(settings), interceptors=[_Serialized()])
         servicer = PreprocessorServicer(
             self.model, settings, self.pool, self.metrics, self.engine, engine_form(settings.engine)
         )
