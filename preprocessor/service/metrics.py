@@ -48,6 +48,10 @@ class Metrics:
         self.engine_ready = Gauge("preprocessor_engine_ready", "1 while the engine answers", registry=self.registry)
         Info("preprocessor_build", "Version of this service", registry=self.registry).info({"version": VERSION})
 
+    def open_call_count(self) -> int:
+        """Calls that have begun and not ended, of every method."""
+        return int(sum(sample.value for family in self.in_flight.collect() for sample in family.samples))
+
     def observe_plan(self, planned: Plan | GenericPrepared) -> None:
         for item in planned.items:
             self.media.labels(item.modality.name.lower()).inc()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -31,6 +32,8 @@ from preprocessor.workers.process import Zygote
 
 logger = logging.getLogger(__name__)
 
+_FLUSH_SECONDS = 2.0  # for what a caller has not read yet of an answer that is complete
+_LOOK_SECONDS = 0.05
 _MAX_MILLISECONDS = 2**31 - 1  # gRPC's options are 32 bits wide; this one stands for "never"
 
 
@@ -80,6 +83,7 @@ class Server:
         self._zygote = zygote
         self.address = ""
         self.http_address = ""
+        self._drain_seconds = settings.drain_seconds
 
     async def __aenter__(self) -> Server:
         settings = self.settings
@@ -110,12 +114,28 @@ class Server:
         self._health_task = asyncio.create_task(self.health.run())
         return self
 
+    async def retire(self) -> None:
+        """Tell balancers, and let calls under way end on connections that stay open, for half of the drain time.
+
+        The stop that follows closes a connection with its last call, and a proxy that still holds a part of that call's answer
+        for a slow caller may throw it away: Envoy 1.40 does. Calls that come meanwhile are served.
+        """
+        await self.health.drain()
+        begun = time.monotonic()
+        if self.metrics.open_call_count():
+            for _ in range(int(self._drain_seconds / 2 / _LOOK_SECONDS)):
+                if not self.metrics.open_call_count():
+                    break
+                await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(min(_FLUSH_SECONDS, self._drain_seconds / 4))
+        self._drain_seconds -= time.monotonic() - begun
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Tell balancers, let calls under way finish within the drain time, then cancel what is left."""
         await self.health.drain()
-        await self._grpc.stop(grace=self.settings.drain_seconds)
+        await self._grpc.stop(grace=self._drain_seconds)
         self._health_task.cancel()
         await self._http.cleanup()
         if self.engine is not None:
@@ -178,6 +198,7 @@ async def serve(settings: ServeSettings, model: Model | GenericModel, zygote: Zy
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
         logger.info("stopping; calls under way have %g seconds", settings.drain_seconds)
+        await server.retire()
     if zygote is not None:
         zygote.close()
     logger.info("stopped")

@@ -33,9 +33,7 @@ class HeldUpload:
         return digest_of([message async for message in self._call])
 
     async def _write(self, start: int, end: int) -> None:
-        chunk = pb.MediaChunk(
-            key="photo", offset_bytes=start, data=self._file[start:end], last=end == len(self._file)
-        )
+        chunk = pb.MediaChunk(key="photo", offset_bytes=start, data=self._file[start:end], last=end == len(self._file))
         await self._call.write(pb.PrepareRequest(chunk=chunk))
 
 

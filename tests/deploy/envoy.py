@@ -92,8 +92,7 @@ async def running_envoy(
         plain = tls["static_resources"]["clusters"][0]["load_assignment"]["endpoints"][0]
         plain["lb_endpoints"] = [{"endpoint": {"address": _loopback(port)}}]
         command += ["--config-yaml", json.dumps(tls)]
-    with log.open("wb") as output:
-        process = subprocess.Popen([*command, "--log-level", "warning"], stderr=output)
+    process = _start([*command, "--log-level", "warning"], log)
     envoy = Envoy(f"127.0.0.1:{port}", f"127.0.0.1:{tls_port}", f"127.0.0.1:{admin_port}")
     try:
         await eventually(lambda: process.poll() is not None or _is_open(admin_port))
@@ -103,6 +102,11 @@ async def running_envoy(
     finally:
         process.kill()
         process.wait()
+
+
+def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(command, stderr=output)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -20,7 +20,9 @@ from tests.waiting import eventually
 
 _SERVING = re.compile(r"on grpc (\S+), http (\S+);")
 _START_SECONDS = 100.0  # three at once, on a machine that does other things too
-_LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never behind a proxy, whatever the environment says
+_LOOPBACK = urllib.request.build_opener(
+    urllib.request.ProxyHandler({})
+)  # never behind a proxy, whatever the environment says
 
 
 class Replica:

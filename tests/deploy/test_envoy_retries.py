@@ -1,4 +1,4 @@
-"""What Envoy tries again and what not, seen by a service that fails as it is told to. The configuration is the deployment's own."""
+"""What Envoy tries again and what not, with the deployment's own configuration and a service that fails as it is told to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -39,7 +38,9 @@ class Script(pb_grpc.PreprocessorServicer):
     begins: bool = False
     seen_seconds: list[float] = dataclasses.field(default_factory=list)
 
-    async def Prepare(self, requests: AsyncIterator[pb.PrepareRequest], context: Any) -> AsyncIterator[pb.PrepareResponse]:  # type: ignore[override]
+    async def Prepare(
+        self, requests: AsyncIterator[pb.PrepareRequest], context: Any
+    ) -> AsyncIterator[pb.PrepareResponse]:  # type: ignore[override]
         self.seen_seconds.append(context.time_remaining())
         async for _ in requests:
             pass
@@ -117,7 +118,9 @@ async def test_tries_come_to_an_end(scripted: Scripted) -> None:
     assert len(scripted.script.seen_seconds) == 4
 
 
-@pytest.mark.parametrize(("size_bytes", "is_tried_again"), [(KEPT_BYTES - (1 << 20), True), (KEPT_BYTES + (1 << 20), False)])
+@pytest.mark.parametrize(
+    ("size_bytes", "is_tried_again"), [(KEPT_BYTES - (1 << 20), True), (KEPT_BYTES + (1 << 20), False)]
+)
 async def test_an_upload_is_kept_for_a_second_try_up_to_a_limit(
     scripted: Scripted, size_bytes: int, is_tried_again: bool
 ) -> None:
