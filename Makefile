@@ -7,7 +7,7 @@ PROTOS := preprocessor/v1/preprocessor
 CODE := preprocessor engine_client deploy tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton demo test test-all soak parity bench bench-service golden proto reference format lint type verify clean
+.PHONY: help setup triton demo test test-all soak parity bench bench-service golden proto image render reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,13 @@ proto: setup ## generate preprocessor/v1 from protos
 	$(BIN)/python -m grpc_tools.protoc -Iprotos -I$(shell $(BIN)/python -c "import google.rpc; print(google.rpc.__path__[0])" 2>/dev/null)/../.. \
 		--include_imports --descriptor_set_out=deploy/envoy/preprocessor.binpb \
 		protos/preprocessor/v1/preprocessor.proto google/rpc/error_details.proto
+
+image: ## build the container image; PIP_EXTRA_INDEX_URL is PyTorch's index of CPU builds
+	docker build --file deploy/Dockerfile --tag preprocessor --build-arg PIP_EXTRA_INDEX_URL .
+
+OVERLAY ?= prod
+render: setup ## print the manifests of an overlay: make render OVERLAY=dev
+	@$(BIN)/kubectl kustomize deploy/kustomize/overlays/$(OVERLAY)
 
 reference: setup ## write README's table of settings anew, and the versions that doctor compares with
 	$(BIN)/python -m preprocessor.cli.reference README.md

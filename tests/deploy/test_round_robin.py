@@ -17,8 +17,9 @@ from tests.deploy.names import name_server
 from tests.media import photo
 from tests.service.conftest import Caller, serving
 
+SERVICE_CONFIG = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}  # README's
 CALLER_OPTIONS = (
-    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
     ("grpc.dns_min_time_between_resolutions_ms", 100),  # gRPC's own 30 s are too long for a test, not for a cluster
     ("grpc.enable_http_proxy", 0),
 )
@@ -53,6 +54,28 @@ async def test_callers_find_a_new_replica_when_their_connections_are_ended(
             await asyncio.sleep(0.01)
         assert (served_count(second) >= 10) is is_found
         assert served_count(first) > 1
+
+
+async def test_callers_leave_a_replica_that_says_it_is_not_serving(model: Model) -> None:
+    async with AsyncExitStack() as stack:
+        settings = {"is_in_process": True, "worker_count": 1}
+        first = await stack.enter_async_context(serving(model, **settings))
+        port = first.server.address.rpartition(":")[2]
+        second = await stack.enter_async_context(serving(model, address=f"127.0.0.2:{port}", **settings))
+        names = await stack.enter_async_context(name_server(["127.0.0.1", "127.0.0.2"]))
+        target = f"dns://{names.address}/preprocessor-replicas.test:{port}"
+        stub = pb_grpc.PreprocessorStub(
+            await stack.enter_async_context(grpc.aio.insecure_channel(target, options=CALLER_OPTIONS))
+        )
+        while not (served_count(first) and served_count(second)):
+            await stub.GetModel(pb.GetModelRequest(), timeout=30)
+        await first.server.health.drain()
+        streak = 0
+        while streak < 10:  # the health stream tells callers; until then calls are served
+            before = served_count(first)
+            await stub.GetModel(pb.GetModelRequest(), timeout=30)
+            streak = 0 if served_count(first) > before else streak + 1
+        assert served_count(second) >= 10
 
 
 async def test_a_call_outlives_the_age_of_its_connection(model: Model) -> None:
