@@ -86,7 +86,7 @@ async def running_envoy(
     path = directory / "envoy.json"
     path.write_text(json.dumps(configuration(replica_ports, admin_port, port)))
     log = directory / "envoy.log"
-    command = [envoy_binary(), "--config-path", str(path), "--concurrency", "2", "--use-dynamic-base-id"]
+    command = [envoy_binary(), "--config-path", str(path), "--concurrency", "2", "--disable-hot-restart"]
     if tls is not None:
         tls["static_resources"]["listeners"][0]["address"] = _loopback(tls_port)
         plain = tls["static_resources"]["clusters"][0]["load_assignment"]["endpoints"][0]
