@@ -7,7 +7,7 @@ PROTOS := preprocessor/v1/preprocessor
 CODE := preprocessor engine_client deploy tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton prometheus demo test test-all soak parity bench bench-full golden proto reference format lint type verify clean
+.PHONY: help setup triton prometheus demo test test-all soak parity bench bench-full golden proto image render reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,17 @@ proto: setup ## generate preprocessor/v1 from protos
 		--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --mypy_out=quiet:. \
 		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --mypy_grpc_out=quiet:. \
 		protos/preprocessor/v1/preprocessor.proto
+	# For Envoy's JSON: the service with everything it imports, and what errors carry.
+	$(BIN)/python -m grpc_tools.protoc -Iprotos -I$(shell $(BIN)/python -c "import google.rpc; print(google.rpc.__path__[0])" 2>/dev/null)/../.. \
+		--include_imports --descriptor_set_out=deploy/envoy/preprocessor.binpb \
+		protos/preprocessor/v1/preprocessor.proto google/rpc/error_details.proto
+
+image: ## build the container image; PIP_EXTRA_INDEX_URL is PyTorch's index of CPU builds
+	docker build --file deploy/Dockerfile --tag preprocessor --build-arg PIP_EXTRA_INDEX_URL .
+
+OVERLAY ?= prod
+render: setup ## print the manifests of an overlay: make render OVERLAY=dev
+	@$(BIN)/kubectl kustomize deploy/kustomize/overlays/$(OVERLAY)
 
 reference: setup ## write README's table of settings anew, and the versions that doctor compares with
 	$(BIN)/python -m preprocessor.cli.reference README.md
@@ -76,7 +87,7 @@ type: setup ## check types, strictly
 	$(BIN)/mypy
 
 verify: proto lint type ## all checks that run nothing; fails where generated code is not current
-	git diff --exit-code -- preprocessor/v1
+	git diff --exit-code -- preprocessor/v1 deploy/envoy/preprocessor.binpb
 	$(BIN)/python -m preprocessor.cli.reference --check README.md
 	cmp deploy/constraints.txt preprocessor/doctor/tested.txt
 

@@ -10,13 +10,13 @@ PATIENCE_SECONDS = 30.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.002, 0.05
 
 
-async def eventually(holds: Callable[[], bool]) -> None:
+async def eventually(holds: Callable[[], bool], patience_seconds: float = PATIENCE_SECONDS) -> None:
     """Return as soon as it holds; fail when patience is over.
 
     It is asked in the event loop, ever less often: what it asks over a network should answer within milliseconds.
     """
-    deadline, pause_seconds = time.monotonic() + PATIENCE_SECONDS, _FIRST_PAUSE_SECONDS
+    deadline, pause_seconds = time.monotonic() + patience_seconds, _FIRST_PAUSE_SECONDS
     while not holds():
-        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s"
+        assert time.monotonic() < deadline, f"not within {patience_seconds} s"
         await asyncio.sleep(pause_seconds)
         pause_seconds = min(1.5 * pause_seconds, _LONGEST_PAUSE_SECONDS)

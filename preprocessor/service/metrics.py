@@ -153,6 +153,10 @@ class Metrics:
             if stage in self._cpu and spent.cpu_ms > 0:
                 self._cpu[stage].inc(spent.cpu_ms / 1e3)
 
+    def open_call_count(self) -> int:
+        """Calls that have begun and not ended, of every method."""
+        return int(sum(sample.value for family in self.in_flight.collect() for sample in family.samples))
+
     def observe_plan(self, planned: Plan | GenericPrepared) -> None:
         for item in planned.items:
             self.media.labels(item.modality.name.lower()).inc()

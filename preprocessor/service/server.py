@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -34,6 +35,9 @@ from preprocessor.workers.process import Zygote
 
 logger = logging.getLogger(__name__)
 
+_FLUSH_SECONDS = 2.0  # for what a caller has not read yet of an answer that is complete
+_LOOK_SECONDS = 0.05
+
 
 class Server:
     """A running service, as an async context manager; leaving it drains and stops.
@@ -56,6 +60,7 @@ class Server:
         self._zygote = zygote
         self.address = ""
         self.http_address = ""
+        self._drain_seconds = settings.drain_seconds
 
     async def __aenter__(self) -> Server:
         async with (
@@ -64,6 +69,22 @@ class Server:
             await self._start(undoing)
             self._undoing = undoing.pop_all()
         return self
+
+    async def retire(self) -> None:
+        """Tell balancers, and let calls under way end on connections that stay open, for half of the drain time.
+
+        The stop that follows closes a connection with its last call, and a proxy that still holds a part of that call's answer
+        for a slow caller may throw it away: Envoy 1.40 does. Calls that come meanwhile are served.
+        """
+        await self.health.drain()
+        begun = time.monotonic()
+        if self.metrics.open_call_count():
+            for _ in range(int(self._drain_seconds / 2 / _LOOK_SECONDS)):
+                if not self.metrics.open_call_count():
+                    break
+                await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(min(_FLUSH_SECONDS, self._drain_seconds / 4))
+        self._drain_seconds -= time.monotonic() - begun
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -126,7 +147,7 @@ class Server:
     async def _let_calls_finish(self) -> None:
         """Probes answer "draining" meanwhile."""
         await self.health.drain()
-        await self._grpc.stop(grace=self.settings.drain_seconds)
+        await self._grpc.stop(grace=self._drain_seconds)
 
     async def _bind_http(self, address: str) -> str:
         host, port = split_address("--http-address", address)
@@ -172,6 +193,7 @@ async def serve(settings: ServeSettings, model: Model | GenericModel, zygote: Zy
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
         logger.info("stopping; calls under way have %g seconds", settings.drain_seconds)
+        await server.retire()
     if zygote is not None:
         zygote.close()
     logger.info("stopped")

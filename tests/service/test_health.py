@@ -93,3 +93,23 @@ async def test_reflection_lists_the_services_and_their_file(caller: Caller) -> N
     assert {SERVICE, "grpc.health.v1.Health"} <= {one.name for one in listing.list_services_response.service}
     described = FileDescriptorProto.FromString(file.file_descriptor_response.file_descriptor_proto[0])
     assert [method.name for method in described.service[0].method] == ["Prepare", "Generate", "CountTokens", "GetModel"]
+
+
+async def test_a_stop_lets_calls_end_on_connections_that_stay_open(model: Model) -> None:
+    async with serving(model, worker_count=1, drain_seconds=40.0) as caller:
+        upload = caller.stub.CountTokens(timeout=60)
+        await upload.write(pb.PrepareRequest(spec=chat("What is this?", image())))
+        await eventually(lambda: caller.server.metrics.open_call_count() == 1)
+        retiring = asyncio.create_task(caller.server.retire())
+        await eventually(lambda: caller.server.health.trouble == "draining")
+        assert (await caller.stub.GetModel(pb.GetModelRequest(), timeout=60)).name == "qwen3-vl"
+        assert not retiring.done()
+        await upload.write(pb.PrepareRequest(chunk=pb.MediaChunk(key="photo", data=photo(100, 80), last=True)))
+        await upload.done_writing()
+        assert (await upload).token_count > 0
+        await asyncio.wait_for(retiring, 30)
+
+
+async def test_a_stop_without_calls_waits_for_nothing(model: Model) -> None:
+    async with serving(model, worker_count=1, drain_seconds=1e6) as caller:
+        await asyncio.wait_for(caller.server.retire(), 30)

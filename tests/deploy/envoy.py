@@ -1,0 +1,127 @@
+"""The real Envoy with the deployment's own configuration: only addresses and paths are this machine's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.deploy.tools import DEPLOY, envoy_binary
+from tests.waiting import PATIENCE_SECONDS, eventually
+
+DIRECTORY = DEPLOY / "envoy"
+_LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def configuration(replica_ports: Sequence[int], admin_port: int, port: int) -> dict[str, Any]:
+    """`envoy.yaml` with addresses of this machine in the place of the cluster's."""
+    text = (DIRECTORY / "envoy.yaml").read_text().replace("/etc/envoy/", f"{DIRECTORY}/")
+    config: dict[str, Any] = yaml.safe_load(text)
+    config["admin"]["address"] = _loopback(admin_port)
+    config["static_resources"]["listeners"][0]["address"] = _loopback(port)
+    endpoints = config["static_resources"]["clusters"][0]["load_assignment"]["endpoints"][0]
+    endpoints["lb_endpoints"] = [{"endpoint": {"address": _loopback(port)}} for port in replica_ports]
+    return config
+
+
+class Envoy:
+    """A running Envoy.
+
+    Attributes:
+        address: Where callers connect.
+        tls_address: Where those with TLS do, if it was given a listener for them.
+    """
+
+    def __init__(self, address: str, tls_address: str, admin_address: str) -> None:
+        self.address = address
+        self.tls_address = tls_address
+        self._admin_address = admin_address
+
+    async def healthy_ports(self) -> set[int]:
+        """Ports of the replicas that get calls."""
+        hosts = json.loads(await self._ask("/clusters?format=json"))["cluster_statuses"][0].get("host_statuses", [])
+        healthy = [host for host in hosts if host["health_status"].keys() <= {"eds_health_status"}]
+        return {host["address"]["socket_address"]["port_value"] for host in healthy}
+
+    async def until_healthy(self, ports: set[int]) -> None:
+        """Return when these replicas get calls and no others."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (healthy := await self.healthy_ports()) != ports:
+            assert time.monotonic() < deadline, f"{healthy} are healthy, and not {ports}"
+            await asyncio.sleep(0.02)
+
+    async def stat(self, name: str) -> int:
+        """A counter or gauge of the replicas' cluster, such as `upstream_rq_retry`."""
+        stats = json.loads(await self._ask(f"/stats?format=json&filter=^cluster.preprocessor.{name}$"))["stats"]
+        return int(stats[0]["value"])
+
+    async def _ask(self, path: str) -> str:
+        def ask() -> str:
+            with _LOOPBACK.open(f"http://{self._admin_address}{path}", timeout=10) as answer:
+                return answer.read().decode()
+
+        return await asyncio.to_thread(ask)
+
+
+@contextlib.asynccontextmanager
+async def running_envoy(
+    directory: Path, replica_ports: Sequence[int], tls: dict[str, Any] | None = None
+) -> AsyncIterator[Envoy]:
+    """Envoy before the replicas, once it has found all of them healthy.
+
+    Args:
+        tls: A configuration to add, whose first listener is for callers with TLS.
+    """
+    admin_port, port, tls_port = _free_ports(3)
+    path = directory / "envoy.json"
+    path.write_text(json.dumps(configuration(replica_ports, admin_port, port)))
+    log = directory / "envoy.log"
+    command = [envoy_binary(), "--config-path", str(path), "--concurrency", "2", "--disable-hot-restart"]
+    if tls is not None:
+        tls["static_resources"]["listeners"][0]["address"] = _loopback(tls_port)
+        plain = tls["static_resources"]["clusters"][0]["load_assignment"]["endpoints"][0]
+        plain["lb_endpoints"] = [{"endpoint": {"address": _loopback(port)}}]
+        command += ["--config-yaml", json.dumps(tls)]
+    process = _start([*command, "--log-level", "warning"], log)
+    envoy = Envoy(f"127.0.0.1:{port}", f"127.0.0.1:{tls_port}", f"127.0.0.1:{admin_port}")
+    try:
+        await eventually(lambda: process.poll() is not None or _is_open(admin_port))
+        assert process.poll() is None, log.read_text()
+        await envoy.until_healthy(set(replica_ports))
+        yield envoy
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(command, stderr=output)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == os.EX_OK
+
+
+def _loopback(port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}

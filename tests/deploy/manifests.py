@@ -1,0 +1,66 @@
+"""What Kustomize makes of deploy/kustomize: the real Kustomize, which kubectl carries."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import yaml
+
+from tests.deploy.tools import DEPLOY, tool
+
+Resource = dict[str, Any]
+
+OVERLAYS = ("base", "overlays/dev", "overlays/prod", "overlays/colocated")
+_UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
+
+
+@cache
+def render(overlay: str) -> tuple[Resource, ...]:
+    """The resources of a folder of deploy/kustomize."""
+    done = subprocess.run(
+        [tool("kubectl"), "kustomize", DEPLOY / "kustomize" / overlay], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return tuple(yaml.safe_load_all(done.stdout))
+
+
+def of_kind(overlay: str, kind: str) -> list[Resource]:
+    return [resource for resource in render(overlay) if resource["kind"] == kind]
+
+
+def pods(overlay: str) -> Iterator[tuple[str, Resource]]:
+    """Name and pod template of every Deployment."""
+    for resource in of_kind(overlay, "Deployment"):
+        yield resource["metadata"]["name"], resource["spec"]["template"]
+
+
+def containers(overlay: str) -> Iterator[tuple[Resource, Resource]]:
+    """Every container, with its pod's spec."""
+    for _, template in pods(overlay):
+        for container in template["spec"]["containers"]:
+            yield container, template["spec"]
+
+
+def environment_of(overlay: str, container: Resource) -> dict[str, str]:
+    """The variables of a container, ConfigMaps included."""
+    maps = {one["metadata"]["name"]: one.get("data", {}) for one in of_kind(overlay, "ConfigMap")}
+    found: dict[str, str] = {}
+    for source in container.get("envFrom", ()):
+        found |= maps[source["configMapRef"]["name"]]
+    return found | {one["name"]: one["value"] for one in container.get("env", ()) if "value" in one}
+
+
+def size_bytes(quantity: str) -> int:
+    """Kubernetes' `4Gi`."""
+    match = re.fullmatch(r"(\d+)(Ki|Mi|Gi)", quantity)
+    assert match is not None, f"{quantity} is not a size in Ki, Mi or Gi"
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def cores(quantity: str) -> float:
+    """Kubernetes' `4` or `250m`."""
+    return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)

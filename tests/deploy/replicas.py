@@ -1,0 +1,126 @@
+"""Replicas as pods run them: `preprocessor serve`, a process each, which tests may stop, kill and start again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.waiting import eventually
+
+_SERVING = re.compile(r"on grpc (\S+), http (\S+);")
+_START_SECONDS = 100.0  # three at once, on a machine that does other things too
+_LOOPBACK = urllib.request.build_opener(
+    urllib.request.ProxyHandler({})
+)  # never behind a proxy, whatever the environment says
+
+
+class Replica:
+    """One process. It listens on free ports of its own, and on the same ones when it is started again."""
+
+    def __init__(self, log: Path, *options: str) -> None:
+        self.address, self.http_address = "127.0.0.1:0", "127.0.0.1:0"
+        self._log = log
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def launch(self) -> None:
+        """Start the process; `listening` waits for it."""
+        ports = ("--address", self.address, "--http-address", self.http_address)
+        command = [sys.executable, "-m", "preprocessor", "serve", "--workers", "1", *ports, *self._options]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(command, stderr=log)
+
+    async def listening(self) -> None:
+        process = self._running()
+        await eventually(lambda: process.poll() is not None or _SERVING.search(self.log) is not None, _START_SECONDS)
+        found = _SERVING.search(self.log)
+        assert found is not None, self.log
+        self.address, self.http_address = found[1], found[2]
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    def terminate(self) -> None:
+        """As a kubelet begins: SIGTERM."""
+        self._running().terminate()
+
+    def kill(self) -> None:
+        """As a node that is gone, or memory that has run out: SIGKILL."""
+        process = self._running()
+        process.kill()
+        process.wait()
+
+    async def exit_status(self) -> int:
+        process = self._running()
+        await eventually(lambda: process.poll() is not None)
+        return process.wait()
+
+    @contextlib.asynccontextmanager
+    async def workers_stopped(self) -> AsyncIterator[None]:
+        """Its worker processes, held by SIGSTOP: what they have begun stays begun."""
+        service = psutil.Process(self._running().pid)
+        workers = [process for zygote in service.children() for process in zygote.children()]
+        assert workers, "the replica has no worker processes"
+        for worker in workers:
+            worker.suspend()
+        try:
+            yield
+        finally:
+            for worker in workers:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    worker.resume()
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """Sum of the samples with these labels."""
+
+        def scrape() -> str:
+            with _LOOPBACK.open(f"http://{self.http_address}/metrics", timeout=10) as answer:
+                return answer.read().decode()
+
+        families = text_string_to_metric_families(await asyncio.to_thread(scrape))
+        samples = [sample for family in families for sample in family.samples if sample.name == name]
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    def close(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            os.kill(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None, "the replica was never started"
+        return self._process
+
+
+@contextlib.asynccontextmanager
+async def running_replicas(directory: Path, count: int, *options: str) -> AsyncIterator[list[Replica]]:
+    """So many replicas, started side by side."""
+    replicas = [Replica(directory / f"replica-{index}.log", *options) for index in range(count)]
+    try:
+        for replica in replicas:
+            replica.launch()
+        for replica in replicas:
+            await replica.listening()
+        yield replicas
+    finally:
+        for replica in replicas:
+            replica.close()

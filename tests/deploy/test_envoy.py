@@ -1,0 +1,253 @@
+"""Three real replicas behind a real Envoy, which has the deployment's own configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+import pytest_asyncio
+import yaml
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from preprocessor.client import CHANNEL_OPTIONS
+from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
+from tests.deploy.calls import SECONDS, BegunAnswer, HeldUpload, prepare
+from tests.deploy.envoy import DIRECTORY, Envoy, configuration, running_envoy
+from tests.deploy.replicas import Replica, running_replicas
+from tests.deploy.tools import envoy_binary
+from tests.engine.certificates import SERVER_NAME, Authority
+from tests.media import moving_shapes_clip, photo
+
+pytestmark = pytest.mark.timeout(300)  # replicas take seconds to start, more on a busy machine
+
+PHOTO = photo(160, 120)
+LARGE_CLIP = moving_shapes_clip(seconds=2, width=640, height=480)
+"""Some 50 MB of pixels."""
+SERVICE = "/preprocessor.v1.Preprocessor"
+_LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Balanced:
+    """The replicas, and Envoy before them."""
+
+    replicas: list[Replica]
+    envoy: Envoy
+    channel: grpc.aio.Channel
+
+    async def in_flight(self, replica: Replica) -> int:
+        return int(await replica.metric("preprocessor_requests_in_flight", method="Prepare"))
+
+    async def all_in_flight(self, count: int) -> list[int]:
+        """Open calls of each replica, once there are so many together."""
+        for _ in range(500):
+            counts = [await self.in_flight(replica) for replica in self.replicas]
+            if sum(counts) == count:
+                return counts
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"{counts} calls are open, and not {count}")
+
+
+@pytest_asyncio.fixture(scope="module")
+async def together(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Balanced]:
+    directory = tmp_path_factory.mktemp("balanced")
+    async with (
+        running_replicas(directory, 3, "--memory-budget", "1GiB", "--drain-seconds", "60") as replicas,
+        running_envoy(directory, [replica.port for replica in replicas]) as envoy,
+        grpc.aio.insecure_channel(envoy.address, options=CHANNEL_OPTIONS) as channel,
+    ):
+        yield Balanced(replicas, envoy, channel)
+
+
+@pytest_asyncio.fixture
+async def balanced(together: Balanced) -> Balanced:
+    """All three, started again where a test has ended them."""
+    ended = [replica for replica in together.replicas if not replica.is_running]
+    for replica in ended:
+        replica.launch()
+    for replica in ended:
+        await replica.listening()
+    await together.envoy.until_healthy({replica.port for replica in together.replicas})
+    for _ in range(
+        9
+    ):  # Envoy connects with the first calls, and those that wait for a connection it does not count yet
+        await prepare(together.channel, PHOTO)
+    return together
+
+
+def ask(address: str, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
+    """Status and body of a request as curl sends it."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://{address}{path}", data, headers)
+    try:
+        with _LOOPBACK.open(request, timeout=SECONDS) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_envoy_accepts_the_configuration_and_calls_nothing_in_it_outdated(tmp_path: Path) -> None:
+    path = tmp_path / "envoy.json"
+    path.write_text(json.dumps(configuration([1, 2], 3, 4)))
+    done = subprocess.run(
+        [envoy_binary(), "--mode", "validate", "--config-path", path], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "deprecated" not in done.stderr.lower()
+
+
+async def test_calls_under_way_are_spread_within_a_fifth(balanced: Balanced) -> None:
+    uploads = [HeldUpload(balanced.channel, PHOTO) for _ in range(90)]
+    await asyncio.gather(*(upload.begin() for upload in uploads))
+    counts = await balanced.all_in_flight(90)
+    assert all(abs(count - 30) <= 6 for count in counts), counts
+    assert len(set(await asyncio.gather(*(upload.finish() for upload in uploads)))) == 1
+
+
+async def test_a_call_that_a_full_replica_refuses_is_served_by_another(balanced: Balanced) -> None:
+    full = balanced.replicas[0]
+    async with full.workers_stopped(), grpc.aio.insecure_channel(full.address) as direct:
+        refused = asyncio.Event()
+
+        async def wait_in_queue() -> None:
+            request = pb.PrepareRequest(spec=pb.PrepareSpec(text="Hi"))
+            try:
+                await pb_grpc.PreprocessorStub(direct).CountTokens(iter([request]), timeout=SECONDS)
+            except grpc.aio.AioRpcError as error:
+                assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                refused.set()
+
+        waiting = [asyncio.create_task(wait_in_queue()) for _ in range(300)]  # --max-queued is 256
+        await asyncio.wait_for(refused.wait(), SECONDS)
+        tried_again = await balanced.envoy.stat("upstream_rq_retry")
+        answers = await asyncio.gather(*(prepare(balanced.channel, PHOTO) for _ in range(24)))
+        assert len(set(answers)) == 1
+        assert await balanced.envoy.stat("upstream_rq_retry") > tried_again
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_curl_counts_tokens_and_reads_the_model(balanced: Balanced) -> None:
+    status, body = await asyncio.to_thread(ask, balanced.envoy.address, f"{SERVICE}/GetModel", {})
+    assert (status, json.loads(body)["name"]) == (200, "qwen3-vl")
+    inline = {"key": "photo", "modality": "MODALITY_IMAGE", "inline_data": base64.b64encode(PHOTO).decode()}
+    message = {"role": "user", "parts": [{"media_key": "photo"}, {"text": "What is this?"}]}
+    spec = {"chat": {"messages": [message]}, "media": [inline]}
+    status, body = await asyncio.to_thread(ask, balanced.envoy.address, f"{SERVICE}/CountTokens", [{"spec": spec}])
+    answer = json.loads(body)
+    assert (status, answer["items"][0]["source"]["codec"]) == (200, "JPEG")
+    assert answer["token_count"] > answer["items"][0]["token_count"] > 0
+
+
+async def test_curl_reads_a_stream_of_json_lines(balanced: Balanced) -> None:
+    half = len(PHOTO) // 2
+    chunks = [
+        {"key": "photo", "offset_bytes": 0, "data": base64.b64encode(PHOTO[:half]).decode()},
+        {"key": "photo", "offset_bytes": half, "data": base64.b64encode(PHOTO[half:]).decode(), "last": True},
+    ]
+    media = [{"key": "photo", "modality": "MODALITY_IMAGE", "chunked": True}]
+    message = {"role": "user", "parts": [{"media_key": "photo"}]}
+    spec = {"chat": {"messages": [message]}, "media": media}
+    body = [{"spec": spec}, *({"chunk": chunk} for chunk in chunks)]
+    status, text = await asyncio.to_thread(ask, balanced.envoy.address, f"{SERVICE}/Prepare", body)
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert status == 200
+    assert [next(iter(line)) for line in lines] == ["header", "rows", "report"]
+
+
+async def test_an_error_reaches_curl_with_its_reason(balanced: Balanced) -> None:
+    status, body = await asyncio.to_thread(
+        ask, balanced.envoy.address, f"{SERVICE}/CountTokens", [{"spec": {"text": ""}}]
+    )
+    assert status == 400
+    assert json.loads(body)["details"][0]["reason"] == "EMPTY_PROMPT"
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", f"{SERVICE}/Nothing", "/grpc.health.v1.Health/Check"])
+async def test_nothing_else_is_let_through(balanced: Balanced, path: str) -> None:
+    assert (await asyncio.to_thread(ask, balanced.envoy.address, path))[0] == 404
+
+
+async def test_envoy_says_that_it_is_ready(balanced: Balanced) -> None:
+    assert (await asyncio.to_thread(ask, balanced.envoy.address, "/readyz"))[0] == 200
+
+
+async def test_reflection_passes_for_grpcurl(balanced: Balanced) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(balanced.channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    async for answer in stub.ServerReflectionInfo(iter([request]), timeout=SECONDS):
+        assert "preprocessor.v1.Preprocessor" in {one.name for one in answer.list_services_response.service}
+
+
+async def test_callers_with_tls_are_served_and_others_turned_away(balanced: Balanced, tmp_path: Path) -> None:
+    authority, stranger = Authority(tmp_path, "authority"), Authority(tmp_path, "stranger")
+    server, client = authority.sign(SERVER_NAME), authority.sign("caller")
+    tls = yaml.safe_load((DIRECTORY.parent / "kustomize/components/tls/listener.yaml").read_text())
+    text = json.dumps(tls).replace("/etc/envoy/tls/tls.crt", str(server.certificate))
+    text = text.replace("/etc/envoy/tls/tls.key", str(server.key)).replace(
+        "/etc/envoy/tls/ca.crt", str(authority.certificate)
+    )
+    async with running_envoy(tmp_path, [replica.port for replica in balanced.replicas], tls=json.loads(text)) as envoy:
+        for root, signed, is_served in (
+            (authority, client, True),
+            (authority, stranger.sign("intruder"), False),
+            (authority, None, False),
+        ):
+            credentials = grpc.ssl_channel_credentials(
+                root.certificate.read_bytes(),
+                *((signed.key.read_bytes(), signed.certificate.read_bytes()) if signed else ()),
+            )
+            options = (("grpc.ssl_target_name_override", SERVER_NAME),)
+            async with grpc.aio.secure_channel(envoy.tls_address, credentials, options) as channel:
+                asked = pb_grpc.PreprocessorStub(channel).GetModel(pb.GetModelRequest(), timeout=SECONDS)
+                if is_served:
+                    assert (await asked).name == "qwen3-vl"
+                else:
+                    with pytest.raises(grpc.aio.AioRpcError):
+                        await asked
+
+
+async def test_replicas_that_drain_or_die_lose_nothing_but_answers_that_had_begun(balanced: Balanced) -> None:
+    """One is told to stop, another is killed, in the middle of 30 calls and with more coming."""
+    drained, killed, left = balanced.replicas
+    answers = [BegunAnswer(balanced.channel, LARGE_CLIP) for _ in range(6)]
+    for answer in answers:
+        await answer.begin()
+    begun = await balanced.all_in_flight(len(answers))
+    uploads = [HeldUpload(balanced.channel, PHOTO) for _ in range(24)]
+    await asyncio.gather(*(upload.begin() for upload in uploads))
+    held = await balanced.all_in_flight(len(answers) + len(uploads))
+    assert all(begun), begun
+    assert all(now > then for now, then in zip(held, begun, strict=True)), (begun, held)
+
+    drained.terminate()
+    digests = set(await asyncio.gather(*(prepare(balanced.channel, PHOTO) for _ in range(12))))
+    killed.kill()
+    digests |= set(await asyncio.gather(*(prepare(balanced.channel, PHOTO) for _ in range(12))))
+    assert len(digests) == 1
+
+    assert len(set(await asyncio.gather(*(upload.finish() for upload in uploads)))) == 1
+    ends = await asyncio.gather(*(answer.finish() for answer in answers), return_exceptions=True)
+    broken = [end for end in ends if isinstance(end, grpc.aio.AioRpcError)]
+    assert len(broken) == begun[1], ends
+    # Envoy ends them with RST_STREAM, which gRPC makes INTERNAL: an error, and never an answer that is merely short.
+    assert {error.code() for error in broken} <= {grpc.StatusCode.INTERNAL}
+    whole = [end for end in ends if isinstance(end, str)]
+    assert (len(whole), len(set(whole))) == (len(answers) - len(broken), 1), ends
+
+    assert await drained.exit_status() == 0
+    await balanced.envoy.until_healthy({left.port})
+    assert await prepare(balanced.channel, PHOTO) in digests
+    assert await left.metric("preprocessor_requests_in_flight") == 0

@@ -1,0 +1,68 @@
+"""The images: what hadolint thinks of them, and what must be true of them that it does not look at."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from fnmatch import fnmatch
+
+import pytest
+
+from tests.deploy.dockerfile import instructions
+from tests.deploy.tools import DEPLOY, REPOSITORY, tool
+
+IMAGES = ("Dockerfile", "triton/Dockerfile")
+images = pytest.mark.parametrize("path", IMAGES)
+
+
+@images
+def test_hadolint_has_nothing_to_say(path: str) -> None:
+    done = subprocess.run([tool("hadolint"), DEPLOY / path], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+
+
+@images
+def test_containers_run_as_the_user_that_pods_name(path: str) -> None:
+    users = [text for keyword, text in instructions(path) if keyword == "USER"]
+    assert users[-1] == "1000:1000"  # numbers: Kubernetes cannot tell of a name that it is not root's
+
+
+@images
+def test_what_is_copied_from_the_repository_is_there_and_let_in(path: str) -> None:
+    rules = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    let_in = [rule[1:] for rule in rules if rule.startswith("!")]
+    for keyword, text in instructions(path):
+        if keyword == "COPY" and not text.startswith("--from"):
+            for source in shlex.split(text)[:-1]:
+                assert (REPOSITORY / source).exists(), source
+                assert any(fnmatch(source, rule) for rule in let_in), source
+
+
+@pytest.mark.parametrize("secret", [".git", ".env", ".venv", ".triton", "deploy/kustomize", "tests"])
+def test_nothing_else_reaches_the_builder(secret: str) -> None:
+    rules = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    assert "*" in rules
+    assert not any(fnmatch(secret, rule[1:]) for rule in rules if rule.startswith("!"))
+
+
+def test_the_last_stage_compiles_nothing_and_installs_what_was_tested() -> None:
+    stages: list[list[tuple[str, str]]] = []
+    for instruction in instructions("Dockerfile"):
+        if instruction[0] == "FROM":
+            stages.append([])
+        if stages:
+            stages[-1].append(instruction)
+    assert len(stages) == 2
+    build, final = (" ".join(f"{keyword} {text}" for keyword, text in stage) for stage in stages)
+    assert "--constraint constraints.txt" in build
+    assert "--only-binary :all:" in build
+    assert "pip" not in final
+    assert not any(word in build + final for word in ("gcc", "build-essential", "-dev ", "g++"))
+
+
+def test_malloc_is_set_as_was_measured() -> None:
+    text = (DEPLOY / "triton/README.md").read_text().replace("\n", " ")
+    image = " ".join(text for keyword, text in instructions("Dockerfile") if keyword == "ENV")
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"):
+        value = image.split(f"{name}=")[1].split()[0]
+        assert f"{name}={value}" in text

@@ -1,0 +1,274 @@
+"""Every overlay as Kustomize renders it: accepted by Kubernetes' own schemas, and true to what the service is."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from preprocessor.cli.sources import load_settings
+from preprocessor.config import ServeSettings
+from tests.deploy.dockerfile import instructions
+from tests.deploy.manifests import (
+    OVERLAYS,
+    Resource,
+    containers,
+    cores,
+    environment_of,
+    of_kind,
+    pods,
+    render,
+    size_bytes,
+)
+from tests.deploy.tools import DEPLOY, REPOSITORY
+from tests.monitoring.documented import documented
+
+OLDEST_KUBERNETES = "1.30"  # the first with preStop.sleep on by default
+GIB = 1 << 30
+OF_OPERATORS = {"PodMonitor", "PrometheusRule"}  # kinds that Kubernetes itself does not know
+PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
+overlays = pytest.mark.parametrize("overlay", OVERLAYS)
+
+
+def settings_of(overlay: str, container: Resource) -> ServeSettings:
+    """What `preprocessor serve` would make of a container's variables, the image's own included."""
+    image = dict(re.findall(r"(PREPROCESSOR_\w+)=(\S+)", " ".join(text for _, text in instructions("Dockerfile"))))
+    return load_settings(argparse.Namespace(config=""), image | environment_of(overlay, container)).settings
+
+
+def services_of(overlay: str) -> list[tuple[Resource, ServeSettings]]:
+    """Every container of the service, with its settings."""
+    found = [(one, settings_of(overlay, one)) for one, _ in containers(overlay) if one["name"] == "preprocessor"]
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("version", [OLDEST_KUBERNETES, kubernetes_validate.latest_version()])
+@overlays
+def test_kubernetes_knows_every_field(overlay: str, version: str) -> None:
+    for resource in render(overlay):
+        if resource["kind"] not in OF_OPERATORS:
+            kubernetes_validate.validate(resource, version, strict=True)
+
+
+@overlays
+def test_pods_pass_the_restricted_pod_security_standard(overlay: str) -> None:
+    """And more: no file of the image can be changed, no token of the cluster lies in it."""
+    for container, pod in containers(overlay):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+        assert {"hostPath"}.isdisjoint(key for volume in pod.get("volumes", ()) for key in volume)
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+@overlays
+def test_variables_of_other_services_do_not_mix_with_settings(overlay: str) -> None:
+    assert all(pod["enableServiceLinks"] is False for _, pod in containers(overlay))
+
+
+@overlays
+def test_every_container_says_what_it_takes(overlay: str) -> None:
+    for container, pod in containers(overlay):
+        requests, limits = container["resources"]["requests"], container["resources"]["limits"]
+        assert requests.keys() >= {"cpu", "memory"}
+        assert limits["memory"] == requests["memory"], "memory that was not asked for is taken away by killing"
+        assert cores(limits["cpu"]) >= cores(requests["cpu"])
+        assert all(size.get("sizeLimit") for volume in pod["volumes"] if (size := volume.get("emptyDir")) is not None)
+
+
+@overlays
+def test_what_is_mounted_is_there_and_can_be_written_where_it_must(overlay: str) -> None:
+    for container, pod in containers(overlay):
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        assert set(mounts.values()) <= volumes
+        assert container["name"] == "envoy" or "/tmp" in mounts
+    used = {mount["name"] for container, _ in containers(overlay) for mount in container["volumeMounts"]}
+    assert {volume["name"] for _, pod in containers(overlay) for volume in pod["volumes"]} == used
+
+
+@overlays
+def test_the_service_accepts_its_settings(overlay: str) -> None:
+    for container, settings in services_of(overlay):
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert settings.address == f"0.0.0.0:{ports['grpc']}"
+        assert settings.http_address == f"0.0.0.0:{ports['http']}"
+
+
+@overlays
+def test_memory_holds_the_budget_and_what_is_beside_it(overlay: str) -> None:
+    for container, settings in services_of(overlay):
+        assert size_bytes(container["resources"]["limits"]["memory"]) >= settings.memory_budget_bytes + GIB
+        assert float(container["resources"]["limits"]["cpu"]).is_integer(), "--workers is the limit rounded down"
+
+
+@overlays
+def test_a_pod_is_given_the_time_that_its_drain_takes(overlay: str) -> None:
+    for container, pod in containers(overlay):
+        asleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        exits = re.search(r"--exit-timeout-secs=(\d+)", " ".join(container.get("args", ())))
+        drain = settings_of(overlay, container).drain_seconds if container["name"] == "preprocessor" else 0.0
+        takes = asleep + max(drain, float(exits[1]) if exits and not asleep else 0.0)
+        assert pod["terminationGracePeriodSeconds"] >= takes + 5, container["name"]
+
+
+def test_an_engine_beside_the_service_outlives_its_drain() -> None:
+    (container, settings), *_ = services_of("overlays/colocated")
+    engine = next(one for one, _ in containers("overlays/colocated") if one["name"] == "triton")
+    ends = container["lifecycle"]["preStop"]["sleep"]["seconds"] + settings.drain_seconds
+    assert engine["lifecycle"]["preStop"]["sleep"]["seconds"] >= ends
+
+
+def test_an_engine_beside_the_service_shares_memory_that_holds_the_budget() -> None:
+    (service, pod), (engine, _) = containers("overlays/colocated")
+    settings = settings_of("overlays/colocated", service)
+    assert settings.engine.transport == "shared-memory"
+    shared = [
+        next(one["name"] for one in c["volumeMounts"] if one["mountPath"] == "/dev/shm") for c in (service, engine)
+    ]
+    assert shared[0] == shared[1]
+    volume = next(volume for volume in pod["volumes"] if volume["name"] == shared[0])
+    assert volume["emptyDir"]["medium"] == "Memory"
+    assert size_bytes(volume["emptyDir"]["sizeLimit"]) >= settings.memory_budget_bytes + GIB
+    assert pod["securityContext"]["runAsUser"] == 1000  # one user for both, or the one's files are closed to the other
+
+
+@overlays
+def test_probes_ask_what_is_there(overlay: str) -> None:
+    served = {
+        "preprocessor": {"/livez", "/readyz"},
+        "envoy": {"/readyz"},
+        "triton": {"/v2/health/live", "/v2/models/vlm_transformers/ready"},
+    }
+    for container, _ in containers(overlay):
+        ports = {port["name"] for port in container["ports"]}
+        assert container.keys() >= {"livenessProbe", "readinessProbe"}
+        for probe in (container[name] for name in PROBES if name in container):
+            how = probe.get("httpGet") or probe["tcpSocket"]
+            assert how["port"] in ports
+            assert how.get("path", "/readyz") in served[container["name"]]
+    for container, _ in services_of(overlay):
+        assert container["livenessProbe"]["httpGet"]["path"] == "/livez", "an engine that is down must restart nothing"
+        assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+
+
+@overlays
+def test_labels_lead_to_pods(overlay: str) -> None:
+    labels = [template["metadata"]["labels"] for _, template in pods(overlay)]
+
+    def chosen(selector: dict[str, str]) -> bool:
+        return any(selector.items() <= one.items() for one in labels)
+
+    for deployment in of_kind(overlay, "Deployment"):
+        assert chosen(deployment["spec"]["selector"]["matchLabels"])
+        for spread in deployment["spec"]["template"]["spec"].get("topologySpreadConstraints", ()):
+            assert spread["labelSelector"] == deployment["spec"]["selector"]
+    for service in of_kind(overlay, "Service"):
+        assert chosen(service["spec"]["selector"])
+    for kind in ("PodDisruptionBudget", "PodMonitor"):
+        for one in of_kind(overlay, kind):
+            assert chosen(one["spec"]["selector"]["matchLabels"])
+    for policy in of_kind(overlay, "NetworkPolicy"):
+        assert chosen(policy["spec"]["podSelector"]["matchLabels"])
+
+
+@overlays
+def test_named_ports_exist(overlay: str) -> None:
+    by_label = {
+        template["metadata"]["labels"]["app.kubernetes.io/name"]: {
+            port["name"] for container in template["spec"]["containers"] for port in container["ports"]
+        }
+        for _, template in pods(overlay)
+    }
+    for service in of_kind(overlay, "Service"):
+        ports = by_label[service["spec"]["selector"]["app.kubernetes.io/name"]]
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+    for monitor in of_kind(overlay, "PodMonitor"):
+        assert {one["port"] for one in monitor["spec"]["podMetricsEndpoints"]} <= by_label["preprocessor"]
+
+
+def test_addresses_in_settings_are_names_of_services() -> None:
+    (_, settings), *_ = services_of("overlays/prod")
+    names = {service["metadata"]["name"] for service in of_kind("overlays/prod", "Service")}
+    assert {address.partition(":")[0] for address in settings.engine.address.split(",")} <= names
+    upstream = yaml.safe_load((DEPLOY / "envoy/envoy.yaml").read_text())["static_resources"]["clusters"][0]
+    endpoint = upstream["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
+    replicas = next(
+        one for one in of_kind("overlays/prod", "Service") if one["metadata"]["name"] == endpoint["address"]
+    )
+    assert replicas["spec"]["clusterIP"] == "None"
+    assert endpoint["port_value"] in {port["port"] for port in replicas["spec"]["ports"]}
+
+
+def test_envoy_refuses_calls_before_its_memory_is_full() -> None:
+    config = yaml.safe_load((DEPLOY / "envoy/envoy.yaml").read_text())
+    heap = config["overload_manager"]["resource_monitors"][0]["typed_config"]["max_heap_size_bytes"]
+    envoy = next(container for container, _ in containers("overlays/prod") if container["name"] == "envoy")
+    assert heap <= size_bytes(envoy["resources"]["limits"]["memory"]) * 7 // 8
+
+
+def test_an_autoscaler_s_deployment_states_no_number_of_its_own() -> None:
+    (autoscaler,) = of_kind("overlays/prod", "HorizontalPodAutoscaler")
+    target = autoscaler["spec"]["scaleTargetRef"]
+    (deployment,) = (one for one in of_kind("overlays/prod", "Deployment") if one["metadata"]["name"] == target["name"])
+    assert "replicas" not in deployment["spec"]
+
+
+def test_metrics_of_autoscalers_and_alerts_exist() -> None:
+    known = set(documented())  # which tests/monitoring compares with what the service says
+    asked = set()
+    for rules in of_kind("overlays/prod", "PrometheusRule"):
+        text = yaml.safe_dump(rules["spec"])
+        asked |= set(re.findall(r"\bpreprocessor_\w+", text))
+    for autoscaler in of_kind("overlays/prod", "HorizontalPodAutoscaler"):
+        asked |= {metric["pods"]["metric"]["name"] for metric in autoscaler["spec"]["metrics"] if "pods" in metric}
+    assert "preprocessor_load_ratio" in asked
+    assert asked <= known
+
+
+def test_the_component_that_no_overlay_uses_renders_too(tmp_path: Path) -> None:
+    used = {
+        Path(component).name
+        for file in (DEPLOY / "kustomize/overlays").glob("*/kustomization.yaml")
+        for component in yaml.safe_load(file.read_text()).get("components", ())
+    }
+    folders = DEPLOY / "kustomize/components"
+    assert {folder.name for folder in folders.iterdir()} - used == {"autoscale-cpu"}
+    kinds = {
+        "resources": [os.path.relpath(DEPLOY / "kustomize/base", tmp_path)],
+        "components": [os.path.relpath(folders / "autoscale-cpu", tmp_path)],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kinds))
+    resources = render(str(tmp_path))
+    autoscaler = next(one for one in resources if one["kind"] == "HorizontalPodAutoscaler")
+    kubernetes_validate.validate(autoscaler, OLDEST_KUBERNETES, strict=True)
+    deployment = next(one for one in resources if one["kind"] == "Deployment")
+    assert "replicas" not in deployment["spec"]
+    named = autoscaler["spec"]["metrics"][0]["containerResource"]["container"]
+    assert named in {container["name"] for container in deployment["spec"]["template"]["spec"]["containers"]}
+
+
+def test_compose_passes_settings_that_exist_and_as_much_memory_as_they_take() -> None:
+    services: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    service = services["preprocessor"]
+    variables = {name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value) for name, value in service["environment"].items()}
+    settings = load_settings(argparse.Namespace(config=""), variables).settings
+    assert settings.worker_count == service["cpus"]
+    assert int(service["mem_limit"].removesuffix("g")) * GIB >= settings.memory_budget_bytes + GIB
+    assert float(service["stop_grace_period"].removesuffix("s")) > settings.drain_seconds
+    for name, one in services.items():
+        assert one["cap_drop"] == ["ALL"], name
+        assert one["security_opt"] == ["no-new-privileges"], name
+        assert (REPOSITORY / one["build"]["dockerfile"]).is_file() if "build" in one else ":" in one["image"], name
