@@ -14,8 +14,6 @@ Rules that hold here:
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -24,20 +22,16 @@ import numpy.typing as npt
 
 from preprocessor.config import Limits
 from preprocessor.decoding import decode_item
-from preprocessor.errors import InvalidRequest, LimitExceeded
-from preprocessor.media.image import probe_image
-from preprocessor.media.sampling import Spread, choose_frames
-from preprocessor.media.video import probe_video
+from preprocessor.errors import LimitExceeded
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel, GenericPrepared, prepare_generic
+from preprocessor.planning import pixel_spec, plan_item
 from preprocessor.requests import check_request, render_prompt
 from preprocessor.text.prompt import Replacement, expand_text, expand_token_ids, token_types
 from preprocessor.timing import Timings
 from preprocessor.types.asked import Media, Modality, PixelForm, PreparationRequest, TokenPrompt
-from preprocessor.types.found import ClipInfo, ImageInfo
 from preprocessor.types.made import PixelReport, Prepared, Substitution
 from preprocessor.types.planned import ExpandedPrompt, ItemPlan, PixelPlan, Plan
-from preprocessor.vision.geometry import fit_image, patch_grid
 from preprocessor.vision.patches import (
     PIXEL_DTYPES,
     normalization_table,
@@ -45,7 +39,7 @@ from preprocessor.vision.patches import (
     resize_frame,
     write_patches,
 )
-from preprocessor.vision.spec import PixelSpec, VideoSpec
+from preprocessor.vision.spec import PixelSpec
 
 RowsWritten = Callable[[int, int], None]
 """Called with (first row, row count) when those rows are final."""
@@ -106,7 +100,7 @@ def _plan_fast(model: Model, request: PreparationRequest, limits: Limits, check:
         items: list[ItemPlan] = []
         for medium in media:
             row_start = items[-1].row_start + items[-1].grid.patch_count if items else 0
-            items.append(_plan_item(model, medium, request.cache_salt, row_start, limits, check))
+            items.append(plan_item(model, medium, request.cache_salt, row_start, limits, check))
         row_count = sum(item.grid.patch_count for item in items)
         features = model.image.feature_count
         pixel_bytes = _pixel_bytes(form, row_count * features, limits)
@@ -170,7 +164,7 @@ def write_pixels(
         def substituted(chosen: int, used: int, item_index: int = index) -> None:
             substitutions.append(Substitution(item_index, chosen, used))
 
-        spec = _pixel_spec(model, item.modality)
+        spec = pixel_spec(model, item.modality)
         frames = decode_item(
             files[item.key],
             item,
@@ -252,74 +246,6 @@ def _item_tensors(
         tensors["pixel_mean"] = np.array(model.image.mean, np.float32)
         tensors["pixel_std"] = np.array(model.image.std, np.float32)
     return tensors
-
-
-def _plan_item(model: Model, medium: Media, salt: str, row_start: int, limits: Limits, check: Checkpoint) -> ItemPlan:
-    """Probe one file and fix its frames, size and grid."""
-    spec = _with_budget(_pixel_spec(model, medium.modality), medium)
-    source: ImageInfo | ClipInfo
-    if medium.modality is Modality.IMAGE:
-        source = probe_image(medium.data, limits, medium.key)
-        frames, frame_count = None, 1
-        height, width = fit_image(
-            source.height_px,
-            source.width_px,
-            factor=spec.factor,
-            min_pixels=spec.min_pixels,
-            max_pixels=spec.max_pixels,
-        )
-    else:
-        source = probe_video(medium.data, limits, medium.key, check, medium.on_damage)
-        video = _video_spec(model, medium, spec)
-        frames = choose_frames(source, medium.sampling, _spread(model, medium, video), medium.key)
-        frame_count = len(frames.indices)
-        height, width = model.family.fit_video(frame_count, source.height_px, source.width_px, video)
-    grid = patch_grid(frame_count, height, width, spec)
-    content = hashlib.sha256(medium.data).digest()
-    processing = repr((model.fingerprint, spec, grid, None if frames is None else frames.indices.tolist(), salt))
-    return ItemPlan(
-        key=medium.key,
-        modality=medium.modality,
-        source=source,
-        frames=frames,
-        padded_frame_count=-frame_count % spec.temporal_patch_size,
-        grid=grid,
-        width_px=width,
-        height_px=height,
-        row_start=row_start,
-        token_count=grid.patch_count // spec.merge_size**2,
-        content_sha256=content,
-        digest=hashlib.sha256(content + processing.encode()).digest(),
-    )
-
-
-def _spread(model: Model, medium: Media, video: VideoSpec) -> Spread:
-    """The family's rule for this medium."""
-    return lambda total, rate: model.family.spread_frames(total, rate, medium.sampling, video)
-
-
-def _video_spec(model: Model, medium: Media, pixels: PixelSpec) -> VideoSpec:
-    """The model's video settings with the caller's overrides."""
-    cap = model.video.cap_pixels_per_frame if medium.cap_pixels_per_frame is None else medium.cap_pixels_per_frame
-    return dataclasses.replace(model.video, pixels=pixels, cap_pixels_per_frame=cap)
-
-
-def _with_budget(spec: PixelSpec, medium: Media) -> PixelSpec:
-    """The model's pixel settings with the caller's budget, where he gives one."""
-    given = (medium.min_pixels, medium.max_pixels)
-    least = spec.min_pixels if medium.min_pixels is None else medium.min_pixels
-    most = spec.max_pixels if medium.max_pixels is None else medium.max_pixels
-    if given != (None, None) and not 0 < least <= most:
-        raise InvalidRequest(
-            f"{medium.key}: min_pixels {least} and max_pixels {most}; 0 < min_pixels <= max_pixels is needed",
-            reason="INVALID_PIXEL_BUDGET",
-            media_key=medium.key,
-        )
-    return dataclasses.replace(spec, min_pixels=least, max_pixels=most)
-
-
-def _pixel_spec(model: Model, modality: Modality) -> PixelSpec:
-    return model.image if modality is Modality.IMAGE else model.video.pixels
 
 
 def _replacement(model: Model, item: ItemPlan) -> Replacement:

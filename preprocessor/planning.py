@@ -1,0 +1,89 @@
+"""One medium of a request → its plan: frames chosen, size and grid fixed, from the file's headers alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+
+from preprocessor.config import Limits
+from preprocessor.errors import InvalidRequest
+from preprocessor.media.image import probe_image
+from preprocessor.media.sampling import Spread, choose_frames
+from preprocessor.media.video import probe_video
+from preprocessor.models.family import Model
+from preprocessor.types.asked import Media, Modality
+from preprocessor.types.found import ClipInfo, ImageInfo
+from preprocessor.types.planned import ItemPlan
+from preprocessor.vision.geometry import fit_image, patch_grid
+from preprocessor.vision.spec import PixelSpec, VideoSpec
+
+
+def plan_item(
+    model: Model, medium: Media, salt: str, row_start: int, limits: Limits, check: Callable[[], None]
+) -> ItemPlan:
+    """Probe one file and fix its frames, size and grid."""
+    spec = _with_budget(pixel_spec(model, medium.modality), medium)
+    source: ImageInfo | ClipInfo
+    if medium.modality is Modality.IMAGE:
+        source = probe_image(medium.data, limits, medium.key)
+        frames, frame_count = None, 1
+        height, width = fit_image(
+            source.height_px,
+            source.width_px,
+            factor=spec.factor,
+            min_pixels=spec.min_pixels,
+            max_pixels=spec.max_pixels,
+        )
+    else:
+        source = probe_video(medium.data, limits, medium.key, check, medium.on_damage)
+        video = _video_spec(model, medium, spec)
+        frames = choose_frames(source, medium.sampling, _spread(model, medium, video), medium.key)
+        frame_count = len(frames.indices)
+        height, width = model.family.fit_video(frame_count, source.height_px, source.width_px, video)
+    grid = patch_grid(frame_count, height, width, spec)
+    content = hashlib.sha256(medium.data).digest()
+    processing = repr((model.fingerprint, spec, grid, None if frames is None else frames.indices.tolist(), salt))
+    return ItemPlan(
+        key=medium.key,
+        modality=medium.modality,
+        source=source,
+        frames=frames,
+        padded_frame_count=-frame_count % spec.temporal_patch_size,
+        grid=grid,
+        width_px=width,
+        height_px=height,
+        row_start=row_start,
+        token_count=grid.patch_count // spec.merge_size**2,
+        content_sha256=content,
+        digest=hashlib.sha256(content + processing.encode()).digest(),
+    )
+
+
+def _spread(model: Model, medium: Media, video: VideoSpec) -> Spread:
+    """The family's rule for this medium."""
+    return lambda total, rate: model.family.spread_frames(total, rate, medium.sampling, video)
+
+
+def _video_spec(model: Model, medium: Media, pixels: PixelSpec) -> VideoSpec:
+    """The model's video settings with the caller's overrides."""
+    cap = model.video.cap_pixels_per_frame if medium.cap_pixels_per_frame is None else medium.cap_pixels_per_frame
+    return dataclasses.replace(model.video, pixels=pixels, cap_pixels_per_frame=cap)
+
+
+def _with_budget(spec: PixelSpec, medium: Media) -> PixelSpec:
+    """The model's pixel settings with the caller's budget, where he gives one."""
+    given = (medium.min_pixels, medium.max_pixels)
+    least = spec.min_pixels if medium.min_pixels is None else medium.min_pixels
+    most = spec.max_pixels if medium.max_pixels is None else medium.max_pixels
+    if given != (None, None) and not 0 < least <= most:
+        raise InvalidRequest(
+            f"{medium.key}: min_pixels {least} and max_pixels {most}; 0 < min_pixels <= max_pixels is needed",
+            reason="INVALID_PIXEL_BUDGET",
+            media_key=medium.key,
+        )
+    return dataclasses.replace(spec, min_pixels=least, max_pixels=most)
+
+
+def pixel_spec(model: Model, modality: Modality) -> PixelSpec:
+    return model.image if modality is Modality.IMAGE else model.video.pixels
