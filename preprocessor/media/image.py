@@ -32,6 +32,7 @@ from PIL import __version__ as pillow_version
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded, UnsupportedMedia
+from preprocessor.media.image_headers import check_header, check_image_size
 from preprocessor.types.found import ImageInfo
 
 
@@ -89,15 +90,13 @@ def probe_image(data: bytes, limits: Limits, key: str = "image") -> ImageInfo:
     Raises:
         UnsupportedMedia: `EMPTY_MEDIA` or `NOT_MEDIA`.
         CorruptMedia: The header is damaged.
-        LimitExceeded: More pixels than accepted, or metadata that inflates without measure.
+        LimitExceeded: `IMAGE_TOO_LARGE`, `SIDE_TOO_LONG`, `TOO_MANY_SCANS`, or `METADATA_TOO_LARGE` for what inflates without
+            measure.
     """
+    check_header(data, limits, key)
     with _open_image(data, key) as image:
         width, height = image.size
-        if width * height > limits.max_image_pixels:
-            raise LimitExceeded(
-                f"{key}: the image is {width}x{height}; at most {limits.max_image_pixels} pixels are accepted",
-                media_key=key,
-            )
+        check_image_size(width, height, limits, key)
         if _orientation_in_header(image, data) in _SIDEWAYS:
             width, height = height, width
         name = "JPEG" if image.format == "MPO" else image.format or ""
@@ -112,7 +111,7 @@ def decode_image(data: bytes, key: str = "image") -> npt.NDArray[np.uint8]:
     Raises:
         UnsupportedMedia: `EMPTY_MEDIA` or `NOT_MEDIA`.
         CorruptMedia: The header is sound and the pixels are not, or not all there.
-        LimitExceeded: Metadata behind the pixels that inflates without measure.
+        LimitExceeded: `METADATA_TOO_LARGE`: metadata behind the pixels that inflates without measure.
     Source: transformers 5.23 image_utils.load_image; differs: metadata that cannot be rewritten does no harm.
     """
     with _open_image(data, key) as opened:
@@ -212,7 +211,9 @@ def _open_image(data: bytes, key: str) -> Iterator[ImageFile.ImageFile]:
     except _DAMAGE as error:
         if _is_metadata_bomb(error):
             raise LimitExceeded(
-                f"{key}: the image's text or colour profile inflates beyond what is accepted", media_key=key
+                f"{key}: the image's text or colour profile inflates beyond what is accepted",
+                reason="METADATA_TOO_LARGE",
+                media_key=key,
             ) from error
         raise CorruptMedia(
             f"{key}: the image cannot be decoded; the file is damaged or cut off", media_key=key

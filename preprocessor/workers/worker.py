@@ -19,7 +19,7 @@ from preprocessor.models.generic import GenericModel
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.channel import HEAD, Finished, Order, Room, RoomWanted, RowsWritten, dump, load
 from preprocessor.workers.jobs import is_out_of_memory, memory_exhausted
-from preprocessor.workers.sandbox import allow_cpu_seconds, anonymous_bytes
+from preprocessor.workers.sandbox import allow_cpu_seconds, allow_memory_bytes, anonymous_bytes
 
 # Below this, arrays travel in the message: asking for room would take longer.
 _INLINE_BYTES = 1 << 20
@@ -59,7 +59,9 @@ def work(channel: socket.socket, arena: Arena, model: Model | GenericModel, slot
     while (message := _receive(channel)) is not None:
         order: Order = load(message, arena)
         allow_cpu_seconds(order.cpu_seconds)
+        allow_memory_bytes(order.job.memory_bytes(model))
         outcome, fault = _outcome(order, channel, arena, model, slot)
+        allow_memory_bytes(None)
         aside: list[pickle.PickleBuffer] = []
         reply = dump(Finished(outcome, fault, anonymous_bytes() - start_bytes), aside=aside.append)
         buffers = [buffer.raw() for buffer in aside]

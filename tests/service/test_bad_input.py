@@ -156,7 +156,7 @@ async def test_a_bad_upload_is_refused_with_its_reason(caller: Caller, case: str
     [
         (Limits(max_media_bytes=1000), chat(image("photo")), "MEDIA_TOO_LARGE"),
         (Limits(max_request_bytes=1000), chat(image("photo")), "REQUEST_TOO_LARGE"),
-        (Limits(max_image_pixels=1000), chat(image("photo")), "LIMIT_EXCEEDED"),
+        (Limits(max_image_pixels=1000), chat(image("photo")), "IMAGE_TOO_LARGE"),
         (Limits(max_pixel_bytes=1000), chat(image("photo")), "PIXELS_TOO_LARGE"),
         (Limits(max_prompt_length=10), chat(image("photo")), "PROMPT_TOO_LONG"),
         (Limits(max_media_count=1), chat(image("photo"), image("again", PHOTO)), "LIMIT_EXCEEDED"),
@@ -170,12 +170,20 @@ async def test_what_exceeds_a_limit_is_refused(model: Model, limits: Limits, spe
     assert (caught.value.code, caught.value.reason) == (INVALID, reason)
 
 
-@pytest.mark.parametrize(("limits"), [Limits(max_clip_frames=10), Limits(max_frame_pixels=1000)])
-async def test_a_video_beyond_the_limits_is_refused(model: Model, limits: Limits) -> None:
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (Limits(max_clip_frames=10), "TOO_MANY_FRAMES"),
+        (Limits(max_frame_pixels=1000), "FRAME_TOO_LARGE"),
+        (Limits(max_side_px=100), "SIDE_TOO_LONG"),
+        (Limits(max_clip_seconds=1), "VIDEO_TOO_LONG"),
+    ],
+)
+async def test_a_video_beyond_the_limits_is_refused(model: Model, limits: Limits, reason: str) -> None:
     async with serving(model, limits=limits) as caller:
         with pytest.raises(CallFailed) as caught:
             await caller.prepare(chat(video("clip", CLIP)))
-    assert (caught.value.code, caught.value.reason) == (INVALID, "LIMIT_EXCEEDED")
+    assert (caught.value.code, caught.value.reason) == (INVALID, reason)
 
 
 async def test_an_inline_file_over_the_limit_is_refused(model: Model) -> None:
