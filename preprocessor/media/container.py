@@ -75,19 +75,19 @@ class _Watched(io.BytesIO):
 
 @contextmanager
 def open_video(
-    data: bytes, key: str, limits: Limits, check: Callable[[], None] = keep_going
+    data: bytes, key: str, max_frame_pixels: int, check: Callable[[], None] = keep_going
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Open a file at its first real video stream; a cover picture is none.
 
     Args:
+        max_frame_pixels: The decoder refuses to make a larger picture.
         check: Called whenever FFmpeg takes bytes; what it raises ends the reading.
     Raises:
         UnsupportedMedia: `EMPTY_MEDIA`, `NOT_MEDIA`, `NO_VIDEO_STREAM`, or `UNSUPPORTED_CODEC`.
         CorruptMedia: `TRUNCATED_MEDIA`, or what is raised inside.
-        LimitExceeded: `TOO_MANY_STREAMS`.
     """
     what = ("a video", "mp4, mov, mkv, webm, avi, ts or gif")
-    with _open(data, key, VIDEO_FORMATS, what, limits, check) as container:
+    with _open(data, key, VIDEO_FORMATS, what, max_frame_pixels, check) as container:
         streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not streams:
             raise UnsupportedMedia(
@@ -99,7 +99,7 @@ def open_video(
         if stream.codec_context is None or stream.codec_context.name not in VIDEO_DECODERS:
             raise _no_decoder(key, "video", "H.264, HEVC, VP9 or AV1")
         stream.thread_type = "NONE"  # one worker, one core: parallelism is across requests
-        stream.codec_context.options = {"max_pixels": str(limits.max_frame_pixels)}
+        stream.codec_context.options = {"max_pixels": str(max_frame_pixels)}
         _discard_others(container, stream)
         yield container, stream
 
@@ -118,7 +118,8 @@ def open_sound(
         LimitExceeded: `TOO_MANY_STREAMS`.
     """
     what = ("a file with sound", "wav, mp3, flac, ogg, m4a, mp4 or mkv")
-    with _open(data, key, SOUND_FORMATS, what, limits, check) as container:
+    with _open(data, key, SOUND_FORMATS, what, limits.max_frame_pixels, check) as container:
+        check_streams(container, limits, key)
         if not container.streams.audio:
             raise UnsupportedMedia(
                 f"{key}: the file holds no sound; send one that does, or leave its sound out",
@@ -141,7 +142,7 @@ def _open(
     key: str,
     formats: Sequence[str],
     what: tuple[str, str],
-    limits: Limits,
+    max_frame_pixels: int,
     check: Callable[[], None],
 ) -> Iterator[av.container.InputContainer]:
     """Open bytes as one of some formats; this module's head says what becomes of errors, here and inside.
@@ -153,7 +154,7 @@ def _open(
         raise UnsupportedMedia(f"{key}: the upload is empty; send the whole file", reason="EMPTY_MEDIA", media_key=key)
     source = _Watched(data, check)
     try:
-        with _opened(source, key, formats, *what, limits) as container:
+        with _opened(source, key, formats, *what, max_frame_pixels) as container:
             yield container
     except Exception:
         if source.stopped_by is not None:  # the file seemed to end, and what came of that is not its fault
@@ -165,14 +166,14 @@ def _open(
 
 @contextmanager
 def _opened(
-    source: _Watched, key: str, formats: Sequence[str], kind: str, examples: str, limits: Limits
+    source: _Watched, key: str, formats: Sequence[str], kind: str, examples: str, max_frame_pixels: int
 ) -> Iterator[av.container.InputContainer]:
     options = {
         "format_whitelist": ",".join(formats),
         "codec_whitelist": ",".join(sorted(DECODERS)),
         "protocol_whitelist": "none",
     }
-    bounds = {"max_pixels": str(limits.max_frame_pixels)}  # where FFmpeg decodes a frame to learn what a stream is
+    bounds = {"max_pixels": str(max_frame_pixels)}  # where FFmpeg decodes a frame to learn what a stream is
     try:
         container = av.open(source, mode="r", metadata_errors="ignore", container_options=options, options=bounds)
     except av.error.MemoryError as error:
@@ -190,18 +191,24 @@ def _opened(
             media_key=key,
         ) from error
     with container:
-        if len(container.streams) > limits.max_streams:
-            raise LimitExceeded(
-                f"{key}: the file holds {len(container.streams)} streams; at most {limits.max_streams} are accepted",
-                reason="TOO_MANY_STREAMS",
-                media_key=key,
-            )
         try:
             yield container
         except av.error.MemoryError as error:
             raise _no_memory(key) from error
         except av.error.FFmpegError as error:
             raise CorruptMedia(f"{key}: the file cannot be decoded ({error.strerror})", media_key=key) from error
+
+
+def check_streams(container: av.container.InputContainer, limits: Limits, key: str) -> None:
+    """Raises:
+    LimitExceeded: `TOO_MANY_STREAMS`.
+    """
+    if len(container.streams) > limits.max_streams:
+        raise LimitExceeded(
+            f"{key}: the file holds {len(container.streams)} streams; at most {limits.max_streams} are accepted",
+            reason="TOO_MANY_STREAMS",
+            media_key=key,
+        )
 
 
 def _discard_others(container: av.container.InputContainer, wanted: av.stream.Stream) -> None:

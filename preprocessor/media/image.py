@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import logging
 import struct
 import warnings
 from collections.abc import Iterator
@@ -51,6 +52,7 @@ Image.MAX_IMAGE_PIXELS = None  # `Limits` decides what is too large, before a pi
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # one worker, one core: parallelism is across requests
 # Damaged metadata makes Pillow warn once a tag: a file of 12 bytes a line of log. What matters raises.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # a file is not to write into the service's log
 
 if _heif is not None:
     _heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)

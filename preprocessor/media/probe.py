@@ -27,7 +27,7 @@ import numpy.typing as npt
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded
 from preprocessor.media.clip import NO_FRAME, IndexedClip
-from preprocessor.media.container import open_video, read_packets
+from preprocessor.media.container import check_streams, open_video, read_packets
 from preprocessor.media.orientation import may_be_turned, orientation
 from preprocessor.media.packets import Entry, entry_test, hidden_test, leading_test
 from preprocessor.media.sides import check_sides
@@ -65,7 +65,8 @@ def probe_file(
     data: bytes, limits: Limits, key: str, check: Callable[[], None], on_damage: OnDamage = OnDamage.FAIL
 ) -> IndexedClip:
     """Walk over a file that FFmpeg reads; see `video.probe_video`."""
-    with open_video(data, key, limits, check) as (container, stream):
+    with open_video(data, key, limits.max_frame_pixels, check) as (container, stream):
+        check_streams(container, limits, key)
         codec = stream.codec_context
         codec_name, width, height, reorders = codec.name, codec.width, codec.height, codec.has_b_frames
         check_frame_size(width, height, limits, key)
@@ -115,7 +116,7 @@ def probe_file(
         is_truncated=is_truncated,
         stated_frame_count=stated,
         is_interlaced=is_interlaced,
-        limits=limits,
+        max_frame_pixels=limits.max_frame_pixels,
     )
 
 
@@ -259,7 +260,7 @@ def _stated_bytes(data: bytes) -> int:
 
 def _orientation(data: bytes, key: str, limits: Limits, check: Callable[[], None]) -> tuple[int, bool]:
     """As `orientation`, of the first frame that decodes; upright where none does."""
-    with open_video(data, key, limits, check) as (container, stream):
+    with open_video(data, key, limits.max_frame_pixels, check) as (container, stream):
         try:
             for packet in read_packets(container, stream, key, check):
                 try:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import TypeVar
 
+from google.protobuf.message import DecodeError
+
 from preprocessor.config import Limits, ServeSettings
 from preprocessor.errors import DeadlineExceeded, InvalidRequest, LimitExceeded
 from preprocessor.service.calls import Call
@@ -26,7 +28,7 @@ async def receive_spec(requests: AsyncIterator[RequestMessage], idle_seconds: fl
     """The first message, which must be a spec.
 
     Raises:
-        InvalidRequest: `SPEC_MISSING`.
+        InvalidRequest: `SPEC_MISSING`, `MALFORMED_MESSAGE`.
         DeadlineExceeded: `UPLOAD_IDLE`.
     """
     first = await _next(requests, idle_seconds)
@@ -213,6 +215,10 @@ async def _next(requests: AsyncIterator[RequestMessage], idle_seconds: float) ->
     try:
         async with asyncio.timeout(idle_seconds):
             return await anext(requests, None)
+    except DecodeError as error:
+        raise InvalidRequest(
+            "a message cannot be read; send preprocessor.v1 messages, strings in UTF-8", reason="MALFORMED_MESSAGE"
+        ) from error
     except TimeoutError:
         raise DeadlineExceeded(
             f"nothing arrived for {idle_seconds:g} seconds; keep sending, or close the stream", reason="UPLOAD_IDLE"

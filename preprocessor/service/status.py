@@ -19,6 +19,11 @@ logger = logging.getLogger(__name__)
 ERROR_DOMAIN = "preprocessor"
 DETAILS_KEY = "grpc-status-details-bin"
 
+# A caller refuses a status of more than 8 to 16 KiB (gRPC's bound on metadata) and never learns its reason. It holds the
+# message twice, once with up to three bytes for one, and messages quote what the caller sent, such as a key.
+_MAX_MESSAGE_BYTES = 1500
+_MAX_METADATA_BYTES = 256
+
 # Ordered: the first class that matches counts.
 _CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
     (errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
@@ -57,13 +62,14 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str, str]:
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseException, request_id: str) -> NoReturn:
     """End a call with the status of an error, `ErrorInfo` and, where a retry may help, `RetryInfo` attached."""
     code, reason, message = status_of(error)
+    message = _cut(message, _MAX_MESSAGE_BYTES)
     if reason == "INTERNAL":
         logger.error("request %s failed", request_id, exc_info=error)
     else:
         logger.info("request %s refused: %s %s", request_id, code.name, reason)
     info = error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata={"request_id": request_id})
     if isinstance(error, errors.PreprocessorError):
-        info.metadata.update(error.metadata)
+        info.metadata.update({name: _cut(value, _MAX_METADATA_BYTES) for name, value in error.metadata.items()})
     details = [info, *_retry_info(error)]
     packed = [any_pb2.Any() for _ in details]
     for box, detail in zip(packed, details, strict=True):
@@ -71,6 +77,12 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseExceptio
     status = status_pb2.Status(code=code.value[0], message=message, details=packed)
     await context.abort(code, message, trailing_metadata=((DETAILS_KEY, status.SerializeToString()),))
     raise asyncio.CancelledError  # abort() raises; this tells the type checker
+
+
+def _cut(text: str, most_bytes: int) -> str:
+    """The beginning of a text that is too long, with a sign that it is one."""
+    encoded = text.encode()
+    return text if len(encoded) <= most_bytes else encoded[: most_bytes - 3].decode(errors="ignore") + "…"
 
 
 def _retry_info(error: BaseException) -> list[error_details_pb2.RetryInfo]:
