@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded
-from preprocessor.media.container import keep_going, open_sound
+from preprocessor.media.container import demux, keep_going, open_sound
 
 # What a program that streams WAV writes for the size it does not know yet: 0, or the most that fits (ffmpeg, sox).
 _LARGEST_KNOWN_WAV_BYTES = 0x7FFF_0000
@@ -133,7 +133,7 @@ def _decoded(
 ) -> Iterator[av.AudioFrame]:
     """Every frame of the stream."""
     seconds = Fraction(0)
-    for packet in container.demux(stream):
+    for packet in demux(container, stream):
         check()
         if packet.is_corrupt and not _is_wav_of_unknown_size(data):
             raise CorruptMedia(

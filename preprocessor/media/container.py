@@ -22,8 +22,9 @@ FFmpeg's errors become ours here:
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import av
 import av.container
@@ -47,6 +48,9 @@ SOUND_FORMATS = (
     *("wav", "w64", "aiff", "caf", "au", "flac", "mp3", "aac", "ac3", "eac3", "amr", "wv"),
 )
 """The same for sound."""
+
+
+_Stream = TypeVar("_Stream", av.VideoStream, av.AudioStream)
 
 
 def keep_going() -> None:
@@ -75,19 +79,24 @@ class _Watched(io.BytesIO):
 
 @contextmanager
 def open_video(
-    data: bytes, key: str, max_frame_pixels: int, check: Callable[[], None] = keep_going
+    data: bytes,
+    key: str,
+    max_frame_pixels: int,
+    check: Callable[[], None] = keep_going,
+    decoders: Iterable[str] = DECODERS,
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Open a file at its first real video stream; a cover picture is none.
 
     Args:
         max_frame_pixels: The decoder refuses to make a larger picture.
         check: Called whenever FFmpeg takes bytes; what it raises ends the reading.
+        decoders: Those that may run while the file is opened, to learn what the header does not say.
     Raises:
         UnsupportedMedia: `EMPTY_MEDIA`, `NOT_MEDIA`, `NO_VIDEO_STREAM`, or `UNSUPPORTED_CODEC`.
         CorruptMedia: `TRUNCATED_MEDIA`, or what is raised inside.
     """
     what = ("a video", "mp4, mov, mkv, webm, avi, ts or gif")
-    with _open(data, key, VIDEO_FORMATS, what, max_frame_pixels, check) as container:
+    with _open(data, key, VIDEO_FORMATS, what, max_frame_pixels, check, decoders) as container:
         streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not streams:
             raise UnsupportedMedia(
@@ -144,6 +153,7 @@ def _open(
     what: tuple[str, str],
     max_frame_pixels: int,
     check: Callable[[], None],
+    decoders: Iterable[str] = DECODERS,
 ) -> Iterator[av.container.InputContainer]:
     """Open bytes as one of some formats; this module's head says what becomes of errors, here and inside.
 
@@ -154,7 +164,7 @@ def _open(
         raise UnsupportedMedia(f"{key}: the upload is empty; send the whole file", reason="EMPTY_MEDIA", media_key=key)
     source = _Watched(data, check)
     try:
-        with _opened(source, key, formats, *what, max_frame_pixels) as container:
+        with _opened(source, key, formats, *what, max_frame_pixels, decoders) as container:
             yield container
     except Exception:
         if source.stopped_by is not None:  # the file seemed to end, and what came of that is not its fault
@@ -166,11 +176,17 @@ def _open(
 
 @contextmanager
 def _opened(
-    source: _Watched, key: str, formats: Sequence[str], kind: str, examples: str, max_frame_pixels: int
+    source: _Watched,
+    key: str,
+    formats: Sequence[str],
+    kind: str,
+    examples: str,
+    max_frame_pixels: int,
+    decoders: Iterable[str],
 ) -> Iterator[av.container.InputContainer]:
     options = {
         "format_whitelist": ",".join(formats),
-        "codec_whitelist": ",".join(sorted(DECODERS)),
+        "codec_whitelist": ",".join(decoders),
         "protocol_whitelist": "none",
     }
     bounds = {"max_pixels": str(max_frame_pixels)}  # where FFmpeg decodes a frame to learn what a stream is
@@ -234,6 +250,19 @@ def _no_memory(key: str) -> LimitExceeded:
     )
 
 
+def demux(container: av.container.InputContainer, stream: _Stream) -> Iterator[av.Packet[_Stream]]:
+    """PyAV's own, but for its end: PyAV 18.1 stumbles there over streams that have come up while it was reading."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except IndexError:  # after the last packet of the stream that was asked for, and after its flush
+            return
+        if packet is None:
+            return
+        yield packet
+
+
 def read_packets(
     container: av.container.InputContainer, stream: av.VideoStream, key: str, check: Callable[[], None]
 ) -> Iterator[av.Packet[av.VideoStream]]:
@@ -244,7 +273,7 @@ def read_packets(
     Raises:
         CorruptMedia: FFmpeg cannot read on.
     """
-    packets = container.demux(stream)
+    packets = demux(container, stream)
     while True:
         try:
             packet = next(packets, None)

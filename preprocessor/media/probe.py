@@ -69,6 +69,8 @@ def probe_file(
         check_streams(container, limits, key)
         codec = stream.codec_context
         codec_name, width, height, reorders = codec.name, codec.width, codec.height, codec.has_b_frames
+        if not width or not height:  # a decoder may have refused to look at a frame that is too large
+            check_frame_size(*_stated_size(data, limits, key, check), limits, key)
         check_frame_size(width, height, limits, key)
         walk = _walk_packets(container, stream, limits, key, check, on_damage)
         stated = len(stream.index_entries) if "mov" in container.format.name else 0
@@ -154,6 +156,12 @@ def too_many_frames(limits: Limits, key: str) -> LimitExceeded:
         reason="TOO_MANY_FRAMES",
         media_key=key,
     )
+
+
+def _stated_size(data: bytes, limits: Limits, key: str, check: Callable[[], None]) -> tuple[int, int]:
+    """Width and height as the header has them, without a look at a frame."""
+    with open_video(data, key, limits.max_frame_pixels, check, decoders=["none"]) as (_, stream):
+        return stream.codec_context.width, stream.codec_context.height
 
 
 def _walk_packets(
