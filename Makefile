@@ -4,10 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := preprocessor/v1/preprocessor
+FUZZ_COUNT ?= 20000
+FUZZ_SECONDS ?= inf
+FUZZ_FIRST ?= 0
 CODE := preprocessor engine_client deploy tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton demo test test-all soak parity bench bench-service golden proto reference format lint type verify clean
+.PHONY: help setup triton demo test test-all soak fuzz audit sbom parity bench bench-service golden proto reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +38,16 @@ test-all: triton ## run every test but the soak, the long ones too
 
 soak: setup ## half an hour of mixed work on one server, or SOAK_SECONDS: memory and descriptors stay flat
 	$(BIN)/python -m pytest -m soak -s
+
+fuzz: setup ## 20,000 mutated files and requests, or FUZZ_COUNT, against real services; or for FUZZ_SECONDS. FUZZ_SEED, FUZZ_FIRST: again
+	$(BIN)/python -m tests.fuzz --count $(FUZZ_COUNT) --seconds $(FUZZ_SECONDS) --first $(FUZZ_FIRST) \
+		$(if $(FUZZ_SEED),--seed $(FUZZ_SEED)) $(if $(FUZZ_ONLY),--only '$(FUZZ_ONLY)')
+
+audit: setup ## look up every installed package among known vulnerabilities; needs the network
+	$(BIN)/python -m deploy.supply audit
+
+sbom: setup ## write build/sbom.cdx.json: every installed package with version, licence and hash, as CycloneDX
+	$(BIN)/python -m deploy.supply sbom build/sbom.cdx.json
 
 parity: setup ## compare with Hugging Face live, hundreds of cases; minutes
 	$(BIN)/python -m tests.parity

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ def main() -> int:
     given = parser.parse_args()
     settings = Settings(given.seed, given.first, given.count, given.seconds, given.only, given.folder)
     print(f"seed {settings.seed}", flush=True)
+    os.environ.setdefault("SVT_LOG", "1")  # errors only, of the encoder behind some of the good files
     with targets(given.video_decoder) as under_fire:
         findings = asyncio.run(run(settings, under_fire))
         print(render(findings, settings, under_fire))

@@ -13,14 +13,16 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import av
 
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.fuzz.structure import boxes
 from tests.media import animation, moving_shapes_clip, photo
-from tests.pictures import png, png_chunk
+from tests.pictures import animated, png, png_chunk
 
+_FILES = Path(__file__).with_name("files")
 IMAGE, VIDEO, SOUND = pb.MODALITY_IMAGE, pb.MODALITY_VIDEO, pb.MODALITY_AUDIO
 
 
@@ -54,8 +56,8 @@ def long_png() -> bytes:
 
 
 def inflating_metadata(kind: bytes, head: bytes) -> bytes:
-    """64 MiB of text or profile in 64 KB."""
-    bomb = png_chunk(kind, head + zlib.compress(bytes(64 << 20), 9))
+    """8 MiB of text or profile in 8 KB."""
+    bomb = png_chunk(kind, head + zlib.compress(bytes(8 << 20), 9))
     data = photo(16, 16, "PNG")
     return data[:33] + bomb + data[33:]
 
@@ -103,6 +105,21 @@ def tiff_of_many_samples() -> bytes:
     return bytes(data)
 
 
+def png_without_its_palette() -> bytes:
+    """Pixels that are indices, and nothing that they are indices of; Pillow asserts that there is."""
+    return png(8, 3, bytes(17 * 16), png_chunk(b"tRNS", b"\0\xff"), size=(16, 16))
+
+
+def avif_on_a_stopped_clock() -> bytes:
+    """An animation whose clock ticks at 0 Hz, by which Pillow divides."""
+    data = bytearray(animated("AVIF"))
+    for mark in (b"mdhd", b"mvhd"):
+        start = data.index(mark) + 4
+        offset = 20 if data[start] == 1 else 12  # ISO 14496-12, 8.4.2: behind two times, of four or of eight bytes
+        data[start + offset : start + offset + 4] = bytes(4)
+    return bytes(data)
+
+
 # -- video -------------------------------------------------------------------------------------------------------------
 
 
@@ -124,13 +141,14 @@ def endless_sample_sizes() -> bytes:
     return with_table(b"stsz", bytes(4) + struct.pack(">II", 0, 0xFFFFFFFF))
 
 
-def samples_of_one_size(count: int) -> bytes:
-    """Samples of a byte each, all in one chunk: an index of 24 bytes for each of them, made from 12."""
-    data = with_table(b"stsz", bytes(4) + struct.pack(">II", 1, count))
-    start = data.index(b"stsc") + 4
-    spoiled = bytearray(data)
-    struct.pack_into(">IIII", spoiled, start + 4, 1, 1, count, 1)
-    return bytes(spoiled)
+def samples_of_one_size(count: int = 40_000_000) -> bytes:
+    """Samples of a byte each, all in one chunk: an index of 36 bytes for each of them, 1.4 GB of it, from a file of 2 KB."""
+    data = bytearray(with_table(b"stsz", bytes(4) + struct.pack(">II", 1, count)))
+    struct.pack_into(">III", data, data.index(b"stsc") + 12, 1, count, 1)
+    struct.pack_into(">I", data, data.index(b"stts") + 12, count)
+    for table in (b"stss", b"ctts", b"edts"):
+        data[data.index(table) : data.index(table) + 4] = b"free"
+    return bytes(data)
 
 
 def endless_times() -> bytes:
@@ -156,7 +174,7 @@ def nested_boxes() -> bytes:
     return small_clip()[:32] + inner
 
 
-def many_streams(count: int = 200) -> bytes:
+def many_streams(count: int = 80) -> bytes:
     """An mp4 of one real track and its copies."""
     data = bytearray(small_clip())
     elements = boxes(bytes(data))
@@ -250,6 +268,11 @@ def many_gif_frames() -> bytes:
     return head + (control + frame) * 20_000 + b"\x3b"
 
 
+def stream_that_comes_up_late() -> bytes:
+    """An FLV in which a stream begins that its header does not announce; PyAV 18.1 counts it wrongly."""
+    return (_FILES / "late-stream.flv").read_bytes()
+
+
 def vast_apng() -> bytes:
     """An animation whose canvas is 16,000 pixels a side; FFmpeg takes more for damage."""
     data = bytearray(animation("PNG", (100,) * 3))
@@ -330,8 +353,11 @@ DANGERS: Mapping[str, Danger] = {
     "webp canvas": _danger(IMAGE, lambda: webp_canvas(1 << 24, 1 << 8), "IMAGE_TOO_LARGE"),
     "gif frame beyond its canvas": _danger(IMAGE, gif_frame_beyond_its_canvas, "IMAGE_TOO_LARGE"),
     "tiff of many samples": _danger(IMAGE, tiff_of_many_samples, "NOT_MEDIA", "CORRUPT_MEDIA"),
+    "png without its palette": _danger(IMAGE, png_without_its_palette, "CORRUPT_MEDIA"),
+    "avif on a stopped clock": _danger(IMAGE, avif_on_a_stopped_clock, "CORRUPT_MEDIA"),
+    "flv with a stream that comes up late": _danger(VIDEO, stream_that_comes_up_late, "VIDEO_TOO_LONG"),
     "mp4 sample sizes": _danger(VIDEO, endless_sample_sizes, *_NO_TABLE),
-    "mp4 samples of one size": _danger(VIDEO, lambda: samples_of_one_size(300_000_000), *_NO_TABLE),
+    "mp4 samples of one size": _danger(VIDEO, samples_of_one_size, "CORRUPT_MEDIA", "TRUNCATED_MEDIA"),
     "mp4 composition times": _danger(VIDEO, endless_times, *_NO_TABLE),
     "mp4 durations": _danger(VIDEO, endless_durations),
     "mp4 of frames days apart": _danger(VIDEO, days_between_frames, "VIDEO_TOO_LONG"),

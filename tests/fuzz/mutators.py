@@ -30,7 +30,7 @@ def mutate(data: bytes, structure: str, source: random.Random, donor: bytes = b"
     spoiled, told = bytearray(data), []
     for _ in range(source.choice(_COUNTS)):
         elements = [one for one in PARSERS[structure](bytes(spoiled)) if one.end > one.start]
-        names = list(MUTATIONS) if elements else ["bytes", "truncate", "integer anywhere"]
+        names = list(MUTATIONS) if elements else _SHAPELESS
         name = source.choice(names)
         if name == "splice" and donor:
             told.append(_splice(spoiled, elements, source, donor))
@@ -202,6 +202,10 @@ MUTATIONS: Mapping[str, Mutation] = {
     "splice": _splice,
     "insert": _insert,
 }
+
+
+_SHAPELESS = ["bytes", "truncate", "integer anywhere"]
+"""What can be done to a file in which no element is found any more."""
 
 
 def _tell_parents(data: bytearray, elements: list[Element], one: Element, growth: int, source: random.Random) -> None:
