@@ -62,6 +62,7 @@ def jpeg_scan_count(data: bytes, most: int) -> int:
             if marker is None:
                 break
             position = marker.end() - 2
+            continue  # it may lie too near to the end
         kind = data[position + 1]
         if kind == _JPEG_END:
             break

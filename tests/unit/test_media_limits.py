@@ -203,3 +203,5 @@ def test_scans_are_counted_through_what_surrounds_them() -> None:
     assert jpeg_scan_count(data[:start], 500) == 0
     assert jpeg_scan_count(corpus.many_scans(), 10) == 11, "no further than it must"
     assert all(jpeg_scan_count(data[:length], 500) <= 1 for length in range(0, len(data), 7))
+    ends_in_a_marker = b"\xff\xff\xa5\xff\xff\xff\x0a\xff"  # found by `make fuzz-guided`
+    assert jpeg_scan_count(ends_in_a_marker, 500) == 0
