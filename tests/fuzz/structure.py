@@ -296,6 +296,6 @@ PARSERS: Mapping[str, Parser] = {
 
 
 def leaves(elements: list[Element]) -> Iterator[Element]:
-    """Elements that hold no others."""
+    """Those that hold no others."""
     parents = {place for element in elements for place in element.ancestors}
     return (element for place, element in enumerate(elements) if place not in parents)

@@ -9,7 +9,7 @@ from preprocessor.client import CallFailed
 from preprocessor.config import Limits
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
-from tests.fuzz.corpus import samples_of_one_size
+from tests.fuzz.dangerous_videos import samples_of_one_size
 from tests.media import audio_only_clip, moving_shapes_clip, photo, truncated_clip
 from tests.service.conftest import Caller, chat, image, serving, video
 from tests.waiting import eventually

@@ -19,7 +19,8 @@ from preprocessor.media.image import probe_image
 from preprocessor.media.image_headers import jpeg_scan_count
 from preprocessor.media.video import decode_frames, probe_video
 from preprocessor.v1 import preprocessor_pb2 as pb
-from tests.fuzz import corpus
+from tests.fuzz import dangerous_videos
+from tests.fuzz.dangerous_images import many_scans
 from tests.fuzz.seeds import SEEDS, file_of
 from tests.media import moving_shapes_clip, photo
 from tests.pictures import KINDS, animated
@@ -70,7 +71,7 @@ def test_a_codec_that_is_not_listed_is_not_decoded_even_to_look_into_the_file(mo
 
 def test_a_size_that_comes_up_inside_the_file_is_bounded_by_the_decoder() -> None:
     """The frames before it are given, and the large one is never made."""
-    data = corpus.grows_to(1280, 720)
+    data = dangerous_videos.grows_to(1280, 720)
     clip = probe_video(data, Limits(max_frame_pixels=64 * 48))
     small = [index for index in range(clip.frame_count) if index < 8]
     assert len(list(decode_frames(data, clip, np.array(small)))) == 8
@@ -86,7 +87,7 @@ def test_a_size_that_comes_up_inside_the_file_is_bounded_by_the_decoder() -> Non
 @pytest.mark.parametrize("stop_after", [1, 5, 40])
 def test_a_check_ends_the_work_inside_one_packet_and_inside_the_header(stop_after: int) -> None:
     """Four megabytes between two packets are 128 reads of FFmpeg's; the check's own error arrives, not "the file ends"."""
-    data, calls = corpus.matroska_of_nothing(), 0
+    data, calls = dangerous_videos.matroska_of_nothing(), 0
 
     def check() -> None:
         nonlocal calls
@@ -141,7 +142,7 @@ def test_streams_that_nobody_asked_for_are_read_over() -> None:
 )
 def test_each_limit_has_a_reason_of_its_own(limits: Limits, reason: str) -> None:
     with pytest.raises(LimitExceeded) as caught:
-        probe_video(corpus.many_streams(2), limits)
+        probe_video(dangerous_videos.many_streams(2), limits)
     assert caught.value.reason == reason
 
 
@@ -201,7 +202,7 @@ def test_scans_are_counted_through_what_surrounds_them() -> None:
     assert jpeg_scan_count(data[:start] + b"\xff\xff\xff" + data[start:], 500) == 1, "fill bytes"
     assert jpeg_scan_count(data[:start] + b"rubbish" + data[start:], 500) == 1
     assert jpeg_scan_count(data[:start], 500) == 0
-    assert jpeg_scan_count(corpus.many_scans(), 10) == 11, "no further than it must"
+    assert jpeg_scan_count(many_scans(), 10) == 11, "no further than it must"
     assert all(jpeg_scan_count(data[:length], 500) <= 1 for length in range(0, len(data), 7))
     ends_in_a_marker = b"\xff\xff\xa5\xff\xff\xff\x0a\xff"  # found by `make fuzz-guided`
     assert jpeg_scan_count(ends_in_a_marker, 500) == 0
