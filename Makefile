@@ -5,9 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := preprocessor/v1/preprocessor
 CODE := preprocessor engine_client deploy tests
+FUZZ_COUNT ?= 20000
+FUZZ_SECONDS ?= inf
+FUZZ_FIRST ?= 0
+GUIDED_SECONDS ?= 140
+# Tools that look at this environment and are no part of it.
+SUPPLY := build/supply
+# Known vulnerabilities that do not matter here, each with the reason why not. None.
+AUDIT_IGNORED :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton prometheus demo test test-all soak parity bench bench-full golden proto image render reference format lint type verify clean
+.PHONY: help setup triton prometheus demo test test-all soak fuzz fuzz-guided audit sbom parity bench bench-full golden proto image render reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +48,27 @@ test-all: triton ## run every test but the soak, the long ones too
 
 soak: setup ## half an hour of mixed work on one server, or SOAK_SECONDS: memory and descriptors stay flat
 	$(BIN)/python -m pytest -m soak -s
+
+fuzz: setup ## 20,000 mutated files and requests, or FUZZ_COUNT, against real services; or for FUZZ_SECONDS. FUZZ_SEED, FUZZ_FIRST: again
+	$(BIN)/python -m tests.fuzz --count $(FUZZ_COUNT) --seconds $(FUZZ_SECONDS) --first $(FUZZ_FIRST) \
+		$(if $(FUZZ_SEED),--seed $(FUZZ_SEED)) $(if $(FUZZ_ONLY),--only '$(FUZZ_ONLY)')
+
+fuzz-guided: setup ## coverage-guided fuzzing of the parsers written in Python, for GUIDED_SECONDS
+	$(BIN)/python -m tests.fuzz.guided --seconds $(GUIDED_SECONDS)
+
+$(SUPPLY)/stamp: deploy/supply-tools.txt deploy/venv.sh
+	sh deploy/venv.sh $(PYTHON) $(SUPPLY)
+	$(SUPPLY)/bin/pip install --quiet --requirement $<
+	touch $@
+
+audit: setup $(SUPPLY)/stamp ## look up every installed package among known vulnerabilities; needs the network, fails without
+	$(BIN)/pip list --format freeze --exclude-editable | sed 's/+cpu$$//' > $(SUPPLY)/installed.txt
+	$(SUPPLY)/bin/pip-audit --strict --no-deps --disable-pip --requirement $(SUPPLY)/installed.txt \
+		$(addprefix --ignore-vuln ,$(AUDIT_IGNORED))
+
+sbom: setup $(SUPPLY)/stamp ## write build/sbom.cdx.json: every installed package with version and licence, as CycloneDX
+	$(SUPPLY)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
+		--output-format JSON --output-file build/sbom.cdx.json
 
 parity: setup ## compare with Hugging Face live, hundreds of cases; minutes
 	$(BIN)/python -m tests.parity

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from preprocessor.config import Limits
 from preprocessor.decoding import decode_item
 from preprocessor.errors import LimitExceeded
+from preprocessor.media.cpu import within_cpu_seconds
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel, GenericPrepared, prepare_generic
 from preprocessor.planning import pixel_spec, plan_item
@@ -100,7 +101,8 @@ def _plan_fast(model: Model, request: PreparationRequest, limits: Limits, check:
         items: list[ItemPlan] = []
         for medium in media:
             row_start = items[-1].row_start + items[-1].grid.patch_count if items else 0
-            items.append(plan_item(model, medium, request.cache_salt, row_start, limits, check))
+            check_file = within_cpu_seconds(limits.max_file_cpu_seconds, check, medium.key)
+            items.append(plan_item(model, medium, request.cache_salt, row_start, limits, check_file))
         row_count = sum(item.grid.patch_count for item in items)
         features = model.image.feature_count
         pixel_bytes = _pixel_bytes(form, row_count * features, limits)
@@ -118,7 +120,15 @@ def _plan_fast(model: Model, request: PreparationRequest, limits: Limits, check:
         **_item_tensors(model, items, prompt, request),
     }
     return Plan(
-        pixels=PixelPlan(tuple(items), row_count, features, form, pixel_bytes, request.video_decoder),
+        pixels=PixelPlan(
+            tuple(items),
+            row_count,
+            features,
+            form,
+            pixel_bytes,
+            request.video_decoder,
+            limits.max_file_cpu_seconds,
+        ),
         prompt=prompt,
         mrope_position_ids=positions,
         mrope_position_delta=delta,
@@ -171,7 +181,7 @@ def write_pixels(
             slice(groups.start * spec.temporal_patch_size, groups.stop * spec.temporal_patch_size),
             planned.video_decoder,
             substituted,
-            check,
+            within_cpu_seconds(planned.max_file_cpu_seconds, check, item.key),
             decoded,
         )
         _write_item(frames, item, groups.start, spec, planned.form, out, rows_written, timings)

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded
-from preprocessor.media.container import keep_going, open_sound
+from preprocessor.media.container import demux, keep_going, open_sound
 
 # What a program that streams WAV writes for the size it does not know yet: 0, or the most that fits (ffmpeg, sox).
 _LARGEST_KNOWN_WAV_BYTES = 0x7FFF_0000
@@ -44,7 +44,7 @@ def extract_audio(
     Args:
         data: The whole file, of sound or of video.
         sample_rate_hz: The rate of the answer, above 0.
-        limits: `max_audio_seconds` is counted in samples while decoding: headers may lie.
+        limits: Seconds are counted in samples while decoding, rate and channels looked at in each frame: headers may lie.
         key: The caller's name for it, for messages.
         check: Called between packets; raises to stop the work.
     Returns:
@@ -53,13 +53,15 @@ def extract_audio(
         UnsupportedMedia: `EMPTY_MEDIA`, `NOT_MEDIA`, `NO_AUDIO_STREAM` or `UNSUPPORTED_CODEC`.
         CorruptMedia: `TRUNCATED_MEDIA` where the file ends inside a packet, `UNDECODABLE_FRAME` where a packet cannot be
             decoded (the message names its time), `CORRUPT_MEDIA` otherwise.
-        LimitExceeded: `AUDIO_TOO_LONG`.
+        LimitExceeded: `AUDIO_TOO_LONG`, `SAMPLE_RATE_TOO_HIGH`, `TOO_MANY_CHANNELS`, `TOO_MANY_STREAMS`.
     """
     pieces: list[npt.NDArray[np.float32]] = []
-    with open_sound(data, key) as (container, stream):
+    with open_sound(data, key, limits, check) as (container, stream):
+        _check_kind(stream.codec_context.rate, stream.codec_context.channels, limits, key)
         resampler = _MonoResampler(sample_rate_hz)
         seconds = Fraction(0)
         for frame in _decoded(container, stream, data, key, check):
+            _check_kind(frame.sample_rate, frame.layout.nb_channels, limits, key)
             seconds += _seconds(frame)
             if seconds > limits.max_audio_seconds:  # before resampling: a file of 1 Hz would grow 16,000-fold
                 raise LimitExceeded(
@@ -72,6 +74,22 @@ def extract_audio(
     if not any(len(piece) for piece in pieces):
         raise CorruptMedia(f"{key}: the audio stream holds no samples", media_key=key)
     return np.concatenate(pieces)
+
+
+def _check_kind(rate_hz: int, channel_count: int, limits: Limits, key: str) -> None:
+    """Before a resampler sees it, whose filter grows with the rate."""
+    if rate_hz > limits.max_audio_rate_hz:
+        raise LimitExceeded(
+            f"{key}: the sound has {rate_hz} samples a second; at most {limits.max_audio_rate_hz} are accepted",
+            reason="SAMPLE_RATE_TOO_HIGH",
+            media_key=key,
+        )
+    if channel_count > limits.max_audio_channels:
+        raise LimitExceeded(
+            f"{key}: the sound has {channel_count} channels; at most {limits.max_audio_channels} are accepted",
+            reason="TOO_MANY_CHANNELS",
+            media_key=key,
+        )
 
 
 class _MonoResampler:
@@ -115,7 +133,7 @@ def _decoded(
 ) -> Iterator[av.AudioFrame]:
     """Every frame of the stream."""
     seconds = Fraction(0)
-    for packet in container.demux(stream):
+    for packet in demux(container, stream):
         check()
         if packet.is_corrupt and not _is_wav_of_unknown_size(data):
             raise CorruptMedia(

@@ -26,6 +26,7 @@ class IndexedClip(ClipInfo):
         entry_frames: int64 [k], ascending: every frame from this one on is decoded exactly by starting there.
         is_mirrored: The picture is mirrored left to right before it is turned by `rotation_degrees`.
         is_interlaced: A frame's odd and even lines are of two moments, as the header says.
+        max_frame_pixels: What no frame of it may have, however the file goes on.
     """
 
     frame_of_packet: npt.NDArray[np.int32] = field(repr=False, default_factory=lambda: np.zeros(0, np.int32))
@@ -33,6 +34,7 @@ class IndexedClip(ClipInfo):
     entry_frames: npt.NDArray[np.int64] = field(repr=False, default_factory=lambda: np.zeros(1, np.int64))
     is_mirrored: bool = False
     is_interlaced: bool = False
+    max_frame_pixels: int = 1 << 31
 
     @property
     def coded_size(self) -> tuple[int, int]:

@@ -3,7 +3,11 @@
 FFmpeg reads the bytes it is given and nothing else. Some "media" are lists of other files: an ffconcat text of 40 bytes
 makes a plain `av.open` decode a file of this machine, an SDP text makes it open a socket, and `io_open` hooks see neither,
 for those demuxers open their parts themselves. So formats are named (`VIDEO_FORMATS`, `SOUND_FORMATS`), and no protocol is
-allowed to any of them. `tests/unit/test_hostile_files.py` watches that they open nothing.
+allowed to any of them. `tests/unit/test_hostile_files.py` watches that they open nothing. Decoders are named too
+(`codecs`), and bounded: none makes a picture larger than a frame may be, wherever in the file it is announced.
+
+FFmpeg may read for seconds between two packets: over elements that hold nothing, over streams that nobody asked for. So the
+check that ends work is called wherever it takes bytes (`_Watched`), and not only between packets.
 
 FFmpeg's errors become ours here:
 
@@ -12,19 +16,23 @@ FFmpeg's errors become ours here:
 | opening | the file ends inside its header or index (EOF) | `CorruptMedia`, `TRUNCATED_MEDIA` |
 | opening | anything else: unknown, not on the list, damaged from the start | `UnsupportedMedia`, `NOT_MEDIA` |
 | reading, decoding | anything that is not handled nearer | `CorruptMedia`, `CORRUPT_MEDIA` |
+| any of it | there is no memory, which it also says to a size that no memory has | `LimitExceeded`, `WORKER_MEMORY_EXCEEDED` |
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import av
 import av.container
 import av.error
 
-from preprocessor.errors import CorruptMedia, UnsupportedMedia
+from preprocessor.config import Limits
+from preprocessor.errors import CorruptMedia, LimitExceeded, UnsupportedMedia
+from preprocessor.media.codecs import DECODERS, SOUND_DECODERS, VIDEO_DECODERS
 
 _CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "mxf")
 
@@ -42,19 +50,53 @@ SOUND_FORMATS = (
 """The same for sound."""
 
 
+_Stream = TypeVar("_Stream", av.VideoStream, av.AudioStream)
+
+
 def keep_going() -> None:
     """The check that never stops anything."""
 
 
+class _Watched(io.BytesIO):
+    """A file in memory that ends at once where its reader is to stop; `stopped_by` then says why.
+
+    FFmpeg takes the end of a file quietly. An exception it would pass on only where it happens to look.
+    """
+
+    def __init__(self, data: bytes, check: Callable[[], None]) -> None:
+        super().__init__(data)
+        self._check = check
+        self.stopped_by: Exception | None = None
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.stopped_by is None:
+            try:
+                self._check()
+            except Exception as error:  # whatever a check raises is for the caller of whom we are called, beyond FFmpeg
+                self.stopped_by = error
+        return b"" if self.stopped_by is not None else super().read(size)
+
+
 @contextmanager
-def open_video(data: bytes, key: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def open_video(
+    data: bytes,
+    key: str,
+    max_frame_pixels: int,
+    check: Callable[[], None] = keep_going,
+    decoders: Iterable[str] = DECODERS,
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Open a file at its first real video stream; a cover picture is none.
 
+    Args:
+        max_frame_pixels: The decoder refuses to make a larger picture.
+        check: Called whenever FFmpeg takes bytes; what it raises ends the reading.
+        decoders: Those that may run while the file is opened, to learn what the header does not say.
     Raises:
         UnsupportedMedia: `EMPTY_MEDIA`, `NOT_MEDIA`, `NO_VIDEO_STREAM`, or `UNSUPPORTED_CODEC`.
         CorruptMedia: `TRUNCATED_MEDIA`, or what is raised inside.
     """
-    with _open(data, key, VIDEO_FORMATS, "a video", "mp4, mov, mkv, webm, avi, ts or gif") as container:
+    what = ("a video", "mp4, mov, mkv, webm, avi, ts or gif")
+    with _open(data, key, VIDEO_FORMATS, what, max_frame_pixels, check, decoders) as container:
         streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not streams:
             raise UnsupportedMedia(
@@ -63,21 +105,30 @@ def open_video(data: bytes, key: str) -> Iterator[tuple[av.container.InputContai
                 media_key=key,
             )
         stream = streams[0]
-        if stream.codec_context is None:
+        if stream.codec_context is None or stream.codec_context.name not in VIDEO_DECODERS:
             raise _no_decoder(key, "video", "H.264, HEVC, VP9 or AV1")
         stream.thread_type = "NONE"  # one worker, one core: parallelism is across requests
+        stream.codec_context.options = {"max_pixels": str(max_frame_pixels)}
+        _discard_others(container, stream)
         yield container, stream
 
 
 @contextmanager
-def open_sound(data: bytes, key: str) -> Iterator[tuple[av.container.InputContainer, av.AudioStream]]:
+def open_sound(
+    data: bytes, key: str, limits: Limits, check: Callable[[], None] = keep_going
+) -> Iterator[tuple[av.container.InputContainer, av.AudioStream]]:
     """Open a file, of sound or of video, at its main audio stream.
 
+    Args:
+        check: As `open_video`'s.
     Raises:
         UnsupportedMedia: `EMPTY_MEDIA`, `NOT_MEDIA`, `NO_AUDIO_STREAM`, or `UNSUPPORTED_CODEC`.
         CorruptMedia: `TRUNCATED_MEDIA`, or what is raised inside.
+        LimitExceeded: `TOO_MANY_STREAMS`.
     """
-    with _open(data, key, SOUND_FORMATS, "a file with sound", "wav, mp3, flac, ogg, m4a, mp4 or mkv") as container:
+    what = ("a file with sound", "wav, mp3, flac, ogg, m4a, mp4 or mkv")
+    with _open(data, key, SOUND_FORMATS, what, limits.max_frame_pixels, check) as container:
+        check_streams(container, limits, key)
         if not container.streams.audio:
             raise UnsupportedMedia(
                 f"{key}: the file holds no sound; send one that does, or leave its sound out",
@@ -87,22 +138,62 @@ def open_sound(data: bytes, key: str) -> Iterator[tuple[av.container.InputContai
         # FFmpeg's choice, as of its command line: by disposition and channels. None where it can decode none.
         best = container.streams.best("audio")
         stream = best if isinstance(best, av.AudioStream) else container.streams.audio[0]
-        if stream.codec_context is None:
+        if stream.codec_context is None or stream.codec_context.name not in SOUND_DECODERS:
             raise _no_decoder(key, "sound", "AAC, Opus, MP3, FLAC or PCM")
         stream.codec_context.thread_type = "NONE"  # as above
+        _discard_others(container, stream)
         yield container, stream
 
 
 @contextmanager
 def _open(
-    data: bytes, key: str, formats: Sequence[str], what: str, examples: str
+    data: bytes,
+    key: str,
+    formats: Sequence[str],
+    what: tuple[str, str],
+    max_frame_pixels: int,
+    check: Callable[[], None],
+    decoders: Iterable[str] = DECODERS,
 ) -> Iterator[av.container.InputContainer]:
-    """Open bytes as one of some formats; this module's head says what becomes of errors, here and inside."""
+    """Open bytes as one of some formats; this module's head says what becomes of errors, here and inside.
+
+    Args:
+        what: The kind of file that it should be, and examples of such.
+    """
     if not data:
         raise UnsupportedMedia(f"{key}: the upload is empty; send the whole file", reason="EMPTY_MEDIA", media_key=key)
-    options = {"format_whitelist": ",".join(formats), "protocol_whitelist": "none"}
+    source = _Watched(data, check)
     try:
-        container = av.open(io.BytesIO(data), mode="r", metadata_errors="ignore", container_options=options)
+        with _opened(source, key, formats, *what, max_frame_pixels, decoders) as container:
+            yield container
+    except Exception:
+        if source.stopped_by is not None:  # the file seemed to end, and what came of that is not its fault
+            raise source.stopped_by from None
+        raise
+    if source.stopped_by is not None:
+        raise source.stopped_by
+
+
+@contextmanager
+def _opened(
+    source: _Watched,
+    key: str,
+    formats: Sequence[str],
+    kind: str,
+    examples: str,
+    max_frame_pixels: int,
+    decoders: Iterable[str],
+) -> Iterator[av.container.InputContainer]:
+    options = {
+        "format_whitelist": ",".join(formats),
+        "codec_whitelist": ",".join(decoders),
+        "protocol_whitelist": "none",
+    }
+    bounds = {"max_pixels": str(max_frame_pixels)}  # where FFmpeg decodes a frame to learn what a stream is
+    try:
+        container = av.open(source, mode="r", metadata_errors="ignore", container_options=options, options=bounds)
+    except av.error.MemoryError as error:
+        raise _no_memory(key) from error
     except EOFError as error:
         raise CorruptMedia(
             f"{key}: the file ends early, inside its header or index; send the complete file",
@@ -111,15 +202,36 @@ def _open(
         ) from error
     except av.error.FFmpegError as error:
         raise UnsupportedMedia(
-            f"{key}: not {what} that can be read, or one cut off before its index; send a complete {examples}",
+            f"{key}: not {kind} that can be read, or one cut off before its index; send a complete {examples}",
             reason="NOT_MEDIA",
             media_key=key,
         ) from error
     with container:
         try:
             yield container
+        except av.error.MemoryError as error:
+            raise _no_memory(key) from error
         except av.error.FFmpegError as error:
             raise CorruptMedia(f"{key}: the file cannot be decoded ({error.strerror})", media_key=key) from error
+
+
+def check_streams(container: av.container.InputContainer, limits: Limits, key: str) -> None:
+    """Raises:
+    LimitExceeded: `TOO_MANY_STREAMS`.
+    """
+    if len(container.streams) > limits.max_streams:
+        raise LimitExceeded(
+            f"{key}: the file holds {len(container.streams)} streams; at most {limits.max_streams} are accepted",
+            reason="TOO_MANY_STREAMS",
+            media_key=key,
+        )
+
+
+def _discard_others(container: av.container.InputContainer, wanted: av.stream.Stream) -> None:
+    """Have the demuxer read over what nobody asked for."""
+    for stream in container.streams:
+        if stream.index != wanted.index:
+            stream.discard = av.stream.Discard.all
 
 
 def _no_decoder(key: str, what: str, codecs: str) -> UnsupportedMedia:
@@ -128,6 +240,27 @@ def _no_decoder(key: str, what: str, codecs: str) -> UnsupportedMedia:
         reason="UNSUPPORTED_CODEC",
         media_key=key,
     )
+
+
+def _no_memory(key: str) -> LimitExceeded:
+    return LimitExceeded(
+        f"{key}: reading the file takes more memory than a worker may use; it is damaged, or too large for this deployment",
+        reason="WORKER_MEMORY_EXCEEDED",
+        media_key=key,
+    )
+
+
+def demux(container: av.container.InputContainer, stream: _Stream) -> Iterator[av.Packet[_Stream]]:
+    """PyAV's own, but for its end: PyAV 18.1 stumbles there over streams that have come up while it was reading."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except IndexError:  # after the last packet of the stream that was asked for, and after its flush
+            return
+        if packet is None:
+            return
+        yield packet
 
 
 def read_packets(
@@ -140,14 +273,16 @@ def read_packets(
     Raises:
         CorruptMedia: FFmpeg cannot read on.
     """
-    packets = container.demux(stream)
+    packets = demux(container, stream)
     while True:
         try:
             packet = next(packets, None)
+        except av.error.MemoryError:
+            raise
         except av.error.FFmpegError as error:
             raise CorruptMedia(f"{key}: the file cannot be read on ({error.strerror})", media_key=key) from error
+        check()  # at the end, too, which may only seem to be one: see `_Watched`
         if packet is None:
             return
-        check()
         if packet.size:  # an empty one would tell the decoder that the file ends
             yield packet

@@ -37,6 +37,7 @@ import numpy as np
 
 from preprocessor.errors import CorruptMedia, UnsupportedMedia
 from preprocessor.media.clip import IndexedClip
+from preprocessor.media.codecs import DECODERS
 from preprocessor.media.container import VIDEO_FORMATS
 from preprocessor.media.frames import Choice, Pixels, fill
 from preprocessor.types.asked import OnDamage
@@ -44,6 +45,10 @@ from preprocessor.types.asked import OnDamage
 _SHARED_MEMORY = Path("/dev/shm")
 _OPEN_FILES = Path("/proc/self/fd")
 _OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"  # "name;value" parted by "|"; OpenCV 5.0, videoio/src/cap_ffmpeg_impl.hpp
+
+# A file is not to write into the service's log, neither through OpenCV nor through its FFmpeg.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # libavutil/log.h: AV_LOG_QUIET
 
 
 def decode_with_opencv(data: bytes, clip: IndexedClip, choice: Choice) -> Iterator[Pixels]:
@@ -58,7 +63,7 @@ def decode_with_opencv(data: bytes, clip: IndexedClip, choice: Choice) -> Iterat
         raise _limit(choice, "converts no interlaced frames")
     if choice.on_damage is OnDamage.REPEAT and clip.is_truncated:
         raise _limit(choice, "does not say which frames of a damaged file are good")
-    with _capture(data, choice) as capture:
+    with _capture(data, choice, clip.max_frame_pixels) as capture:
         try:
             strict = dataclasses.replace(choice, on_damage=OnDamage.FAIL)
             yield from fill(_frames(capture, clip, choice), clip.upright, clip, strict)
@@ -103,14 +108,26 @@ def _frames(capture: Any, clip: IndexedClip, choice: Choice) -> Iterator[tuple[i
         raise _limit(choice, f"has no decoder for {clip.codec}, or finds no frame in the file")
 
 
+class _Seekable(io.BytesIO):
+    """A file in memory that says -1 to a place that is none. Where `seek` raises, OpenCV 5.0 reads a null pointer."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError, OSError):
+            return -1
+
+
 @contextmanager
-def _capture(data: bytes, choice: Choice) -> Iterator[Any]:
+def _capture(data: bytes, choice: Choice, max_frame_pixels: int = 1 << 31) -> Iterator[Any]:
     """A capture over the bytes in memory, or over a nameless file where OpenCV is older than 4.13."""
-    with _nameless_file(data) if not _reads_streams() else io.BytesIO(data) as source:
+    with _nameless_file(data) if not _reads_streams() else _Seekable(data) as source:
         # `source` must outlive the capture, which does not hold it: OpenCV would read freed memory
         target: Any = source if isinstance(source, io.BytesIO) else str(source)
         protocol = "none" if target is source else "file"
-        os.environ[_OPTIONS] = f"format_whitelist;{','.join(VIDEO_FORMATS)}|protocol_whitelist;{protocol}"
+        lists = {"format_whitelist": ",".join(VIDEO_FORMATS), "codec_whitelist": ",".join(DECODERS)}
+        options = {**lists, "protocol_whitelist": protocol, "max_pixels": str(max_frame_pixels)}
+        os.environ[_OPTIONS] = "|".join(f"{name};{value}" for name, value in options.items())
         capture: Any = cv2.VideoCapture(target, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         try:
             if not capture.isOpened():

@@ -27,9 +27,10 @@ import numpy.typing as npt
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded
 from preprocessor.media.clip import NO_FRAME, IndexedClip
-from preprocessor.media.container import open_video, read_packets
+from preprocessor.media.container import check_streams, open_video, read_packets
 from preprocessor.media.orientation import may_be_turned, orientation
 from preprocessor.media.packets import Entry, entry_test, hidden_test, leading_test
+from preprocessor.media.sides import check_sides
 from preprocessor.types.asked import OnDamage
 
 _RIFF_SIZE_UNKNOWN = 0x7FFFFFFF  # writers that cannot seek back leave this or more
@@ -64,10 +65,13 @@ def probe_file(
     data: bytes, limits: Limits, key: str, check: Callable[[], None], on_damage: OnDamage = OnDamage.FAIL
 ) -> IndexedClip:
     """Walk over a file that FFmpeg reads; see `video.probe_video`."""
-    with open_video(data, key) as (container, stream):
+    with open_video(data, key, limits.max_frame_pixels, check) as (container, stream):
+        check_streams(container, limits, key)
         codec = stream.codec_context
         codec_name, width, height, reorders = codec.name, codec.width, codec.height, codec.has_b_frames
-        _check_size(width, height, limits, key)
+        if not width or not height:  # a decoder may have refused to look at a frame that is too large
+            check_frame_size(*_stated_size(data, limits, key, check), limits, key)
+        check_frame_size(width, height, limits, key)
         walk = _walk_packets(container, stream, limits, key, check, on_damage)
         stated = len(stream.index_entries) if "mov" in container.format.name else 0
         format_name = container.format.name
@@ -93,8 +97,9 @@ def probe_file(
         raise CorruptMedia(f"{key}: the video states neither a frame rate nor a time base", media_key=key)
 
     pts, frame_of_packet, time_base_seconds = _order_frames(walk, reorders, rate, time_base_seconds)
+    check_span(float(pts[-1] - pts[0]) * time_base_seconds, limits, key)
     entry_packets, entry_frames = _entries(walk, pts, frame_of_packet)
-    degrees, is_mirrored = _orientation(data, key, check) if may_be_turned(data, format_name) else (0, False)
+    degrees, is_mirrored = _orientation(data, key, limits, check) if may_be_turned(data, format_name) else (0, False)
     if degrees % 180:
         width, height = height, width
     return IndexedClip(
@@ -113,17 +118,50 @@ def probe_file(
         is_truncated=is_truncated,
         stated_frame_count=stated,
         is_interlaced=is_interlaced,
+        max_frame_pixels=limits.max_frame_pixels,
     )
 
 
-def _check_size(width: int, height: int, limits: Limits, key: str) -> None:
+def check_frame_size(width: int, height: int, limits: Limits, key: str) -> None:
+    """Raises:
+    LimitExceeded: `FRAME_TOO_LARGE`, `SIDE_TOO_LONG`.
+    CorruptMedia: There is no size.
+    """
     if width * height > limits.max_frame_pixels:
         raise LimitExceeded(
             f"{key}: frames are {width}x{height}; at most {limits.max_frame_pixels} pixels a frame are accepted",
+            reason="FRAME_TOO_LARGE",
             media_key=key,
         )
+    check_sides(width, height, limits, key)
     if width <= 0 or height <= 0:
         raise CorruptMedia(f"{key}: the video states no frame size, and its first frames show none", media_key=key)
+
+
+def check_span(seconds: float, limits: Limits, key: str) -> None:
+    """Raises:
+    LimitExceeded: `VIDEO_TOO_LONG`.
+    """
+    if seconds > limits.max_clip_seconds:
+        raise LimitExceeded(
+            f"{key}: the last frame is shown {seconds:.0f} s after the first; at most {limits.max_clip_seconds} s are accepted",
+            reason="VIDEO_TOO_LONG",
+            media_key=key,
+        )
+
+
+def too_many_frames(limits: Limits, key: str) -> LimitExceeded:
+    return LimitExceeded(
+        f"{key}: the video holds more than the {limits.max_clip_frames} frames that are accepted",
+        reason="TOO_MANY_FRAMES",
+        media_key=key,
+    )
+
+
+def _stated_size(data: bytes, limits: Limits, key: str, check: Callable[[], None]) -> tuple[int, int]:
+    """Width and height as the header has them, without a look at a frame."""
+    with open_video(data, key, limits.max_frame_pixels, check, decoders=["none"]) as (_, stream):
+        return stream.codec_context.width, stream.codec_context.height
 
 
 def _walk_packets(
@@ -146,7 +184,7 @@ def _walk_packets(
         for packet in read_packets(container, stream, key, check):
             ordinal, pts = len(walk.pts), packet.pts
             if ordinal >= limits.max_clip_frames:
-                raise LimitExceeded(f"{key}: more than {limits.max_clip_frames} frames", media_key=key)
+                raise too_many_frames(limits, key)
             is_frame = not (packet.is_discard or (is_hidden is not None and is_hidden(packet)))
             if packet.is_keyframe or ordinal == indexed_key:
                 if walk.first_key is None:
@@ -228,9 +266,9 @@ def _stated_bytes(data: bytes) -> int:
     return 0
 
 
-def _orientation(data: bytes, key: str, check: Callable[[], None]) -> tuple[int, bool]:
+def _orientation(data: bytes, key: str, limits: Limits, check: Callable[[], None]) -> tuple[int, bool]:
     """As `orientation`, of the first frame that decodes; upright where none does."""
-    with open_video(data, key) as (container, stream):
+    with open_video(data, key, limits.max_frame_pixels, check) as (container, stream):
         try:
             for packet in read_packets(container, stream, key, check):
                 try:

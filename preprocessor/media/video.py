@@ -6,7 +6,7 @@ walks them again and decodes only what the chosen frames need. The pixels are th
 
 | file | |
 |---|---|
-| `container` | opens a file held in memory, and nothing else |
+| `container`, `codecs` | opens a file held in memory, and nothing else; which decoders may run |
 | `probe`, `orientation`, `packets` | the first pass: frames, times, entries; which way up; what a packet's first bytes tell |
 | `clip` | what the first pass tells the second |
 | `pyav`, `opencv`, `webp` | decoders, behind `frames.Decoder` |
@@ -55,7 +55,8 @@ def probe_video(
     Raises:
         UnsupportedMedia: `EMPTY_MEDIA`, `NOT_MEDIA`, `NO_VIDEO_STREAM`, or `UNSUPPORTED_CODEC`.
         CorruptMedia: `TRUNCATED_MEDIA` where the file ends before it says, `CORRUPT_MEDIA` otherwise.
-        LimitExceeded: Frames too large or too many.
+        LimitExceeded: `FRAME_TOO_LARGE`, `SIDE_TOO_LONG`, `TOO_MANY_FRAMES`, `VIDEO_TOO_LONG`, `TOO_MANY_STREAMS`;
+            `WORKER_MEMORY_EXCEEDED`.
     """
     probe = probe_webp if is_webp(data) else probe_file
     return probe(data, limits, key, check, on_damage)

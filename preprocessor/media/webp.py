@@ -14,9 +14,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from preprocessor.config import Limits
-from preprocessor.errors import CorruptMedia, LimitExceeded, UnsupportedMedia
+from preprocessor.errors import CorruptMedia, UnsupportedMedia
 from preprocessor.media.clip import IndexedClip
 from preprocessor.media.frames import Choice, Pixels, fill
+from preprocessor.media.image_headers import webp_canvas
+from preprocessor.media.probe import check_frame_size, check_span, too_many_frames
 from preprocessor.types.asked import OnDamage
 
 _UNSTATED_DURATION_MS = 100  # what browsers show where a file states 0
@@ -31,6 +33,8 @@ def probe_webp(
     data: bytes, limits: Limits, key: str, check: Callable[[], None], on_damage: OnDamage = OnDamage.FAIL
 ) -> IndexedClip:
     """Frames and their times from the chunks' headers; see `video.probe_video`."""
+    if (canvas := webp_canvas(data)) is not None:  # before libwebp makes room for it
+        check_frame_size(*canvas, limits, key)
     try:
         with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
             width, height = image.size
@@ -40,11 +44,7 @@ def probe_webp(
             reason="NOT_MEDIA",
             media_key=key,
         ) from error
-    if width * height > limits.max_frame_pixels:
-        raise LimitExceeded(
-            f"{key}: frames are {width}x{height}; at most {limits.max_frame_pixels} pixels a frame are accepted",
-            media_key=key,
-        )
+    check_frame_size(width, height, limits, key)
     durations: list[int] = []
     for name, start, end in _chunks(data):
         check()
@@ -61,10 +61,11 @@ def probe_webp(
         elif name in (b"VP8 ", b"VP8L"):
             durations.append(_UNSTATED_DURATION_MS)
         if len(durations) > limits.max_clip_frames:
-            raise LimitExceeded(f"{key}: more than {limits.max_clip_frames} frames", media_key=key)
+            raise too_many_frames(limits, key)
     if not durations:
         raise CorruptMedia(f"{key}: the animation holds no frames", media_key=key)
     ends = np.cumsum(durations)
+    check_span(int(ends[-1]) / 1000, limits, key)
     return IndexedClip(
         codec="webp",
         width_px=width,

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from types import TracebackType
 
+import av
 from aiohttp import web
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -181,13 +182,14 @@ async def serve(settings: ServeSettings, model: Model | GenericModel, zygote: Zy
         await zygote.start()
     async with Server(settings, model, zygote=zygote) as server:
         logger.info(
-            "serving %s on grpc %s, http %s; %d workers; %d MiB for requests; engine %s",
+            "serving %s on grpc %s, http %s; %d workers; %d MiB for requests; engine %s; FFmpeg %s",
             server.model.name,
             server.address,
             server.http_address,
             settings.worker_count,
             settings.memory_budget_bytes >> 20,
             settings.engine.address or "none",
+            av.ffmpeg_version_info,
         )
         await stop.wait()
         for number in (signal.SIGTERM, signal.SIGINT):

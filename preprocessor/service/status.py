@@ -24,10 +24,10 @@ REQUEST_ID_KEY = "x-request-id"
 ERROR_DOMAIN = "preprocessor"
 DETAILS_KEY = "grpc-status-details-bin"
 
-# A caller's own words stand in messages. Trailers have room for 8 KiB at the least of gRPC's implementations, each text
-# travels twice, and a longer one would reach the caller as another error.
-_MAX_TEXT_LENGTH = 600
-_MAX_VALUE_LENGTH = 128
+# A caller refuses a status of more than 8 to 16 KiB (gRPC's bound on metadata) and never learns its reason. It holds the
+# message twice, once with up to three bytes for one, and messages quote what the caller sent, such as a key.
+_MAX_MESSAGE_BYTES = 600
+_MAX_METADATA_BYTES = 128
 
 # Ordered: the first class that matches counts.
 _CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
@@ -80,14 +80,14 @@ async def abort(context: Context, error: BaseException, request_id: str, *, log_
         log_payloads: Whether a fault's own text may stand in the log: it may quote a prompt.
     """
     code, reason, message = status_of(error)
-    message = _shortened(message, _MAX_TEXT_LENGTH)
+    message = _cut(message, _MAX_MESSAGE_BYTES)
     if reason == "INTERNAL":
         logger.error("request %s failed\n%s", request_id, describe_fault(error, log_payloads=log_payloads))
     else:
         logger.info("request %s refused: %s %s", request_id, code.name, reason)
     info = error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata={"request_id": request_id})
     if isinstance(error, errors.PreprocessorError):
-        info.metadata.update({key: _shortened(value, _MAX_VALUE_LENGTH) for key, value in error.metadata.items()})
+        info.metadata.update({name: _cut(value, _MAX_METADATA_BYTES) for name, value in error.metadata.items()})
     details = [info, *_retry_info(error)]
     packed = [any_pb2.Any() for _ in details]
     for box, detail in zip(packed, details, strict=True):
@@ -102,8 +102,10 @@ def describe_fault(error: BaseException, *, log_payloads: bool) -> str:
     return "".join(traceback.format_exception(error)) if log_payloads else errors.trace_of(error)
 
 
-def _shortened(text: str, max_length: int) -> str:
-    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
+def _cut(text: str, most_bytes: int) -> str:
+    """The beginning of a text that is too long, with a sign that it is one."""
+    encoded = text.encode()
+    return text if len(encoded) <= most_bytes else encoded[: most_bytes - 3].decode(errors="ignore") + "…"
 
 
 def _retry_info(error: BaseException) -> list[error_details_pb2.RetryInfo]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,6 +72,7 @@ class PixelPlan:
         row_count, feature_count: Shape of the tensor.
         size_bytes: Its size in the asked form; 0 where none is to be made.
         video_decoder: A name in `media.video.DECODERS`.
+        max_file_cpu_seconds: What decoding one of the files may use.
     """
 
     items: tuple[ItemPlan, ...]
@@ -79,6 +81,7 @@ class PixelPlan:
     form: PixelForm
     size_bytes: int
     video_decoder: str
+    max_file_cpu_seconds: float = math.inf
 
     @property
     def name(self) -> str:

@@ -33,6 +33,12 @@ class PlanJob:
     request: PreparationRequest
     limits: Limits
 
+    def memory_bytes(self, model: Model | GenericModel) -> int | None:
+        """What it may take; None is what any job may. A plan reads headers, whose counts are a stranger's to make up."""
+        if not isinstance(model, Model):
+            return None
+        return self.limits.max_header_bytes + sum(len(medium.data) for medium in self.request.media)
+
     def run(self, model: Model | GenericModel, arena: Arena, check: pipeline.Checkpoint, announce: RowsWritten) -> Any:
         request = dataclasses.replace(self.request, media=_own(self.request.media))
         return pipeline.plan(model, request, self.limits, check)
@@ -50,6 +56,10 @@ class PixelJob:
     planned: PixelPlan
     offset: int
     rows: range
+
+    def memory_bytes(self, model: Model | GenericModel) -> int | None:
+        """As `PlanJob.memory_bytes`: the plan says what it takes, and the budget has it set aside."""
+        return None
 
     def run(self, model: Model | GenericModel, arena: Arena, check: pipeline.Checkpoint, announce: RowsWritten) -> Any:
         assert isinstance(model, Model), "only the fast path plans pixels"

@@ -67,6 +67,13 @@ def allow_cpu_seconds(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + seconds) + 2, hard))
 
 
+def allow_memory_bytes(size_bytes: int | None) -> None:
+    """Let this process take so much more address space until it is told otherwise; None is what the sandbox gives at most."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = hard if size_bytes is None else _address_space_bytes() + size_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
 def anonymous_bytes() -> int:
     """Resident memory of this process that is neither a file's nor shared, what it was forked with included."""
     resident, shared = (int(pages) for pages in _STATM.read_text().split()[1:3])

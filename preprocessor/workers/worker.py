@@ -19,7 +19,7 @@ from preprocessor.models.generic import GenericModel
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.channel import HEAD, Fault, Finished, Order, Room, RoomWanted, RowsWritten, dump, load
 from preprocessor.workers.jobs import is_out_of_memory, memory_exhausted
-from preprocessor.workers.sandbox import allow_cpu_seconds, anonymous_bytes
+from preprocessor.workers.sandbox import allow_cpu_seconds, allow_memory_bytes, anonymous_bytes
 
 # Below this, arrays travel in the message: asking for room would take longer.
 _INLINE_BYTES = 1 << 20
@@ -43,7 +43,7 @@ class Checkpoint:
         now = time.monotonic()
         if now > self._deadline_seconds:
             raise DeadlineExceeded("the request took longer than its deadline allows")
-        # One thread uses no more CPU than time, and asking for CPU is a system call: most work is never asked.
+        # As in `media.cpu`: asked of the kernel only when it can be so.
         if now > self._earliest_end_seconds and time.process_time() > self._cpu_end_seconds:
             raise cpu_exhausted(self._cpu_seconds)
 
@@ -62,7 +62,9 @@ def work(channel: socket.socket, arena: Arena, model: Model | GenericModel, slot
     while (message := _receive(channel)) is not None:
         order: Order = load(message, arena)
         allow_cpu_seconds(order.cpu_seconds)
+        allow_memory_bytes(order.job.memory_bytes(model))
         outcome, fault = _outcome(order, channel, arena, model, slot)
+        allow_memory_bytes(None)
         aside: list[pickle.PickleBuffer] = []
         reply = dump(Finished(outcome, fault, anonymous_bytes() - start_bytes), aside=aside.append)
         buffers = [buffer.raw() for buffer in aside]

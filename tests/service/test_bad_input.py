@@ -9,6 +9,7 @@ from preprocessor.client import CallFailed
 from preprocessor.config import Limits, WireSettings
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.fuzz.dangerous_videos import samples_of_one_size
 from tests.media import audio_only_clip, moving_shapes_clip, photo, truncated_clip
 from tests.service.conftest import Caller, chat, image, serving, video
 from tests.waiting import eventually
@@ -156,7 +157,7 @@ async def test_a_bad_upload_is_refused_with_its_reason(caller: Caller, case: str
     [
         (Limits(max_media_bytes=1000), chat(image("photo")), "MEDIA_TOO_LARGE"),
         (Limits(max_request_bytes=1000), chat(image("photo")), "REQUEST_TOO_LARGE"),
-        (Limits(max_image_pixels=1000), chat(image("photo")), "LIMIT_EXCEEDED"),
+        (Limits(max_image_pixels=1000), chat(image("photo")), "IMAGE_TOO_LARGE"),
         (Limits(max_pixel_bytes=1000), chat(image("photo")), "PIXELS_TOO_LARGE"),
         (Limits(max_prompt_length=10), chat(image("photo")), "PROMPT_TOO_LONG"),
         (Limits(max_media_count=1), chat(image("photo"), image("again", PHOTO)), "LIMIT_EXCEEDED"),
@@ -170,12 +171,54 @@ async def test_what_exceeds_a_limit_is_refused(model: Model, limits: Limits, spe
     assert (caught.value.code, caught.value.reason) == (INVALID, reason)
 
 
-@pytest.mark.parametrize(("limits"), [Limits(max_clip_frames=10), Limits(max_frame_pixels=1000)])
-async def test_a_video_beyond_the_limits_is_refused(model: Model, limits: Limits) -> None:
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (Limits(max_clip_frames=10), "TOO_MANY_FRAMES"),
+        (Limits(max_frame_pixels=1000), "FRAME_TOO_LARGE"),
+        (Limits(max_side_px=100), "SIDE_TOO_LONG"),
+        (Limits(max_clip_seconds=1), "VIDEO_TOO_LONG"),
+    ],
+)
+async def test_a_video_beyond_the_limits_is_refused(model: Model, limits: Limits, reason: str) -> None:
     async with serving(model, limits=limits) as caller:
         with pytest.raises(CallFailed) as caught:
             await caller.prepare(chat(video("clip", CLIP)))
-    assert (caught.value.code, caught.value.reason) == (INVALID, "LIMIT_EXCEEDED")
+    assert (caught.value.code, caught.value.reason) == (INVALID, reason)
+
+
+async def test_headers_get_so_much_memory_and_the_work_after_them_more(model: Model) -> None:
+    """FFmpeg makes 180 MB of index of the file's 2 KB, and does without it where there is no room."""
+    claims = samples_of_one_size(5_000_000)
+    reasons = []
+    for size_bytes in (1 << 30, 64 << 20):
+        async with serving(model, limits=Limits(max_header_bytes=size_bytes), worker_count=1) as caller:
+            with pytest.raises(CallFailed) as caught:
+                await caller.prepare(chat(video("clip", claims)))
+            reasons.append(caught.value.reason)
+            every = pb.Sampling(every_frame=True)
+            spec = chat(video("clip", sampling=every, min_pixels=1 << 24), pixel_form=pb.PIXEL_FORM_FP32)
+            assert (await caller.prepare(spec, {"clip": CLIP})).tensors["pixel_values"].nbytes > 64 << 20
+            ends = caller.server.metrics.registry.get_sample_value("preprocessor_worker_ends_total", {"reason": "lost"})
+            assert not ends
+    assert reasons == ["TRUNCATED_MEDIA", "CORRUPT_MEDIA"]
+
+
+async def test_a_message_that_is_none_is_refused(caller: Caller) -> None:
+    async with grpc.aio.insecure_channel(caller.server.address) as channel:
+        call = channel.stream_stream("/preprocessor.v1.Preprocessor/Prepare")(iter([b"\xff\xff no message"]))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+    assert (caught.value.code(), reason_of(caught.value)) == (INVALID, "MALFORMED_MESSAGE")
+
+
+async def test_what_a_caller_sent_is_quoted_so_far_that_he_gets_the_answer(caller: Caller) -> None:
+    """A status of 16 KiB and more is dropped by gRPC, and with it the reason."""
+    spec = chat("hi", model="é" * 60_000)
+    failure = await caller.refusal(spec)
+    assert failure.reason == "MODEL_NOT_FOUND"
+    assert failure.message.endswith("…")
+    assert 1000 < len(failure.message.encode()) <= 1500
 
 
 async def test_an_inline_file_over_the_limit_is_refused(model: Model) -> None:

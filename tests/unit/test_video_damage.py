@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from preprocessor.config import Limits
-from preprocessor.errors import CorruptMedia, PreprocessorError, UnsupportedMedia
+from preprocessor.errors import CorruptMedia, LimitExceeded, PreprocessorError, UnsupportedMedia
 from preprocessor.media.video import decode_frames, probe_video
 from preprocessor.types.asked import OnDamage
 from tests.media import damaged, decoded_frames, keyframe_packets, moving_shapes_clip, packet_spans, truncated_clip
@@ -210,6 +210,6 @@ def test_random_damage_raises_nothing_but_our_errors() -> None:
                 )
                 assert len(frames) == facts.frame_count
                 outcomes.add("decoded")
-            except (CorruptMedia, UnsupportedMedia) as error:
+            except (CorruptMedia, UnsupportedMedia, LimitExceeded) as error:
                 outcomes.add(error.reason)
     assert "decoded" in outcomes

@@ -11,11 +11,13 @@ import pytest
 from preprocessor.config import Limits
 from preprocessor.errors import PreprocessorError, UnsupportedMedia
 from preprocessor.media import opencv
+from preprocessor.media.frames import Choice, unreported
 from preprocessor.media.video import decode_frames, probe_video
 from preprocessor.types.asked import OnDamage
 from tests.media import damaged, decoded_frames, keyframe_packets, moving_shapes_clip, truncated_clip
 
 LIMITS = Limits()
+ONLY_THE_FIRST = Choice(np.zeros(1, np.int64), "clip", lambda: None, OnDamage.FAIL, unreported)
 SMALL = {"seconds": 1, "rate": 30, "width": 96, "height": 64}
 GROUPS = (("g", "10"),)
 X265 = (("x265-params", "log-level=none"),)
@@ -126,3 +128,26 @@ def test_an_animated_webp_is_beyond_it() -> None:
     with pytest.raises(UnsupportedMedia) as caught:
         frames_of(animation(), [0], "opencv")
     assert caught.value.reason == "DECODER_LIMIT"
+
+
+def test_a_file_that_makes_ffmpeg_seek_to_before_its_beginning_is_read_like_any_other() -> None:
+    """OpenCV 5.0 reads a null pointer where a stream's `seek` raises; such files were found by `make fuzz`."""
+    data = moving_shapes_clip(**SMALL, codec="mpeg4", container="avi")
+    chunk = data.index(b"00dc", data.index(b"movi") + 1000)
+    with opencv._capture(data[:chunk] + bytes(300) + data[chunk:], ONLY_THE_FIRST) as capture:
+        while capture.grab():
+            continue
+    seekable = opencv._Seekable(b"0123")
+    assert (seekable.seek(2), seekable.seek(-5), seekable.seek(1 << 70), seekable.tell()) == (2, -1, -1, 2)
+
+
+@pytest.mark.skipif(not opencv._reads_streams(), reason="reads from a file here")
+def test_damaged_files_write_nothing_into_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    data = bytearray(moving_shapes_clip(**SMALL, options=(("g", "5"),)))
+    data[100:400] = bytes(300)
+    with pytest.raises(UnsupportedMedia), opencv._capture(b"no file at all" * 50, ONLY_THE_FIRST):
+        pass
+    with opencv._capture(bytes(data), ONLY_THE_FIRST) as capture:
+        while capture.grab():
+            continue
+    assert capfd.readouterr().err == ""

@@ -13,6 +13,7 @@ from PIL import Image
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded
 from preprocessor.media.audio import extract_audio
+from preprocessor.media.cpu import within_cpu_seconds
 from preprocessor.media.image import decode_image, probe_image
 from preprocessor.media.sampling import choose_frames, count_for_fps, spread_evenly
 from preprocessor.media.video import decode_frames, probe_video
@@ -67,10 +68,11 @@ def probe_media(
     probed = []
     for medium in media:
         check()
+        check_file = within_cpu_seconds(limits.max_file_cpu_seconds, check, medium.key)
         if medium.modality is Modality.IMAGE:
             probed.append(ProbedMedium(medium, probe_image(medium.data, limits, medium.key), None))
         elif medium.modality is Modality.VIDEO:
-            clip = probe_video(medium.data, limits, medium.key, check, medium.on_damage)
+            clip = probe_video(medium.data, limits, medium.key, check_file, medium.on_damage)
             probed.append(ProbedMedium(medium, clip, choose(clip, medium)))
         else:
             probed.append(ProbedMedium(medium, None, None))
@@ -88,6 +90,7 @@ def decode(probed: ProbedMedium, sample_rate_hz: int, limits: Limits, check: Cal
         CorruptMedia: The header is sound and the content is not.
     """
     medium = probed.medium
+    check = within_cpu_seconds(limits.max_file_cpu_seconds, check, medium.key)
     if medium.modality is Modality.IMAGE:
         return Image.fromarray(decode_image(medium.data, medium.key))  # processors read the layout off PIL's type
     if medium.modality is Modality.VIDEO:

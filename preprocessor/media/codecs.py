@@ -1,0 +1,29 @@
+"""FFmpeg's names of the decoders that may run.
+
+FFmpeg 8.1 brings some four hundred, most of them for files that nobody has made in twenty years, and a stranger's file names
+the one it wants. What is not here is `UNSUPPORTED_CODEC`. A codec with several decoders has all names under which builds of
+FFmpeg or PyAV know it.
+"""
+
+VIDEO_DECODERS = frozenset(
+    {
+        *("h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "av1", "libdav1d"),
+        *("mpeg1video", "mpeg2video", "mpeg4", "h263", "mjpeg"),
+        *("prores", "dnxhd"),  # as cameras and editors write them
+        *("flv", "theora", "vc1", "wmv3"),  # of the flv, ogg and asf containers
+        *("gif", "apng"),
+    }
+)
+
+SOUND_DECODERS = frozenset(
+    {
+        *("aac", "mp3", "mp3float", "mp2", "mp2float", "opus", "libopus", "vorbis", "libvorbis", "flac", "alac"),
+        *("ac3", "eac3", "amrnb", "amrwb", "wavpack", "wmav1", "wmav2"),
+        *("adpcm_ms", "adpcm_ima_wav", "adpcm_ima_qt"),
+        *("pcm_u8", "pcm_s8", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_s32be"),
+        *("pcm_f32le", "pcm_f32be", "pcm_f64le", "pcm_f64be", "pcm_alaw", "pcm_mulaw"),
+    }
+)
+
+DECODERS = VIDEO_DECODERS | SOUND_DECODERS
+"""Those that may run while a file is opened: a stream beside the wanted one may be looked into, too."""

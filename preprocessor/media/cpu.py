@@ -1,0 +1,33 @@
+"""What one file may use of a core."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from preprocessor.errors import LimitExceeded
+
+
+def within_cpu_seconds(seconds: float, check: Callable[[], None], key: str) -> Callable[[], None]:
+    """A check that also ends the work once this thread has used so much CPU, counted from now.
+
+    What never reaches a check is ended by the kernel, with the request's own limit; see `workers.sandbox`.
+
+    Raises, when called:
+        LimitExceeded: `FILE_CPU_SECONDS_EXCEEDED`.
+        Whatever `check` raises.
+    """
+    end_seconds, earliest_end_seconds = time.thread_time() + seconds, time.monotonic() + seconds
+
+    def check_both() -> None:
+        check()
+        # One thread uses no more CPU than time, and asking for CPU is a system call: most files are never asked.
+        if time.monotonic() > earliest_end_seconds and time.thread_time() > end_seconds:
+            raise LimitExceeded(
+                f"{key}: the file needs more than the {seconds:g} CPU seconds that one may use; ask for fewer frames, or "
+                "send a smaller file",
+                reason="FILE_CPU_SECONDS_EXCEEDED",
+                media_key=key,
+            )
+
+    return check_both
