@@ -33,12 +33,6 @@ class PlanJob:
     request: PreparationRequest
     limits: Limits
 
-    def memory_bytes(self, model: Model | GenericModel) -> int | None:
-        """What it may take; None is what any job may. A plan reads headers, whose counts are a stranger's to make up."""
-        if not isinstance(model, Model):
-            return None
-        return self.limits.max_header_bytes + sum(len(medium.data) for medium in self.request.media)
-
     def run(self, model: Model | GenericModel, arena: Arena, check: pipeline.Checkpoint, announce: RowsWritten) -> Any:
         request = dataclasses.replace(self.request, media=_own(self.request.media))
         return pipeline.plan(model, request, self.limits, check)
@@ -57,10 +51,6 @@ class PixelJob:
     offset: int
     rows: range
 
-    def memory_bytes(self, model: Model | GenericModel) -> int | None:
-        """As `PlanJob.memory_bytes`: the plan says what it takes, and the budget has it set aside."""
-        return None
-
     def run(self, model: Model | GenericModel, arena: Arena, check: pipeline.Checkpoint, announce: RowsWritten) -> Any:
         assert isinstance(model, Model), "only the fast path plans pixels"
         planned = self.planned
@@ -72,6 +62,16 @@ class PixelJob:
 
 
 Job = PlanJob | PixelJob
+
+
+def header_bytes(job: object, model: Model | GenericModel) -> int | None:
+    """What a job may take that only reads headers, whose counts are a stranger's to make up; None for any other.
+
+    What others take the plan says, and the budget has it set aside.
+    """
+    if not (isinstance(job, PlanJob) and isinstance(model, Model)):
+        return None
+    return job.limits.max_header_bytes + sum(len(medium.data) for medium in job.request.media)
 
 
 def memory_exhausted() -> LimitExceeded:

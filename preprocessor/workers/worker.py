@@ -18,7 +18,7 @@ from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.channel import HEAD, Fault, Finished, Order, Room, RoomWanted, RowsWritten, dump, load
-from preprocessor.workers.jobs import is_out_of_memory, memory_exhausted
+from preprocessor.workers.jobs import header_bytes, is_out_of_memory, memory_exhausted
 from preprocessor.workers.sandbox import allow_cpu_seconds, allow_memory_bytes, anonymous_bytes
 
 # Below this, arrays travel in the message: asking for room would take longer.
@@ -62,7 +62,7 @@ def work(channel: socket.socket, arena: Arena, model: Model | GenericModel, slot
     while (message := _receive(channel)) is not None:
         order: Order = load(message, arena)
         allow_cpu_seconds(order.cpu_seconds)
-        allow_memory_bytes(order.job.memory_bytes(model))
+        allow_memory_bytes(header_bytes(order.job, model))
         outcome, fault = _outcome(order, channel, arena, model, slot)
         allow_memory_bytes(None)
         aside: list[pickle.PickleBuffer] = []
