@@ -90,6 +90,12 @@ class Overloaded(PreprocessorError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class Draining(PreprocessorError):
+    """This process is about to end; another replica has room."""
+
+    default_reason = "DRAINING"
+
+
 class DeadlineExceeded(PreprocessorError):
     default_reason = "DEADLINE_EXCEEDED"
 

@@ -18,7 +18,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from preprocessor.config import AccessSettings, WireSettings
-from preprocessor.errors import InvalidRequest, Overloaded, PreprocessorError, Unauthenticated
+from preprocessor.errors import Draining, InvalidRequest, Overloaded, PreprocessorError, Unauthenticated
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.quotas import Account, Accounts
 from preprocessor.service.status import Context, abort, request_id_of, status_of
@@ -37,12 +37,17 @@ def current_caller() -> Account:
 class Gate(grpc.aio.ServerInterceptor):
     """Lets calls in.
 
+    Attributes:
+        open_count: Calls that are in.
+        is_closed: No further ones are let in, for this process is about to end.
+
     Raises:
         SettingError: The file of tokens cannot be used.
     """
 
     def __init__(self, access: AccessSettings, wire: WireSettings, metrics: Metrics) -> None:
         self.open_count = 0
+        self.is_closed = False
         self._max_open_count = wire.max_open_calls
         self._metrics = metrics
         self._tokens = TokenFile(access.token_file) if access.token_file else None
@@ -87,6 +92,8 @@ class Gate(grpc.aio.ServerInterceptor):
 
     @contextlib.contextmanager
     def _held_place(self, context: Context) -> Iterator[None]:
+        if self.is_closed:
+            raise Draining("this replica is about to end; try again, at another one")
         account = self._accounts.of(self._name_of(context))
         if self.open_count >= self._max_open_count:
             raise Overloaded(

@@ -75,9 +75,10 @@ class Server:
         """Tell balancers, and let calls under way end on connections that stay open, for half of the drain time.
 
         The stop that follows closes a connection with its last call, and a proxy that still holds a part of that call's answer
-        for a slow caller may throw it away: Envoy 1.40 does. Calls that come meanwhile are served.
+        for a slow caller may throw it away: Envoy 1.40 does. Calls that come meanwhile are refused, for another replica to serve.
         """
         await self.health.drain()
+        self.gate.is_closed = True
         begun = time.monotonic()
         if self.metrics.open_call_count():
             for _ in range(int(self._drain_seconds / 2 / _LOOK_SECONDS)):

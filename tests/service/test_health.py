@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -14,6 +15,7 @@ from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import photo
 from tests.service.conftest import Caller, chat, image, serving
+from tests.service.refusals import refusal_of
 from tests.waiting import eventually
 
 SERVICE = "preprocessor.v1.Preprocessor"
@@ -102,7 +104,8 @@ async def test_a_stop_lets_calls_end_on_connections_that_stay_open(model: Model)
         await eventually(lambda: caller.server.metrics.open_call_count() == 1)
         retiring = asyncio.create_task(caller.server.retire())
         await eventually(lambda: caller.server.health.trouble == "draining")
-        assert (await caller.stub.GetModel(pb.GetModelRequest(), timeout=60)).name == "qwen3-vl"
+        late = await refusal_of(caller.stub.GetModel(pb.GetModelRequest(), timeout=60))
+        assert (late.code, late.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
         assert not retiring.done()
         await upload.write(pb.PrepareRequest(chunk=pb.MediaChunk(key="photo", data=photo(100, 80), last=True)))
         await upload.done_writing()

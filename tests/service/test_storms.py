@@ -145,7 +145,8 @@ async def test_a_killed_service_takes_everything_with_it(asks: tuple[Ask, ...]) 
         server.process.kill()
         server.wait()
         _, alive = psutil.wait_procs(tree[1:], timeout=2)
-        assert alive == []
+        # Whoever is to reap orphans here may take its time.
+        assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
         traffic = await traffic_task
         assert_ended_well(traffic, 40, "UNAVAILABLE")
         assert traffic.refusals()["UNAVAILABLE"] > 0
