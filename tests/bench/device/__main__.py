@@ -3,7 +3,8 @@
 Parts:
   splitting     one clip at a time on an idle service, by workers
   stages        each step between finished rows and the first token
-  first-token   time to the first token by form and transport; tokens beside those of transformers itself
+  first-token   time to the first token by form and transport
+  equality      tokens beside those of transformers itself
   idle          how long the GPU waits, preprocessing in its process and in the service
 
 Writes PART.json into --out after each part. All but `splitting` need a real Triton (`make triton`, or TRITON_DIST and
@@ -20,12 +21,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.bench.device.engines import FORMS
+from tests.bench.device.equality import equality
 from tests.bench.device.first_token import first_token
 from tests.bench.device.idle import idle
 from tests.bench.device.splitting import splitting
 from tests.bench.device.stages import stages
 from tests.bench.machine import machine
-from tests.golden import oracle  # noqa: F401  # first: it makes torchvision importable
+
+PARTS = ("splitting", "stages", "first-token", "equality", "idle")
 
 
 def main() -> None:
@@ -35,6 +39,7 @@ def main() -> None:
         "splitting": lambda: splitting(rounds=1 if quick else arguments.rounds, is_quick=quick),
         "stages": lambda: stages(arguments.checkpoint, rounds=1 if quick else arguments.rounds, fps=fps),
         "first-token": lambda: first_token(arguments.checkpoint, rounds=1 if quick else arguments.rounds, fps=fps),
+        "equality": lambda: equality(arguments.checkpoint, forms=tuple(arguments.forms)),
         "idle": lambda: idle(
             arguments.checkpoint,
             fps=fps,
@@ -68,11 +73,12 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("parts", nargs="+", choices=("splitting", "stages", "first-token", "idle"), metavar="PART")
+    parser.add_argument("parts", nargs="+", choices=PARTS, metavar="PART")
     parser.add_argument("--checkpoint", type=Path, help="the engine's")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "out")
     parser.add_argument("--fps", type=float, nargs="+", default=[1.0, 8.0], help="frames a second (default: 1 8)")
     parser.add_argument("--rounds", type=int, default=7, help="of what runs in turn (default: %(default)s)")
+    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS, help="of equality (default: all)")
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 8, 32], help="of idle (default: 1 8 32)")
     parser.add_argument("--max-tokens", type=int, default=8, help="of an answer in idle (default: %(default)s)")
     parser.add_argument("--seconds-each", type=float, default=12.0, help="of a point of idle (default: %(default)s)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from preprocessor.service.tensors import MAX_CHUNK_BYTES
@@ -20,21 +19,15 @@ from preprocessor.types.asked import (
     TextPart,
 )
 from preprocessor.v1 import preprocessor_pb2 as pb
-from tests.media import moving_shapes_clip
+from tests.bench.device.clips import SEED, clip
 
 TEXT = "frame" + " frame" * 49  # 50 tokens
 TIMEOUT_SECONDS = 120.0
 
 
-@cache
-def seed_clip() -> bytes:
-    """30 s, 374×374, x264, 30 frames a second."""
-    return moving_shapes_clip()
-
-
-def question(fps: float, max_tokens: int, clip: bytes | None = None) -> tuple[pb.GenerateRequest, ...]:
+def question(fps: float, max_tokens: int, name: str = SEED) -> tuple[pb.GenerateRequest, ...]:
     """A clip, by default the workload's, and 50 tokens of text; the answer is greedy."""
-    data = seed_clip() if clip is None else clip
+    data = clip(name)
     medium = pb.Media(key="clip", modality=pb.MODALITY_VIDEO, chunked=True, sampling=pb.Sampling(fps=fps))
     message = pb.Message(role="user", parts=[pb.Part(media_key="clip"), pb.Part(text=TEXT)])
     prompt = pb.PrepareSpec(chat=pb.ChatPrompt(messages=[message]), media=[medium])
@@ -47,11 +40,9 @@ def question(fps: float, max_tokens: int, clip: bytes | None = None) -> tuple[pb
     return (pb.GenerateRequest(spec=spec), *(pb.GenerateRequest(chunk=chunk) for chunk in chunks))
 
 
-def same_for_the_pipeline(
-    fps: float, clip: bytes | None = None, form: PixelForm = PixelForm.UINT8
-) -> PreparationRequest:
+def same_for_the_pipeline(fps: float, name: str = SEED, form: PixelForm = PixelForm.UINT8) -> PreparationRequest:
     """What `question` asks, as `pipeline.prepare` and Hugging Face's oracle take it."""
-    media = (Media("clip", Modality.VIDEO, seed_clip() if clip is None else clip, Sampling(fps=fps)),)
+    media = (Media("clip", Modality.VIDEO, clip(name), Sampling(fps=fps)),)
     return PreparationRequest(ChatPrompt((Message("user", (MediaPart("clip"), TextPart(TEXT))),)), media, form)
 
 

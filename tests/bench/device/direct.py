@@ -11,38 +11,22 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
-from tests.bench.device.asking import same_for_the_pipeline, seed_clip
+from tests.bench.device.asking import same_for_the_pipeline
+from tests.bench.device.clips import OTHERS, SEED
 from tests.engine.model_files import model_file
-from tests.golden import oracle  # first: it makes torchvision importable, which transformers looks for
-from tests.media import moving_shapes_clip
+from tests.golden import oracle  # it makes torchvision importable, which transformers looks for as it loads a model
 
 ANSWER_TOKENS = 16  # of every answer that is compared
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A clip and how many frames of it to take each second."""
-
-    fps: float
-    clip: Callable[[], bytes]
-
-
-def questions() -> dict[str, Question]:
-    """The workload at two rates, and other clips at one."""
-    others = {
-        f"clip {seed}": Question(2, partial(moving_shapes_clip, seconds=4, width=320, height=240, seed=seed))
-        for seed in range(1, 5)
-    }
-    return {"workload, 1 fps": Question(1, seed_clip), "workload, 8 fps": Question(8, seed_clip), **others}
+QUESTIONS = {"workload, 1 fps": (1.0, SEED), "workload, 8 fps": (8.0, SEED), **{name: (2.0, name) for name in OTHERS}}
+"""Frames a second, and of which clip."""
 
 
 def answers(checkpoint: Path) -> dict[str, list[int]]:
@@ -61,8 +45,8 @@ def main(checkpoint: str) -> None:
     model = load_model("qwen3-vl")
     assert isinstance(model, Model)
     found = {}
-    for name, each in questions().items():
-        answer = oracle.answer(model, same_for_the_pipeline(each.fps, each.clip()))
+    for name, (fps, of_clip) in QUESTIONS.items():
+        answer = oracle.answer(model, same_for_the_pipeline(fps, of_clip))
         ids = torch.from_numpy(answer.token_ids)[None].to(device)
         with torch.inference_mode():
             generated = llm.generate(

@@ -1,4 +1,4 @@
-"""Time to the first token, by the form of the pixels and by how they travel; and whether the tokens are transformers' own."""
+"""Time to the first token, by the form of the pixels and by how they travel."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ import grpc.aio
 
 from preprocessor.client import CHANNEL_OPTIONS
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
-from tests.bench.device import direct
 from tests.bench.device.asking import Answer, ask, question
 from tests.bench.device.engines import WAYS, Way, services, triton, worker_count
 
 
 def first_token(checkpoint: Path, *, rounds: int, fps: tuple[float, ...]) -> dict[str, Any]:
-    """Ask by every way in turn, one request at a time; then compare tokens with the direct call's."""
+    """Ask by every way in turn, one request at a time."""
     models = dict.fromkeys((way.form, way.takes_pieces) for way in WAYS)
     options = ("--workers", str(worker_count()), "--memory-budget", "4GiB")
     with (
@@ -29,19 +28,13 @@ def first_token(checkpoint: Path, *, rounds: int, fps: tuple[float, ...]) -> dic
     ):
         addresses = {way: server.address for way, server in servers.items()}
         samples = asyncio.run(_measure(addresses, rounds, fps))
-        answers = asyncio.run(_answer(addresses, direct.questions()))
-    return {
-        "samples": samples,
-        "equality": _compared(answers, direct.answers(checkpoint)),
-        "workers": worker_count(),
-        "rounds": rounds,
-    }
+    return {"samples": samples, "workers": worker_count(), "rounds": rounds}
 
 
 async def _measure(addresses: dict[Way, str], rounds: int, fps: tuple[float, ...]) -> list[dict[str, Any]]:
     samples: dict[tuple[Way, float], list[Answer]] = {(way, each): [] for each in fps for way in addresses}
     async with AsyncExitStack() as stack:
-        stubs = {way: await _stub(stack, address) for way, address in addresses.items()}
+        stubs = {way: await stub_of(stack, address) for way, address in addresses.items()}
         for each in fps:
             messages = question(each, max_tokens=1)
             for number in range(-2, rounds):  # the first two warm up: kernels are chosen, memory is filled
@@ -65,41 +58,6 @@ async def _measure(addresses: dict[Way, str], rounds: int, fps: tuple[float, ...
     ]
 
 
-async def _answer(addresses: dict[Way, str], asked: dict[str, direct.Question]) -> dict[str, dict[str, list[int]]]:
-    """Token ids by way and by question."""
-    found: dict[str, dict[str, list[int]]] = {}
-    async with AsyncExitStack() as stack:
-        for way, address in addresses.items():
-            stub = await _stub(stack, address)
-            found[way.name] = {
-                name: list((await ask(stub, question(each.fps, direct.ANSWER_TOKENS, each.clip()))).token_ids)
-                for name, each in asked.items()
-            }
-    return found
-
-
-async def _stub(stack: AsyncExitStack, address: str) -> Any:
+async def stub_of(stack: AsyncExitStack, address: str) -> Any:
     channel = await stack.enter_async_context(grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS))
     return pb_grpc.PreprocessorStub(channel)
-
-
-def _compared(answers: dict[str, dict[str, list[int]]], right: dict[str, list[int]]) -> dict[str, Any]:
-    """Of each answer, how many tokens from the first on are the direct call's."""
-    agreeing = {
-        way: {name: _common_length(tokens, right[name]) for name, tokens in by_name.items()}
-        for way, by_name in answers.items()
-    }
-    return {
-        "direct": right,
-        "distinct_answers": len({tuple(tokens) for tokens in right.values()}),
-        "answer_tokens": direct.ANSWER_TOKENS,
-        "agreeing_tokens": agreeing,
-        "answers": answers,
-    }
-
-
-def _common_length(tokens: list[int], right: list[int]) -> int:
-    for index, (one, other) in enumerate(zip(tokens, right, strict=False)):
-        if one != other:
-            return index
-    return min(len(tokens), len(right))

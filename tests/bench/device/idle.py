@@ -16,7 +16,8 @@ import grpc.aio
 
 from preprocessor.client import CHANNEL_OPTIONS
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
-from tests.bench.device.asking import ask, question, seed_clip
+from tests.bench.device.asking import ask, question
+from tests.bench.device.clips import SEED, clip
 from tests.bench.device.engines import DEFAULT, services, triton, worker_count
 from tests.bench.device.gpu import BusyShares, watched
 from tests.bench.device.in_process import Point, serve
@@ -42,11 +43,12 @@ def idle(
         for name, system in (("one process", _one_process), ("service and Triton", _service)):
             with system(checkpoint) as run:
                 for rate in fps:
-                    run(rate, max_tokens, max(callers), warm_seconds, 1.0)
+                    run(rate, max_tokens, 1, warm_seconds, 1.0)  # kernels are chosen, memory is filled
                     for count in callers:
-                        point = run(rate, max_tokens, count, warm_seconds, seconds)
+                        # All begin at once: the more there are, the longer until they are spread over the stages.
+                        point = run(rate, max_tokens, count, warm_seconds * (1 + count / 32), seconds)
                         points.append(_figures(name, rate, count, point, busy))
-                        print(points[-1])
+                        print(points[-1], flush=True)
     return {"points": points, "max_tokens": max_tokens, "workers": worker_count()}
 
 
@@ -75,7 +77,7 @@ def _one_process(checkpoint: Path) -> Iterator[Run]:
         ours.recv()
 
         def run(fps: float, max_tokens: int, callers: int, warm_seconds: float, seconds: float) -> Point:
-            ours.send((seed_clip(), fps, max_tokens, callers, warm_seconds, seconds))
+            ours.send((clip(SEED), fps, max_tokens, callers, warm_seconds, seconds))
             point = ours.recv()
             assert isinstance(point, Point)
             return point

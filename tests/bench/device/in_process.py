@@ -23,7 +23,10 @@ from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
 from tests.bench.device.asking import TEXT
 from tests.engine.model_files import model_file
-from tests.golden.oracle import VideoMetadata, processor_of  # first: it makes torchvision importable
+from tests.golden.oracle import (
+    VideoMetadata,
+    processor_of,
+)  # it makes torchvision importable, which transformers looks for as it loads a model
 
 MAX_RUNNING = 4  # vlm_transformers/config.pbtxt
 
@@ -62,6 +65,8 @@ class InProcess:
 
         made = self.process(clip, fps)
         with self._running:
+            if self.is_stopped:
+                return float("nan")
             inputs = {name: tensor.to(self._device) for name, tensor in made.items() if name != "pixel_values_videos"}
             inputs["pixel_values_videos"] = made["pixel_values_videos"].to(self._device).to(self._llm.dtype)
             self._generation.generate_tokens(

@@ -13,9 +13,9 @@ import grpc
 
 from preprocessor.client import CHANNEL_OPTIONS
 from preprocessor.v1 import preprocessor_pb2 as pb
-from tests.bench.device.asking import question, seed_clip
+from tests.bench.device.asking import question
+from tests.bench.device.clips import HD, LONG, SEED
 from tests.bench.service.watched import WatchedServer
-from tests.media import moving_shapes_clip
 
 PREPARE = "/preprocessor.v1.Preprocessor/Prepare"
 WORKER_COUNTS = (1, 2, 4, 8, 16)
@@ -23,14 +23,9 @@ WORKER_COUNTS = (1, 2, 4, 8, 16)
 
 def splitting(*, rounds: int, is_quick: bool = False) -> dict[str, Any]:
     """By clip and by workers, milliseconds from the first byte sent to the last received."""
-    minutes = 0.5 if is_quick else 5
-    long = moving_shapes_clip(seconds=60 * minutes)
-    hd = moving_shapes_clip(seconds=6 if is_quick else 60, width=1280, height=720)
-    asks = {
-        "30 s, 374x374, 8 fps": _prepare_messages(seed_clip(), 8),
-        f"{minutes:g} min, 374x374, 1 fps": _prepare_messages(long, 1),
-        "1 min, 1280x720, 2 fps": _prepare_messages(hd, 2),
-    }
+    asks = {f"{SEED}, 8 fps": _prepare_messages(SEED, 8)}
+    if not is_quick:
+        asks |= {f"{LONG}, 1 fps": _prepare_messages(LONG, 1), f"{HD}, 2 fps": _prepare_messages(HD, 2)}
     counts = [count for count in WORKER_COUNTS if count <= len(os.sched_getaffinity(0))]
     samples: dict[str, dict[int, list[float]]] = {name: {count: [] for count in counts} for name in asks}
     with ExitStack() as stack, ThreadPoolExecutor(len(counts)) as starting:
@@ -46,8 +41,8 @@ def splitting(*, rounds: int, is_quick: bool = False) -> dict[str, Any]:
     return {"wall_ms": samples, "median_ms": medians, "rounds": rounds}
 
 
-def _prepare_messages(clip: bytes, fps: float) -> list[bytes]:
-    first, *chunks = question(fps, max_tokens=1, clip=clip)
+def _prepare_messages(name: str, fps: float) -> list[bytes]:
+    first, *chunks = question(fps, max_tokens=1, name=name)
     messages = [pb.PrepareRequest(spec=first.spec.prompt), *(pb.PrepareRequest(chunk=each.chunk) for each in chunks)]
     return [message.SerializeToString() for message in messages]
 

@@ -17,7 +17,6 @@ from preprocessor.types.asked import PixelForm
 from tests.bench.device.asking import same_for_the_pipeline
 from tests.bench.device.in_process import InProcess
 from tests.engine.model_files import model_file
-from tests.golden import oracle  # noqa: F401  # first: it makes torchvision importable
 
 
 def stages(checkpoint: Path, *, rounds: int, fps: tuple[float, ...]) -> dict[str, Any]:
