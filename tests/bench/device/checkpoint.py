@@ -17,8 +17,8 @@ from tests.engine.model_files import model_file
 
 from transformers import GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration  # isort: skip
 
-# Qwen/Qwen3-VL-2B-Instruct, config.json; `initializer_range` is wider than its 0.02, with which the answer is one token
-# again and again, whatever the pixels are.
+# Qwen/Qwen3-VL-2B-Instruct, config.json; `initializer_range` is wider than its 0.02, with which a long prompt is
+# answered by one token again and again.
 _TEXT_2B = {
     "vocab_size": 151936,
     "hidden_size": 2048,

@@ -13,7 +13,6 @@ import torch
 from preprocessor import pipeline
 from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
-from preprocessor.types.asked import PixelForm
 from tests.bench.device.asking import same_for_the_pipeline
 from tests.bench.device.in_process import InProcess
 from tests.engine.model_files import model_file
@@ -44,9 +43,6 @@ def _stages(server: InProcess, fps: float, rounds: int) -> dict[str, float]:
         if device.type == "cuda":
             pinned = pageable.pin_memory()
             found[f"{name} to the device, pinned"] = _median_ms(lambda p=pinned: p.to(device), rounds)
-    for form in (PixelForm.UINT8, PixelForm.BF16, PixelForm.FP32):
-        request = same_for_the_pipeline(fps, form=form)
-        found[f"pipeline, one core, {form.value}"] = _median_ms(lambda r=request: pipeline.prepare(model, r), rounds)
     found["normalize on the device"] = _median_ms(
         lambda: rows_file.normalize_patches(on_device, prompt.mean, prompt.std).to(llm.dtype), rounds
     )
