@@ -1,0 +1,71 @@
+"""The workload's request to `Generate`, and what came of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from preprocessor.service.tensors import MAX_CHUNK_BYTES
+from preprocessor.types.asked import (
+    ChatPrompt,
+    Media,
+    MediaPart,
+    Message,
+    Modality,
+    PixelForm,
+    PreparationRequest,
+    Sampling,
+    TextPart,
+)
+from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.bench.device.clips import SEED, clip
+
+TEXT = "frame" + " frame" * 49  # 50 tokens
+TIMEOUT_SECONDS = 120.0
+
+
+def question(fps: float, max_tokens: int, name: str = SEED) -> tuple[pb.GenerateRequest, ...]:
+    """A clip, by default the workload's, and 50 tokens of text; the answer is greedy."""
+    data = clip(name)
+    medium = pb.Media(key="clip", modality=pb.MODALITY_VIDEO, chunked=True, sampling=pb.Sampling(fps=fps))
+    message = pb.Message(role="user", parts=[pb.Part(media_key="clip"), pb.Part(text=TEXT)])
+    prompt = pb.PrepareSpec(chat=pb.ChatPrompt(messages=[message]), media=[medium])
+    spec = pb.GenerateSpec(prompt=prompt, parameters=pb.GenerationParameters(max_tokens=max_tokens, temperature=0))
+    chunks = []
+    for start in range(0, len(data), MAX_CHUNK_BYTES):
+        piece = data[start : start + MAX_CHUNK_BYTES]
+        is_last = start + len(piece) == len(data)
+        chunks.append(pb.MediaChunk(key="clip", offset_bytes=start, data=piece, last=is_last))
+    return (pb.GenerateRequest(spec=spec), *(pb.GenerateRequest(chunk=chunk) for chunk in chunks))
+
+
+def same_for_the_pipeline(fps: float, name: str = SEED, form: PixelForm = PixelForm.UINT8) -> PreparationRequest:
+    """What `question` asks, as `pipeline.prepare` and Hugging Face's oracle take it."""
+    media = (Media("clip", Modality.VIDEO, clip(name), Sampling(fps=fps)),)
+    return PreparationRequest(ChatPrompt((Message("user", (MediaPart("clip"), TextPart(TEXT))),)), media, form)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Times from the first byte sent."""
+
+    first_token_seconds: float
+    whole_seconds: float
+    token_ids: tuple[int, ...]
+    stages_ms: dict[str, float]
+    """Wall time by stage, as the service reports it."""
+
+
+async def ask(stub: Any, messages: tuple[pb.GenerateRequest, ...]) -> Answer:
+    """Ask, and wait for the whole answer."""
+    began, first_token_seconds = time.perf_counter(), 0.0
+    token_ids: list[int] = []
+    stages_ms: dict[str, float] = {}
+    async for response in stub.Generate(iter(messages), timeout=TIMEOUT_SECONDS):
+        if response.delta.token_ids:
+            first_token_seconds = first_token_seconds or time.perf_counter() - began
+            token_ids += response.delta.token_ids
+        for stage in response.completion.report.stages:
+            stages_ms[stage.stage] = stages_ms.get(stage.stage, 0.0) + stage.wall_ms
+    return Answer(first_token_seconds, time.perf_counter() - began, tuple(token_ids), stages_ms)

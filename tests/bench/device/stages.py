@@ -1,0 +1,88 @@
+"""What each step between finished rows and the first token takes on this machine, one at a time, without a server."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from preprocessor import pipeline
+from preprocessor.models.family import Model
+from preprocessor.models.registry import load_model
+from tests.bench.device.asking import same_for_the_pipeline
+from tests.bench.device.in_process import InProcess
+from tests.engine.model_files import model_file
+
+
+def stages(checkpoint: Path, *, rounds: int, fps: tuple[float, ...]) -> dict[str, Any]:
+    """Medians of rounds, in milliseconds, by frames a second."""
+    return {f"{each:g} fps": _stages(InProcess(checkpoint), each, rounds) for each in fps}
+
+
+def _stages(server: InProcess, fps: float, rounds: int) -> dict[str, float]:
+    model = load_model("qwen3-vl")
+    assert isinstance(model, Model)
+    llm, device = server._llm, server._device
+    rows_file = model_file("vlm_transformers", "prompts.rows")
+    contract = model_file("vlm_transformers", "prompts.contract")
+    vision = model_file("vlm_transformers", "vision")
+    generation = model_file("vlm_transformers", "generation")
+    tensors = pipeline.prepare(model, same_for_the_pipeline(fps)).tensors
+    layout = contract.ModelLayout.from_config(llm.config)
+    prompt = contract.check_prompt(tensors, layout)
+    rows = torch.from_numpy(tensors["pixel_patches"])
+    on_device = rows.to(device)
+    found: dict[str, float] = {"rows": len(rows), "tokens": len(prompt.input_ids), "uint8 MB": rows.nbytes / 1e6}
+    for name, dtype in (("uint8", torch.uint8), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        pageable = rows.to(dtype)
+        found[f"{name} to the device, pageable"] = _median_ms(lambda p=pageable: p.to(device), rounds)
+        if device.type == "cuda":
+            pinned = pageable.pin_memory()
+            found[f"{name} to the device, pinned"] = _median_ms(lambda p=pinned: p.to(device), rounds)
+    found["normalize on the device"] = _median_ms(
+        lambda: rows_file.normalize_patches(on_device, prompt.mean, prompt.std).to(llm.dtype), rounds
+    )
+
+    def encode() -> Any:
+        collected = rows_file.RowBuffer(prompt, layout, device)
+        collected.take_all(tensors["pixel_patches"])
+        encoding = vision.VisionEncoding(llm, prompt, collected)
+        encoding.take_rows()
+        return encoding.take_outputs()
+
+    inputs = generation.build_model_inputs(prompt, device) | {"mm_encoder_outputs": encode()}
+
+    def generate(max_tokens: int) -> None:
+        generation.generate_tokens(
+            llm,
+            inputs,
+            contract.Sampling(max_tokens=max_tokens),
+            emit=lambda *_: None,
+            is_cancelled=lambda: False,
+        )
+
+    found["to the device, normalize, encode"] = _median_ms(encode, rounds)
+    found["first token of encoded rows"] = _median_ms(lambda: generate(1), rounds)
+    found["eight tokens of encoded rows"] = _median_ms(lambda: generate(8), rounds)
+    return found
+
+
+def _median_ms(work: Callable[[], Any], rounds: int) -> float:
+    """Until the device has done it; the first two are not counted."""
+    times = []
+    for _ in range(rounds + 2):
+        _synchronize()
+        began = time.perf_counter()
+        work()
+        _synchronize()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[2:]) * 1e3
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
