@@ -218,7 +218,7 @@ async def test_what_a_caller_sent_is_quoted_so_far_that_he_gets_the_answer(calle
     failure = await caller.refusal(spec)
     assert failure.reason == "MODEL_NOT_FOUND"
     assert failure.message.endswith("…")
-    assert 1000 < len(failure.message.encode()) <= 1500
+    assert 400 < len(failure.message.encode()) <= 600
 
 
 async def test_an_inline_file_over_the_limit_is_refused(model: Model) -> None:

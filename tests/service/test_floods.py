@@ -58,6 +58,18 @@ async def is_served(server: WatchedServer) -> bool:
     return await asyncio.to_thread(ask)
 
 
+async def eventually_served(server: WatchedServer) -> None:
+    """Wait until a crowd has been seen to: gRPC itself cancels a call that waits for half a minute behind one."""
+    deadline = time.monotonic() + 2 * PATIENCE_SECONDS
+    while True:
+        try:
+            assert await is_served(server)
+            return
+        except CallFailed as error:
+            assert error.code is grpc.StatusCode.CANCELLED, error
+            assert time.monotonic() < deadline
+
+
 def reset_streams(address: str, count: int, first: int = 1) -> None:
     """Open calls and take each back at once, as in CVE-2023-44487, as fast as the server reads."""
     with RawConnection(address) as connection:
