@@ -58,8 +58,8 @@ async def is_served(server: WatchedServer) -> bool:
     return await asyncio.to_thread(ask)
 
 
-async def eventually_served(server: WatchedServer) -> None:
-    """Wait until a crowd has been seen to: gRPC itself cancels a call that waits for half a minute behind one."""
+async def served_behind_a_crowd(server: WatchedServer) -> None:
+    """Wait until a crowd has been seen to: a call that comes with it may end as CANCELLED."""
     deadline = time.monotonic() + 2 * PATIENCE_SECONDS
     while True:
         try:
@@ -93,10 +93,7 @@ def empty_streams(address: str, count: int) -> None:
 async def test_memory_is_flat_under_a_flood_of_tiny_calls(server: WatchedServer, flood: object) -> None:
     async def turn(count: int) -> None:
         await asyncio.gather(*(asyncio.to_thread(flood, server.address, count) for _ in range(4)))  # type: ignore[arg-type]
-        await eventually(
-            server.is_at_rest
-        )  # gRPC itself cancels a call that waits for half a minute behind such a crowd
-        assert await is_served(server)
+        await served_behind_a_crowd(server)
         await eventually(server.is_at_rest)
 
     await turn(500)
