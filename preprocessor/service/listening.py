@@ -14,6 +14,10 @@ _KEEPALIVE_SECONDS = 60.0  # a caller whose machine is gone is noticed after thi
 _KEEPALIVE_TIMEOUT_SECONDS = 20.0
 _HANDSHAKE_SECONDS = 10.0  # a connection that says nothing; gRPC's own two minutes hold its descriptor
 _PING_STRIKES = 2  # gRPC's own
+_MAX_BACKLOG = 16_384
+"""Calls that have come and that Python has not yet been given, those already taken back among them. Above it gRPC ends new
+calls as CANCELLED, at random, and from twice as many on all of them. gRPC's own 1,000 let one caller who opens and resets
+calls without pause have other callers' calls ended so; memory at its highest is the same (0.5 GB, 180,000 such calls)."""
 
 
 def create_server(wire: WireSettings, gate: grpc.aio.ServerInterceptor) -> grpc.aio.Server:
@@ -49,6 +53,8 @@ def _channel_options(wire: WireSettings) -> Sequence[tuple[str, int]]:
         ("grpc.max_metadata_size", wire.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", wire.max_metadata_bytes),
         ("grpc.max_concurrent_streams", wire.max_streams_a_connection),
+        ("grpc.server.max_pending_requests", _MAX_BACKLOG),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * _MAX_BACKLOG),
         ("grpc.max_allowed_incoming_connections", wire.max_connections),
         ("grpc.max_connection_age_ms", _milliseconds(wire.max_connection_age_seconds)),
         ("grpc.max_connection_age_grace_ms", _milliseconds(wire.max_timeout_seconds)),

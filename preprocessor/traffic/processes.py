@@ -11,6 +11,7 @@ import contextlib
 import copy
 import resource
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ def put_load(
 ) -> Tally:
     """Put a load on a service and count what comes of it.
 
-    An interrupt (Ctrl-C) begins no more requests, waits for the open ones, and counts what there was.
+    An interrupt (Ctrl-C) begins no more requests, waits for the open ones, and counts what there was; a second does not wait.
 
     Args:
         connect: Must pickle.
@@ -74,13 +75,31 @@ def put_load(
         for pipe in pipes:
             pipe.send(start_at_seconds)
         deadline = start_at_seconds + load.warm_up_seconds + load.seconds + load.timeout_seconds + _GRACE_SECONDS
-        try:
+        with _stopped_by_an_interrupt(pipes):
             return _gather(pipes, progress, deadline)
-        except KeyboardInterrupt:
-            for pipe in pipes:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.send("stop")
-            return _gather(pipes, progress, time.monotonic() + load.timeout_seconds + _GRACE_SECONDS)
+
+
+@contextmanager
+def _stopped_by_an_interrupt(pipes: list[Connection]) -> Iterator[None]:
+    """Tells the processes to stop where Ctrl-C is pressed, and leaves a second one to whoever had it.
+
+    An exception instead could come in the middle of a message, and the rest of it would be taken for the next.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where Python delivers no signal
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGINT, previous)
+        for pipe in pipes:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.send("stop")
+
+    previous = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 
 from tests.bench import goals
 
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "vlm-preprocessor",
     "font.family": "sans-serif",
@@ -55,7 +55,7 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw what the report has figures for; returns the files."""
     sections = report["sections"]
     drawn = []
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         if "workload" in sections:
             drawn += [_draw_stages(sections["workload"], folder), _draw_ratios(sections["workload"], folder)]
         if "clips" in sections:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from preprocessor.models.generic import GenericModel
 from preprocessor.service.server import Server
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
+from tests.waiting import PATIENCE_SECONDS
 from tests.zygotes import zygote_of
 
 
@@ -136,3 +138,15 @@ def image(key: str = "photo", data: bytes | None = None, **fields: object) -> pb
 def _media(modality: pb.Modality.ValueType, key: str, data: bytes | None, fields: Mapping[str, object]) -> pb.Media:
     source: dict[str, object] = {"chunked": True} if data is None else {"inline_data": data}
     return pb.Media(key=key, modality=modality, **source, **fields)  # type: ignore[arg-type]
+
+
+async def eventually_answered(ask: Callable[[], Awaitable[object]], *passing: grpc.StatusCode) -> None:
+    """Ask until there is an answer, while what comes instead is only one of the errors that pass."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            await ask()
+            return
+        except CallFailed as error:
+            assert error.code in passing, error
+            assert time.monotonic() < deadline

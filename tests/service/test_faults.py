@@ -12,7 +12,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -28,7 +27,7 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.bench.service.watched import WatchedServer
 from tests.media import moving_shapes_clip, photo
-from tests.service.conftest import chat, image, video
+from tests.service.conftest import chat, eventually_answered, image, video
 from tests.service.refusals import refusal_of
 from tests.waiting import PATIENCE_SECONDS, eventually
 
@@ -48,17 +47,6 @@ async def ask(address: str, spec: pb.PrepareSpec = chat("hello")) -> PrepareResu
             return prepare(channel, spec, {}, timeout_seconds=PATIENCE_SECONDS)
 
     return await asyncio.to_thread(call)
-
-
-async def eventually_served(address: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            await ask(address)
-            return
-        except CallFailed as error:
-            assert error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED), error
-            assert time.monotonic() < deadline
 
 
 def in_flight(server: WatchedServer) -> float:
@@ -245,7 +233,9 @@ async def test_without_descriptors_open_calls_go_on_and_all_comes_back_with_them
             with socket.create_connection(split_address("--address", server.address), timeout=5):
                 pass  # the kernel takes it, the service cannot
             server.process.rlimit(psutil.RLIMIT_NOFILE, normal)
-            await eventually_served(server.address)
+            await eventually_answered(
+                lambda: ask(server.address), grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED
+            )
             await eventually(server.is_at_rest)
             assert readiness(server) == (200, "ok\n")
 

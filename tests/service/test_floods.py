@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Iterator
 
 import grpc
 import grpc.aio
 import pytest
 
-from preprocessor.client import CHANNEL_OPTIONS, CallFailed, prepare
+from preprocessor.client import CHANNEL_OPTIONS, prepare
 from preprocessor.config import WireSettings
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.bench.service.watched import WatchedServer
-from tests.service.conftest import Caller, chat, serving
+from tests.service.conftest import chat, eventually_answered, serving
 from tests.service.http2 import (
     DATA,
     ENHANCE_YOUR_CALM,
@@ -27,7 +26,7 @@ from tests.service.http2 import (
     SETTINGS,
     RawConnection,
 )
-from tests.waiting import PATIENCE_SECONDS, eventually
+from tests.waiting import eventually
 
 PREPARE = "/preprocessor.v1.Preprocessor/Prepare"
 MIB = 1 << 20
@@ -58,18 +57,6 @@ async def is_served(server: WatchedServer) -> bool:
     return await asyncio.to_thread(ask)
 
 
-async def served_behind_a_crowd(server: WatchedServer) -> None:
-    """Wait until a crowd has been seen to: a call that comes with it may end as CANCELLED."""
-    deadline = time.monotonic() + 2 * PATIENCE_SECONDS
-    while True:
-        try:
-            assert await is_served(server)
-            return
-        except CallFailed as error:
-            assert error.code is grpc.StatusCode.CANCELLED, error
-            assert time.monotonic() < deadline
-
-
 def reset_streams(address: str, count: int, first: int = 1) -> None:
     """Open calls and take each back at once, as in CVE-2023-44487, as fast as the server reads."""
     with RawConnection(address) as connection:
@@ -93,7 +80,7 @@ def empty_streams(address: str, count: int) -> None:
 async def test_memory_is_flat_under_a_flood_of_tiny_calls(server: WatchedServer, flood: object) -> None:
     async def turn(count: int) -> None:
         await asyncio.gather(*(asyncio.to_thread(flood, server.address, count) for _ in range(4)))  # type: ignore[arg-type]
-        await served_behind_a_crowd(server)
+        assert await is_served(server)
         await eventually(server.is_at_rest)
 
     await turn(500)
@@ -162,16 +149,5 @@ async def test_only_so_many_connections_are_open(model: Model) -> None:
         greeted = await asyncio.to_thread(connect, caller.server.address)
         assert greeted == sorted(greeted, reverse=True)
         assert 2 <= sum(greeted) <= 4
-        await eventually_served(caller)
-
-
-async def eventually_served(caller: Caller) -> None:
-    """A caller who connects when others have gone gets his answer; the server notices their going in its own time."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            await caller.prepare(chat("still there?"))
-            return
-        except CallFailed as error:
-            assert error.code is grpc.StatusCode.UNAVAILABLE
-            assert time.monotonic() < deadline
+        # The server notices their going in its own time.
+        await eventually_answered(lambda: caller.prepare(chat("still there?")), grpc.StatusCode.UNAVAILABLE)

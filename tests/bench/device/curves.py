@@ -13,28 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "vlm-preprocessor",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "legend.frameon": False,
-    "lines.marker": "o",
-    "lines.markersize": 4,
-}
+from tests.bench.plots import STYLE
+
 _COLORS = ("#2f4858", "#d1603d", "#c9a227")
 
 
@@ -135,7 +118,7 @@ def _powers_of_two(panel: Axes, values: Any, label: str) -> None:
 @contextmanager
 def _panels(path: Path, count: int, height: float = 3.0) -> Iterator[list[Axes]]:
     """Beside each other; saved at the end."""
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, count, figsize=(4.6 * count, height), squeeze=False, layout="constrained")
         yield list(panels.flat)
         path.parent.mkdir(parents=True, exist_ok=True)
