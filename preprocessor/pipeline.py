@@ -37,9 +37,9 @@ from preprocessor.vision.patches import (
     PIXEL_DTYPES,
     normalization_table,
     normalize_rows,
-    resize_frame,
     write_patches,
 )
+from preprocessor.vision.resize import resizer
 from preprocessor.vision.spec import PixelSpec
 
 RowsWritten = Callable[[int, int], None]
@@ -201,19 +201,20 @@ def _write_item(
     """Resize the frames of consecutive temporal patches of one item, from `first_group` on, and cut them into their rows."""
     group_size, rows_each = spec.temporal_patch_size, item.grid.h * item.grid.w
     last = 0 if item.frames is None else len(item.frames.indices) - 1
+    resize = resizer((item.source.height_px, item.source.width_px), (item.height_px, item.width_px), last + 1)
     table = None if form is PixelForm.UINT8 else normalization_table(spec, form)
     scratch = None if table is None else np.empty((rows_each, spec.feature_count), np.uint8)
     row = item.row_start + first_group * rows_each
     laps = timings.laps()
     for number, frame in enumerate(frames, first_group * group_size):
         laps.end("decode")
-        frame = resize_frame(frame, item.height_px, item.width_px)
+        planes = resize(frame)
         laps.end("resize")
         target = out[row : row + rows_each]
         first = number % group_size
         is_whole = first == group_size - 1 or number == last
         positions = slice(first, group_size if is_whole else first + 1)
-        write_patches(frame, spec, target if scratch is None else scratch, positions)
+        write_patches(planes, spec, target if scratch is None else scratch, positions)
         laps.end("patch")
         if not is_whole:
             continue

@@ -26,6 +26,7 @@ _SECONDS_AN_IMAGE_PIXEL = 10e-9
 
 # FFmpeg holds up to 16 reference frames of 1.5 bytes a pixel and a few in flight; beside them a frame as RGB.
 _BYTES_A_FRAME_PIXEL = 1.5 * 20 + 3
+_BYTES_A_RESIZED_PIXEL = 6  # three planes of the one step and of the next; of the largest
 # Pillow's own buffer takes 4 bytes a pixel, the RGB copy 3, a transposed or converted one 4, the planes of a resize 3.
 _BYTES_AN_IMAGE_PIXEL = 14
 _BYTES_A_JOB = 16 << 20  # codec contexts, packet tables, scratch
@@ -53,8 +54,13 @@ def estimate(planned: PixelPlan, media: Sequence[Media]) -> Workload:
         seconds += item.grid.patch_count * output_bytes_a_row * _SECONDS_AN_OUTPUT_BYTE
         if isinstance(item.source, IndexedClip) and item.frames is not None:
             seconds += _video_seconds(item.source, item.frames.indices, pixels)
-            group_bytes = _frames_a_group(item) * (pixels * 3 + 2 * resized_bytes)
-            peak_bytes = max(peak_bytes, pixels * _BYTES_A_FRAME_PIXEL + group_bytes)
+            resizing_bytes = _BYTES_A_RESIZED_PIXEL * max(
+                pixels, item.source.height_px * item.width_px, resized_bytes // 3
+            )
+            group_bytes = (
+                _frames_a_group(item) * resized_bytes
+            )  # where floats are asked for, which are made of whole rows
+            peak_bytes = max(peak_bytes, pixels * _BYTES_A_FRAME_PIXEL + resizing_bytes + group_bytes)
         else:
             seconds += pixels * _SECONDS_AN_IMAGE_PIXEL
             peak_bytes = max(peak_bytes, pixels * _BYTES_AN_IMAGE_PIXEL + 2 * resized_bytes)

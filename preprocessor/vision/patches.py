@@ -1,9 +1,9 @@
-"""Frames → resized frames → patch rows, written straight into the caller's array.
+"""Planes of a frame → patch rows, written straight into the caller's array.
 
 A row of the pixel tensor is one patch, its values ordered channel, frame, y, x. Rows run over time, then over merge
 blocks (merge_size x merge_size patches that become one token), then over the patches of a block. This is the order of
-transformers' `patchify`, reached without its permuted copy: a resized frame is split into planes, each plane is seen as a
-grid of elements that are one patch row wide (16 bytes for patch 16), and whole elements are moved.
+transformers' `patchify`, reached without its permuted copy: each plane is seen as a grid of elements that are one patch row
+wide (16 bytes for patch 16), and whole elements are moved.
 
 Floats come from a table. A channel has 256 possible inputs, so 256 results computed the way transformers computes them
 give its float32 output bit for bit, and rounding the table to BF16 or FP16 gives what casting that output would.
@@ -14,12 +14,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import cv2
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from preprocessor.types.asked import PixelForm
 from preprocessor.vision.spec import PixelSpec
@@ -32,43 +30,25 @@ PIXEL_DTYPES: dict[PixelForm, np.dtype[Any]] = {
 }
 
 
-def resize_frame(frame: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Resize RGB uint8 [H, W, 3] to [height, width, 3], bicubic with antialiasing, rounded to uint8.
-
-    Equal to torchvision's resize, which is the same torch operator on planar tensors; on channels-last memory it takes
-    half the time. A frame that has the size already is returned as it is.
-    """
-    if frame.shape[:2] == (height, width):
-        return frame
-    frame = np.ascontiguousarray(frame)
-    row_stride, pixel_stride, channel_stride = frame.strides
-    # A batch of one made by indexing has a batch stride of 0, and torch would no longer see channels-last memory.
-    strides = (frame.size, channel_stride, row_stride, pixel_stride)
-    channels_last = torch.from_numpy(frame).as_strided((1, 3, *frame.shape[:2]), strides)
-    resized = F.interpolate(channels_last, size=(height, width), mode="bicubic", antialias=True)
-    pixels: npt.NDArray[np.uint8] = resized.permute(0, 2, 3, 1).numpy()[0]
-    return pixels
-
-
 def write_patches(
-    frame: npt.NDArray[np.uint8], spec: PixelSpec, out: npt.NDArray[np.uint8], positions: slice = slice(None)
+    planes: npt.NDArray[np.uint8], spec: PixelSpec, out: npt.NDArray[np.uint8], positions: slice = slice(None)
 ) -> None:
     """Cut one frame into its part of the rows of a temporal patch.
 
     Args:
-        frame: uint8 [height, width, 3], sides multiples of `spec.factor`.
+        planes: uint8 [3, height, width], sides multiples of `spec.factor`; see `resize.Resize`.
         out: uint8 [patches of one frame, feature_count], C-contiguous.
         positions: The frame's places among the `temporal_patch_size` of the patch: one, or all that are left where it stands
             for missing ones too, as an image or the end of an odd clip does.
     """
     patch, merge = spec.patch_size, spec.merge_size
-    height, width, _ = frame.shape
+    _, height, width = planes.shape
     element = _element_dtype(patch)
     # out as (block row, block column, patch row in block, patch column in block, channel, frame, y) of x-elements
     target = out.view(element).reshape(
         height // spec.factor, width // spec.factor, merge, merge, 3, spec.temporal_patch_size, patch
     )
-    for channel, plane in enumerate(cv2.split(frame)):
+    for channel, plane in enumerate(planes):
         elements = plane.view(element).reshape(height // spec.factor, merge, patch, width // spec.factor, merge)
         target[:, :, :, :, channel, positions] = elements.transpose(0, 3, 1, 4, 2)[..., np.newaxis, :]
 

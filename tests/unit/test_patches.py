@@ -13,7 +13,6 @@ from preprocessor.vision.patches import (
     PIXEL_DTYPES,
     normalization_table,
     normalize_rows,
-    resize_frame,
     write_patches,
 )
 from preprocessor.vision.spec import PixelSpec
@@ -51,7 +50,7 @@ def patches(frames: npt.NDArray[np.uint8], spec: PixelSpec) -> npt.NDArray[np.ui
     out = np.full((row_count, spec.feature_count), 77, np.uint8)
     for position, frame in enumerate(frames):
         is_last = position == len(frames) - 1
-        write_patches(frame, spec, out, slice(position, None if is_last else position + 1))
+        write_patches(frame.transpose(2, 0, 1).copy(), spec, out, slice(position, None if is_last else position + 1))
     return out
 
 
@@ -74,20 +73,6 @@ def test_a_longer_temporal_patch_repeats_its_last_frame() -> None:
     spec = make_spec(temporal=4)
     frames = make_frames(3, spec.factor, spec.factor)
     assert np.array_equal(patches(frames, spec), slow_patches(frames, spec))
-
-
-def test_a_frame_of_the_right_size_is_returned_as_it_is() -> None:
-    (frame,) = make_frames(1, 64, 96)
-    assert resize_frame(frame, 64, 96) is frame
-
-
-@pytest.mark.parametrize("padding_px", [0, 3])
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (128, 160), (64, 320)])
-def test_resizing_equals_the_planar_operator(padding_px: int, height: int, width: int) -> None:
-    frame = make_frames(1, 70, 101 + padding_px)[0, :, :101]
-    planar = torch.from_numpy(frame.copy()).permute(2, 0, 1)[None].contiguous()
-    expected = torch.nn.functional.interpolate(planar, size=(height, width), mode="bicubic", antialias=True)
-    assert np.array_equal(resize_frame(frame, height, width), expected[0].permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("form", [PixelForm.FP32, PixelForm.BF16, PixelForm.FP16])
