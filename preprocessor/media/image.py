@@ -69,6 +69,8 @@ ACCEPTED_FORMATS = _accepted_formats()
 """Pillow's names of the formats that can be read here. AVIF depends on how Pillow was built; HEIF, which includes HEIC, on
 whether `pillow-heif` is installed."""
 
+_STRIP_BYTES = 1 << 20
+
 # EXIF 2.32, tag 0x0112; as PIL.ImageOps.exif_transpose applies it
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -136,7 +138,18 @@ def decode_image(data: bytes, key: str = "image") -> npt.NDArray[np.uint8]:
             image = image.transpose(transposition)
         if image.mode != "RGB":
             image = image.convert("RGB")
-        return np.array(image)
+        return _pixels_of(image)
+
+
+def _pixels_of(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """A strip at a time: of a whole picture Pillow makes two copies on the way into an array."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    strip_height = max(1, _STRIP_BYTES // (3 * image.width))
+    for top in range(0, image.height, strip_height):
+        bottom = min(top + strip_height, image.height)
+        strip = image if image.height <= strip_height else image.crop((0, top, image.width, bottom))
+        pixels[top:bottom] = np.asarray(strip)
+    return pixels
 
 
 def decoder_of(image_format: str) -> str:

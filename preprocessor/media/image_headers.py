@@ -11,7 +11,7 @@ from preprocessor.media.sides import check_sides
 
 _JPEG_START_OF_SCAN, _JPEG_END = 0xDA, 0xD9
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length: TEM, RST0 to RST7, SOI
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # in entropy-coded data; ITU-T T.81, B.1.1.5
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # in entropy-coded data; ITU-T T.81, B.1.1.5
 
 
 def check_image_size(width: int, height: int, limits: Limits, key: str) -> None:

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _LONG_LANE_NICENESS = 10  # about a tenth of the processor time of what it competes with; sched(7)
 _GROWN_BYTES = 512 << 20  # a worker that holds on to more than this is replaced
+_KEPT_SHARE = 8  # all workers together keep at most one part in so many of the budget between their jobs
 _MAX_BACKOFF_SECONDS = 1.0
 
 
@@ -156,7 +157,11 @@ class Crew:
         slot = self._free_slots.pop()
         if self._zygote is None:
             return ThreadWorker(slot, self._arena, self._model)
-        limits = WorkerLimits(self._settings.worker_memory_bytes, _LONG_LANE_NICENESS if lane is Lane.LONG else 0)
+        limits = WorkerLimits(
+            memory_bytes=self._settings.worker_memory_bytes,
+            niceness=_LONG_LANE_NICENESS if lane is Lane.LONG else 0,
+            kept_bytes=self._arena.size_bytes // _KEPT_SHARE // (len(Lane) * self._settings.worker_count),
+        )
         try:
             return await self._zygote.fork(slot, self._arena, limits)
         except OSError:

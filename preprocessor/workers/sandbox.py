@@ -39,10 +39,12 @@ class WorkerLimits:
     Attributes:
         memory_bytes: Address space beyond what it starts with.
         niceness: Added to the service's own priority; higher yields to others.
+        kept_bytes: Memory that it need not give back between two jobs.
     """
 
     memory_bytes: int
     niceness: int
+    kept_bytes: int = 0
 
 
 def enter_sandbox(limits: WorkerLimits) -> None:

@@ -18,6 +18,7 @@ from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.channel import HEAD, Fault, Finished, Order, Room, RoomWanted, RowsWritten, dump, load
+from preprocessor.workers.heap import give_back_freed_memory, keep_freed_memory
 from preprocessor.workers.jobs import header_bytes, is_out_of_memory, memory_exhausted
 from preprocessor.workers.sandbox import allow_cpu_seconds, allow_memory_bytes, anonymous_bytes
 
@@ -56,8 +57,13 @@ def cpu_exhausted(cpu_seconds: float) -> LimitExceeded:
     )
 
 
-def work(channel: socket.socket, arena: Arena, model: Model | GenericModel, slot: int) -> None:
-    """Carry out orders until the service closes the channel."""
+def work(channel: socket.socket, arena: Arena, model: Model | GenericModel, slot: int, kept_bytes: int) -> None:
+    """Carry out orders until the service closes the channel.
+
+    Args:
+        kept_bytes: Of the memory that a job has freed, what stays for the next one.
+    """
+    keep_freed_memory()
     start_bytes = anonymous_bytes()
     while (message := _receive(channel)) is not None:
         order: Order = load(message, arena)
@@ -65,6 +71,8 @@ def work(channel: socket.socket, arena: Arena, model: Model | GenericModel, slot
         allow_memory_bytes(header_bytes(order.job, model))
         outcome, fault = _outcome(order, channel, arena, model, slot)
         allow_memory_bytes(None)
+        if anonymous_bytes() - start_bytes > kept_bytes:
+            give_back_freed_memory()
         aside: list[pickle.PickleBuffer] = []
         reply = dump(Finished(outcome, fault, anonymous_bytes() - start_bytes), aside=aside.append)
         buffers = [buffer.raw() for buffer in aside]

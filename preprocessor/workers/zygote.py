@@ -202,7 +202,7 @@ def _be_worker(work: Callable[..., None], channel: int, arena: int, model: Any, 
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         shared = Arena(arena, order.arena_bytes)
         enter_sandbox(order.limits)
-        work(socket.socket(fileno=channel), shared, model, order.slot)
+        work(socket.socket(fileno=channel), shared, model, order.slot, order.limits.kept_bytes)
         code = 0
     except (BrokenPipeError, ConnectionResetError):
         code = 0  # the service is gone
