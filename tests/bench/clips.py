@@ -11,8 +11,9 @@ from typing import Any
 from preprocessor.traffic.seed import TEXT
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.bench import goals
+from tests.bench.apart import timed_apart
 from tests.bench.compare import Comparison, compare_paths
-from tests.bench.contest import Timed, ratio, run_in_turn, timed_here
+from tests.bench.contest import Timed, ratio, run_in_turn
 from tests.bench.memory import peak_bytes
 from tests.bench.options import Bench
 from tests.bench.paths import PATHS, make_job
@@ -39,6 +40,7 @@ _NOTES = """\
   frame indices, `bound` the timestamps.
 - `bound` decodes what has to be decoded, converts none of it, and writes as many bytes as `ours`.
 - The service is asked over loopback; its whole tree of processes is counted.
+- Each path runs in a process of its own. Ours, and the bound, keep memory that was freed, as a worker does (`workers.heap`).
 - Loading the model and building processors is not timed, nor is freeing a result.
 - Memory: the peak of one request in a process of its own, beyond what lay there before. Of the service: the whole tree of
   processes, all included."""
@@ -140,9 +142,9 @@ def race(bench: Bench, service: ServicePath, clip: Clip, fps: float) -> Race:
     comparison = compare_paths(job)
     spec, files = video_spec(fps), {"clip": data}
     names = [name for name in PATHS if name not in comparison.cannot]
-    runners = {name: timed_here(partial(PATHS[name], job)) for name in names}
-    runners[SERVICE] = service.runner(bench.model, spec, files, _REQUESTS_A_SAMPLE)
-    timed = run_in_turn(runners, bench.options.rounds)
+    with timed_apart({name: partial(PATHS[name], job) for name in names}) as runners:
+        runners[SERVICE] = service.runner(bench.model, spec, files, _REQUESTS_A_SAMPLE)
+        timed = run_in_turn(runners, bench.options.rounds)
     peaks: dict[str, int | None] = {}
     if bench.options.has_memory:
         peaks = {name: peak_bytes(name, (data,), fps, TEXT) for name in names}
