@@ -5,11 +5,12 @@ Parts:
   stages        each step between finished rows and the first token
   first-token   time to the first token by form and transport
   equality      tokens beside those of transformers itself
+  parting       the same in one process, step by step: where they part
   idle          how long the GPU waits, preprocessing in its process and in the service
 
-Writes PART.json into --out after each part. All but `splitting` need a real Triton (`make triton`, or TRITON_DIST and
-TRITON_PYTHON) and --checkpoint (`python -m tests.bench.device.checkpoint`). Without a GPU everything runs on the CPU,
-with a tiny model, to show that it runs.
+Writes PART.json into --out after each part. All but `splitting` need --checkpoint (`python -m tests.bench.device.checkpoint`);
+`first-token`, `equality` and `idle` also a real Triton (`make triton`, or TRITON_DIST and TRITON_PYTHON). Without a GPU
+everything runs on the CPU, with a tiny model, to show that it runs.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from tests.bench.device.engines import FORMS
 from tests.bench.device.equality import equality
 from tests.bench.device.first_token import first_token
 from tests.bench.device.idle import idle
+from tests.bench.device.parting import parting
 from tests.bench.device.splitting import splitting
 from tests.bench.device.stages import stages
 from tests.bench.machine import machine
 
-PARTS = ("splitting", "stages", "first-token", "equality", "idle")
+PARTS = ("splitting", "stages", "first-token", "equality", "parting", "idle")
 
 
 def main() -> None:
@@ -40,6 +42,7 @@ def main() -> None:
         "stages": lambda: stages(arguments.checkpoint, rounds=1 if quick else arguments.rounds, fps=fps),
         "first-token": lambda: first_token(arguments.checkpoint, rounds=1 if quick else arguments.rounds, fps=fps),
         "equality": lambda: equality(arguments.checkpoint, forms=tuple(arguments.forms)),
+        "parting": lambda: parting(arguments.checkpoint),
         "idle": lambda: idle(
             arguments.checkpoint,
             fps=fps,

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,26 +40,37 @@ def answers(checkpoint: Path) -> dict[str, list[int]]:
     return found
 
 
+def seed_model() -> Model:
+    model = load_model("qwen3-vl")
+    assert isinstance(model, Model)
+    return model
+
+
+def generate(llm: Any, prompt: oracle.Answer, device: torch.device) -> list[int]:
+    """The greedy answer to what Hugging Face's processor has made."""
+    ids = torch.from_numpy(prompt.token_ids)[None].to(device)
+    with torch.inference_mode():
+        generated = llm.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            mm_token_type_ids=torch.from_numpy(prompt.token_types)[None].int().to(device),
+            pixel_values_videos=torch.from_numpy(prompt.pixels).to(device, llm.dtype),
+            video_grid_thw=torch.from_numpy(prompt.grid_thw).to(device),
+            max_new_tokens=ANSWER_TOKENS,
+            do_sample=False,
+        )
+    tokens: list[int] = generated[0, ids.shape[1] :].tolist()
+    return tokens
+
+
 def main(checkpoint: str) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     llm = model_file("vlm_transformers", "checkpoint").load_model(checkpoint, device)
-    model = load_model("qwen3-vl")
-    assert isinstance(model, Model)
-    found = {}
-    for name, (fps, of_clip) in QUESTIONS.items():
-        answer = oracle.answer(model, same_for_the_pipeline(fps, of_clip))
-        ids = torch.from_numpy(answer.token_ids)[None].to(device)
-        with torch.inference_mode():
-            generated = llm.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                mm_token_type_ids=torch.from_numpy(answer.token_types)[None].int().to(device),
-                pixel_values_videos=torch.from_numpy(answer.pixels).to(device, llm.dtype),
-                video_grid_thw=torch.from_numpy(answer.grid_thw).to(device),
-                max_new_tokens=ANSWER_TOKENS,
-                do_sample=False,
-            )
-        found[name] = generated[0, ids.shape[1] :].tolist()
+    model = seed_model()
+    found = {
+        name: generate(llm, oracle.answer(model, same_for_the_pipeline(fps, of_clip)), device)
+        for name, (fps, of_clip) in QUESTIONS.items()
+    }
     print(json.dumps(found))
 
 

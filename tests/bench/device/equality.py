@@ -44,7 +44,7 @@ async def _answers(addresses: dict[Way, str]) -> dict[str, dict[str, list[int]]]
 def _compared(answers: dict[str, dict[str, list[int]]], right: dict[str, list[int]]) -> dict[str, Any]:
     """Of each answer, how many tokens from the first on are the direct call's."""
     agreeing = {
-        way: {name: _common_length(tokens, right[name]) for name, tokens in by_name.items()}
+        way: {name: common_length(tokens, right[name]) for name, tokens in by_name.items()}
         for way, by_name in answers.items()
     }
     return {
@@ -56,7 +56,7 @@ def _compared(answers: dict[str, dict[str, list[int]]], right: dict[str, list[in
     }
 
 
-def _common_length(tokens: list[int], right: list[int]) -> int:
+def common_length(tokens: list[int], right: list[int]) -> int:
     for index, (one, other) in enumerate(zip(tokens, right, strict=False)):
         if one != other:
             return index
