@@ -53,6 +53,14 @@ def load_model(name: str) -> Model | GenericModel:
     family = next((family for family in FAMILIES if config.get("model_type") in family.model_types), None)
     if family is None:
         return load_generic(name, directory)
+    settings = _processor_settings(directory)
+    image = parse_pixel_spec(settings["image"], f"{name}: image processor")
+    video = _video_spec({**family.video_defaults, **_without_nulls(settings["video"])}, f"{name}: video processor")
+    if dataclasses.replace(video.pixels, min_pixels=image.min_pixels, max_pixels=image.max_pixels) != image:
+        raise ModelNotFound(
+            f"{name}: image and video processor differ in more than their pixel budget; one pixel tensor cannot hold both",
+            reason="UNSUPPORTED_PROCESSOR",
+        )
     if directory.parent == _BUILTIN:
         table = TokenTable(**_read_json(directory, "tokens.json"))
         tokenizer, tokenizer_digest = (
@@ -62,15 +70,7 @@ def load_model(name: str) -> Model | GenericModel:
     else:
         tokenizer = load_tokenizer(directory)
         tokenizer_digest = digest_files(sorted(directory.glob("*token*.json")) + sorted(directory.glob("merges.txt")))
-    settings = _processor_settings(directory)
     template = _chat_template(directory, tokenizer)
-    image = parse_pixel_spec(settings["image"], f"{name}: image processor")
-    video = _video_spec({**family.video_defaults, **_without_nulls(settings["video"])}, f"{name}: video processor")
-    if dataclasses.replace(video.pixels, min_pixels=image.min_pixels, max_pixels=image.max_pixels) != image:
-        raise ModelNotFound(
-            f"{name}: image and video processor differ in more than their pixel budget; one pixel tensor cannot hold both",
-            reason="UNSUPPORTED_PROCESSOR",
-        )
     placeholders = _placeholders(config, tokenizer, name)
     markers = _vision_markers(config, tokenizer)
     tokens_per_second = (config.get("vision_config") or {}).get("tokens_per_second", _TOKENS_PER_SECOND)
