@@ -101,7 +101,30 @@ def _draw_load(figures: Mapping[str, Any], path: Path) -> None:
             panel.legend()
 
 
+def _draw_scaling(figures: Mapping[str, Any], path: Path) -> None:
+    """Requests a second by workers: processes, their pool alone, threads."""
+    rows = figures["rows"]
+    counts = sorted({row["workers"] for row in rows})
+    with _panels(path, 1) as (panel,):
+        for kind, color in zip(dict.fromkeys(row["kind"] for row in rows), _COLORS, strict=True):
+            rates = [row["requests_a_second"] for row in rows if row["kind"] == kind]
+            panel.plot(counts, rates, color=color, label=kind)
+        panel.plot(
+            counts,
+            [count * rows[0]["one_core_rate"] for count in counts],
+            color="#999999",
+            ls=":",
+            marker="",
+            label="linear",
+        )
+        _powers_of_two(panel, counts, "workers")
+        panel.set_title("requests a second at 1 fps")
+        panel.set_ylim(bottom=0)
+        panel.legend()
+
+
 DRAWN = {
+    "scaling": _draw_scaling,
     "splitting": _draw_splitting,
     "first-token": _draw_first_token,
     "idle": _draw_idle,
