@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from preprocessor.workers.sandbox import anonymous_bytes
+
 Checkpoint = Callable[[], None]
 
 
@@ -72,6 +74,19 @@ class TakeMemory(Task):
 
     def do(self, check: Checkpoint) -> int:
         return len(bytearray(self.size_bytes))
+
+
+@dataclass(frozen=True)
+class UseMemory(Task):
+    """Fill a block and free it; returns how much more the process holds than when the job began."""
+
+    block_bytes: int
+
+    def do(self, check: Checkpoint) -> int:
+        before = anonymous_bytes()
+        block = np.ones(self.block_bytes, np.uint8)
+        del block
+        return anonymous_bytes() - before
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from tests.unit.workers.jobs import (
     TakeMemory,
     TellLimits,
     TellProcess,
+    UseMemory,
     WaitFor,
 )
 from tests.waiting import eventually
@@ -145,6 +146,15 @@ async def test_workers_are_replaced_after_their_number_of_jobs() -> None:
         processes = [await process_of(pool) for _ in range(6)]
         assert len(set(processes)) == 3
         await eventually(lambda: pool.ends == ["recycled"] * 3)
+
+
+@pytest.mark.parametrize(("budget_mib", "is_kept"), [(1024, True), (256, False)])
+async def test_a_worker_keeps_what_a_job_freed_up_to_its_share_of_the_budget(budget_mib: int, is_kept: bool) -> None:
+    """An eighth of the budget is for two workers here, 64 MiB or 16 MiB each."""
+    async with open_pool(memory_budget_bytes=budget_mib * MIB) as pool:
+        first, second = [await outcome(submit(pool, UseMemory(48 * MIB), working_bytes=48 * MIB)) for _ in range(2)]
+        assert first > 40 * MIB  # glibc itself gives such a block back at once
+        assert (second < 8 * MIB) == is_kept
 
 
 # -- leaving -----------------------------------------------------------------------------------------------------------
