@@ -54,13 +54,10 @@ def estimate(planned: PixelPlan, media: Sequence[Media]) -> Workload:
         seconds += item.grid.patch_count * output_bytes_a_row * _SECONDS_AN_OUTPUT_BYTE
         if isinstance(item.source, IndexedClip) and item.frames is not None:
             seconds += _video_seconds(item.source, item.frames.indices, pixels)
-            resizing_bytes = _BYTES_A_RESIZED_PIXEL * max(
-                pixels, item.source.height_px * item.width_px, resized_bytes // 3
-            )
-            group_bytes = (
-                _frames_a_group(item) * resized_bytes
-            )  # where floats are asked for, which are made of whole rows
-            peak_bytes = max(peak_bytes, pixels * _BYTES_A_FRAME_PIXEL + resizing_bytes + group_bytes)
+            resizing_px = max(pixels, item.source.height_px * item.width_px, resized_bytes // 3)
+            # Rows of uint8, where floats are asked for: those are made of whole rows.
+            group_bytes = _BYTES_A_RESIZED_PIXEL * resizing_px + _frames_a_group(item) * resized_bytes
+            peak_bytes = max(peak_bytes, pixels * _BYTES_A_FRAME_PIXEL + group_bytes)
         else:
             seconds += pixels * _SECONDS_AN_IMAGE_PIXEL
             peak_bytes = max(peak_bytes, pixels * _BYTES_AN_IMAGE_PIXEL + 2 * resized_bytes)

@@ -15,7 +15,7 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """From now on, for the whole process, until `give_back_freed_memory`."""
+    """From now on, in this process; `give_back_freed_memory` gives back what lies there when it is called."""
     if _HAS_SETTINGS:
         _LIBC.mallopt(_MMAP_MAX, 0)
         _LIBC.mallopt(_TRIM_THRESHOLD, _NEVER)
