@@ -24,16 +24,17 @@ class Refusal:
 
 async def refusal_of(call: Awaitable[Any] | grpc.aio.StreamStreamCall[Any, Any]) -> Refusal:
     """How the call ends, which must be an error. What it answers before is read."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
+    with pytest.raises(grpc.RpcError) as caught:
         if isinstance(call, grpc.aio.StreamStreamCall):
             while await call.read() is not grpc.aio.EOF:
                 pass
         else:
             await call
+    assert isinstance(caught.value, grpc.aio.AioRpcError | grpc.Call)
     return read_refusal(caught.value)
 
 
-def read_refusal(error: grpc.aio.AioRpcError) -> Refusal:
+def read_refusal(error: grpc.aio.AioRpcError | grpc.Call) -> Refusal:
     trailing: dict[str, Any] = dict(error.trailing_metadata() or ())
     status = status_pb2.Status.FromString(trailing.get("grpc-status-details-bin", b""))
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()

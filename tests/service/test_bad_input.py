@@ -12,6 +12,7 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.fuzz.dangerous_videos import samples_of_one_size
 from tests.media import audio_only_clip, moving_shapes_clip, photo, truncated_clip
 from tests.service.conftest import Caller, chat, image, serving, video
+from tests.service.refusals import refusal_of
 from tests.waiting import eventually
 
 CLIP = moving_shapes_clip(seconds=2, width=160, height=120)
@@ -144,11 +145,8 @@ BAD_STREAMS = {
 @pytest.mark.parametrize("case", BAD_STREAMS)
 async def test_a_bad_upload_is_refused_with_its_reason(caller: Caller, case: str) -> None:
     requests, reason = BAD_STREAMS[case]
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for _ in caller.stub.Prepare(iter(requests)):
-            pass
-    assert caught.value.code() is INVALID
-    assert reason_of(caught.value) == reason
+    found = await refusal_of(caller.send(requests))
+    assert (found.code, found.reason) == (INVALID, reason)
     await caller.prepare(chat("still there?"))
 
 

@@ -15,7 +15,7 @@ from preprocessor.config import WireSettings
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.bench.service.watched import WatchedServer
-from tests.service.conftest import chat, eventually_answered, serving
+from tests.service.conftest import PREPARE, chat, eventually_answered, serving
 from tests.service.http2 import (
     DATA,
     ENHANCE_YOUR_CALM,
@@ -28,7 +28,6 @@ from tests.service.http2 import (
 )
 from tests.waiting import eventually
 
-PREPARE = "/preprocessor.v1.Preprocessor/Prepare"
 MIB = 1 << 20
 SLACK_BYTES = 24 * MIB
 """What a heap may keep of a crowd that is gone; thousands of calls that stayed would hold far more."""

@@ -22,7 +22,6 @@ from tests.service.conftest import Caller, chat, image, serving, video
 from tests.service.refusals import Refusal, refusal_of
 from tests.waiting import eventually
 
-PREPARE = "/preprocessor.v1.Preprocessor/Prepare"
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 LATE = grpc.StatusCode.DEADLINE_EXCEEDED
@@ -38,8 +37,7 @@ def chunk(data: bytes, offset: int = 0, key: str = "photo", last: bool = False) 
 
 async def refused(caller: Caller, messages: Iterable[pb.PrepareRequest | bytes]) -> Refusal:
     """How a stream of messages ends, bytes sent as they are; the next request must work."""
-    raw = [one if isinstance(one, bytes) else one.SerializeToString() for one in messages]
-    found = await refusal_of(caller.channel.stream_stream(PREPARE)(iter(raw)))
+    found = await refusal_of(caller.send(messages))
     await caller.prepare(chat("still there?"))
     return found
 
@@ -206,7 +204,7 @@ async def test_a_chunk_after_a_file_s_last_is_refused_while_others_come(caller: 
 
 async def test_what_follows_the_last_chunk_of_all_is_not_read(caller: Caller) -> None:
     messages = [SPEC, chunk(PHOTO, last=True), *(chunk(b"x" * 1000, key="noise") for _ in range(100))]
-    kinds = [one.WhichOneof("message") async for one in caller.stub.Prepare(iter(messages))]
+    kinds = [one.WhichOneof("message") for one in await caller.send(messages)]
     assert kinds[-1] == "report"
 
 
