@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from preprocessor.config import bytes_beside_budget
 from preprocessor.types.asked import Media
 from preprocessor.types.planned import Plan
 from preprocessor.workload import estimate
@@ -24,7 +25,6 @@ _SERVICE_SECONDS = 7e-3
 _SERVICE_SECONDS_A_BYTE = 0.6e-9
 _FILES_SHARE = 4  # of the memory budget, one part in so many is for files: `--memory-budget`
 _BUDGET_STEP_BYTES = 64 << 20
-_BESIDE_THE_BUDGET_BYTES = 1 << 30  # the service, its workers' own memory, the page cache: README, "Workers and memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def needs_of(demand: Demand, requests_a_second: float, cores_a_pod: int, utiliza
         pod_count=pod_count,
         requests_at_once=at_once,
         memory_budget_bytes=budget_bytes,
-        container_bytes=budget_bytes + _BESIDE_THE_BUDGET_BYTES,
+        container_bytes=budget_bytes + bytes_beside_budget(budget_bytes),
         received_bytes_a_second=requests_a_second * demand.received_bytes,
         sent_bytes_a_second=requests_a_second * demand.sent_bytes,
     )

@@ -9,7 +9,7 @@ from preprocessor.config.checks import is_loopback, require_positive_int, requir
 from preprocessor.config.engine import EngineSettings
 from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
-from preprocessor.config.serve import ServeSettings
+from preprocessor.config.serve import ServeSettings, bytes_beside_budget, largest_budget
 from preprocessor.config.trace import TraceSettings
 from preprocessor.config.wire import WireSettings
 from preprocessor.kinds import parse_bytes
@@ -24,7 +24,9 @@ __all__ = [
     "SettingError",
     "TraceSettings",
     "WireSettings",
+    "bytes_beside_budget",
     "is_loopback",
+    "largest_budget",
     "option_of",
     "parse_bytes",
     "require_positive_int",

@@ -16,6 +16,18 @@ from preprocessor.machine import available_cpu_count, available_memory_bytes
 from preprocessor.setting import SettingError, group, setting
 
 _LEAST_BUDGET_BYTES = 64 << 20  # below, not even one photo's decoding fits
+_GIB = 1 << 30
+
+
+def bytes_beside_budget(memory_budget_bytes: int) -> int:
+    """What a container needs beside the memory budget: for the service, its model, and what workers keep between their jobs,
+    which is up to an eighth of the budget (`workers.crew`)."""
+    return _GIB + max(0, memory_budget_bytes - 4 * _GIB) // 8
+
+
+def largest_budget(container_bytes: int) -> int:
+    """The budget that leaves room beside it in a container of that size; 0 where none does."""
+    return max(0, min(container_bytes - _GIB, (container_bytes - _GIB // 2) * 8 // 9))
 
 
 @dataclass(frozen=True, slots=True)

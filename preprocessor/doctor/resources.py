@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 
+from preprocessor.config import bytes_beside_budget, largest_budget
 from preprocessor.doctor.finding import Finding, failed, ok, warning
 from preprocessor.kinds import format_bytes
 
-# README, "Workers and memory": what the service and its workers take beside the budget.
-BESIDE_BUDGET_BYTES = 1 << 30
 # Descriptors of an idle service, measured on Linux: 24, and one for each of a core's two workers. The rest is for files
 # being read and connections to engines.
 _OWN_FILES, _FILES_A_CORE = 64, 2
@@ -28,15 +27,16 @@ def check_cores(worker_count: int, available_count: int) -> Finding:
 def check_memory(budget_bytes: int, available_bytes: int) -> Finding:
     """Whether the budget and what the service itself takes fit the memory."""
     found = f"--memory-budget {_show(budget_bytes)} of {_show(available_bytes)}"
-    needed_bytes = budget_bytes + BESIDE_BUDGET_BYTES
+    beside_bytes = bytes_beside_budget(budget_bytes)
+    needed_bytes = budget_bytes + beside_bytes
     if needed_bytes <= available_bytes:
         return ok("memory", found)
-    largest_bytes = max(0, available_bytes - BESIDE_BUDGET_BYTES) >> 20 << 20
+    largest_bytes = largest_budget(available_bytes) >> 20 << 20
     less = f"--memory-budget {format_bytes(largest_bytes)} at most, or " if largest_bytes else ""
     fix = f"{less}a memory limit of at least {_show(needed_bytes)}"
     if budget_bytes >= available_bytes:
         return failed("memory", f"{found}: the kernel kills the service before the budget is full", fix)
-    return warning("memory", f"{found}: the service itself takes about {_show(BESIDE_BUDGET_BYTES)} beside it", fix)
+    return warning("memory", f"{found}: the service itself takes about {_show(beside_bytes)} beside it", fix)
 
 
 def check_open_files(limit: int, worker_count: int) -> Finding:

@@ -15,6 +15,8 @@ from preprocessor.config import (
     ServeSettings,
     SettingError,
     WireSettings,
+    bytes_beside_budget,
+    largest_budget,
     option_of,
     parse_bytes,
     split_address,
@@ -253,3 +255,13 @@ def test_the_memory_that_may_be_used_is_the_cgroup_s(
     monkeypatch.setattr(os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 1 << 28)
     assert available_memory_bytes(tmp_path) == expected_bytes
     assert available_memory_bytes(tmp_path / "nowhere") == 1 << 40
+
+
+@pytest.mark.parametrize("container_gib", [0.5, 2, 5, 6, 24])
+def test_the_largest_budget_leaves_room_beside_it_and_wastes_none(container_gib: float) -> None:
+    container_bytes = int(container_gib * (1 << 30))
+    budget_bytes = largest_budget(container_bytes)
+    if container_gib < 1:
+        assert budget_bytes == 0
+    else:
+        assert abs(budget_bytes + bytes_beside_budget(budget_bytes) - container_bytes) <= 2
