@@ -223,6 +223,7 @@ async def test_without_descriptors_open_calls_go_on_and_all_comes_back_with_them
         async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
             stub = pb_grpc.PreprocessorStub(channel)
             await stub.GetModel(pb.GetModelRequest())
+            await eventually(lambda: len(server.workers()) == 2)  # ready is who will be forked, too
             normal = server.process.rlimit(psutil.RLIMIT_NOFILE)
             # No number below is free, so that no file, socket or pipe can be opened, whatever else is closed.
             server.process.rlimit(psutil.RLIMIT_NOFILE, (_ALL_TAKEN, normal[1]))
