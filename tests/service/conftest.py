@@ -6,7 +6,7 @@ import asyncio
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -41,17 +41,19 @@ class Caller:
     def stub(self) -> pb_grpc.PreprocessorAsyncStub:
         return pb_grpc.PreprocessorStub(self.channel)
 
-    async def send(self, messages: Iterable[pb.PrepareRequest | bytes]) -> list[pb.PrepareResponse]:
+    async def send(
+        self, messages: Iterable[pb.PrepareRequest | bytes], metadata: Sequence[tuple[str, str]] = ()
+    ) -> list[pb.PrepareResponse]:
         """What `Prepare` answers to messages, bytes sent as they are.
 
         By the blocking API: where the service ends a call that still sends, grpc.aio may say INTERNAL for whatever it was.
         """
-        raw = [one if isinstance(one, bytes) else one.SerializeToString() for one in messages]
+        raw = (one if isinstance(one, bytes) else one.SerializeToString() for one in messages)
 
         def call() -> list[pb.PrepareResponse]:
             with grpc.insecure_channel(self.server.address, options=CHANNEL_OPTIONS) as channel:
                 method = channel.stream_stream(PREPARE, response_deserializer=pb.PrepareResponse.FromString)
-                return list(method(iter(raw)))
+                return list(method(raw, metadata=metadata))
 
         return await asyncio.to_thread(call)
 

@@ -22,10 +22,12 @@ class Refusal:
     retry_seconds: float | None
 
 
-async def refusal_of(call: Awaitable[Any] | grpc.aio.StreamStreamCall[Any, Any]) -> Refusal:
+async def refusal_of(
+    call: Awaitable[Any] | grpc.aio.StreamStreamCall[Any, Any] | grpc.aio.UnaryStreamCall[Any, Any],
+) -> Refusal:
     """How the call ends, which must be an error. What it answers before is read."""
     with pytest.raises(grpc.RpcError) as caught:
-        if isinstance(call, grpc.aio.StreamStreamCall):
+        if isinstance(call, grpc.aio.StreamStreamCall | grpc.aio.UnaryStreamCall):
             while await call.read() is not grpc.aio.EOF:
                 pass
         else:

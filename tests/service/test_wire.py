@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterable
+import threading
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 import grpc
@@ -115,7 +116,7 @@ async def test_metadata_above_the_limit_is_refused_by_grpc(model: Model) -> None
     async with serving(model, wire=WireSettings(max_metadata_bytes=4096, upload_idle_seconds=0.2)) as caller:
         call = caller.stub.GetModel(pb.GetModelRequest(), metadata=(("x-long", "a" * 8000),))
         assert (await refusal_of(call)).code is EXHAUSTED
-        stream = caller.stub.Prepare(iter([SPEC]), metadata=(("x-long", "a" * 8000),))
+        stream = caller.stub.Prepare(metadata=(("x-long", "a" * 8000),))
         assert (await refusal_of(stream)).code is EXHAUSTED
         await caller.prepare(chat("still there?"))
 
@@ -219,17 +220,17 @@ async def test_a_caller_who_never_sends_a_spec_is_let_go(model: Model) -> None:
 
 async def test_an_upload_that_drips_is_ended_though_it_is_never_silent(model: Model) -> None:
     async with serving(model, wire=WireSettings(upload_idle_seconds=0.5, min_upload_rate=MIB)) as caller:
-        call = caller.stub.Prepare(dripping())
-        found = await refusal_of(call)
+        found = await refusal_of(caller.send(dripping(threading.Event())))
         assert (found.code, found.reason) == (LATE, "UPLOAD_TOO_SLOW")
         assert caller.server.pool.used_bytes == 0
 
 
-async def dripping(every_seconds: float = 0.02) -> AsyncIterator[pb.PrepareRequest]:
-    """A spec and then a byte at a time, for ever."""
+def dripping(until: threading.Event) -> Iterator[pb.PrepareRequest]:
+    """A spec and then a byte at a time."""
     yield SPEC
     for offset in itertools.count():
-        await asyncio.sleep(every_seconds)
+        if until.wait(0.02):
+            return
         yield chunk(b"x", offset)
 
 
@@ -249,12 +250,14 @@ async def test_only_so_many_are_read_from_at_a_time_and_others_have_their_turn(m
 async def test_a_caller_whose_turn_does_not_come_is_told_so(model: Model) -> None:
     wire = WireSettings(max_upload_count=1, upload_idle_seconds=0.4, min_upload_rate=1)
     async with serving(model, wire=wire) as caller:
-        busy = caller.stub.Prepare(dripping())
+        is_done = threading.Event()
+        busy = asyncio.create_task(caller.send(dripping(is_done)))
         await eventually(lambda: caller.server.metrics.in_flight.labels("Prepare")._value.get() == 1)
         found = await refusal_of(caller.stub.Prepare(iter([pb.PrepareRequest(spec=chat("hi"))])))
         assert (found.code, found.reason) == (EXHAUSTED, "UPLOADS_FULL")
         assert found.retry_seconds == 1.0
-        busy.cancel()
+        is_done.set()
+        assert (await refusal_of(busy)).code is INVALID
         await caller.prepare(chat("still there?"))
 
 
