@@ -15,6 +15,7 @@ FFmpeg does all of it, a packet at a time, so that no more than the answer is he
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
@@ -26,7 +27,7 @@ import numpy.typing as npt
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded
-from preprocessor.media.container import demux, keep_going, open_sound
+from preprocessor.media.container import keep_going, open_sound, read_packets
 
 # What a program that streams WAV writes for the size it does not know yet: 0, or the most that fits (ffmpeg, sox).
 _LARGEST_KNOWN_WAV_BYTES = 0x7FFF_0000
@@ -133,16 +134,15 @@ def _decoded(
 ) -> Iterator[av.AudioFrame]:
     """Every frame of the stream."""
     seconds = Fraction(0)
-    for packet in demux(container, stream):
-        check()
-        if packet.is_corrupt and not _is_wav_of_unknown_size(data):
+    for packet in itertools.chain(read_packets(container, stream, key, check), [None]):
+        if packet is not None and packet.is_corrupt and not _is_wav_of_unknown_size(data):
             raise CorruptMedia(
                 f"{key}: the file ends early, {float(seconds):.3f} s into its sound; send the complete file",
                 reason="TRUNCATED_MEDIA",
                 media_key=key,
             )
         try:
-            frames = packet.decode()
+            frames = stream.codec_context.decode(packet)
         except av.error.InvalidDataError as error:
             raise CorruptMedia(
                 f"{key}: the sound at {float(seconds):.3f} s cannot be decoded; the file is damaged there",

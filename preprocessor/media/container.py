@@ -250,22 +250,9 @@ def _no_memory(key: str) -> LimitExceeded:
     )
 
 
-def demux(container: av.container.InputContainer, stream: _Stream) -> Iterator[av.Packet[_Stream]]:
-    """PyAV's own, but for its end: PyAV 18.1 stumbles there over streams that have come up while it was reading."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except IndexError:  # after the last packet of the stream that was asked for, and after its flush
-            return
-        if packet is None:
-            return
-        yield packet
-
-
 def read_packets(
-    container: av.container.InputContainer, stream: av.VideoStream, key: str, check: Callable[[], None]
-) -> Iterator[av.Packet[av.VideoStream]]:
+    container: av.container.InputContainer, stream: _Stream, key: str, check: Callable[[], None]
+) -> Iterator[av.Packet[_Stream]]:
     """The stream's packets in decode order, empty ones left out; `check` is called before each.
 
     Two walks over the same bytes give the same packets, so a packet's place in the walk names it.
@@ -273,10 +260,12 @@ def read_packets(
     Raises:
         CorruptMedia: FFmpeg cannot read on.
     """
-    packets = demux(container, stream)
+    packets = container.demux(stream)
     while True:
         try:
             packet = next(packets, None)
+        except IndexError:  # PyAV 18.1 stumbles at the end of a file in which streams have come up while it was reading
+            packet = None
         except av.error.MemoryError:
             raise
         except av.error.FFmpegError as error:

@@ -44,13 +44,13 @@ def write_patches(
     patch, merge = spec.patch_size, spec.merge_size
     _, height, width = planes.shape
     element = _element_dtype(patch)
-    # out as (block row, block column, patch row in block, patch column in block, channel, frame, y) of x-elements
-    target = out.view(element).reshape(
-        height // spec.factor, width // spec.factor, merge, merge, 3, spec.temporal_patch_size, patch
-    )
-    for channel, plane in enumerate(planes):
-        elements = plane.view(element).reshape(height // spec.factor, merge, patch, width // spec.factor, merge)
-        target[:, :, :, :, channel, positions] = elements.transpose(0, 3, 1, 4, 2)[..., np.newaxis, :]
+    block_rows, block_columns = height // spec.factor, width // spec.factor
+    # As elements: planes (channel, block row, patch row in block, y, block column, patch column in block), and
+    # out (block row, block column, patch row in block, patch column in block, channel, frame, y).
+    elements = planes.view(element).reshape(3, block_rows, merge, patch, block_columns, merge)
+    target = out.view(element).reshape(block_rows, block_columns, merge, merge, 3, spec.temporal_patch_size, patch)
+    # Channels together: numpy then chooses the order of all its loops, and takes half the time of one call a channel.
+    target[..., positions, :] = elements.transpose(1, 4, 2, 5, 0, 3)[..., np.newaxis, :]
 
 
 def normalization_table(spec: PixelSpec, form: PixelForm) -> npt.NDArray[Any]:
