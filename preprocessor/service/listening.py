@@ -45,7 +45,7 @@ def _channel_options(wire: WireSettings) -> Sequence[tuple[str, int]]:
     return (
         ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server
         ("grpc.max_receive_message_length", wire.max_message_bytes),
-        ("grpc.max_send_message_length", -1),  # a header of a long prompt; rows are cut to 1 MiB
+        ("grpc.max_send_message_length", -1),  # a header of a long prompt; rows are cut to 2 MiB
         # A stream that nobody reads from holds a window of 64 KiB; where gRPC measures the network, one of 4 MiB from the start.
         # A message that is waited for opens it as far as it needs, so uploads are as fast.
         ("grpc.http2.bdp_probe", 0),

@@ -14,6 +14,7 @@ from google.protobuf.wrappers_pb2 import UInt64Value
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 MAX_CHUNK_BYTES = 1 << 20
+MAX_ROWS_BYTES = 2 << 20  # half of what gRPC takes in one message unless it is told otherwise
 
 DTYPES: dict[pb.DataType.ValueType, np.dtype[Any]] = {
     pb.DATA_TYPE_UINT8: np.dtype(np.uint8),
@@ -45,11 +46,11 @@ def is_small(array: npt.NDArray[Any]) -> bool:
 
 
 def write_rows(name: str, array: npt.NDArray[Any], first_row: int, row_count: int) -> Iterator[bytes]:
-    """Rows [first_row, first_row + row_count) as serialized `PrepareResponse`s of at most MAX_CHUNK_BYTES of data.
+    """Rows [first_row, first_row + row_count) as serialized `PrepareResponse`s of at most MAX_ROWS_BYTES of data.
 
     Serialized by hand: the bytes are copied once, where protobuf's messages would copy them four times.
     """
-    rows_each = max(1, MAX_CHUNK_BYTES // array[0].nbytes)
+    rows_each = max(1, MAX_ROWS_BYTES // array[0].nbytes)
     for start in range(first_row, first_row + row_count, rows_each):
         rows = array[start : min(start + rows_each, first_row + row_count)]
         fields = pb.TensorRows(name=name, first_row=start, row_count=len(rows)).SerializeToString()

@@ -952,7 +952,7 @@ class TensorRows(_message.Message):
     first_row: _builtins.int
     row_count: _builtins.int
     data: _builtins.bytes
-    """At most 1 MiB, or one row where a row is larger."""
+    """At most 2 MiB, or one row where a row is larger."""
     def __init__(
         self,
         *,

@@ -21,7 +21,7 @@ from preprocessor.workers.arena import Arena
 
 # A message for every frame pair would keep the service busier with news than with bytes. Runs are whole multiples of this, for it
 # is what one message to the caller holds (`service.tensors`): a little more would be a second message.
-_ANNOUNCED_BYTES = 1 << 20
+_ANNOUNCED_BYTES = 2 << 20
 
 RowsWritten = Callable[[int, int], None]
 
