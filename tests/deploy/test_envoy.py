@@ -220,7 +220,7 @@ async def test_callers_with_tls_are_served_and_others_turned_away(balanced: Bala
 
 
 async def test_replicas_that_drain_or_die_lose_nothing_but_answers_that_had_begun(balanced: Balanced) -> None:
-    """One is told to stop, another is killed, in the middle of 30 calls and with more coming."""
+    """One is told to stop, another is killed, in the middle of their calls and with more coming."""
     drained, killed, left = balanced.replicas
     answers: list[BegunAnswer] = []
     begun = [0, 0, 0]
