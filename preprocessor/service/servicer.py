@@ -184,11 +184,13 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     async def _stream_pixels(self, request: PreparationRequest, planned: Plan, call: Call) -> None:
         """Send rows while workers write the next ones."""
         run = call.claim.pixels(request.media, planned.pixels)
+        pixels = await run.begun()
+        sent_bytes = self._metrics.sent_bytes.labels("caller")
         async for first_row, row_count in run.finished_rows():
             with call.timings.stage("send"):
-                for message in write_rows(planned.pixels.name, run.array, first_row, row_count):
+                for message in write_rows(planned.pixels.name, pixels, first_row, row_count):
                     await call.send(message)
-            self._metrics.sent_bytes.labels("caller").inc(row_count * planned.pixel_bytes // planned.pixels.row_count)
+            sent_bytes.inc(pixels[first_row : first_row + row_count].nbytes)
         await self._conclude(run, planned, call)
 
     @contextlib.asynccontextmanager

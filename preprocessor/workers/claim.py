@@ -259,18 +259,13 @@ class PixelRun:
         """
         next_row = 0
         while next_row < self._planned.row_count:
-            row_count = self._written.pop(next_row, 0)
+            row_count = self._written.pop(next_row, 0) or self._rest_from(next_row)
             if row_count:
                 yield next_row, row_count
                 next_row += row_count
-                continue
-            for work in self.works:
-                if work.done.done():
-                    work.done.result()
-                else:
-                    break
-            self._news.clear()
-            await self._news.wait()
+            else:
+                self._news.clear()
+                await self._news.wait()
 
     async def report(self) -> PixelReport:
         """Wait for the end.
@@ -297,6 +292,21 @@ class PixelRun:
     def _rows_written(self, first_row: int, row_count: int) -> None:
         self._written[first_row] = row_count
         self._news.set()
+
+    def _rest_from(self, row: int) -> int:
+        """How many rows from this one on are finished because their part has ended, which it announces no rows for.
+
+        Raises:
+            Whatever ended a part before them.
+        """
+        for work in self.works:
+            if not work.done.done():
+                break
+            work.done.result()
+            assert isinstance(work.job, PixelJob)
+            if row in work.job.rows:
+                return work.job.rows.stop - row
+        return 0
 
     def _cut(self, part_count: int) -> list[Work]:
         """See `Work.cut`."""

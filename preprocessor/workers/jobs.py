@@ -19,9 +19,9 @@ from preprocessor.types.planned import PixelPlan
 from preprocessor.vision.patches import PIXEL_DTYPES
 from preprocessor.workers.arena import Arena
 
-# A message for every frame pair would keep the service busier with news than with bytes. Runs are whole multiples of this, for it
-# is what one message to the caller holds (`service.tensors`): a little more would be a second message.
-_ANNOUNCED_BYTES = 2 << 20
+# News of every frame pair would keep the service busier than its bytes. Runs are whole multiples of this, which is two messages
+# to the caller (`service.tensors`): a little more would be a third.
+_ANNOUNCED_BYTES = 4 << 20
 
 RowsWritten = Callable[[int, int], None]
 
@@ -95,7 +95,7 @@ def _own(media: Sequence[Media]) -> tuple[Media, ...]:
 
 
 class _Gathered:
-    """Passes finished rows on in runs that are worth a message."""
+    """Passes finished rows on in runs that are worth a message, but for the last: the job's end says that all are finished."""
 
     def __init__(self, announce: RowsWritten, rows: range, run_rows: int) -> None:
         self._announce = announce
@@ -105,9 +105,7 @@ class _Gathered:
 
     def add(self, first_row: int, row_count: int) -> None:
         end = first_row + row_count
-        ready = end - self._first
-        if end < self._stop:
-            ready -= ready % self._run_rows
-        if ready:
+        ready = (end - self._first) // self._run_rows * self._run_rows
+        if ready and end < self._stop:
             self._announce(self._first, ready)
             self._first += ready

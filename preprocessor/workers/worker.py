@@ -123,8 +123,7 @@ def _send_by_arena(channel: socket.socket, arena: Arena, reply: bytes, buffers: 
 
 
 def _send(channel: socket.socket, data: bytes) -> None:
-    channel.sendall(HEAD.pack(len(data)))
-    channel.sendall(data)
+    channel.sendall(HEAD.pack(len(data)) + data)
 
 
 def _receive(channel: socket.socket) -> bytes | None:

@@ -1,0 +1,91 @@
+"""Which rows are said to be finished, and when: a whole message at a time while a job runs, and the rest by its end."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+
+from preprocessor import pipeline
+from preprocessor.config import Limits
+from preprocessor.models.family import Model
+from preprocessor.service.tensors import MAX_ROWS_BYTES
+from preprocessor.timing import Timings
+from preprocessor.types.asked import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, Sampling
+from preprocessor.types.planned import Plan
+from preprocessor.workers.arena import Arena
+from preprocessor.workers.claim import Claim
+from preprocessor.workers.incoming import IncomingFile
+from preprocessor.workers.jobs import PixelJob
+from preprocessor.workers.pool import PoolSettings, WorkerPool
+from tests.media import moving_shapes_clip
+from tests.waiting import PATIENCE_SECONDS
+from tests.zygotes import zygote_of
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def request_of_a_clip(model: Model) -> PreparationRequest:
+    """19 MB of rows, and a keyframe a second: several messages, and worth cutting in parts."""
+    data = moving_shapes_clip(seconds=8, width=512, height=384, options=(("g", "30"),))
+    medium = Media("clip", Modality.VIDEO, data, sampling=Sampling(fps=4))
+    return PreparationRequest(ChatPrompt((Message("user", (MediaPart("clip"),)),)), (medium,))
+
+
+def test_whole_messages_are_announced_and_the_last_rows_are_not(
+    model: Model, request_of_a_clip: PreparationRequest
+) -> None:
+    planned = pipeline.plan(model, request_of_a_clip, Limits())
+    assert isinstance(planned, Plan)
+    arena = Arena.create(64 * MIB)
+    announced: list[tuple[int, int]] = []
+
+    PixelJob(request_of_a_clip.media, planned.pixels, 0, range(planned.pixels.row_count)).run(
+        model, arena, lambda: None, lambda first_row, row_count: announced.append((first_row, row_count))
+    )
+
+    rows_a_message = MAX_ROWS_BYTES // planned.pixels.feature_count
+    assert len(announced) >= 2
+    assert announced[0][0] == 0
+    assert [first for first, _ in announced[1:]] == [first + count for first, count in announced[:-1]]
+    assert all(count % rows_a_message < 2 and count >= rows_a_message for _, count in announced)
+    assert sum(announced[-1]) < planned.pixels.row_count
+
+
+@pytest.mark.parametrize("worker_count", [1, 4])
+async def test_all_rows_come_in_order_and_are_final_when_they_come(
+    model: Model, request_of_a_clip: PreparationRequest, worker_count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preprocessor.workers.pool._MIN_PART_SECONDS", 0.01)  # so that a short clip is cut in parts
+    expected = pipeline.prepare(model, request_of_a_clip).tensors["pixel_patches"]
+    settings = PoolSettings(
+        worker_count=worker_count,
+        max_queued_count=10,
+        memory_budget_bytes=512 * MIB,
+        worker_memory_bytes=2048 * MIB,
+        max_cpu_seconds=60.0,
+        max_jobs_a_worker=100,
+        is_in_process=False,
+    )
+    pool = WorkerPool(model, settings, zygote=await zygote_of(model))
+    await pool.start()
+    try:
+        async with Claim(pool, time.monotonic() + PATIENCE_SECONDS, Timings()) as claim:
+            file = IncomingFile(claim)
+            await file.write(request_of_a_clip.media[0].data)
+            media = (dataclasses.replace(request_of_a_clip.media[0], data=await file.finish()),)
+            planned = await claim.plan(dataclasses.replace(request_of_a_clip, media=media), Limits())
+            assert isinstance(planned, Plan)
+            run = claim.pixels(media, planned.pixels)
+            array, next_row = await run.begun(), 0
+            async for first_row, row_count in run.finished_rows():
+                assert first_row == next_row
+                next_row += row_count
+                np.testing.assert_array_equal(array[first_row:next_row], expected[first_row:next_row])
+            assert next_row == planned.pixels.row_count
+            assert (len(run.works) > 1) == (worker_count > 1)
+    finally:
+        await pool.close()
