@@ -1,6 +1,7 @@
 """From what one request costs to what a load of them needs. Pure arithmetic on what headers tell.
 
     cores       requests a second x core-seconds of one ÷ utilization
+    pods        cores ÷ cores of a pod, or what one event loop hands on, whichever makes more
     at once     requests a second x seconds that one is held (Little's law)
     memory      at once x bytes that one holds
     network     requests a second x bytes of one
@@ -23,6 +24,7 @@ from preprocessor.workload import estimate
 # What the service adds to the pipeline: tests/bench/RESULTS.md, "Cost", 13 MB and 74 MB of pixels by gRPC.
 _SERVICE_SECONDS = 7e-3
 _SERVICE_SECONDS_A_BYTE = 0.6e-9
+_LOOP_BYTES_A_SECOND = 1.1e9  # tests/bench/device/RESULTS.md, "Load", 8 fps: 12 workers, 15 answers of 74 MB
 _FILES_SHARE = 4  # of the memory budget, one part in so many is for files: `--memory-budget`
 _BUDGET_STEP_BYTES = 64 << 20
 
@@ -89,7 +91,8 @@ def needs_of(demand: Demand, requests_a_second: float, cores_a_pod: int, utiliza
         utilization: Share of the cores that the load may take, 0 < utilization < 1; the rest is what keeps waits short.
     """
     cores = requests_a_second * demand.core_seconds / utilization
-    pod_count = max(1, math.ceil(cores / cores_a_pod))
+    loops = requests_a_second * demand.sent_bytes / _LOOP_BYTES_A_SECOND / utilization
+    pod_count = max(1, math.ceil(cores / cores_a_pod), math.ceil(loops))
     # As if there was one queue to one core, which errs upwards: several cores wait less.
     held_seconds = demand.core_seconds / (1 - utilization)
     at_once = requests_a_second * held_seconds

@@ -33,6 +33,14 @@ def test_cores_are_requests_times_seconds_over_utilization() -> None:
     assert needs.sent_bytes_a_second == 100_000
 
 
+def test_a_pod_hands_on_no_more_bytes_than_one_event_loop_can() -> None:
+    large = Demand(core_seconds=0.2, received_bytes=1, sent_bytes=74_000_000, held_bytes=1, file_bytes=1)
+    by_bytes = needs_of(large, requests_a_second=50, cores_a_pod=64, utilization=0.5)
+    assert by_bytes.pod_count == 7  # 50 x 74 MB ÷ (1.1 GB x 0.5), and not the one that 20 cores would fit in
+    by_cores = needs_of(large, requests_a_second=50, cores_a_pod=2, utilization=0.5)
+    assert by_cores.pod_count == 10
+
+
 def test_a_pod_has_memory_for_as_many_requests_as_it_holds_and_for_each_core_at_least_one() -> None:
     busy = needs_of(ONE, requests_a_second=50, cores_a_pod=4, utilization=0.5)
     assert busy.memory_budget_bytes >= busy.requests_at_once / busy.pod_count * ONE.held_bytes
