@@ -7,7 +7,6 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
@@ -58,18 +57,6 @@ def load_tokenizer(directory: Path) -> TokenizersBackend:
     return tokenizer
 
 
-class BuiltTokenizer(TokenizersBackend):  # type: ignore[misc]  # transformers has no types
-    """A tokenizer around a backend that is made already: transformers would copy one that it is given, for half a second.
-
-    transformers' own class for Qwen makes the same of the same tables, but importing it takes a quarter of a second, in which
-    transformers looks at every model that it knows.
-    """
-
-    def __init__(self, backend: Tokenizer, **special_tokens: Any) -> None:
-        self._tokenizer = backend
-        super().__init__(**special_tokens)
-
-
 def build_tokenizer(table: TokenTable) -> TokenizersBackend:
     """A tokenizer from ranks that ship with a package; takes about a second."""
     vocabulary = _read_ranks(table.ranks_file)
@@ -83,7 +70,12 @@ def build_tokenizer(table: TokenTable) -> TokenizersBackend:
     # Before transformers names any of them: it gives a special token that it does not find the next id.
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in table.special])
     backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in table.markup])
-    return BuiltTokenizer(backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>")
+    # transformers' own class for Qwen makes the same, but with it comes an index of all models, for a quarter of a second.
+    special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    tokenizer: TokenizersBackend = TokenizersBackend(tokenizer_object=Tokenizer(BPE()), **special)
+    tokenizer._tokenizer = backend  # handed over above it would be copied, for half a second
+    tokenizer.update_post_processor()
+    return tokenizer
 
 
 def read_stop_token_ids(directory: Path, tokenizer: TokenizersBackend) -> tuple[int, ...]:
