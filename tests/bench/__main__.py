@@ -112,6 +112,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         has_memory=not quick,
         fps=tuple(arguments.fps or ((1.0, 8.0) if quick else SEED.fps)),
         load_fps=tuple(arguments.load_fps or ((1.0, 8.0) if full else (1.0,))),
+        load_rounds=arguments.load_rounds or (3 if full else 1),
         concurrencies=tuple(arguments.concurrency or ((1, 8, 16, 32, 64, 128, 256) if full else (1, 8, 32))),
         worker_count=arguments.workers,
         seconds_each=arguments.seconds_each or (2.0 if quick else 15.0 if full else 5.0),
@@ -141,6 +142,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fps", type=float, nargs="+", help="frames a second of the workload (default: 1 2 4 8)")
     parser.add_argument(
         "--load-fps", type=float, nargs="+", help="frames a second under load (default: 1; with --full 1 8)"
+    )
+    parser.add_argument(
+        "--load-rounds", type=_positive, help="times that the series of loads runs (default: 1; with --full 3)"
     )
     parser.add_argument("--workers", type=_positive, default=1, help="of the server under load; leave callers a core")
     parser.add_argument(

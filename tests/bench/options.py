@@ -27,6 +27,7 @@ class Options:
         has_memory: Whether each path's peak memory is taken.
         fps: Of the seed workload.
         load_fps: Of the seed workload under load.
+        load_rounds: Times that a series of loads runs.
         concurrencies: Callers of a load.
         worker_count: Of the server under load.
         seconds_each: How long a load lasts; what was begun by then is ended.
@@ -41,6 +42,7 @@ class Options:
     has_memory: bool
     fps: tuple[float, ...]
     load_fps: tuple[float, ...]
+    load_rounds: int
     concurrencies: tuple[int, ...]
     worker_count: int
     seconds_each: float
