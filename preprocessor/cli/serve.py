@@ -29,12 +29,14 @@ def run(options: argparse.Namespace) -> int:
     # imported must find one wanted: work runs in processes, and a process with threads cannot be forked.
     os.environ.update(SINGLE_THREADED)
     gc.disable()  # what is loaded stays: looking through it for garbage, again and again, takes a tenth of a start
-    from preprocessor.models.registry import load_model
-    from preprocessor.workers.process import Zygote
-    from preprocessor.workers.zygote import fork_zygote
+    try:
+        from preprocessor.models.registry import load_model
+        from preprocessor.workers.process import Zygote
+        from preprocessor.workers.zygote import fork_zygote
 
-    model = load_model(settings.model)
-    gc.enable()
+        model = load_model(settings.model)
+    finally:
+        gc.enable()  # whoever called hears that there is no such model, and goes on
     zygote = None if settings.is_in_process else Zygote(model, fork_zygote(model))
     from preprocessor.service.server import serve  # gRPC comes after the fork: nothing of it is in the workers
 
