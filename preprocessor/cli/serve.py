@@ -28,13 +28,14 @@ def run(options: argparse.Namespace) -> int:
     # From here on seconds of torch, after a wrong option has been refused at once. What sets up its threads when it is
     # imported must find one wanted: work runs in processes, and a process with threads cannot be forked.
     os.environ.update(SINGLE_THREADED)
-    gc.disable()  # what is loaded stays: looking through it for garbage, again and again, takes a tenth of a start
+    gc.disable()  # what is loaded stays: looking through it for garbage, even once, takes a tenth of a start
     try:
         from preprocessor.models.registry import load_model
         from preprocessor.workers.process import Zygote
         from preprocessor.workers.zygote import fork_zygote
 
         model = load_model(settings.model)
+        gc.freeze()
     finally:
         gc.enable()  # whoever called hears that there is no such model, and goes on
     zygote = None if settings.is_in_process else Zygote(model, fork_zygote(model))

@@ -14,7 +14,6 @@ model too. `main` is for a fresh interpreter, which imports and loads them again
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import logging
 import mmap
@@ -32,6 +31,7 @@ from typing import Any
 
 from preprocessor.machine import use_one_thread
 from preprocessor.workers.arena import Arena
+from preprocessor.workers.heap import give_back_freed_memory
 from preprocessor.workers.sandbox import WorkerLimits, enter_sandbox
 
 MAX_MESSAGE_BYTES = 1 << 16
@@ -110,8 +110,7 @@ def fork_zygote(model: Any) -> tuple[ForkedProcess, socket.socket] | None:
     """
     if len(list(Path("/proc/self/task").iterdir())) > 1:
         return None
-    gc.collect()
-    gc.freeze()  # a collection in either would write to every page that they share
+    _prepare_to_fork()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     process_id = os.fork()
     if process_id:
@@ -138,16 +137,20 @@ def main(descriptor: int) -> None:
     with mmap.mmap(descriptors[0], setup.model_bytes, access=mmap.ACCESS_READ) as pickled:
         model = pickle.loads(pickled)
     os.close(descriptors[0])
-    gc.collect()
-    gc.freeze()
+    _prepare_to_fork()
     _serve_forks(control, model)
+
+
+def _prepare_to_fork() -> None:
+    """Have in memory only what is in use, and let nobody write to it."""
+    give_back_freed_memory()  # each fork would hold, one by one, what loading has left over
+    gc.freeze()  # a collection writes to every object that it looks at
 
 
 def _serve_forks(control: socket.socket, model: Any) -> None:
     from preprocessor.workers import worker
 
     use_one_thread()
-    ctypes.CDLL(None).malloc_trim(0)  # what loading has left over would be in every worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wakeup, alarm = socket.socketpair()
     wakeup.setblocking(False)
