@@ -35,6 +35,7 @@ def machine() -> dict[str, Any]:
         "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_average": load_average(),
         "system": platform.platform(),
+        "tcp": _congestion_control(),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES}
         | {"ffmpeg (av)": av.ffmpeg_version_info},
@@ -45,6 +46,12 @@ def machine() -> dict[str, Any]:
 def load_average() -> list[float]:
     """Runnable threads over the last 1, 5 and 15 minutes."""
     return [round(load, 2) for load in os.getloadavg()]
+
+
+def _congestion_control() -> str:
+    """How the kernel paces TCP: BBR, for one, takes more CPU of both ends of a fast connection than CUBIC."""
+    setting = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+    return setting.read_text().strip() if setting.is_file() else "unknown"
 
 
 def _cpu_model() -> str:

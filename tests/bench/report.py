@@ -74,7 +74,8 @@ def put_into(page: str, report: str) -> str:
 def machine_lines(about: Mapping[str, Any]) -> list[str]:
     """Where a report's figures come from."""
     return [
-        f"{about['date']}; {about['cpu']}, {about['cores_usable']} of {about['cores']} cores, {about['system']}  ",
+        f"{about['date']}; {about['cpu']}, {about['cores_usable']} of {about['cores']} cores, {about['system']}, "
+        f"TCP by {about['tcp']}  ",
         f"load average {about['load_average'][0]} at the start, {about['load_average_end'][0]} at the end  ",
         ", ".join(f"{name} {number}" for name, number in about["versions"].items()) + "  ",
         f"`{about['command']}`",

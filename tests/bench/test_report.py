@@ -22,6 +22,7 @@ ABOUT = {
     "cores": 2,
     "cores_usable": 2,
     "system": "Linux",
+    "tcp": "cubic",
     "load_average": [0.1, 0, 0],
     "load_average_end": [1.0, 0, 0],
     "versions": {"python": "3.11"},

@@ -14,48 +14,62 @@ from tests.bench.service.sizes import GIB, sized
 from tests.bench.service.watched import WatchedServer
 from tests.media import repeated_clip
 
+# A machine that is shared drifts within seconds: a ratio of neighbours in time is worth more than a longer look at each.
+_SHORT_ROUNDS = 8
+
 
 def cost(bench: Bench) -> Section:
     """CPU of one request: the pipeline, the pool around it, the service around that."""
+    rounds = _SHORT_ROUNDS * bench.options.rounds
     section = Section(
         "Cost: CPU of a request",
-        f"One worker, one request at a time, {bench.options.rounds} rounds in turn; medians, and medians of each round's ratio. "
-        "The whole tree of processes is counted.",
+        f"One worker, one request at a time, {rounds} short rounds in turn; medians, and medians of each round's ratio. The "
+        "faster quarter: below the first quartile of each, which is what the machine's other tenants leave alone. The whole "
+        "tree of processes is counted.",
         [Table(("", "pipeline, ms", "pool, ms", "service, ms", "pool ÷ pipeline", "service ÷ pipeline", "client, ms"))],
     )
     with PipelineAlone() as pipeline, PoolAlone(1, 2 * GIB) as pool, WatchedServer(*sized(1, 2 * GIB)) as server:
         for fps in bench.options.load_fps:
             ask = bench.ask(fps)
             bench.warm_up(server, ask)
-            count = math.ceil(bench.options.seconds_each / 4 / (pipeline.run(ask, 3).cpu_ms_each / 1e3))
+            count = math.ceil(bench.options.seconds_each / 8 / (pipeline.run(ask, 3).cpu_ms_each / 1e3))
             spent: dict[str, list[float]] = {"pipeline": [], "pool": [], "service": [], "client": []}
-            for _ in range(bench.options.rounds):
+            for _ in range(rounds):
                 spent["pipeline"].append(pipeline.run(ask, count).cpu_ms_each)
                 spent["pool"].append(pool.run(ask, count=count).cpu_ms_each)
                 before = server.cpu_seconds()
                 traffic = bench.run(server, ask, concurrency=1, count=count)
                 spent["service"].append((server.cpu_seconds() - before) / count * 1e3)
                 spent["client"].append(traffic.client_cpu_seconds / count * 1e3)
-            alone, pooled, served, client = (statistics.median(values) for values in spent.values())
-            ratios = {
-                name: statistics.median(a / b for a, b in zip(spent[name], spent["pipeline"], strict=True))
+            pooled, served = (
+                statistics.median(a / b for a, b in zip(spent[name], spent["pipeline"], strict=True))
                 for name in ("pool", "service")
-            }
+            )
+            middle = {name: statistics.median(values) for name, values in spent.items()}
+            fastest = {name: statistics.quantiles(values, n=4)[0] for name, values in spent.items()}
             section.add(
-                [
-                    ask.name,
-                    *(f"{ms:.1f}" for ms in (alone, pooled, served)),
-                    *(f"{ratio:.2f}" for ratio in ratios.values()),
-                    f"{client:.1f}",
-                ],
+                _cost_cells(ask.name, middle, pooled, served),
                 fps=fps,
                 requests_a_round=count,
-                ratios=ratios,
+                ratios={"pool": pooled, "service": served},
                 cpu_ms=spent,
             )
-            section.check(f"pool ÷ pipeline, CPU, {ask.name}", ratios["pool"], "≤", goals.POOL_TO_PIPELINE)
-            section.check(f"service ÷ pipeline, CPU, {ask.name}", ratios["service"], "≤", goals.SERVICE_TO_PIPELINE)
+            alone = fastest["pipeline"]
+            section.add(
+                _cost_cells(
+                    f"{ask.name}, the faster quarter", fastest, fastest["pool"] / alone, fastest["service"] / alone
+                ),
+                fps=fps,
+                fastest_cpu_ms=fastest,
+            )
+            section.check(f"pool ÷ pipeline, CPU, {ask.name}", pooled, "≤", goals.POOL_TO_PIPELINE)
+            section.check(f"service ÷ pipeline, CPU, {ask.name}", served, "≤", goals.SERVICE_TO_PIPELINE)
     return section
+
+
+def _cost_cells(name: str, cpu_ms: dict[str, float], pooled: float, served: float) -> list[str]:
+    times = [f"{cpu_ms[part]:.1f}" for part in ("pipeline", "pool", "service")]
+    return [name, *times, f"{pooled:.2f}", f"{served:.2f}", f"{cpu_ms['client']:.1f}"]
 
 
 def latency(bench: Bench) -> Section:
