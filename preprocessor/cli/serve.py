@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
         from preprocessor.workers.zygote import fork_zygote
 
         model = load_model(settings.model)
-        gc.freeze()
+        gc.freeze()  # before `enable`, or the next allocation would have it looked through
     finally:
         gc.enable()  # whoever called hears that there is no such model, and goes on
     zygote = None if settings.is_in_process else Zygote(model, fork_zygote(model))

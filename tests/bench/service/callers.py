@@ -57,7 +57,8 @@ def load(bench: Bench) -> Section:
                     samples.append((traffic, figures))
             best_share = 0.0
             for callers, samples in points.items():
-                traffic, figures = sorted(samples, key=lambda sample: sample[1]["share_of_cores"])[(len(samples) - 1) // 2]
+                by_share = sorted(samples, key=lambda sample: sample[1]["share_of_cores"])
+                traffic, figures = by_share[(len(by_share) - 1) // 2]
                 share, peak_bytes = figures["share_of_cores"], max(each["peak_pss_bytes"] for _, each in samples)
                 section.add(
                     [ask.name, str(callers), f"{figures['requests_a_second']:.2f}", f"{share:.2f}"]

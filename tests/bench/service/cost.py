@@ -24,8 +24,8 @@ def cost(bench: Bench) -> Section:
     section = Section(
         "Cost: CPU of a request",
         f"One worker, one request at a time, {rounds} short rounds in turn; medians, and medians of each round's ratio. The "
-        "faster quarter: below the first quartile of each, which is what the machine's other tenants leave alone. The whole "
-        "tree of processes is counted.",
+        "faster quarter: the first quartile of each, where the machine's other tenants weigh least. The whole tree of "
+        "processes is counted.",
         [Table(("", "pipeline, ms", "pool, ms", "service, ms", "pool ÷ pipeline", "service ÷ pipeline", "client, ms"))],
     )
     with PipelineAlone() as pipeline, PoolAlone(1, 2 * GIB) as pool, WatchedServer(*sized(1, 2 * GIB)) as server:
