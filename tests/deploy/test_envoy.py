@@ -58,6 +58,19 @@ class Balanced:
             await asyncio.sleep(0.02)
         raise AssertionError(f"{counts} calls are open, and not {count}")
 
+    async def connect(self) -> None:
+        """Have Envoy connect to every replica.
+
+        It does so with the first call of each, and does not count those that wait for the connection: to a replica that it
+        has never called it sends more than its share.
+        """
+        held: list[HeldUpload] = []
+        while not all(await self.all_in_flight(len(held))):
+            held.append(HeldUpload(self.channel, PHOTO))
+            await held[-1].begin()
+        await asyncio.gather(*(upload.finish() for upload in held))
+        await self.all_in_flight(0)
+
 
 @pytest_asyncio.fixture(scope="module")
 async def together(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Balanced]:
@@ -79,10 +92,7 @@ async def balanced(together: Balanced) -> Balanced:
     for replica in ended:
         await replica.listening()
     await together.envoy.until_healthy({replica.port for replica in together.replicas})
-    for _ in range(
-        9
-    ):  # Envoy connects with the first calls, and those that wait for a connection it does not count yet
-        await prepare(together.channel, PHOTO)
+    await together.connect()
     return together
 
 
