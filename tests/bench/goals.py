@@ -28,5 +28,5 @@ WORKER_SECONDS = 1.0
 IDLE_MB = 600.0
 
 SHARE_OF_CORES = 0.9
-LEAST_OF_BEST = 0.95  # "no fall", within what a shared machine can tell
+LEFT_OF_SHARE = 0.95  # from 8 callers to 256, by the trend: "no fall", within what a shared machine can tell
 HANDOFF_SHARE = 0.10  # issue "The hand-off", transport: of a request, by shared memory to an engine on the same host

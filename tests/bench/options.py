@@ -10,6 +10,7 @@ from preprocessor.traffic.load import WRONG, Ask, Load
 from tests.bench.service.asks import video_ask
 from tests.bench.service.checksum import Checksum
 from tests.bench.service.load import Clients, Traffic
+from tests.bench.service.sender import SenderAlone
 from tests.bench.service.watched import WatchedServer
 
 
@@ -68,7 +69,7 @@ class Bench:
     def ask(self, fps: float) -> Ask:
         return video_ask(self.model, f"{fps:g} fps", self.clip, fps)
 
-    def run(self, server: WatchedServer, *asks: Ask, **load: Any) -> Traffic:
+    def run(self, server: WatchedServer | SenderAlone, *asks: Ask, **load: Any) -> Traffic:
         """Put a load on a server.
 
         Raises:

@@ -14,6 +14,7 @@ from tests.bench.contest import Sample, Timed, ratio, run_in_turn, stage
 from tests.bench.plots import draw, stacked
 from tests.bench.report import BEGIN, END, as_json, markdown, missed, put_into
 from tests.bench.section import Check, Section, Table
+from tests.bench.service.callers import left_by_trend
 from tests.bench.service_path import Used
 
 ABOUT = {
@@ -28,6 +29,19 @@ ABOUT = {
     "versions": {"python": "3.11"},
     "command": "python -m tests.bench",
 }
+
+
+@pytest.mark.parametrize(
+    ("shares", "left"),
+    [
+        ({8: [0.9], 256: [0.9]}, 1.0),
+        ({8: [1.0], 16: [0.95], 32: [0.9], 64: [0.85], 128: [0.8], 256: [0.75]}, 0.75),  # falls
+        ({8: [1.0, 0.9], 32: [0.9, 1.0], 256: [0.9, 1.0]}, 1.0),  # noise
+        ({8: [0.8], 256: [1.0]}, 1.25),
+    ],
+)
+def test_a_fall_as_callers_are_added_is_told_from_noise(shares: dict[int, list[float]], left: float) -> None:
+    assert left_by_trend(shares) == pytest.approx(left, abs=0.02)
 
 
 def sample(cpu_ms: float, **stages_ms: float) -> Sample:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Mapping, Sequence
 
+from preprocessor.traffic.load import Ask
 from tests.bench import goals
 from tests.bench.options import Bench
 from tests.bench.section import Section, Table
 from tests.bench.service.alone import PipelineAlone, PoolAlone
 from tests.bench.service.asks import video_ask
+from tests.bench.service.sender import SenderAlone, record
 from tests.bench.service.sizes import GIB, sized
 from tests.bench.service.watched import WatchedServer
 from tests.media import repeated_clip
 
 # A machine that is shared drifts within seconds: a ratio of neighbours in time is worth more than a longer look at each.
 _SHORT_ROUNDS = 8
+_PARTS = ("pipeline", "pool", "service", "gRPC alone", "client")
+_RATIOS = ("pool", "service", "the least")
 
 
 def cost(bench: Bench) -> Section:
@@ -25,51 +30,63 @@ def cost(bench: Bench) -> Section:
         "Cost: CPU of a request",
         f"One worker, one request at a time, {rounds} short rounds in turn; medians, and medians of each round's ratio. The "
         "faster quarter: the first quartile of each, where the machine's other tenants weigh least. The whole tree of "
-        "processes is counted.",
-        [Table(("", "pipeline, ms", "pool, ms", "service, ms", "pool ÷ pipeline", "service ÷ pipeline", "client, ms"))],
+        "processes is counted. gRPC alone: a server that only sends the same answer, out of memory that another process has "
+        "just written, whose CPU does not count. The least: the pipeline and gRPC alone, beside the pipeline.",
+        [Table(("", *(f"{part}, ms" for part in _PARTS), *(f"{part} ÷ pipeline" for part in _RATIOS)))],
     )
     with PipelineAlone() as pipeline, PoolAlone(1, 2 * GIB) as pool, WatchedServer(*sized(1, 2 * GIB)) as server:
         for fps in bench.options.load_fps:
             ask = bench.ask(fps)
             bench.warm_up(server, ask)
-            count = math.ceil(bench.options.seconds_each / 8 / (pipeline.run(ask, 3).cpu_ms_each / 1e3))
-            spent: dict[str, list[float]] = {"pipeline": [], "pool": [], "service": [], "client": []}
-            for _ in range(rounds):
-                spent["pipeline"].append(pipeline.run(ask, count).cpu_ms_each)
-                spent["pool"].append(pool.run(ask, count=count).cpu_ms_each)
-                before = server.cpu_seconds()
-                traffic = bench.run(server, ask, concurrency=1, count=count)
-                spent["service"].append((server.cpu_seconds() - before) / count * 1e3)
-                spent["client"].append(traffic.client_cpu_seconds / count * 1e3)
-            pooled, served = (
-                statistics.median(a / b for a, b in zip(spent[name], spent["pipeline"], strict=True))
-                for name in ("pool", "service")
-            )
-            middle = {name: statistics.median(values) for name, values in spent.items()}
-            fastest = {name: statistics.quantiles(values, n=4)[0] for name, values in spent.items()}
+            seconds_each = pipeline.run(ask, 3).cpu_ms_each / 1e3
+            count = math.ceil(bench.options.seconds_each / 8 / seconds_each)
+            spent: dict[str, list[float]] = {part: [] for part in _PARTS}
+            with SenderAlone(record(server.address, ask), seconds_each) as sender:
+                bench.run(sender, ask, concurrency=1, count=3, check_share=1)
+                for _ in range(rounds):
+                    spent["pipeline"].append(pipeline.run(ask, count).cpu_ms_each)
+                    spent["pool"].append(pool.run(ask, count=count).cpu_ms_each)
+                    server_ms, client_ms = _served(bench, server, ask, count)
+                    spent["service"].append(server_ms)
+                    spent["client"].append(client_ms)
+                    spent["gRPC alone"].append(_served(bench, sender, ask, count)[0])
+            ratios = {
+                "pool": _median_ratio(spent["pool"], spent["pipeline"]),
+                "service": _median_ratio(spent["service"], spent["pipeline"]),
+                "the least": 1 + _median_ratio(spent["gRPC alone"], spent["pipeline"]),
+            }
+            middle = {part: statistics.median(values) for part, values in spent.items()}
             section.add(
-                _cost_cells(ask.name, middle, pooled, served),
-                fps=fps,
-                requests_a_round=count,
-                ratios={"pool": pooled, "service": served},
-                cpu_ms=spent,
+                _cost_cells(ask.name, middle, ratios), fps=fps, requests_a_round=count, ratios=ratios, cpu_ms=spent
             )
+            fastest = {part: statistics.quantiles(values, n=4)[0] for part, values in spent.items()}
             alone = fastest["pipeline"]
+            fastest_ratios = {
+                "pool": fastest["pool"] / alone,
+                "service": fastest["service"] / alone,
+                "the least": 1 + fastest["gRPC alone"] / alone,
+            }
             section.add(
-                _cost_cells(
-                    f"{ask.name}, the faster quarter", fastest, fastest["pool"] / alone, fastest["service"] / alone
-                ),
-                fps=fps,
-                fastest_cpu_ms=fastest,
+                _cost_cells(f"{ask.name}, the faster quarter", fastest, fastest_ratios), fps=fps, fastest_cpu_ms=fastest
             )
-            section.check(f"pool ÷ pipeline, CPU, {ask.name}", pooled, "≤", goals.POOL_TO_PIPELINE)
-            section.check(f"service ÷ pipeline, CPU, {ask.name}", served, "≤", goals.SERVICE_TO_PIPELINE)
+            section.check(f"pool ÷ pipeline, CPU, {ask.name}", ratios["pool"], "≤", goals.POOL_TO_PIPELINE)
+            section.check(f"service ÷ pipeline, CPU, {ask.name}", ratios["service"], "≤", goals.SERVICE_TO_PIPELINE)
     return section
 
 
-def _cost_cells(name: str, cpu_ms: dict[str, float], pooled: float, served: float) -> list[str]:
-    times = [f"{cpu_ms[part]:.1f}" for part in ("pipeline", "pool", "service")]
-    return [name, *times, f"{pooled:.2f}", f"{served:.2f}", f"{cpu_ms['client']:.1f}"]
+def _served(bench: Bench, server: WatchedServer | SenderAlone, ask: Ask, count: int) -> tuple[float, float]:
+    """CPU of a request, in milliseconds: the server's, and its caller's."""
+    before = server.cpu_seconds()
+    traffic = bench.run(server, ask, concurrency=1, count=count)
+    return (server.cpu_seconds() - before) / count * 1e3, traffic.client_cpu_seconds / count * 1e3
+
+
+def _median_ratio(values: Sequence[float], to: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(values, to, strict=True))
+
+
+def _cost_cells(name: str, cpu_ms: Mapping[str, float], ratios: Mapping[str, float]) -> list[str]:
+    return [name, *(f"{cpu_ms[part]:.1f}" for part in _PARTS), *(f"{ratios[part]:.2f}" for part in _RATIOS)]
 
 
 def latency(bench: Bench) -> Section:
