@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import grpc
 import numpy as np
-import psutil
 
 from preprocessor import pipeline
 from preprocessor.client import CHANNEL_OPTIONS, prepare
@@ -22,12 +18,11 @@ from preprocessor.traffic.load import Ask, ask_prepare
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.bench.contest import Disagreement, Runner, Sample
 from tests.bench.service.asks import request_of
-from tests.bench.service.watched import WatchedServer, tree_cpu_seconds
+from tests.bench.service.watched import WatchedServer
 
 _OPTIONS = ("--workers", "1", "--memory-budget", "2GiB")
 _PAUSE_SECONDS = 0.02  # until what a request leaves to do is done, so that it is counted as its own
 _TIMEOUT_SECONDS = 300.0
-_TICK_SECONDS = 0.01  # USER_HZ is 100 everywhere
 
 
 class ServicePath:
@@ -55,14 +50,14 @@ class ServicePath:
 
         def run() -> Sample:
             stages: Counter[str] = Counter()
-            used, wall_ms = _used_by(self.server.process), 0.0
+            used_seconds, wall_ms = self.server.cpu_seconds(), 0.0
             for _ in range(count):
                 began = time.perf_counter()
                 report = self._ask(ask)
                 wall_ms += (time.perf_counter() - began) * 1e3
                 stages.update({stage.stage: stage.cpu_ms for stage in report.stages if stage.cpu_ms})
                 time.sleep(_PAUSE_SECONDS)
-            cpu_ms = _used_by(self.server.process).since(used) * 1e3
+            cpu_ms = (self.server.cpu_seconds() - used_seconds) * 1e3
             return Sample(wall_ms / count, cpu_ms / count, {name: ms / count for name, ms in stages.items()})
 
         return run
@@ -89,33 +84,3 @@ class ServicePath:
         for name, array in expected.items():
             if not np.array_equal(answered[name], array):
                 raise Disagreement(f"{name} through the service is not the pipeline's")
-
-
-@dataclass(frozen=True, slots=True)
-class Used:
-    """CPU seconds of a tree of processes, counted in two ways.
-
-    Attributes:
-        exact: To the nanosecond, of threads that are still there.
-        ticks: Of all threads, ended ones too (a decoder may start some for each file), but to 10 ms a process.
-    """
-
-    exact: float
-    ticks: float
-    process_count: int
-
-    def since(self, before: Used) -> float:
-        """The exact count, unless threads have ended whose part is more than what ticks may be off by."""
-        ended = self.ticks - before.ticks - _TICK_SECONDS * self.process_count
-        return max(self.exact - before.exact, ended)
-
-
-def _used_by(root: psutil.Process) -> Used:
-    exact_ns, process_count = 0, 0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for process in (root, *root.children(recursive=True)):
-            process_count += 1
-            for schedstat in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
-                with contextlib.suppress(OSError):
-                    exact_ns += int(schedstat.read_text().split()[0])
-    return Used(exact_ns / 1e9, tree_cpu_seconds(root), process_count)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from preprocessor.timing import Timings
@@ -15,7 +18,7 @@ from tests.bench.plots import draw, stacked
 from tests.bench.report import BEGIN, END, as_json, markdown, missed, put_into
 from tests.bench.section import Check, Section, Table
 from tests.bench.service.callers import left_by_trend
-from tests.bench.service_path import Used
+from tests.bench.service.watched import process_cpu_seconds
 
 ABOUT = {
     "date": "2026-11-23",
@@ -90,10 +93,25 @@ def test_a_stage_counts_every_thread() -> None:
     assert timings.stages["decode"].cpu_ms > 1
 
 
-@pytest.mark.parametrize(("ticks", "seconds"), [(1.30, 0.321), (1.34, 0.321), (1.90, 0.87)])
-def test_threads_that_have_ended_are_counted_and_ticks_are_not_trusted_further(ticks: float, seconds: float) -> None:
-    before, now = Used(exact=1.0, ticks=1.0, process_count=3), Used(exact=1.321, ticks=ticks, process_count=3)
-    assert now.since(before) == pytest.approx(seconds)
+_SPINS_IN_A_THREAD_THAT_ENDS = """
+import threading, time
+thread = threading.Thread(target=lambda: sum(range(3_000_000)))
+thread.start()
+thread.join()
+print(time.process_time(), flush=True)
+input()
+"""
+
+
+def test_another_process_is_counted_with_its_threads_that_have_ended() -> None:
+    command = [sys.executable, "-c", _SPINS_IN_A_THREAD_THAT_ENDS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        told = float(process.stdout.readline())
+        assert process_cpu_seconds(psutil.Process(process.pid)) == pytest.approx(told, abs=0.005)
+        process.communicate("\n")
+    with pytest.raises(psutil.NoSuchProcess):
+        process_cpu_seconds(psutil.Process(process.pid))
 
 
 @pytest.mark.parametrize(

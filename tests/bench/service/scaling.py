@@ -11,7 +11,7 @@ from tests.bench.options import Bench
 from tests.bench.section import Section, Table
 from tests.bench.service.alone import PipelineAlone, PoolAlone
 from tests.bench.service.sizes import GIB, one_core_rate, sized
-from tests.bench.service.watched import WatchedServer
+from tests.bench.service.watched import WatchedServer, process_cpu_seconds
 
 BUDGET_BYTES = 4 * GIB
 _HEAD = (
@@ -59,12 +59,12 @@ def scaling(bench: Bench) -> Section:
 def _scale_service(bench: Bench, ask: Ask, workers: int, *options: str) -> dict[str, Any]:
     with WatchedServer(*sized(workers, BUDGET_BYTES), *options) as server:
         bench.warm_up(server, ask)
-        tree, own = server.cpu_seconds(), _own_cpu_seconds(server)
+        tree, own = server.cpu_seconds(), process_cpu_seconds(server.process)
         traffic = bench.run(server, ask, concurrency=4 * workers, seconds=bench.options.seconds_each)
         return {
             "requests_a_second": traffic.answers_a_second,
             "cpu_ms": (server.cpu_seconds() - tree) / len(traffic.answered) * 1e3,
-            "service_cores": (_own_cpu_seconds(server) - own) / traffic.wall_seconds,
+            "service_cores": (process_cpu_seconds(server.process) - own) / traffic.wall_seconds,
             "client_cores": traffic.client_cpu_seconds / traffic.wall_seconds,
         }
 
@@ -82,11 +82,6 @@ _KINDS: dict[str, Callable[[Bench, Ask, int], dict[str, Any]]] = {
     "threads": lambda bench, ask, workers: _scale_service(bench, ask, workers, "--in-process"),
     "processes, pool alone": _scale_pool,
 }
-
-
-def _own_cpu_seconds(server: WatchedServer) -> float:
-    times = server.process.cpu_times()
-    return float(times.user + times.system)
 
 
 def _cores(used: float | None) -> str:

@@ -207,7 +207,7 @@ def process_cpu_seconds(process: psutil.Process) -> float:
 def seconds_until_idle(root: psutil.Process, *, within_seconds: float, of_one_core: float = 0.2) -> float:
     """How long the tree goes on using its cores from now.
 
-    Idle begins where, for a tenth of a second, the tree takes less than `of_one_core`; the kernel counts by ticks of 10 ms.
+    Idle begins where, for a tenth of a second, the tree takes less than `of_one_core`.
     """
     began = time.monotonic()
     samples = [(0.0, tree_cpu_seconds(root))]
