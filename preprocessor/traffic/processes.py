@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import resource
 import signal
 import threading
 import time
@@ -209,7 +208,7 @@ async def _drive(pipe: Connection, part: _Part) -> None:
 
     asyncio.get_running_loop().add_reader(pipe.fileno(), read)
     reporting = asyncio.create_task(report())
-    cpu_seconds = _own_cpu_seconds()
+    cpu_seconds = time.process_time()
     try:
         await drive(
             part.connect,
@@ -222,10 +221,5 @@ async def _drive(pipe: Connection, part: _Part) -> None:
         )
     finally:
         reporting.cancel()
-    tally.client_cpu_seconds = _own_cpu_seconds() - cpu_seconds
+    tally.client_cpu_seconds = time.process_time() - cpu_seconds
     pipe.send((tally, True))
-
-
-def _own_cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime

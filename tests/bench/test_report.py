@@ -34,19 +34,6 @@ ABOUT = {
 }
 
 
-@pytest.mark.parametrize(
-    ("shares", "left"),
-    [
-        ({8: [0.9], 256: [0.9]}, 1.0),
-        ({8: [1.0], 16: [0.95], 32: [0.9], 64: [0.85], 128: [0.8], 256: [0.75]}, 0.75),  # falls
-        ({8: [1.0, 0.9], 32: [0.9, 1.0], 256: [0.9, 1.0]}, 1.0),  # noise
-        ({8: [0.8], 256: [1.0]}, 1.25),
-    ],
-)
-def test_a_fall_as_callers_are_added_is_told_from_noise(shares: dict[int, list[float]], left: float) -> None:
-    assert left_by_trend(shares) == pytest.approx(left, abs=0.02)
-
-
 def sample(cpu_ms: float, **stages_ms: float) -> Sample:
     return Sample(2 * cpu_ms, cpu_ms, stages_ms)
 
@@ -123,6 +110,19 @@ def test_a_goal_is_judged_unrounded(measured: float, sign: str, goal: float, is_
     check = Check("speed", measured, sign, goal)
     assert check.is_reached is is_reached
     assert check.cells()[-1] == ("yes" if is_reached else "**no**")
+
+
+@pytest.mark.parametrize(
+    ("shares", "left"),
+    [
+        ({8: [0.9], 256: [0.9]}, 1.0),
+        ({8: [1.0], 16: [0.95], 32: [0.9], 64: [0.85], 128: [0.8], 256: [0.75]}, 0.75),  # falls
+        ({8: [1.0, 0.9], 32: [0.9, 1.0], 256: [0.9, 1.0]}, 1.0),  # noise
+        ({8: [0.8], 256: [1.0]}, 1.25),
+    ],
+)
+def test_a_fall_as_callers_are_added_is_told_from_noise(shares: dict[int, list[float]], left: float) -> None:
+    assert left_by_trend(shares) == pytest.approx(left, abs=0.02)
 
 
 def test_a_goal_has_one_of_two_signs() -> None:

@@ -58,6 +58,9 @@ def load(bench: Bench) -> Section:
                     figures["cores_rate"] = options.worker_count * one_core_rate(alone[-2:])
                     figures["share_of_cores"] = figures["requests_a_second"] / figures["cores_rate"]
                     samples.append((traffic, figures))
+            shares = {
+                callers: [figures["share_of_cores"] for _, figures in samples] for callers, samples in points.items()
+            }
             for callers, samples in points.items():
                 by_share = sorted(samples, key=lambda sample: sample[1]["share_of_cores"])
                 traffic, figures = by_share[(len(by_share) - 1) // 2]
@@ -72,7 +75,7 @@ def load(bench: Bench) -> Section:
                         str(figures["compared_count"]),
                     ],
                     fps=fps,
-                    shares=[each["share_of_cores"] for _, each in samples],
+                    shares=shares[callers],
                     **figures,
                 )
                 at = f"{callers} callers, {ask.name}"
@@ -83,14 +86,10 @@ def load(bench: Bench) -> Section:
                 refusals = {reason for each, _ in samples for reason in each.refusals()}
                 others = refusals - {"QUEUE_FULL", "MEMORY_BUDGET_FULL", "WAIT_EXCEEDS_DEADLINE"}
                 section.check(f"refused for another reason than lack of room, {at}", len(others), "≤", 0)
-            shares = {
-                callers: [figures["share_of_cores"] for _, figures in samples]
-                for callers, samples in points.items()
-                if callers >= _FEWEST_CALLERS
-            }
-            if len(shares) > 1:
-                figure = f"what is left of the share from {min(shares)} to {max(shares)} callers, {ask.name}"
-                section.check(figure, left_by_trend(shares), "≥", goals.LEFT_OF_SHARE)
+            busy = {callers: several for callers, several in shares.items() if callers >= _FEWEST_CALLERS}
+            if len(busy) > 1:
+                figure = f"what is left of the share from {min(busy)} to {max(busy)} callers, {ask.name}"
+                section.check(figure, left_by_trend(busy), "≥", goals.LEFT_OF_SHARE)
     return section
 
 

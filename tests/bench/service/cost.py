@@ -50,22 +50,13 @@ def cost(bench: Bench) -> Section:
                     spent["service"].append(server_ms)
                     spent["client"].append(client_ms)
                     spent["gRPC alone"].append(_served(bench, sender, ask, count)[0])
-            ratios = {
-                "pool": _median_ratio(spent["pool"], spent["pipeline"]),
-                "service": _median_ratio(spent["service"], spent["pipeline"]),
-                "the least": 1 + _median_ratio(spent["gRPC alone"], spent["pipeline"]),
-            }
+            ratios = _ratios({part: _median_ratio(values, spent["pipeline"]) for part, values in spent.items()})
             middle = {part: statistics.median(values) for part, values in spent.items()}
             section.add(
                 _cost_cells(ask.name, middle, ratios), fps=fps, requests_a_round=count, ratios=ratios, cpu_ms=spent
             )
             fastest = {part: statistics.quantiles(values, n=4)[0] for part, values in spent.items()}
-            alone = fastest["pipeline"]
-            fastest_ratios = {
-                "pool": fastest["pool"] / alone,
-                "service": fastest["service"] / alone,
-                "the least": 1 + fastest["gRPC alone"] / alone,
-            }
+            fastest_ratios = _ratios({part: ms / fastest["pipeline"] for part, ms in fastest.items()})
             section.add(
                 _cost_cells(f"{ask.name}, the faster quarter", fastest, fastest_ratios), fps=fps, fastest_cpu_ms=fastest
             )
@@ -83,6 +74,12 @@ def _served(bench: Bench, server: WatchedServer | SenderAlone, ask: Ask, count: 
 
 def _median_ratio(values: Sequence[float], to: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(values, to, strict=True))
+
+
+def _ratios(to_pipeline: Mapping[str, float]) -> dict[str, float]:
+    """The columns of _RATIOS, from each part beside the pipeline."""
+    least = 1 + to_pipeline["gRPC alone"]
+    return {"pool": to_pipeline["pool"], "service": to_pipeline["service"], "the least": least}
 
 
 def _cost_cells(name: str, cpu_ms: Mapping[str, float], ratios: Mapping[str, float]) -> list[str]:

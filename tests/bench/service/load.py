@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import resource
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -88,20 +87,15 @@ def clients(process_count: int) -> Iterator[Clients]:
 async def drive(address: str, load: Load, start_at_seconds: float = 0.0) -> Traffic:
     """Put a load on a server from this event loop."""
     endings: list[Ending] = []
-    cpu_seconds = _own_cpu_seconds()
+    cpu_seconds = time.process_time()
     connect = functools.partial(grpc.aio.insecure_channel, address, options=CHANNEL_OPTIONS)
 
     async def when_to_start() -> float:
         return start_at_seconds
 
     await callers.drive(connect, load, endings.append, when_to_start=when_to_start)
-    return Traffic(endings, _own_cpu_seconds() - cpu_seconds)
+    return Traffic(endings, time.process_time() - cpu_seconds)
 
 
 def _drive(address: str, load: Load, start_at_seconds: float) -> Traffic:
     return asyncio.run(drive(address, load, start_at_seconds))
-
-
-def _own_cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
