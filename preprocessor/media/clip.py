@@ -22,8 +22,9 @@ class IndexedClip(ClipInfo):
             (an edit list cuts it away, or other frames only refer to it). Empty where only decoding tells: the file
             gives no presentation times, or such that cannot be true. Frames are then counted as they come, from one closed
             group to the next.
-        entry_packets: int64 [k], ascending ordinals of packets at which decoding may start, from the first keyframe's on.
+        entry_packets: int64 [k], ascending ordinals of packets at which decoding may start, from the first that gives a frame.
         entry_frames: int64 [k], ascending: every frame from this one on is decoded exactly by starting there.
+        stream_index: The stream's place in the file.
         is_mirrored: The picture is mirrored left to right before it is turned by `rotation_degrees`.
         is_interlaced: A frame's odd and even lines are of two moments, as the header says.
         max_frame_pixels: What no frame of it may have, however the file goes on.
@@ -32,6 +33,7 @@ class IndexedClip(ClipInfo):
     frame_of_packet: npt.NDArray[np.int32] = field(repr=False, default_factory=lambda: np.zeros(0, np.int32))
     entry_packets: npt.NDArray[np.int64] = field(repr=False, default_factory=lambda: np.zeros(1, np.int64))
     entry_frames: npt.NDArray[np.int64] = field(repr=False, default_factory=lambda: np.zeros(1, np.int64))
+    stream_index: int | None = None
     is_mirrored: bool = False
     is_interlaced: bool = False
     max_frame_pixels: int = 1 << 31

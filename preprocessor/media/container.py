@@ -13,7 +13,7 @@ FFmpeg's errors become ours here:
 
 | while | FFmpeg says | ours |
 |---|---|---|
-| opening | the file ends inside its header or index (EOF) | `CorruptMedia`, `TRUNCATED_MEDIA` |
+| opening | anything, and the file's structure shows that its end is missing (`truncation`) | `CorruptMedia`, `TRUNCATED_MEDIA` |
 | opening | anything else: unknown, not on the list, damaged from the start | `UnsupportedMedia`, `NOT_MEDIA` |
 | reading, decoding | anything that is not handled nearer | `CorruptMedia`, `CORRUPT_MEDIA` |
 | any of it | there is no memory, which it also says to a size that no memory has | `LimitExceeded`, `WORKER_MEMORY_EXCEEDED` |
@@ -33,6 +33,7 @@ import av.error
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded, UnsupportedMedia
 from preprocessor.media.codecs import DECODERS, SOUND_DECODERS, VIDEO_DECODERS
+from preprocessor.media.truncation import ends_early
 
 _CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "mxf")
 
@@ -84,20 +85,26 @@ def open_video(
     max_frame_pixels: int,
     check: Callable[[], None] = keep_going,
     decoders: Iterable[str] = DECODERS,
+    stream_index: int | None = None,
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Open a file at its first real video stream; a cover picture is none.
+    """Open a file at one of its video streams.
 
     Args:
         max_frame_pixels: The decoder refuses to make a larger picture.
         check: Called whenever FFmpeg takes bytes; what it raises ends the reading.
         decoders: Those that may run while the file is opened, to learn what the header does not say.
+        stream_index: Which stream; None takes the first of `video_streams`.
     Raises:
         UnsupportedMedia: `EMPTY_MEDIA`, `NOT_MEDIA`, `NO_VIDEO_STREAM`, or `UNSUPPORTED_CODEC`.
         CorruptMedia: `TRUNCATED_MEDIA`, or what is raised inside.
     """
     what = ("a video", "mp4, mov, mkv, webm, avi, ts or gif")
     with _open(data, key, VIDEO_FORMATS, what, max_frame_pixels, check, decoders) as container:
-        streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        streams = video_streams(container)
+        if stream_index is not None:
+            streams = [stream for stream in streams if stream.index == stream_index]
+        if not streams and ends_early(data):
+            raise truncated(key)
         if not streams:
             raise UnsupportedMedia(
                 f"{key}: the file holds no video stream; send a video, or declare it with its true modality",
@@ -111,6 +118,24 @@ def open_video(
         stream.codec_context.options = {"max_pixels": str(max_frame_pixels)}
         _discard_others(container, stream)
         yield container, stream
+
+
+def video_streams(container: av.container.InputContainer) -> list[av.VideoStream]:
+    """The streams that may be meant, best first: FFmpeg's own choice, then default ones. A cover picture is none.
+
+    Source: av_find_best_stream of libavformat, as FFmpeg's players use it.
+    """
+    best = container.streams.best("video")
+    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    known = [stream for stream in streams if stream.codec_context is not None] or streams
+    return sorted(known, key=lambda s: (s is not best, not s.disposition & av.stream.Disposition.default))
+
+
+def truncated(key: str, what: str = "") -> CorruptMedia:
+    """The error for a file whose end is missing; `what` says more of where."""
+    return CorruptMedia(
+        f"{key}: the file ends early{what}; send the complete file", reason="TRUNCATED_MEDIA", media_key=key
+    )
 
 
 @contextmanager
@@ -194,15 +219,11 @@ def _opened(
         container = av.open(source, mode="r", metadata_errors="ignore", container_options=options, options=bounds)
     except av.error.MemoryError as error:
         raise _no_memory(key) from error
-    except EOFError as error:
-        raise CorruptMedia(
-            f"{key}: the file ends early, inside its header or index; send the complete file",
-            reason="TRUNCATED_MEDIA",
-            media_key=key,
-        ) from error
-    except av.error.FFmpegError as error:
+    except (EOFError, av.error.FFmpegError) as error:
+        if isinstance(error, EOFError) or ends_early(source.getvalue()):
+            raise truncated(key, ", inside its header or index") from error
         raise UnsupportedMedia(
-            f"{key}: not {kind} that can be read, or one cut off before its index; send a complete {examples}",
+            f"{key}: not {kind} that can be read; send a complete {examples}",
             reason="NOT_MEDIA",
             media_key=key,
         ) from error

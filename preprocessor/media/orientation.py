@@ -12,11 +12,12 @@ first; a file that could be turned costs one decoded frame, any other none.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from typing import cast
 
 import av
 import numpy as np
+
+from preprocessor.media.truncation import boxes
 
 _MKV_HEAD_BYTES = 1 << 16  # Tracks come before the first Cluster; a false alarm costs one frame
 _MKV_PROJECTION = (b"\x76\x75", b"\x76\x73")  # ProjectionPoseRoll, ProjectionPoseYaw (which mirrors)
@@ -26,7 +27,7 @@ _IDENTITY = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 def may_be_turned(data: bytes, format_name: str) -> bool:
     """Whether the file could carry a display matrix that is not the identity."""
     if "mov" in format_name:
-        return any(_has_matrix(data, start, end) for name, start, end in _boxes(data) if name == b"moov")
+        return any(_has_matrix(data, start, end) for name, start, end in boxes(data) if name == b"moov")
     if "matroska" in format_name:
         return any(data.find(mark, 0, _MKV_HEAD_BYTES) >= 0 for mark in _MKV_PROJECTION)
     return False
@@ -51,18 +52,6 @@ def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
     if max(abs(a), abs(d)) * 100 < min(abs(b), abs(c)):
         return (90 if b > 0 else 270), is_mirrored
     return 0, False
-
-
-def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start and end of each box at the file's top. ISO 14496-12, 4.2."""
-    start = 0
-    while start + 8 <= len(data):
-        size, name = struct.unpack_from(">I4s", data, start)
-        if size == 1 and start + 16 <= len(data):
-            size = struct.unpack_from(">Q", data, start + 8)[0]
-        end = start + size if size >= 8 else len(data)
-        yield name, start, min(end, len(data))
-        start = end
 
 
 def _has_matrix(data: bytes, start: int, end: int) -> bool:

@@ -1,9 +1,11 @@
-"""What a packet's first bytes tell: whether decoding may start at it, and whether its frame is ever shown.
+"""What a packet's bytes tell: whether decoding may start at it, whether it is sure to give one frame, and who refers to it.
 
 A container's keyframe mark is not enough. FFmpeg marks an H.264 packet with any recovery point as key, and after one a
 decoder may need many frames until the picture is right (intra refresh) or exact. So H.264 is entered at IDR pictures alone
 and HEVC at IRAP pictures, read from the bitstream itself. Pictures that follow an HEVC entry in the file and precede it on
 screen (open groups) need the group before; `IndexedClip.entry_frames` says from which frame on an entry is enough.
+
+Nor is a packet a frame. Which of them are is read here where their bytes tell; where they do not, `shown` decodes.
 """
 
 from __future__ import annotations
@@ -16,12 +18,23 @@ import av
 
 _H264_IDR = 5
 _HEVC_RASL = (8, 9)
+_HEVC_BLA = range(16, 19)
 _HEVC_IRAP = range(16, 22)
 _HEVC_IDR = (19, 20)
+_HEVC_END = (36, 37)  # of the sequence, of the bitstream
 _VP8_SHOW_FRAME = 0x10  # RFC 6386, 9.1
+_GIF_IMAGE = 0x2C
+_MPEG4_VOP = b"\0\0\1\xb6"
+_MPEG4_NOT_CODED_BYTES = 8  # a frame "as before" is its header alone: ISO 14496-2, 6.2.5
 
 _KEYFRAME_IS_ENTRY = frozenset({"vp8", "vp9", "libdav1d", "av1", "mpeg4", "mpeg1video", "mpeg2video"})
 """Codecs whose keyframes refer to nothing before, nor does any frame shown after them."""
+
+_BEGINS_AT_ANY_KEYFRAME = frozenset({"vp8", "vp9", "libvpx", "libvpx-vp9", "libdav1d", "av1", "theora", "h263", "flv"})
+"""Codecs without frames that are shown before a keyframe and follow it in the file."""
+
+REORDERED = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vc1"})
+"""Codecs whose frames may be shown in another order than that of their packets."""
 
 
 if TYPE_CHECKING:  # PyAV's class is generic only to type checkers
@@ -29,6 +42,38 @@ if TYPE_CHECKING:  # PyAV's class is generic only to type checkers
 else:
     Packet = av.Packet
 PacketTest = Callable[[Packet], bool]
+
+
+class Frames(enum.Enum):
+    """How far packets tell what a decoder shows of a codec."""
+
+    AS_PACKETS = 0  # one frame a packet, but for those that `hidden_test` names
+    AT_FIRST_SIGHT = 1  # so as far as is known; the first group is decoded to make sure
+    BY_DECODING = 2  # only a decoder tells
+
+
+_ONE_A_PACKET = frozenset(
+    {
+        *("h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "av1", "libdav1d"),
+        *("mpeg1video", "mpeg2video", "mpeg4", "h263", "flv", "mjpeg", "prores", "dnxhd", "theora", "gif", "apng"),
+    }
+)
+_FIELDS_MAY_BE_APART = frozenset({"h264", "mpeg2video", "vc1"})
+_INTERLACED = range(2, 6)  # AVFieldOrder
+
+
+def frames_of(codec: av.VideoCodecContext) -> Frames:
+    """A codec that is not known well is decoded once, whole: old ones have packets that repeat, hold back or say nothing."""
+    if codec.name not in _ONE_A_PACKET and not codec.codec.intra_only and codec.name != "vc1":
+        return Frames.BY_DECODING
+    if codec.name == "vc1" or (codec.name in _FIELDS_MAY_BE_APART and codec.field_order in _INTERLACED):
+        return Frames.AT_FIRST_SIGHT
+    return Frames.AS_PACKETS
+
+
+def is_interlaced(codec: av.VideoCodecContext) -> bool:
+    """As the header says."""
+    return codec.field_order in _INTERLACED
 
 
 class Entry(enum.Enum):
@@ -62,22 +107,82 @@ def entry_test(codec: av.VideoCodecContext) -> Callable[[Packet], Entry]:
     return {"h264": h264_entry, "hevc": hevc_entry}.get(codec.name, lambda _: Entry.NONE)
 
 
-def leading_test(codec: av.VideoCodecContext) -> PacketTest:
-    """Whether a frame that follows the file's first keyframe and is shown before it refers to what is not in the file.
+def start_test(codec: av.VideoCodecContext) -> PacketTest:
+    """Whether a decoder that gets this packet first shows every frame from there on.
 
-    No decoder shows such a frame. HEVC names them; in other codecs every such frame is one.
+    Where it does not, frames behind it may refer to some before it, and what a decoder makes of those differs by codec. A packet
+    damaged beyond recognition counts as a start: it is damage that the decoder is to report, not a cut.
     """
-    if codec.name != "hevc":
+    if codec.name in ("gif", "apng") or codec.codec.intra_only:
         return lambda _: True
+    if codec.name in ("h264", "hevc"):
+        entry, has_picture = entry_test(codec), _picture_test(codec)
+        return lambda packet: entry(packet) is Entry.CLOSED or not has_picture(packet)
+    if codec.name in _BEGINS_AT_ANY_KEYFRAME:
+        return lambda packet: packet.is_keyframe
+    return lambda _: False
+
+
+def _picture_test(codec: av.VideoCodecContext) -> PacketTest:
+    """Whether an H.264 or HEVC packet holds a slice of a picture."""
     length_size = _nal_length_size(codec)
-    return lambda packet: any(head >> 1 & 0x3F in _HEVC_RASL for head in _nal_heads(packet, length_size))
+    if codec.name == "h264":
+        return lambda packet: any(1 <= head & 0x1F <= 5 for head in _nal_heads(packet, length_size))
+    return lambda packet: any(head >> 1 & 0x3F < 32 for head in _nal_heads(packet, length_size))
+
+
+def uncertainty_test(codec: av.VideoCodecContext) -> PacketTest | None:
+    """Whether only a decoder tells how many frames a packet gives. None where packets of the codec always tell.
+
+    MPEG-4 is packed by some writers: two frames in one packet, and later an empty one that stands for the second.
+    """
+    if codec.name != "mpeg4":
+        return None
+    return lambda packet: packet.size <= _MPEG4_NOT_CODED_BYTES or bytes(packet).count(_MPEG4_VOP) > 1
 
 
 def hidden_test(codec: av.VideoCodecContext) -> PacketTest | None:
-    """Whether a packet's frame is only there for others to refer to. VP8 alone keeps those apart; None elsewhere."""
-    if codec.name not in ("vp8", "libvpx"):
-        return None
-    return lambda packet: not memoryview(packet)[0] & _VP8_SHOW_FRAME
+    """Whether no decoder shows a packet's frame. None where that does not happen.
+
+    VP8 keeps apart what is only there for others to refer to. GIF parts hold comments. In HEVC, behind a picture that begins
+    a sequence anew, those that lead it and refer over it are skipped.
+    """
+    if codec.name in ("vp8", "libvpx"):
+        return lambda packet: not memoryview(packet)[0] & _VP8_SHOW_FRAME
+    if codec.name == "gif":
+        return lambda packet: not _holds_gif_image(bytes(packet))
+    return _skipped_test(codec) if codec.name == "hevc" else None
+
+
+def _skipped_test(codec: av.VideoCodecContext) -> PacketTest:
+    """ITU-T H.265, 8.1.3: NoRaslOutputFlag. Of the first picture in a file `shown` tells."""
+    length_size = _nal_length_size(codec)
+    begins_anew, is_after_end = False, False
+
+    def is_skipped(packet: Packet) -> bool:
+        nonlocal begins_anew, is_after_end
+        kinds = [head >> 1 & 0x3F for head in _nal_heads(packet, length_size)]
+        if any(kind in _HEVC_IRAP for kind in kinds):
+            begins_anew = is_after_end or any(kind in _HEVC_BLA for kind in kinds)
+        is_after_end = any(kind in _HEVC_END for kind in kinds)
+        return begins_anew and any(kind in _HEVC_RASL for kind in kinds)
+
+    return is_skipped
+
+
+def _holds_gif_image(data: bytes) -> bool:
+    """Whether an image descriptor is among the blocks of a part of a GIF. GIF89a, 20 and appendix A."""
+    position = 0
+    if data[:3] == b"GIF" and len(data) > 12:
+        position = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    while position < len(data):
+        if data[position] == _GIF_IMAGE:
+            return True
+        position += 2
+        while position < len(data) and data[position]:
+            position += 1 + data[position]
+        position += 1
+    return False
 
 
 def reference_test(codec: av.VideoCodecContext) -> PacketTest:

@@ -62,7 +62,10 @@ def decode_with_pyav(data: bytes, clip: IndexedClip, choice: Choice) -> Iterator
             )
         return clip.upright(_rgb_view(reformatter.reformat(frame, format="rgb24", threads=1)))
 
-    with open_video(data, choice.key, clip.max_frame_pixels, choice.check) as (container, stream):
+    with open_video(data, choice.key, clip.max_frame_pixels, choice.check, stream_index=clip.stream_index) as (
+        container,
+        stream,
+    ):
         packets = read_packets(container, stream, choice.key, choice.check)
         if choice.on_damage is OnDamage.REPEAT:
             packets = _while_readable(packets)

@@ -101,7 +101,7 @@ def refused(data: bytes, limits: Limits = LIMITS) -> PreprocessorError:
         (lambda: bytes(range(256)) * 40, UnsupportedMedia, "NOT_MEDIA"),
         (audio_only_clip, UnsupportedMedia, "NO_VIDEO_STREAM"),
         (truncated_clip, CorruptMedia, "TRUNCATED_MEDIA"),
-        (lambda: clip_of("h264 mp4")[:-2000], UnsupportedMedia, "NOT_MEDIA"),  # without its index at the end
+        (lambda: clip_of("h264 mp4")[:-2000], CorruptMedia, "TRUNCATED_MEDIA"),  # inside its index, which is at the end
     ],
     ids=["empty", "text", "garbage", "audio", "truncated", "no index"],
 )

@@ -50,10 +50,10 @@ def test_only_a_clip_that_may_be_turned_is_opened_for_a_frame(
     count = 0
     open_video = probe.open_video
 
-    def counted(*arguments: object) -> object:
+    def counted(*arguments: object, **more: object) -> object:
         nonlocal count
         count += 1
-        return open_video(*arguments)  # type: ignore[arg-type]
+        return open_video(*arguments, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(probe, "open_video", counted)
     probe_video(moving_shapes_clip(**SMALL, turn_degrees=turn, container=container), LIMITS)

@@ -1,0 +1,181 @@
+"""From what packets say to a clip's frames: which there are, in which order and when they are shown. Pure: no files.
+
+A clip's frames are what a full decode shows, in its order. Presentation times give that order within a run of packets whose
+clock runs on. Where decoding times go backwards the clock has started anew (transport streams that were joined, say): the
+frames of what follows come after all before, and their times are moved there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessor.media.clip import NO_FRAME
+from preprocessor.media.packets import Entry
+from preprocessor.media.shown import Shown
+from preprocessor.media.walk import Walk
+
+_MAX_REORDER_FRAMES = 32  # H.264 and HEVC allow 16
+_LED_ONLY_BY_EARLIER = frozenset({"mpeg1video", "mpeg2video", "mpeg4"})
+"""Codecs of which a decoder that begins at a keyframe leaves out none but frames that are shown before it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Order:
+    """The frames of a clip.
+
+    Attributes:
+        pts: int64 [frame_count], ascending, in units of `time_base_seconds`.
+        frame_of_packet, entry_packets, entry_frames: As of `IndexedClip`.
+    """
+
+    pts: npt.NDArray[np.int64]
+    time_base_seconds: float
+    entry_packets: npt.NDArray[np.int64]
+    entry_frames: npt.NDArray[np.int64]
+    frame_of_packet: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+
+
+def starts_whole(walk: Walk, codec: str) -> bool:
+    """Whether a decoder shows every frame of the first group, as far as packets tell."""
+    if walk.starts_whole or codec not in _LED_ONLY_BY_EARLIER:
+        return walk.starts_whole
+    end = walk.keys[1] if len(walk.keys) > 1 else len(walk.pts)
+    times = [time for time in walk.pts[:end] if time is not None]
+    return walk.keys[:1] == [0] and len(times) == end and min(times) == times[0]
+
+
+def with_start(walk: Walk, group: Shown, end: int) -> tuple[Walk, int]:
+    """The walk with what a decoder showed of the first `end` packets, and at which of them it begins to.
+
+    A packet behind the keyframe that cannot be decoded stays a frame: that is damage.
+    """
+    first_key = walk.keys[0] if walk.keys else 0
+    shown = set(group.packets) | {ordinal for ordinal in group.failed if ordinal > first_key}
+    is_frame = [is_frame and ordinal in shown for ordinal, is_frame in enumerate(walk.is_frame[:end])]
+    first = 0 if any(is_frame[:first_key]) else first_key
+    return dataclasses.replace(walk, is_frame=is_frame + walk.is_frame[end:]), first
+
+
+def by_times(walk: Walk, first: int, reordered: bool, has_b_frames: bool, rate: float, unit: float) -> Order | None:
+    """The order by presentation times, or by counting where there are none; None where only decoding tells.
+
+    Args:
+        first: Ordinal of the packet at which a decoder begins.
+        reordered: Whether the codec can show frames in another order than that of their packets.
+        has_b_frames: Whether this stream says that it does.
+        rate: Frames a second, for frames without times.
+        unit: Seconds of a tick of the packets' times.
+    """
+    packets = np.flatnonzero(walk.is_frame)
+    given = [walk.pts[ordinal] for ordinal in packets.tolist()]
+    if None in given:
+        return _counted(walk, first, np.arange(len(given)), 1 / rate)
+    times = np.asarray(given, np.int64)
+    if reordered:
+        closed = {ordinal for ordinal, entry in walk.entries if entry is Entry.CLOSED}
+        is_closed = [ordinal in closed for ordinal in packets.tolist()]
+        starts = _clock_starts([walk.dts[ordinal] for ordinal in packets.tolist()], times, is_closed)
+        if not all(is_closed[start] for start in starts):
+            return None  # what a decoder makes of two parts that do not join at a closed group it alone knows
+    else:
+        starts = _falls(times)
+    order = np.concatenate(
+        [start + np.argsort(times[start:stop], kind="stable") for start, stop in _runs(starts, times)]
+    )
+    if np.abs(order - np.arange(len(order))).max() > _MAX_REORDER_FRAMES:
+        return None
+    times = _moved(times[order], starts)
+    if has_b_frames and len(order) > 2 and np.array_equal(order, np.arange(len(order))):
+        return _counted(walk, first, times, unit)  # decoding times in place of presentation times, as an AVI has them
+    frame_of_packet = np.full(len(walk.pts), NO_FRAME, np.int32)
+    frame_of_packet[packets[order]] = np.arange(len(order))
+    return Order(times, unit, *_timed_entries(walk, first, times, frame_of_packet), frame_of_packet)
+
+
+def by_decoding(walk: Walk, shown: tuple[int, ...], rate: float, unit: float) -> Order:
+    """The order in which a decoder gave the frames; `shown` names their packets.
+
+    Times are those of the packets, in ascending order: a packet that holds two frames states one time for both, and an empty
+    one behind it the other.
+    """
+    given = [walk.pts[ordinal] if ordinal >= 0 else None for ordinal in shown]
+    times = np.asarray([time for time in given if time is not None], np.int64)
+    if len(times) == len(given):
+        clock = np.asarray([time for time in walk.dts if time is not None], np.int64)
+        times = _moved(times, _falls(times)) if len(_falls(clock)) else np.sort(times)
+    if len(times) < len(given) or (np.diff(times) <= 0).any():
+        times, unit = np.arange(len(given)), 1 / rate
+    return Order(times, unit, np.zeros(1, np.int64), np.zeros(1, np.int64))
+
+
+def _clock_starts(dts: list[int | None], pts: npt.NDArray[np.int64], is_closed: list[bool]) -> list[int]:
+    """Places in decode order at which the clock starts anew.
+
+    Either decoding times go backwards, or a closed group begins before something is shown that comes before it in the file:
+    not every container states decoding times.
+    """
+    starts: list[int] = []
+    last_dts: int | None = None
+    last_pts = -(1 << 63)
+    for place, (time, shown_at) in enumerate(zip(dts, pts.tolist(), strict=True)):
+        if (time is not None and last_dts is not None and time < last_dts) or (
+            is_closed[place] and shown_at < last_pts
+        ):
+            starts.append(place)
+            last_pts = shown_at
+        last_dts = last_dts if time is None else time
+        last_pts = max(last_pts, shown_at)
+    return starts
+
+
+def _falls(times: npt.NDArray[np.int64]) -> list[int]:
+    """Places whose time is before that of the place in front."""
+    falls: list[int] = (np.flatnonzero(np.diff(times) < 0) + 1).tolist()
+    return falls
+
+
+def _runs(starts: list[int], times: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    return list(itertools.pairwise([0, *starts, len(times)]))
+
+
+def _moved(times: npt.NDArray[np.int64], starts: list[int]) -> npt.NDArray[np.int64]:
+    """Times of runs in a row, each run moved to begin one usual interval after the last frame before it."""
+    if not starts:
+        return times
+    steps = np.diff(times)
+    usual = int(np.median(steps[steps > 0])) if (steps > 0).any() else 1
+    moved = times.copy()
+    for start, stop in _runs(starts, times)[1:]:
+        moved[start:stop] += moved[start - 1] + usual - times[start]
+    return moved
+
+
+def _counted(walk: Walk, first: int, times: npt.NDArray[np.int64], unit: float) -> Order:
+    """Frames numbered as they are decoded: only the number of a closed group's first is known before."""
+    frames_before = np.concatenate(([0], np.cumsum(walk.is_frame)))
+    packets, frames = [first], [0]
+    for ordinal, entry in walk.entries:
+        if entry is Entry.CLOSED and ordinal > packets[-1] and frames_before[ordinal] > frames[-1]:
+            packets.append(ordinal)
+            frames.append(int(frames_before[ordinal]))
+    return Order(times, unit, np.asarray(packets, np.int64), np.asarray(frames, np.int64))
+
+
+def _timed_entries(
+    walk: Walk, first: int, pts: npt.NDArray[np.int64], frame_of_packet: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """`IndexedClip.entry_packets` and `entry_frames`."""
+    packets, frames = [first], [0]
+    for ordinal, _ in walk.entries:
+        frame = int(frame_of_packet[ordinal])
+        if frame == NO_FRAME:  # an edit list begins behind its keyframe
+            frame = int(np.searchsorted(pts, walk.pts[ordinal] or 0))
+        if ordinal > packets[-1] and frame > frames[-1]:
+            packets.append(ordinal)
+            frames.append(frame)
+    return np.asarray(packets, np.int64), np.asarray(frames, np.int64)

@@ -1,0 +1,95 @@
+"""One walk over a video's packets: what each of them says. Nothing is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import av
+import av.container
+
+from preprocessor.config import Limits
+from preprocessor.errors import CorruptMedia, LimitExceeded
+from preprocessor.media.container import read_packets
+from preprocessor.media.packets import Entry, entry_test, hidden_test, start_test, uncertainty_test
+from preprocessor.types.asked import OnDamage
+
+
+@dataclass(slots=True)
+class Walk:
+    """One element a packet, in decode order.
+
+    Attributes:
+        pts, dts: Presentation and decoding times in the stream's units; None where the file gives none.
+        is_frame: Whether a decoder shows the packet's frame, as far as its bytes and the container tell.
+        keys: Ordinals of packets marked as keyframes.
+        entries: Ordinals at which decoding may start, and how.
+        starts_whole: A decoder that begins at the first packet shows every frame.
+        is_uncertain: Only a decoder tells how many frames some packet gives.
+        is_cut: The file ends inside a packet, or cannot be read on.
+    """
+
+    pts: list[int | None] = field(default_factory=list)
+    dts: list[int | None] = field(default_factory=list)
+    is_frame: list[bool] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
+    entries: list[tuple[int, Entry]] = field(default_factory=list)
+    starts_whole: bool = False
+    is_uncertain: bool = False
+    is_cut: bool = False
+
+
+def walk_packets(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    limits: Limits,
+    key: str,
+    check: Callable[[], None],
+    on_damage: OnDamage,
+) -> Walk:
+    """Read the stream to its end.
+
+    Raises:
+        LimitExceeded: `TOO_MANY_FRAMES`.
+        CorruptMedia: FFmpeg cannot read on, and `on_damage` is FAIL.
+    """
+    walk = Walk()
+    codec = stream.codec_context
+    entry_of, is_hidden, is_uncertain = entry_test(codec), hidden_test(codec), uncertainty_test(codec)
+    last: av.Packet[av.VideoStream] | None = None
+    indexed_key = -1
+    if "mov" in container.format.name:  # its index knows a keyframe even where the packet is damaged beyond recognition
+        indexed_key = next((ordinal for ordinal, entry in enumerate(stream.index_entries) if entry.is_keyframe), -1)
+    try:
+        for packet in read_packets(container, stream, key, check):
+            ordinal = len(walk.pts)
+            if ordinal >= limits.max_clip_frames:
+                raise too_many_frames(limits, key)
+            if last is None:
+                walk.starts_whole = start_test(codec)(packet)
+            if packet.is_keyframe or ordinal == indexed_key:
+                walk.keys.append(ordinal)
+                if (entry := entry_of(packet)) is not Entry.NONE:
+                    walk.entries.append((ordinal, entry))
+            walk.pts.append(packet.pts)
+            walk.dts.append(packet.dts)
+            walk.is_frame.append(not (packet.is_discard or (is_hidden is not None and is_hidden(packet))))
+            walk.is_uncertain = walk.is_uncertain or (is_uncertain is not None and is_uncertain(packet))
+            last = packet
+    except CorruptMedia:
+        if on_damage is OnDamage.FAIL:
+            raise
+        walk.is_cut = True
+    if (
+        last is not None and last.is_corrupt
+    ):  # FFmpeg's mark for a packet that the end of the file cuts short; elsewhere the decoder is to judge
+        walk.is_cut, walk.is_frame[-1] = True, False
+    return walk
+
+
+def too_many_frames(limits: Limits, key: str) -> LimitExceeded:
+    return LimitExceeded(
+        f"{key}: the video holds more than the {limits.max_clip_frames} frames that are accepted",
+        reason="TOO_MANY_FRAMES",
+        media_key=key,
+    )
