@@ -27,7 +27,10 @@ import numpy.typing as npt
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded
-from preprocessor.media.container import keep_going, open_sound, read_packets
+from preprocessor.media.container import keep_going, open_sound, read_packets, truncated
+from preprocessor.media.truncation import ends_early
+
+_STATE_SAMPLES = frozenset({"flac"})  # formats that state how many samples they hold, exactly
 
 # What a program that streams WAV writes for the size it does not know yet: 0, or the most that fits (ffmpeg, sox).
 _LARGEST_KNOWN_WAV_BYTES = 0x7FFF_0000
@@ -56,6 +59,8 @@ def extract_audio(
             decoded (the message names its time), `CORRUPT_MEDIA` otherwise.
         LimitExceeded: `AUDIO_TOO_LONG`, `SAMPLE_RATE_TOO_HIGH`, `TOO_MANY_CHANNELS`, `TOO_MANY_STREAMS`.
     """
+    if ends_early(data):
+        raise truncated(key)
     pieces: list[npt.NDArray[np.float32]] = []
     with open_sound(data, key, limits, check) as (container, stream):
         _check_kind(stream.codec_context.rate, stream.codec_context.channels, limits, key)
@@ -72,6 +77,9 @@ def extract_audio(
                 )
             pieces += resampler.resample(frame)
         pieces += resampler.flush()
+        stated = (stream.duration or 0) * (stream.time_base or 0) if container.format.name in _STATE_SAMPLES else 0
+        if seconds < stated:
+            raise truncated(key, f", {float(seconds):.3f} s into its sound")
     if not any(len(piece) for piece in pieces):
         raise CorruptMedia(f"{key}: the audio stream holds no samples", media_key=key)
     return np.concatenate(pieces)
@@ -134,16 +142,15 @@ def _decoded(
 ) -> Iterator[av.AudioFrame]:
     """Every frame of the stream."""
     seconds = Fraction(0)
-    for packet in itertools.chain(read_packets(container, stream, key, check), [None]):
+    packets = read_packets(container, stream, key, check)
+    for packet in itertools.chain(packets, [None]):
         if packet is not None and packet.is_corrupt and not _is_wav_of_unknown_size(data):
-            raise CorruptMedia(
-                f"{key}: the file ends early, {float(seconds):.3f} s into its sound; send the complete file",
-                reason="TRUNCATED_MEDIA",
-                media_key=key,
-            )
+            raise truncated(key, f", {float(seconds):.3f} s into its sound")
         try:
             frames = stream.codec_context.decode(packet)
         except av.error.InvalidDataError as error:
+            if next(packets, None) is None:  # formats without lengths: the rest of a frame is missing
+                raise truncated(key, f", or is damaged at its end, {float(seconds):.3f} s into its sound") from error
             raise CorruptMedia(
                 f"{key}: the sound at {float(seconds):.3f} s cannot be decoded; the file is damaged there",
                 reason="UNDECODABLE_FRAME",

@@ -1,8 +1,10 @@
 """FFmpeg's names of the decoders that may run.
 
 FFmpeg 8.1 brings some four hundred, most of them for files that nobody has made in twenty years, and a stranger's file names
-the one it wants. What is not here is `UNSUPPORTED_CODEC`. A codec with several decoders has all names under which builds of
-FFmpeg or PyAV know it.
+the one it wants. What is not here is `UNSUPPORTED_CODEC`: each decoder more is C that strangers may feed. Left out on purpose
+are lossless and intermediate codecs of editors (FFV1, HuffYUV, Ut Video, CineForm, raw video), whose files are too large to be
+sent about, and codecs of game and screen recorders that players do not read either. A codec with several decoders has all
+names under which builds of FFmpeg or PyAV know it.
 """
 
 VIDEO_DECODERS = frozenset(
@@ -12,6 +14,9 @@ VIDEO_DECODERS = frozenset(
         *("prores", "dnxhd"),  # as cameras and editors write them
         *("flv", "theora", "vc1", "wmv3"),  # of the flv, ogg and asf containers
         *("gif", "apng"),
+        # what archives, cameras and the web of the years before 2010 hold
+        *("msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2", "h261", "dvvideo"),
+        *("cinepak", "qtrle", "svq1", "svq3", "vp6", "vp6a", "vp6f", "flashsv", "flashsv2"),
     }
 )
 

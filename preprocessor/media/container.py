@@ -40,7 +40,7 @@ _CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv",
 VIDEO_FORMATS = (
     *_CONTAINERS,
     # moving pictures without sound, and streams without a container
-    *("gif", "apng", "ivf", "obu", "h264", "hevc", "m4v", "mpegvideo", "mjpeg"),
+    *("gif", "apng", "ivf", "obu", "h264", "hevc", "m4v", "mpegvideo", "mjpeg", "dv"),
 )
 """FFmpeg's names of the demuxers that may run. All of them hold their own frames; none of them opens another file."""
 

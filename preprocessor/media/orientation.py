@@ -17,7 +17,7 @@ from typing import cast
 import av
 import numpy as np
 
-from preprocessor.media.truncation import boxes
+from preprocessor.media.truncation.mp4 import boxes
 
 _MKV_HEAD_BYTES = 1 << 16  # Tracks come before the first Cluster; a false alarm costs one frame
 _MKV_PROJECTION = (b"\x76\x75", b"\x76\x73")  # ProjectionPoseRoll, ProjectionPoseYaw (which mirrors)

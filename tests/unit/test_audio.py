@@ -192,7 +192,7 @@ def damaged_in_the_middle() -> bytes:
     [
         (lambda: b"", UnsupportedMedia, "EMPTY_MEDIA"),
         (lambda: b"no sound at all" * 50, UnsupportedMedia, "NOT_MEDIA"),
-        (lambda: encoded("mp4", "aac")[:-2_000], UnsupportedMedia, "NOT_MEDIA"),  # without its index at the end
+        (lambda: encoded("mp4", "aac")[:-2_000], CorruptMedia, "TRUNCATED_MEDIA"),  # without its index at the end
         (lambda: encoded("mp4", "aac")[:-300], CorruptMedia, "TRUNCATED_MEDIA"),
         (lambda: moving_shapes_clip(seconds=1, width=64, height=64), UnsupportedMedia, "NO_AUDIO_STREAM"),
         (photo, UnsupportedMedia, "NOT_MEDIA"),
