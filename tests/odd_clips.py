@@ -16,8 +16,10 @@ from fractions import Fraction
 import av
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from tests.media import decoded_frames
+from tests.pictures import encoded, png_chunk
 
 SIDE = 64  # of the numbered pictures: two patches of every family, never resized
 X264 = {"crf": "12"}
@@ -345,3 +347,40 @@ def broken_middle(data: bytes, ordinal: int) -> bytes:
     at = data.index(body)
     noise = bytes((37 * i + 11) & 0xFF for i in range(len(body) - 8))
     return patched(data, (at + 8, noise))
+
+
+def apng(
+    operations: Sequence[tuple[int, int]], *, has_cover: bool = False, size: tuple[int, int] = (64, 64), first: int = 40
+) -> bytes:
+    """An animated PNG of whole frames.
+
+    Args:
+        operations: dispose_op and blend_op of each frame.
+        has_cover: The still picture in front is none of the frames.
+    """
+
+    def chunks(number: int) -> list[tuple[bytes, bytes]]:
+        data, position, found = encoded(Image.fromarray(numbered(number, *size)).convert("RGBA"), "PNG"), 8, []
+        while position < len(data):
+            (length,) = struct.unpack_from(">I", data, position)
+            found.append((data[position + 4 : position + 8], data[position + 8 : position + 8 + length]))
+            position += 12 + length
+        return found
+
+    head = dict(chunks(first))[b"IHDR"]
+    out = [b"\x89PNG\r\n\x1a\n", png_chunk(b"IHDR", head), png_chunk(b"acTL", struct.pack(">II", len(operations), 1))]
+    if has_cover:
+        out += [png_chunk(kind, body) for kind, body in chunks(first + 90) if kind == b"IDAT"]
+    sequence = 0
+    for index, (dispose, blend) in enumerate(operations):
+        out.append(png_chunk(b"fcTL", struct.pack(">IIIIIHHBB", sequence, *size, 0, 0, 1, 10, dispose, blend)))
+        sequence += 1
+        for kind, body in chunks(first + 17 * index):
+            if kind != b"IDAT":
+                continue
+            if index == 0 and not has_cover:
+                out.append(png_chunk(b"IDAT", body))
+            else:
+                out.append(png_chunk(b"fdAT", struct.pack(">I", sequence) + body))
+                sequence += 1
+    return b"".join(out) + png_chunk(b"IEND", b"")

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, UnsupportedMedia
 from preprocessor.media.clip import IndexedClip
+from preprocessor.media.container import truncated
 from preprocessor.media.frames import Choice, Pixels, fill
 from preprocessor.media.image_headers import webp_canvas
 from preprocessor.media.probe import check_frame_size, check_span
@@ -40,8 +41,10 @@ def probe_webp(
         with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
             width, height = image.size
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        if int.from_bytes(data[4:8], "little") + 8 > len(data):
+            raise truncated(key) from error
         raise UnsupportedMedia(
-            f"{key}: not a WebP that can be read, or one cut off; send the complete file",
+            f"{key}: not a WebP that can be read; send a complete file",
             reason="NOT_MEDIA",
             media_key=key,
         ) from error
@@ -51,11 +54,7 @@ def probe_webp(
         check()
         if end > len(data):
             if on_damage is OnDamage.FAIL:
-                raise CorruptMedia(
-                    f"{key}: the file ends early, inside frame {len(durations)}; send the complete file",
-                    reason="TRUNCATED_MEDIA",
-                    media_key=key,
-                )
+                raise truncated(key, f", inside frame {len(durations)}")
             break
         if name == b"ANMF":
             durations.append(int.from_bytes(data[start + 12 : start + 15], "little") or _UNSTATED_DURATION_MS)

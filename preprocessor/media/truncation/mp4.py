@@ -31,7 +31,7 @@ def mp4_is_cut(data: bytes) -> bool:
     if b"moov" not in names:
         return True
     is_fragmented = any(name == b"moof" for name, _, _ in found)
-    if is_fragmented and found[-1][2] > len(data):
+    if is_fragmented and found[-1][2] != len(data):
         return True
     if any(name == b"sidx" and _indexed_end(data, start, stop) > len(data) for name, start, stop in found):
         return True

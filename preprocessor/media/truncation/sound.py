@@ -39,6 +39,7 @@ _AC3_KBPS = (
 )  # ATSC A/52, 5.4.1.4
 _AMR_BYTES = (12, 13, 15, 17, 19, 20, 26, 31, 5, 0, 0, 0, 0, 0, 0, 0)  # RFC 4867, 5.3, behind the head of each frame
 _AMR_WB_BYTES = (17, 23, 32, 36, 40, 46, 50, 58, 60, 5, 0, 0, 0, 0, 0, 0)
+_HEAD_BYTES = 8  # at most, of a frame
 _TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN")  # behind the last frame
 
 FrameBytes = Callable[[bytes, int], int]
@@ -51,13 +52,15 @@ def is_sound_in_frames(data: bytes) -> bool:
 
 def sound_in_frames_is_cut(data: bytes) -> bool:
     """The last frame ends beyond the file. What is no frame and no tag is not judged."""
-    frame_bytes, position = _frame_bytes_of(data), _first_frame(data)
+    frame_bytes, first = _frame_bytes_of(data), _first_frame(data)
     if frame_bytes is None:
         return False
+    position = first
     while position < len(data):
         size = frame_bytes(data, position)
-        if not size:
-            return False
+        if not size:  # perhaps only the head of a frame is left
+            rest = data[position:]
+            return len(rest) < _HEAD_BYTES and rest[:2] == data[first : first + 2][: len(rest)]
         position += size
     return position > len(data) and not any(data.rfind(tag, max(0, position - size)) >= 0 for tag in _TAGS)
 
