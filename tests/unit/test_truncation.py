@@ -64,7 +64,7 @@ def cuts(data: bytes, seed: str) -> list[int]:
     places = random.Random(seed)
     return sorted(
         {
-            len(data) - 1,
+            len(data) - 2,
             *(places.randrange(min(len(data) // 3, BEGINNING_BYTES), len(data) - 1) for _ in range(CUT_COUNT)),
         }
     )
