@@ -28,7 +28,8 @@ from preprocessor.media.walk import Walk, walk_packets
 from preprocessor.types.asked import OnDamage
 
 _NO_TIMESTAMPS = 0x0080  # FFmpeg's AVFMT_NOTIMESTAMPS
-_SIZE_NOT_READ = frozenset({"vp8", "libvpx"})  # decoders of which FFmpeg believes the container's size before a frame
+_SIZE_NOT_READ = frozenset({"vp8", "libvpx", "theora", "av1", "libdav1d", "flv", "h263"})
+"""Codecs of which FFmpeg believes the size that the container states until a frame is decoded."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

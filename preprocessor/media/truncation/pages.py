@@ -47,19 +47,17 @@ def is_ogg(data: bytes) -> bool:
 
 
 def ogg_is_cut(data: bytes) -> bool:
-    """RFC 3533. The last page ends beyond the file, or a stream has no last page: each must have one that is marked so."""
-    position, is_open = 0, dict[bytes, bool]()
+    """RFC 3533. The last page ends beyond the file. Many recorders do not mark it as the last."""
+    position = 0
     while position + 27 <= len(data):
         if data[position : position + 4] != b"OggS":
             position = data.find(b"OggS", position)
             if position < 0:
-                break
+                return False
             continue
         table = position + 27 + data[position + 26]
-        is_last_of_stream = bool(data[position + 5] & 4)
-        is_open[data[position + 14 : position + 18]] = not is_last_of_stream
         position = table + sum(data[position + 27 : table])
-    return position > len(data) or any(is_open.values()) or begins(data, position, b"OggS")
+    return position > len(data) or begins(data, position, b"OggS")
 
 
 def is_program_stream(data: bytes) -> bool:
