@@ -185,13 +185,16 @@ class _Window:
 def _by_index(
     clip: ClipInfo, timeline: _Timeline, indices: npt.NDArray[np.int64], window: _Window, basis: SamplingBasis
 ) -> FrameChoice:
-    """Frames by number; a prompt states when they are shown where the rate varies, else number / rate as transformers does."""
+    """Frames by number.
+
+    A prompt states when they are shown, within the window, where the rate varies; else number / rate as transformers does.
+    """
     by_number = basis is SamplingBasis.INDEX
     rate = clip.index_rate
     return FrameChoice(
         indices=indices,
         times_seconds=clip.times_seconds[indices],
-        prompt_times_seconds=indices / rate if by_number else timeline.begins[indices],
+        prompt_times_seconds=indices / rate if by_number else np.maximum(timeline.begins[indices], window.start),
         sampled_fps=len(indices) / (window.stop - window.first) * rate if by_number else len(indices) / window.seconds,
         basis=basis,
     )
