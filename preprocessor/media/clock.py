@@ -72,7 +72,8 @@ def stated_end(container: av.container.InputContainer, stream: av.VideoStream) -
     names = set(container.format.name.split(","))
     track_seconds = file_seconds = None
     if names & _STATE_TRACK_LENGTH and stream.duration and stream.time_base:
-        track_seconds = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+        start = 0 if "avi" in names else stream.start_time or 0  # an AVI's frames are at the places of their packets
+        track_seconds = float((start + stream.duration) * stream.time_base)
     elif "matroska" in names and (tag := _TAG_DURATION.fullmatch(stream.metadata.get("DURATION", ""))):
         track_seconds = int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
     if names & _STATE_FILE_END and container.duration:

@@ -19,7 +19,7 @@ from preprocessor.errors import CorruptMedia, LimitExceeded
 from preprocessor.media.clip import IndexedClip
 from preprocessor.media.clock import UNSTATED, Clock, StatedEnd, clock_of, stated_end
 from preprocessor.media.container import check_streams, open_video, read_packets, truncated, video_streams
-from preprocessor.media.order import Order, by_decoding, by_times, starts_whole, with_start
+from preprocessor.media.order import Order, by_decoding, by_places, by_times, starts_whole, with_start
 from preprocessor.media.orientation import may_be_turned, orientation
 from preprocessor.media.packets import REORDERED, Frames, frames_of, is_interlaced
 from preprocessor.media.shown import Shown, shown_frames
@@ -181,7 +181,8 @@ def _order(
             walk, first = with_start(walk, group, end)
     order = by_times(walk, first, stream.codec in REORDERED, stream.has_b_frames, rate, unit) if is_by_packets else None
     if order is not None:
-        return order, size
+        is_counted = order.time_base_seconds != unit
+        return by_places(order, walk) if stream.format_name == "avi" and not is_counted else order, size
     whole = shown()
     return by_decoding(walk, whole.packets, rate, unit), whole.size
 

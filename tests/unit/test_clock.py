@@ -114,6 +114,7 @@ HOLDING = {
     "webm": lambda: held(SLIDES, 40_000, "webm", VPX),
     "flv": lambda: held(SLIDES, 40_000, "flv"),
     "avi": lambda: held(SLIDES, 40_000, "avi", "mpeg4"),
+    "avi, h264": lambda: held(SLIDES, 40_000, "avi"),
     "asf": lambda: held(SLIDES, 40_000, "asf", "mpeg4"),
     "gif": lambda: animation("GIF", (10_000, 10_000, 40_000)),
     "apng": lambda: animation("PNG", (10_000, 10_000, 40_000)),
