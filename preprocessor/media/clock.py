@@ -29,6 +29,11 @@ import numpy.typing as npt
 HALF_A_FRAME = 0.5
 """So far off its place, a frame's number names another frame."""
 
+LEAST_FRAMES_FOR_A_GAP = 20
+"""Of so many frames one that is missing leaves a constant rate; a few slides, one of which stays twice as long, have none."""
+
+_JITTER_FRAMES = 0.25  # of a frame beside a gap: by more, the rate drifts
+
 _STATE_TRACK_LENGTH = {"mov", "avi", "mxf", "ogg"}  # FFmpeg's names of the demuxers
 _STATE_FILE_END = {"matroska", "flv", "asf"}
 _STATE_STAYS = {"mov", "matroska", "gif", "apng"}
@@ -101,7 +106,7 @@ def clock_of(
     elapsed_seconds = float(pts[-1] - pts[0]) * time_base_seconds
     interval = mean_interval(elapsed_seconds, count, stated_rate)
     stay = last_stay * time_base_seconds if stated.states_stays else 0.0
-    varies = not runs_evenly((pts - pts[0]) * time_base_seconds)
+    varies = places_missing((pts - pts[0]) * time_base_seconds) is None
     duration = elapsed_seconds + _stay(last_seconds, interval, varies, stay, stated)
     by_rate = count / stated_rate
     tolerance = min(max(_CLOCK_TICKS * time_base_seconds, _CLOCK_SECONDS), interval / 2)
@@ -118,16 +123,24 @@ def mean_interval(elapsed_seconds: float, count: int, rate: float) -> float:
     return elapsed_seconds / (count - 1) if elapsed_seconds > 0 else 1 / rate
 
 
-def runs_evenly(elapsed: npt.NDArray[np.float64]) -> bool:
-    """Whether frames follow each other at one rate: each is less than half a frame off its place between first and last.
+def places_missing(elapsed: npt.NDArray[np.float64]) -> int | None:
+    """How many frames are missing between first and last of a constant rate, 0 or 1; None of a rate that varies.
+
+    At a constant rate each frame is less than half a frame off its place. One place in many may be empty, for a recorder that
+    drops a frame does not change its rate.
 
     Args:
         elapsed: Times in seconds from the first frame, ascending, float64 [n].
     """
-    if elapsed[-1] <= 0:
-        return len(elapsed) == 1
-    places = elapsed * ((len(elapsed) - 1) / elapsed[-1])
-    return bool(np.abs(places - np.arange(len(elapsed))).max() < HALF_A_FRAME)
+    steps, last = len(elapsed) - 1, float(elapsed[-1])
+    if last <= 0:
+        return 0 if steps == 0 else None
+    places = np.arange(len(elapsed))
+    if np.abs(elapsed * (steps / last) - places).max() < HALF_A_FRAME:
+        return 0
+    off = elapsed * ((steps + 1) / last) - places  # by 0 before the gap and by 1 behind it
+    is_gap = len(elapsed) >= LEAST_FRAMES_FOR_A_GAP and np.minimum(np.abs(off), np.abs(off - 1)).max() < _JITTER_FRAMES
+    return 1 if is_gap else None
 
 
 def _stay(last_seconds: float, interval: float, varies: bool, stay: float, stated: StatedEnd) -> float:

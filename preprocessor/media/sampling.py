@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from preprocessor.errors import InvalidRequest
-from preprocessor.media.clock import HALF_A_FRAME, mean_interval, runs_evenly
+from preprocessor.media.clock import HALF_A_FRAME, LEAST_FRAMES_FOR_A_GAP, mean_interval, places_missing
 from preprocessor.types.asked import Sampling, SamplingBasis
 from preprocessor.types.found import ClipInfo, FrameChoice
 
@@ -259,15 +259,21 @@ def _window(timeline: _Timeline, sampling: Sampling, key: str) -> _Window:
 def _basis(clip: ClipInfo, timeline: _Timeline, asked: SamplingBasis) -> SamplingBasis:
     """INDEX where the clip's own times are those of a constant rate, and the stated average names no more than a neighbour.
 
-    The average may be a frame off, for a file need not say how long its last frame stays, or counts one that it hides. A last
-    frame that stays for much longer than the others is a varying rate.
+    The average may be a frame off: for a frame that was dropped, one that the file hides, or a last one that it does not say
+    the length of. A last frame that stays for longer is a rate that varies.
     """
     if asked is not SamplingBasis.AUTO:
         return asked
     begins, count = timeline.begins, clip.frame_count
+    missing = places_missing(begins)
+    may_end_late = missing == 0 and count >= LEAST_FRAMES_FOR_A_GAP  # the last frame may be the one that was dropped
     stay_frames = (timeline.end - begins[-1]) / mean_interval(float(begins[-1]), count, clip.index_rate)
     off_frames = np.abs(begins * clip.index_rate - np.arange(count)).max()
-    is_constant = runs_evenly(begins) and stay_frames < 1 + HALF_A_FRAME and off_frames < _STATED_RATE_TOLERANCE_FRAMES
+    is_constant = (
+        missing is not None
+        and stay_frames < 1 + may_end_late + HALF_A_FRAME
+        and off_frames < _STATED_RATE_TOLERANCE_FRAMES
+    )
     return SamplingBasis.INDEX if is_constant else SamplingBasis.TIME
 
 

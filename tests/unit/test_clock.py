@@ -9,7 +9,7 @@ import pytest
 
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, PreprocessorError
-from preprocessor.media.clock import StatedEnd, clock_of, runs_evenly
+from preprocessor.media.clock import StatedEnd, clock_of, places_missing
 from preprocessor.media.sampling import choose_frames, count_for_fps, spread_evenly
 from preprocessor.media.video import probe_video
 from preprocessor.types.asked import OnDamage, Sampling, SamplingBasis
@@ -86,21 +86,30 @@ def test_a_stated_rate_that_is_not_the_clips_does_not(stated_rate: float) -> Non
 
 
 @pytest.mark.parametrize(
-    ("times", "is_even"),
+    ("times", "missing"),
     [
-        ((0,), True),
-        ((0, 3), True),
-        ((0, 1, 2, 3), True),
-        ((0, 1.4, 2, 3), True),
-        ((0, 1.6, 2, 3), False),
-        ((0, 2, 8, 9), False),
-        ((0, 0), False),
-        ((0, 0, 1, 1, 2, 2), False),
+        ((0,), 0),
+        ((0, 3), 0),
+        ((0, 1, 2, 3), 0),
+        ((0, 1.4, 2, 3), 0),
+        ((0, 1.6, 2, 3), None),
+        ((0, 2, 8, 9), None),
+        ((0, 2, 3, 4, 5), None),  # of so few it is no gap
+        ((0, 0), None),
+        ((0, 0, 1, 1, 2, 2), None),
+        (tuple(time for time in range(50) if time != 1), 1),
+        (tuple(time for time in range(50) if time != 20), 1),
+        (tuple(time for time in range(50) if time != 48), 1),
+        (tuple(time for time in range(50) if time not in (20, 21)), None),
+        (tuple(time for time in range(50) if time not in (1, 47)), None),
+        (tuple(time * (1 + time / 200) for time in range(50)), None),
     ],
     ids=str,
 )
-def test_frames_run_evenly_where_each_is_less_than_half_a_frame_off(times: tuple[float, ...], is_even: bool) -> None:
-    assert runs_evenly(np.array(times, np.float64)) is is_even
+def test_a_constant_rate_has_each_frame_in_its_place_and_at_most_one_of_many_missing(
+    times: tuple[float, ...], missing: int | None
+) -> None:
+    assert places_missing(np.array(times, np.float64)) == missing
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -212,8 +221,14 @@ def test_sound_that_goes_on_does_not_lengthen_the_picture(container: str) -> Non
         lambda: held([40 * index for index in range(60)], 1, "mov"),
         lambda: hidden_sample(),
         lambda: hidden_sample(hidden=3),
+        *(lambda i=i: held([100 * index for index in range(60) if index != i], 100) for i in (1, 20, 58)),
+        lambda: held([100 * index for index in range(59)], 200),
+        lambda: held([100 * index for index in range(60) if index != 20], 100, "avi"),
     ],
-    ids=["last duration unknown", "of few frames", "mov", "first sample hidden", "three hidden"],
+    ids=[
+        *("last duration unknown", "of few frames", "mov", "first sample hidden", "three hidden"),
+        *("second dropped", "one dropped", "last but one dropped", "last dropped", "one dropped, avi"),
+    ],
 )
 def test_a_stated_average_that_is_a_frame_off_leaves_a_constant_rate_constant(make: Callable[[], bytes]) -> None:
     data = make()

@@ -223,8 +223,13 @@ def test_a_changing_rate_goes_by_time(clip: ClipInfo) -> None:
     assert choose(clip, fps=1).basis is TIME
 
 
-def test_one_missing_frame_is_a_changing_rate() -> None:
-    assert choose(clip_of([i / 25 for i in range(50) if i != 20], rate=25), fps=1).basis is TIME
+@pytest.mark.parametrize(
+    ("missing", "basis"), [((20,), INDEX), ((1,), INDEX), ((20, 21), TIME), ((5, 45), TIME)], ids=str
+)
+def test_one_missing_frame_leaves_a_rate_constant_and_two_do_not(
+    missing: tuple[int, ...], basis: SamplingBasis
+) -> None:
+    assert choose(clip_of([i / 25 for i in range(50) if i not in missing], rate=25), fps=1).basis is basis
 
 
 def test_by_time_frames_are_evenly_spaced_in_seconds() -> None:
@@ -284,6 +289,7 @@ def test_a_models_own_maximum_holds_though_more_frames_are_asked_than_there_are(
         (9.901, 100 / 9.901, INDEX),  # how long the last one stays is not known
         (10.0, 10.3, TIME),  # more than a frame off
         (10.0, 20.0, TIME),
+        (10.1, 100 / 10.1, INDEX),  # one is missing behind the last
         (12.0, 10.0, TIME),  # the last one stays
         (12.0, 100 / 12, TIME),
     ],
