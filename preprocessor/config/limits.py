@@ -31,7 +31,7 @@ class Limits:
     max_side_px: int = setting(65_535, "width or height of an image or a video frame, before resizing")
     # Counted by packets: nine hours at 30 frames a second.
     max_clip_frames: int = setting(1_000_000, "frames in a video file")
-    max_clip_seconds: int = setting(86_400, "seconds from a video's first frame to its last")
+    max_clip_seconds: int = setting(86_400, "seconds that a video lasts, its last frame's stay included")
     max_streams: int = setting(64, "streams in a file: pictures, sounds, subtitles and all else")
     max_audio_seconds: int = setting(3600, "seconds of a sound")  # 230 MB of samples at 16 kHz
     # DXD, the fastest PCM that is sold, is 352,800; beyond it a resampler's filter takes gigabytes.

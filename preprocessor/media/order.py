@@ -97,6 +97,17 @@ def by_times(walk: Walk, first: int, reordered: bool, has_b_frames: bool, rate: 
     return Order(times, unit, *_timed_entries(walk, first, times, frame_of_packet), frame_of_packet)
 
 
+def by_places(order: Order, walk: Walk) -> Order:
+    """The same frames at the places that their packets take in the file, which are the only times an AVI has.
+
+    FFmpeg makes up presentation times from those of the packets behind, and is wrong by as much as a frame is held.
+    """
+    places = [time for time, is_frame in zip(walk.dts, walk.is_frame, strict=True) if is_frame and time is not None]
+    if len(places) != len(order.pts):
+        return order
+    return dataclasses.replace(order, pts=np.sort(np.asarray(places, np.int64)))
+
+
 def by_decoding(walk: Walk, shown: tuple[int, ...], rate: float, unit: float) -> Order:
     """The order in which a decoder gave the frames; `shown` names their packets.
 

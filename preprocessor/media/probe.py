@@ -17,8 +17,9 @@ import av.error
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded
 from preprocessor.media.clip import IndexedClip
+from preprocessor.media.clock import UNSTATED, Clock, StatedEnd, clock_of, stated_end
 from preprocessor.media.container import check_streams, open_video, read_packets, truncated, video_streams
-from preprocessor.media.order import Order, by_decoding, by_times, starts_whole, with_start
+from preprocessor.media.order import Order, by_decoding, by_places, by_times, starts_whole, with_start
 from preprocessor.media.orientation import may_be_turned, orientation
 from preprocessor.media.packets import REORDERED, Frames, frames_of, is_interlaced
 from preprocessor.media.shown import Shown, shown_frames
@@ -47,7 +48,9 @@ class _Stream:
     stated_frame_count: int
     format_name: str
     rate: float
+    stated_rate: float  # 0 where there is no average, and `rate` is a guess: transformers has no other
     time_base_seconds: float
+    end: StatedEnd
     others: tuple[int, ...]
 
 
@@ -76,7 +79,8 @@ def probe_file(
     order, size = _order(data, stream, limits, key, check)
     if not len(order.pts):
         raise CorruptMedia(f"{key}: no frame of the video stream can be decoded", media_key=key)
-    check_span(float(order.pts[-1] - order.pts[0]) * order.time_base_seconds, limits, key)
+    clock = _clock(stream, order, is_truncated)
+    check_span(clock.duration_seconds, limits, key)
     degrees, is_mirrored, width, height = 0, False, stream.width, stream.height
     if may_be_turned(data, stream.format_name) or stream.codec in _SIZE_NOT_READ:
         frame = _first_frame(data, key, limits, check, stream.index)
@@ -92,8 +96,8 @@ def probe_file(
         codec=stream.codec,
         width_px=width,
         height_px=height,
-        rate=stream.rate,
-        duration_seconds=len(order.pts) / stream.rate,
+        rate=clock.rate,
+        duration_seconds=clock.duration_seconds,
         time_base_seconds=order.time_base_seconds,
         pts=order.pts,
         rotation_degrees=degrees,
@@ -104,6 +108,7 @@ def probe_file(
         is_mirrored=is_mirrored,
         is_truncated=is_truncated,
         stated_frame_count=stream.stated_frame_count,
+        stated_rate=stream.stated_rate or clock.rate,
         is_interlaced=stream.is_interlaced,
         max_frame_pixels=limits.max_frame_pixels,
     )
@@ -141,7 +146,9 @@ def _read_stream(
             stated_frame_count=_indexed_frames(container, stream, len(walk.pts)),
             format_name=container.format.name,
             rate=float(rates[0] or rates[1] or 0),
+            stated_rate=float(rates[0] or 0),
             time_base_seconds=float(stream.time_base or 0),
+            end=stated_end(container, stream),
             others=tuple(other.index for other in video_streams(container) if other.index != stream.index),
         )
 
@@ -175,9 +182,25 @@ def _order(
             walk, first = with_start(walk, group, end)
     order = by_times(walk, first, stream.codec in REORDERED, stream.has_b_frames, rate, unit) if is_by_packets else None
     if order is not None:
-        return order, size
+        is_counted = order.time_base_seconds != unit
+        return by_places(order, walk) if stream.format_name == "avi" and not is_counted else order, size
     whole = shown()
     return by_decoding(walk, whole.packets, rate, unit), whole.size
+
+
+def _clock(stream: _Stream, order: Order, is_truncated: bool) -> Clock:
+    end = stream.end
+    if order.time_base_seconds != stream.time_base_seconds:
+        end = UNSTATED  # frames are counted, and their clock is not the file's
+    elif is_truncated:
+        end = StatedEnd(states_stays=end.states_stays)
+    walk, last = stream.walk, int(order.pts[-1])
+    stays = (
+        stay
+        for stay, pts, is_frame in zip(walk.stays, walk.pts, walk.is_frame, strict=True)
+        if is_frame and pts == last
+    )
+    return clock_of(order.pts, order.time_base_seconds, stream.rate, max(stays, default=0), end)
 
 
 def check_frame_size(width: int, height: int, limits: Limits, key: str) -> None:
@@ -202,7 +225,7 @@ def check_span(seconds: float, limits: Limits, key: str) -> None:
     """
     if seconds > limits.max_clip_seconds:
         raise LimitExceeded(
-            f"{key}: the last frame is shown {seconds:.0f} s after the first; at most {limits.max_clip_seconds} s are accepted",
+            f"{key}: the video lasts {seconds:.10g} s; at most {limits.max_clip_seconds} s are accepted",
             reason="VIDEO_TOO_LONG",
             media_key=key,
         )

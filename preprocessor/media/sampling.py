@@ -11,20 +11,21 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from preprocessor.errors import InvalidRequest
+from preprocessor.media.clock import HALF_A_FRAME, LEAST_FRAMES_FOR_A_GAP, mean_interval, places_missing
 from preprocessor.types.asked import Sampling, SamplingBasis
 from preprocessor.types.found import ClipInfo, FrameChoice
 
 Spread = Callable[[int, float], npt.NDArray[np.int64]]
 """A family's rule with the caller's wish bound to it: (frames, frames a second) → ascending indices below `frames`."""
 
-# Half a frame off its place, and a frame number names another frame.
-_CONSTANT_RATE_TOLERANCE_FRAMES = 0.5
+_STATED_RATE_TOLERANCE_FRAMES = 1.01  # one, as far as a file's clock can tell
 
 
 def check_sampling(sampling: Sampling, key: str) -> None:
@@ -78,28 +79,30 @@ def choose_frames(clip: ClipInfo, sampling: Sampling, spread: Spread, key: str) 
         spread: Used where the caller does not name frames.
         key: The caller's name for the clip, for messages.
     Raises:
-        InvalidRequest: `FRAME_OUT_OF_RANGE` for an index or time beyond the clip; `NO_FRAMES_IN_RANGE` where no frame is
-            shown between start and end.
+        InvalidRequest: `FRAME_OUT_OF_RANGE` for an index or time beyond the clip; `NO_FRAMES_IN_RANGE` where the clip ends
+            before start.
     """
-    elapsed = (clip.pts - clip.pts[0]) * clip.time_base_seconds
-    end_seconds = float(elapsed[-1]) + _mean_interval(clip, elapsed)
-    basis = _basis(clip, elapsed, sampling.basis)
+    timeline = _Timeline.of(clip)
+    basis = _basis(clip, timeline, sampling.basis)
+    whole = _Window(0, clip.frame_count, 0.0, timeline.end)
     if sampling.indices is not None:
-        return _by_index(clip, elapsed, _named_indices(clip, sampling.indices, key), clip.frame_count, basis)
+        return _by_index(clip, timeline, _named_indices(clip, sampling.indices, key), whole, basis)
     if sampling.times_seconds is not None:
         moments = np.asarray(sampling.times_seconds, np.float64)
-        if moments[-1] >= end_seconds:
-            raise _out_of_range(f"{key}: the clip ends at {end_seconds:.3f} s; {moments[-1]:g} s is asked", key)
-        return _by_time(clip, elapsed, moments, 0, clip.frame_count, _rate_of(moments, clip.rate))
-    first, last = _window(clip, elapsed, sampling, key)
+        if moments[-1] >= timeline.surely_before:
+            raise _out_of_range(f"{key}: the clip ends at {_shown_end(timeline)} s; {moments[-1]:.10g} s is asked", key)
+        return _by_time(clip, timeline, moments, whole, _rate_of(moments, clip.rate))
+    window = _window(timeline, sampling, key)
+    every = np.arange(window.first, window.stop)
     if sampling.every_frame:
-        return _by_index(clip, elapsed, np.arange(first, last), last - first, basis)
+        return _by_index(clip, timeline, every, window, basis)
     if basis is SamplingBasis.INDEX:
-        return _by_index(clip, elapsed, first + spread(last - first, clip.rate), last - first, basis)
-    window_seconds = (end_seconds if last == clip.frame_count else float(elapsed[last])) - float(elapsed[first])
-    rate = (last - first) / window_seconds
-    moments = elapsed[first] + spread(last - first, rate) / rate
-    return _by_time(clip, elapsed, moments, first, last, len(moments) / window_seconds)
+        return _by_index(clip, timeline, window.first + spread(len(every), clip.index_rate), window, basis)
+    rate = len(every) / window.seconds
+    places = spread(len(every), rate)
+    if _takes_every(len(every), rate, len(places), sampling, spread):
+        return _by_index(clip, timeline, every, window, basis)
+    return _by_time(clip, timeline, window.start + places / rate, window, len(places) / window.seconds)
 
 
 def count_for_fps(total: int, rate: float, fps: float, *, least: int, most: int) -> int:
@@ -133,34 +136,75 @@ def whole_patches(count: float, temporal_patch_size: int) -> int:
     return max(math.floor(count / temporal_patch_size) * temporal_patch_size, 1)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Timeline:
+    """When a clip's frames are on screen, in seconds from the first: each until the next one, the last until `end`.
+
+    A frame's time may lie a little off the moment that it means, for a file's clock ticks (a millisecond in mkv) and rounds:
+    half a tick, and never so much that another frame might be meant.
+
+    Attributes:
+        begins: When each frame is first shown, ascending, float64 [frame_count].
+        earliest, latest: The same with the clock's error taken off and added.
+        surely_before: `end` with the clock's error taken off.
+    """
+
+    begins: npt.NDArray[np.float64]
+    earliest: npt.NDArray[np.float64]
+    latest: npt.NDArray[np.float64]
+    end: float
+    surely_before: float
+
+    @staticmethod
+    def of(clip: ClipInfo) -> _Timeline:
+        begins = (clip.pts - clip.pts[0]) * clip.time_base_seconds
+        end = max(clip.duration_seconds, float(begins[-1]))
+        errors = np.minimum(0.51 * clip.time_base_seconds, np.diff(begins, append=end, prepend=0.0) / 20)
+        latest = np.maximum.accumulate(begins + errors[:-1])  # of two frames at one time, the second has no error
+        return _Timeline(begins, begins - errors[:-1], latest, end, end - float(errors[-1]))
+
+    def on_screen(self, moments: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """The frame at each of these moments; the first before it is shown, the last after the end."""
+        return np.maximum(np.searchsorted(self.earliest, moments, side="right") - 1, 0).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """The frames first to before `stop`, on screen from `start` to `end`, in seconds from the clip's first frame."""
+
+    first: int
+    stop: int
+    start: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+
 def _by_index(
-    clip: ClipInfo,
-    elapsed: npt.NDArray[np.float64],
-    indices: npt.NDArray[np.int64],
-    window_count: int,
-    basis: SamplingBasis,
+    clip: ClipInfo, timeline: _Timeline, indices: npt.NDArray[np.int64], window: _Window, basis: SamplingBasis
 ) -> FrameChoice:
-    """Frames by number; a prompt states when they are shown where the rate varies, else number / rate as transformers does."""
+    """Frames by number.
+
+    A prompt states when they are shown, within the window, where the rate varies; else number / rate as transformers does.
+    """
+    by_number = basis is SamplingBasis.INDEX
+    rate = clip.index_rate
     return FrameChoice(
         indices=indices,
         times_seconds=clip.times_seconds[indices],
-        prompt_times_seconds=indices / clip.rate if basis is SamplingBasis.INDEX else elapsed[indices],
-        sampled_fps=len(indices) / window_count * clip.rate,
+        prompt_times_seconds=indices / rate if by_number else np.maximum(timeline.begins[indices], window.start),
+        sampled_fps=len(indices) / (window.stop - window.first) * rate if by_number else len(indices) / window.seconds,
         basis=basis,
     )
 
 
 def _by_time(
-    clip: ClipInfo,
-    elapsed: npt.NDArray[np.float64],
-    moments: npt.NDArray[np.float64],
-    first: int,
-    last: int,
-    sampled_fps: float,
+    clip: ClipInfo, timeline: _Timeline, moments: npt.NDArray[np.float64], window: _Window, sampled_fps: float
 ) -> FrameChoice:
     """The frames on screen at these moments, counted in seconds from the first frame."""
-    on_screen = np.searchsorted(elapsed, moments + _clock_error(clip, elapsed), side="right") - 1
-    indices = np.clip(on_screen, first, last - 1).astype(np.int64)
+    indices = np.clip(timeline.on_screen(moments), window.first, window.stop - 1)
     return FrameChoice(
         indices=indices,
         times_seconds=clip.times_seconds[indices],
@@ -168,6 +212,16 @@ def _by_time(
         sampled_fps=sampled_fps,
         basis=SamplingBasis.TIME,
     )
+
+
+def _takes_every(count: int, rate: float, taken: int, sampling: Sampling, spread: Spread) -> bool:
+    """Whether at least as many frames are asked as there are, so that moments would only repeat some and drop others.
+
+    A family may take fewer than it is asked, such as whole pairs alone: would it take more of twice as many frames in the
+    same time, then their number was what bound it.
+    """
+    asked = sampling.frame_count or 0
+    return taken >= count or asked >= count or len(spread(2 * count, 2 * rate)) > taken
 
 
 def _rate_of(moments: npt.NDArray[np.float64], otherwise: float) -> float:
@@ -182,41 +236,50 @@ def _named_indices(clip: ClipInfo, indices: tuple[int, ...], key: str) -> npt.ND
     return np.asarray(indices, np.int64)
 
 
-def _window(clip: ClipInfo, elapsed: npt.NDArray[np.float64], sampling: Sampling, key: str) -> tuple[int, int]:
-    """First frame shown at or after start, and first at or after end."""
-    error = _clock_error(clip, elapsed)
-    start, end = sampling.start_seconds, sampling.end_seconds
-    first = 0 if start is None else int(np.searchsorted(elapsed, start - error))
-    last = len(elapsed) if end is None else int(np.searchsorted(elapsed, end - error))
-    if first >= last:
+def _window(timeline: _Timeline, sampling: Sampling, key: str) -> _Window:
+    """The frames that are on screen at any moment from start to before end."""
+    count, start = len(timeline.begins), sampling.start_seconds or 0.0
+    end = timeline.end if sampling.end_seconds is None else min(sampling.end_seconds, timeline.end)
+    if start >= timeline.surely_before:
         raise InvalidRequest(
-            f"{key}: no frame is shown from {sampling.start_seconds or 0:g} s to "
-            f"{'the end' if sampling.end_seconds is None else f'{sampling.end_seconds:g} s'}; "
-            f"the last one is at {elapsed[-1]:.3f} s",
+            f"{key}: no frame is on screen from {start:.10g} s on; the clip ends at {_shown_end(timeline)} s",
             reason="NO_FRAMES_IN_RANGE",
             media_key=key,
         )
-    return first, last
+    # the frame on screen at start, or the first of several that begin there
+    first = min(int(timeline.on_screen(np.array([start]))[0]), int(np.searchsorted(timeline.latest, start)))
+    stop = count if sampling.end_seconds is None else int(np.searchsorted(timeline.latest, end))
+    stop = max(stop, first + 1)
+    frames_end = timeline.end if stop == count else float(timeline.begins[stop])
+    start = max(start, float(timeline.begins[first]))
+    end = min(end, frames_end)
+    return _Window(first, stop, start, end if end > start else frames_end)
 
 
-def _basis(clip: ClipInfo, elapsed: npt.NDArray[np.float64], asked: SamplingBasis) -> SamplingBasis:
+def _basis(clip: ClipInfo, timeline: _Timeline, asked: SamplingBasis) -> SamplingBasis:
+    """INDEX where the clip's own times are those of a constant rate, and the stated average names no more than a neighbour.
+
+    The average may be a frame off: for a frame that was dropped, one that the file hides, or a last one that it does not say
+    the length of. A last frame that stays for longer is a rate that varies.
+    """
     if asked is not SamplingBasis.AUTO:
         return asked
-    off_frames = np.abs(elapsed * clip.rate - np.arange(clip.frame_count)).max()
-    return SamplingBasis.INDEX if off_frames < _CONSTANT_RATE_TOLERANCE_FRAMES else SamplingBasis.TIME
+    begins, count = timeline.begins, clip.frame_count
+    missing = places_missing(begins)
+    may_end_late = missing == 0 and count >= LEAST_FRAMES_FOR_A_GAP  # the last frame may be the one that was dropped
+    stay_frames = (timeline.end - begins[-1]) / mean_interval(float(begins[-1]), count, clip.index_rate)
+    off_frames = np.abs(begins * clip.index_rate - np.arange(count)).max()
+    is_constant = (
+        missing is not None
+        and stay_frames < 1 + may_end_late + HALF_A_FRAME
+        and off_frames < _STATED_RATE_TOLERANCE_FRAMES
+    )
+    return SamplingBasis.INDEX if is_constant else SamplingBasis.TIME
 
 
-def _mean_interval(clip: ClipInfo, elapsed: npt.NDArray[np.float64]) -> float:
-    """Seconds from one frame to the next, on average; what the last frame is taken to stay on screen."""
-    return float(elapsed[-1]) / (clip.frame_count - 1) if elapsed[-1] > 0 else 1 / clip.rate
-
-
-def _clock_error(clip: ClipInfo, elapsed: npt.NDArray[np.float64]) -> float:
-    """How far a frame's time may lie from the moment that it means: a file's clock ticks (a millisecond in mkv) and rounds.
-
-    Half a tick, and never so much that another frame might be meant.
-    """
-    return min(0.51 * clip.time_base_seconds, _mean_interval(clip, elapsed) / 20)
+def _shown_end(timeline: _Timeline) -> str:
+    """The end for a message, rounded down: what is asked beyond it is never below what is said."""
+    return f"{math.floor(timeline.end * 1000 + 1e-6) / 1000:.3f}"
 
 
 def _require(holds: bool, name: str, value: object, accepted: str, key: str) -> None:

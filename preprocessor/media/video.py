@@ -8,6 +8,7 @@ walks them again and decodes only what the chosen frames need. The pixels are th
 |---|---|
 | `container`, `codecs` | opens a file held in memory, and nothing else; which decoders may run |
 | `probe`, `orientation`, `packets` | the first pass: frames, times, entries; which way up; what a packet's first bytes tell |
+| `clock` | how long the last frame stays, and the rate that follows |
 | `clip` | what the first pass tells the second |
 | `pyav`, `opencv`, `webp` | decoders, behind `frames.Decoder` |
 | `frames` | what happens to a frame that cannot be decoded |

@@ -21,6 +21,7 @@ class Walk:
 
     Attributes:
         pts, dts: Presentation and decoding times in the stream's units; None where the file gives none.
+        stays: Durations in the same units; 0 where there are none.
         is_frame: Whether a decoder shows the packet's frame, as far as its bytes and the container tell.
         keys: Ordinals of packets marked as keyframes.
         entries: Ordinals at which decoding may start, and how.
@@ -31,6 +32,7 @@ class Walk:
 
     pts: list[int | None] = field(default_factory=list)
     dts: list[int | None] = field(default_factory=list)
+    stays: list[int] = field(default_factory=list)
     is_frame: list[bool] = field(default_factory=list)
     keys: list[int] = field(default_factory=list)
     entries: list[tuple[int, Entry]] = field(default_factory=list)
@@ -73,6 +75,7 @@ def walk_packets(
                     walk.entries.append((ordinal, entry))
             walk.pts.append(packet.pts)
             walk.dts.append(packet.dts)
+            walk.stays.append(packet.duration or 0)
             walk.is_frame.append(not (packet.is_discard or (is_hidden is not None and is_hidden(packet))))
             walk.is_uncertain = walk.is_uncertain or (is_uncertain is not None and is_uncertain(packet))
             last = packet

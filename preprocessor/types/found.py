@@ -39,11 +39,13 @@ class ClipInfo:
 
     Attributes:
         codec: FFmpeg's decoder name, such as "h264".
-        rate: Average frames a second as the container states it.
+        rate: Frames a second on average: frame_count = rate x duration_seconds.
+        duration_seconds: From the first frame's time to the end of the last one, which may stay long.
         pts: Presentation timestamps int64 [frame_count], ascending, in units of `time_base_seconds`.
         rotation_degrees: How far the stored picture was turned clockwise to stand upright: 0, 90, 180 or 270.
         is_truncated: The file ends before it says; the frames are those that it still holds whole.
         stated_frame_count: Frames that the file's index promises; 0 where it does not say.
+        stated_rate: Average frames a second as the container states it, which transformers goes by; 0 where it is `rate`.
     """
 
     codec: str
@@ -56,10 +58,16 @@ class ClipInfo:
     rotation_degrees: int = 0
     is_truncated: bool = False
     stated_frame_count: int = 0
+    stated_rate: float = 0.0
 
     @property
     def frame_count(self) -> int:
         return len(self.pts)
+
+    @property
+    def index_rate(self) -> float:
+        """Frames a second by which a frame's number stands for a time on basis INDEX."""
+        return self.stated_rate or self.rate
 
     @property
     def times_seconds(self) -> npt.NDArray[np.float64]:
@@ -75,7 +83,7 @@ class FrameChoice:
         indices: int64 [n], ascending, in presentation order; a frame that is on screen at several moments may repeat.
         times_seconds: Their presentation times, float64 [n], as the file states them.
         prompt_times_seconds: The times a prompt should state, float64 [n], counted from the clip's first frame: index /
-            average rate on basis INDEX (as transformers does), on TIME the moments at which the frames are on screen.
+            stated average rate on basis INDEX (as transformers does), on TIME the moments at which the frames are on screen.
         sampled_fps: Frames chosen a second of the clip, or of the part between start and end.
         basis: INDEX or TIME, as used.
     """

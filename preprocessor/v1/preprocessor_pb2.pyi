@@ -53,21 +53,21 @@ class _SamplingBasis:
 class _SamplingBasisEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SamplingBasis.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     SAMPLING_BASIS_UNSPECIFIED: _SamplingBasis.ValueType  # 0
-    """TIME where the clip's frame rate varies, else INDEX; on a constant rate the two agree."""
+    """TIME where the clip's frame rate varies by its frames' own times, else INDEX; on a constant rate the two agree."""
     SAMPLING_BASIS_INDEX: _SamplingBasis.ValueType  # 1
-    """Frame numbers at the average rate, as Hugging Face's processors do."""
+    """Frame numbers at the average rate that the file states, as Hugging Face's processors do."""
     SAMPLING_BASIS_TIME: _SamplingBasis.ValueType  # 2
-    """Presentation times: the frame on screen at each moment."""
+    """Presentation times: the frame on screen at each moment. Asked for at least as many frames as there are, each frame once."""
 
 class SamplingBasis(_SamplingBasis, metaclass=_SamplingBasisEnumTypeWrapper):
     """What fps and frame_count spread frames over."""
 
 SAMPLING_BASIS_UNSPECIFIED: SamplingBasis.ValueType  # 0
-"""TIME where the clip's frame rate varies, else INDEX; on a constant rate the two agree."""
+"""TIME where the clip's frame rate varies by its frames' own times, else INDEX; on a constant rate the two agree."""
 SAMPLING_BASIS_INDEX: SamplingBasis.ValueType  # 1
-"""Frame numbers at the average rate, as Hugging Face's processors do."""
+"""Frame numbers at the average rate that the file states, as Hugging Face's processors do."""
 SAMPLING_BASIS_TIME: SamplingBasis.ValueType  # 2
-"""Presentation times: the frame on screen at each moment."""
+"""Presentation times: the frame on screen at each moment. Asked for at least as many frames as there are, each frame once."""
 Global___SamplingBasis: _TypeAlias = SamplingBasis  # noqa: Y015
 
 class _DamagePolicy:
@@ -532,9 +532,11 @@ class Sampling(_message.Message):
     frame_count: _builtins.int
     """At least 1. A cap: a clip with fewer frames gives every frame once."""
     every_frame: _builtins.bool
-    """Every frame, between start and end."""
+    """Every frame that is on screen between start and end."""
     start_seconds: _builtins.float
-    """Only frames shown from start (included) to end (excluded), in seconds from the first frame. Not with indices or times."""
+    """Only frames on screen at any moment from start (included) to end (excluded), in seconds from the first frame; each frame is
+    on screen until the next one, the last until the track ends. A start at or beyond the end fails. Not with indices or times.
+    """
     end_seconds: _builtins.float
     basis: Global___SamplingBasis.ValueType
     @_builtins.property
@@ -870,7 +872,9 @@ class SourceInfo(_message.Message):
     sha256: _builtins.bytes
     """SHA-256 of the file."""
     frame_count: _builtins.int
-    """Videos only: frames in the file, average frames a second, and seconds."""
+    """Videos only: frames in the file; frames a second on average; seconds from the first frame to the end of the last, which stays
+    on screen until the track ends. frame_count = rate x duration_seconds.
+    """
     rate: _builtins.float
     duration_seconds: _builtins.float
     decoder: _builtins.str

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from preprocessor.config import Limits
+from preprocessor.media.sampling import choose_frames
 from preprocessor.models import qwen2_5_vl, qwen2_vl, qwen3_vl
 from preprocessor.models.family import Family, Model
 from preprocessor.models.registry import FAMILIES
 from preprocessor.pipeline import plan, prepare
 from preprocessor.types.asked import Media, Modality, PreparationRequest, Sampling, SamplingBasis, TextPrompt
-from preprocessor.types.found import FrameChoice
+from preprocessor.types.found import ClipInfo, FrameChoice
 from preprocessor.types.planned import ExpandedPrompt, Grid, ItemPlan
 from preprocessor.vision.spec import PixelSpec, VideoSpec
 from tests.media import moving_shapes_clip, photo
@@ -89,6 +90,14 @@ def test_qwen3_takes_evenly_spaced_frames_from_first_to_last(
     total: int, rate: float, sampling: Sampling, expected: list[int]
 ) -> None:
     assert qwen3_vl.spread_frames(total, rate, sampling, SPEC).tolist() == expected
+
+
+@pytest.mark.parametrize("sampling", [Sampling(frame_count=5), Sampling(frame_count=6), Sampling(fps=1)], ids=str)
+@pytest.mark.parametrize("family", [qwen2_vl, qwen3_vl])
+def test_whole_pairs_alone_drop_no_frame_of_a_rate_that_varies(family: ModuleType, sampling: Sampling) -> None:
+    uneven = ClipInfo("h264", 64, 64, 0.25, 20, 1, np.array([0, 1, 5, 6, 17]))
+    chosen = choose_frames(uneven, sampling, lambda n, rate: family.spread_frames(n, rate, sampling, SPEC), "clip")
+    assert chosen.indices.tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

@@ -38,7 +38,7 @@ def constant(
 
 # Five seconds at 10 frames a second, then five at 30: 200 frames whose container says 20 a second.
 CHANGING = clip_of([i / 10 for i in range(50)] + [5 + i / 30 for i in range(150)], rate=20)
-# Four pictures: shown for 2, 6, 1 and (as far as a header tells) 3 seconds.
+# Four pictures: shown for 2, 6, 1 and 3 seconds.
 SLIDESHOW = clip_of([0, 2, 8, 9], rate=1 / 3)
 
 
@@ -121,11 +121,14 @@ def test_a_frame_beyond_the_clip_is_refused(sampling: dict[str, object]) -> None
         (1, None, 25, 99),
         (None, 2, 0, 49),
         (1, 2, 25, 49),
-        (0.01, None, 1, 99),  # frame 0 is shown before that
+        (0.01, None, 0, 99),  # frame 0 is still on screen
+        (0.045, 0.05, 1, 1),  # none begins there
+        (0.07, 0.09, 1, 2),
         (3.96, 1000, 99, 99),
+        (3.999, None, 99, 99),
     ],
 )
-def test_frames_are_used_from_start_to_before_end(
+def test_frames_on_screen_between_start_and_end_are_used(
     start: float | None, end: float | None, first: int, last: int
 ) -> None:
     indices = choose(constant(100, 25), every_frame=True, start_seconds=start, end_seconds=end).indices
@@ -154,9 +157,57 @@ def test_frames_are_spread_between_start_and_end(sampling: dict[str, object], ex
     assert choose(constant(100, 25), start_seconds=1, end_seconds=2, **sampling).indices.tolist() == expected
 
 
-@pytest.mark.parametrize(("start", "end"), [(4, None), (1e308, None), (0.045, 0.05), (4, 9)])
-def test_a_window_without_frames_is_refused(start: float, end: float | None) -> None:
-    assert refusal(constant(100, 25), start_seconds=start, end_seconds=end).reason == "NO_FRAMES_IN_RANGE"
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (3, 7, [1]),
+        (3, 8, [1]),
+        (1, 2, [0]),
+        (1, 2.5, [0, 1]),
+        (8, 9, [2]),
+        (8.5, None, [2, 3]),
+        (10, None, [3]),
+        (11.9, 500, [3]),
+    ],
+)
+def test_a_window_has_what_is_on_screen_though_no_frame_begins_in_it(
+    start: float, end: float | None, expected: list[int]
+) -> None:
+    assert choose(SLIDESHOW, every_frame=True, start_seconds=start, end_seconds=end).indices.tolist() == expected
+
+
+@pytest.mark.parametrize("end", [0.5, 1.0, 1e-9])
+def test_frames_at_one_time_are_all_in_a_window_that_begins_there(end: float) -> None:
+    twice = clip_of([0, 0, 1, 1], rate=2)
+    assert choose(twice, every_frame=True, start_seconds=0, end_seconds=end).indices.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("start", "end"), [(9.9999, 10.0), (9.9, 9.99999), (10.0, 10.00001)])
+def test_a_window_shorter_than_a_tick_has_one_frame_and_a_finite_rate(start: float, end: float) -> None:
+    chosen = choose(clip_of([0, 10, 20], rate=0.1), frame_count=2, start_seconds=start, end_seconds=end, basis=TIME)
+    assert (len(chosen.indices), np.isfinite(chosen.sampled_fps)) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [({"fps": 0.2}, [3]), ({"frame_count": 1}, [3]), ({"frame_count": 2}, [3, 8]), ({"every_frame": True}, [3, 8])],
+    ids=str,
+)
+def test_the_prompts_times_lie_within_the_window(sampling: dict[str, object], expected: list[int]) -> None:
+    chosen = choose(SLIDESHOW, start_seconds=3, end_seconds=8.5, **sampling)
+    assert chosen.prompt_times_seconds.tolist() == expected
+
+
+@pytest.mark.parametrize(("start", "end"), [(4, None), (1e308, None), (4.0000001, None), (4, 9)])
+def test_a_window_beyond_the_end_is_refused(start: float, end: float | None) -> None:
+    error = refusal(constant(100, 25), start_seconds=start, end_seconds=end)
+    assert (error.reason, "ends at 4.000 s" in error.message) == ("NO_FRAMES_IN_RANGE", True)
+
+
+def test_the_end_that_a_refusal_names_is_not_beyond_what_is_asked() -> None:
+    """Neither of them rounded up."""
+    error = refusal(clip_at([0, 1], rate=2 / 3.9996, time_base=Fraction(1)), times_seconds=(3.9998,))
+    assert ("3.999 s" in error.message, "3.9998 s" in error.message) == (True, True)
 
 
 # -- constant and changing rates -----------------------------------------------------------------------------------
@@ -172,8 +223,13 @@ def test_a_changing_rate_goes_by_time(clip: ClipInfo) -> None:
     assert choose(clip, fps=1).basis is TIME
 
 
-def test_one_missing_frame_is_a_changing_rate() -> None:
-    assert choose(clip_of([i / 25 for i in range(50) if i != 20], rate=25), fps=1).basis is TIME
+@pytest.mark.parametrize(
+    ("missing", "basis"), [((20,), INDEX), ((1,), INDEX), ((20, 21), TIME), ((5, 45), TIME)], ids=str
+)
+def test_one_missing_frame_leaves_a_rate_constant_and_two_do_not(
+    missing: tuple[int, ...], basis: SamplingBasis
+) -> None:
+    assert choose(clip_of([i / 25 for i in range(50) if i not in missing], rate=25), fps=1).basis is basis
 
 
 def test_by_time_frames_are_evenly_spaced_in_seconds() -> None:
@@ -205,7 +261,57 @@ def test_by_time_a_prompt_time_lies_while_its_frame_is_on_screen() -> None:
 
 
 def test_a_slide_is_repeated_while_it_is_on_screen() -> None:
-    assert choose(SLIDESHOW, frame_count=4).indices.tolist() == [0, 1, 1, 3]
+    slides = clip_of([0, 1, 2, 3, 4], rate=5 / 40)  # the last one stays for 36 s
+    assert choose(slides, frame_count=4).indices.tolist() == [0, 4, 4, 4]
+
+
+@pytest.mark.parametrize("sampling", [{"frame_count": 4}, {"frame_count": 9}, {"fps": 0.34}, {"fps": 30}], ids=str)
+def test_asked_for_at_least_as_many_as_there_are_each_frame_comes_once_at_its_time(
+    sampling: dict[str, object],
+) -> None:
+    chosen = choose(SLIDESHOW, **sampling)
+    assert chosen.indices.tolist() == [0, 1, 2, 3]
+    assert chosen.prompt_times_seconds.tolist() == [0, 2, 8, 9]
+    assert chosen.sampled_fps == pytest.approx(1 / 3)
+
+
+def test_a_models_own_maximum_holds_though_more_frames_are_asked_than_there_are() -> None:
+    random = np.random.default_rng(3)
+    many = clip_of(np.cumsum(random.choice([0.01, 0.05, 0.2], 900)).tolist(), rate=10)
+    assert len(choose(many, fps=1000).indices) == 768
+
+
+@pytest.mark.parametrize(
+    ("end", "rate", "basis"),
+    [
+        (10.0, 10.0, INDEX),
+        (10.0, 10.1, INDEX),  # 100 frames over 99 intervals
+        (9.901, 100 / 9.901, INDEX),  # how long the last one stays is not known
+        (10.0, 10.3, TIME),  # more than a frame off
+        (10.0, 20.0, TIME),
+        (10.1, 100 / 10.1, INDEX),  # one is missing behind the last
+        (12.0, 10.0, TIME),  # the last one stays
+        (12.0, 100 / 12, TIME),
+    ],
+)
+def test_a_rate_is_constant_by_the_frames_own_times_and_a_stated_average_next_to_it(
+    end: float, rate: float, basis: SamplingBasis
+) -> None:
+    times = np.arange(100) * 100
+    clip = ClipInfo("h264", 64, 64, 100 / end, end, 0.001, times, stated_rate=rate)
+    assert choose(clip, fps=2).basis is basis
+
+
+def test_by_index_frames_are_counted_at_the_stated_average_as_transformers_does() -> None:
+    clip = ClipInfo("h264", 64, 64, 10, 10, 0.001, np.arange(100) * 100, stated_rate=10.1)
+    chosen = choose(clip, indices=(0, 50, 99))
+    assert chosen.prompt_times_seconds.tolist() == [0, 50 / 10.1, 99 / 10.1]
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.5, 2.5])
+def test_a_clock_as_coarse_as_the_frames_moves_no_frame(seconds: float) -> None:
+    coarse = clip_at([0, 1, 2, 3], rate=4 / 60, time_base=Fraction(1))  # a frame a second, and a last one that stays
+    assert choose(coarse, times_seconds=(seconds,)).indices.tolist() == [int(seconds)]
 
 
 @pytest.mark.parametrize("sampling", [{"fps": 2}, {"fps": 7.3}, {"frame_count": 6}, {"start_seconds": 1}], ids=str)

@@ -105,16 +105,17 @@ def metadata_of(probed: ProbedMedium) -> dict[str, Any]:
     """
     clip, frames = probed.source, probed.frames
     assert isinstance(clip, ClipInfo) and frames is not None
-    indices, count, rate = frames.indices.tolist(), clip.frame_count, clip.rate
+    indices, count, rate = frames.indices.tolist(), clip.frame_count, clip.index_rate
+    seconds = count / rate
     if frames.basis is SamplingBasis.TIME:
         indices = np.rint(frames.prompt_times_seconds * 1e3).astype(np.int64).tolist()
-        count, rate = round(clip.duration_seconds * 1e3), 1e3
+        count, rate, seconds = round(clip.duration_seconds * 1e3), 1e3, clip.duration_seconds
     return {
         "total_num_frames": count,
         "fps": rate,
         "width": clip.width_px,
         "height": clip.height_px,
-        "duration": clip.duration_seconds,
+        "duration": seconds,
         "video_backend": "pyav",
         "frames_indices": indices,
     }
