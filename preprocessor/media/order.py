@@ -77,10 +77,10 @@ def by_times(walk: Walk, first: int, reordered: bool, has_b_frames: bool, rate: 
         return _counted(walk, first, np.arange(len(given)), 1 / rate)
     times = np.asarray(given, np.int64)
     if reordered:
-        closed = {ordinal for ordinal, entry in walk.entries if entry is Entry.CLOSED}
-        is_closed = [ordinal in closed for ordinal in packets.tolist()]
+        closed = [ordinal for ordinal, entry in walk.entries if entry is Entry.CLOSED]
+        is_closed = np.isin(packets, closed)
         starts = _clock_starts([walk.dts[ordinal] for ordinal in packets.tolist()], times, is_closed)
-        if not all(is_closed[start] for start in starts):
+        if not is_closed[starts].all():
             return None  # what a decoder makes of two parts that do not join at a closed group it alone knows
     else:
         starts = _falls(times)
@@ -124,23 +124,20 @@ def by_decoding(walk: Walk, shown: tuple[int, ...], rate: float, unit: float) ->
     return Order(times, unit, np.zeros(1, np.int64), np.zeros(1, np.int64))
 
 
-def _clock_starts(dts: list[int | None], pts: npt.NDArray[np.int64], is_closed: list[bool]) -> list[int]:
+def _clock_starts(dts: list[int | None], pts: npt.NDArray[np.int64], is_closed: npt.NDArray[np.bool_]) -> list[int]:
     """Places in decode order at which the clock starts anew.
 
     Either decoding times go backwards, or a closed group begins before something is shown that comes before it in the file:
     not every container states decoding times.
     """
+    known = np.flatnonzero([time is not None for time in dts])
+    falls = {int(known[fall]) for fall in _falls(np.array([dts[place] for place in known], np.int64))}
+    latest = np.maximum.accumulate(pts)  # shown so far, in the run
     starts: list[int] = []
-    last_dts: int | None = None
-    last_pts = -(1 << 63)
-    for place, (time, shown_at) in enumerate(zip(dts, pts.tolist(), strict=True)):
-        if (time is not None and last_dts is not None and time < last_dts) or (
-            is_closed[place] and shown_at < last_pts
-        ):
+    for place in sorted(falls | set(np.flatnonzero(is_closed).tolist())):
+        if place in falls or (place > 0 and pts[place] < latest[place - 1]):
             starts.append(place)
-            last_pts = shown_at
-        last_dts = last_dts if time is None else time
-        last_pts = max(last_pts, shown_at)
+            latest[place:] = np.maximum.accumulate(pts[place:])
     return starts
 
 

@@ -21,7 +21,7 @@ _HEVC_RASL = (8, 9)
 _HEVC_BLA = range(16, 19)
 _HEVC_IRAP = range(16, 22)
 _HEVC_IDR = (19, 20)
-_HEVC_END = (36, 37)  # of the sequence, of the bitstream
+_HEVC_ENDS = (b"\x48\1", b"\x4a\1")  # of the sequence, of the bitstream: units that are nothing but a head
 _VP8_SHOW_FRAME = 0x10  # RFC 6386, 9.1
 _GIF_IMAGE = 0x2C
 _MPEG4_VOP = b"\0\0\1\xb6"
@@ -161,11 +161,11 @@ def _skipped_test(codec: av.VideoCodecContext) -> PacketTest:
 
     def is_skipped(packet: Packet) -> bool:
         nonlocal begins_anew, is_after_end
-        kinds = [head >> 1 & 0x3F for head in _nal_heads(packet, length_size)]
-        if any(kind in _HEVC_IRAP for kind in kinds):
-            begins_anew = is_after_end or any(kind in _HEVC_BLA for kind in kinds)
-        is_after_end = any(kind in _HEVC_END for kind in kinds)
-        return begins_anew and any(kind in _HEVC_RASL for kind in kinds)
+        if packet.is_keyframe:
+            kinds = {head >> 1 & 0x3F for head in _nal_heads(packet, length_size)}
+            begins_anew = is_after_end or not kinds.isdisjoint(_HEVC_BLA)
+        is_after_end = bytes(memoryview(packet)[-2:]) in _HEVC_ENDS
+        return begins_anew and any(head >> 1 & 0x3F in _HEVC_RASL for head in _nal_heads(packet, length_size))
 
     return is_skipped
 
