@@ -73,7 +73,7 @@ def by_times(walk: Walk, first: int, reordered: bool, has_b_frames: bool, rate: 
     """
     packets = np.flatnonzero(walk.is_frame)
     given = [walk.pts[ordinal] for ordinal in packets.tolist()]
-    if None in given:
+    if None in given or not given:
         return _counted(walk, first, np.arange(len(given)), 1 / rate)
     times = np.asarray(given, np.int64)
     if reordered:

@@ -1,13 +1,18 @@
 """Video files in memory → facts, and exactly the frames that were asked for.
 
-Two passes over the packets, for packets are cheap and frames are not. `probe_video` walks them once: a packet carries its
-presentation time without being decoded, so frame count and times are exact even where the header lies. `decode_frames`
-walks them again and decodes only what the chosen frames need. The pixels are those of a full decode.
+A clip's frames are what a full decode shows, in its order and at its times. Packets are cheap and frames are not, so
+`probe_video` walks over the packets, which carry their times, and decodes only where they do not tell which frames there are.
+`decode_frames` walks over them again and decodes what the chosen frames need. The pixels are those of a full decode.
 
 | file | |
 |---|---|
-| `container`, `codecs` | opens a file held in memory, and nothing else; which decoders may run |
-| `probe`, `orientation`, `packets` | the first pass: frames, times, entries; which way up; what a packet's first bytes tell |
+| `container`, `codecs` | opens a file held in memory, and nothing else, at the track that is meant; which decoders may run |
+| `truncation/` | whether a file ends before its own structure says so |
+| `probe` | the first pass, from file to facts, by the files below |
+| `walk`, `packets` | what each packet says; what its bytes tell |
+| `order` | packets → frames: which, in which order, at which times; where decoding may start |
+| `shown` | which frames a decoder shows, where packets do not tell |
+| `orientation` | which way up |
 | `clock` | how long the last frame stays, and the rate that follows |
 | `clip` | what the first pass tells the second |
 | `pyav`, `opencv`, `webp` | decoders, behind `frames.Decoder` |
@@ -45,7 +50,7 @@ def probe_video(
     check: Callable[[], None] = keep_going,
     on_damage: OnDamage = OnDamage.FAIL,
 ) -> IndexedClip:
-    """Facts and every frame's presentation time, from one walk over the packets.
+    """Facts and every frame's presentation time.
 
     Args:
         data: The whole file.

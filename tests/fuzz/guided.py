@@ -30,6 +30,18 @@ _INSTRUMENTED = (
 _SEED_NAMES = {
     "image headers": ("image jpeg", "image jpeg progressive", "image webp animated"),
     "file heads": ("mp4 h264", "mkv h264", "avi mpeg4", "wav"),
+    "ends of files": (
+        "mp4 h264 fragmented",
+        "mkv h264",
+        "avi mpeg4",
+        "flv h264",
+        "ogg opus",
+        "mpeg ps",
+        "gif",
+        "apng",
+        "mp3",
+        "aac",
+    ),
     "packet heads": ("h264", "hevc"),
     "webp chunks": ("webp animated",),
 }
@@ -44,17 +56,23 @@ def _image_headers(data: bytes) -> None:
 
 
 def _file_heads(data: bytes) -> None:
-    from preprocessor.media import audio, orientation, probe
+    from preprocessor.media import audio, orientation
 
-    probe._stated_bytes(data)
     for name in ("mov,mp4", "matroska,webm"):
         orientation.may_be_turned(data, name)
     audio._is_wav_of_unknown_size(data)
 
 
+def _ends_of_files(data: bytes) -> None:
+    from preprocessor.media.truncation import ends_early
+
+    ends_early(data)
+
+
 def _packet_heads(data: bytes) -> None:
     from preprocessor.media import packets
 
+    packets._holds_gif_image(data)
     for length_size in range(5):
         list(packets._nal_heads(data, length_size))  # type: ignore[arg-type]
 
@@ -98,6 +116,7 @@ def _specs(data: bytes) -> None:
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "image headers": _image_headers,
     "file heads": _file_heads,
+    "ends of files": _ends_of_files,
     "packet heads": _packet_heads,
     "webp chunks": _webp_chunks,
     "urls": _urls,

@@ -28,7 +28,7 @@ BAD_SPECS = {
     "no media at all": (chat(video("clip", b"not a video, only words" * 50)), "NOT_MEDIA"),
     "an image that is no image": (chat(image("photo", b"no image" * 50)), "NOT_MEDIA"),
     "a truncated mp4": (chat(video("clip", truncated_clip())), "TRUNCATED_MEDIA"),
-    "an mp4 cut before its index": (chat(video("clip", CLIP[: len(CLIP) // 2])), "NOT_MEDIA"),
+    "an mp4 cut before its index": (chat(video("clip", CLIP[: len(CLIP) // 2])), "TRUNCATED_MEDIA"),
     "a truncated image": (chat(image("photo", PHOTO[: len(PHOTO) // 2])), "CORRUPT_MEDIA"),
     "an empty video": (chat(video("clip", b"")), "EMPTY_MEDIA"),
     "an empty image": (chat(image("photo", b"")), "EMPTY_MEDIA"),

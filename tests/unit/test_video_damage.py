@@ -14,6 +14,7 @@ from preprocessor.errors import CorruptMedia, LimitExceeded, PreprocessorError, 
 from preprocessor.media.video import decode_frames, probe_video
 from preprocessor.types.asked import OnDamage
 from tests.media import damaged, decoded_frames, keyframe_packets, moving_shapes_clip, packet_spans, truncated_clip
+from tests.odd_clips import open_group_start
 
 LIMITS = Limits()
 SMALL = {"seconds": 1, "rate": 30, "width": 96, "height": 64, "grain": 10}
@@ -153,6 +154,15 @@ def test_a_truncated_file_keeps_its_whole_frames_at_their_own_times() -> None:
     whole = decoded_frames(moving_shapes_clip(seconds=2, width=160, height=120, seed=7))
     places = np.searchsorted(original.pts, facts.pts)
     assert all(np.array_equal(frame, whole[place]) for frame, place in zip(frames, places, strict=True))
+
+
+@pytest.mark.parametrize("on_damage", OnDamage)
+def test_a_cut_start_of_which_no_decoder_shows_a_frame_is_corrupt(on_damage: OnDamage) -> None:
+    """The keyframe of an open group still looks like one, but nothing of it or behind it can be decoded."""
+    data = open_group_start("libx265", "matroska", group=1, count=40)
+    with pytest.raises(CorruptMedia) as caught:
+        probe_video(damaged(data, *range(len(packet_spans(data))), keep_bytes=8), LIMITS, on_damage=on_damage)
+    assert caught.value.reason == "CORRUPT_MEDIA"
 
 
 @pytest.mark.parametrize("container", ["matroska", "avi", "mp4 cut between two frames"])
