@@ -18,7 +18,7 @@ memory as it finds it; and it tells none of this. So every frame has to pass thr
 
 * its place: the frames come in the order of the probe, one for one, none left out;
 * its time: exactly the probe's. A file that gives no times is refused at once;
-* its picture: PyAV decodes the chosen frames too, and both must show the same (`_SAME_WITHIN`).
+* its picture: PyAV decodes the chosen frames too. Both must show the same (`_SAME_WITHIN`), and it must not be interlaced.
 
 A file that the PyAV decoder refuses is therefore refused with PyAV's reason (a change of size, damage), and OpenCV's limits are
 never called damage. The price is that the chosen frames are decoded twice, and by OpenCV also all before them: use this
@@ -42,6 +42,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 
@@ -54,6 +55,7 @@ from preprocessor.media.pyav import decode_with_pyav
 from preprocessor.types.asked import OnDamage
 
 _LIMIT = "DECODER_LIMIT"
+_CONVERTS_NO_INTERLACED = "converts no interlaced frames"
 _TELLS_NO_DAMAGE = "does not say which frames of a damaged file are good"
 _CLOCK_TOLERANCE_MS = 1e-3  # both count in the file's own units; only the sums of floats differ
 _CELL = 8  # px
@@ -76,7 +78,7 @@ def decode_with_opencv(data: bytes, clip: IndexedClip, choice: Choice) -> Iterat
     if not len(clip.frame_of_packet):
         raise _limit(choice, "numbers frames by their times, and this file gives none that can be trusted")
     if clip.is_interlaced:
-        raise _limit(choice, "converts no interlaced frames")
+        raise _limit(choice, _CONVERTS_NO_INTERLACED)
     if choice.on_damage is OnDamage.REPEAT and clip.is_truncated:
         raise _limit(choice, _TELLS_NO_DAMAGE)
     strict = dataclasses.replace(choice, on_damage=OnDamage.FAIL)
@@ -90,11 +92,15 @@ def decode_with_opencv(data: bytes, clip: IndexedClip, choice: Choice) -> Iterat
 
 def _checked(data: bytes, clip: IndexedClip, choice: Choice) -> Iterator[Pixels]:
     """OpenCV's frames, each compared with PyAV's before it is given out."""
-    true_pictures = decode_with_pyav(data, clip, dataclasses.replace(choice, decoded=unreported))
+    seen: list[av.VideoFrame] = []  # the last one is that of the last picture
+    true_pictures = decode_with_pyav(data, clip, dataclasses.replace(choice, decoded=unreported), seen.append)
     try:
         with _capture(data, choice, clip.max_frame_pixels) as capture:
             pictures = fill(_frames(capture, clip, choice), clip.upright, clip, choice)
             for truth in true_pictures:
+                if seen[-1].interlaced_frame:  # what is in memory instead may be the frame before, which looks the same
+                    raise _limit(choice, _CONVERTS_NO_INTERLACED)
+                del seen[:-1]
                 picture = _next_of(pictures, choice)
                 if not _show_the_same(picture, truth):
                     raise _limit(choice, "returns other pictures than the file holds")
@@ -139,7 +145,9 @@ def _frames(capture: Any, clip: IndexedClip, choice: Choice) -> Iterator[tuple[i
         choice.decoded(1)
         time_ms = capture.get(cv2.CAP_PROP_POS_MSEC)  # since the stream's start
         if not math.isclose(time_ms, true_ms, rel_tol=1e-9, abs_tol=_CLOCK_TOLERANCE_MS):
-            raise _limit(choice, f"gives a frame at {time_ms / 1000:.3f} s where the file has one at {true_ms / 1000:.3f} s")
+            raise _limit(
+                choice, f"gives a frame at {time_ms / 1000:.3f} s where the file has one at {true_ms / 1000:.3f} s"
+            )
         if index in wanted:
             is_whole, picture = capture.retrieve()
             if not is_whole:
@@ -202,6 +210,4 @@ def _nameless_file(data: bytes) -> Iterator[Path]:
 
 
 def _limit(choice: Choice, what: str) -> UnsupportedMedia:
-    return UnsupportedMedia(
-        f"{choice.key}: OpenCV {what}; use the pyav decoder", reason=_LIMIT, media_key=choice.key
-    )
+    return UnsupportedMedia(f"{choice.key}: OpenCV {what}; use the pyav decoder", reason=_LIMIT, media_key=choice.key)
