@@ -36,6 +36,7 @@ import dataclasses
 import io
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,6 +89,12 @@ def decode_with_opencv(data: bytes, clip: IndexedClip, choice: Choice) -> Iterat
         if choice.on_damage is OnDamage.FAIL:
             raise
         raise _limit(choice, _TELLS_NO_DAMAGE) from error
+
+
+def opencv_version() -> str:
+    """Of the library and of the FFmpeg in it, which decodes and converts: "OpenCV 5.0.0 / libavcodec 62.28.101"."""
+    found = re.search(r"avcodec:\s+YES \(([\d.]+)\)", cv2.getBuildInformation())
+    return f"OpenCV {cv2.__version__} / libavcodec {found[1] if found else 'of unknown version'}"
 
 
 def _checked(data: bytes, clip: IndexedClip, choice: Choice) -> Iterator[Pixels]:
