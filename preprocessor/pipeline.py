@@ -57,8 +57,8 @@ def prepare(model: Model | GenericModel, request: PreparationRequest, limits: Li
     """Plan a request and make its pixels.
 
     Returns:
-        Tensors by the engine contract's names: `pixel_patches` uint8 [P, F] with `pixel_mean` and `pixel_std`, or
-        `pixel_values` [P, F] in the asked float form, beside those of the plan. Of a generic model, what its processor makes.
+        `pixel_patches` uint8 [P, F] with `pixel_mean` and `pixel_std`, or `pixel_values` [P, F] in the asked float form,
+        beside the tensors of the plan. Of a generic model, what its processor makes, under its own names.
     Raises:
         InvalidRequest, UnsupportedMedia, CorruptMedia, LimitExceeded: As `plan` and `write_pixels`.
     """

@@ -1,6 +1,6 @@
 """What a plan will cost, and where it can be cut: pure functions of what headers tell.
 
-Seconds only order work and bound waits, so they need to be right within a factor of two. Bytes are promises to the memory
+Seconds only order work and bound waits, so they are to be right within a factor of three. Bytes are promises to the memory
 budget and err upwards. The rates were measured on one core of an AMD EPYC (Zen 3).
 """
 

@@ -160,7 +160,7 @@ def prepare_generic(
 def _form(asked: PixelForm | None) -> PixelForm | None:
     if asked is PixelForm.UINT8:
         raise InvalidRequest(
-            "this model runs through its own processor, which makes no uint8 pixels: ask for BF16, FP16, FP32 or nothing",
+            "this model runs through its own processor, which makes no uint8 pixels: ask for BF16, FP16 or FP32, or name no form",
             reason="UNSUPPORTED_PIXEL_FORM",
         )
     return asked
