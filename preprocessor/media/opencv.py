@@ -23,7 +23,7 @@ memory as it finds it; and it tells none of this. So every frame has to pass thr
 A file that the PyAV decoder refuses is therefore refused with PyAV's reason (a change of size, damage), and OpenCV's limits are
 never called damage. The price is that the chosen frames are decoded twice, and by OpenCV also all before them: use this
 decoder for its pixels, not for speed. A damaged file with REPEAT is refused, for OpenCV does not tell which frames are good.
-Its wheels have no software AV1.
+Some wheels (5.0's) have no AV1 decoder.
 
 Left alone, OpenCV follows an ffconcat text to the files it names and opens the ports of an SDP text, also where it reads from
 memory. The probe has refused such a file before, with PyAV's FFmpeg; OpenCV's own is held to the same list, through the one

@@ -81,6 +81,11 @@ ODD = {  # files of which OpenCV gives no frame, a wrong one, or one at another 
     "MPEG-1 in a program stream": lambda: encode(run_of(20), "mpeg1video", "mpeg", rate=25, options={"bf": "2"}),
     "another width stated": misstated_webm,
     "another width stated, VP9": lambda: misstated_webm(codec="libvpx-vp9"),
+    "another pixel format from the middle on": lambda: joined(
+        *(encode(run_of(20), "libx264", "mpegts", pix_fmt=form, options=NO_B) for form in ("yuv444p", "yuv420p")),
+        "mpegts",
+    ),
+    "AV1": lambda: clip_of({"codec": "libsvtav1", "options": (("preset", "12"), ("svtav1-params", "lp=1"))}),
     "a damaged frame": lambda: broken_middle(encode(run_of(30), container="matroska", options={"g": "10"}), 14),
 }
 RESIZED = {
@@ -145,13 +150,12 @@ def test_the_nameless_file_is_in_no_folder_and_gone_afterwards(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"codec": "libsvtav1", "options": (("preset", "12"), ("svtav1-params", "lp=1"))},
         {"container": "avi"},
         {"container": "h264"},
         {"codec": "mpeg4", "container": "avi", "options": (("bf", "2"),)},
         {"options": (("x264-params", "interlaced=1"),)},
     ],
-    ids=["av1", "avi with reordered frames", "no container", "avi whose clock starts late", "interlaced"],
+    ids=["avi with reordered frames", "no container", "avi whose clock starts late", "interlaced"],
 )
 def test_what_it_cannot_do_is_said(settings: object) -> None:
     with pytest.raises(UnsupportedMedia) as caught:
