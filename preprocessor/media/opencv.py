@@ -17,7 +17,7 @@ memory as it finds it; and it tells none of this. So every frame has to pass thr
 `DECODER_LIMIT`:
 
 * its place: the frames come in the order of the probe, one for one, none left out;
-* its time: exactly the probe's. A file that gives no times is refused at once;
+* its time: exactly the probe's, so a file that gives no times is refused;
 * its picture: PyAV decodes the chosen frames too. Both must show the same (`_SAME_WITHIN`), and it must not be interlaced.
 
 A file that the PyAV decoder refuses is therefore refused with PyAV's reason (a change of size, damage), and OpenCV's limits are
@@ -38,6 +38,7 @@ import math
 import os
 import re
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,10 +77,8 @@ def decode_with_opencv(data: bytes, clip: IndexedClip, choice: Choice) -> Iterat
     Raises:
         UnsupportedMedia: `DECODER_LIMIT` where only PyAV can do it; else as `decode_with_pyav`.
     """
-    if not len(clip.frame_of_packet):
-        raise _limit(choice, "numbers frames by their times, and this file gives none that can be trusted")
-    if clip.is_interlaced:
-        raise _limit(choice, _CONVERTS_NO_INTERLACED)
+    if clip.codec == "webp":  # nor does PyAV: see `media.webp`
+        raise _limit(choice, "reads no animated WebP")
     if choice.on_damage is OnDamage.REPEAT and clip.is_truncated:
         raise _limit(choice, _TELLS_NO_DAMAGE)
     strict = dataclasses.replace(choice, on_damage=OnDamage.FAIL)
@@ -99,15 +98,18 @@ def opencv_version() -> str:
 
 def _checked(data: bytes, clip: IndexedClip, choice: Choice) -> Iterator[Pixels]:
     """OpenCV's frames, each compared with PyAV's before it is given out."""
-    seen: list[av.VideoFrame] = []  # the last one is that of the last picture
+    seen = deque[av.VideoFrame](maxlen=1)  # the frame of the last picture
     true_pictures = decode_with_pyav(data, clip, dataclasses.replace(choice, decoded=unreported), seen.append)
     try:
+        if not len(clip.frame_of_packet):
+            raise _limit(choice, "numbers frames by their times, and this file gives none that can be trusted")
+        if clip.is_interlaced:
+            raise _limit(choice, _CONVERTS_NO_INTERLACED)
         with _capture(data, choice, clip.max_frame_pixels) as capture:
             pictures = fill(_frames(capture, clip, choice), clip.upright, clip, choice)
             for truth in true_pictures:
                 if seen[-1].interlaced_frame:  # what is in memory instead may be the frame before, which looks the same
                     raise _limit(choice, _CONVERTS_NO_INTERLACED)
-                del seen[:-1]
                 picture = _next_of(pictures, choice)
                 if not _show_the_same(picture, truth):
                     raise _limit(choice, "returns other pictures than the file holds")

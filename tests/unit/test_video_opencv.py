@@ -97,6 +97,8 @@ RESIZED = {
     "mjpeg": ("mjpeg", "avi", "yuvj420p", {}),
     "mpeg4": ("mpeg4", "avi", "yuv420p", {}),
     "prores": ("prores_ks", "mov", "yuv422p10le", {}),
+    "without times that can be trusted": ("mpeg2video", "mpegts", "yuv420p", NO_B),
+    "interlaced": ("libx264", "mpegts", "yuv420p", {**INTERLACED, "bf": "0", "x264-params": "tff=1"}),
 }
 
 
