@@ -6,7 +6,7 @@
     memory      at once x bytes that one holds
     network     requests a second x bytes of one
 
-Estimates, meant to be right within a factor of two: enough to order machines by. A load test of one pod (`preprocessor bench`)
+Estimates, meant to be right within a factor of three: enough to order machines by. A load test of one pod (`preprocessor bench`)
 says the rest.
 """
 

@@ -7,6 +7,7 @@ with open_channel("127.0.0.1:50051") as channel:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ __all__ = ["CHANNEL_OPTIONS", "CallFailed", "Credentials", "PrepareResult", "gen
 Request = TypeVar("Request")
 
 Progress = Callable[[int, int], None]
-"""Called with bytes of pixels received so far and in all."""
+"""Called with bytes of a large tensor, such as the pixels, received so far and in all."""
 
 
 class CallFailed(Exception):
@@ -72,7 +73,7 @@ def prepare(
     """
     first = pb.PrepareRequest(spec=spec)
     chunks = (pb.PrepareRequest(chunk=chunk) for chunk in media_chunks(files))
-    header, tensors, received = pb.Header(), dict[str, npt.NDArray[Any]](), 0
+    header, tensors, received = pb.Header(), dict[str, npt.NDArray[Any]](), Counter[str]()
     with _failures():
         for response in pb_grpc.PreprocessorStub(channel).Prepare(_sequence(first, chunks), timeout=timeout_seconds):
             match response.WhichOneof("message"):
@@ -82,10 +83,11 @@ def prepare(
                         is_whole = len(tensor.data) == tensor.total_bytes
                         tensors[tensor.name] = read_tensor(tensor) if is_whole else allocate_tensor(tensor)
                 case "rows":
-                    store_rows(response.rows, tensors[response.rows.name])
-                    received += len(response.rows.data)
+                    name = response.rows.name
+                    store_rows(response.rows, tensors[name])
+                    received[name] += len(response.rows.data)
                     if progress is not None:
-                        progress(received, tensors[response.rows.name].nbytes)
+                        progress(received[name], tensors[name].nbytes)
                 case "report":
                     return PrepareResult(header, response.report, tensors)
     raise CallFailed(grpc.StatusCode.DATA_LOSS, "", "the answer ended without a report", None)

@@ -9,6 +9,7 @@
     ├── FetchFailed          a URL that may be fetched and did not give its file
     ├── LimitExceeded        a request larger than this deployment accepts
     ├── Overloaded           no room right now; the same request may succeed later
+    ├── Draining             this process is about to end; another replica has room
     ├── DeadlineExceeded     the caller's time ran out
     ├── Cancelled            the caller went away
     └── WorkerLost           the worker that held the request died
@@ -31,6 +32,9 @@ class PreprocessorError(Exception):
         message: One or two sentences for the caller.
         reason: Stable UPPER_SNAKE identifier; the class's own when not given.
         metadata: Short strings that help a program react, such as the media key.
+
+    Attributes:
+        trace: Where a foreign error arose that this one tells of, as `trace_of`; for the log alone. Empty where there is none.
     """
 
     default_reason = "PREPROCESSOR_ERROR"
@@ -40,14 +44,19 @@ class PreprocessorError(Exception):
         self.message = message
         self.reason = reason or self.default_reason
         self.metadata = metadata
+        self.trace = ""
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions pickle by their positional arguments alone; workers send these errors across processes whole.
-        return _rebuild, (type(self), self.message, self.reason, self.metadata)
+        return _rebuild, (type(self), self.message, self.reason, self.metadata, self.trace)
 
 
-def _rebuild(kind: type[PreprocessorError], message: str, reason: str, metadata: dict[str, str]) -> PreprocessorError:
-    return kind(message, reason=reason, **metadata)
+def _rebuild(
+    kind: type[PreprocessorError], message: str, reason: str, metadata: dict[str, str], trace: str
+) -> PreprocessorError:
+    error = kind(message, reason=reason, **metadata)
+    error.trace = trace
+    return error
 
 
 class InvalidRequest(PreprocessorError):

@@ -57,8 +57,8 @@ def prepare(model: Model | GenericModel, request: PreparationRequest, limits: Li
     """Plan a request and make its pixels.
 
     Returns:
-        Tensors by the engine contract's names: `pixel_patches` uint8 [P, F] with `pixel_mean` and `pixel_std`, or
-        `pixel_values` [P, F] in the asked float form, beside those of the plan. Of a generic model, what its processor makes.
+        `pixel_patches` uint8 [P, F] with `pixel_mean` and `pixel_std`, or `pixel_values` [P, F] in the asked float form,
+        beside the tensors of the plan. Of a generic model, what its processor makes, under its own names.
     Raises:
         InvalidRequest, UnsupportedMedia, CorruptMedia, LimitExceeded: As `plan` and `write_pixels`.
     """
@@ -66,7 +66,9 @@ def prepare(model: Model | GenericModel, request: PreparationRequest, limits: Li
     timings = Timings()
     timings.merge(planned.timings)
     tensors, substitutions = dict(planned.tensors), tuple[Substitution, ...]()
-    if isinstance(model, Model) and isinstance(planned, Plan) and planned.pixel_bytes:
+    if isinstance(planned, GenericPrepared):
+        substitutions = planned.substitutions
+    elif isinstance(model, Model) and planned.pixel_bytes:
         pixels = tensors[planned.pixels.name] = allocate_pixels(planned.pixels)
         report = write_pixels(model, request.media, planned.pixels, pixels)
         timings.merge(report.timings)
@@ -102,7 +104,7 @@ def _plan_fast(model: Model, request: PreparationRequest, limits: Limits, check:
         for medium in media:
             row_start = items[-1].row_start + items[-1].grid.patch_count if items else 0
             check_file = within_cpu_seconds(limits.max_file_cpu_seconds, check, medium.key)
-            items.append(plan_item(model, medium, request.cache_salt, row_start, limits, check_file))
+            items.append(plan_item(model, request, medium, row_start, limits, check_file))
         row_count = sum(item.grid.patch_count for item in items)
         features = model.image.feature_count
         pixel_bytes = _pixel_bytes(form, row_count * features, limits)

@@ -10,9 +10,10 @@ from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest
 from preprocessor.media.image import probe_image
 from preprocessor.media.sampling import Spread, choose_frames
-from preprocessor.media.video import probe_video
+from preprocessor.media.video import probe_video, video_decoder_of
 from preprocessor.models.family import Model
-from preprocessor.types.asked import Media, Modality
+from preprocessor.models.fingerprint import pixel_settings
+from preprocessor.types.asked import Media, Modality, PreparationRequest
 from preprocessor.types.found import ClipInfo, ImageInfo
 from preprocessor.types.planned import ItemPlan
 from preprocessor.vision.geometry import fit_image, patch_grid
@@ -20,14 +21,19 @@ from preprocessor.vision.spec import PixelSpec, VideoSpec
 
 
 def plan_item(
-    model: Model, medium: Media, salt: str, row_start: int, limits: Limits, check: Callable[[], None]
+    model: Model,
+    request: PreparationRequest,
+    medium: Media,
+    row_start: int,
+    limits: Limits,
+    check: Callable[[], None],
 ) -> ItemPlan:
-    """Probe one file and fix its frames, size and grid."""
+    """Probe one file of a request and fix its frames, size and grid."""
     spec = _with_budget(pixel_spec(model, medium.modality), medium)
     source: ImageInfo | ClipInfo
     if medium.modality is Modality.IMAGE:
         source = probe_image(medium.data, limits, medium.key)
-        frames, frame_count = None, 1
+        decoder, frames, frame_count = source.decoder, None, 1
         height, width = fit_image(
             source.height_px,
             source.width_px,
@@ -37,17 +43,21 @@ def plan_item(
         )
     else:
         source = probe_video(medium.data, limits, medium.key, check, medium.on_damage)
+        decoder = video_decoder_of(source, request.video_decoder)
         video = _video_spec(model, medium, spec)
         frames = choose_frames(source, medium.sampling, _spread(model, medium, video), medium.key)
         frame_count = len(frames.indices)
         height, width = model.family.fit_video(frame_count, source.height_px, source.width_px, video)
     grid = patch_grid(frame_count, height, width, spec)
     content = hashlib.sha256(medium.data).digest()
-    processing = repr((model.fingerprint, spec, grid, None if frames is None else frames.indices.tolist(), salt))
+    indices = None if frames is None else frames.indices.tolist()
+    settings = pixel_settings(medium, decoder, request.pixel_form)
+    processing = repr((model.fingerprint, spec, grid, indices, settings, request.cache_salt))
     return ItemPlan(
         key=medium.key,
         modality=medium.modality,
         source=source,
+        decoder=decoder,
         frames=frames,
         padded_frame_count=-frame_count % spec.temporal_patch_size,
         grid=grid,

@@ -74,7 +74,9 @@ def render_prompt(model: Model, request: PreparationRequest, limits: Limits) -> 
                     f"token id {bad[0]} is outside the vocabulary of {vocabulary_size}", reason="INVALID_TOKEN_ID"
                 )
             found = model.placeholders.modalities_in_ids(prompt.token_ids)
-    length = len(prompt.token_ids) if isinstance(prompt, TokenPrompt) else len(text)
-    check_length(length, limits.max_prompt_length)
+    if isinstance(prompt, TokenPrompt):
+        check_length(len(prompt.token_ids), limits.max_prompt_length, "token ids")
+    else:
+        check_length(len(text), limits.max_prompt_length)
     match_media(found, media)
     return text, media

@@ -1,6 +1,6 @@
 """What a plan will cost, and where it can be cut: pure functions of what headers tell.
 
-Seconds only order work and bound waits, so they need to be right within a factor of two. Bytes are promises to the memory
+Seconds only order work and bound waits, so they are to be right within a factor of three. Bytes are promises to the memory
 budget and err upwards. The rates were measured on one core of an AMD EPYC (Zen 3).
 """
 
@@ -54,10 +54,14 @@ def estimate(planned: PixelPlan, media: Sequence[Media]) -> Workload:
         seconds += item.grid.patch_count * output_bytes_a_row * _SECONDS_AN_OUTPUT_BYTE
         if isinstance(item.source, IndexedClip) and item.frames is not None:
             seconds += _video_seconds(item.source, item.frames.indices, pixels)
+            decoder_count = 1
+            if planned.video_decoder == "opencv":  # PyAV decodes as well, to check it: see `media.opencv`
+                seconds += _seconds_from_the_start(item.source, item.frames.indices, pixels)
+                decoder_count = 2
             resizing_px = max(pixels, item.source.height_px * item.width_px, resized_bytes // 3)
             # Rows of uint8, where floats are asked for: those are made of whole rows.
             group_bytes = _BYTES_A_RESIZED_PIXEL * resizing_px + _frames_a_group(item) * resized_bytes
-            peak_bytes = max(peak_bytes, pixels * _BYTES_A_FRAME_PIXEL + group_bytes)
+            peak_bytes = max(peak_bytes, decoder_count * pixels * _BYTES_A_FRAME_PIXEL + group_bytes)
         else:
             seconds += pixels * _SECONDS_AN_IMAGE_PIXEL
             peak_bytes = max(peak_bytes, pixels * _BYTES_AN_IMAGE_PIXEL + 2 * resized_bytes)
@@ -106,9 +110,14 @@ def _video_seconds(clip: IndexedClip, indices: npt.NDArray[np.int64], pixels: in
     last_wanted = np.full(len(clip.entry_frames), -1, np.int64)
     np.maximum.at(last_wanted, np.searchsorted(clip.entry_frames, indices, "right") - 1, indices)
     decoded = int(np.maximum(last_wanted + 1 - group_starts[:-1], 0).sum())
+    return clip.frame_count * _SECONDS_A_PACKET + _decoding_seconds(clip, decoded, len(indices), pixels)
+
+
+def _seconds_from_the_start(clip: IndexedClip, indices: npt.NDArray[np.int64], pixels: int) -> float:
+    """Of decoding every frame up to the last chosen one."""
+    return _decoding_seconds(clip, int(indices.max(initial=-1)) + 1, len(indices), pixels)
+
+
+def _decoding_seconds(clip: IndexedClip, decoded: int, used: int, pixels: int) -> float:
     decode_rate = _SECONDS_A_DECODED_PIXEL.get(clip.codec, _SECONDS_A_DECODED_PIXEL_OF_OTHERS)
-    return (
-        clip.frame_count * _SECONDS_A_PACKET
-        + decoded * pixels * decode_rate
-        + len(indices) * pixels * _SECONDS_A_USED_PIXEL
-    )
+    return decoded * pixels * decode_rate + used * pixels * _SECONDS_A_USED_PIXEL

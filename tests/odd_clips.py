@@ -277,10 +277,27 @@ def closed_group_start(codec: str = "mpeg2video", container: str = "mpegts", cou
     return mux_packets(source, container, kept, unit)
 
 
-def interlaced(container: str = "matroska", count: int = 20) -> bytes:
+def interlaced(container: str = "matroska", count: int = 20, first: int = 0, x264: str = "tff=1") -> bytes:
     """H.264 of interlaced frames in a file whose header says that they are progressive."""
-    options = {"flags": "+ildct+ilme", "field_order": "progressive", "bf": "0", "x264-params": "tff=1"}
-    return encode(run_of(count), "libx264", container, options=options)
+    options = {"flags": "+ildct+ilme", "field_order": "progressive", "bf": "0", "x264-params": x264}
+    return encode(run_of(count, first), "libx264", container, options=options)
+
+
+def joined(one: bytes, other: bytes, container: str) -> bytes:
+    """Two videos of constant rate as one: the packets of the second follow those of the first in time, parameters unchanged."""
+    packets, unit = packets_of(one)
+    following, _ = packets_of(other)
+    shift = packets[-1].dts + packets[1].dts - packets[0].dts - following[0].dts
+    moved = [Packet(next_.data, next_.pts + shift, next_.dts + shift, next_.is_key) for next_ in following]
+    return mux_packets(one, container, [*packets, *moved], unit)
+
+
+def with_gap(data: bytes, ordinal: int, container: str = "avi") -> bytes:
+    """The file with an empty place of one frame behind one of its packets, as a recorder leaves it that was late."""
+    packets, unit = packets_of(data)
+    places = [at + (at > ordinal) for at in range(len(packets))]
+    moved = [Packet(one.data, at, at, one.is_key) for at, one in zip(places, packets, strict=True)]
+    return mux_packets(data, container, moved, unit)
 
 
 def hidden_sample(count: int = 60, rate: int = 10, hidden: int = 1) -> bytes:

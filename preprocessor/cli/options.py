@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_service(prepare)
     _add_prompt(prepare)
     prepare.add_argument("--local", action="store_true", help="prepare in this process instead of asking a service")
-    prepare.add_argument("--dtype", choices=PIXEL_FORMS, default="uint8", help="form of the pixels")
+    _add_dtype(prepare)
     prepare.add_argument("--output", metavar="FILE.safetensors", help="save the tensors by the engine contract's names")
     generate = commands.add_parser(
         "generate", help="send a prompt with media through the service to its engine", formatter_class=_Formatter
@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         "plan", help="tell how many cores, bytes and pods a load needs", formatter_class=_Formatter
     )
     _add_prompt(plan)
-    plan.add_argument("--dtype", choices=PIXEL_FORMS, default="uint8", help="form of the pixels")
+    _add_dtype(plan)
     plan.add_argument("--rps", type=_positive(float), required=True, metavar="R", help="such requests a second")
     plan.add_argument("--cores-per-pod", type=_positive(int), default=4, metavar="N", help="--workers of a pod")
     plan.add_argument(
@@ -183,8 +183,16 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         "--processes", type=_positive(int), default=1, metavar="N", help="processes of callers; one fills one core"
     )
     group.add_argument("--connections", type=_positive(int), default=1, metavar="N", help="connections of each process")
-    group.add_argument("--dtype", choices=PIXEL_FORMS, default="uint8", help="form of the pixels")
+    _add_dtype(group)
     group.add_argument("--max-tokens", type=_positive(int), default=16, metavar="N", help="with --method generate")
+
+
+def _add_dtype(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--dtype",
+        choices=PIXEL_FORMS,
+        help="form of the pixels (default: uint8, or on the generic path what the model's processor makes)",
+    )
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:

@@ -52,8 +52,11 @@ def table(header: pb.Header, report: pb.Report) -> str:
     for item in header.items:
         source = f"{item.source.codec} {item.source.width_px}x{item.source.height_px}"
         frames = f"{len(item.frame_indices)} of {item.source.frame_count}" if item.frame_indices else ""
-        grid = f"{item.grid_t},{item.grid_h},{item.grid_w}"
-        rows.append((item.key, source, frames, f"{item.width_px}x{item.height_px}", grid, f"{item.token_count:,}"))
+        made = ("", "", "")  # of the generic path only the tensors tell
+        if item.grid_t:
+            grid = f"{item.grid_t},{item.grid_h},{item.grid_w}"
+            made = (f"{item.width_px}x{item.height_px}", grid, f"{item.token_count:,}")
+        rows.append((item.key, source, frames, *made))
     if header.items:
         lines += [*columns(rows), ""]
     lines += [line for item in header.items if item.frame_indices for line in _frame_lines(item)]

@@ -12,6 +12,7 @@ from preprocessor.connection import Credentials
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 _FORMS = {
+    None: pb.PIXEL_FORM_UNSPECIFIED,  # the service's path decides: a generic model makes no uint8
     "uint8": pb.PIXEL_FORM_UINT8,
     "bf16": pb.PIXEL_FORM_BF16,
     "fp16": pb.PIXEL_FORM_FP16,
@@ -48,7 +49,7 @@ def build_spec_of(
     Returns:
         As `build_spec`.
     """
-    spec = pb.PrepareSpec(model=options.model, pixel_form=_FORMS[getattr(options, "dtype", "uint8")])
+    spec = pb.PrepareSpec(model=options.model, pixel_form=_FORMS[getattr(options, "dtype", None)])
     message = spec.chat.messages.add(role="user")
     for key, (modality, source) in media.items():
         medium = spec.media.add(key=key, modality=_MODALITIES[modality])

@@ -1,4 +1,4 @@
-"""Decoding by OpenCV's FFmpeg, for comparison and for builds whose PyAV lacks a codec.
+"""Decoding by OpenCV's FFmpeg, for pixels as a server has them that decodes with `cv2.VideoCapture`.
 
 Compared with PyAV's frames (OpenCV 5.0, PyAV 18.1, 96x64 shapes, largest and mean difference of a value of 0 to 255):
 
@@ -9,12 +9,21 @@ Compared with PyAV's frames (OpenCV 5.0, PyAV 18.1, 96x64 shapes, largest and me
 | yuv422p10le (ProRes) | 3 | 0.7 |
 | yuv420p of odd width or height | 18 | 0.5 |
 
-The differences are bicubic (OpenCV) for bilinear (PyAV) chroma, where swscale has no direct conversion. Interlaced frames it
-cannot convert at all, and its wheels have no software AV1: both are refused.
+The differences are bicubic (OpenCV) for bilinear (PyAV) chroma, where swscale has no direct conversion.
 
-OpenCV decodes every frame up to the last chosen one, and silently leaves out what it cannot decode, or ends there. So each
-frame's time is checked against the probe's, and a file that gives no times is refused. It cannot say what is damaged:
-REPEAT on a damaged file is refused, and a picture that FFmpeg patched up passes for good.
+OpenCV is not to be trusted with which frame it gives, or whether it gives one. It leaves out what it cannot decode, or ends
+there; it squeezes a picture of another size into the first one's; of an interlaced frame it converts nothing and returns
+memory as it finds it; and it tells none of this. So every frame has to pass three checks, else the file is refused with
+`DECODER_LIMIT`:
+
+* its place: the frames come in the order of the probe, one for one, none left out;
+* its time: exactly the probe's, so a file that gives no times is refused;
+* its picture: PyAV decodes the chosen frames too. Both must show the same (`_SAME_WITHIN`), and it must not be interlaced.
+
+A file that the PyAV decoder refuses is therefore refused with PyAV's reason (a change of size, damage), and OpenCV's limits are
+never called damage. The price is that the chosen frames are decoded twice, and by OpenCV also all before them: use this
+decoder for its pixels, not for speed. A damaged file with REPEAT is refused, for OpenCV does not tell which frames are good.
+Some wheels (5.0's) have no AV1 decoder.
 
 Left alone, OpenCV follows an ffconcat text to the files it names and opens the ports of an SDP text, also where it reads from
 memory. The probe has refused such a file before, with PyAV's FFmpeg; OpenCV's own is held to the same list, through the one
@@ -25,13 +34,17 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import os
+import re
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 
@@ -39,9 +52,16 @@ from preprocessor.errors import CorruptMedia, UnsupportedMedia
 from preprocessor.media.clip import IndexedClip
 from preprocessor.media.codecs import DECODERS
 from preprocessor.media.container import VIDEO_FORMATS
-from preprocessor.media.frames import Choice, Pixels, fill
+from preprocessor.media.frames import Choice, Pixels, fill, unreported
+from preprocessor.media.pyav import decode_with_pyav
 from preprocessor.types.asked import OnDamage
 
+_LIMIT = "DECODER_LIMIT"
+_CONVERTS_NO_INTERLACED = "converts no interlaced frames"
+_TELLS_NO_DAMAGE = "does not say which frames of a damaged file are good"
+_CLOCK_TOLERANCE_MS = 1e-3  # both count in the file's own units; only the sums of floats differ
+_CELL = 8  # px
+_SAME_WITHIN = 8  # of 255, for the mean of a cell
 _SHARED_MEMORY = Path("/dev/shm")
 _OPEN_FILES = Path("/proc/self/fd")
 _OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"  # "name;value" parted by "|"; OpenCV 5.0, videoio/src/cap_ffmpeg_impl.hpp
@@ -55,57 +75,93 @@ def decode_with_opencv(data: bytes, clip: IndexedClip, choice: Choice) -> Iterat
     """See `frames.Decoder`.
 
     Raises:
-        UnsupportedMedia: `DECODER_LIMIT`, `RESOLUTION_CHANGE`.
+        UnsupportedMedia: `DECODER_LIMIT` where only PyAV can do it; else as `decode_with_pyav`.
     """
-    if not len(clip.frame_of_packet):
-        raise _limit(choice, "numbers frames by their times, and this file gives none that can be trusted")
-    if clip.is_interlaced:  # OpenCV 5.0 prints "Cannot convert interlaced to progressive frames" and returns black
-        raise _limit(choice, "converts no interlaced frames")
+    if clip.codec == "webp":  # nor does PyAV: see `media.webp`
+        raise _limit(choice, "reads no animated WebP")
     if choice.on_damage is OnDamage.REPEAT and clip.is_truncated:
-        raise _limit(choice, "does not say which frames of a damaged file are good")
-    with _capture(data, choice, clip.max_frame_pixels) as capture:
-        try:
-            strict = dataclasses.replace(choice, on_damage=OnDamage.FAIL)
-            yield from fill(_frames(capture, clip, choice), clip.upright, clip, strict)
-        except CorruptMedia as error:
-            if choice.on_damage is OnDamage.FAIL:
-                raise
-            raise _limit(choice, "does not say which frames of a damaged file are good") from error
+        raise _limit(choice, _TELLS_NO_DAMAGE)
+    strict = dataclasses.replace(choice, on_damage=OnDamage.FAIL)
+    try:
+        yield from _checked(data, clip, strict)
+    except CorruptMedia as error:
+        if choice.on_damage is OnDamage.FAIL:
+            raise
+        raise _limit(choice, _TELLS_NO_DAMAGE) from error
+
+
+def opencv_version() -> str:
+    """Of the library and of the FFmpeg in it, which decodes and converts: "OpenCV 5.0.0 / libavcodec 62.28.101"."""
+    found = re.search(r"avcodec:\s+YES \(([\d.]+)\)", cv2.getBuildInformation())
+    return f"OpenCV {cv2.__version__} / libavcodec {found[1] if found else 'of unknown version'}"
+
+
+def _checked(data: bytes, clip: IndexedClip, choice: Choice) -> Iterator[Pixels]:
+    """OpenCV's frames, each compared with PyAV's before it is given out."""
+    seen = deque[av.VideoFrame](maxlen=1)  # the frame of the last picture
+    true_pictures = decode_with_pyav(data, clip, dataclasses.replace(choice, decoded=unreported), seen.append)
+    try:
+        if not len(clip.frame_of_packet):
+            raise _limit(choice, "numbers frames by their times, and this file gives none that can be trusted")
+        if clip.is_interlaced:
+            raise _limit(choice, _CONVERTS_NO_INTERLACED)
+        with _capture(data, choice, clip.max_frame_pixels) as capture:
+            pictures = fill(_frames(capture, clip, choice), clip.upright, clip, choice)
+            for truth in true_pictures:
+                if seen[-1].interlaced_frame:  # what is in memory instead may be the frame before, which looks the same
+                    raise _limit(choice, _CONVERTS_NO_INTERLACED)
+                picture = _next_of(pictures, choice)
+                if not _show_the_same(picture, truth):
+                    raise _limit(choice, "returns other pictures than the file holds")
+                yield picture
+    except UnsupportedMedia as error:
+        if error.reason == _LIMIT:  # only of a file that PyAV decodes is it true that PyAV should be used
+            for _ in true_pictures:
+                continue
+        raise
+
+
+def _next_of(pictures: Iterator[Pixels], choice: Choice) -> Pixels:
+    try:
+        return next(pictures)
+    except CorruptMedia as error:  # PyAV has the frame, so the file is not to blame
+        raise _limit(choice, "does not decode all of the frames") from error
+
+
+def _show_the_same(picture: Pixels, truth: Pixels) -> bool:
+    """Whether two pictures [height, width, 3] differ by no more than two ways of converting colours do."""
+    if picture.shape != truth.shape:
+        return False
+    height, width, _ = truth.shape
+    size = (-(-width // _CELL), -(-height // _CELL))  # means over squares: what chroma filters shift evens out
+    means, true_means = (
+        cv2.resize(np.ascontiguousarray(one), size, interpolation=cv2.INTER_AREA).astype(np.int16)
+        for one in (picture, truth)
+    )
+    return bool(np.abs(means - true_means).max() <= _SAME_WITHIN)
 
 
 def _frames(capture: Any, clip: IndexedClip, choice: Choice) -> Iterator[tuple[int, Pixels]]:
-    """The chosen frames that OpenCV finds, by their times."""
+    """The chosen frames, as long as OpenCV gives every frame at its own time."""
     wanted = frozenset(choice.indices.tolist())
-    times_ms = (clip.times_seconds - clip.times_seconds[0]) * 1000
-    first_gap_ms = float(times_ms[1]) if clip.frame_count > 1 else 1000.0
-    index, is_first = 0, True
-    while capture.grab():
+    times_ms = ((clip.times_seconds - clip.times_seconds[0]) * 1000).tolist()
+    for index, true_ms in enumerate(times_ms):
         choice.check()
+        if not capture.grab():
+            if index == 0:
+                raise _limit(choice, f"has no decoder for {clip.codec}, or finds no frame in the file")
+            return
         choice.decoded(1)
-        time_ms = capture.get(cv2.CAP_PROP_POS_MSEC)
-        if is_first and abs(time_ms) > first_gap_ms / 2:
-            raise _limit(choice, "does not begin with the file's first frame")
-        is_first = False
-        while index < clip.frame_count - 1 and abs(times_ms[index + 1] - time_ms) < abs(times_ms[index] - time_ms):
-            index += 1
+        time_ms = capture.get(cv2.CAP_PROP_POS_MSEC)  # since the stream's start
+        if not math.isclose(time_ms, true_ms, rel_tol=1e-9, abs_tol=_CLOCK_TOLERANCE_MS):
+            raise _limit(
+                choice, f"gives a frame at {time_ms / 1000:.3f} s where the file has one at {true_ms / 1000:.3f} s"
+            )
         if index in wanted:
             is_whole, picture = capture.retrieve()
             if not is_whole:
                 return
-            width, height = clip.coded_size
-            if picture.shape[:2] != (height, width):
-                raise UnsupportedMedia(
-                    f"{choice.key}: the picture changes from {width}x{height} to {picture.shape[1]}x{picture.shape[0]} inside "
-                    "the file; re-encode it to one size",
-                    reason="RESOLUTION_CHANGE",
-                    media_key=choice.key,
-                )
             yield index, np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
-        index += 1
-        if index == clip.frame_count:
-            return
-    if is_first:
-        raise _limit(choice, f"has no decoder for {clip.codec}, or finds no frame in the file")
 
 
 class _Seekable(io.BytesIO):
@@ -163,6 +219,4 @@ def _nameless_file(data: bytes) -> Iterator[Path]:
 
 
 def _limit(choice: Choice, what: str) -> UnsupportedMedia:
-    return UnsupportedMedia(
-        f"{choice.key}: OpenCV {what}; use the pyav decoder", reason="DECODER_LIMIT", media_key=choice.key
-    )
+    return UnsupportedMedia(f"{choice.key}: OpenCV {what}; use the pyav decoder", reason=_LIMIT, media_key=choice.key)

@@ -28,7 +28,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import av
 import av.container
@@ -47,11 +47,14 @@ from preprocessor.types.asked import OnDamage
 _NEVER_SKIPPING = frozenset({"libdav1d"})
 
 
-def decode_with_pyav(data: bytes, clip: IndexedClip, choice: Choice) -> Iterator[Pixels]:
-    """See `frames.Decoder`. A yielded array is valid until the next one is asked for."""
+def decode_with_pyav(
+    data: bytes, clip: IndexedClip, choice: Choice, inspect: Callable[[av.VideoFrame], None] = lambda _: None
+) -> Iterator[Pixels]:
+    """See `frames.Decoder`. A yielded array is valid until the next one is asked for; `inspect` sees its frame before."""
     reformatter = av.video.reformatter.VideoReformatter()
 
     def convert(frame: av.VideoFrame) -> Pixels:
+        inspect(frame)
         width, height = clip.coded_size
         if (frame.width, frame.height) != (width, height):
             raise UnsupportedMedia(

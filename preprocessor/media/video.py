@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+import av
 import numpy as np
 import numpy.typing as npt
 
@@ -33,7 +34,8 @@ from preprocessor.errors import InvalidRequest
 from preprocessor.media.clip import IndexedClip
 from preprocessor.media.container import keep_going
 from preprocessor.media.frames import Choice, Decoded, Decoder, Substituted, unreported
-from preprocessor.media.opencv import decode_with_opencv
+from preprocessor.media.image import decoder_of
+from preprocessor.media.opencv import decode_with_opencv, opencv_version
 from preprocessor.media.probe import probe_file
 from preprocessor.media.pyav import decode_with_pyav
 from preprocessor.media.webp import decode_webp, is_webp, probe_webp
@@ -66,6 +68,17 @@ def probe_video(
     """
     probe = probe_webp if is_webp(data) else probe_file
     return probe(data, limits, key, check, on_damage)
+
+
+def video_decoder_of(clip: ClipInfo, backend: str) -> str:
+    """The libraries that decode a clip, with versions: "FFmpeg 8.1.2".
+
+    Args:
+        backend: As `decode_frames`'s.
+    """
+    if backend == "opencv":
+        return opencv_version()
+    return decoder_of("WEBP") if clip.codec == "webp" else f"FFmpeg {av.ffmpeg_version_info}"
 
 
 def decode_frames(

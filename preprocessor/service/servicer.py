@@ -164,6 +164,8 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         planned = await call.claim.plan(request, self._settings.limits)
         call.timings.merge(planned.timings)
         self._metrics.observe_plan(planned)
+        if isinstance(planned, GenericPrepared):
+            call.substitutions = writing.write_substitutions(planned, planned.substitutions)
         return planned
 
     def _header(

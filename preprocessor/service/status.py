@@ -84,6 +84,8 @@ async def abort(context: Context, error: BaseException, request_id: str, *, log_
     message = _cut(message, _MAX_MESSAGE_BYTES)
     if reason == "INTERNAL":
         logger.error("request %s failed\n%s", request_id, describe_fault(error, log_payloads=log_payloads))
+    elif isinstance(error, errors.PreprocessorError) and error.trace:
+        logger.warning("request %s refused: %s %s\n%s", request_id, code.name, reason, error.trace)
     else:
         logger.info("request %s refused: %s %s", request_id, code.name, reason)
     info = error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata={"request_id": request_id})

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import av
-
 from engine_client import FinishReason
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericItem, GenericModel, GenericPrepared
@@ -82,13 +80,13 @@ def write_item(item: ItemPlan | GenericItem, size_bytes: int) -> pb.Item:
 
 
 def _write_source(item: ItemPlan | GenericItem, size_bytes: int) -> pb.SourceInfo:
-    message = pb.SourceInfo(size_bytes=size_bytes, sha256=item.content_sha256)
+    message = pb.SourceInfo(size_bytes=size_bytes, sha256=item.content_sha256, decoder=item.decoder)
     match item.source:
         case ImageInfo() as image:
-            message.codec, message.decoder = image.format, image.decoder
+            message.codec = image.format
             message.width_px, message.height_px = image.width_px, image.height_px
         case ClipInfo() as clip:
-            message.codec, message.decoder = clip.codec, f"FFmpeg {av.ffmpeg_version_info}"
+            message.codec = clip.codec
             message.width_px, message.height_px = clip.width_px, clip.height_px
             message.frame_count = clip.frame_count
             message.rate = clip.rate
@@ -115,7 +113,9 @@ def write_report(
     )
 
 
-def write_substitutions(planned: Plan, substitutions: Iterable[Substitution]) -> list[pb.Substitution]:
+def write_substitutions(
+    planned: Plan | GenericPrepared, substitutions: Iterable[Substitution]
+) -> list[pb.Substitution]:
     return [
         pb.Substitution(
             key=planned.items[one.item_index].key,

@@ -90,9 +90,11 @@ def render_chat(
     return text
 
 
-def check_length(length: int, most: int) -> None:
-    """Refuse a prompt that is empty or longer than accepted, in characters or token ids.
+def check_length(length: int, most: int, unit: str = "characters") -> None:
+    """Refuse a prompt that is empty or longer than accepted.
 
+    Args:
+        unit: What `length` and `most` count, for the message.
     Raises:
         InvalidRequest: `EMPTY_PROMPT`.
         LimitExceeded: `PROMPT_TOO_LONG`.
@@ -100,7 +102,9 @@ def check_length(length: int, most: int) -> None:
     if not length:
         raise InvalidRequest("the prompt is empty", reason="EMPTY_PROMPT")
     if length > most:
-        raise LimitExceeded(f"the prompt is longer than {most} characters", reason="PROMPT_TOO_LONG")
+        raise LimitExceeded(
+            f"the prompt is {length} {unit} long; at most {most} are accepted", reason="PROMPT_TOO_LONG"
+        )
 
 
 def order_chat_media(prompt: ChatPrompt, media: Sequence[Media], max_count: int) -> list[Media]:

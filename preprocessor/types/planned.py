@@ -34,16 +34,18 @@ class ItemPlan:
 
     Attributes:
         source: Header facts; a `ClipInfo` for a video.
+        decoder: The libraries that decode it, with versions.
         frames: The frames chosen of a video; None for an image.
         padded_frame_count: Frames appended by repeating the last, to fill the last temporal patch.
-        row_start: First row of this item in `pixel_patches`.
+        row_start: First row of this item in the pixel tensor.
         content_sha256: Digest of the file.
-        digest: SHA-256 of content, processing settings and the caller's salt, for caches.
+        digest: SHA-256 of the caller's salt and of everything that can change one of its pixels, for caches.
     """
 
     key: str
     modality: Modality
     source: ImageInfo | ClipInfo
+    decoder: str
     frames: FrameChoice | None
     padded_frame_count: int
     grid: Grid
@@ -85,7 +87,7 @@ class PixelPlan:
 
     @property
     def name(self) -> str:
-        """What the engine contract calls the tensor."""
+        """What the answer to a caller calls the tensor. An engine gets every form as the contract's `pixel_patches`."""
         return "pixel_patches" if self.form is PixelForm.UINT8 else "pixel_values"
 
 

@@ -81,7 +81,9 @@ class _DamagePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DamagePo
     DAMAGE_POLICY_STRICT: _DamagePolicy.ValueType  # 1
     """The call fails and names the first bad time."""
     DAMAGE_POLICY_TOLERANT: _DamagePolicy.ValueType  # 2
-    """The last good frame stands in its place, and the report says so. No time is shifted."""
+    """The last good frame stands in its place, or the next good one where none is before it, and the report says so. No time is
+    shifted.
+    """
 
 class DamagePolicy(_DamagePolicy, metaclass=_DamagePolicyEnumTypeWrapper):
     """What to do about a chosen frame that cannot be decoded."""
@@ -91,7 +93,9 @@ DAMAGE_POLICY_UNSPECIFIED: DamagePolicy.ValueType  # 0
 DAMAGE_POLICY_STRICT: DamagePolicy.ValueType  # 1
 """The call fails and names the first bad time."""
 DAMAGE_POLICY_TOLERANT: DamagePolicy.ValueType  # 2
-"""The last good frame stands in its place, and the report says so. No time is shifted."""
+"""The last good frame stands in its place, or the next good one where none is before it, and the report says so. No time is
+shifted.
+"""
 Global___DamagePolicy: _TypeAlias = DamagePolicy  # noqa: Y015
 
 class _PixelForm:
@@ -101,27 +105,29 @@ class _PixelForm:
 class _PixelFormEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PixelForm.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PIXEL_FORM_UNSPECIFIED: _PixelForm.ValueType  # 0
+    """See `PrepareSpec.pixel_form`."""
     PIXEL_FORM_UINT8: _PixelForm.ValueType  # 1
     """`pixel_patches`, as resized; the engine normalizes with `pixel_mean` and `pixel_std`. Loses nothing, and is the smallest."""
     PIXEL_FORM_BF16: _PixelForm.ValueType  # 2
-    """`pixel_values`, normalized."""
+    """`pixel_values`, normalized; on the generic path all of the processor's floats, rounded."""
     PIXEL_FORM_FP16: _PixelForm.ValueType  # 3
     PIXEL_FORM_FP32: _PixelForm.ValueType  # 4
     PIXEL_FORM_NONE: _PixelForm.ValueType  # 5
-    """No pixels: token ids, grids and positions only."""
+    """No pixels: token ids, grids and positions only; on the generic path the text's tensors only."""
 
 class PixelForm(_PixelForm, metaclass=_PixelFormEnumTypeWrapper):
     """-- Results ----------------------------------------------------------------------------------------------------------"""
 
 PIXEL_FORM_UNSPECIFIED: PixelForm.ValueType  # 0
+"""See `PrepareSpec.pixel_form`."""
 PIXEL_FORM_UINT8: PixelForm.ValueType  # 1
 """`pixel_patches`, as resized; the engine normalizes with `pixel_mean` and `pixel_std`. Loses nothing, and is the smallest."""
 PIXEL_FORM_BF16: PixelForm.ValueType  # 2
-"""`pixel_values`, normalized."""
+"""`pixel_values`, normalized; on the generic path all of the processor's floats, rounded."""
 PIXEL_FORM_FP16: PixelForm.ValueType  # 3
 PIXEL_FORM_FP32: PixelForm.ValueType  # 4
 PIXEL_FORM_NONE: PixelForm.ValueType  # 5
-"""No pixels: token ids, grids and positions only."""
+"""No pixels: token ids, grids and positions only; on the generic path the text's tensors only."""
 Global___PixelForm: _TypeAlias = PixelForm  # noqa: Y015
 
 class _DataType:
@@ -251,7 +257,9 @@ class PrepareSpec(_message.Message):
     text: _builtins.str
     """A rendered prompt with one placeholder token (such as `<|image_pad|>`) for each medium, in the order of `media`."""
     pixel_form: Global___PixelForm.ValueType
-    """The form of the pixels; UINT8 when unspecified. Generate ignores it: the engine's own form is sent."""
+    """The form of the pixels. Unspecified: UINT8 on the fast path, as the processor makes them on the generic one, which refuses
+    UINT8 (UNSUPPORTED_PIXEL_FORM). Generate ignores it: the engine's own form is sent.
+    """
     cache_salt: _builtins.str
     """Mixed into every item's digest: give each tenant its own, and tenants share no cache entries."""
     with_token_types: _builtins.bool
@@ -266,7 +274,7 @@ class PrepareSpec(_message.Message):
 
     @_builtins.property
     def media(self) -> _containers.RepeatedCompositeFieldContainer[Global___Media]:
-        """Every image and video of the prompt."""
+        """Every image, video and sound of the prompt."""
 
     def __init__(
         self,
@@ -720,7 +728,7 @@ Global___PrepareResponse: _TypeAlias = PrepareResponse  # noqa: Y015
 
 @_typing.final
 class Header(_message.Message):
-    """All that is known before the first frame is decoded."""
+    """All that is known before the first frame is decoded; on the generic path, all that came of the work."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -743,7 +751,7 @@ class Header(_message.Message):
 
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]:
-        """Every tensor of the result, by the engine contract's names."""
+        """Every tensor of the result, by the engine contract's names; on the generic path by the processor's own."""
 
     def __init__(
         self,
@@ -789,7 +797,7 @@ class Item(_message.Message):
     """Key of the medium."""
     modality: Global___Modality.ValueType
     grid_t: _builtins.int
-    """Patches along time, height and width."""
+    """Fast path only, as are token_count, width_px, height_px and padded_frame_count. Patches along time, height and width."""
     grid_h: _builtins.int
     grid_w: _builtins.int
     token_count: _builtins.int
@@ -802,7 +810,10 @@ class Item(_message.Message):
     basis: Global___SamplingBasis.ValueType
     repeated_frame_count: _builtins.int
     digest: _builtins.bytes
-    """SHA-256 of content, processing settings and cache_salt: equal digests mean equal pixels."""
+    """SHA-256 of cache_salt and of everything that can change a pixel: content, model, frames, size, decoder, damage policy and
+    this service's version. Equal digests mean equal pixels. Of the pixel form only rounding counts: UINT8, FP32 and NONE share
+    a digest, BF16 and FP16 have their own.
+    """
     @_builtins.property
     def frame_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Videos: indices of the frames used, counted in presentation order from 0, and their presentation times."""
@@ -866,14 +877,15 @@ class SourceInfo(_message.Message):
     codec: _builtins.str
     """FFmpeg's name of a video's codec, such as "h264"; an image's format, such as "JPEG"."""
     width_px: _builtins.int
-    """As displayed for an image, as stored for a video, px."""
+    """Upright, as displayed, px."""
     height_px: _builtins.int
     size_bytes: _builtins.int
     sha256: _builtins.bytes
     """SHA-256 of the file."""
     frame_count: _builtins.int
-    """Videos only: frames in the file; frames a second on average; seconds from the first frame to the end of the last, which stays
-    on screen until the track ends. frame_count = rate x duration_seconds.
+    """Videos: frames in the file; frames a second on average; seconds from the first frame to the end of the last, which stays on
+    screen until the track ends: frame_count = rate x duration_seconds. Sounds: samples a second as made for the model, and
+    seconds.
     """
     rate: _builtins.float
     duration_seconds: _builtins.float
@@ -986,7 +998,7 @@ class Report(_message.Message):
     received_bytes: _builtins.int
     """Bytes of media received."""
     pixel_bytes: _builtins.int
-    """Bytes of pixels made."""
+    """Bytes of pixels made; on the generic path of all but the text's tensors."""
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageTime]: ...
     @_builtins.property
@@ -1047,7 +1059,9 @@ class StageTime(_message.Message):
     WALL_MS_FIELD_NUMBER: _builtins.int
     CPU_MS_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
-    """receive, fetch (within receive), queue, plan, tokenize, decode, resize, patch, normalize, send, first_token, generate."""
+    """receive, fetch (within receive), queue, plan, tokenize, decode, resize, patch, normalize, send, first_token, generate; on
+    the generic path process (the model's own processor, which tokenizes too) and convert (its output to tensors).
+    """
     wall_ms: _builtins.float
     cpu_ms: _builtins.float
     """0 where the stage only waits."""
@@ -1164,7 +1178,7 @@ class CountTokensResponse(_message.Message):
     PIXEL_BYTES_FIELD_NUMBER: _builtins.int
     token_count: _builtins.int
     pixel_bytes: _builtins.int
-    """Bytes of the pixel tensor in the asked form."""
+    """As `Report.pixel_bytes`, in the asked form."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Item]: ...
     def __init__(
@@ -1260,7 +1274,7 @@ class Model(_message.Message):
     name: _builtins.str
     fingerprint: _builtins.str
     family: _builtins.str
-    """Family whose rules apply, such as "qwen3_vl"."""
+    """Family whose rules apply, such as "qwen3_vl"; on the generic path the processor's class."""
     path: _builtins.str
     """How it is preprocessed: "fast" by this service's own pipeline, "generic" by the model's own Hugging Face processor, whose
     tensors come under their own names.
@@ -1270,7 +1284,9 @@ class Model(_message.Message):
     @_builtins.property
     def modalities(self) -> _containers.RepeatedScalarFieldContainer[Global___Modality.ValueType]: ...
     @_builtins.property
-    def image(self) -> Global___PixelSettings: ...
+    def image(self) -> Global___PixelSettings:
+        """Fast path only."""
+
     @_builtins.property
     def video(self) -> Global___PixelSettings: ...
     @_builtins.property

@@ -63,7 +63,8 @@ class PreprocessorServicer:
         """Turns a prompt and its media into the tensors that an engine takes.
 
         In: the spec, then the bytes of every medium that the spec announces in chunks. Out: a header as soon as headers of
-        the files tell the geometry, before pixels; then the pixel tensor in runs of rows, in order; then a report.
+        the files tell the geometry, before pixels; then every tensor above 1 MiB, and the pixels, in runs of rows, in order; then
+        a report. On the generic path (`Model.path`) the header follows the work, for only the processor knows what it makes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,7 +79,8 @@ class PreprocessorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request_iterator, context):
-        """Tells what a prompt would cost, from headers of the files alone: no frame is decoded. Takes what Prepare takes.
+        """Tells what a prompt would cost, from headers of the files alone: no frame is decoded. On the generic path all of the work
+        is done. Takes what Prepare takes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,14 +40,17 @@ class PreprocessorStub:
     """Turns a prompt and its media into the tensors that an engine takes.
 
     In: the spec, then the bytes of every medium that the spec announces in chunks. Out: a header as soon as headers of
-    the files tell the geometry, before pixels; then the pixel tensor in runs of rows, in order; then a report.
+    the files tell the geometry, before pixels; then every tensor above 1 MiB, and the pixels, in runs of rows, in order; then
+    a report. On the generic path (`Model.path`) the header follows the work, for only the processor knows what it makes.
     """
     Generate: _grpc.StreamStreamMultiCallable[_preprocessor_pb2.GenerateRequest, _preprocessor_pb2.GenerateResponse]
     """Prepares a prompt, sends it to the engine behind this service, and streams the answer: tokens and text as they come,
     then the finish reason with the report. Pixels never pass through the caller.
     """
     CountTokens: _grpc.StreamUnaryMultiCallable[_preprocessor_pb2.PrepareRequest, _preprocessor_pb2.CountTokensResponse]
-    """Tells what a prompt would cost, from headers of the files alone: no frame is decoded. Takes what Prepare takes."""
+    """Tells what a prompt would cost, from headers of the files alone: no frame is decoded. On the generic path all of the work
+    is done. Takes what Prepare takes.
+    """
     GetModel: _grpc.UnaryUnaryMultiCallable[_preprocessor_pb2.GetModelRequest, _preprocessor_pb2.Model]
     """Describes the model served here."""
 
@@ -58,14 +61,17 @@ class PreprocessorAsyncStub(PreprocessorStub):
     """Turns a prompt and its media into the tensors that an engine takes.
 
     In: the spec, then the bytes of every medium that the spec announces in chunks. Out: a header as soon as headers of
-    the files tell the geometry, before pixels; then the pixel tensor in runs of rows, in order; then a report.
+    the files tell the geometry, before pixels; then every tensor above 1 MiB, and the pixels, in runs of rows, in order; then
+    a report. On the generic path (`Model.path`) the header follows the work, for only the processor knows what it makes.
     """
     Generate: _aio.StreamStreamMultiCallable[_preprocessor_pb2.GenerateRequest, _preprocessor_pb2.GenerateResponse]  # type: ignore[assignment]
     """Prepares a prompt, sends it to the engine behind this service, and streams the answer: tokens and text as they come,
     then the finish reason with the report. Pixels never pass through the caller.
     """
     CountTokens: _aio.StreamUnaryMultiCallable[_preprocessor_pb2.PrepareRequest, _preprocessor_pb2.CountTokensResponse]  # type: ignore[assignment]
-    """Tells what a prompt would cost, from headers of the files alone: no frame is decoded. Takes what Prepare takes."""
+    """Tells what a prompt would cost, from headers of the files alone: no frame is decoded. On the generic path all of the work
+    is done. Takes what Prepare takes.
+    """
     GetModel: _aio.UnaryUnaryMultiCallable[_preprocessor_pb2.GetModelRequest, _preprocessor_pb2.Model]  # type: ignore[assignment]
     """Describes the model served here."""
 
@@ -79,7 +85,8 @@ class PreprocessorServicer(metaclass=_abc_1.ABCMeta):
         """Turns a prompt and its media into the tensors that an engine takes.
 
         In: the spec, then the bytes of every medium that the spec announces in chunks. Out: a header as soon as headers of
-        the files tell the geometry, before pixels; then the pixel tensor in runs of rows, in order; then a report.
+        the files tell the geometry, before pixels; then every tensor above 1 MiB, and the pixels, in runs of rows, in order; then
+        a report. On the generic path (`Model.path`) the header follows the work, for only the processor knows what it makes.
         """
 
     @_abc_1.abstractmethod
@@ -98,7 +105,9 @@ class PreprocessorServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_preprocessor_pb2.PrepareRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_preprocessor_pb2.CountTokensResponse, _abc.Awaitable[_preprocessor_pb2.CountTokensResponse]]:
-        """Tells what a prompt would cost, from headers of the files alone: no frame is decoded. Takes what Prepare takes."""
+        """Tells what a prompt would cost, from headers of the files alone: no frame is decoded. On the generic path all of the work
+        is done. Takes what Prepare takes.
+        """
 
     @_abc_1.abstractmethod
     def GetModel(

@@ -16,6 +16,7 @@ import pytest_asyncio
 from preprocessor.config import SettingError
 from preprocessor.errors import InvalidRequest, PreprocessorError
 from preprocessor.service.fetch.fetcher import Fetcher
+from preprocessor.service.status import status_of
 from tests.service.hosts import Collected, fetch, fetching
 from tests.waiting import eventually
 
@@ -294,19 +295,42 @@ async def test_nothing_else_is_read_through_a_store(store: Fetcher, url: str, ex
     assert await reason(store, url) == expected
 
 
-async def test_what_a_stores_driver_raises_is_its_failure_and_not_ours(
-    store: Fetcher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class DriverError(Exception):
-        pass
+class DriverError(Exception):
+    """Of a driver's own kind."""
 
+
+def breaks_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
-        raise DriverError("a secret of the driver's")
+        raise error
 
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "_open", broken)
+
+
+@pytest.mark.parametrize("name", [None, "botocore.exceptions.BotoCoreError", "gcsfs.retry.HttpError"])
+async def test_a_store_that_fails_is_told_as_such_and_leaves_a_trace(
+    store: Fetcher, monkeypatch: pytest.MonkeyPatch, name: str | None
+) -> None:
+    kind: type[Exception] = PermissionError
+    if name is not None:
+        module, _, of_driver = name.rpartition(".")
+        known = type(of_driver, (Exception,), {"__module__": module})
+        kind = type("Refused", (known,), {})
+    breaks_with(kind("a secret of the driver's"), monkeypatch)
     with pytest.raises(PreprocessorError) as caught:
         await fetch(store, "memory://bucket/clips/a.mp4")
-    assert caught.value.reason == "FETCH_UNREACHABLE" and "secret" not in caught.value.message
+    assert caught.value.reason == "FETCH_UNREACHABLE"
+    assert "in broken" in caught.value.trace
+    assert "secret" not in caught.value.message + caught.value.trace
+
+
+@pytest.mark.parametrize("kind", [DriverError, TypeError])
+async def test_a_fault_of_a_stores_driver_is_not_told_as_the_stores(
+    store: Fetcher, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    breaks_with(kind("a secret of the driver's"), monkeypatch)
+    with pytest.raises(kind) as caught:
+        await fetch(store, "memory://bucket/clips/a.mp4")
+    assert status_of(caught.value)[1] == "INTERNAL"
 
 
 @pytest.mark.parametrize(

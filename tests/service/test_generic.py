@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from safetensors import safe_open
 
 from preprocessor import pipeline
+from preprocessor.__main__ import main
 from preprocessor.client import CallFailed
 from preprocessor.models.generic import GenericModel
 from preprocessor.models.registry import load_model
@@ -66,6 +69,29 @@ async def test_uint8_pixels_are_refused(gemma: Caller) -> None:
     with pytest.raises(CallFailed) as caught:
         await gemma.prepare(chat(image("a", PHOTO), pixel_form=pb.PIXEL_FORM_UINT8))
     assert caught.value.reason == "UNSUPPORTED_PIXEL_FORM"
+
+
+@pytest.mark.parametrize("form", [(), ("--dtype", "bf16")], ids=["as the processor makes them", "bf16"])
+async def test_the_command_line_takes_such_a_model_like_any_other(
+    gemma: Caller, folder: Path, form: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "photo.jpg").write_bytes(PHOTO)
+    output = folder / "tensors.safetensors"
+    local = ("prepare", "--local", "--model", str(folder / "gemma3"), "--image", str(folder / "photo.jpg"))
+    status = await asyncio.to_thread(main, [*local, "--text", "Hi", "--output", str(output), *form])
+    assert (status, capsys.readouterr().err) == (0, "")
+    with safe_open(output, "np") as tensors:
+        assert tensors.get_slice("pixel_values").get_dtype() == ("BF16" if form else "F32")
+
+
+async def test_the_command_line_says_which_forms_there_are(
+    gemma: Caller, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "photo.jpg").write_bytes(PHOTO)
+    asked = ["prepare", "--local", "--model", str(folder / "gemma3"), "--image", str(folder / "photo.jpg")]
+    assert await asyncio.to_thread(main, [*asked, "--dtype", "uint8"]) == 1
+    error = capsys.readouterr().err
+    assert "UNSUPPORTED_PIXEL_FORM" in error and "BF16, FP16 or FP32" in error
 
 
 async def test_a_model_of_sound_takes_it_from_any_file(folder: Path) -> None:

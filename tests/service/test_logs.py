@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from preprocessor.client import CHANNEL_OPTIONS
-from preprocessor.errors import trace_of
+from preprocessor.client import CHANNEL_OPTIONS, CallFailed
+from preprocessor.errors import InvalidRequest, trace_of
 from preprocessor.models.family import Model
 from preprocessor.service.status import describe_fault
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -121,6 +121,21 @@ def test_a_worker_s_fault_is_described_by_its_place_in_the_worker() -> None:
     assert SECRET not in quiet
     assert "in fail_with_a_secret" in quiet
     assert SECRET in describe_fault(failed, log_payloads=True)
+
+
+async def test_a_refusal_that_stands_for_a_foreign_error_is_logged_with_its_trace(
+    model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuses(*_: object) -> None:
+        error = InvalidRequest("not accepted", reason="PROCESSOR_REFUSED")
+        error.trace = "in a_processor\nValueError"
+        raise error
+
+    monkeypatch.setattr("preprocessor.pipeline.plan", refuses)
+    async with serving(model, is_in_process=True) as caller:
+        with pytest.raises(CallFailed, match="PROCESSOR_REFUSED"):
+            await caller.prepare(chat("hello"))
+    assert [record.levelname for record in caplog.records if "in a_processor" in record.getMessage()] == ["WARNING"]
 
 
 @pytest.mark.parametrize("log_payloads", [False, True])

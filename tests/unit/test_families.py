@@ -38,6 +38,7 @@ def item(grid: Grid, *, sampled_fps: float | None = None, times: tuple[float, ..
         key="m",
         modality=Modality.IMAGE if frames is None else Modality.VIDEO,
         source=None,  # type: ignore[arg-type]  # no family looks at it
+        decoder="",
         frames=frames,
         padded_frame_count=0,
         grid=grid,

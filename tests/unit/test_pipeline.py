@@ -24,6 +24,8 @@ from preprocessor.types.asked import (
     PreparationRequest,
     Sampling,
     TextPart,
+    TextPrompt,
+    TokenPrompt,
 )
 from preprocessor.vision.patches import PIXEL_DTYPES
 from tests.media import moving_shapes_clip, photo
@@ -305,32 +307,16 @@ def test_more_than_a_limit_allows_is_refused(model: Model, limits: Limits) -> No
     assert isinstance(refusal(model, ask(image(), video()), limits), LimitExceeded)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "unit"), [(TextPrompt("too long"), "8 characters"), (TokenPrompt((1, 2, 3)), "3 token ids")]
+)
+def test_a_long_prompt_is_told_its_length_in_its_own_unit(
+    model: Model, prompt: TextPrompt | TokenPrompt, unit: str
+) -> None:
+    error = refusal(model, PreparationRequest(prompt), Limits(max_prompt_length=2))
+    assert error.message == f"the prompt is {unit} long; at most 2 are accepted"
+
+
 def test_a_pixel_tensor_may_be_as_large_as_its_limit(model: Model) -> None:
     size = plan(model, ask(video()), LIMITS).pixel_bytes
     assert plan(model, ask(video()), Limits(max_pixel_bytes=size)).pixel_bytes == size
-
-
-# -- digests -----------------------------------------------------------------------------------------------------------
-
-
-def digest(model: Model, *media: Media, **settings: Any) -> bytes:
-    return plan(model, ask(*media, **settings), LIMITS).items[0].digest
-
-
-def test_the_same_request_has_the_same_digest(model: Model) -> None:
-    assert digest(model, video()) == digest(model, video("other key"))
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        lambda model: digest(model, video(), cache_salt="tenant"),
-        lambda model: digest(model, video(frame_count=6)),
-        lambda model: digest(model, video(max_pixels=100_000)),
-        lambda model: digest(model, dataclasses.replace(video(), data=moving_shapes_clip(1, 10, 96, 64, seed=1))),
-        lambda model: digest(dataclasses.replace(model, fingerprint="other"), video()),
-    ],
-    ids=["salt", "frames", "budget", "content", "model"],
-)
-def test_whatever_may_change_the_result_changes_the_digest(model: Model, changed: Any) -> None:
-    assert changed(model) != digest(model, video())

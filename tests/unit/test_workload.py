@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -123,3 +124,12 @@ def test_groups_without_a_chosen_frame_are_not_expected_to_cost(model: Model) ->
         )
     ]
     assert estimates[0] < min(estimates[1:])
+
+
+def test_a_decoder_that_is_checked_by_another_costs_what_both_take(model: Model) -> None:
+    request, plan = planned(model, video(CLIPS["h264"], sampling=Sampling(indices=(70, 71))))
+    alone, checked = (
+        estimate(dataclasses.replace(plan.pixels, video_decoder=name), request.media) for name in ("pyav", "opencv")
+    )
+    assert checked.cpu_seconds > alone.cpu_seconds
+    assert checked.working_bytes > alone.working_bytes

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import av
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -14,9 +15,10 @@ from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded
 from preprocessor.media.audio import extract_audio
 from preprocessor.media.cpu import within_cpu_seconds
+from preprocessor.media.frames import unreported
 from preprocessor.media.image import decode_image, probe_image
 from preprocessor.media.sampling import choose_frames, count_for_fps, spread_evenly
-from preprocessor.media.video import decode_frames, probe_video
+from preprocessor.media.video import decode_frames, probe_video, video_decoder_of
 from preprocessor.types.asked import Media, Modality, SamplingBasis
 from preprocessor.types.found import ClipInfo, FrameChoice, ImageInfo
 
@@ -81,11 +83,20 @@ def probe_media(
     return probed
 
 
-def decode(probed: ProbedMedium, sample_rate_hz: int, limits: Limits, check: Callable[[], None]) -> Any:
+def decode(
+    probed: ProbedMedium,
+    sample_rate_hz: int,
+    limits: Limits,
+    check: Callable[[], None],
+    video_decoder: str = "pyav",
+    substituted: Callable[[int, int], None] = unreported,
+) -> Any:
     """The content: an image as PIL RGB, a video as uint8 [n, height, width, 3], a sound as float32 [samples], mono.
 
     Args:
         sample_rate_hz: What the processor wants sounds in.
+        video_decoder: A name in `media.video.DECODERS`.
+        substituted: Called with (index of the chosen frame, index of the frame used instead).
     Raises:
         CorruptMedia: The header is sound and the content is not.
     """
@@ -94,8 +105,18 @@ def decode(probed: ProbedMedium, sample_rate_hz: int, limits: Limits, check: Cal
     if medium.modality is Modality.IMAGE:
         return Image.fromarray(decode_image(medium.data, medium.key))  # processors read the layout off PIL's type
     if medium.modality is Modality.VIDEO:
-        return _decode_video(probed, check)
+        return _decode_video(probed, check, video_decoder, substituted)
     return extract_audio(medium.data, sample_rate_hz, limits, medium.key, check)
+
+
+def decoder_of(probed: ProbedMedium, video_decoder: str) -> str:
+    """The libraries that decode it, with versions."""
+    match probed.source:
+        case ImageInfo() as image:
+            return image.decoder
+        case ClipInfo() as clip:
+            return video_decoder_of(clip, video_decoder)
+    return f"FFmpeg {av.ffmpeg_version_info}"
 
 
 def metadata_of(probed: ProbedMedium) -> dict[str, Any]:
@@ -131,11 +152,23 @@ def refuse_above(size: int, limits: Limits, what: str) -> None:
         )
 
 
-def _decode_video(probed: ProbedMedium, check: Callable[[], None]) -> npt.NDArray[np.uint8]:
+def _decode_video(
+    probed: ProbedMedium, check: Callable[[], None], decoder: str, substituted: Callable[[int, int], None]
+) -> npt.NDArray[np.uint8]:
     assert isinstance(probed.source, ClipInfo) and probed.frames is not None
     indices, key = probed.frames.indices, probed.medium.key
     frames: npt.NDArray[np.uint8] | None = None
-    for position, frame in enumerate(decode_frames(probed.medium.data, probed.source, indices, key, check)):
+    decoded = decode_frames(
+        probed.medium.data,
+        probed.source,
+        indices,
+        key,
+        check,
+        on_damage=probed.medium.on_damage,
+        substituted=lambda position, used: substituted(int(indices[position]), used),
+        backend=decoder,
+    )
+    for position, frame in enumerate(decoded):
         if frames is None:
             frames = np.empty((len(indices), *frame.shape), np.uint8)
         frames[position] = frame

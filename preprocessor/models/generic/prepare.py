@@ -26,13 +26,15 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.config import Limits
-from preprocessor.errors import InvalidRequest, PreprocessorError
+from preprocessor.errors import InvalidRequest, PreprocessorError, trace_of
 from preprocessor.media.container import keep_going
+from preprocessor.models.fingerprint import pixel_settings
 from preprocessor.models.generic.media import (
     ChooseFrames,
     ProbedMedium,
     choose_evenly,
     decode,
+    decoder_of,
     metadata_of,
     probe_media,
     refuse_above,
@@ -43,6 +45,7 @@ from preprocessor.models.generic.tensors import TEXT_TENSORS, ragged, to_tensors
 from preprocessor.timing import Timings
 from preprocessor.types.asked import Media, Modality, PixelForm, PreparationRequest
 from preprocessor.types.found import ClipInfo, FrameChoice, ImageInfo, SoundInfo
+from preprocessor.types.made import Substitution
 
 _LOCK_POLL_SECONDS = 0.05  # how soon a request that waits for the processor notices that its caller has left
 _MESSAGE_LENGTH = 500  # of transformers' own words in an error
@@ -58,14 +61,16 @@ class GenericItem:
 
     Attributes:
         source: Header facts.
+        decoder: The libraries that decode it, with versions.
         frames: The frames used of a video; None for all else.
         content_sha256: Digest of the file.
-        digest: SHA-256 of all the request's content, its processing and the caller's salt, for caches.
+        digest: SHA-256 of the caller's salt and of everything that can change a value made of it, for caches.
     """
 
     key: str
     modality: Modality
     source: ImageInfo | ClipInfo | SoundInfo
+    decoder: str
     frames: FrameChoice | None
     content_sha256: bytes
     digest: bytes
@@ -79,12 +84,14 @@ class GenericPrepared:
         token_ids: int32 [L], placeholders expanded; the same array as `tensors["input_ids"]`.
         tensors: All that the processor returned, under its own names; see `tensors.to_tensors`.
         items: The media in prompt order.
+        substitutions: Damaged frames and what stands in their place.
     """
 
     token_ids: npt.NDArray[np.int32]
     tensors: Mapping[str, npt.NDArray[Any]] = field(repr=False)
     items: tuple[GenericItem, ...]
     timings: Timings
+    substitutions: tuple[Substitution, ...] = ()
 
     @property
     def token_count(self) -> int:
@@ -113,10 +120,11 @@ def prepare_generic(
         choose: Which frames of a video to use.
     Raises:
         InvalidRequest: As `prompt.render`; `UNSUPPORTED_PIXEL_FORM` for UINT8; `INVALID_PIXEL_BUDGET` for a budget that this
-            processor does not take; `PROCESSOR_REFUSED`, with transformers' own words, for all that its code does not accept.
+            processor does not take; `PROCESSOR_REFUSED`, with transformers' own words, for what its code refuses.
         UnsupportedMedia: `UNSUPPORTED_MODALITY`, `RAGGED_TENSORS`, `UNKNOWN_TENSOR`, or a file that is not what it should be.
         CorruptMedia: A file that cannot be decoded.
         LimitExceeded: More than `limits` allows, before or after processing.
+        Exception: Whatever else than ValueError the processor's code raises.
     """
     timings = Timings()
     with timings.stage("plan"):
@@ -126,7 +134,14 @@ def prepare_generic(
         probed = probe_media(media, limits, check, choose)
     with timings.stage("decode"):
         sample_rate_hz = getattr(part_of(model.processor, Modality.AUDIO), "sampling_rate", 0)
-        contents = [decode(one, sample_rate_hz, limits, check) for one in probed]
+        substitutions: list[Substitution] = []
+        contents = []
+        for index, one in enumerate(probed):
+
+            def substituted(chosen: int, used: int, item_index: int = index) -> None:
+                substitutions.append(Substitution(item_index, chosen, used))
+
+            contents.append(decode(one, sample_rate_hz, limits, check, request.video_decoder, substituted))
     with timings.stage("process"):
         output = _process(model, _arguments(model, text, probed, contents, sizes), check)
     with timings.stage("convert"):
@@ -136,14 +151,16 @@ def prepare_generic(
         SoundInfo(sample_rate_hz, len(content) / sample_rate_hz) if one.source is None else one.source
         for one, content in zip(probed, contents, strict=True)
     ]
-    items = _items(probed, sources, repr((model.fingerprint, sizes, request.cache_salt)))
-    return GenericPrepared(token_ids=tensors["input_ids"], tensors=tensors, items=items, timings=timings)
+    decoders = [decoder_of(one, request.video_decoder) for one in probed]
+    settings = [pixel_settings(one.medium, decoder, form) for one, decoder in zip(probed, decoders, strict=True)]
+    items = _items(probed, sources, decoders, repr((model.fingerprint, sizes, settings, request.cache_salt)))
+    return GenericPrepared(tensors["input_ids"], tensors, items, timings, tuple(substitutions))
 
 
 def _form(asked: PixelForm | None) -> PixelForm | None:
     if asked is PixelForm.UINT8:
         raise InvalidRequest(
-            "this model runs through its own processor, which makes no uint8 pixels: ask for BF16, FP16, FP32 or nothing",
+            "this model runs through its own processor, which makes no uint8 pixels: ask for BF16, FP16 or FP32, or name no form",
             reason="UNSUPPORTED_PIXEL_FORM",
         )
     return asked
@@ -231,23 +248,29 @@ def _one_rate(probed: Sequence[ProbedMedium]) -> float:
 
 
 def _process(model: GenericModel, arguments: Mapping[str, Any], check: Callable[[], None]) -> Mapping[str, Any]:
-    """Call the processor, one thread at a time, transformers' errors mapped to ours."""
+    """Call the processor, one thread at a time.
+
+    transformers raises ValueError for input that it does not accept. Any other type is a fault of its code or ours, not known
+    to be the caller's, and goes on as it is.
+    """
     while not model.lock.acquire(timeout=_LOCK_POLL_SECONDS):
         check()
     try:
         check()
         try:
             output: Mapping[str, Any] = model.processor(**arguments)
-        except MemoryError:
-            raise
-        except Exception as error:  # its code trusts its input: what does not fit may surface as anything
-            raise _refusal(model, error) from error
+        except ValueError as error:
+            refusal = _refusal(model, error)
+            refusal.trace = trace_of(
+                error
+            )  # a wrong setting of the model's or a fault of its code may say ValueError, too
+            raise refusal from error
     finally:
         model.lock.release()
     return output
 
 
-def _refusal(model: GenericModel, error: Exception) -> PreprocessorError:
+def _refusal(model: GenericModel, error: ValueError) -> PreprocessorError:
     message = " ".join(str(error).split())[:_MESSAGE_LENGTH] or type(error).__name__
     if found := _RAGGED.match(message):
         return ragged(found[1])
@@ -259,14 +282,17 @@ def _refusal(model: GenericModel, error: Exception) -> PreprocessorError:
 
 
 def _items(
-    probed: Sequence[ProbedMedium], sources: Sequence[ImageInfo | ClipInfo | SoundInfo], processing: str
+    probed: Sequence[ProbedMedium],
+    sources: Sequence[ImageInfo | ClipInfo | SoundInfo],
+    decoders: Sequence[str],
+    processing: str,
 ) -> tuple[GenericItem, ...]:
     contents = [hashlib.sha256(one.medium.data).digest() for one in probed]
     indices = [None if one.frames is None else one.frames.indices.tolist() for one in probed]
     modalities = [int(one.medium.modality) for one in probed]
     whole = hashlib.sha256(repr((processing, modalities, indices)).encode() + b"".join(contents))
     items = []
-    for position, (one, source, content) in enumerate(zip(probed, sources, contents, strict=True)):
+    for position, (one, source, decoder, content) in enumerate(zip(probed, sources, decoders, contents, strict=True)):
         digest = whole.copy()
         digest.update(position.to_bytes(4, "big"))
         items.append(
@@ -274,6 +300,7 @@ def _items(
                 key=one.medium.key,
                 modality=one.medium.modality,
                 source=source,
+                decoder=decoder,
                 frames=one.frames,
                 content_sha256=content,
                 digest=digest.digest(),

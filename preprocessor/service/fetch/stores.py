@@ -9,17 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from preprocessor.config import SettingError
-from preprocessor.errors import FetchFailed, InvalidRequest
+from preprocessor.errors import FetchFailed, InvalidRequest, trace_of
 from preprocessor.service.fetch.sink import Sink
 from preprocessor.service.fetch.urls import MAX_URL_LENGTH, invalid_url
 
-logger = logging.getLogger(__name__)
+_STORE_ERRORS = frozenset(
+    {
+        *("botocore.exceptions.BotoCoreError", "botocore.exceptions.ClientError"),  # s3fs
+        *("gcsfs.retry.HttpError", "google.auth.exceptions.GoogleAuthError"),
+        "azure.core.exceptions.AzureError",  # adlfs
+        "aiohttp.client_exceptions.ClientError",  # of all three
+    }
+)
+"""What drivers raise where their store cannot be reached or refuses, beside OSError; by name, for none need be installed."""
 
 _PIECE_BYTES = 1 << 20
 _THREADS = 8
@@ -62,7 +69,12 @@ class StoreSource:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, key: str, call: Any, *arguments: Any, **options: Any) -> Any:
-        """A blocking call in a thread. Every driver has errors of its own: whatever it raises is a failure of the store."""
+        """A blocking call in a thread.
+
+        Raises:
+            FetchFailed: `FETCH_NOT_FOUND`, or `FETCH_UNREACHABLE` for what is known to be the store's failure.
+            Exception: Whatever else the driver raises: its fault or ours, not the caller's.
+        """
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._threads, lambda: call(*arguments, **options))
@@ -70,11 +82,20 @@ class StoreSource:
             raise FetchFailed(
                 f"{key}: the store holds no such object", reason="FETCH_NOT_FOUND", media_key=key
             ) from error
-        except Exception as error:
-            logger.warning("an object store failed: %s", type(error).__name__)
-            raise FetchFailed(
+        except Exception as error:  # every driver has errors of its own
+            if not _is_the_stores(error):
+                raise
+            failure = FetchFailed(
                 f"{key}: the store does not give the object", reason="FETCH_UNREACHABLE", media_key=key
-            ) from error
+            )
+            failure.trace = trace_of(error)
+            raise failure from error
+
+
+def _is_the_stores(error: Exception) -> bool:
+    """Whether an error tells of the store, and not of the driver's code."""
+    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+    return isinstance(error, OSError) or not names.isdisjoint(_STORE_ERRORS)
 
 
 def _file_system(scheme: str) -> Any:

@@ -73,6 +73,27 @@ def test_what_transformers_refuses_is_told_in_its_words(loaded: dict[str, Generi
     assert (error.reason, "aspect ratio" in error.message) == ("PROCESSOR_REFUSED", True)
 
 
+def failing(model: GenericModel, error: Exception) -> GenericModel:
+    return dataclasses.replace(model, processor=Failing(model.processor, error))
+
+
+def test_what_transformers_refuses_leaves_a_trace_without_words(loaded: dict[str, GenericModel]) -> None:
+    model = failing(loaded["pixtral"], ValueError("no such Duke"))
+    error = refusal(model, PreparationRequest(TextPrompt("hi")))
+    assert (error.reason, "Duke" in error.message) == ("PROCESSOR_REFUSED", True)
+    assert "in __call__" in error.trace and "Duke" not in error.trace
+
+
+@pytest.mark.parametrize("kind", [KeyError, IndexError, TypeError, AttributeError, RuntimeError, AssertionError])
+def test_a_fault_of_a_processors_code_is_not_booked_on_the_caller(
+    loaded: dict[str, GenericModel], kind: type[Exception]
+) -> None:
+    model = failing(loaded["pixtral"], kind("lost"))
+    with pytest.raises(kind):
+        prepare_generic(model, PreparationRequest(TextPrompt("hi")), LIMITS)
+    assert model.lock.acquire(timeout=0), "the lock is free again"
+
+
 @pytest.mark.parametrize("name", ["llava_onevision", "internvl"])
 def test_clips_that_make_no_one_tensor_are_refused(loaded: dict[str, GenericModel], name: str) -> None:
     error = refusal(loaded[name], chat(video("v", clip(1.5)), video("w", clip(3))))
@@ -155,6 +176,18 @@ def test_a_caller_who_leaves_does_not_wait_for_the_processor(loaded: dict[str, G
     model = dataclasses.replace(loaded["pixtral"])
     with model.lock, pytest.raises(KeyboardInterrupt):
         prepare_generic(model, PreparationRequest(TextPrompt("hi")), LIMITS, leave)
+
+
+class Failing:
+    """A processor whose code fails."""
+
+    def __init__(self, processor: Any, error: Exception) -> None:
+        self.tokenizer = processor.tokenizer
+        self.model_input_names = processor.model_input_names
+        self._error = error
+
+    def __call__(self, **_: Any) -> None:
+        raise self._error
 
 
 class Untouchable:

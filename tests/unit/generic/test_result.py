@@ -14,9 +14,10 @@ from preprocessor.errors import UnsupportedMedia
 from preprocessor.models.generic import GenericModel, prepare_generic
 from preprocessor.models.generic.media import choose_evenly, metadata_of, probe_media
 from preprocessor.models.generic.tensors import to_tensors
-from preprocessor.types.asked import PixelForm, PreparationRequest, Sampling, SamplingBasis
+from preprocessor.types.asked import OnDamage, PixelForm, PreparationRequest, Sampling, SamplingBasis
 from tests.media import photo
-from tests.unit.generic.cases import LIMITS, chat, image, sound, video
+from tests.odd_clips import broken_middle, encode, interlaced, run_of
+from tests.unit.generic.cases import LIMITS, chat, image, refusal, sound, video
 
 from transformers.video_utils import VideoMetadata  # isort: skip
 
@@ -92,14 +93,64 @@ def test_equal_requests_have_equal_digests(loaded: dict[str, GenericModel]) -> N
         chat(image("i", photo(90, 60, "PNG", seed=5))),
         chat(image("i"), image("j")),  # a neighbour changes the padding
         chat(image("i"), cache_salt="tenant"),
+        chat(image("i"), pixel_form=PixelForm.BF16),
     ],
-    ids=["content", "neighbour", "salt"],
+    ids=["content", "neighbour", "salt", "rounded"],
 )
 def test_whatever_changes_an_item_changes_its_digest(
     loaded: dict[str, GenericModel], other: PreparationRequest
 ) -> None:
     plain = prepare_generic(loaded["pixtral"], chat(image("i")), LIMITS).items[0]
     assert prepare_generic(loaded["pixtral"], other, LIMITS).items[0].digest != plain.digest
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        chat(video("v", sampling=Sampling(frame_count=3))),
+        chat(video("v", on_damage=OnDamage.REPEAT)),
+        chat(video("v"), video_decoder="opencv"),
+        chat(video("v"), image("i", on_damage=OnDamage.REPEAT)),
+    ],
+    ids=["frames", "policy", "decoder", "neighbour"],
+)
+def test_whatever_changes_a_video_changes_its_digest(
+    loaded: dict[str, GenericModel], other: PreparationRequest
+) -> None:
+    plain = prepare_generic(loaded["glm46v"], chat(video("v")), LIMITS).items[0]
+    assert prepare_generic(loaded["glm46v"], other, LIMITS).items[0].digest != plain.digest
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        chat(image("another")),
+        chat(image("i"), pixel_form=PixelForm.FP32),
+        chat(image("i"), pixel_form=PixelForm.NONE),
+        chat(image("i", on_damage=OnDamage.REPEAT)),
+        chat(image("i"), video_decoder="opencv"),
+    ],
+    ids=["key", "FP32", "NONE", "policy", "decoder"],
+)
+def test_what_changes_no_value_of_an_image_leaves_its_digest(
+    loaded: dict[str, GenericModel], other: PreparationRequest
+) -> None:
+    plain = prepare_generic(loaded["pixtral"], chat(image("i")), LIMITS).items[0]
+    assert prepare_generic(loaded["pixtral"], other, LIMITS).items[0].digest == plain.digest
+
+
+def test_a_damaged_frame_is_replaced_and_reported_where_that_is_asked_for(loaded: dict[str, GenericModel]) -> None:
+    broken = broken_middle(encode(run_of(30), options={"bf": "0", "g": "10"}), 14)
+    tolerant = video("v", broken, on_damage=OnDamage.REPEAT, sampling=Sampling(every_frame=True))
+    prepared = prepare_generic(loaded["glm46v"], chat(image("i"), tolerant), LIMITS)
+    assert prepared.substitutions
+    assert {one.item_index for one in prepared.substitutions} == {1}
+    assert all(one.used_frame_index < one.frame_index < 20 for one in prepared.substitutions)
+
+
+def test_the_deployments_decoder_decodes_here_too(loaded: dict[str, GenericModel]) -> None:
+    request = chat(video("v", interlaced()), video_decoder="opencv")
+    assert refusal(loaded["glm46v"], request).reason == "DECODER_LIMIT"
 
 
 def test_two_places_of_one_image_have_two_digests(loaded: dict[str, GenericModel]) -> None:
