@@ -94,6 +94,149 @@ def deep_rgb_tiff() -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4) + struct.pack("<3H", 16, 16, 16) + values
 
 
+def ppm(kind: bytes, head: bytes, body: bytes, size: tuple[int, int] = (WIDTH, HEIGHT)) -> bytes:
+    """A PPM, PGM, PBM or PFM by hand; `head` is what follows the size, such as b"255"."""
+    return b"%b\n# by hand\n%d %d\n%b\n" % (kind, *size, head) + body
+
+
+def _plain(mode: str, most: int) -> bytes:
+    """The picture's values as text, in the scale of a PPM whose largest value is `most`."""
+    values = np.asarray(picture(mode)).reshape(-1).astype(int) * most // (1 if mode == "1" else 255)
+    return b" ".join(b"%d" % value + (b"\n" if index % 17 == 0 else b"") for index, value in enumerate(values))
+
+
+def psd(image: Image.Image, *, is_packed: bool = False, head: bytes | None = None) -> bytes:
+    """A Photoshop document of a flat picture and no layers; Pillow reads them and does not write them.
+
+    Args:
+        is_packed: Rows as PackBits, here of literal runs.
+        head: Instead of the 26 bytes of its own.
+    """
+    modes = {"1": 0, "L": 1, "P": 2, "RGB": 3, "RGBA": 3, "CMYK": 4}
+    bits = 1 if image.mode == "1" else 8
+    bands = [band.tobytes() for band in image.split()]
+    if image.mode == "CMYK":
+        bands = [bytes(255 - value for value in band) for band in bands]
+    stride = (image.width * bits + 7) // 8
+    rows = [band[start : start + stride] for band in bands for start in range(0, stride * image.height, stride)]
+    data = b"\0\0" + b"".join(rows)
+    if is_packed:
+        packed = [bytes([len(row) - 1]) + row for row in rows]
+        data = b"\0\1" + b"".join(struct.pack(">H", len(row)) for row in packed) + b"".join(packed)
+    head = head or struct.pack(
+        ">4sH6xHIIHH", b"8BPS", 1, len(bands), image.height, image.width, bits, modes[image.mode]
+    )
+    palette = np.array(image.getpalette()).reshape(-1, 3).T.astype(np.uint8).tobytes() if image.mode == "P" else b""
+    return head + struct.pack(">I", len(palette)) + palette + bytes(8) + data
+
+
+def icon(picture_file: bytes, width: int = WIDTH, height: int = HEIGHT, depth: int = 32) -> bytes:
+    """An icon of one picture, a PNG or a bitmap without its file header, whose directory states what it is told."""
+    entry = struct.pack("<BBBBHHII", width & 255, height & 255, 0, 0, 1, depth, len(picture_file), 6 + 16)
+    return b"\0\0\1\0\1\0" + entry + picture_file
+
+
+def mirrored_tga() -> bytes:
+    """A TGA stored from right to left and from top to bottom."""
+    data = bytearray(encoded(picture(), "TGA"))
+    data[17] = 0x30
+    return bytes(data)
+
+
+def gif(
+    width: int,
+    height: int,
+    *,
+    screen: tuple[int, int] | None = None,
+    disposal: int = 0,
+    before: bytes = b"",
+) -> bytes:
+    """A GIF of a few bytes whose first picture says that it is so large.
+
+    Args:
+        screen: What the file says of itself, where that differs.
+        before: Blocks before the picture.
+    """
+    head = b"GIF89a" + struct.pack("<HH", *(screen or (width, height))) + b"\xf0\0\0" + b"\0\0\0\xff\xff\xff"
+    control = b"\x21\xf9\x04" + bytes([disposal << 2]) + b"\x0a\0\0\0"
+    return head + before + control + b"\x2c" + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x44\x01\0;"
+
+
+def clear_gif() -> bytes:
+    image = picture().quantize(16)
+    return encoded(image, "GIF", transparency=image.getpixel((9, 9)))
+
+
+def small_gray_png(depth: int, clear: int) -> bytes:
+    """64 x 48 pixels of gray of so many bits, any of its values, of which one is clear and stands in every seventh place."""
+    values = np.random.default_rng(depth).integers(0, 1 << depth, 64 * 48)
+    values[::7] = clear
+    bits = np.unpackbits(values.astype(">u2").view(np.uint8)).reshape(48, 64, 16)[:, :, 16 - depth :]
+    rows = np.packbits(bits.reshape(48, -1), axis=1)
+    return png(
+        depth,
+        0,
+        b"".join(b"\0" + row.tobytes() for row in rows),
+        png_chunk(b"tRNS", struct.pack(">H", clear)),
+        size=(64, 48),
+    )
+
+
+def deep_animation(*, is_blended: bool, channel_count: int = 4) -> bytes:
+    """An animated PNG of two frames, of 16 bits a channel."""
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channel_count]
+    rows = b"".join(b"\0" + bytes(range(8 * channel_count * 2)) for _ in range(8))
+    control = [struct.pack(">IIIIIHHBB", n, 8, 8, 0, 0, 1, 10, 0, is_blended) for n in (0, 1)]
+    first = png(
+        16, colour_type, rows, png_chunk(b"acTL", struct.pack(">II", 2, 0)), png_chunk(b"fcTL", control[0]), size=(8, 8)
+    )
+    end = png_chunk(b"IEND", b"")
+    second = png_chunk(b"fcTL", control[1]) + png_chunk(b"fdAT", struct.pack(">I", 2) + zlib.compress(rows))
+    return first.removesuffix(end) + second + end
+
+
+def with_exif(image_format: str, block: bytes) -> bytes:
+    """The picture with these bytes for its EXIF block; of a file of boxes, the first 200 of them, the rest zeros."""
+    match image_format:
+        case "JPEG":
+            data, body = encoded(picture(), "JPEG"), b"Exif\0\0" + block
+            return data[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(body)) + body + data[2:]
+        case "PNG":
+            data = encoded(picture(), "PNG")
+            return data[:33] + png_chunk(b"eXIf", block) + data[33:]
+        case "WEBP":
+            data, body = encoded(picture(), "WEBP", exif=b"Exif\0\0" + b"A" * 8), b"Exif\0\0" + block
+            data = data[: data.index(b"EXIF")] + b"EXIF" + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)
+            return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
+        case "TIFF":  # its first directory is the block: one tag of it is another one
+            data = bytearray(encoded(picture(), "TIFF", tiffinfo={305: "a program"}))
+            (directory,) = struct.unpack_from("<I", data, 4)
+            entry = data.index(struct.pack("<HH", 305, 2), directory)
+            data[entry : entry + 12] = block[10:22].ljust(12, b"\0")
+            return bytes(data)
+    marker = b"II*\0\x08\0\0\0\1\0" + struct.pack("<HHII", 305, 2, 200, 26) + bytes(4) + b"Q" * 200
+    data = encoded(picture(), image_format, exif=b"Exif\0\0" + marker)
+    return data.replace(marker, block[:200].ljust(len(marker), b"\0"))
+
+
+def tiled_tiff(width: int, height: int, tile: tuple[int, int], data: bytes, compression: int = 1) -> bytes:
+    """A TIFF of gray in one tile, which Pillow does not write."""
+    entries = [
+        (256, width),
+        (257, height),
+        (258, 8),
+        (259, compression),
+        (262, 1),
+        (277, 1),
+        (322, tile[0]),
+        (323, tile[1]),
+    ]
+    start = 8 + 2 + 12 * (len(entries) + 2) + 4
+    entries += [(324, start), (325, len(data))]
+    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4) + data
+
+
 def with_orientation(image_format: str, orientation: int, **options: object) -> bytes:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
@@ -140,10 +283,10 @@ KINDS: dict[str, Callable[[], bytes]] = {
     "png la": lambda: encoded(picture("LA"), "PNG"),
     "png palette": lambda: encoded(picture("P"), "PNG"),
     "png palette of 4 bits": lambda: encoded(picture().quantize(16), "PNG", bits=4),
-    "png palette, one index clear": lambda: encoded(picture("P"), "PNG", transparency=3),
+    "png palette, one index clear": lambda: encoded(picture("P"), "PNG", transparency=picture("P").getpixel((9, 9))),
     "png palette with alpha": lambda: encoded(picture().quantize(256), "PNG", transparency=bytes(range(256))),
     "png gray, one value clear": lambda: encoded(picture("L"), "PNG", transparency=100),
-    "png rgb, one colour clear": lambda: encoded(picture(), "PNG", transparency=(10, 20, 30)),
+    "png rgb, one colour clear": lambda: encoded(picture(), "PNG", transparency=picture().getpixel((9, 9))),
     "png 16-bit gray": lambda: encoded(picture("I;16"), "PNG"),
     "png 16-bit rgb": lambda: deep_png(3, 2),
     "png 16-bit rgba": lambda: deep_png(4, 6),
@@ -157,7 +300,7 @@ KINDS: dict[str, Callable[[], bytes]] = {
     "webp lossless alpha": lambda: encoded(picture("RGBA"), "WEBP", exact=True, **_LOSSLESS),
     "webp animated": lambda: animated("WEBP"),
     "gif": lambda: encoded(picture("P"), "GIF"),
-    "gif, one index clear": lambda: encoded(picture("P"), "GIF", transparency=7),
+    "gif, one index clear": lambda: clear_gif(),
     "gif animated": lambda: animated("GIF"),
     "bmp": lambda: encoded(picture(), "BMP"),
     "bmp gray": lambda: encoded(picture("L"), "BMP"),
@@ -173,6 +316,53 @@ KINDS: dict[str, Callable[[], bytes]] = {
     "tiff 16-bit rgb": deep_rgb_tiff,
     "tiff float": lambda: encoded(picture("L").convert("F"), "TIFF"),
     "tiff multi-page": lambda: animated("TIFF"),
+    "png gray of 1 bit, one value clear": lambda: small_gray_png(1, 0),
+    "png gray of 2 bits, one value clear": lambda: small_gray_png(2, 2),
+    "png gray of 4 bits, one value clear": lambda: small_gray_png(4, 5),
+    "png gray of 16 bits, one value clear": lambda: small_gray_png(16, 100),
+    "tiff la": lambda: encoded(picture("LA"), "TIFF"),
+    "tiff palette with alpha": lambda: encoded(picture("RGBA").convert("PA"), "TIFF"),
+    "tiff in a tile": lambda: tiled_tiff(WIDTH, HEIGHT, (48, 32), bytes(range(256)) * 6),
+    "ico": lambda: encoded(picture(), "ICO", sizes=[(WIDTH, HEIGHT)]),
+    "ico rgba": lambda: encoded(picture("RGBA"), "ICO", sizes=[(WIDTH, HEIGHT)]),
+    "ico of several sizes": lambda: encoded(picture(), "ICO", sizes=[(16, 11), (WIDTH, HEIGHT), (32, 22)]),
+    "ico bitmap": lambda: encoded(picture(), "ICO", sizes=[(WIDTH, HEIGHT)], bitmap_format="bmp"),
+    "ico bitmap rgba": lambda: encoded(picture("RGBA"), "ICO", sizes=[(WIDTH, HEIGHT)], bitmap_format="bmp"),
+    "ico bitmap palette": lambda: encoded(picture("P"), "ICO", sizes=[(WIDTH, HEIGHT)], bitmap_format="bmp"),
+    "ico bitmap of 1 bit": lambda: encoded(picture("1"), "ICO", sizes=[(WIDTH, HEIGHT)], bitmap_format="bmp"),
+    "ico larger than it says": lambda: icon(photo(300, 200, "PNG"), 0, 0),
+    "ppm": lambda: encoded(picture(), "PPM"),
+    "ppm gray": lambda: encoded(picture("L"), "PPM"),
+    "ppm 1 bit": lambda: encoded(picture("1"), "PPM"),
+    "ppm 16-bit gray": lambda: encoded(picture("I;16"), "PPM"),
+    "ppm float": lambda: encoded(picture("L").convert("F"), "PPM"),
+    "ppm of 10 bits": lambda: ppm(b"P6", b"1023", bytes(range(2)) * (WIDTH * HEIGHT * 3)),
+    "ppm of 4 bits gray": lambda: ppm(b"P5", b"15", bytes(value % 16 for value in range(WIDTH * HEIGHT))),
+    "ppm plain": lambda: ppm(b"P3", b"255", _plain("RGB", 255)),
+    "ppm plain gray of 10 bits": lambda: ppm(b"P2", b"1000", _plain("L", 1000)),
+    "ppm plain of 1 bit": lambda: ppm(b"P1", b"", _plain("1", 1)),
+    "tga": lambda: encoded(picture(), "TGA"),
+    "tga packed": lambda: encoded(picture(), "TGA", compression="tga_rle"),
+    "tga gray": lambda: encoded(picture("L"), "TGA"),
+    "tga la": lambda: encoded(picture("LA"), "TGA"),
+    "tga rgba packed": lambda: encoded(picture("RGBA"), "TGA", compression="tga_rle"),
+    "tga palette": lambda: encoded(picture("P"), "TGA"),
+    "tga mirrored": mirrored_tga,
+    "psd": lambda: psd(picture()),
+    "psd packed": lambda: psd(picture(), is_packed=True),
+    "psd rgba": lambda: psd(picture("RGBA")),
+    "psd gray": lambda: psd(picture("L"), is_packed=True),
+    "psd palette": lambda: psd(picture("P")),
+    "psd cmyk": lambda: psd(picture("CMYK")),
+    "psd 1 bit": lambda: psd(picture("1")),
+    "jpeg2000": lambda: encoded(picture(), "JPEG2000"),
+    "jpeg2000 lossy": lambda: encoded(picture(), "JPEG2000", irreversible=True, quality_mode="dB", quality_layers=[38]),
+    "jpeg2000 bare": lambda: encoded(picture(), "JPEG2000", no_jp2=True),
+    "jpeg2000 in tiles": lambda: encoded(picture(), "JPEG2000", tile_size=(16, 16)),
+    "jpeg2000 gray": lambda: encoded(picture("L"), "JPEG2000"),
+    "jpeg2000 16-bit gray": lambda: encoded(picture("I;16"), "JPEG2000"),
+    "jpeg2000 la": lambda: encoded(picture("LA"), "JPEG2000"),
+    "jpeg2000 rgba": lambda: encoded(picture("RGBA"), "JPEG2000"),
     "avif": lambda: encoded(picture(), "AVIF"),
     "avif alpha": lambda: encoded(picture("RGBA"), "AVIF"),
     "avif gray": lambda: encoded(picture("L"), "AVIF"),
@@ -204,18 +394,32 @@ def file_of(kind: str) -> bytes:
 
 
 @cache
-def _load_image() -> Callable[[str], Image.Image]:
-    """`transformers.image_utils.load_image`; where torchvision is installed the oracle knows how to import it."""
+def _transformers() -> tuple[Callable[[str], Image.Image], Callable[..., np.ndarray]]:
+    """`load_image` and `convert_to_rgb` of transformers; where torchvision is installed the oracle knows how to import it."""
     try:
         from tests.golden.oracle import load_image
     except ImportError:
         from transformers.image_utils import load_image
-    return load_image  # type: ignore[no-any-return]
+    from transformers.image_transforms import convert_to_rgb
+
+    return load_image, convert_to_rgb
 
 
 def loaded_by_transformers(data: bytes) -> Image.Image:
-    """What Hugging Face's own loading gives."""
-    return _load_image()("data:image/any;base64," + base64.b64encode(data).decode())
+    """What Hugging Face's own loading gives to a processor."""
+    load_image, _ = _transformers()
+    return load_image("data:image/any;base64," + base64.b64encode(data).decode())
+
+
+def converted_by_transformers(data: bytes) -> np.ndarray:
+    """uint8 [height, width, 3], as a processor with `do_convert_rgb` sees a file that Hugging Face has loaded."""
+    return rgb_by_transformers(loaded_by_transformers(data))
+
+
+def rgb_by_transformers(image: Image.Image) -> np.ndarray:
+    """What a processor with `do_convert_rgb` makes of a PIL image."""
+    _, convert_to_rgb = _transformers()
+    return convert_to_rgb(image, return_numpy=True)
 
 
 def mutated(data: bytes, seed: int) -> bytes:

@@ -10,6 +10,7 @@ walks them again and decodes only what the chosen frames need. The pixels are th
 | `probe`, `orientation`, `packets` | the first pass: frames, times, entries; which way up; what a packet's first bytes tell |
 | `clip` | what the first pass tells the second |
 | `pyav`, `opencv`, `webp` | decoders, behind `frames.Decoder` |
+| `apng` | animations that FFmpeg does not decode |
 | `frames` | what happens to a frame that cannot be decoded |
 
 Frames are upright: a display matrix is applied (see `orientation` for who else does).
@@ -24,6 +25,7 @@ import numpy.typing as npt
 
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest
+from preprocessor.media.apng import check_blending
 from preprocessor.media.clip import IndexedClip
 from preprocessor.media.container import keep_going
 from preprocessor.media.frames import Choice, Decoded, Decoder, Substituted, unreported
@@ -53,11 +55,13 @@ def probe_video(
         on_damage: FAIL refuses a file that ends early. REPEAT takes the frames that are whole in it, no others, each at its
             own time, and says `is_truncated`.
     Raises:
-        UnsupportedMedia: `EMPTY_MEDIA`, `NOT_MEDIA`, `NO_VIDEO_STREAM`, or `UNSUPPORTED_CODEC`.
+        UnsupportedMedia: `EMPTY_MEDIA`, `NOT_MEDIA`, `NO_VIDEO_STREAM`, `UNSUPPORTED_CODEC`, `UNSUPPORTED_FORMAT`, or
+            `DECODER_LIMIT` for an animation that FFmpeg does not decode.
         CorruptMedia: `TRUNCATED_MEDIA` where the file ends before it says, `CORRUPT_MEDIA` otherwise.
         LimitExceeded: `FRAME_TOO_LARGE`, `SIDE_TOO_LONG`, `TOO_MANY_FRAMES`, `VIDEO_TOO_LONG`, `TOO_MANY_STREAMS`;
             `WORKER_MEMORY_EXCEEDED`.
     """
+    check_blending(data, key, check)
     probe = probe_webp if is_webp(data) else probe_file
     return probe(data, limits, key, check, on_damage)
 
