@@ -43,7 +43,9 @@ def plan_item(
         height, width = model.family.fit_video(frame_count, source.height_px, source.width_px, video)
     grid = patch_grid(frame_count, height, width, spec)
     content = hashlib.sha256(medium.data).digest()
-    processing = repr((model.fingerprint, spec, grid, None if frames is None else frames.indices.tolist(), salt))
+    processing = repr(
+        (model.fingerprint, spec, grid, None if frames is None else frames.indices.tolist(), salt, medium.background)
+    )
     return ItemPlan(
         key=medium.key,
         modality=medium.modality,

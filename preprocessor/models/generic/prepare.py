@@ -264,7 +264,8 @@ def _items(
     contents = [hashlib.sha256(one.medium.data).digest() for one in probed]
     indices = [None if one.frames is None else one.frames.indices.tolist() for one in probed]
     modalities = [int(one.medium.modality) for one in probed]
-    whole = hashlib.sha256(repr((processing, modalities, indices)).encode() + b"".join(contents))
+    backgrounds = [one.medium.background for one in probed]
+    whole = hashlib.sha256(repr((processing, modalities, indices, backgrounds)).encode() + b"".join(contents))
     items = []
     for position, (one, source, content) in enumerate(zip(probed, sources, contents, strict=True)):
         digest = whole.copy()
