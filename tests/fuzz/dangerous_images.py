@@ -8,8 +8,9 @@ import zlib
 
 from PIL import Image
 
+from tests.drawing import gif, icon, png, png_chunk, tiled_tiff
 from tests.media import animation, photo
-from tests.pictures import animated, gif, icon, png, png_chunk, tiled_tiff
+from tests.pictures import animated
 
 
 def largest_png() -> bytes:

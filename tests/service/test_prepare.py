@@ -11,8 +11,8 @@ from preprocessor.service.reading import read_spec
 from preprocessor.types.asked import PixelForm
 from preprocessor.types.made import Prepared
 from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.drawing import encoded, picture
 from tests.media import damaged, keyframe_packets, moving_shapes_clip, photo, truncated_clip
-from tests.pictures import encoded, picture
 from tests.service.conftest import Caller, chat, image, serving, video
 
 CLIP = moving_shapes_clip(seconds=2, width=160, height=120)

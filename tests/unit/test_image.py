@@ -15,17 +15,9 @@ from PIL import __version__ as pillow_version
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded, UnsupportedMedia
 from preprocessor.media.image import ACCEPTED_FORMATS, decode_image, decoder_of, probe_image
+from tests.drawing import HEIGHT, WIDTH, picture
 from tests.media import photo
-from tests.pictures import (
-    HEIGHT,
-    KINDS,
-    WIDTH,
-    converted_by_transformers,
-    file_of,
-    loaded_by_transformers,
-    picture,
-    with_orientation,
-)
+from tests.pictures import KINDS, converted_by_transformers, file_of, loaded_by_transformers, with_orientation
 
 READABLE = [kind for kind in KINDS if kind.split()[0].upper() in ACCEPTED_FORMATS]
 NAMES = sorted({kind.split()[0] for kind in READABLE})

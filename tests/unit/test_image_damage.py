@@ -16,18 +16,8 @@ from PIL import Image
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded, PreprocessorError, UnsupportedMedia
 from preprocessor.media.image import ACCEPTED_FORMATS, decode_image, probe_image
-from tests.pictures import (
-    HEIGHT,
-    KINDS,
-    WIDTH,
-    encoded,
-    file_of,
-    mutated,
-    picture,
-    png,
-    png_chunk,
-    png_with_behind_pixels,
-)
+from tests.drawing import HEIGHT, WIDTH, encoded, picture, png, png_chunk
+from tests.pictures import KINDS, file_of, mutated, png_with_behind_pixels
 
 READABLE = [kind for kind in KINDS if kind.split()[0].upper() in ACCEPTED_FORMATS]
 WHOLE_FILE_FORMATS = {"webp", "avif", "heif"}  # their libraries look at more than the header when they open a file

@@ -15,25 +15,10 @@ from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded
 from preprocessor.media.image import ACCEPTED_FORMATS, decode_image, probe_image
 from preprocessor.media.image_headers import gif_canvas, webp_canvas
+from tests.drawing import HEIGHT, WIDTH, encoded, gif, icon, picture, png, ppm, psd, tiled_tiff
 from tests.fuzz import dangerous_images
 from tests.media import photo
-from tests.pictures import (
-    HEIGHT,
-    KINDS,
-    WIDTH,
-    encoded,
-    file_of,
-    gif,
-    icon,
-    loaded_by_transformers,
-    mutated,
-    picture,
-    png,
-    ppm,
-    psd,
-    tiled_tiff,
-    with_exif,
-)
+from tests.pictures import KINDS, file_of, loaded_by_transformers, mutated, with_exif
 
 MOST_PIXELS = Limits().max_image_pixels
 
@@ -78,6 +63,7 @@ def test_a_few_bytes_that_claim_a_vast_picture_are_refused_before_room_is_made(
         raise AssertionError("room was made")
 
     data = VAST[name]()
+    Image.init()  # loading its plugins makes room for pictures of their own
     for maker in ("fill", "new"):
         monkeypatch.setattr(f"PIL.Image.core.{maker}", refuse)
     monkeypatch.setattr("PIL.WebPImagePlugin.WebPImageFile._open", refuse)

@@ -17,13 +17,12 @@ from preprocessor.models.registry import load_model
 from preprocessor.service.reading import read_spec
 from preprocessor.types.asked import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.drawing import encoded, picture
 from tests.pictures import (
     KINDS,
     converted_by_transformers,
-    encoded,
     file_of,
     loaded_by_transformers,
-    picture,
     rgb_by_transformers,
     with_orientation,
 )

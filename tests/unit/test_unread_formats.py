@@ -11,8 +11,8 @@ from preprocessor.errors import UnsupportedMedia
 from preprocessor.media.audio import extract_audio
 from preprocessor.media.image import probe_image
 from preprocessor.media.video import probe_video
+from tests.drawing import deep_animation, encoded, picture, psd
 from tests.media import moving_shapes_clip, photo
-from tests.pictures import deep_animation, encoded, picture, psd
 
 IMAGES = {
     "QOI": lambda: encoded(picture(), "QOI"),
