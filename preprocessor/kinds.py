@@ -14,6 +14,9 @@ from preprocessor.setting import Option, SettingError
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) *([KMGT]?i?B?)", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_COLOURS = {"white": "#ffffff", "black": "#000000"}
+_COLOUR = re.compile(r"#[0-9a-f]{6}")
+NO_BACKGROUND = "none"
 HIDDEN = "(hidden)"
 
 
@@ -29,6 +32,19 @@ def parse_bytes(text: str) -> int:
     number, unit = match.groups()
     base = 1000 if re.fullmatch(r"[KMGT]B", unit, re.IGNORECASE) else 1024
     return int(float(number) * base ** _POWERS[unit[:1].upper() if unit.upper() != "B" else ""])
+
+
+def parse_background(text: str) -> str:
+    """A colour as "#rrggbb", of such or "white" or "black", in either case; "none" stays as it is.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    lowered = text.strip().lower()
+    colour = _COLOURS.get(lowered, lowered)
+    if colour != NO_BACKGROUND and _COLOUR.fullmatch(colour) is None:
+        raise ValueError(f"{text!r} is no background; write white, black, #rrggbb or none")
+    return colour
 
 
 def format_bytes(size_bytes: int) -> str:

@@ -50,9 +50,10 @@ def plan_item(
         height, width = model.family.fit_video(frame_count, source.height_px, source.width_px, video)
     grid = patch_grid(frame_count, height, width, spec)
     content = hashlib.sha256(medium.data).digest()
-    indices = None if frames is None else frames.indices.tolist()
+    # The rate changes no pixel, but temporal positions, which the engine's key-value cache holds with the pixels.
+    chosen = None if frames is None else (frames.indices.tolist(), frames.sampled_fps)
     settings = pixel_settings(medium, decoder, request.pixel_form)
-    processing = repr((model.fingerprint, spec, grid, indices, settings, request.cache_salt))
+    processing = repr((model.fingerprint, spec, grid, chosen, settings, request.cache_salt))
     return ItemPlan(
         key=medium.key,
         modality=medium.modality,

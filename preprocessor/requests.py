@@ -46,6 +46,8 @@ def check_request(request: PreparationRequest, modalities: Collection[Modality],
             )
         if medium.modality is not Modality.VIDEO and medium.sampling != Sampling():
             raise InvalidRequest(f"{medium.key}: only a video takes sampling", reason="INVALID_SAMPLING")
+        if medium.modality is not Modality.IMAGE and medium.background is not None:
+            raise InvalidRequest(f"{medium.key}: only an image takes a background", reason="INVALID_BACKGROUND")
         check_sampling(medium.sampling, medium.key)
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from preprocessor.media.clip import IndexedClip
 from preprocessor.types.asked import Media, OnDamage
+from preprocessor.types.found import ImageInfo
 from preprocessor.types.planned import ItemPlan, PixelPlan
 
 _SECONDS_A_DECODED_PIXEL = {"h264": 0.5e-9, "hevc": 0.7e-9, "vp9": 0.6e-9, "libdav1d": 0.8e-9}
@@ -22,13 +23,15 @@ _SECONDS_A_DECODED_PIXEL_OF_OTHERS = 1.5e-9
 _SECONDS_A_PACKET = 4e-6
 _SECONDS_A_USED_PIXEL = 2e-9  # colour conversion, resize and copy of a source pixel
 _SECONDS_AN_OUTPUT_BYTE = 0.5e-9
-_SECONDS_AN_IMAGE_PIXEL = 10e-9
+_SECONDS_AN_IMAGE_PIXEL = {"JPEG2000": 200e-9}  # of others:
+_SECONDS_AN_IMAGE_PIXEL_OF_OTHERS = 10e-9
 
 # FFmpeg holds up to 16 reference frames of 1.5 bytes a pixel and a few in flight; beside them a frame as RGB.
 _BYTES_A_FRAME_PIXEL = 1.5 * 20 + 3
 _BYTES_A_RESIZED_PIXEL = 6  # three planes of the one step and of the next; of the largest
 # Pillow's own buffer takes 4 bytes a pixel, the RGB copy 3, a transposed or converted one 4, the planes of a resize 3.
-_BYTES_AN_IMAGE_PIXEL = 14
+_BYTES_AN_IMAGE_PIXEL_OF_OTHERS = 14
+_BYTES_AN_IMAGE_PIXEL = {"JPEG2000": 28}  # OpenJPEG holds 4 bytes a channel of the whole picture beside that
 _BYTES_A_JOB = 16 << 20  # codec contexts, packet tables, scratch
 
 
@@ -63,8 +66,10 @@ def estimate(planned: PixelPlan, media: Sequence[Media]) -> Workload:
             group_bytes = _BYTES_A_RESIZED_PIXEL * resizing_px + _frames_a_group(item) * resized_bytes
             peak_bytes = max(peak_bytes, decoder_count * pixels * _BYTES_A_FRAME_PIXEL + group_bytes)
         else:
-            seconds += pixels * _SECONDS_AN_IMAGE_PIXEL
-            peak_bytes = max(peak_bytes, pixels * _BYTES_AN_IMAGE_PIXEL + 2 * resized_bytes)
+            name = item.source.format if isinstance(item.source, ImageInfo) else ""
+            seconds += pixels * _SECONDS_AN_IMAGE_PIXEL.get(name, _SECONDS_AN_IMAGE_PIXEL_OF_OTHERS)
+            bytes_a_pixel = _BYTES_AN_IMAGE_PIXEL.get(name, _BYTES_AN_IMAGE_PIXEL_OF_OTHERS)
+            peak_bytes = max(peak_bytes, pixels * bytes_a_pixel + 2 * resized_bytes)
     return Workload(seconds, int(peak_bytes) + sum(len(medium.data) for medium in media) + _BYTES_A_JOB)
 
 

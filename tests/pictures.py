@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import base64
-import io
 import random
 import struct
-import zlib
 from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from tests.drawing import (
+    HEIGHT,
+    WIDTH,
+    clear_gif,
+    deep_png,
+    deep_rgb_tiff,
+    encoded,
+    icon,
+    interlaced_png,
+    mirrored_tga,
+    picture,
+    plain,
+    png_chunk,
+    ppm,
+    psd,
+    small_gray_png,
+    tiled_tiff,
+    ycck_jpeg,
+)
 from tests.media import photo
-
-WIDTH, HEIGHT = 45, 31  # odd, so that chroma is subsampled unevenly and rows are padded
-
-
-def picture(mode: str = "RGB", seed: int = 0, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
-    """A picture with smooth and sharp parts; its alpha, where the mode has one, runs from 0 to 255 over strong colours."""
-    image = Image.open(io.BytesIO(photo(width, height, "PNG", seed=seed)))
-    if mode in ("RGBA", "LA", "PA"):
-        alpha = np.linspace(0, 255, width).astype(np.uint8)[np.newaxis].repeat(height, 0)
-        image = image.convert("L" if mode == "LA" else "RGB")
-        image.putalpha(Image.fromarray(alpha))
-        return image
-    if mode == "I;16":
-        return Image.fromarray(np.linspace(0, 65535, width * height).astype(np.uint16).reshape(height, width))
-    return image.convert(mode)
-
-
-def encoded(image: Image.Image, image_format: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, image_format, **options)  # type: ignore[arg-type]
-    return buffer.getvalue()
 
 
 def animated(image_format: str, **options: object) -> bytes:
@@ -43,55 +39,28 @@ def animated(image_format: str, **options: object) -> bytes:
     return encoded(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
 
 
-def ycck_jpeg() -> bytes:
-    """A CMYK JPEG whose Adobe marker says that its channels are YCCK."""
-    data = bytearray(encoded(picture("CMYK"), "JPEG"))
-    marker = data.index(b"Adobe")
-    assert data[marker + 11] == 0
-    data[marker + 11] = 2
-    return bytes(data)
-
-
-def png_chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def png(depth: int, color_type: int, rows: bytes, *chunks: bytes, size: tuple[int, int] = (WIDTH, HEIGHT)) -> bytes:
-    """A PNG by hand, for what Pillow does not write. `rows` are raw, each after its filter byte."""
-    header = struct.pack(">IIBBBBB", *size, depth, color_type, 0, 0, 0)
-    parts = [b"\x89PNG\r\n\x1a\n", png_chunk(b"IHDR", header), *chunks]
-    return b"".join([*parts, png_chunk(b"IDAT", zlib.compress(rows)), png_chunk(b"IEND", b"")])
-
-
-def deep_png(channel_count: int, color_type: int) -> bytes:
-    """A PNG of 16 bits a channel; low bytes are noise, so that how they are dropped shows."""
-    values = np.random.default_rng(5).integers(0, 65536, (HEIGHT, WIDTH * channel_count)).astype(">u2")
-    return png(16, color_type, b"".join(b"\0" + row.tobytes() for row in values))
-
-
-def interlaced_png() -> bytes:
-    """An Adam7 PNG."""
-    pixels = np.asarray(picture())
-    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
-    rows = [b"\0" + row.tobytes() for y, x, dy, dx in passes for row in pixels[y::dy, x::dx]]
-    data = bytearray(png(8, 2, b"".join(rows)))
-    data[28] = 1  # IHDR's interlace method
-    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
-    return bytes(data)
-
-
-def deep_rgb_tiff() -> bytes:
-    """A TIFF of 16-bit colour, which Pillow reads and does not write."""
-    values = np.random.default_rng(6).integers(0, 65536, (HEIGHT, WIDTH, 3)).astype("<u2").tobytes()
-    entries = [(256, 4, WIDTH), (257, 4, HEIGHT), (258, 3, 0), (259, 3, 1), (262, 3, 2), (273, 4, 0), (277, 3, 3)]
-    entries += [(278, 4, HEIGHT), (279, 4, len(values))]
-    after = 8 + 2 + 12 * len(entries) + 4
-    body = b""
-    for tag, kind, value in entries:
-        count = 3 if tag == 258 else 1
-        value = after if tag == 258 else after + 6 if tag == 273 else value
-        body += struct.pack("<HHII", tag, kind, count, value)
-    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4) + struct.pack("<3H", 16, 16, 16) + values
+def with_exif(image_format: str, block: bytes) -> bytes:
+    """The picture with these bytes for its EXIF block; of a file of boxes, the first 200 of them, the rest zeros."""
+    match image_format:
+        case "JPEG":
+            data, body = encoded(picture(), "JPEG"), b"Exif\0\0" + block
+            return data[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(body)) + body + data[2:]
+        case "PNG":
+            data = encoded(picture(), "PNG")
+            return data[:33] + png_chunk(b"eXIf", block) + data[33:]
+        case "WEBP":
+            data, body = encoded(picture(), "WEBP", exif=b"Exif\0\0" + b"A" * 8), b"Exif\0\0" + block
+            data = data[: data.index(b"EXIF")] + b"EXIF" + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)
+            return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
+        case "TIFF":  # its first directory is the block: one tag of it is another one
+            data = bytearray(encoded(picture(), "TIFF", tiffinfo={305: "a program"}))
+            (directory,) = struct.unpack_from("<I", data, 4)
+            entry = data.index(struct.pack("<HH", 305, 2), directory)
+            data[entry : entry + 12] = block[10:22].ljust(12, b"\0")
+            return bytes(data)
+    marker = b"II*\0\x08\0\0\0\1\0" + struct.pack("<HHII", 305, 2, 200, 26) + bytes(4) + b"Q" * 200
+    data = encoded(picture(), image_format, exif=b"Exif\0\0" + marker)
+    return data.replace(marker, block[:200].ljust(len(marker), b"\0"))
 
 
 def with_orientation(image_format: str, orientation: int, **options: object) -> bytes:
@@ -140,10 +109,10 @@ KINDS: dict[str, Callable[[], bytes]] = {
     "png la": lambda: encoded(picture("LA"), "PNG"),
     "png palette": lambda: encoded(picture("P"), "PNG"),
     "png palette of 4 bits": lambda: encoded(picture().quantize(16), "PNG", bits=4),
-    "png palette, one index clear": lambda: encoded(picture("P"), "PNG", transparency=3),
+    "png palette, one index clear": lambda: encoded(picture("P"), "PNG", transparency=picture("P").getpixel((9, 9))),
     "png palette with alpha": lambda: encoded(picture().quantize(256), "PNG", transparency=bytes(range(256))),
     "png gray, one value clear": lambda: encoded(picture("L"), "PNG", transparency=100),
-    "png rgb, one colour clear": lambda: encoded(picture(), "PNG", transparency=(10, 20, 30)),
+    "png rgb, one colour clear": lambda: encoded(picture(), "PNG", transparency=picture().getpixel((9, 9))),
     "png 16-bit gray": lambda: encoded(picture("I;16"), "PNG"),
     "png 16-bit rgb": lambda: deep_png(3, 2),
     "png 16-bit rgba": lambda: deep_png(4, 6),
@@ -157,7 +126,7 @@ KINDS: dict[str, Callable[[], bytes]] = {
     "webp lossless alpha": lambda: encoded(picture("RGBA"), "WEBP", exact=True, **_LOSSLESS),
     "webp animated": lambda: animated("WEBP"),
     "gif": lambda: encoded(picture("P"), "GIF"),
-    "gif, one index clear": lambda: encoded(picture("P"), "GIF", transparency=7),
+    "gif, one index clear": lambda: clear_gif(),
     "gif animated": lambda: animated("GIF"),
     "bmp": lambda: encoded(picture(), "BMP"),
     "bmp gray": lambda: encoded(picture("L"), "BMP"),
@@ -173,6 +142,53 @@ KINDS: dict[str, Callable[[], bytes]] = {
     "tiff 16-bit rgb": deep_rgb_tiff,
     "tiff float": lambda: encoded(picture("L").convert("F"), "TIFF"),
     "tiff multi-page": lambda: animated("TIFF"),
+    "png gray of 1 bit, one value clear": lambda: small_gray_png(1, 0),
+    "png gray of 2 bits, one value clear": lambda: small_gray_png(2, 2),
+    "png gray of 4 bits, one value clear": lambda: small_gray_png(4, 5),
+    "png gray of 16 bits, one value clear": lambda: small_gray_png(16, 100),
+    "tiff la": lambda: encoded(picture("LA"), "TIFF"),
+    "tiff palette with alpha": lambda: encoded(picture("RGBA").convert("PA"), "TIFF"),
+    "tiff in a tile": lambda: tiled_tiff(WIDTH, HEIGHT, (48, 32), bytes(range(256)) * 6),
+    "ico": lambda: encoded(picture(), "ICO", sizes=[(WIDTH, HEIGHT)]),
+    "ico rgba": lambda: encoded(picture("RGBA"), "ICO", sizes=[(WIDTH, HEIGHT)]),
+    "ico of several sizes": lambda: encoded(picture(), "ICO", sizes=[(16, 11), (WIDTH, HEIGHT), (32, 22)]),
+    "ico bitmap": lambda: encoded(picture(), "ICO", sizes=[(WIDTH, HEIGHT)], bitmap_format="bmp"),
+    "ico bitmap rgba": lambda: encoded(picture("RGBA"), "ICO", sizes=[(WIDTH, HEIGHT)], bitmap_format="bmp"),
+    "ico bitmap palette": lambda: encoded(picture("P"), "ICO", sizes=[(WIDTH, HEIGHT)], bitmap_format="bmp"),
+    "ico bitmap of 1 bit": lambda: encoded(picture("1"), "ICO", sizes=[(WIDTH, HEIGHT)], bitmap_format="bmp"),
+    "ico larger than it says": lambda: icon(photo(300, 200, "PNG"), 0, 0),
+    "ppm": lambda: encoded(picture(), "PPM"),
+    "ppm gray": lambda: encoded(picture("L"), "PPM"),
+    "ppm 1 bit": lambda: encoded(picture("1"), "PPM"),
+    "ppm 16-bit gray": lambda: encoded(picture("I;16"), "PPM"),
+    "ppm float": lambda: encoded(picture("L").convert("F"), "PPM"),
+    "ppm of 10 bits": lambda: ppm(b"P6", b"1023", bytes(range(2)) * (WIDTH * HEIGHT * 3)),
+    "ppm of 4 bits gray": lambda: ppm(b"P5", b"15", bytes(value % 16 for value in range(WIDTH * HEIGHT))),
+    "ppm plain": lambda: ppm(b"P3", b"255", plain("RGB", 255)),
+    "ppm plain gray of 10 bits": lambda: ppm(b"P2", b"1000", plain("L", 1000)),
+    "ppm plain of 1 bit": lambda: ppm(b"P1", b"", plain("1", 1)),
+    "tga": lambda: encoded(picture(), "TGA"),
+    "tga packed": lambda: encoded(picture(), "TGA", compression="tga_rle"),
+    "tga gray": lambda: encoded(picture("L"), "TGA"),
+    "tga la": lambda: encoded(picture("LA"), "TGA"),
+    "tga rgba packed": lambda: encoded(picture("RGBA"), "TGA", compression="tga_rle"),
+    "tga palette": lambda: encoded(picture("P"), "TGA"),
+    "tga mirrored": mirrored_tga,
+    "psd": lambda: psd(picture()),
+    "psd packed": lambda: psd(picture(), is_packed=True),
+    "psd rgba": lambda: psd(picture("RGBA")),
+    "psd gray": lambda: psd(picture("L"), is_packed=True),
+    "psd palette": lambda: psd(picture("P")),
+    "psd cmyk": lambda: psd(picture("CMYK")),
+    "psd 1 bit": lambda: psd(picture("1")),
+    "jpeg2000": lambda: encoded(picture(), "JPEG2000"),
+    "jpeg2000 lossy": lambda: encoded(picture(), "JPEG2000", irreversible=True, quality_mode="dB", quality_layers=[38]),
+    "jpeg2000 bare": lambda: encoded(picture(), "JPEG2000", no_jp2=True),
+    "jpeg2000 in tiles": lambda: encoded(picture(), "JPEG2000", tile_size=(16, 16)),
+    "jpeg2000 gray": lambda: encoded(picture("L"), "JPEG2000"),
+    "jpeg2000 16-bit gray": lambda: encoded(picture("I;16"), "JPEG2000"),
+    "jpeg2000 la": lambda: encoded(picture("LA"), "JPEG2000"),
+    "jpeg2000 rgba": lambda: encoded(picture("RGBA"), "JPEG2000"),
     "avif": lambda: encoded(picture(), "AVIF"),
     "avif alpha": lambda: encoded(picture("RGBA"), "AVIF"),
     "avif gray": lambda: encoded(picture("L"), "AVIF"),
@@ -204,18 +220,32 @@ def file_of(kind: str) -> bytes:
 
 
 @cache
-def _load_image() -> Callable[[str], Image.Image]:
-    """`transformers.image_utils.load_image`; where torchvision is installed the oracle knows how to import it."""
+def _transformers() -> tuple[Callable[[str], Image.Image], Callable[..., np.ndarray]]:
+    """`load_image` and `convert_to_rgb` of transformers; where torchvision is installed the oracle knows how to import it."""
     try:
         from tests.golden.oracle import load_image
     except ImportError:
         from transformers.image_utils import load_image
-    return load_image  # type: ignore[no-any-return]
+    from transformers.image_transforms import convert_to_rgb
+
+    return load_image, convert_to_rgb
 
 
 def loaded_by_transformers(data: bytes) -> Image.Image:
-    """What Hugging Face's own loading gives."""
-    return _load_image()("data:image/any;base64," + base64.b64encode(data).decode())
+    """What Hugging Face's own loading gives to a processor."""
+    load_image, _ = _transformers()
+    return load_image("data:image/any;base64," + base64.b64encode(data).decode())
+
+
+def converted_by_transformers(data: bytes) -> np.ndarray:
+    """uint8 [height, width, 3], as a processor with `do_convert_rgb` sees a file that Hugging Face has loaded."""
+    return rgb_by_transformers(loaded_by_transformers(data))
+
+
+def rgb_by_transformers(image: Image.Image) -> np.ndarray:
+    """What a processor with `do_convert_rgb` makes of a PIL image."""
+    _, convert_to_rgb = _transformers()
+    return convert_to_rgb(image, return_numpy=True)
 
 
 def mutated(data: bytes, seed: int) -> bytes:

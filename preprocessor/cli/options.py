@@ -144,6 +144,11 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-pixels", type=int, metavar="N", help="most pixels after resizing; the model's own if absent"
     )
+    parser.add_argument(
+        "--background",
+        metavar="COLOUR",
+        help="what transparent parts of images are laid on: white, black, #rrggbb or none; the service's own if absent",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 

@@ -64,6 +64,8 @@ def build_spec_of(
             medium.min_pixels = options.min_pixels
         if options.max_pixels is not None:
             medium.max_pixels = options.max_pixels
+        if options.background is not None and modality == "image":
+            medium.background = options.background
         message.parts.add(media_key=key)
     if text or not media:
         message.parts.add(text=text)

@@ -11,7 +11,7 @@ from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
 from preprocessor.config.trace import TraceSettings
 from preprocessor.config.wire import WireSettings
-from preprocessor.kinds import parse_bytes
+from preprocessor.kinds import NO_BACKGROUND, parse_background, parse_bytes
 from preprocessor.machine import available_cpu_count, available_memory_bytes
 from preprocessor.setting import SettingError, group, setting
 
@@ -70,6 +70,12 @@ class ServeSettings:
         False, "work on threads: for debugging only, nothing is isolated", "", name="--in-process", kind=bool
     )
     video_decoder: str = setting("pyav", "opencv decodes as OpenCV does", kind=str, choices=("pyav", "opencv"))
+    background: str = setting(
+        NO_BACKGROUND,
+        "what transparent parts of images are laid on: white, black or #rrggbb; none does as transformers does",
+        "COLOUR",
+        kind=parse_background,
+    )
     drain_seconds: float = setting(20.0, "how long a stop waits for calls under way", "S", kind=float)
     budget_full_seconds: float = setting(
         15.0, "how long the memory budget may be full before this replica is unready", "S", kind=float
@@ -103,6 +109,10 @@ class ServeSettings:
         require_seconds("--drain-seconds", self.drain_seconds)
         require_seconds("--budget-full-seconds", self.budget_full_seconds)
         require_choices(self)
+        try:
+            parse_background(self.background)
+        except ValueError as error:
+            raise SettingError("--background", self.background, "white, black, #rrggbb or none") from error
         self.access.check_address("--address", self.address)
         _, port = split_address("--address", self.address)
         split_address("--http-address", self.http_address)

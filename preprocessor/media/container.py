@@ -14,6 +14,7 @@ FFmpeg's errors become ours here:
 | while | FFmpeg says | ours |
 |---|---|---|
 | opening | anything, and the file's structure shows that its end is missing (`truncation`) | `CorruptMedia`, `TRUNCATED_MEDIA` |
+| opening | anything else, of a format that is known and not on the list | `UnsupportedMedia`, `UNSUPPORTED_FORMAT` |
 | opening | anything else: unknown, not on the list, damaged from the start | `UnsupportedMedia`, `NOT_MEDIA` |
 | reading, decoding | anything that is not handled nearer | `CorruptMedia`, `CORRUPT_MEDIA` |
 | any of it | there is no memory, which it also says to a size that no memory has | `LimitExceeded`, `WORKER_MEMORY_EXCEEDED` |
@@ -34,6 +35,7 @@ from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded, UnsupportedMedia
 from preprocessor.media.codecs import DECODERS, SOUND_DECODERS, VIDEO_DECODERS
 from preprocessor.media.truncation import ends_early
+from preprocessor.media.unread_formats import unread_container
 
 _CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "mxf")
 
@@ -50,6 +52,7 @@ SOUND_FORMATS = (
 )
 """The same for sound."""
 
+_HEAD_BYTES = 1024  # of a file, to name it by
 
 _Stream = TypeVar("_Stream", av.VideoStream, av.AudioStream)
 
@@ -222,6 +225,13 @@ def _opened(
     except (EOFError, av.error.FFmpegError) as error:
         if isinstance(error, EOFError) or ends_early(source.getvalue()):
             raise truncated(key, ", inside its header or index") from error
+        if (known := unread_container(bytes(source.getbuffer()[:_HEAD_BYTES]))) is not None:
+            what, advice = known
+            raise UnsupportedMedia(
+                f"{key}: the file is {what}, not {kind} that can be read; {advice}",
+                reason="UNSUPPORTED_FORMAT",
+                media_key=key,
+            ) from error
         raise UnsupportedMedia(
             f"{key}: not {kind} that can be read; send a complete {examples}",
             reason="NOT_MEDIA",

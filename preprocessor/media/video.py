@@ -16,6 +16,7 @@ A clip's frames are what a full decode shows, in its order and at its times. Pac
 | `clock` | how long the last frame stays, and the rate that follows |
 | `clip` | what the first pass tells the second |
 | `pyav`, `opencv`, `webp` | decoders, behind `frames.Decoder` |
+| `apng` | animations that FFmpeg does not decode |
 | `frames` | what happens to a frame that cannot be decoded |
 
 Frames are upright: a display matrix is applied (see `orientation` for who else does).
@@ -31,10 +32,11 @@ import numpy.typing as npt
 
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest
+from preprocessor.media.apng import check_blending
 from preprocessor.media.clip import IndexedClip
 from preprocessor.media.container import keep_going
 from preprocessor.media.frames import Choice, Decoded, Decoder, Substituted, unreported
-from preprocessor.media.image import decoder_of
+from preprocessor.media.image_formats import decoder_of
 from preprocessor.media.opencv import decode_with_opencv, opencv_version
 from preprocessor.media.probe import probe_file
 from preprocessor.media.pyav import decode_with_pyav
@@ -61,11 +63,13 @@ def probe_video(
         on_damage: FAIL refuses a file that ends early. REPEAT takes the frames that are whole in it, no others, each at its
             own time, and says `is_truncated`.
     Raises:
-        UnsupportedMedia: `EMPTY_MEDIA`, `NOT_MEDIA`, `NO_VIDEO_STREAM`, or `UNSUPPORTED_CODEC`.
+        UnsupportedMedia: `EMPTY_MEDIA`, `NOT_MEDIA`, `NO_VIDEO_STREAM`, `UNSUPPORTED_CODEC`, `UNSUPPORTED_FORMAT`, or
+            `DECODER_LIMIT` for an animation that FFmpeg does not decode.
         CorruptMedia: `TRUNCATED_MEDIA` where the file ends before it says, `CORRUPT_MEDIA` otherwise.
         LimitExceeded: `FRAME_TOO_LARGE`, `SIDE_TOO_LONG`, `TOO_MANY_FRAMES`, `VIDEO_TOO_LONG`, `TOO_MANY_STREAMS`;
             `WORKER_MEMORY_EXCEEDED`.
     """
+    check_blending(data, key, check)
     probe = probe_webp if is_webp(data) else probe_file
     return probe(data, limits, key, check, on_damage)
 

@@ -47,7 +47,7 @@ def pixel_settings(medium: Media, decoder: str, form: PixelForm | None) -> str:
     """
     rounded_to = form.value if form in (PixelForm.BF16, PixelForm.FP16) else ""
     on_damage = medium.on_damage.value if medium.modality is Modality.VIDEO else ""  # images and sounds know no policy
-    return repr((VERSION, decoder, rounded_to, on_damage))
+    return repr((VERSION, decoder, rounded_to, on_damage, medium.background))
 
 
 def digest_files(paths: Iterable[Path]) -> str:

@@ -12,6 +12,7 @@ from google.protobuf import json_format, struct_pb2
 from engine_client import SamplingParameters
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded
+from preprocessor.kinds import NO_BACKGROUND, parse_background
 from preprocessor.service.fetch.data_urls import is_data_url, read_data_url
 from preprocessor.types.asked import (
     ChatPrompt,
@@ -145,9 +146,11 @@ def _value_count(structs: list[struct_pb2.Struct], enough: int) -> int:
     return count
 
 
-def read_spec(spec: pb.PrepareSpec) -> tuple[PreparationRequest, Sources]:
+def read_spec(spec: pb.PrepareSpec, background: str = NO_BACKGROUND) -> tuple[PreparationRequest, Sources]:
     """A spec as a request, in which files that are not inline are empty so far, and where those come from.
 
+    Args:
+        background: Of images that name none.
     Raises:
         InvalidRequest: A required field is missing or out of range; the message names it.
         LimitExceeded: `INLINE_TOO_LARGE`.
@@ -164,7 +167,7 @@ def read_spec(spec: pb.PrepareSpec) -> tuple[PreparationRequest, Sources]:
     chunked = frozenset(key for key, source in sources.items() if source == "chunked")
     request = PreparationRequest(
         prompt=_read_prompt(spec),
-        media=tuple(_read_media(medium) for medium in spec.media),
+        media=tuple(_read_media(medium, background) for medium in spec.media),
         pixel_form=_lookup(_PIXEL_FORMS, spec.pixel_form, "pixel_form"),
         with_token_types=spec.with_token_types,
         cache_salt=spec.cache_salt,
@@ -242,7 +245,7 @@ def _read_part(part: pb.Part) -> TextPart | MediaPart:
     raise InvalidRequest("a part is empty; give text or media_key", reason="INVALID_MESSAGE")
 
 
-def _read_media(medium: pb.Media) -> Media:
+def _read_media(medium: pb.Media, background: str) -> Media:
     if not 0 < len(medium.key.encode()) <= MAX_KEY_BYTES:
         raise InvalidRequest(f"a media key has 1 to {MAX_KEY_BYTES} bytes", reason="INVALID_MEDIA_KEY")
     source = medium.WhichOneof("source")
@@ -270,7 +273,19 @@ def _read_media(medium: pb.Media) -> Media:
         max_pixels=medium.max_pixels if medium.HasField("max_pixels") else None,
         cap_pixels_per_frame=medium.cap_pixels_per_frame if medium.HasField("cap_pixels_per_frame") else None,
         on_damage=_lookup(_DAMAGE_POLICIES, medium.damage_policy, f"{medium.key}: damage_policy"),
+        background=_read_background(medium, background),
     )
+
+
+def _read_background(medium: pb.Media, default: str) -> str | None:
+    asked = medium.background or (default if medium.modality == pb.MODALITY_IMAGE else NO_BACKGROUND)
+    try:
+        colour = parse_background(asked)
+    except ValueError as error:
+        raise InvalidRequest(
+            f"{medium.key}: background: {error}", reason="INVALID_BACKGROUND", media_key=medium.key
+        ) from error
+    return None if colour == NO_BACKGROUND else colour
 
 
 def _read_sampling(message: pb.Sampling, key: str) -> Sampling:

@@ -152,7 +152,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         with call.timings.stage("receive"):
             self._require_model(spec.model)
             reading.check_counts(spec, self._settings.limits, self._settings.wire.max_spec_parts)
-            request, sources = reading.read_spec(spec)
+            request, sources = reading.read_spec(spec, self._settings.background)
             check_request(request, self._model.modalities, self._settings.limits)
             request = await receive_files(request, sources, upload, self._settings.limits, self._fetcher, call)
         request = dataclasses.replace(request, video_decoder=self._settings.video_decoder)

@@ -73,6 +73,7 @@ class Media:
         min_pixels, max_pixels: Override the model's pixel budget; None keeps it. Whether a video's budget counts one frame
             or all is the model family's rule.
         cap_pixels_per_frame: Override the model's setting of that name; None keeps it.
+        background: "#rrggbb" that all that is transparent in an image is laid on; None does as transformers does.
     """
 
     key: str
@@ -83,6 +84,7 @@ class Media:
     max_pixels: int | None = None
     cap_pixels_per_frame: bool | None = None
     on_damage: OnDamage = OnDamage.FAIL
+    background: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

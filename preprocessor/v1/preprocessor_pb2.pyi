@@ -452,6 +452,7 @@ class Media(_message.Message):
     MAX_PIXELS_FIELD_NUMBER: _builtins.int
     CAP_PIXELS_PER_FRAME_FIELD_NUMBER: _builtins.int
     DAMAGE_POLICY_FIELD_NUMBER: _builtins.int
+    BACKGROUND_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """The caller's name for it, unique in the request, 1 to 128 bytes."""
     modality: Global___Modality.ValueType
@@ -477,6 +478,12 @@ class Media(_message.Message):
     """Videos only: overrides the model's setting of the same name, a further bound on a frame's pixels."""
     damage_policy: Global___DamagePolicy.ValueType
     """Videos only."""
+    background: _builtins.str
+    """Images only: what all that is transparent is laid on, be it an alpha channel, a palette's alpha or one transparent colour:
+    "white", "black" or "#rrggbb". "none" does as transformers does: an alpha channel is dropped, and what has one transparent
+    colour is laid on white. The deployment's own setting (--background, "none" unless it says otherwise) where absent;
+    anything else fails with INVALID_BACKGROUND.
+    """
     @_builtins.property
     def sampling(self) -> Global___Sampling:
         """Videos only; the model's own rule where absent."""
@@ -495,10 +502,11 @@ class Media(_message.Message):
         max_pixels: _builtins.int | None = ...,
         cap_pixels_per_frame: _builtins.bool | None = ...,
         damage_policy: Global___DamagePolicy.ValueType = ...,
+        background: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_max_pixels", b"_max_pixels", "_min_pixels", b"_min_pixels", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "inline_data", b"inline_data", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "same_file_as", b"same_file_as", "sampling", b"sampling", "source", b"source", "url", b"url"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_max_pixels", b"_max_pixels", "_min_pixels", b"_min_pixels", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "damage_policy", b"damage_policy", "inline_data", b"inline_data", "key", b"key", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "modality", b"modality", "same_file_as", b"same_file_as", "sampling", b"sampling", "source", b"source", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_max_pixels", b"_max_pixels", "_min_pixels", b"_min_pixels", "background", b"background", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "damage_policy", b"damage_policy", "inline_data", b"inline_data", "key", b"key", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "modality", b"modality", "same_file_as", b"same_file_as", "sampling", b"sampling", "source", b"source", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cap_pixels_per_frame: _TypeAlias = _typing.Literal["cap_pixels_per_frame"]  # noqa: Y015
     _WhichOneofArgType__cap_pixels_per_frame: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame"]  # noqa: Y015

@@ -51,6 +51,16 @@ DANGERS: Mapping[str, Danger] = {
     "jpeg of many scans": _danger(IMAGE, images.many_scans, "TOO_MANY_SCANS"),
     "webp canvas": _danger(IMAGE, lambda: images.webp_canvas(1 << 24, 1 << 8), "IMAGE_TOO_LARGE"),
     "gif frame beyond its canvas": _danger(IMAGE, images.gif_frame_beyond_its_canvas, "IMAGE_TOO_LARGE"),
+    "gif of a vast picture": _danger(IMAGE, images.vast_gif, "IMAGE_TOO_LARGE"),
+    "webp of a vast picture": _danger(IMAGE, lambda: images.lossless_webp(16_384, 16_384), "IMAGE_TOO_LARGE"),
+    "icon of a vast picture": _danger(IMAGE, images.vast_icon, "IMAGE_TOO_LARGE"),
+    "tiff of a vast tile": _danger(IMAGE, images.tiff_of_a_vast_tile, "IMAGE_TOO_LARGE"),
+    "jpeg2000 of many channels": _danger(
+        IMAGE, lambda: images.jpeg2000(component_count=16_384), "IMAGE_TOO_LARGE", "NOT_MEDIA"
+    ),
+    "jpeg2000 of many tiles": _danger(
+        IMAGE, lambda: images.jpeg2000(65_535, 65_535, tile=256, stated=(16, 16)), "IMAGE_TOO_LARGE", "NOT_MEDIA"
+    ),
     "tiff of many samples": _danger(IMAGE, images.tiff_of_many_samples, "NOT_MEDIA", "CORRUPT_MEDIA"),
     "png without its palette": _danger(IMAGE, images.png_without_its_palette, "CORRUPT_MEDIA"),
     "avif on a stopped clock": _danger(IMAGE, images.avif_on_a_stopped_clock, "CORRUPT_MEDIA"),

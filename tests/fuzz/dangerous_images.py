@@ -8,8 +8,9 @@ import zlib
 
 from PIL import Image
 
+from tests.drawing import gif, icon, png, png_chunk, tiled_tiff
 from tests.media import animation, photo
-from tests.pictures import animated, png, png_chunk
+from tests.pictures import animated
 
 
 def largest_png() -> bytes:
@@ -83,3 +84,60 @@ def avif_on_a_stopped_clock() -> bytes:
         offset = 20 if data[start] == 1 else 12  # ISO 14496-12, 8.4.2: behind two times, of four or of eight bytes
         data[start + offset : start + offset + 4] = bytes(4)
     return bytes(data)
+
+
+def plain_webp(width: int, height: int) -> bytes:
+    """A WebP of one key frame that is not there, of which only the size is told."""
+    frame = b"\x10\0\0\x9d\x01\x2a" + struct.pack("<HH", width, height) + bytes(8)
+    return b"RIFF" + struct.pack("<I", 12 + len(frame)) + b"WEBPVP8 " + struct.pack("<I", len(frame)) + frame
+
+
+def lossless_webp(width: int, height: int) -> bytes:
+    """The same, lossless."""
+    frame = b"\x2f" + struct.pack("<I", (width - 1) | (height - 1) << 14) + bytes(9)
+    return b"RIFF" + struct.pack("<I", 12 + len(frame)) + b"WEBPVP8L" + struct.pack("<I", len(frame)) + frame
+
+
+def vast_gif() -> bytes:
+    """A picture of 40,000x40,000 that sticks out of a screen of 16x16, for which Pillow makes room when it opens the file."""
+    return gif(40_000, 40_000, disposal=2, screen=(16, 16))
+
+
+def vast_icon() -> bytes:
+    """An icon of 16x16 that holds a PNG of 60,000x60,000, which Pillow decodes when it opens the file."""
+    return icon(png(8, 6, b"", size=(60_000, 60_000)), 16, 16)
+
+
+def tiff_of_a_vast_tile() -> bytes:
+    """A TIFF of 16x16 cut into tiles of 32,768x32,768."""
+    return tiled_tiff(16, 16, (32_768, 32_768), zlib.compress(bytes(16)), compression=8)
+
+
+def jpeg2000(
+    width: int = 16,
+    height: int = 16,
+    *,
+    component_count: int = 3,
+    tile: int = 1 << 15,
+    precinct: int | None = None,
+    stated: tuple[int, int] | None = None,
+) -> bytes:
+    """A JPEG 2000 of a header and no pixels: its code alone, or in a box that states another size.
+
+    Args:
+        tile: Side of a tile.
+        precinct: Two exponents, of a precinct's height and width.
+    """
+    sizes = struct.pack(">HIIIIIIIIH", 0, width, height, 0, 0, tile, tile, 0, 0, component_count)
+    sizes += b"\x07\1\1" * component_count
+    style = struct.pack(">BBHBBBBBB", precinct is not None, 0, 1, 0, 1, 4, 4, 0, 1)
+    style += b"" if precinct is None else bytes([precinct] * 2)
+    code = b"\xff\x4f" + b"".join(
+        struct.pack(">HH", marker, 2 + len(body)) + body for marker, body in ((0xFF51, sizes), (0xFF52, style))
+    )
+    if stated is None:
+        return code
+    header = struct.pack(">I4sIIHBBBB", 22, b"ihdr", stated[1], stated[0], component_count, 7, 7, 0, 0)
+    header += struct.pack(">I4sBBBI", 15, b"colr", 1, 0, 0, 16)
+    boxes = struct.pack(">I4s", 8 + len(header), b"jp2h") + header + struct.pack(">I4s", 8 + len(code), b"jp2c") + code
+    return b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0\0\0\x14ftypjp2 \0\0\0\0jp2 " + boxes

@@ -143,6 +143,11 @@ _IMAGE_STRUCTURES = {
     "gif": "gif",
     "avif": "boxes",
     "heif": "boxes",
+    "ico": "pieces",
+    "ppm": "pieces",
+    "tga": "pieces",
+    "psd": "pieces",
+    "jpeg2000": "boxes",
 }
 
 

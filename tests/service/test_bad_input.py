@@ -62,6 +62,8 @@ BAD_SPECS = {
     "a window beyond the clip": (sampled(start_seconds=9), "NO_FRAMES_IN_RANGE"),
     "a window upside down": (sampled(start_seconds=1, end_seconds=0.5), "INVALID_SAMPLING"),
     "an image with sampling": (chat(image("photo", PHOTO, sampling=pb.Sampling(fps=1))), "INVALID_SAMPLING"),
+    "a background that is no colour": (chat(image("photo", PHOTO, background="pink")), "INVALID_BACKGROUND"),
+    "a video on a background": (chat(video("clip", CLIP, background="white")), "INVALID_BACKGROUND"),
     "a pixel budget upside down": (chat(image("photo", PHOTO, min_pixels=9, max_pixels=3)), "INVALID_PIXEL_BUDGET"),
     "an extreme aspect ratio": (chat(image("photo", photo(2100, 10, "PNG"))), "EXTREME_ASPECT_RATIO"),
     "no prompt": (pb.PrepareSpec(), "EMPTY_PROMPT"),

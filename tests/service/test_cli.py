@@ -30,6 +30,7 @@ from preprocessor.types.asked import (
     TextPart,
 )
 from tests.media import moving_shapes_clip, photo
+from tests.pictures import file_of
 
 COMMAND = (sys.executable, "-m", "preprocessor")
 CLIP = moving_shapes_clip(seconds=2, width=160, height=120)
@@ -100,6 +101,16 @@ def test_prepare_saves_the_tensors_by_the_contract_s_names(
     assert {pixels, "input_ids", "grid_thw", "item_modality", "item_spans", "mrope_position_ids"} <= saved.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(saved[name].view(np.uint8), array.view(np.uint8), err_msg=name)
+
+
+def test_prepare_lays_what_is_transparent_on_a_background(tmp_path: Path, address: str) -> None:
+    source, result = tmp_path / "clear.png", tmp_path / "prompt.safetensors"
+    source.write_bytes(file_of("png rgba"))
+    digests = set()
+    for colour in ("white", "black"):
+        run("prepare", "--address", address, "--image", source, "--background", colour, "--output", result)
+        digests.add(load_file(result)["item_hash"].tobytes())
+    assert len(digests) == 2
 
 
 def test_prepare_prints_a_table_for_people(address: str, clip: Path) -> None:

@@ -11,6 +11,7 @@ from preprocessor.service.reading import read_spec
 from preprocessor.types.asked import PixelForm
 from preprocessor.types.made import Prepared
 from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.drawing import encoded, picture
 from tests.media import damaged, keyframe_packets, moving_shapes_clip, photo, truncated_clip
 from tests.service.conftest import Caller, chat, image, serving, video
 
@@ -63,6 +64,16 @@ async def test_a_file_in_chunks_gives_what_the_same_file_inline_gives(caller: Ca
         {name: array for name, array in chunked.tensors.items() if name != "item_hash"},
         {name: array for name, array in inline.tensors.items() if name != "item_hash"},
     )
+
+
+async def test_a_deployment_s_background_lies_under_images_that_name_none(model: Model) -> None:
+    clear = encoded(picture("RGBA"), "PNG")
+    async with serving(model, background="white") as caller:
+        spec = chat(image("a", clear), image("b", clear, background="#102030"), image("c", clear, background="none"))
+        result = await caller.prepare(spec)
+    spec.media[0].background = "#FFFFFF"
+    assert_same_tensors(result.tensors, dict(in_process(model, spec).tensors))
+    assert len({digest.tobytes() for digest in result.tensors["item_hash"]}) == 3
 
 
 async def test_files_may_interleave(caller: Caller) -> None:

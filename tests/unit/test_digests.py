@@ -54,6 +54,7 @@ MEDIA: Mapping[str, tuple[list[Case], list[Case]]] = {  # field → (another dig
     "min_pixels": ([(IMAGE, {"min_pixels": 200_000})], []),
     "max_pixels": ([(IMAGE, {"max_pixels": 100_000}), (VIDEO, {"max_pixels": 100_000})], []),
     "cap_pixels_per_frame": ([(dataclasses.replace(LARGE, max_pixels=10**7), {"cap_pixels_per_frame": True})], []),
+    "background": ([(IMAGE, {"background": "#ffffff"})], []),
     "on_damage": ([(VIDEO, {"on_damage": OnDamage.REPEAT})], [(IMAGE, {"on_damage": OnDamage.REPEAT})]),
 }
 SAMPLING: Mapping[str, Case] = {  # each chooses other frames
@@ -116,7 +117,12 @@ MODEL = {
     "stop_token_ids": NO,
     "fingerprint": "in the digest",
 }
-REACHING_PIXELS = {"model": "MODEL", "video_decoder": "REQUEST", "limits": "test_limits_change_no_digest"}
+REACHING_PIXELS = {
+    "background": "MEDIA",
+    "model": "MODEL",
+    "video_decoder": "REQUEST",
+    "limits": "test_limits_change_no_digest",
+}
 NEVER_REACHING_PIXELS = {
     *("address", "http_address", "worker_count", "max_queued_count", "memory_budget_bytes", "worker_memory_bytes"),
     *("max_cpu_seconds", "max_jobs_a_worker", "is_in_process", "drain_seconds", "budget_full_seconds"),

@@ -22,6 +22,7 @@ ACCEPTED: dict[str, Any] = {
     **dict.fromkeys(("--address", "--http-address", "--engine"), "127.0.0.1:4321"),
     "--trace-endpoint": "http://127.0.0.1:4321",
     "--trace-sample-ratio": 0.5,
+    "--background": "#ffffff",
     "--fetch-ports": "8080",
     "--fetch-networks": "10.0.0.0/8",
     "--fetch-roots": "/srv",

@@ -10,6 +10,7 @@ import pytest
 
 from preprocessor import pipeline
 from preprocessor.config import Limits
+from preprocessor.media.image_formats import ACCEPTED_FORMATS
 from preprocessor.models.family import Model
 from preprocessor.types.asked import (
     ChatPrompt,
@@ -113,6 +114,19 @@ def test_more_to_decode_is_expected_to_take_longer(model: Model) -> None:
     seconds = [workload.cpu_seconds for workload in workloads]
     assert all(shorter < longer for shorter, longer in itertools.pairwise(seconds))
     assert all(workload.working_bytes > 1 << 20 for workload in workloads)
+
+
+@pytest.mark.skipif("JPEG2000" not in ACCEPTED_FORMATS, reason="this Pillow does not read it")
+def test_a_jpeg_2000_is_expected_to_take_longer_and_more_memory_than_a_png(model: Model) -> None:
+    png, jpeg2000 = (
+        estimate(plan.pixels, request.media)
+        for request, plan in (
+            planned(model, Media("photo", Modality.IMAGE, photo(640, 480, image_format)))
+            for image_format in ("PNG", "JPEG2000")
+        )
+    )
+    assert jpeg2000.cpu_seconds > png.cpu_seconds
+    assert jpeg2000.working_bytes > png.working_bytes
 
 
 def test_groups_without_a_chosen_frame_are_not_expected_to_cost(model: Model) -> None:

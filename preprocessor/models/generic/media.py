@@ -9,14 +9,13 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded
 from preprocessor.media.audio import extract_audio
 from preprocessor.media.cpu import within_cpu_seconds
 from preprocessor.media.frames import unreported
-from preprocessor.media.image import decode_image, probe_image
+from preprocessor.media.image import load_picture, probe_image
 from preprocessor.media.sampling import choose_frames, count_for_fps, spread_evenly
 from preprocessor.media.video import decode_frames, probe_video, video_decoder_of
 from preprocessor.types.asked import Media, Modality, SamplingBasis
@@ -103,7 +102,7 @@ def decode(
     medium = probed.medium
     check = within_cpu_seconds(limits.max_file_cpu_seconds, check, medium.key)
     if medium.modality is Modality.IMAGE:
-        return Image.fromarray(decode_image(medium.data, medium.key))  # processors read the layout off PIL's type
+        return load_picture(medium.data, medium.key, medium.background)  # processors read the layout off PIL's type
     if medium.modality is Modality.VIDEO:
         return _decode_video(probed, check, video_decoder, substituted)
     return extract_audio(medium.data, sample_rate_hz, limits, medium.key, check)
