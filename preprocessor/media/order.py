@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.media.clip import NO_FRAME
-from preprocessor.media.packets import Entry
+from preprocessor.media.packets import Entry, PictureType
 from preprocessor.media.shown import Shown
 from preprocessor.media.walk import Walk
 
@@ -76,6 +76,8 @@ def by_times(walk: Walk, first: int, reordered: bool, has_b_frames: bool, rate: 
     if None in given or not given:
         return _counted(walk, first, np.arange(len(given)), 1 / rate)
     times = np.asarray(given, np.int64)
+    if _is_cut_inside(walk, times):
+        return None
     if reordered:
         closed = [ordinal for ordinal, entry in walk.entries if entry is Entry.CLOSED]
         is_closed = np.isin(packets, closed)
@@ -84,17 +86,47 @@ def by_times(walk: Walk, first: int, reordered: bool, has_b_frames: bool, rate: 
             return None  # what a decoder makes of two parts that do not join at a closed group it alone knows
     else:
         starts = _falls(times)
-    order = np.concatenate(
-        [start + np.argsort(times[start:stop], kind="stable") for start, stop in _runs(starts, times)]
-    )
-    if np.abs(order - np.arange(len(order))).max() > _MAX_REORDER_FRAMES:
+    runs = _runs(starts, times)
+    order = np.concatenate([start + np.argsort(times[start:stop], kind="stable") for start, stop in runs])
+    if walk.types:
+        times = np.concatenate([np.sort(times[start:stop]) for start, stop in runs])
+        order = _by_type([walk.types[ordinal] for ordinal in packets.tolist()])
+    elif np.abs(order - np.arange(len(order))).max() > _MAX_REORDER_FRAMES:
         return None
-    times = _moved(times[order], starts)
-    if has_b_frames and len(order) > 2 and np.array_equal(order, np.arange(len(order))):
-        return _counted(walk, first, times, unit)  # decoding times in place of presentation times, as an AVI has them
+    else:
+        times = times[order]
+        if has_b_frames and len(order) > 2 and np.array_equal(order, np.arange(len(order))):
+            # Decoding times in place of presentation times, as an AVI has them.
+            return _counted(walk, first, _moved(times, starts), unit)
+        if reordered and any((np.diff(times[start:stop]) == 0).any() for start, stop in runs):
+            return None  # two frames of one time are shown in the order that the decoder knows
+    times = _moved(times, starts)
     frame_of_packet = np.full(len(walk.pts), NO_FRAME, np.int32)
     frame_of_packet[packets[order]] = np.arange(len(order))
     return Order(times, unit, *_timed_entries(walk, first, times, frame_of_packet), frame_of_packet)
+
+
+def _is_cut_inside(walk: Walk, times: npt.NDArray[np.int64]) -> bool:
+    """Whether frames are hidden between others that are shown: edit lists of several parts join what does not follow."""
+    hidden = [time for ordinal in walk.discarded if (time := walk.pts[ordinal]) is not None]
+    return any(times.min() < time < times.max() for time in hidden)
+
+
+def _by_type(types: list[PictureType]) -> npt.NDArray[np.int64]:
+    """Display order of pictures by their types: a B-picture at once, any other when the next that is no B-picture comes.
+
+    ISO 13818-2, 6.1.1.11; ISO 14496-2 alike.
+    """
+    order: list[int] = []
+    held: int | None = None
+    for place, kind in enumerate(types):
+        if kind is PictureType.B:
+            order.append(place)
+            continue
+        if held is not None:
+            order.append(held)
+        held = place
+    return np.asarray(order if held is None else [*order, held], np.int64)
 
 
 def by_places(order: Order, walk: Walk) -> Order:

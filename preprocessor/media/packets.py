@@ -17,17 +17,26 @@ from typing import TYPE_CHECKING
 import av
 
 _H264_IDR = 5
-_HEVC_RASL = (8, 9)
+_HEVC_RASL = frozenset({8, 9})
 _HEVC_BLA = range(16, 19)
 _HEVC_IRAP = range(16, 22)
 _HEVC_IDR = (19, 20)
-_HEVC_ENDS = (b"\x48\1", b"\x4a\1")  # of the sequence, of the bitstream: units that are nothing but a head
+_HEVC_END = (36, 37)  # of the sequence, of the bitstream
+_HEVC_END_UNITS = (b"\x48\1", b"\x4a\1")  # they are nothing but a head
+_HEVC_NO_PICTURE = frozenset(range(32, 48))  # headers, delimiters, messages
+_H264_NO_PICTURE = frozenset(range(6, 14))
 _VP8_SHOW_FRAME = 0x10  # RFC 6386, 9.1
+_AV1_NO_PICTURE = frozenset({1, 2, 5, 8, 15})  # AV1 specification, 6.2.2: headers, delimiters, messages, padding
 _GIF_IMAGE = 0x2C
 _MPEG4_VOP = b"\0\0\1\xb6"
+_MPEG_PICTURE = b"\0\0\1\0"
+_SMALL_BYTES = 200  # a packet without a picture is no larger: it holds headers and messages
 _MPEG4_NOT_CODED_BYTES = 8  # a frame "as before" is its header alone: ISO 14496-2, 6.2.5
 
-_KEYFRAME_IS_ENTRY = frozenset({"vp8", "vp9", "libdav1d", "av1", "mpeg4", "mpeg1video", "mpeg2video"})
+TYPED = frozenset({"mpeg1video", "mpeg2video", "mpeg4"})
+"""Codecs whose pictures state their type, which decides alone in which order a decoder shows them."""
+
+_KEYFRAME_IS_ENTRY = frozenset({"vp8", "vp9", "libdav1d", "av1"})
 """Codecs whose keyframes refer to nothing before, nor does any frame shown after them."""
 
 _BEGINS_AT_ANY_KEYFRAME = frozenset({"vp8", "vp9", "libvpx", "libvpx-vp9", "libdav1d", "av1", "theora", "h263", "flv"})
@@ -88,6 +97,9 @@ def entry_test(codec: av.VideoCodecContext) -> Callable[[Packet], Entry]:
     """How decoding may start at a packet marked as key. A hesitant answer costs time, never pixels."""
     if codec.codec.intra_only:
         return lambda _: Entry.CLOSED
+    if codec.name in TYPED:
+        kind_of = picture_type(codec)
+        return lambda packet: Entry.OPEN if kind_of(packet) is PictureType.I else Entry.NONE
     if codec.name in _KEYFRAME_IS_ENTRY:
         return lambda _: Entry.OPEN
     length_size = _nal_length_size(codec)
@@ -105,6 +117,33 @@ def entry_test(codec: av.VideoCodecContext) -> Callable[[Packet], Entry]:
         return Entry.CLOSED if kind in _HEVC_IDR else Entry.OPEN
 
     return {"h264": h264_entry, "hevc": hevc_entry}.get(codec.name, lambda _: Entry.NONE)
+
+
+class PictureType(enum.Enum):
+    """I refers to no other picture, P to earlier ones, B also to one that is shown later."""
+
+    I = 1  # noqa: E741  # the standards' own names
+    P = 2
+    B = 3
+
+
+def picture_type(codec: av.VideoCodecContext) -> Callable[[Packet], PictureType]:
+    """The type of a packet's first picture, of a codec in `TYPED`; I or P by the container's mark where none is found.
+
+    ISO 13818-2, 6.3.9: picture_coding_type. ISO 14496-2, 6.3.5: vop_coding_type; a sprite counts as P.
+    """
+    if codec.name == "mpeg4":
+        return lambda packet: _typed(packet, _MPEG4_VOP, 4, lambda byte: (byte >> 6) + 1)
+    return lambda packet: _typed(packet, _MPEG_PICTURE, 5, lambda byte: byte >> 3 & 7)
+
+
+def _typed(packet: Packet, mark: bytes, offset: int, number: Callable[[int], int]) -> PictureType:
+    data = bytes(packet)
+    position = data.find(mark)
+    if position < 0 or position + offset >= len(data):
+        return PictureType.I if packet.is_keyframe else PictureType.P
+    kind = number(data[position + offset])
+    return PictureType(kind) if 1 <= kind <= 3 else PictureType.P
 
 
 def start_test(codec: av.VideoCodecContext) -> PacketTest:
@@ -136,38 +175,79 @@ def uncertainty_test(codec: av.VideoCodecContext) -> PacketTest | None:
 
     MPEG-4 is packed by some writers: two frames in one packet, and later an empty one that stands for the second.
     """
-    if codec.name != "mpeg4":
-        return None
-    return lambda packet: packet.size <= _MPEG4_NOT_CODED_BYTES or bytes(packet).count(_MPEG4_VOP) > 1
+    if codec.name == "mpeg4":
+        return lambda packet: packet.size <= _MPEG4_NOT_CODED_BYTES or bytes(packet).count(_MPEG4_VOP) > 1
+    return None
 
 
 def hidden_test(codec: av.VideoCodecContext) -> PacketTest | None:
     """Whether no decoder shows a packet's frame. None where that does not happen.
 
-    VP8 keeps apart what is only there for others to refer to. GIF parts hold comments. In HEVC, behind a picture that begins
-    a sequence anew, those that lead it and refer over it are skipped.
+    VP8 keeps apart what is only there for others to refer to. GIF parts hold comments, and packets of H.264, HEVC and AV1 headers
+    or messages alone. In HEVC, behind a picture that begins a sequence anew, those that lead it and refer over it are skipped.
     """
     if codec.name in ("vp8", "libvpx"):
         return lambda packet: not memoryview(packet)[0] & _VP8_SHOW_FRAME
     if codec.name == "gif":
         return lambda packet: not _holds_gif_image(bytes(packet))
-    return _skipped_test(codec) if codec.name == "hevc" else None
+    if codec.name == "h264":
+        length_size = _nal_length_size(codec)
+        return _no_picture_test(
+            lambda packet: [head & 0x1F for head in _nal_heads(packet, length_size)], _H264_NO_PICTURE
+        )
+    if codec.name in ("libdav1d", "av1"):
+        return _no_picture_test(lambda packet: list(_av1_kinds(bytes(packet))), _AV1_NO_PICTURE)
+    return _hevc_hidden_test(codec) if codec.name == "hevc" else None
 
 
-def _skipped_test(codec: av.VideoCodecContext) -> PacketTest:
+def _no_picture_test(kinds_of: Callable[[Packet], list[int]], others: frozenset[int]) -> PacketTest:
+    """Whether all units of a packet are of other kinds than pictures. What has no unit is damaged, and not judged."""
+
+    def has_no_picture(packet: Packet) -> bool:
+        return packet.size <= _SMALL_BYTES and bool(kinds := kinds_of(packet)) and others.issuperset(kinds)
+
+    return has_no_picture
+
+
+def _hevc_hidden_test(codec: av.VideoCodecContext) -> PacketTest:
     """ITU-T H.265, 8.1.3: NoRaslOutputFlag. Of the first picture in a file `shown` tells."""
     length_size = _nal_length_size(codec)
     begins_anew, is_after_end = False, False
 
-    def is_skipped(packet: Packet) -> bool:
+    def kinds_of(packet: Packet) -> list[int]:
+        return [head >> 1 & 0x3F for head in _nal_heads(packet, length_size)]
+
+    has_no_picture = _no_picture_test(kinds_of, _HEVC_NO_PICTURE)
+
+    def is_hidden(packet: Packet) -> bool:
         nonlocal begins_anew, is_after_end
         if packet.is_keyframe:
-            kinds = {head >> 1 & 0x3F for head in _nal_heads(packet, length_size)}
-            begins_anew = is_after_end or not kinds.isdisjoint(_HEVC_BLA)
-        is_after_end = bytes(memoryview(packet)[-2:]) in _HEVC_ENDS
-        return begins_anew and any(head >> 1 & 0x3F in _HEVC_RASL for head in _nal_heads(packet, length_size))
+            kinds = kinds_of(packet)
+            is_after_end = is_after_end or (bool(kinds) and kinds[0] in _HEVC_END)
+            begins_anew = is_after_end or any(kind in _HEVC_BLA for kind in kinds)
+        is_after_end = bytes(memoryview(packet)[-2:]) in _HEVC_END_UNITS
+        return has_no_picture(packet) or (begins_anew and not _HEVC_RASL.isdisjoint(kinds_of(packet)))
 
-    return is_skipped
+    return is_hidden
+
+
+def _av1_kinds(data: bytes) -> Iterator[int]:
+    """The type of each open bitstream unit. AV1 specification, 5.3."""
+    position = 0
+    while position < len(data):
+        head = data[position]
+        yield head >> 3 & 15
+        position += 2 if head & 4 else 1
+        if not head & 2:
+            return
+        size, shift = 0, 0
+        while position < len(data):
+            byte = data[position]
+            size |= (byte & 0x7F) << shift
+            position, shift = position + 1, shift + 7
+            if byte < 0x80:
+                break
+        position += size
 
 
 def _holds_gif_image(data: bytes) -> bool:

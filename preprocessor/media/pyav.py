@@ -37,7 +37,7 @@ import av.video.reformatter
 import numpy as np
 
 from preprocessor.errors import CorruptMedia, UnsupportedMedia
-from preprocessor.media.clip import NO_FRAME, IndexedClip
+from preprocessor.media.clip import NO_FRAME, IndexedClip, undecodable
 from preprocessor.media.container import open_video, read_packets
 from preprocessor.media.frames import Choice, Pixels, fill
 from preprocessor.media.packets import reference_test
@@ -113,6 +113,8 @@ class _TimedDecoder:
 
     def __init__(self, codec: av.VideoCodecContext, clip: IndexedClip, choice: Choice) -> None:
         self._codec = codec
+        self._clip, self._key = clip, choice.key
+        self._last_index = -1  # of the frames that the decoder has shown
         self._decoded = choice.decoded
         self._frame_of_packet = clip.frame_of_packet.tolist()
         self._is_wanted = np.isin(clip.frame_of_packet, choice.indices).tolist()
@@ -183,9 +185,13 @@ class _TimedDecoder:
             if frame.is_corrupt:
                 self._note_damage(ordinal)
                 continue
+            index = self._frame_of_packet[ordinal]
+            if index <= self._last_index:  # neither order nor number of the frames is what the packets told
+                raise undecodable(self._clip, index, self._key)
+            self._last_index = index
             self._groups.has_good = True
             if self._is_wanted[ordinal] or self._yields_unwanted:
-                yield self._frame_of_packet[ordinal], frame
+                yield index, frame
 
     def _note_damage(self, ordinal: int) -> None:
         """Damage that other frames may refer to ends the run; else it spoils the one frame."""

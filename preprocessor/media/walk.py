@@ -11,7 +11,16 @@ import av.container
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded
 from preprocessor.media.container import read_packets
-from preprocessor.media.packets import Entry, entry_test, hidden_test, start_test, uncertainty_test
+from preprocessor.media.packets import (
+    TYPED,
+    Entry,
+    PictureType,
+    entry_test,
+    hidden_test,
+    picture_type,
+    start_test,
+    uncertainty_test,
+)
 from preprocessor.types.asked import OnDamage
 
 
@@ -23,10 +32,13 @@ class Walk:
         pts, dts: Presentation and decoding times in the stream's units; None where the file gives none.
         stays: Durations in the same units; 0 where there are none.
         is_frame: Whether a decoder shows the packet's frame, as far as its bytes and the container tell.
+        discarded: Ordinals of packets that the container hides, by an edit list.
+        types: The pictures' types, of codecs that `packets.TYPED` names; else empty.
         keys: Ordinals of packets marked as keyframes.
         entries: Ordinals at which decoding may start, and how.
         starts_whole: A decoder that begins at the first packet shows every frame.
-        is_uncertain: Only a decoder tells how many frames some packet gives.
+        is_uncertain: Only a decoder tells how many frames some packet gives, or samples are read in another order than they
+            lie in the file.
         is_cut: The file ends inside a packet, or cannot be read on.
     """
 
@@ -34,6 +46,8 @@ class Walk:
     dts: list[int | None] = field(default_factory=list)
     stays: list[int] = field(default_factory=list)
     is_frame: list[bool] = field(default_factory=list)
+    discarded: list[int] = field(default_factory=list)
+    types: list[PictureType] = field(default_factory=list)
     keys: list[int] = field(default_factory=list)
     entries: list[tuple[int, Entry]] = field(default_factory=list)
     starts_whole: bool = False
@@ -58,9 +72,11 @@ def walk_packets(
     walk = Walk()
     codec = stream.codec_context
     entry_of, is_hidden, is_uncertain = entry_test(codec), hidden_test(codec), uncertainty_test(codec)
+    type_of = picture_type(codec) if codec.name in TYPED else None
     last: av.Packet[av.VideoStream] | None = None
     indexed_key = -1
-    if "mov" in container.format.name:  # its index knows a keyframe even where the packet is damaged beyond recognition
+    is_indexed = "mov" in container.format.name
+    if is_indexed:  # its index knows a keyframe even where the packet is damaged beyond recognition
         indexed_key = next((ordinal for ordinal, entry in enumerate(stream.index_entries) if entry.is_keyframe), -1)
     try:
         for packet in read_packets(container, stream, key, check):
@@ -76,8 +92,15 @@ def walk_packets(
             walk.pts.append(packet.pts)
             walk.dts.append(packet.dts)
             walk.stays.append(packet.duration or 0)
-            walk.is_frame.append(not (packet.is_discard or (is_hidden is not None and is_hidden(packet))))
-            walk.is_uncertain = walk.is_uncertain or (is_uncertain is not None and is_uncertain(packet))
+            if packet.is_discard:
+                walk.discarded.append(ordinal)
+            walk.is_frame.append(not ((is_hidden is not None and is_hidden(packet)) or packet.is_discard))
+            if type_of is not None:
+                walk.types.append(type_of(packet))
+            if is_uncertain is not None and is_uncertain(packet):
+                walk.is_uncertain = True
+            if is_indexed and last is not None and _lies_before(packet, last):  # an edit list shows some of it twice
+                walk.is_uncertain = True
             last = packet
     except CorruptMedia:
         if on_damage is OnDamage.FAIL:
@@ -88,6 +111,10 @@ def walk_packets(
     ):  # FFmpeg's mark for a packet that the end of the file cuts short; elsewhere the decoder is to judge
         walk.is_cut, walk.is_frame[-1] = True, False
     return walk
+
+
+def _lies_before(packet: av.Packet[av.VideoStream], other: av.Packet[av.VideoStream]) -> bool:
+    return packet.pos is not None and other.pos is not None and packet.pos < other.pos
 
 
 def too_many_frames(limits: Limits, key: str) -> LimitExceeded:

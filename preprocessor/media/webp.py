@@ -98,8 +98,8 @@ def _frames(image: Image.Image, clip: IndexedClip, choice: Choice) -> Iterator[t
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Name, start and end of each chunk's content."""
-    position = 12
-    while position + 8 <= len(data):
+    position, stop = 12, min(len(data), int.from_bytes(data[4:8], "little") + 8)
+    while position + 8 <= stop:
         name, size = struct.unpack_from("<4sI", data, position)
         yield name, position + 8, position + 8 + size
         position += 8 + size + size % 2

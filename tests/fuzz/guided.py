@@ -73,6 +73,7 @@ def _packet_heads(data: bytes) -> None:
     from preprocessor.media import packets
 
     packets._holds_gif_image(data)
+    list(packets._av1_kinds(data))
     for length_size in range(5):
         list(packets._nal_heads(data, length_size))  # type: ignore[arg-type]
 

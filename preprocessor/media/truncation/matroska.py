@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 _MKV_SEGMENT, _MKV_CLUSTER = 0x18538067, 0x1F43B675
 _MKV_LAST = frozenset({0x1C53BB6B, 0x1254C367, 0x1043A770, 0x1941A469})  # Cues, Tags, Chapters, Attachments
+_MKV_KNOWN = _MKV_LAST | {0x1A45DFA3, _MKV_CLUSTER, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0xEC, 0xBF}
+"""With the head, SeekHead, Info, Tracks, and what fills or checks."""
 
 
 def is_matroska(data: bytes) -> bool:
@@ -19,6 +21,8 @@ def matroska_is_cut(data: bytes) -> bool:
     for element, stop in _elements(data):
         if element == _MKV_SEGMENT:
             segment_end = stop
+        elif element not in _MKV_KNOWN:  # what follows the file is no part of it
+            break
         elif stop is not None and stop > len(data):
             return True
         has_cluster |= element == _MKV_CLUSTER

@@ -7,7 +7,8 @@ import struct
 from preprocessor.media.truncation.chunks import begins
 
 _TS_PACKET_BYTES = (188, 192, 204)  # plain, with a time in front (m2ts), with a checksum behind
-_FLV_LAST_FRAME_MS = 1  # a tag's time is its begin: only a file of one frame a millisecond could be misjudged
+_FLV_TAGS = frozenset({8, 9, 18})  # sound, picture, metadata; anything else is not FLV any more
+_FLV_LAST_TAGS = 1.5  # a tag's time is its begin, so the last one lasts until the end
 
 
 def is_flv(data: bytes) -> bool:
@@ -15,22 +16,24 @@ def is_flv(data: bytes) -> bool:
 
 
 def flv_is_cut(data: bytes) -> bool:
-    """A tag ends beyond the file, or the last one comes before the stated duration and size.
+    """A tag ends beyond the file, or the last ones come before the stated duration and size.
 
     Source: Adobe Flash Video File Format Specification 10.1, annex E.
     """
     position = int.from_bytes(data[5:9], "big") + 4
-    last_ms, first_tag_end = 0, 0
-    while position < len(data):
+    last_ms, longest_ms, first_tag_end = 0, 0, 0
+    while position < len(data) and data[position] & 0x1F in _FLV_TAGS:
         stop = position + 11 + int.from_bytes(data[position + 1 : position + 4], "big")
         if stop > len(data) or position + 11 > len(data):
             return True
-        last_ms = max(last_ms, int.from_bytes(data[position + 4 : position + 7], "big") | data[position + 7] << 24)
+        time_ms = int.from_bytes(data[position + 4 : position + 7], "big") | data[position + 7] << 24
+        longest_ms, last_ms = max(longest_ms, time_ms - last_ms), max(last_ms, time_ms)
         first_tag_end = first_tag_end or stop
         position = stop + 4
-    stated_bytes = _stated_number(data, b"filesize", first_tag_end)
+    if position > len(data) or _stated_number(data, b"filesize", first_tag_end) <= len(data):
+        return position > len(data)  # each tag's length stands behind it once more
     stated_ms = _stated_number(data, b"duration", first_tag_end) * 1000
-    return stated_bytes > len(data) and (not stated_ms or last_ms < stated_ms - _FLV_LAST_FRAME_MS)
+    return not stated_ms or last_ms + _FLV_LAST_TAGS * longest_ms < stated_ms
 
 
 def _stated_number(data: bytes, name: bytes, end: int) -> float:
@@ -96,8 +99,15 @@ def is_transport_stream(data: bytes) -> bool:
 
 
 def transport_stream_is_cut(data: bytes) -> bool:
-    """It ends inside a packet. Nothing else tells: a stream may end anywhere."""
-    return len(data) % _ts_packet_bytes(data) != 0
+    """It ends inside a packet. Nothing else tells: a stream may end anywhere, and what is no packet may follow it."""
+    size = _ts_packet_bytes(data)
+    first = 4 if size == 192 else 0
+    last = data.rfind(b"\x47", max(0, len(data) - size))
+    while last >= 0:
+        if last - 2 * size >= 0 and all(data[last - back * size] == 0x47 for back in (1, 2)):
+            return last - first + size > len(data)  # begun, behind packets that are whole
+        last = data.rfind(b"\x47", max(0, len(data) - size), last)
+    return False
 
 
 def _ts_packet_bytes(data: bytes) -> int:
