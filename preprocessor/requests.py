@@ -47,6 +47,7 @@ def check_request(request: PreparationRequest, modalities: Collection[Modality],
         if medium.modality is not Modality.VIDEO and medium.sampling != Sampling():
             raise InvalidRequest(f"{medium.key}: only a video takes sampling", reason="INVALID_SAMPLING")
         check_sampling(medium.sampling, medium.key)
+        _check_pixel_budget(medium)
 
 
 def render_prompt(model: Model, request: PreparationRequest, limits: Limits) -> tuple[str, list[Media]]:
@@ -78,3 +79,16 @@ def render_prompt(model: Model, request: PreparationRequest, limits: Limits) -> 
     check_length(length, limits.max_prompt_length)
     match_media(found, media)
     return text, media
+
+
+def _check_pixel_budget(medium: Media) -> None:
+    """What the caller gave, held against nothing but itself."""
+    least, most = medium.min_pixels, medium.max_pixels
+    wrong = ""
+    for name, value in (("min_pixels", least), ("max_pixels", most)):
+        if value is not None and value <= 0:
+            wrong = f"{name} is {value}; give a number above 0"
+    if not wrong and least is not None and most is not None and least > most:
+        wrong = f"min_pixels {least} is above max_pixels {most}"
+    if wrong:
+        raise InvalidRequest(f"{medium.key}: {wrong}", reason="INVALID_PIXEL_BUDGET", media_key=medium.key)
