@@ -49,6 +49,9 @@ def build_spec_of(
         As `build_spec`.
     """
     spec = pb.PrepareSpec(model=options.model, pixel_form=_FORMS[getattr(options, "dtype", "uint8")])
+    spec.chat.template_arguments_json = options.template_arguments
+    if options.tools:
+        spec.chat.tools_json = Path(options.tools).read_text()
     message = spec.chat.messages.add(role="user")
     for key, (modality, source) in media.items():
         medium = spec.media.add(key=key, modality=_MODALITIES[modality])
@@ -64,7 +67,9 @@ def build_spec_of(
         if options.max_pixels is not None:
             medium.max_pixels = options.max_pixels
         message.parts.add(media_key=key)
-    if text or not media:
+    if options.literal and text:
+        message.parts.add(literal_text=text)
+    elif text or not media:
         message.parts.add(text=text)
     return spec, {key: source for key, (_, source) in media.items() if not isinstance(source, str)}
 
