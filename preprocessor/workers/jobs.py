@@ -36,6 +36,7 @@ class PlanJob:
 
     def run(self, model: Model | GenericModel, arena: Arena, check: pipeline.Checkpoint, announce: RowsWritten) -> Any:
         request = dataclasses.replace(self.request, media=_own(self.request.media))
+        # A tokenizer that gets no memory aborts the process, so a text that needs more than there is must be refused before.
         tokenizing_bytes = min(self.limits.max_tokenizing_bytes, memory_left())
         limits = dataclasses.replace(self.limits, max_tokenizing_bytes=max(1, tokenizing_bytes))
         return pipeline.plan(model, request, limits, check)
@@ -74,8 +75,7 @@ def header_bytes(job: object, model: Model | GenericModel) -> int | None:
     """
     if not (isinstance(job, PlanJob) and isinstance(model, Model)):
         return None
-    limits = job.limits
-    return limits.max_header_bytes + limits.max_tokenizing_bytes + sum(len(medium.data) for medium in job.request.media)
+    return job.limits.max_header_bytes + sum(len(medium.data) for medium in job.request.media)
 
 
 def memory_exhausted() -> LimitExceeded:
