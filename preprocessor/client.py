@@ -7,8 +7,9 @@ with open_channel("127.0.0.1:50051") as channel:
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -22,7 +23,16 @@ from preprocessor.service.tensors import MAX_CHUNK_BYTES, allocate_tensor, read_
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 
-__all__ = ["CHANNEL_OPTIONS", "CallFailed", "Credentials", "PrepareResult", "generate", "open_channel", "prepare"]
+__all__ = [
+    "CHANNEL_OPTIONS",
+    "CallFailed",
+    "Credentials",
+    "PrepareResult",
+    "chat_prompt",
+    "generate",
+    "open_channel",
+    "prepare",
+]
 
 Request = TypeVar("Request")
 
@@ -54,6 +64,50 @@ class PrepareResult:
     header: pb.Header
     report: pb.Report
     tensors: dict[str, npt.NDArray[Any]] = field(repr=False)
+
+
+def chat_prompt(
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    template_arguments: Mapping[str, Any] | None = None,
+    add_generation_prompt: bool = True,
+) -> pb.ChatPrompt:
+    """Messages in the form of OpenAI's chat API as a prompt. Tools, calls and arguments go as JSON text, which loses nothing.
+
+    Args:
+        messages: `role`, `content` and further fields, such as `tool_calls`. The content is a text, None, or a list of parts:
+            {"type": "text", "text": …}, {"type": "literal_text", "text": …} or {"type": "media", "key": …}.
+        template_arguments: Such as {"add_vision_id": True}.
+    Raises:
+        ValueError: A part of another form, or a number that is not finite.
+    """
+    chat = pb.ChatPrompt(omit_generation_prompt=not add_generation_prompt)
+    if tools:
+        chat.tools_json = _json(list(tools))
+    if template_arguments:
+        chat.template_arguments_json = _json(dict(template_arguments))
+    for message in messages:
+        sent = chat.messages.add(role=message["role"])
+        content = message.get("content")
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content or ():
+            match part:
+                case {"type": "text", "text": str(text)}:
+                    sent.parts.add(text=text)
+                case {"type": "literal_text", "text": str(text)}:
+                    sent.parts.add(literal_text=text)
+                case {"type": "media", "key": str(key)}:
+                    sent.parts.add(media_key=key)
+                case _:
+                    raise ValueError("a part is of the type text or literal_text with a text, or media with a key")
+        further = {name: value for name, value in message.items() if name not in ("role", "content")}
+        if further:
+            sent.extra_json = _json(further)
+    return chat
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def prepare(

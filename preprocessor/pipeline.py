@@ -85,7 +85,8 @@ def plan(
         check: Called between packets; whatever it raises ends the work.
     Raises:
         InvalidRequest: `PLACEHOLDER_MISMATCH`, `UNKNOWN_MEDIA_KEY`, `DUPLICATE_MEDIA_KEY`, `INVALID_SAMPLING`,
-            `SAMPLING_CONFLICT`, `INVALID_PIXEL_BUDGET`, `INVALID_TOKEN_ID`, `CHAT_TEMPLATE_FAILED`, `EMPTY_PROMPT`.
+            `SAMPLING_CONFLICT`, `INVALID_PIXEL_BUDGET`, `INVALID_TOKEN_ID`, `CHAT_TEMPLATE_FAILED`, `EMPTY_PROMPT`,
+            `LITERAL_TEXT_REFUSED`.
         UnsupportedMedia, CorruptMedia: A file that is not what it should be; see `probe_video` and `probe_image`.
         LimitExceeded: More than `limits` allows.
     """
@@ -113,7 +114,7 @@ def _plan_fast(model: Model, request: PreparationRequest, limits: Limits, check:
         if isinstance(request.prompt, TokenPrompt):
             prompt = expand_token_ids(model.tokenizer, model.placeholders, request.prompt.token_ids, replacements)
         else:
-            prompt = expand_text(model.tokenizer, model.placeholders, text, replacements)
+            prompt = expand_text(model.tokenizer, model.placeholders, text.text, replacements, text.literals, limits)
         positions, delta = model.family.positions(prompt, items, model)
     tensors = {
         "input_ids": prompt.token_ids,

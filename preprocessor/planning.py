@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Callable
 
 from preprocessor.config import Limits
-from preprocessor.errors import InvalidRequest
 from preprocessor.media.image import probe_image
 from preprocessor.media.sampling import Spread, choose_frames
 from preprocessor.media.video import probe_video, video_decoder_of
@@ -83,16 +82,12 @@ def _video_spec(model: Model, medium: Media, pixels: PixelSpec) -> VideoSpec:
 
 
 def _with_budget(spec: PixelSpec, medium: Media) -> PixelSpec:
-    """The model's pixel settings with the caller's budget, where he gives one."""
-    given = (medium.min_pixels, medium.max_pixels)
+    """The model's pixel settings with the caller's budget, where he gives one.
+
+    A single bound is not held against the model's other one, of which the caller need not know: as in transformers.
+    """
     least = spec.min_pixels if medium.min_pixels is None else medium.min_pixels
     most = spec.max_pixels if medium.max_pixels is None else medium.max_pixels
-    if given != (None, None) and not 0 < least <= most:
-        raise InvalidRequest(
-            f"{medium.key}: min_pixels {least} and max_pixels {most}; 0 < min_pixels <= max_pixels is needed",
-            reason="INVALID_PIXEL_BUDGET",
-            media_key=medium.key,
-        )
     return dataclasses.replace(spec, min_pixels=least, max_pixels=most)
 
 

@@ -8,6 +8,7 @@ from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded, UnsupportedMedia
 from preprocessor.media.sampling import check_sampling
 from preprocessor.models.family import Model
+from preprocessor.text.literal import PromptText, check_marks, mark_literals
 from preprocessor.text.prompt import check_length, match_media, order_chat_media, render_chat
 from preprocessor.types.asked import ChatPrompt, Media, Modality, PreparationRequest, Sampling, TextPrompt, TokenPrompt
 
@@ -49,13 +50,15 @@ def check_request(request: PreparationRequest, modalities: Collection[Modality],
         if medium.modality is not Modality.IMAGE and medium.background is not None:
             raise InvalidRequest(f"{medium.key}: only an image takes a background", reason="INVALID_BACKGROUND")
         check_sampling(medium.sampling, medium.key)
+        _check_pixel_budget(medium)
 
 
-def render_prompt(model: Model, request: PreparationRequest, limits: Limits) -> tuple[str, list[Media]]:
+def render_prompt(model: Model, request: PreparationRequest, limits: Limits) -> tuple[PromptText, list[Media]]:
     """The prompt's text (empty for ready token ids) and the media in the order of their placeholders.
 
     Raises:
-        InvalidRequest: `EMPTY_PROMPT`, `INVALID_TOKEN_ID`, `CHAT_TEMPLATE_FAILED`, `UNKNOWN_MEDIA_KEY`, `PLACEHOLDER_MISMATCH`.
+        InvalidRequest: `EMPTY_PROMPT`, `INVALID_TOKEN_ID`, `CHAT_TEMPLATE_FAILED`, `UNKNOWN_MEDIA_KEY`, `PLACEHOLDER_MISMATCH`,
+            `LITERAL_TEXT_REFUSED`.
         LimitExceeded: `PROMPT_TOO_LONG`, or too many media.
     """
     prompt, media = request.prompt, list(request.media)
@@ -63,13 +66,15 @@ def render_prompt(model: Model, request: PreparationRequest, limits: Limits) -> 
         case ChatPrompt():
             media = order_chat_media(prompt, media, limits.max_media_count)
             modalities = {medium.key: medium.modality for medium in media}
-            text = render_chat(model.tokenizer, model.chat_template, prompt, modalities)
-            found = model.placeholders.modalities_in_text(text)
+            marked, literals = mark_literals(prompt)
+            text = PromptText(render_chat(model.tokenizer, model.chat_template, marked, modalities), literals)
+            check_marks(text)
+            found = model.placeholders.modalities_in_text(text.text)
         case TextPrompt():
-            text = prompt.text
-            found = model.placeholders.modalities_in_text(text)
+            text = PromptText(prompt.text)
+            found = model.placeholders.modalities_in_text(text.text)
         case TokenPrompt():
-            text = ""
+            text = PromptText("")
             vocabulary_size = len(model.tokenizer)
             if bad := [i for i in prompt.token_ids if not 0 <= i < vocabulary_size]:
                 raise InvalidRequest(
@@ -82,3 +87,16 @@ def render_prompt(model: Model, request: PreparationRequest, limits: Limits) -> 
         check_length(len(text), limits.max_prompt_length)
     match_media(found, media)
     return text, media
+
+
+def _check_pixel_budget(medium: Media) -> None:
+    """What the caller gave, held against nothing but itself."""
+    least, most = medium.min_pixels, medium.max_pixels
+    wrong = ""
+    for name, value in (("min_pixels", least), ("max_pixels", most)):
+        if value is not None and value <= 0:
+            wrong = f"{name} is {value}; give a number above 0"
+    if not wrong and least is not None and most is not None and least > most:
+        wrong = f"min_pixels {least} is above max_pixels {most}"
+    if wrong:
+        raise InvalidRequest(f"{medium.key}: {wrong}", reason="INVALID_PIXEL_BUDGET", media_key=medium.key)

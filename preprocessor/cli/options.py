@@ -121,6 +121,13 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
         "--model", default="", metavar="NAME", help="as the service names it; with --local, the model to load"
     )
     parser.add_argument("--text", default="", metavar="TEXT", help="the user's text; it follows the media")
+    parser.add_argument(
+        "--literal", action="store_true", help="let no piece of the text become a special token, whatever it spells"
+    )
+    parser.add_argument("--tools", default="", metavar="FILE.json", help="a JSON array of tools for the chat template")
+    parser.add_argument(
+        "--template-arguments", default="", metavar="JSON", help="a JSON object of arguments for the chat template"
+    )
     for modality in ("video", "image"):
         parser.add_argument(
             f"--{modality}",

@@ -50,6 +50,9 @@ def build_spec_of(
         As `build_spec`.
     """
     spec = pb.PrepareSpec(model=options.model, pixel_form=_FORMS[getattr(options, "dtype", None)])
+    spec.chat.template_arguments_json = options.template_arguments
+    if options.tools:
+        spec.chat.tools_json = Path(options.tools).read_text()
     message = spec.chat.messages.add(role="user")
     for key, (modality, source) in media.items():
         medium = spec.media.add(key=key, modality=_MODALITIES[modality])
@@ -67,7 +70,9 @@ def build_spec_of(
         if options.background is not None and modality == "image":
             medium.background = options.background
         message.parts.add(media_key=key)
-    if text or not media:
+    if options.literal and text:
+        message.parts.add(literal_text=text)
+    elif text or not media:
         message.parts.add(text=text)
     return spec, {key: source for key, (_, source) in media.items() if not isinstance(source, str)}
 

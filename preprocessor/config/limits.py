@@ -44,6 +44,11 @@ class Limits:
     max_file_cpu_seconds: float = setting(120.0, "CPU that one file may use in one stage", "S", kind=float)
     max_pixel_bytes: int = setting(2 << 30, "size of the pixel tensor of one request", "SIZE", kind=parse_bytes)
     max_prompt_length: int = setting(4_000_000, "characters of a rendered prompt, or token ids")
+    # Of the longest run that cannot be cut: four million letters, a million and a half of ideographs.
+    max_tokenizing_bytes: int = setting(
+        1 << 30, "memory that turning a prompt into tokens may take", "SIZE", kind=parse_bytes
+    )
+    max_tokenizing_cpu_seconds: float = setting(60.0, "CPU that turning a prompt into tokens may take", "S", kind=float)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -15,13 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.media.clip import NO_FRAME
-from preprocessor.media.packets import Entry, PictureType
+from preprocessor.media.packets import TYPED, Entry, PictureType
 from preprocessor.media.shown import Shown
 from preprocessor.media.walk import Walk
 
 _MAX_REORDER_FRAMES = 32  # H.264 and HEVC allow 16
-_LED_ONLY_BY_EARLIER = frozenset({"mpeg1video", "mpeg2video", "mpeg4"})
-"""Codecs of which a decoder that begins at a keyframe leaves out none but frames that are shown before it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,11 +40,9 @@ class Order:
 
 def starts_whole(walk: Walk, codec: str) -> bool:
     """Whether a decoder shows every frame of the first group, as far as packets tell."""
-    if walk.starts_whole or codec not in _LED_ONLY_BY_EARLIER:
-        return walk.starts_whole
-    end = walk.keys[1] if len(walk.keys) > 1 else len(walk.pts)
-    times = [time for time in walk.pts[:end] if time is not None]
-    return walk.keys[:1] == [0] and len(times) == end and min(times) == times[0]
+    if codec in TYPED:  # of these a decoder leaves out none but B-pictures that come before a second other picture
+        return walk.types[0] is PictureType.I and PictureType.B not in walk.types[1:2]
+    return walk.starts_whole
 
 
 def with_start(walk: Walk, group: Shown, end: int) -> tuple[Walk, int]:
@@ -90,7 +86,10 @@ def by_times(walk: Walk, first: int, reordered: bool, has_b_frames: bool, rate: 
     order = np.concatenate([start + np.argsort(times[start:stop], kind="stable") for start, stop in runs])
     if walk.types:
         times = np.concatenate([np.sort(times[start:stop]) for start, stop in runs])
-        order = _by_type([walk.types[ordinal] for ordinal in packets.tolist()])
+        shown = np.full(len(walk.pts), -1, np.int64)
+        shown[packets] = np.arange(len(packets))
+        order = shown[_by_type(walk.types)]
+        order = order[order >= 0]
     elif np.abs(order - np.arange(len(order))).max() > _MAX_REORDER_FRAMES:
         return None
     else:

@@ -195,6 +195,10 @@ def hidden_test(codec: av.VideoCodecContext) -> PacketTest | None:
         return _no_picture_test(
             lambda packet: [head & 0x1F for head in _nal_heads(packet, length_size)], _H264_NO_PICTURE
         )
+    if codec.name in ("mpeg1video", "mpeg2video"):
+        return lambda packet: (
+            packet.size <= _SMALL_BYTES and _MPEG_PICTURE not in (data := bytes(packet)) and data[:3] == b"\0\0\1"
+        )
     if codec.name in ("libdav1d", "av1"):
         return _no_picture_test(lambda packet: list(_av1_kinds(bytes(packet))), _AV1_NO_PICTURE)
     return _hevc_hidden_test(codec) if codec.name == "hevc" else None

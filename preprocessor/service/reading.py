@@ -7,27 +7,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf import json_format, struct_pb2
+from google.protobuf import struct_pb2
 
 from engine_client import SamplingParameters
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded
 from preprocessor.kinds import NO_BACKGROUND, parse_background
 from preprocessor.service.fetch.data_urls import is_data_url, read_data_url
+from preprocessor.service.json_text import value_count
+from preprocessor.service.prompts import json_texts, read_prompt
 from preprocessor.types.asked import (
-    ChatPrompt,
     Media,
-    MediaPart,
-    Message,
     Modality,
     OnDamage,
     PixelForm,
     PreparationRequest,
     Sampling,
     SamplingBasis,
-    TextPart,
-    TextPrompt,
-    TokenPrompt,
 )
 from preprocessor.v1 import preprocessor_pb2 as pb
 
@@ -122,6 +118,8 @@ def check_counts(spec: pb.PrepareSpec, limits: Limits, max_spec_parts: int) -> N
         if count > max_spec_parts:
             break
     count += _value_count(structs, max_spec_parts)
+    if count <= max_spec_parts:
+        count += sum(value_count(text, max_spec_parts) for text in json_texts(spec.chat))
     if count > max_spec_parts:
         raise LimitExceeded(
             f"more than {max_spec_parts} messages, parts and values of arguments in one spec; say it in fewer",
@@ -166,7 +164,7 @@ def read_spec(spec: pb.PrepareSpec, background: str = NO_BACKGROUND) -> tuple[Pr
             )
     chunked = frozenset(key for key, source in sources.items() if source == "chunked")
     request = PreparationRequest(
-        prompt=_read_prompt(spec),
+        prompt=read_prompt(spec),
         media=tuple(_read_media(medium, background) for medium in spec.media),
         pixel_form=_lookup(_PIXEL_FORMS, spec.pixel_form, "pixel_form"),
         with_token_types=spec.with_token_types,
@@ -208,41 +206,6 @@ def read_stop_strings(message: pb.GenerationParameters) -> tuple[str, ...]:
             reason="INVALID_GENERATION_PARAMETERS",
         )
     return stops
-
-
-def _read_prompt(spec: pb.PrepareSpec) -> ChatPrompt | TextPrompt | TokenPrompt:
-    match spec.WhichOneof("prompt"):
-        case "chat":
-            if not spec.chat.messages:
-                raise InvalidRequest("chat.messages is empty; give at least one message", reason="EMPTY_PROMPT")
-            return ChatPrompt(
-                messages=tuple(_read_message(message) for message in spec.chat.messages),
-                add_generation_prompt=not spec.chat.omit_generation_prompt,
-                template_arguments=json_format.MessageToDict(spec.chat.template_arguments),
-            )
-        case "text":
-            return TextPrompt(spec.text)
-        case "token_ids":
-            return TokenPrompt(tuple(spec.token_ids.ids))
-    raise InvalidRequest("the spec has no prompt; give one of chat, text or token_ids", reason="EMPTY_PROMPT")
-
-
-def _read_message(message: pb.Message) -> Message:
-    extra = json_format.MessageToDict(message.extra)
-    if not message.role or not (message.parts or extra):
-        raise InvalidRequest("a message needs a role and at least one part", reason="INVALID_MESSAGE")
-    if reserved := extra.keys() & {"role", "content"}:
-        raise InvalidRequest(f"extra holds {min(reserved)!r}, which has a field of its own", reason="INVALID_MESSAGE")
-    return Message(message.role, tuple(_read_part(part) for part in message.parts), extra)
-
-
-def _read_part(part: pb.Part) -> TextPart | MediaPart:
-    match part.WhichOneof("content"):
-        case "text":
-            return TextPart(part.text)
-        case "media_key":
-            return MediaPart(part.media_key)
-    raise InvalidRequest("a part is empty; give text or media_key", reason="INVALID_MESSAGE")
 
 
 def _read_media(medium: pb.Media, background: str) -> Media:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,32 @@ import numpy as np
 import numpy.typing as npt
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
+from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded
+from preprocessor.text.encoding import encode_prompt
+from preprocessor.text.literal import PromptText
 from preprocessor.text.tokenizer import encode
 from preprocessor.types.asked import ChatPrompt, Media, MediaPart, Message, Modality, TextPart
 from preprocessor.types.planned import ExpandedPrompt
+
+# Arguments of transformers' own method, which never reach a template: given among a template's they would have no effect.
+# transformers 5.23, PreTrainedTokenizerBase.apply_chat_template.
+_NOT_THE_TEMPLATES = frozenset(
+    {
+        *("conversation", "chat_template", "add_generation_prompt", "tokenize", "sanitize_control_tokens", "padding"),
+        *(
+            "truncation",
+            "max_length",
+            "return_tensors",
+            "return_dict",
+            "return_assistant_tokens_mask",
+            "tokenizer_kwargs",
+        ),
+    }
+)
+
+# What a template raises by itself, and what its expressions raise on values of types that it did not expect.
+_TEMPLATE_FAULTS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +96,11 @@ def render_chat(
     Raises:
         InvalidRequest: `CHAT_TEMPLATE_FAILED` where the template refuses the messages.
     """
+    if meant_for_python := prompt.template_arguments.keys() & _NOT_THE_TEMPLATES:
+        raise InvalidRequest(
+            f"template_arguments holds {min(meant_for_python)!r}, which is no argument of a template",
+            reason="CHAT_TEMPLATE_FAILED",
+        )
     conversation = [_template_message(message, modalities, as_parts) for message in prompt.messages]
     try:
         text: str = tokenizer.apply_chat_template(
@@ -83,7 +110,7 @@ def render_chat(
             add_generation_prompt=prompt.add_generation_prompt,
             **prompt.template_arguments,
         )
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
+    except _TEMPLATE_FAULTS as error:
         raise InvalidRequest(
             f"the model's chat template does not accept these messages: {error}", reason="CHAT_TEMPLATE_FAILED"
         ) from error
@@ -152,11 +179,23 @@ def match_media(found: Sequence[Modality], media: Sequence[Media]) -> None:
 
 
 def expand_text(
-    tokenizer: TokenizersBackend, placeholders: Placeholders, text: str, replacements: Sequence[Replacement]
+    tokenizer: TokenizersBackend,
+    placeholders: Placeholders,
+    text: str,
+    replacements: Sequence[Replacement],
+    literals: Mapping[str, str] | None = None,
+    limits: Limits | None = None,
 ) -> ExpandedPrompt:
-    """Tokenize a rendered prompt, each medium's placeholder expanded."""
+    """Tokenize a rendered prompt, each medium's placeholder expanded.
+
+    Args:
+        literals: Of the marks in the text, what each stands for.
+    Raises:
+        As `encode_prompt`.
+    """
     compact = placeholders.substitute(text, [replacement.text for replacement in replacements])
-    return _repeat_placeholders(encode(tokenizer, compact), placeholders, replacements)
+    token_ids = encode_prompt(tokenizer, PromptText(compact, literals or {}).pieces(), limits or Limits())
+    return _repeat_placeholders(token_ids, placeholders, replacements)
 
 
 def expand_token_ids(
@@ -187,7 +226,7 @@ def token_types(prompt: ExpandedPrompt, modalities: Sequence[Modality]) -> npt.N
 
 
 def _repeat_placeholders(
-    compact: Sequence[int], placeholders: Placeholders, replacements: Sequence[Replacement]
+    compact: Sequence[int] | npt.NDArray[np.int32], placeholders: Placeholders, replacements: Sequence[Replacement]
 ) -> ExpandedPrompt:
     """Repeat each single placeholder id to its span's length, and say where the spans came to lie."""
     ids = np.asarray(compact, dtype=np.int32)

@@ -89,7 +89,10 @@ class Media:
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
+    """`is_literal`: encoded as written, whatever it holds; no piece of it becomes a special or other added token."""
+
     text: str = field(repr=False)
+    is_literal: bool = False
 
 
 @dataclass(frozen=True, slots=True)

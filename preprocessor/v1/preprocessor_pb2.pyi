@@ -333,15 +333,26 @@ class ChatPrompt(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     OMIT_GENERATION_PROMPT_FIELD_NUMBER: _builtins.int
     TEMPLATE_ARGUMENTS_FIELD_NUMBER: _builtins.int
+    TEMPLATE_ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
+    TOOLS_JSON_FIELD_NUMBER: _builtins.int
     omit_generation_prompt: _builtins.bool
     """True leaves out the opening of the assistant's turn, which is otherwise added."""
+    template_arguments_json: _builtins.str
+    """The same as the text of a JSON object, which reaches the template with its keys in this order and its numbers as they are.
+    Not with template_arguments. Of every JSON text here: finite numbers only, no key twice in an object, at most 100 objects and
+    arrays within one another; empty is absent.
+    """
+    tools_json: _builtins.str
+    """The argument "tools" alone, as the text of a JSON array: an OpenAI request's `tools`. Not with "tools" in the arguments."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
         """At least one, oldest first."""
 
     @_builtins.property
     def template_arguments(self) -> _struct_pb2.Struct:
-        """Further arguments of the template, by name, such as {"enable_thinking": false}, or "tools": a list of JSON schemas."""
+        """Further arguments of the template, by name, such as {"add_vision_id": true}, or "tools": a list of JSON schemas. A Struct
+        loses the order of keys, and whole numbers become floats (3 is rendered as 3.0): the JSON text loses nothing.
+        """
 
     def __init__(
         self,
@@ -349,10 +360,12 @@ class ChatPrompt(_message.Message):
         messages: _abc.Iterable[Global___Message] | None = ...,
         omit_generation_prompt: _builtins.bool = ...,
         template_arguments: _struct_pb2.Struct | None = ...,
+        template_arguments_json: _builtins.str = ...,
+        tools_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["template_arguments", b"template_arguments"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "omit_generation_prompt", b"omit_generation_prompt", "template_arguments", b"template_arguments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "omit_generation_prompt", b"omit_generation_prompt", "template_arguments", b"template_arguments", "template_arguments_json", b"template_arguments_json", "tools_json", b"tools_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -365,15 +378,23 @@ class Message(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
     EXTRA_FIELD_NUMBER: _builtins.int
+    EXTRA_JSON_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_JSON_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """Such as "system", "user" or "assistant"; the template decides what it accepts."""
+    extra_json: _builtins.str
+    """The same as the text of a JSON object, which loses nothing; see ChatPrompt.template_arguments_json. Not with `extra`."""
+    tool_calls_json: _builtins.str
+    """The field "tool_calls" alone, as the text of a JSON array. Not with "tool_calls" in the further fields."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
-        """In reading order; at least one, or `extra`."""
+        """In reading order; at least one, or further fields."""
 
     @_builtins.property
     def extra(self) -> _struct_pb2.Struct:
-        """Further fields of the message that the model's template knows, such as tool_calls or tool_call_id."""
+        """Further fields of the message that the model's template knows, such as tool_calls or tool_call_id. A Struct
+        loses here what it loses in template_arguments.
+        """
 
     def __init__(
         self,
@@ -381,10 +402,12 @@ class Message(_message.Message):
         role: _builtins.str = ...,
         parts: _abc.Iterable[Global___Part] | None = ...,
         extra: _struct_pb2.Struct | None = ...,
+        extra_json: _builtins.str = ...,
+        tool_calls_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["extra", b"extra"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["extra", b"extra", "parts", b"parts", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extra", b"extra", "extra_json", b"extra_json", "parts", b"parts", "role", b"role", "tool_calls_json", b"tool_calls_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -396,20 +419,28 @@ class Part(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     MEDIA_KEY_FIELD_NUMBER: _builtins.int
+    LITERAL_TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
+    """Encoded with the prompt: where it spells a special token, such as `<|im_end|>`, it is that token, as in transformers."""
     media_key: _builtins.str
     """Key of an entry of `media`. One medium may stand in several places."""
+    literal_text: _builtins.str
+    """Text of somebody who is not trusted: encoded as written, no piece of it becomes a special or other added token of the
+    tokenizer, nor a placeholder. The chat template gets a mark in its place, so it can neither read nor change it. Of a text
+    that spells no such token the ids are those that `text` has. On the generic path one that spells any is refused.
+    """
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         media_key: _builtins.str = ...,
+        literal_text: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "media_key", b"media_key", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "literal_text", b"literal_text", "media_key", b"media_key", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "media_key", b"media_key", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "literal_text", b"literal_text", "media_key", b"media_key", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["text", "media_key"]  # noqa: Y015
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["text", "media_key", "literal_text"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
@@ -465,12 +496,13 @@ class Media(_message.Message):
     """Key of another medium of this request whose file this is too: a video's sound, say. Nothing is sent twice."""
     url: _builtins.str
     """Where the service reads the file itself: http or https, file or an object store, as far as the deployment allows each
-    (README.md, "Media by URL"), or a data: URL in base64 of at most 4 MiB. At most 8192 characters but for data:, all of them
+    (README.md, "Media by URL"), or a data: URL of a file of at most 4 MiB. At most 8192 characters but for data:, all of them
     ASCII: an international host in its xn-- form, the rest percent-encoded. What the file is shows in its bytes; neither its
     name nor the type that a host states counts.
     """
     min_pixels: _builtins.int
-    """Bounds on pixels after resizing; the model's own where absent. 0 < min_pixels <= max_pixels. They count height x width of
+    """Bounds on pixels after resizing; the model's own where absent. Above 0, and min_pixels <= max_pixels where both are given; a
+    single one beyond the model's other bound is taken as transformers takes it. They count height x width of
     an image; of a video, frames x height x width in the Qwen3-VL family, height x width in Qwen2-VL and Qwen2.5-VL.
     """
     max_pixels: _builtins.int

@@ -17,11 +17,14 @@ MAX_ASPECT_RATIO = 200  # transformers 5.23, both smart_resize functions
 def fit_image(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """Height and width in px after resizing: multiples of `factor`, aspect kept, h*w within the budget.
 
+    Where `min_pixels` lies above `max_pixels`, a picture above `max_pixels` is shrunk to that, and any other is grown to
+    `min_pixels`: so does the original.
+
     Raises:
         UnsupportedMedia: `EXTREME_ASPECT_RATIO`.
     Source: transformers 5.23, models/qwen2_vl/image_processing_qwen2_vl.py, smart_resize.
     """
-    _check_aspect(height, width)
+    _check_aspect(height, width, f"{width}x{height}")
     fitted_height = round(height / factor) * factor
     fitted_width = round(width / factor) * factor
     if fitted_height * fitted_width > max_pixels:
@@ -47,10 +50,12 @@ def fit_video(
         UnsupportedMedia: `EXTREME_ASPECT_RATIO`.
     Source: transformers 5.23, models/qwen3_vl/video_processing_qwen3_vl.py, smart_resize.
     """
+    stored = f"{width}x{height}"
     if height < factor or width < factor:
         scale = max(factor / height, factor / width)
         height, width = int(height * scale), int(width * scale)
-    _check_aspect(height, width)
+        stored += f", enlarged to {width}x{height}"
+    _check_aspect(height, width, stored)
     fitted_height = round(height / factor) * factor
     fitted_width = round(width / factor) * factor
     fitted_count = round(frame_count / temporal_factor) * temporal_factor
@@ -70,10 +75,10 @@ def patch_grid(frame_count: int, height: int, width: int, spec: PixelSpec) -> Gr
     return Grid(t=-(-frame_count // spec.temporal_patch_size), h=height // spec.patch_size, w=width // spec.patch_size)
 
 
-def _check_aspect(height: int, width: int) -> None:
-    ratio = max(height, width) / min(height, width)
-    if ratio > MAX_ASPECT_RATIO:
+def _check_aspect(height: int, width: int, size: str) -> None:
+    """No ratio in the message: rounded it may be the bound itself."""
+    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
         raise UnsupportedMedia(
-            f"the picture is {width}x{height}, an aspect ratio of {ratio:.0f}; at most {MAX_ASPECT_RATIO} is accepted",
+            f"the picture is {size}; its longer side may be at most {MAX_ASPECT_RATIO} times the shorter one",
             reason="EXTREME_ASPECT_RATIO",
         )

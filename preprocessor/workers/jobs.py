@@ -18,6 +18,7 @@ from preprocessor.types.asked import Media, PreparationRequest
 from preprocessor.types.planned import PixelPlan
 from preprocessor.vision.patches import PIXEL_DTYPES
 from preprocessor.workers.arena import Arena
+from preprocessor.workers.sandbox import memory_left
 
 # News of every frame pair would keep the service busier than its bytes. Runs are whole multiples of this, which is two messages
 # to the caller (`service.tensors`): a little more would be a third.
@@ -35,7 +36,10 @@ class PlanJob:
 
     def run(self, model: Model | GenericModel, arena: Arena, check: pipeline.Checkpoint, announce: RowsWritten) -> Any:
         request = dataclasses.replace(self.request, media=_own(self.request.media))
-        return pipeline.plan(model, request, self.limits, check)
+        # A tokenizer that gets no memory aborts the process, so a text that needs more than there is must be refused before.
+        tokenizing_bytes = min(self.limits.max_tokenizing_bytes, memory_left())
+        limits = dataclasses.replace(self.limits, max_tokenizing_bytes=max(1, tokenizing_bytes))
+        return pipeline.plan(model, request, limits, check)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

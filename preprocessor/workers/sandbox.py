@@ -12,6 +12,7 @@ import logging
 import os
 import resource
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,12 @@ def allow_memory_bytes(size_bytes: int | None) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     wanted = hard if size_bytes is None else _address_space_bytes() + size_bytes
     resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
+def memory_left() -> int:
+    """Bytes of address space that this process may still take; what is not limited counts as all there can be."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(0, soft - _address_space_bytes())
 
 
 def anonymous_bytes() -> int:

@@ -24,6 +24,17 @@ def sampled(**fields: object) -> pb.PrepareSpec:
     return chat(video("clip", CLIP, sampling=pb.Sampling(**fields)))  # type: ignore[arg-type]
 
 
+HI = [pb.Message(role="user", parts=[pb.Part(text="hi")])]
+
+
+def struct_of(value: float) -> pb.PrepareSpec:
+    return pb.PrepareSpec(chat=pb.ChatPrompt(messages=HI, template_arguments={"x": value}))
+
+
+def json_of(text: str) -> pb.PrepareSpec:
+    return pb.PrepareSpec(chat=pb.ChatPrompt(messages=HI, template_arguments_json=text))
+
+
 BAD_SPECS = {
     "no media at all": (chat(video("clip", b"not a video, only words" * 50)), "NOT_MEDIA"),
     "an image that is no image": (chat(image("photo", b"no image" * 50)), "NOT_MEDIA"),
@@ -76,6 +87,15 @@ BAD_SPECS = {
     "a role that the template refuses": (
         pb.PrepareSpec(chat=pb.ChatPrompt(messages=[pb.Message(role="wizard", parts=[pb.Part(text="hi")])])),
         "CHAT_TEMPLATE_FAILED",
+    ),
+    "an argument that is no number": (struct_of(float("inf")), "NOT_FINITE_NUMBER"),
+    "an argument in JSON that is no number": (json_of('{"x": 1e999}'), "NOT_FINITE_NUMBER"),
+    "arguments that are no JSON": (json_of("{x: 1}"), "INVALID_JSON"),
+    "a key twice in JSON": (json_of('{"x": 1, "x": 1}'), "DUPLICATE_JSON_KEY"),
+    "JSON without end": (json_of('{"x": ' + "[" * 5000), "JSON_TOO_DEEP"),
+    "arguments of both kinds": (
+        pb.PrepareSpec(chat=pb.ChatPrompt(messages=HI, tools_json="[]", template_arguments_json='{"tools": []}')),
+        "FIELD_CONFLICT",
     ),
     "a token id outside the vocabulary": (pb.PrepareSpec(token_ids=pb.TokenIds(ids=[1, 10**6])), "INVALID_TOKEN_ID"),
     "a negative token id": (pb.PrepareSpec(token_ids=pb.TokenIds(ids=[-1])), "INVALID_TOKEN_ID"),

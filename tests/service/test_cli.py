@@ -84,6 +84,16 @@ def test_prepare_prints_one_json_object(address: str, clip: Path, picture: Path)
     assert answer["bytes"]["received"] == len(CLIP) + picture.stat().st_size
 
 
+def test_prepare_takes_tools_arguments_and_literal_text(tmp_path: Path, model: Model) -> None:
+    tools, output = tmp_path / "tools.json", tmp_path / "out.safetensors"
+    tools.write_text('[{"z": 1, "a": 12345678901234567890}]')
+    text = ("--text", "<|im_end|>", "--literal", "--template-arguments", '{"add_vision_id": true}')
+    run("prepare", "--local", "--tools", tools, *text, "--output", output)
+    written = model.tokenizer.decode(load_file(output)["input_ids"].tolist())
+    assert '<tools>\n{"z": 1, "a": 12345678901234567890}\n</tools>' in written
+    assert load_file(output)["input_ids"].tolist().count(model.tokenizer.eos_token_id) == 2
+
+
 @pytest.mark.parametrize("where", ["service", "local"])
 @pytest.mark.parametrize(("dtype", "pixels"), [("uint8", "pixel_patches"), ("bf16", "pixel_values")])
 def test_prepare_saves_the_tensors_by_the_contract_s_names(

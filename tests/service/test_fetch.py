@@ -189,7 +189,9 @@ async def test_a_data_url_needs_no_fetching(caller: Caller) -> None:
     given = await caller.prepare(chat(image("photo", PHOTO)))
     inside = "data:image/jpeg;base64," + base64.b64encode(PHOTO).decode()
     assert tensors_are_equal(await caller.prepare(chat(photo_at(inside))), given)
-    assert (await caller.refusal(chat(photo_at(inside + "\n")))).reason == "INVALID_DATA_URL"
+    in_lines = inside[:90] + "\r\n" + inside[90:].replace("/", "%2F") + "\n"
+    assert tensors_are_equal(await caller.prepare(chat(photo_at(in_lines))), given)
+    assert (await caller.refusal(chat(photo_at(inside + "@")))).reason == "INVALID_DATA_URL"
     assert (await caller.refusal(chat(photo_at("data:;base64,")))).reason == "EMPTY_MEDIA"
     large = "data:;base64," + base64.b64encode(bytes((4 << 20) + 1)).decode()
     assert (await caller.refusal(chat(photo_at(large)))).reason == "INLINE_TOO_LARGE"

@@ -140,12 +140,20 @@ def extras(count: int) -> pb.PrepareSpec:
     return spec
 
 
+def in_json(text: str) -> pb.PrepareSpec:
+    spec = chat("hi")
+    spec.chat.messages[0].tool_calls_json = text
+    return spec
+
+
 TOO_MUCH = {
     "media": (pb.PrepareSpec(text="x", media=[pb.Media(key=str(n)) for n in range(50_000)]), "LIMIT_EXCEEDED"),
     "parts": (parts(200_000), "SPEC_TOO_LARGE"),
     "messages": (pb.PrepareSpec(chat=pb.ChatPrompt(messages=[pb.Message(role="user")] * 200_000)), "SPEC_TOO_LARGE"),
     "template arguments": (arguments(50_000), "SPEC_TOO_LARGE"),
     "extra fields": (extras(50_000), "SPEC_TOO_LARGE"),
+    "values in JSON": (in_json("[" + "1," * 50_000 + "1]"), "SPEC_TOO_LARGE"),
+    "arrays in JSON": (in_json("[" * 1_000_000), "SPEC_TOO_LARGE"),
     "token ids": (pb.PrepareSpec(token_ids=pb.TokenIds(ids=[1] * 4_000_001)), "PROMPT_TOO_LONG"),
     "frames": (chat(video("clip", CLIP, sampling=pb.Sampling(indices=[1] * 1_000_001))), "SPEC_TOO_LARGE"),
     "times": (chat(video("clip", CLIP, sampling=pb.Sampling(times_seconds=[0.5] * 1_000_001))), "SPEC_TOO_LARGE"),

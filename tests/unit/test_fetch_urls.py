@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 
 import pytest
 
@@ -196,7 +197,12 @@ def test_a_url_may_be_long_and_no_longer() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"a", b"ab", b"abc", bytes(range(256))])
 @pytest.mark.parametrize(
-    "head", ["data:;base64,", "data:image/png;base64,", "DATA:text/html;charset=utf-8;Base64,", "data:;a=b;base64,"]
+    "head",
+    [
+        *("data:;base64,", "data:image/png;base64,", "DATA:text/html;charset=utf-8;Base64,", "data:;a=b;base64,"),
+        *("data:base;base64;charset=utf-8,", "data:image/png;name=a%20b.png;base64,", "data:image/png ; base64 ,"),
+        *('data:image/png;name="a, b.png";base64,', "data:im age/png;base64,", " data:image/svg+xml;base64,"),
+    ],
 )
 def test_a_data_url_is_its_bytes_whatever_type_it_states(head: str, data: bytes) -> None:
     url = head + base64.b64encode(data).decode()
@@ -204,33 +210,62 @@ def test_a_data_url_is_its_bytes_whatever_type_it_states(head: str, data: bytes)
     assert read_data_url(url, "photo", 1000) == data
 
 
+IN_64 = {
+    "percent-encoded": lambda text: "".join(f"%{ord(letter):02X}" for letter in text),
+    "percent-encoded where a form does": lambda text: text.replace("+", "%2b").replace("/", "%2F").replace("=", "%3D"),
+    "in lines": lambda text: "\r\n".join(text[at : at + 76] for at in range(0, len(text), 76)) + "\n",
+    "in lines that are percent-encoded": lambda text: "%0A".join(text[at : at + 64] for at in range(0, len(text), 64)),
+    "with spaces": lambda text: f" {text[:5]} \t{text[5:]} ",
+    "URL-safe": lambda text: text.replace("+", "-").replace("/", "_"),
+    "without padding": lambda text: text.rstrip("="),
+    "URL-safe without padding": lambda text: text.replace("+", "-").replace("/", "_").rstrip("="),
+    "before a fragment": lambda text: text + "#t=10",
+}
+
+
+@pytest.mark.parametrize("size_bytes", [254, 255, 256])
+@pytest.mark.parametrize("write", IN_64.values(), ids=IN_64)
+def test_base64_is_read_as_clients_write_it(write: Callable[[str], str], size_bytes: int) -> None:
+    data = bytes(range(255, 255 - size_bytes, -1)) if size_bytes < 256 else bytes(range(256))
+    assert read_data_url("data:image/png;base64," + write(base64.b64encode(data).decode()), "photo", 1000) == data
+
+
+@pytest.mark.parametrize(
+    ("url", "data"),
+    [
+        ("data:,hello", b"hello"),
+        ("data:text/plain,a%20b%2Cc,d", b"a b,c,d"),
+        ("data:image/png,%89PNG%0D%0A%1a%0A", b"\x89PNG\r\n\x1a\n"),
+        ("data:,ü", "ü".encode()),
+        ('data:x="y,z', b"z"),
+    ],
+)
+def test_without_base64_a_data_url_is_percent_encoded_bytes(url: str, data: bytes) -> None:
+    assert read_data_url(url, "photo", 1000) == data
+
+
 @pytest.mark.parametrize(
     "url",
     [
-        *("data:", "data:,hello", "data:image/png,hello", "data:image/png;base64", "data:image/png;base64;x=y,YWJj"),
-        *("data:;base64,YWJ", "data:;base64,YWI", "data:;base64,YQ=", "data:;base64,YQ===", "data:;base64,Y"),
-        *(
-            "data:;base64,YQ==YQ==",
-            "data:;base64,=YQ=",
-            "data:;base64,YW Jj",
-            "data:;base64,YWJj\n",
-            "data:;base64,YW\r\nJj",
-        ),
-        *(
-            "data:;base64,YW-_",
-            "data:;base64,%59WJj",
-            "data:;base64,YWJj#x",
-            "data:;base64,ＹWJj",
-            "data:;base64,YWJ\0",
-        ),
-        *("data:;base64,YR==", "data:;base64,YWJjYWJ="),  # bits behind the last byte
-        "data:im age/png;base64,YWJj",
+        *("data:", "data:image/png", "data:image/png;base64", "data:;base64,@@@@", "data:;base64,YWJj!"),
+        *("data:;base64,YQ===", "data:;base64,YWJj=", "data:;base64,YWI==", "data:;base64,Y", "data:;base64,YWJjZ==="),
+        *("data:;base64,YQ==YQ==", "data:;base64,=YQ=", "data:;base64,====", "data:;base64,Y=Q="),
+        *("data:;base64,ＹWJj", "data:;base64,YWJ\0", "data:;base64,YWJ%00", "data:;base64,%E2%82%ACYWI"),
+        *("data:;base64,YWJj%", "data:;base64,YWJj%4", "data:;base64,%zzWJj", "data:,100%", "data:,%+1a", "data:,%%41"),
+        *("data:;base64,YR==", "data:;base64,YWJjYWJ=", "data:;base64,YR"),  # bits behind the last byte
     ],
 )
-def test_a_data_url_that_is_not_strict_base64_is_refused(url: str) -> None:
+def test_a_data_url_that_is_garbage_is_refused(url: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         read_data_url(url, "photo", 1000)
     assert refused.value.reason == "INVALID_DATA_URL"
+
+
+@pytest.mark.parametrize("head", ["data:,", "data:;base64,"])
+def test_a_data_url_larger_than_accepted_is_refused_however_it_is_encoded(head: str) -> None:
+    with pytest.raises(LimitExceeded) as refused:
+        read_data_url(head + "%41" * 2000, "photo", 1000)
+    assert refused.value.reason == "INLINE_TOO_LARGE"
 
 
 @pytest.mark.parametrize("size_bytes", [1001, 1002, 1003, 1004, 10_000])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -10,6 +13,7 @@ from preprocessor.models.qwen3_vl import fit_video as fit_qwen3_video
 from preprocessor.types.planned import Grid
 from preprocessor.vision.geometry import fit_image, fit_video, patch_grid
 from preprocessor.vision.spec import PixelSpec, VideoSpec
+from tests.golden import oracle
 
 IMAGE_BUDGET = {"factor": 32, "min_pixels": 65_536, "max_pixels": 16_777_216}
 VIDEO_BUDGET = {"temporal_factor": 2, "factor": 32, "min_pixels": 4_096, "max_pixels": 25_165_824}
@@ -55,6 +59,30 @@ def test_an_aspect_ratio_above_200_is_refused() -> None:
     with pytest.raises(UnsupportedMedia) as refused:
         fit_image(10, 2001, **IMAGE_BUDGET)
     assert refused.value.reason == "EXTREME_ASPECT_RATIO"
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 601), (601, 3), (327, 65_401), (40, 8_001)])
+def test_no_refused_aspect_ratio_is_told_as_the_bound_itself(height: int, width: int) -> None:
+    for fit, budget in ((fit_image, IMAGE_BUDGET), (partial(fit_video, 2), VIDEO_BUDGET)):
+        with pytest.raises(UnsupportedMedia) as refused:
+            fit(height, width, **budget)
+        assert f"{width}x{height}" in refused.value.message
+        assert re.findall(r"(?<![x\d])\d+(?![x\d])", refused.value.message) == ["200"]
+
+
+def test_a_size_that_is_enlarged_before_its_ratio_is_judged_is_told_with_both() -> None:
+    with pytest.raises(UnsupportedMedia, match="601x3, enlarged to 6410x32"):
+        fit_video(2, 3, 601, **VIDEO_BUDGET)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("bound", ["max_pixels", "min_pixels"])
+def test_bounds_that_cross_are_applied_as_transformers_applies_them(bound: str, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    for height, width in random.integers(64, 6000, (100, 2)).tolist():
+        crossed = {"max_pixels": 20_000} if bound == "max_pixels" else {"min_pixels": 30_000_000}
+        theirs = oracle.fit_image(height, width, **IMAGE_BUDGET | crossed)
+        assert fit_image(height, width, **IMAGE_BUDGET | crossed) == theirs
 
 
 def test_an_aspect_ratio_of_200_is_accepted() -> None:

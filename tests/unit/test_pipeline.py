@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -283,11 +284,14 @@ def test_sampling_of_an_image_is_refused(model: Model) -> None:
 
 
 @pytest.mark.parametrize(
-    "budget", [{"min_pixels": 0}, {"max_pixels": 0}, {"min_pixels": 9_000, "max_pixels": 5_000}, {"max_pixels": 100}]
+    "budget", [{"min_pixels": 0}, {"max_pixels": 0}, {"max_pixels": -1}, {"min_pixels": 9_000, "max_pixels": 5_000}]
 )
-def test_an_impossible_pixel_budget_is_refused(model: Model, budget: dict[str, int]) -> None:
+def test_an_impossible_pixel_budget_is_refused_by_the_numbers_that_were_given(
+    model: Model, budget: dict[str, int]
+) -> None:
     error = refusal(model, ask(video(**budget)))
     assert (type(error), error.reason) == (InvalidRequest, "INVALID_PIXEL_BUDGET")
+    assert set(re.findall(r"-?\d+", error.message)) - {"0"} == {str(value) for value in budget.values()} - {"0"}
 
 
 @pytest.mark.parametrize(

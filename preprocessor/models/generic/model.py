@@ -52,6 +52,7 @@ class GenericModel:
         stop_token_ids: Ids that end an answer.
         fingerprint: SHA-256 over the configuration files, the classes and the libraries; changes whenever the same request
             could come out differently.
+        inner_tokens: Those that the processor writes in a placeholder's place, and nobody else may: features fill them.
         tokenizer: A copy of the processor's, safe for readers (decoding, templates) in any thread without the lock.
     """
 
@@ -62,6 +63,7 @@ class GenericModel:
     placeholders: Mapping[Modality, str]
     stop_token_ids: tuple[int, ...]
     fingerprint: str
+    inner_tokens: frozenset[str] = frozenset()
     tokenizer: TokenizersBackend = field(init=False, repr=False)
     lock: threading.Lock = field(init=False, repr=False)
 
@@ -102,14 +104,17 @@ def load_generic(name: str, directory: Path) -> GenericModel:
     if not isinstance(tokenizer, TokenizersBackend):
         raise _unsupported(name, "its tokenizer has no fast form (tokenizer.json)")
     parts = [type(part_of(processor, modality)).__name__ for modality in sorted(modalities)]
+    template = _chat_template(processor, tokenizer, name)
+    placeholders = _placeholders(processor, modalities)
     return GenericModel(
         name=name,
         processor=processor,
-        chat_template=_chat_template(processor, tokenizer, name),
+        chat_template=template,
         modalities=modalities,
-        placeholders=_placeholders(processor, modalities),
+        placeholders=placeholders,
         stop_token_ids=read_stop_token_ids(directory, tokenizer),
         fingerprint=_fingerprint(directory, [type(processor).__name__, *parts, vision_library]),
+        inner_tokens=_inner_tokens(processor, tokenizer, placeholders, template),
     )
 
 
@@ -192,6 +197,21 @@ def _chat_template(processor: Any, tokenizer: TokenizersBackend, name: str) -> s
 def _placeholders(processor: Any, modalities: frozenset[Modality]) -> dict[Modality, str]:
     tokens = {modality: getattr(processor, f"{modality.name.lower()}_token", None) for modality in sorted(modalities)}
     return {modality: str(token) for modality, token in tokens.items() if token}
+
+
+def _inner_tokens(
+    processor: Any, tokenizer: TokenizersBackend, placeholders: Mapping[Modality, str], template: str
+) -> frozenset[str]:
+    """Such as Gemma 3's `<image_soft_token>`, written for `<start_of_image>`: what token types are told by, and the tokenizer's
+    own token of a modality (transformers 5.23, ProcessorMixin.image_token_ids and its like); not what the template writes.
+    """
+    found: set[str] = set()
+    for modality in placeholders:
+        name = modality.name.lower()
+        ids = [one for one in getattr(processor, f"{name}_token_ids", None) or () if isinstance(one, int)]
+        tokens = [*tokenizer.convert_ids_to_tokens(ids), getattr(tokenizer, f"{name}_token", None)]
+        found.update(str(token) for token in tokens if token)
+    return frozenset(token for token in found - set(placeholders.values()) if token not in template)
 
 
 def _fingerprint(directory: Path, classes: list[str]) -> str:

@@ -186,8 +186,6 @@ def _size(model: GenericModel, media: Sequence[Media], modality: Modality) -> di
     ((min_pixels, max_pixels, _),) = given
     least = own["shortest_edge"] if min_pixels is None else min_pixels
     most = own["longest_edge"] if max_pixels is None else max_pixels
-    if not 0 < least <= most:
-        raise _bad_budget(f"min_pixels {least} and max_pixels {most}; 0 < min_pixels <= max_pixels is needed")
     return {"shortest_edge": least, "longest_edge": most}
 
 

@@ -7,6 +7,8 @@ import re
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest
 from preprocessor.models.generic.model import GenericModel
+from preprocessor.text.encoding import check_memory, literal_refused, spells_added_token
+from preprocessor.text.literal import PromptText, check_marks, mark_literals
 from preprocessor.text.prompt import Placeholders, check_length, match_media, order_chat_media, render_chat
 from preprocessor.types.asked import ChatPrompt, Media, Modality, PreparationRequest, TextPrompt, TokenPrompt
 
@@ -20,16 +22,20 @@ def render(model: GenericModel, request: PreparationRequest, limits: Limits) -> 
     Raises:
         InvalidRequest: `CHAT_TEMPLATE_FAILED`, `EMPTY_PROMPT`, `UNKNOWN_MEDIA_KEY`, `PLACEHOLDER_MISMATCH`, or
             `TOKENS_NOT_ACCEPTED` for a prompt of token ids: a processor expands text, and ids do not always go back to the
-            text they came from.
-        LimitExceeded: `PROMPT_TOO_LONG`, or more media shown than accepted.
+            text they came from;
+            `LITERAL_TEXT_REFUSED` for a literal part that spells a token: to the processor it would be one.
+        LimitExceeded: `PROMPT_TOO_LONG`, `TOKENIZING_MEMORY_EXCEEDED`, or more media shown than accepted.
     """
     media = list(request.media)
     match request.prompt:
         case ChatPrompt() as prompt:
             media = order_chat_media(prompt, media, limits.max_media_count)
-            text = _render_chat(model, prompt, {medium.key: medium.modality for medium in media})
-        case TextPrompt(text=text):
-            pass
+            marked, literals = mark_literals(prompt)
+            modalities = {medium.key: medium.modality for medium in media}
+            text = PromptText(_render_chat(model, marked, modalities), literals)
+            check_marks(text)
+        case TextPrompt():
+            text = PromptText(request.prompt.text)
         case TokenPrompt():
             raise InvalidRequest(
                 f"{model.name} runs through its own processor, which takes text: send messages or a rendered prompt",
@@ -39,8 +45,19 @@ def render(model: GenericModel, request: PreparationRequest, limits: Limits) -> 
     if model.placeholders:
         known = [medium for medium in media if medium.modality in model.placeholders]
         tokens = Placeholders(tokens=dict(model.placeholders), ids={})
-        match_media(tokens.modalities_in_text(text), known)
-    return text, media
+        match_media(tokens.modalities_in_text(text.text), known)
+    if inner := sorted(token for token in model.inner_tokens if token in text.text):
+        raise InvalidRequest(
+            f"the prompt holds {inner[0]}, which only the model's processor may write; a medium's place is "
+            f"{' or '.join(model.placeholders.values())}",
+            reason="PLACEHOLDER_MISMATCH",
+        )
+    pieces = text.pieces()
+    if spells_added_token(model.tokenizer, pieces, {*model.placeholders.values(), *model.inner_tokens}):
+        raise literal_refused("its own processor, which encodes this model's prompts, would take it for that")
+    whole = "".join(piece for piece, _ in pieces)
+    check_memory(model.tokenizer, whole, limits, is_cut=False)
+    return whole, media
 
 
 def needs_parts(template: str) -> bool:

@@ -181,6 +181,18 @@ def test_a_pixel_budget_reaches_a_processor_that_counts_pixels(
     assert_equal(prepare_generic(loaded["glm46v"], request, LIMITS).tensors, expected)
 
 
+@pytest.mark.parametrize("bound", ["max_pixels", "min_pixels"])
+def test_a_single_bound_beyond_the_models_other_one_is_taken_as_transformers_takes_it(
+    loaded: dict[str, GenericModel], processors: dict[str, Any], bound: str
+) -> None:
+    own = dict(processors["glm46v"].image_processor.size)
+    value = own["shortest_edge"] // 2 if bound == "max_pixels" else own["longest_edge"] * 2
+    size = own | {"longest_edge" if bound == "max_pixels" else "shortest_edge": value}
+    request = chat(image("i", photo(300, 200, "PNG"), **{bound: value}))
+    expected = answer_of(processors["glm46v"], request, images_kwargs={"size": size})
+    assert_equal(prepare_generic(loaded["glm46v"], request, LIMITS).tensors, expected)
+
+
 def test_a_rendered_prompt_gives_the_tensors_of_its_chat(loaded: dict[str, GenericModel]) -> None:
     text = "<bos>USER: <boi>\nWhat?<eos>\nASSISTANT: "
     messages = (Message("user", (MediaPart("i"), TextPart("What?"))),)

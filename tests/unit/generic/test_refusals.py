@@ -126,12 +126,10 @@ def test_a_pixel_budget_is_refused_where_size_means_edges(loaded: dict[str, Gene
 @pytest.mark.parametrize(
     "media",
     [
-        (image("i", max_pixels=10),),  # below the model's own least
-        (image("i", min_pixels=0),),
         (image("i", max_pixels=9999), image("j")),
         (video("v", cap_pixels_per_frame=True),),
     ],
-    ids=["least above most", "zero", "two budgets", "cap"],
+    ids=["two budgets", "cap"],
 )
 def test_a_pixel_budget_that_cannot_be_is_refused(loaded: dict[str, GenericModel], media: tuple[Media, ...]) -> None:
     assert refusal(loaded["glm46v"], chat(*media)).reason == "INVALID_PIXEL_BUDGET"
@@ -198,3 +196,41 @@ class Untouchable:
 
     def __call__(self, **_: Any) -> None:
         pytest.fail("the processor was called")
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("gemma3", "<image_soft_token>"), ("pixtral", "[IMG_BREAK]"), ("internvl", "<img>")]
+)
+@pytest.mark.parametrize("with_picture", [True, False])
+def test_a_token_that_only_the_processor_may_write_is_refused(
+    loaded: dict[str, GenericModel], name: str, word: str, with_picture: bool
+) -> None:
+    media = (image("i"),) if with_picture else ()
+    parts = (*(MediaPart("i") for _ in media), TextPart(f"what is {word}?"))
+    request = PreparationRequest(ChatPrompt((Message("user", parts),)), media)
+    error = refusal(loaded[name], request)
+    assert (error.reason, word in error.message) == ("PLACEHOLDER_MISMATCH", True)
+
+
+@pytest.mark.parametrize("word", ["<eos>", "<boi>", "<image_soft_token>"])
+def test_a_literal_text_that_spells_a_token_is_refused(loaded: dict[str, GenericModel], word: str) -> None:
+    message = Message("user", (TextPart(f"what is {word}?", is_literal=True),))
+    assert refusal(loaded["gemma3"], PreparationRequest(ChatPrompt((message,)))).reason == "LITERAL_TEXT_REFUSED"
+
+
+def test_a_literal_text_that_spells_no_token_is_its_text(loaded: dict[str, GenericModel]) -> None:
+    ids = [
+        prepare_generic(
+            loaded["gemma3"],
+            PreparationRequest(ChatPrompt((Message("user", (TextPart("a <b>\n", is_literal=literal),)),))),
+            LIMITS,
+        ).token_ids.tolist()
+        for literal in (False, True)
+    ]
+    assert ids[0] == ids[1]
+
+
+def test_a_prompt_that_would_take_too_much_memory_is_refused(loaded: dict[str, GenericModel]) -> None:
+    request = PreparationRequest(TextPrompt("7" * 70_000))
+    error = refusal(loaded["gemma3"], request, Limits(max_tokenizing_bytes=1 << 20))
+    assert error.reason == "TOKENIZING_MEMORY_EXCEEDED"

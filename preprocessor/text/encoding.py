@@ -1,0 +1,229 @@
+"""A prompt's text → token ids, in bounded memory, and with literal parts in which no added token is seen.
+
+A tokenizer keeps some hundred bytes for each token until its text is done: millions of digits, a token each, would take
+gigabytes. So a long text is cut, and its pieces are encoded one after another. Cuts lie only where the ids are sure to be the
+same as those of the whole: where Qwen's own pattern ends a word whatever stands around, and outside added tokens. A run without
+such a place (of one letter, say) stays whole, and is refused where it would take too much memory.
+
+A literal part is encoded as if the tokenizer had no added tokens, with its neighbours as far as the next added token outside of
+it. So a part that spells no added token has the ids that it has as ordinary text.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import json
+import re
+import time
+import unicodedata
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import AddedToken
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+from preprocessor.config import Limits
+from preprocessor.errors import InvalidRequest, LimitExceeded
+from preprocessor.text.tokenizer import encode
+
+Piece = tuple[str, bool]
+"""A piece of a prompt, and whether it is literal."""
+
+Encode = Callable[[TokenizersBackend, str], list[int]]
+
+# The patterns of which `_CUT` holds: transformers 5.23, PRETOKENIZE_REGEX of Qwen2Tokenizer and Qwen3_5Tokenizer.
+_CUTTABLE_PATTERNS = frozenset(
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+",
+    )
+)
+
+# Behind a letter or a digit, and before what goes on no word: a digit, which is one, or ASCII space or punctuation, or that of
+# Chinese. None of them is composed by NFC with what stands before it.
+_CUT = re.compile(r"(?<=[^\W_])(?=[\d\t-\r -/:-@[-`{-~、。！，：；？])")
+_CHUNK_LENGTH = 1 << 16
+
+# Bytes that the tokenizer takes for each byte of UTF-8 that it encodes at once, at most, measured with tokenizers 0.23. What
+# cannot be cut: 80 to 170 for runs of one letter, random letters and ideographs, spaces, punctuation, emoji and combining marks,
+# 269 for superscripts. What another tokenizer's text is not cut at: 432 for digits.
+_BYTES_PER_ASCII, _BYTES_PER_BYTE, _BYTES_PER_BYTE_UNCUT = 200, 300, 500
+
+
+def encode_prompt(tokenizer: TokenizersBackend, pieces: Sequence[Piece], limits: Limits) -> npt.NDArray[np.int32]:
+    """Token ids int32 [L]; of a prompt without literal pieces those of `tokenizer(text)["input_ids"]`.
+
+    Raises:
+        LimitExceeded: `TOKENIZING_MEMORY_EXCEEDED`, `TOKENIZING_CPU_SECONDS_EXCEEDED`.
+        InvalidRequest: `LITERAL_TEXT_REFUSED` where a literal piece spells an added token, and the tokenizer's are of a kind that
+            cannot be told from it.
+    """
+    text = "".join(piece for piece, _ in pieces)
+    stretches: list[tuple[str, Encode]] = [(text, encode)]
+    if spells_added_token(tokenizer, pieces):
+        stretches = list(_stretches(tokenizer, pieces))
+    end_seconds = time.thread_time() + limits.max_tokenizing_cpu_seconds
+    ids = [np.empty(0, np.int32)]
+    for stretch, encode_stretch in stretches:
+        for chunk in _chunks(tokenizer, stretch, is_plain=encode_stretch is _encode_plain):
+            check_memory(tokenizer, chunk, limits, is_cut=True)
+            ids.append(np.asarray(encode_stretch(tokenizer, chunk), np.int32))
+            if time.thread_time() > end_seconds:
+                raise LimitExceeded(
+                    f"the prompt needs more than the {limits.max_tokenizing_cpu_seconds:g} CPU seconds that turning it into "
+                    "tokens may take; send a shorter one",
+                    reason="TOKENIZING_CPU_SECONDS_EXCEEDED",
+                )
+    return np.concatenate(ids)
+
+
+def check_memory(tokenizer: TokenizersBackend, text: str, limits: Limits, *, is_cut: bool) -> None:
+    """Refuse a text that would take too much memory if it were encoded at once.
+
+    Args:
+        is_cut: Whether it was cut wherever it could be.
+    Raises:
+        LimitExceeded: `TOKENIZING_MEMORY_EXCEEDED`.
+    """
+    if len(text) <= _CHUNK_LENGTH:
+        return
+    if not (is_cut and _can_cut(tokenizer)):
+        needed = len(text.encode()) * _BYTES_PER_BYTE_UNCUT
+    elif text.isascii():
+        needed = len(text) * _BYTES_PER_ASCII
+    else:  # of some characters NFC makes three
+        needed = max(len(text.encode()), len(unicodedata.normalize("NFC", text).encode())) * _BYTES_PER_BYTE
+    if needed > limits.max_tokenizing_bytes:
+        raise LimitExceeded(
+            f"the prompt has {len(text)} characters that must be turned into tokens at once, which may take {needed} bytes of "
+            f"memory; at most {limits.max_tokenizing_bytes} are accepted: send less text without spaces, or less text",
+            reason="TOKENIZING_MEMORY_EXCEEDED",
+        )
+
+
+def spells_added_token(tokenizer: TokenizersBackend, pieces: Sequence[Piece], more: Collection[str] = ()) -> bool:
+    """Whether an added token, white space apart, would be seen in a literal piece, wholly or in part.
+
+    Args:
+        more: Other words that must not be seen there.
+    """
+    literal = "".join(piece for piece, is_literal in pieces if is_literal)
+    if not literal:
+        return False
+    added = _added_tokens(tokenizer)
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    if normalizer is not None and any(token.normalized for token in added):
+        normalized = normalizer.normalize_str(literal)
+        if any(normalizer.normalize_str(token.content) in normalized for token in added if token.normalized):
+            return True
+    text = "".join(piece for piece, _ in pieces)
+    words = [word for word in {*(token.content for token in added), *more} if word in text]
+    ends = [0, *itertools.accumulate(len(piece) for piece, _ in pieces)]
+    spans = [(ends[i], ends[i + 1]) for i, (_, is_literal) in enumerate(pieces) if is_literal]
+    starts = [start for start, _ in spans]
+    for word in words:
+        for found in re.finditer(f"(?={re.escape(word)})", text):
+            first, last = found.start(), found.start() + len(word)
+            at = bisect.bisect_left(starts, last) - 1  # the last literal piece that begins before the word ends
+            if at >= 0 and spans[at][1] > first:
+                return True
+    return False
+
+
+def _stretches(tokenizer: TokenizersBackend, pieces: Sequence[Piece]) -> Iterator[tuple[str, Encode]]:
+    """The prompt cut at each added token that lies outside literal pieces; what is between is encoded without any."""
+    added = _added_tokens(tokenizer)
+    post_processor = tokenizer.backend_tokenizer.post_processor
+    adds_tokens = post_processor is not None and post_processor.num_special_tokens_to_add(False)
+    if adds_tokens or any(token.lstrip or token.rstrip or token.single_word for token in added):
+        raise literal_refused("this model's tokenizer has tokens that take in what stands around them")
+    contents = sorted((token.content for token in added), key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, contents)) or "(?!)")
+    stretch = ""
+    for is_literal, run in itertools.groupby(pieces, key=lambda piece: piece[1]):
+        piece = "".join(text for text, _ in run)
+        at = 0
+        for found in () if is_literal else pattern.finditer(piece):
+            yield stretch + piece[at : found.start()], _encode_plain
+            yield found[0], encode
+            stretch, at = "", found.end()
+        stretch += piece[at:]
+    yield stretch, _encode_plain
+
+
+def literal_refused(why: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"a literal_text spells a token of this model, and {why}: send it as text, or without that token",
+        reason="LITERAL_TEXT_REFUSED",
+    )
+
+
+def _encode_plain(tokenizer: TokenizersBackend, text: str) -> list[int]:
+    """Token ids of the text as if the tokenizer had no added tokens: its own steps, one after another."""
+    backend = tokenizer.backend_tokenizer
+    if backend.normalizer is not None:
+        text = backend.normalizer.normalize_str(text)
+    words = (
+        [text] if backend.pre_tokenizer is None else [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+    )
+    model = backend.model
+    return [token.id for word in words for token in model.tokenize(word)]
+
+
+def _chunks(tokenizer: TokenizersBackend, text: str, *, is_plain: bool) -> Iterator[str]:
+    """The text in pieces whose ids, put together, are its own.
+
+    Args:
+        is_plain: Whether no added token is seen in it.
+    """
+    if len(text) <= _CHUNK_LENGTH or not _can_cut(tokenizer):
+        yield text
+        return
+    contents = [] if is_plain else [token.content for token in _added_tokens(tokenizer)]
+    within = [(content, found.start()) for content in contents for found in _CUT.finditer(content)]
+    start = 0
+    while len(text) - start > _CHUNK_LENGTH:
+        found = _CUT.search(text, start + _CHUNK_LENGTH)
+        if found is None:
+            break
+        cut = found.start()
+        for content, offset in within:
+            if text.startswith(content, max(0, cut - offset)):
+                cut += len(content) - offset  # its end, where another word begins in any case
+                break
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+def _can_cut(tokenizer: TokenizersBackend) -> bool:
+    """Whether `_CUT` holds of this tokenizer: Qwen's pattern and its bytes, NFC or nothing, and added tokens that stand alone."""
+    backend = tokenizer.backend_tokenizer
+    steps = _state(backend.pre_tokenizer).get("pretokenizers", [])
+    post_processor = backend.post_processor
+    added = _added_tokens(tokenizer)
+    return (
+        [step["type"] for step in steps] == ["Split", "ByteLevel"]
+        and steps[0]["pattern"].get("Regex") in _CUTTABLE_PATTERNS
+        and (steps[0]["behavior"], steps[0]["invert"]) == ("Isolated", False)
+        and not (steps[1]["use_regex"] or steps[1]["add_prefix_space"])
+        and _state(backend.normalizer).get("type", "NFC") == "NFC"
+        and (post_processor is None or not post_processor.num_special_tokens_to_add(False))
+        and not any(token.lstrip or token.rstrip or token.single_word or token.normalized for token in added)
+        # No two of them can overlap, so that wherever one is spelled, it is one.
+        and all(token.content[0] not in other.content[1:] for token in added for other in added)
+    )
+
+
+def _state(step: Any) -> dict[str, Any]:
+    """The settings of a tokenizer's step; of no step none."""
+    return {} if step is None else dict(json.loads(step.__getstate__()))
+
+
+def _added_tokens(tokenizer: TokenizersBackend) -> list[AddedToken]:
+    """Those that are not mere white space, as Gemma has them for runs of it: no text is without."""
+    return [token for token in tokenizer.added_tokens_decoder.values() if token.content.strip(" \t\r\n▁")]
