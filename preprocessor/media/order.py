@@ -97,7 +97,7 @@ def by_times(walk: Walk, first: int, reordered: bool, has_b_frames: bool, rate: 
         if has_b_frames and len(order) > 2 and np.array_equal(order, np.arange(len(order))):
             # Decoding times in place of presentation times, as an AVI has them.
             return _counted(walk, first, _moved(times, starts), unit)
-        if reordered and any((np.diff(times[start:stop]) == 0).any() for start, stop in runs):
+        if reordered and has_b_frames and any((np.diff(times[start:stop]) == 0).any() for start, stop in runs):
             return None  # two frames of one time are shown in the order that the decoder knows
     times = _moved(times, starts)
     frame_of_packet = np.full(len(walk.pts), NO_FRAME, np.int32)
@@ -150,7 +150,7 @@ def by_decoding(walk: Walk, shown: tuple[int, ...], rate: float, unit: float) ->
     if len(times) == len(given):
         clock = np.asarray([time for time in walk.dts if time is not None], np.int64)
         times = _moved(times, _falls(times)) if len(_falls(clock)) else np.sort(times)
-    if len(times) < len(given) or (np.diff(times) <= 0).any():
+    if len(times) < len(given) or (np.diff(times) < 0).any():
         times, unit = np.arange(len(given)), 1 / rate
     return Order(times, unit, np.zeros(1, np.int64), np.zeros(1, np.int64))
 
