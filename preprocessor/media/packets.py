@@ -173,11 +173,12 @@ def _picture_test(codec: av.VideoCodecContext) -> PacketTest:
 def uncertainty_test(codec: av.VideoCodecContext) -> PacketTest | None:
     """Whether only a decoder tells how many frames a packet gives. None where packets of the codec always tell.
 
-    MPEG-4 is packed by some writers: two frames in one packet, and later an empty one that stands for the second.
+    MPEG-4 is packed by some writers: two frames in one packet, and later an empty one that stands for the second. Behind the end
+    of an HEVC sequence it depends on more than the next packet what is skipped, and what is shown first.
     """
     if codec.name == "mpeg4":
         return lambda packet: packet.size <= _MPEG4_NOT_CODED_BYTES or bytes(packet).count(_MPEG4_VOP) > 1
-    return None
+    return _hevc_end_test(codec) if codec.name == "hevc" else None
 
 
 def hidden_test(codec: av.VideoCodecContext) -> PacketTest | None:
@@ -215,24 +216,36 @@ def _no_picture_test(kinds_of: Callable[[Packet], list[int]], others: frozenset[
 
 def _hevc_hidden_test(codec: av.VideoCodecContext) -> PacketTest:
     """ITU-T H.265, 8.1.3: NoRaslOutputFlag. Of the first picture in a file `shown` tells."""
-    length_size = _nal_length_size(codec)
-    begins_anew, is_after_end = False, False
-
-    def kinds_of(packet: Packet) -> list[int]:
-        return [head >> 1 & 0x3F for head in _nal_heads(packet, length_size)]
-
+    kinds_of = _hevc_kinds(codec)
     has_no_picture = _no_picture_test(kinds_of, _HEVC_NO_PICTURE)
+    begins_anew = False
 
     def is_hidden(packet: Packet) -> bool:
-        nonlocal begins_anew, is_after_end
+        nonlocal begins_anew
         if packet.is_keyframe:
-            kinds = kinds_of(packet)
-            is_after_end = is_after_end or (bool(kinds) and kinds[0] in _HEVC_END)
-            begins_anew = is_after_end or any(kind in _HEVC_BLA for kind in kinds)
-        is_after_end = bytes(memoryview(packet)[-2:]) in _HEVC_END_UNITS
+            begins_anew = any(kind in _HEVC_BLA for kind in kinds_of(packet))
         return has_no_picture(packet) or (begins_anew and not _HEVC_RASL.isdisjoint(kinds_of(packet)))
 
     return is_hidden
+
+
+def _hevc_end_test(codec: av.VideoCodecContext) -> PacketTest:
+    """Whether a sequence has ended before this packet's picture, and not with the file."""
+    kinds_of = _hevc_kinds(codec)
+    has_ended = False
+
+    def is_behind_end(packet: Packet) -> bool:
+        nonlocal has_ended
+        is_behind = has_ended or (packet.is_keyframe and any(kind in _HEVC_END for kind in kinds_of(packet)))
+        has_ended = bytes(memoryview(packet)[-2:]) in _HEVC_END_UNITS
+        return is_behind
+
+    return is_behind_end
+
+
+def _hevc_kinds(codec: av.VideoCodecContext) -> Callable[[Packet], list[int]]:
+    length_size = _nal_length_size(codec)
+    return lambda packet: [head >> 1 & 0x3F for head in _nal_heads(packet, length_size)]
 
 
 def _av1_kinds(data: bytes) -> Iterator[int]:
