@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from preprocessor.media.bitstream import TYPED, PictureType
 from preprocessor.media.clip import NO_FRAME
-from preprocessor.media.packets import TYPED, Entry, PictureType
+from preprocessor.media.packets import Entry
 from preprocessor.media.shown import Shown
 from preprocessor.media.walk import Walk
 

@@ -11,10 +11,22 @@ Nor is a packet a frame. Which of them are is read here where their bytes tell; 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import av
+
+from preprocessor.media.bitstream import (
+    MPEG4_VOP,
+    MPEG_PICTURE,
+    TYPED,
+    Packet,
+    PictureType,
+    av1_kinds,
+    holds_gif_image,
+    nal_heads,
+    nal_length_size,
+    picture_type,
+)
 
 _H264_IDR = 5
 _HEVC_RASL = frozenset({8, 9})
@@ -27,14 +39,9 @@ _HEVC_NO_PICTURE = frozenset(range(32, 48))  # headers, delimiters, messages
 _H264_NO_PICTURE = frozenset(range(6, 14))
 _VP8_SHOW_FRAME = 0x10  # RFC 6386, 9.1
 _AV1_NO_PICTURE = frozenset({1, 2, 5, 8, 15})  # AV1 specification, 6.2.2: headers, delimiters, messages, padding
-_GIF_IMAGE = 0x2C
-_MPEG4_VOP = b"\0\0\1\xb6"
-_MPEG_PICTURE = b"\0\0\1\0"
 _SMALL_BYTES = 200  # a packet without a picture is no larger: it holds headers and messages
 _MPEG4_NOT_CODED_BYTES = 8  # a frame "as before" is its header alone: ISO 14496-2, 6.2.5
 
-TYPED = frozenset({"mpeg1video", "mpeg2video", "mpeg4"})
-"""Codecs whose pictures state their type, which decides alone in which order a decoder shows them."""
 
 _KEYFRAME_IS_ENTRY = frozenset({"vp8", "vp9", "libdav1d", "av1"})
 """Codecs whose keyframes refer to nothing before, nor does any frame shown after them."""
@@ -46,10 +53,6 @@ REORDERED = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vc1
 """Codecs whose frames may be shown in another order than that of their packets."""
 
 
-if TYPE_CHECKING:  # PyAV's class is generic only to type checkers
-    Packet = av.Packet[av.VideoStream]
-else:
-    Packet = av.Packet
 PacketTest = Callable[[Packet], bool]
 
 
@@ -102,48 +105,19 @@ def entry_test(codec: av.VideoCodecContext) -> Callable[[Packet], Entry]:
         return lambda packet: Entry.OPEN if kind_of(packet) is PictureType.I else Entry.NONE
     if codec.name in _KEYFRAME_IS_ENTRY:
         return lambda _: Entry.OPEN
-    length_size = _nal_length_size(codec)
+    length_size = nal_length_size(codec)
 
     def h264_entry(packet: Packet) -> Entry:
-        is_idr = any(head & 0x1F == _H264_IDR for head in _nal_heads(packet, length_size))
+        is_idr = any(head & 0x1F == _H264_IDR for head in nal_heads(packet, length_size))
         return Entry.CLOSED if is_idr else Entry.NONE
 
     def hevc_entry(packet: Packet) -> Entry:
-        kind = next(
-            (kind for head in _nal_heads(packet, length_size) if (kind := head >> 1 & 0x3F) in _HEVC_IRAP), None
-        )
+        kind = next((kind for head in nal_heads(packet, length_size) if (kind := head >> 1 & 0x3F) in _HEVC_IRAP), None)
         if kind is None:
             return Entry.NONE
         return Entry.CLOSED if kind in _HEVC_IDR else Entry.OPEN
 
     return {"h264": h264_entry, "hevc": hevc_entry}.get(codec.name, lambda _: Entry.NONE)
-
-
-class PictureType(enum.Enum):
-    """I refers to no other picture, P to earlier ones, B also to one that is shown later."""
-
-    I = 1  # noqa: E741  # the standards' own names
-    P = 2
-    B = 3
-
-
-def picture_type(codec: av.VideoCodecContext) -> Callable[[Packet], PictureType]:
-    """The type of a packet's first picture, of a codec in `TYPED`; I or P by the container's mark where none is found.
-
-    ISO 13818-2, 6.3.9: picture_coding_type. ISO 14496-2, 6.3.5: vop_coding_type; a sprite counts as P.
-    """
-    if codec.name == "mpeg4":
-        return lambda packet: _typed(packet, _MPEG4_VOP, 4, lambda byte: (byte >> 6) + 1)
-    return lambda packet: _typed(packet, _MPEG_PICTURE, 5, lambda byte: byte >> 3 & 7)
-
-
-def _typed(packet: Packet, mark: bytes, offset: int, number: Callable[[int], int]) -> PictureType:
-    data = bytes(packet)
-    position = data.find(mark)
-    if position < 0 or position + offset >= len(data):
-        return PictureType.I if packet.is_keyframe else PictureType.P
-    kind = number(data[position + offset])
-    return PictureType(kind) if 1 <= kind <= 3 else PictureType.P
 
 
 def start_test(codec: av.VideoCodecContext) -> PacketTest:
@@ -164,10 +138,10 @@ def start_test(codec: av.VideoCodecContext) -> PacketTest:
 
 def _picture_test(codec: av.VideoCodecContext) -> PacketTest:
     """Whether an H.264 or HEVC packet holds a slice of a picture."""
-    length_size = _nal_length_size(codec)
+    length_size = nal_length_size(codec)
     if codec.name == "h264":
-        return lambda packet: any(1 <= head & 0x1F <= 5 for head in _nal_heads(packet, length_size))
-    return lambda packet: any(head >> 1 & 0x3F < 32 for head in _nal_heads(packet, length_size))
+        return lambda packet: any(1 <= head & 0x1F <= 5 for head in nal_heads(packet, length_size))
+    return lambda packet: any(head >> 1 & 0x3F < 32 for head in nal_heads(packet, length_size))
 
 
 def uncertainty_test(codec: av.VideoCodecContext) -> PacketTest | None:
@@ -177,7 +151,7 @@ def uncertainty_test(codec: av.VideoCodecContext) -> PacketTest | None:
     of an HEVC sequence it depends on more than the next packet what is skipped, and what is shown first.
     """
     if codec.name == "mpeg4":
-        return lambda packet: packet.size <= _MPEG4_NOT_CODED_BYTES or bytes(packet).count(_MPEG4_VOP) > 1
+        return lambda packet: packet.size <= _MPEG4_NOT_CODED_BYTES or bytes(packet).count(MPEG4_VOP) > 1
     return _hevc_end_test(codec) if codec.name == "hevc" else None
 
 
@@ -190,18 +164,18 @@ def hidden_test(codec: av.VideoCodecContext) -> PacketTest | None:
     if codec.name in ("vp8", "libvpx"):
         return lambda packet: not memoryview(packet)[0] & _VP8_SHOW_FRAME
     if codec.name == "gif":
-        return lambda packet: not _holds_gif_image(bytes(packet))
+        return lambda packet: not holds_gif_image(bytes(packet))
     if codec.name == "h264":
-        length_size = _nal_length_size(codec)
+        length_size = nal_length_size(codec)
         return _no_picture_test(
-            lambda packet: [head & 0x1F for head in _nal_heads(packet, length_size)], _H264_NO_PICTURE
+            lambda packet: [head & 0x1F for head in nal_heads(packet, length_size)], _H264_NO_PICTURE
         )
     if codec.name in ("mpeg1video", "mpeg2video"):
         return lambda packet: (
-            packet.size <= _SMALL_BYTES and _MPEG_PICTURE not in (data := bytes(packet)) and data[:3] == b"\0\0\1"
+            packet.size <= _SMALL_BYTES and MPEG_PICTURE not in (data := bytes(packet)) and data[:3] == b"\0\0\1"
         )
     if codec.name in ("libdav1d", "av1"):
-        return _no_picture_test(lambda packet: list(_av1_kinds(bytes(packet))), _AV1_NO_PICTURE)
+        return _no_picture_test(lambda packet: list(av1_kinds(bytes(packet))), _AV1_NO_PICTURE)
     return _hevc_hidden_test(codec) if codec.name == "hevc" else None
 
 
@@ -244,75 +218,18 @@ def _hevc_end_test(codec: av.VideoCodecContext) -> PacketTest:
 
 
 def _hevc_kinds(codec: av.VideoCodecContext) -> Callable[[Packet], list[int]]:
-    length_size = _nal_length_size(codec)
-    return lambda packet: [head >> 1 & 0x3F for head in _nal_heads(packet, length_size)]
-
-
-def _av1_kinds(data: bytes) -> Iterator[int]:
-    """The type of each open bitstream unit. AV1 specification, 5.3."""
-    position = 0
-    while position < len(data):
-        head = data[position]
-        yield head >> 3 & 15
-        position += 2 if head & 4 else 1
-        if not head & 2:
-            return
-        size, shift = 0, 0
-        while position < len(data):
-            byte = data[position]
-            size |= (byte & 0x7F) << shift
-            position, shift = position + 1, shift + 7
-            if byte < 0x80:
-                break
-        position += size
-
-
-def _holds_gif_image(data: bytes) -> bool:
-    """Whether an image descriptor is among the blocks of a part of a GIF. GIF89a, 20 and appendix A."""
-    position = 0
-    if data[:3] == b"GIF" and len(data) > 12:
-        position = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
-    while position < len(data):
-        if data[position] == _GIF_IMAGE:
-            return True
-        position += 2
-        while position < len(data) and data[position]:
-            position += 1 + data[position]
-        position += 1
-    return False
+    length_size = nal_length_size(codec)
+    return lambda packet: [head >> 1 & 0x3F for head in nal_heads(packet, length_size)]
 
 
 def reference_test(codec: av.VideoCodecContext) -> PacketTest:
     """Whether other frames may refer to a packet's frame. True where it cannot be told cheaply."""
-    length_size = _nal_length_size(codec)
+    length_size = nal_length_size(codec)
     if codec.name == "h264":  # nal_ref_idc of its slices
 
         def is_referenced(packet: Packet) -> bool:
-            slices = [head for head in _nal_heads(packet, length_size) if 1 <= head & 0x1F <= 5]
+            slices = [head for head in nal_heads(packet, length_size) if 1 <= head & 0x1F <= 5]
             return not slices or any(head & 0x60 for head in slices)  # none: damaged, so it could have been anything
 
         return is_referenced
     return lambda _: not codec.codec.intra_only
-
-
-def _nal_length_size(codec: av.VideoCodecContext) -> int:
-    """Bytes of the length before each NAL unit; 0 where start codes part them. ISO 14496-15, 5.3.3.1 and 8.3.3.1."""
-    extradata = codec.extradata or b""
-    position = 4 if codec.name == "h264" else 21
-    if len(extradata) <= position or extradata[0] != 1:
-        return 0
-    return (extradata[position] & 3) + 1
-
-
-def _nal_heads(packet: Packet, length_size: int) -> Iterator[int]:
-    """The first byte of each NAL unit."""
-    data = memoryview(packet)
-    position = 0
-    if length_size:
-        while position + length_size < len(data):
-            yield data[position + length_size]
-            position += length_size + int.from_bytes(data[position : position + length_size], "big")
-        return
-    stream = bytes(data)
-    while (position := stream.find(b"\0\0\1", position) + 3) > 2 and position < len(stream):
-        yield stream[position]

@@ -9,7 +9,7 @@ A clip's frames are what a full decode shows, in its order and at its times. Pac
 | `container`, `codecs` | opens a file held in memory, and nothing else, at the track that is meant; which decoders may run |
 | `truncation/` | whether a file ends before its own structure says so |
 | `probe` | the first pass, from file to facts, by the files below |
-| `walk`, `packets` | what each packet says; what its bytes tell |
+| `walk`, `packets`, `bitstream` | what each packet says; what its bytes tell, by the units in them |
 | `order` | packets → frames: which, in which order, at which times; where decoding may start |
 | `shown` | which frames a decoder shows, where packets do not tell |
 | `orientation` | which way up |

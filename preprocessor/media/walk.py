@@ -10,17 +10,9 @@ import av.container
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded
+from preprocessor.media.bitstream import TYPED, PictureType, picture_type
 from preprocessor.media.container import read_packets
-from preprocessor.media.packets import (
-    TYPED,
-    Entry,
-    PictureType,
-    entry_test,
-    hidden_test,
-    picture_type,
-    start_test,
-    uncertainty_test,
-)
+from preprocessor.media.packets import Entry, entry_test, hidden_test, start_test, uncertainty_test
 from preprocessor.types.asked import OnDamage
 
 

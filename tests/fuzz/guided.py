@@ -70,12 +70,12 @@ def _ends_of_files(data: bytes) -> None:
 
 
 def _packet_heads(data: bytes) -> None:
-    from preprocessor.media import packets
+    from preprocessor.media import bitstream
 
-    packets._holds_gif_image(data)
-    list(packets._av1_kinds(data))
+    bitstream.holds_gif_image(data)
+    list(bitstream.av1_kinds(data))
     for length_size in range(5):
-        list(packets._nal_heads(data, length_size))  # type: ignore[arg-type]
+        list(bitstream.nal_heads(data, length_size))  # type: ignore[arg-type]
 
 
 def _webp_chunks(data: bytes) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import struct
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -19,6 +21,7 @@ from tests.media import (
     remuxed,
 )
 from tests.odd_clips import (
+    OPEN_HEVC,
     Packet,
     apng,
     boxes,
@@ -146,6 +149,19 @@ FILES: Mapping[str, Callable[[], bytes]] = {
     "apng, first frame laid over": lambda: apng(((0, 1), (0, 0))),
     "apng, first frame laid over, behind a cover": lambda: apng(((0, 1), (0, 0)), has_cover=True),
     "apng, frames taken away": lambda: apng(((0, 1), (1, 1), (2, 1), (0, 1))),
+    "hevc, a packet of nothing but a delimiter": lambda: with_packet(b"\0\0\0\3\x46\1\x50", "libx265"),
+    "mpeg2, a packet of nothing but user data": lambda: with_packet(b"\0\0\1\xb2by us", "mpeg2video"),
+    "hevc, the sequence ends before an open group": lambda: hevc_sequences(),
+    "mpeg4, every sample marked as keyframe": lambda: all_marked("mpeg4"),
+    "mpeg2, every sample marked as keyframe": lambda: all_marked("mpeg2video"),
+    "edit list, a part twice": lambda: edited((0, 1), (0, 1)),
+    "edit list, parts in another order": lambda: edited((1, 2), (0, 1)),
+    "edit list, a gap inside": lambda: edited((0, 1), (2, 1)),
+    "edit list, the end hidden, mpeg2": lambda: edited((0, 2), codec="mpeg2video"),
+    "bytes behind an mkv": lambda: FILES["cut inside a group"]() + bytes(range(256)),
+    "bytes behind a ts": lambda: FILES["one frame, ts"]() + bytes(100),
+    "bytes behind an flv": lambda: FILES["sorenson h263, flv"]() + bytes(100),
+    "flv, another size stated": lambda: FILES["sorenson h263, flv"]().replace(b"filesize\0\x40", b"filesize\0\x60"),
     "avi, an empty packet": lambda: avi_with_a_gap(),
     "last sample empty": lambda: last_sample_empty(),
     "another size than the container says": misstated_webm,
@@ -171,6 +187,49 @@ def avi_with_a_gap() -> bytes:
     packets, unit = packets_of(source)
     late = [Packet(one.data, at + (at > 0), at + (at > 0), one.is_key) for at, one in enumerate(packets)]
     return mux_packets(source, "avi", late, unit)
+
+
+def with_packet(data: bytes, codec: str) -> bytes:
+    """An mkv with a packet in the middle that holds no picture."""
+    source = encode(run_of(24), codec, "matroska", options={"bf": "0", "g": "12"})
+    packets, unit = packets_of(source)
+    packets = [dataclasses.replace(one, pts=100 * at, dts=100 * at) for at, one in enumerate(packets)]
+    packets.insert(20, Packet(data, 1950, 1950, False))
+    return mux_packets(source, "matroska", packets, unit)
+
+
+def hevc_sequences() -> bytes:
+    """A raw stream in which a sequence ends before its third keyframe, whose group is open."""
+    packets, _ = packets_of(encode(run_of(80), "libx265", "hevc", options=OPEN_HEVC))
+    third = [at for at, packet in enumerate(packets) if packet.is_key][2]
+    parts = [packet.data for packet in packets]
+    return b"".join([*parts[:third], b"\0\0\1\x48\1", *parts[third:]])
+
+
+def all_marked(codec: str) -> bytes:
+    """An mp4 without a list of its keyframes: every sample counts as one."""
+    data = encode(run_of(40), codec, "mp4", options={"g": "12", "bf": "2", "q:v": "2"})
+    return patched(data, (boxes(data, b"stss")[0] - 4, b"free"))
+
+
+def edited(*parts: tuple[int, int], codec: str = "libx264") -> bytes:
+    """An mp4 of 4 s in groups of 1 s that shows these parts: begin and length in seconds."""
+    options = {"g": "10", "bf": "2"} | ({} if codec == "libx264" else {"q:v": "2"})
+    data = encode(run_of(40), codec, "mp4", options=options)
+    old, mvhd, mdhd = (boxes(data, kind)[0] for kind in (b"elst", b"mvhd", b"mdhd"))
+    movie_scale, media_scale = (int.from_bytes(data[at + 12 : at + 16], "big") for at in (mvhd, mdhd))
+    first = int.from_bytes(data[old + 12 : old + 16], "big")  # media time of the first frame
+    entries = [
+        struct.pack(">IiI", length * movie_scale, first + begin * media_scale, 1 << 16) for begin, length in parts
+    ]
+    box = struct.pack(">I4s", 16 + 12 * len(parts), b"elst") + struct.pack(">II", 0, len(parts)) + b"".join(entries)
+    start, end = old - 8, old + 8 + 12
+    grown = len(box) - (end - start)
+    sizes = [
+        (at - 8, (int.from_bytes(data[at - 8 : at - 4], "big") + grown).to_bytes(4, "big"))
+        for at in (boxes(data, kind)[0] for kind in (b"moov", b"trak", b"edts"))
+    ]
+    return patched(data[:start], *sizes) + box + data[end:]
 
 
 def last_sample_empty() -> bytes:
