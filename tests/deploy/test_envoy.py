@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
@@ -28,6 +29,7 @@ from tests.deploy.replicas import Replica, running_replicas
 from tests.deploy.tools import envoy_binary
 from tests.engine.certificates import SERVER_NAME, Authority
 from tests.media import moving_shapes_clip, photo
+from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.timeout(300)  # replicas take seconds to start, more on a busy machine
 
@@ -51,12 +53,13 @@ class Balanced:
 
     async def all_in_flight(self, count: int) -> list[int]:
         """Open calls of each replica, once there are so many together."""
-        for _ in range(500):
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
             counts = [await self.in_flight(replica) for replica in self.replicas]
             if sum(counts) == count:
                 return counts
+            assert time.monotonic() < deadline, f"{counts} calls are open, and not {count}"
             await asyncio.sleep(0.02)
-        raise AssertionError(f"{counts} calls are open, and not {count}")
 
     async def connect(self) -> None:
         """Have Envoy connect to every replica.

@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from deploy.triton.local_server import TritonServer
-from engine_client import Endpoints, kserve, kserve_regions
+from engine_client import Endpoints, TritonEngine, kserve, kserve_regions
 from engine_client.kserve_regions import RegisteredRegion
 from preprocessor import pipeline
 from preprocessor.config import EngineSettings
@@ -49,7 +49,7 @@ other_inputs = "drop"
 datatype = "INT32"
 value = [{ending}]
 """
-FINISH, FAIL, CHECKSUM, SLOW = 0, 3, 4, 5
+FINISH, FAIL, CHECKSUM, SLOW, SILENT = 0, 3, 4, 5, 6
 
 
 @dataclass
@@ -124,13 +124,23 @@ async def assert_at_rest(caller: Caller) -> None:
     assert pool.files.leased_bytes == pool.rows.leased_bytes == 0
     assert [state.in_flight_count for state in engine.states()] == [0] * len(engine.states())
     # Streams that were left end by themselves, within seconds.
-    tritons = [endpoint.engine for endpoint in engine._endpoints]
-    await eventually(lambda: not any(each._streams or each._farewells for each in tritons))  # type: ignore[attr-defined]
+    await eventually(lambda: not any(each._streams or each._farewells for each in engines_of(caller)))
 
 
 def is_in_shared_memory(key: str) -> bool:
     """Whether the region of that key has a file."""
     return Path(f"/dev/shm{key}").exists()
+
+
+def engines_of(caller: Caller) -> list[TritonEngine]:
+    """The clients that the service has of its engines."""
+    assert isinstance(caller.server.engine, Endpoints)
+    return [endpoint.engine for endpoint in caller.server.engine._endpoints]  # type: ignore[misc]
+
+
+def sent_whole_count(caller: Caller) -> int:
+    """Requests that engines were sent all of, and have not answered to their end."""
+    return sum(stream._is_all_sent for engine in engines_of(caller) for stream in engine._streams)
 
 
 async def until_ready(caller: Caller, *, is_ready: bool = True) -> str:

@@ -57,9 +57,22 @@ def _own_shared_memory_refusal() -> str:
     return probed.stderr.strip() if is_refused else ""
 
 
-async def answer(engine: TritonEngine, request: EngineRequest) -> list[int]:
+async def answer(engine: TritonEngine, request: EngineRequest, timeout_seconds: float | None = None) -> list[int]:
     """All token ids that come."""
-    return [token_id async for step in engine.generate(request) for token_id in step.token_ids]
+    steps = engine.generate(request, timeout_seconds=timeout_seconds)
+    return [token_id async for step in steps for token_id in step.token_ids]
+
+
+def be_impatient(engine: TritonEngine, max_silence_seconds: float | None = 0.3) -> None:
+    """From now on bear no longer silence of an engine, on streams under way too.
+
+    For one that will not answer any more: a patience that short from the beginning would be over before a busy machine has
+    answered at all.
+    """
+    engine._max_silence_seconds = max_silence_seconds
+    for stream in engine._streams:
+        stream._max_silence_seconds = max_silence_seconds
+        stream._news.set()  # whoever waits begins to wait anew
 
 
 def ask_directly(

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from contextlib import aclosing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,14 +27,14 @@ from engine_client import (
 )
 from tests.engine.prompts import text_prompt
 from tests.engine.relay import Relay
-from tests.engine.servers import LONG_ANSWER, outcome_count
+from tests.engine.servers import LONG_ANSWER, be_impatient, outcome_count
 from tests.engine.several import CALM, Ordered, by_name
 from tests.waiting import PATIENCE_SECONDS, eventually
 
-FINISH, SLOW = 0, 5  # tests/engine/models/scripted
+FINISH, SLOW, SILENT = 0, 5, 6  # tests/engine/models/scripted
 TOKEN_COUNT = 400
 BRISK = EndpointPolicy(
-    probe_period_seconds=0.05, probe_timeout_seconds=0.5, min_backoff_seconds=0.1, max_backoff_seconds=0.2
+    probe_period_seconds=0.05, probe_timeout_seconds=PATIENCE_SECONDS, min_backoff_seconds=0.1, max_backoff_seconds=0.2
 )
 
 
@@ -49,6 +50,13 @@ async def answer(endpoints: Endpoints, request: EngineRequest) -> list[int]:
 
 def both(a: TritonServer, b: TritonServer, policy: EndpointPolicy = BRISK, **options: object) -> Endpoints:
     return triton_endpoints([a.grpc_address, b.grpc_address], "scripted", policy, chance=Ordered(), **options)
+
+
+def engine_of(endpoints: Endpoints, name: str) -> TritonEngine:
+    """One of theirs."""
+    [engine] = [endpoint.engine for endpoint in endpoints._endpoints if endpoint.name == name]
+    assert isinstance(engine, TritonEngine)
+    return engine
 
 
 async def test_one_of_two_engines_killed_under_load_costs_no_request_that_had_no_token_yet(
@@ -95,10 +103,11 @@ async def test_one_of_two_engines_killed_under_load_costs_no_request_that_had_no
 async def test_an_engine_whose_model_process_died_is_left_though_it_says_ready(
     doomed_triton: TritonServer, scripted_triton: TritonServer
 ) -> None:
-    async with both(doomed_triton, scripted_triton, max_silence_seconds=0.5) as endpoints:
+    async with both(doomed_triton, scripted_triton) as endpoints:
         assert await answer(endpoints, scripted(FINISH)) == [0, 1, 2]
         for process in doomed_triton.model_pids():
             os.kill(process, signal.SIGKILL)
+        be_impatient(engine_of(endpoints, doomed_triton.grpc_address))
         async with TritonEngine(doomed_triton.grpc_address, "scripted") as engine:
             await engine.check_ready()
         for _ in range(BRISK.max_failures + 3):
@@ -113,14 +122,17 @@ async def test_an_engine_that_stands_still_is_left_and_comes_back(scripted_trito
     async with (
         Relay(scripted_triton.grpc_address) as relay,
         triton_endpoints(
-            [relay.address, scripted_triton.grpc_address], "scripted", BRISK, chance=Ordered(), max_silence_seconds=1.0
+            [relay.address, scripted_triton.grpc_address], "scripted", BRISK, chance=Ordered()
         ) as endpoints,
     ):
         assert await answer(endpoints, scripted(FINISH)) == [0, 1, 2]
         relay.is_paused = True
-        assert await answer(endpoints, scripted(FINISH)) == [0, 1, 2]  # by the other, after a second of silence
-        await eventually(lambda: by_name(endpoints)[relay.address].standing is Standing.EJECTED)
+        be_impatient(engine_of(endpoints, relay.address))
+        for _ in range(BRISK.max_failures):
+            assert await answer(endpoints, scripted(FINISH)) == [0, 1, 2]  # by the other, after a silence
+        assert by_name(endpoints)[relay.address].standing is Standing.EJECTED
         assert await answer(endpoints, scripted(FINISH)) == [0, 1, 2]
+        be_impatient(engine_of(endpoints, relay.address), PATIENCE_SECONDS)
         relay.is_paused = False
         await until_back(endpoints, relay.address)
 
@@ -153,10 +165,11 @@ async def until_back(endpoints: Endpoints, name: str) -> None:
 
 
 async def test_a_slow_engine_is_not_a_dead_one(scripted_triton: TritonServer) -> None:
-    async with Endpoints({"slow": TritonEngine(scripted_triton.grpc_address, "scripted")}, BRISK) as endpoints:
+    policy = replace(BRISK, min_silence_seconds=PATIENCE_SECONDS)
+    async with Endpoints({"slow": TritonEngine(scripted_triton.grpc_address, "scripted")}, policy) as endpoints:
         for _ in range(BRISK.max_failures + 1):
             with pytest.raises(EngineDeadlineExceeded):
-                async for _ in endpoints.generate(scripted(SLOW), timeout_seconds=0.1):
+                async for _ in endpoints.generate(scripted(SILENT), timeout_seconds=0.1):
                     pass
         assert by_name(endpoints)["slow"].standing is Standing.HEALTHY
         assert await answer(endpoints, scripted(SLOW)) == [0, 1, 2]

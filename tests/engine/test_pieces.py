@@ -37,10 +37,11 @@ from tests.engine.servers import (
     SCRIPTED_REPOSITORY,
     answer,
     ask_directly,
+    be_impatient,
     outcome_count,
     serving,
 )
-from tests.waiting import PATIENCE_SECONDS, eventually
+from tests.waiting import GROWING_SECONDS, PATIENCE_SECONDS, eventually
 
 TOKEN_COUNT = 24
 GREEDY = SamplingParameters(max_tokens=TOKEN_COUNT)
@@ -150,14 +151,16 @@ async def test_arrays_are_released_before_the_answer_ends(engine: TritonEngine) 
 
 
 async def test_waiting_for_rows_is_not_the_engine_s_silence(pieces_triton: TritonServer) -> None:
-    silence_seconds = 1.0
-    async with TritonEngine(pieces_triton.grpc_address, "pieces", max_silence_seconds=silence_seconds) as engine:
-        request = pending_request("slow", only_rows(24))
-        asking = asyncio.create_task(answer(engine, request))
-        _, waiting = await asyncio.wait({asking}, timeout=1.5 * silence_seconds)
+    silence_seconds = 0.1
+    async with TritonEngine(pieces_triton.grpc_address, "pieces") as engine:
+        request = pending_request("slow", only_rows(5000))
+        asking = await start(engine, request)
+        be_impatient(engine, silence_seconds)
+        _, waiting = await asyncio.wait({asking}, timeout=3 * silence_seconds)
         assert waiting
+        be_impatient(engine, PATIENCE_SECONDS)  # now it is the engine's turn
         finish_all(request)
-        assert (await asking)[1] == 24
+        assert (await asking)[1] == 5000
 
 
 async def test_an_engine_that_takes_no_pieces_gets_one_message_when_all_rows_are_final(
@@ -223,11 +226,20 @@ async def test_rows_that_fail_end_the_answer_with_that_error_and_stop_the_engine
 
 
 async def test_a_deadline_passes_between_two_pieces(triton: TritonServer, engine: TritonEngine) -> None:
-    before = outcome_count(triton, "cancelled")
-    with pytest.raises(EngineDeadlineExceeded):
-        async for _ in engine.generate(pending_request("late", PROMPTS["large"]), timeout_seconds=0.3):
-            pass
-    await eventually(lambda: outcome_count(triton, "cancelled") == before + 1)
+    for seconds in GROWING_SECONDS:
+        before = outcome_count(triton, "cancelled")
+        request = pending_request("late", PROMPTS["large"])
+        asking = asyncio.create_task(answer(engine, request, seconds))
+        assert request.pending is not None
+        request.pending.finish(1000)
+        await eventually(lambda: asking.done() or any(map(has_read_a_piece, engine._streams)))  # noqa: B023
+        has_begun = not asking.done()
+        with pytest.raises(EngineDeadlineExceeded):
+            await asking
+        if has_begun:
+            break
+    assert has_begun
+    await eventually(lambda: outcome_count(triton, "cancelled") > before)
 
 
 @pytest.mark.parametrize(
@@ -306,11 +318,12 @@ async def test_a_server_killed_between_two_pieces_is_unavailable(doomed_pieces_t
 
 
 async def test_a_model_process_killed_between_two_pieces_is_unavailable(doomed_pieces_triton: TritonServer) -> None:
-    async with TritonEngine(doomed_pieces_triton.grpc_address, "pieces", max_silence_seconds=1.0) as engine:
+    async with TritonEngine(doomed_pieces_triton.grpc_address, "pieces") as engine:
         request = pending_request("r", only_rows(5000))
         asking = await start(engine, request)
         for process in doomed_pieces_triton.model_pids():
             os.kill(process, signal.SIGKILL)
+        be_impatient(engine)
         finish_all(request)
         async with asyncio.timeout(PATIENCE_SECONDS):
             with pytest.raises(EngineUnavailable, match=r"sent nothing|not healthy"):

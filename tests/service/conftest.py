@@ -79,7 +79,9 @@ class Caller:
 
         def fetch() -> tuple[int, str]:
             try:
-                with urllib.request.urlopen(f"http://{self.server.http_address}{path}", timeout=5) as answer:
+                with urllib.request.urlopen(
+                    f"http://{self.server.http_address}{path}", timeout=PATIENCE_SECONDS
+                ) as answer:
                     return answer.status, answer.read().decode()
             except urllib.error.HTTPError as error:
                 return error.code, error.read().decode()

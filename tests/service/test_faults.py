@@ -55,7 +55,7 @@ def in_flight(server: WatchedServer) -> float:
 
 def readiness(server: WatchedServer) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://{server.http_address}/readyz", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{server.http_address}/readyz", timeout=PATIENCE_SECONDS) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -111,7 +111,7 @@ async def test_what_a_killed_service_leaves_the_next_start_sweeps() -> None:
         tree = server.tree()
         server.process.kill()
         server.wait()
-        _, alive = psutil.wait_procs(tree[1:], timeout=10)
+        _, alive = psutil.wait_procs(tree[1:], timeout=PATIENCE_SECONDS)
         assert alive == []
         assert region.exists(), "the name of shared memory outlives its owner"
         with WatchedServer(*options) as following:
@@ -231,7 +231,7 @@ async def test_without_descriptors_open_calls_go_on_and_all_comes_back_with_them
                 worker.kill()
             await eventually(lambda: any("no worker can be started" in line for line in server.log))
             assert (await stub.GetModel(pb.GetModelRequest())).name == "qwen3-vl"
-            with socket.create_connection(split_address("--address", server.address), timeout=5):
+            with socket.create_connection(split_address("--address", server.address), timeout=PATIENCE_SECONDS):
                 pass  # the kernel takes it, the service cannot
             server.process.rlimit(psutil.RLIMIT_NOFILE, normal)
             await eventually_answered(

@@ -7,9 +7,9 @@ import zlib
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-FINISH, NO_REASON, UNKNOWN_REASON, FAIL, CHECKSUM, SLOW = range(6)
+FINISH, NO_REASON, UNKNOWN_REASON, FAIL, CHECKSUM, SLOW, SILENT = range(7)
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-PREFILL_SECONDS = 1.5  # of SLOW: from the request to its first token
+PREFILL_SECONDS = 0.5  # of SLOW: from the request to its first token
 PACE_SECONDS = 0.001  # an answer of many tokens should last, and not keep a core busy
 
 
@@ -22,6 +22,8 @@ class TritonPythonModel:
         ending = int(pb_utils.get_input_tensor_by_name(request, "input_ids").as_numpy()[0])
         if ending == SLOW:
             time.sleep(PREFILL_SECONDS)
+        while ending == SILENT and not sender.is_cancelled():
+            time.sleep(PACE_SECONDS)
         for index in range(int(pb_utils.get_input_tensor_by_name(request, "max_tokens").as_numpy()[0])):
             if sender.is_cancelled():
                 return sender.send(flags=FINAL)
