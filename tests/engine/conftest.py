@@ -51,7 +51,6 @@ def doomed_pieces_triton() -> Iterator[TritonServer]:
     """The same, for one test alone to break."""
     with serving("pieces", SCRIPTED_REPOSITORY) as server:
         yield server
-        server.kill()  # at once: an orderly end takes three seconds
 
 
 @pytest.fixture
@@ -59,7 +58,6 @@ def doomed_triton() -> Iterator[TritonServer]:
     """The same, for one test alone to break."""
     with serving("scripted", SCRIPTED_REPOSITORY) as server:
         yield server
-        server.kill()  # at once: an orderly end takes three seconds
 
 
 @pytest.fixture

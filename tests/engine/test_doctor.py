@@ -32,7 +32,6 @@ def secluded_triton() -> Iterator[TritonServer]:
     """With a /dev/shm of its own, as in a container that does not share ours."""
     with serving("legacy_encoders", SCRIPTED_REPOSITORY, shared_memory_bytes=64 << 20) as server:
         yield server
-        server.kill()
 
 
 async def verdicts(settings: EngineSettings, parts: dict[str, str] | None) -> dict[str, Finding]:

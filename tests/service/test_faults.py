@@ -300,24 +300,23 @@ def skew(offset: Path, seconds: int) -> None:
         file.write(struct.pack("q", seconds))
 
 
-@pytest.mark.parametrize("jump_seconds", [86_400, -86_400])
-async def test_a_wall_clock_that_jumps_ends_no_call_early_or_late(
-    skewed: tuple[dict[str, str], Path], jump_seconds: int
-) -> None:
+async def test_a_wall_clock_that_jumps_ends_no_call_early_or_late(skewed: tuple[dict[str, str], Path]) -> None:
     environment, offset = skewed
     options = ("--workers", "1", "--upload-idle-seconds", "60", "--max-timeout-seconds", "120")
     with WatchedServer(*options, environment=environment) as server:
         async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
             stub = pb_grpc.PreprocessorStub(channel)
-            under_way = stub.Prepare(timeout=60)
-            await under_way.write(pb.PrepareRequest(spec=chat(image("photo"))))
-            await eventually(lambda: in_flight(server) == 1)
-            skew(offset, jump_seconds)
-            assert (await ask(server.address, WORK)).header.token_count > 0
-            await under_way.write(pb.PrepareRequest(chunk=pb.MediaChunk(key="photo", data=PHOTO, last=True)))
-            assert await last_kind(under_way) == "report"
-            late = await refusal_of(stub.Prepare(timeout=0.5))
-            assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED
+            for jump_seconds in (86_400, -86_400):
+                under_way = stub.Prepare(timeout=60)
+                await under_way.write(pb.PrepareRequest(spec=chat(image("photo"))))
+                await eventually(lambda: in_flight(server) == 1)
+                skew(offset, jump_seconds)
+                assert (await ask(server.address, WORK)).header.token_count > 0
+                await under_way.write(pb.PrepareRequest(chunk=pb.MediaChunk(key="photo", data=PHOTO, last=True)))
+                assert await last_kind(under_way) == "report"
+                late = await refusal_of(stub.Prepare(timeout=0.5))
+                assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED
+                await eventually(lambda: in_flight(server) == 0)
         with pytest.raises(CallFailed):
             await ask(server.address, chat(image("photo", b"no image")))
         await eventually(lambda: any("NOT_MEDIA" in line for line in server.log))

@@ -165,7 +165,8 @@ async def test_a_stop_sends_what_has_ended(model: Model, collector: Collector) -
     assert collector.named(PREPARE)
 
 
-async def test_a_collector_that_is_not_there_costs_no_call(model: Model) -> None:
+async def test_a_collector_that_is_not_there_costs_no_call(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(otlp, "_CLOSE_SECONDS", 0.1)
     async with serving(model, trace=TraceSettings("http://127.0.0.1:9")) as caller:  # RFC 863's port; nobody listens
         await prepare(caller, chat("hello"))
         await prepare(caller, chat("hello"))
