@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from deploy.triton.local_server import TritonServer
 from engine_client import TritonEngine
-from tests.engine.servers import SCRIPTED_REPOSITORY, serving
+from tests.engine.servers import SCRIPTED_REPOSITORY, Gate, serving
 from tests.engine.tensorrt_llm_model import STAND_IN, read_settings, write_checkpoint
 from tests.engine.tensorrt_llm_model import engine as tensorrt_llm_engine
 
@@ -58,6 +58,14 @@ def doomed_triton() -> Iterator[TritonServer]:
     """The same, for one test alone to break."""
     with serving("scripted", SCRIPTED_REPOSITORY) as server:
         yield server
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """Closed; see there."""
+    made = Gate()
+    yield made
+    made.open()
 
 
 @pytest.fixture

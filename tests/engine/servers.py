@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -61,6 +62,18 @@ def _own_shared_memory_refusal() -> str:
     if probed.returncode and not is_refused:
         pytest.fail(f"unshare broke, which is no refusal: {probed.stderr}", pytrace=False)
     return probed.stderr.strip() if is_refused else ""
+
+
+class Gate:
+    """Until it is opened, `scripted` prompts that are to end as HELD and have its seed stop before token number `top_k`."""
+
+    def __init__(self) -> None:
+        self.seed = secrets.randbits(63) | 1
+        self._path = Path(f"/dev/shm/scripted-{self.seed}")
+        self._path.touch()
+
+    def open(self) -> None:
+        self._path.unlink(missing_ok=True)
 
 
 async def answer(engine: TritonEngine, request: EngineRequest, timeout_seconds: float | None = None) -> list[int]:

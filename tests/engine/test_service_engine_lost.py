@@ -19,9 +19,9 @@ from preprocessor.service import health
 from tests.engine.served import (
     CHECKSUM,
     FINISH,
+    HELD,
     PIECES_PROFILE,
     SCRIPTED_PROFILE,
-    SILENT,
     SPEC,
     Answer,
     ask,
@@ -33,7 +33,7 @@ from tests.engine.served import (
     service_before,
     until_ready,
 )
-from tests.engine.servers import be_impatient
+from tests.engine.servers import Gate, be_impatient
 from tests.service.conftest import Caller, chat
 from tests.waiting import PATIENCE_SECONDS, eventually
 
@@ -108,17 +108,23 @@ async def test_a_service_that_starts_before_its_engine_waits_unready_and_prepare
 
 @pytest.mark.parametrize(
     ("ending", "tokens_before", "transport"),
-    [(SILENT, 0, "shared-memory"), (FINISH, 1, "shared-memory"), (FINISH, 1, "grpc")],
+    [(HELD, 0, "shared-memory"), (FINISH, 1, "shared-memory"), (FINISH, 1, "grpc")],
     ids=["before the first token", "in mid-answer", "in mid-answer, by gRPC"],
 )
 async def test_a_server_killed_under_a_request_is_unavailable_until_it_is_back(
-    model: Model, doomed_triton: TritonServer, tmp_path: Path, ending: int, tokens_before: int, transport: str
+    model: Model,
+    doomed_triton: TritonServer,
+    tmp_path: Path,
+    ending: int,
+    tokens_before: int,
+    transport: str,
+    gate: Gate,
 ) -> None:
     settings = {"asks": "scripted", "profile": SCRIPTED_PROFILE.format(ending=ending), "transport": transport}
     async with service_before(model, tmp_path, doomed_triton, **settings) as caller:
         await until_ready(caller)
         answer = Answer()
-        asking = asyncio.create_task(ask(caller, answer, max_tokens=LONG))
+        asking = asyncio.create_task(ask(caller, answer, max_tokens=LONG, seed=gate.seed))
         if tokens_before:
             await answer.first_token.wait()
         else:
@@ -132,8 +138,7 @@ async def test_a_server_killed_under_a_request_is_unavailable_until_it_is_back(
         assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_UNAVAILABLE")
         await asyncio.to_thread(doomed_triton.restart)
         await until_ready(caller)
-        if ending == FINISH:
-            assert (await ask(caller, Answer())).token_ids == [0, 1, 2]
+        assert (await ask(caller, Answer())).token_ids == [0, 1, 2]
 
 
 async def test_a_server_killed_after_an_answer_has_spoilt_nothing(

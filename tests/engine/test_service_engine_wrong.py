@@ -15,9 +15,9 @@ from preprocessor.client import CallFailed
 from preprocessor.models.family import Model
 from tests.engine.served import (
     FAIL,
+    HELD,
     PIECES_PROFILE,
     SCRIPTED_PROFILE,
-    SILENT,
     SPEC,
     Answer,
     ask,
@@ -26,7 +26,7 @@ from tests.engine.served import (
     service_before,
     until_ready,
 )
-from tests.engine.servers import outcome_count
+from tests.engine.servers import Gate, outcome_count
 from tests.service.conftest import Caller, chat
 from tests.waiting import GROWING_SECONDS, PATIENCE_SECONDS, eventually
 
@@ -67,9 +67,9 @@ async def test_a_deadline_that_passes_while_the_engine_is_busy_stops_that_prompt
 
 
 async def test_a_deadline_that_passes_before_the_first_token_blames_no_engine(
-    model: Model, scripted_triton: TritonServer, tmp_path: Path
+    model: Model, scripted_triton: TritonServer, tmp_path: Path, gate: Gate
 ) -> None:
-    profile = SCRIPTED_PROFILE.format(ending=SILENT)
+    profile = SCRIPTED_PROFILE.format(ending=HELD)
     async with service_before(model, tmp_path, scripted_triton, asks="scripted", profile=profile) as caller:
         [endpoint] = caller.server.engine._endpoints  # type: ignore[union-attr]
         breaker = endpoint.breaker
@@ -77,11 +77,12 @@ async def test_a_deadline_that_passes_before_the_first_token_blames_no_engine(
             breaker._policy, min_silence_seconds=PATIENCE_SECONDS
         )  # no silence here is a long one
         for _ in range(breaker._policy.max_failures + 1):
-            answer = await ask(caller, Answer(), timeout_seconds=0.3)
+            answer = await ask(caller, Answer(), timeout_seconds=0.3, seed=gate.seed)
             assert (answer.code, answer.token_ids) == (grpc.StatusCode.DEADLINE_EXCEEDED, [])
         await assert_at_rest(caller)
         await until_ready(caller)
         assert (endpoint.state.standing, endpoint.state.failure_count) == (Standing.HEALTHY, 0)
+        assert (await ask(caller, Answer())).token_ids == [0, 1, 2]
 
 
 async def test_a_model_that_breaks_at_a_request_says_so_and_takes_the_next(

@@ -24,7 +24,7 @@ from preprocessor.models.generic import GenericModel
 from preprocessor.service.server import Server
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
-from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import PATIENCE_SECONDS, eventually
 from tests.zygotes import zygote_of
 
 PREPARE = "/preprocessor.v1.Preprocessor/Prepare"
@@ -88,8 +88,13 @@ class Caller:
 
         return await asyncio.to_thread(fetch)
 
-    async def samples(self) -> dict[tuple[str, ...], float]:
-        """What `/metrics` says, by name and label values, these in the order of their labels' names."""
+    async def samples(self, *, under_way: bool = False) -> dict[tuple[str, ...], float]:
+        """What `/metrics` says, by name and label values, these in the order of their labels' names.
+
+        A call is counted just after its caller has its status, so this waits until none is open, unless some are `under_way`.
+        """
+        if not under_way:
+            await eventually(lambda: self.server.metrics.open_call_count() == 0)
         status, text = await self.get("/metrics")
         assert status == 200
         return {

@@ -244,9 +244,8 @@ async def test_only_callers_with_a_known_token_get_in(model: Model, token_file: 
             found = await refusal_of(model_of(caller, wrong))
             assert (found.code, found.reason) == (UNAUTHENTICATED, "UNAUTHENTICATED")
             assert not wrong or wrong not in found.message
-        samples = caller.server.metrics.registry
-        labels = {"method": "GetModel", "code": "UNAUTHENTICATED"}
-        assert samples.get_sample_value("preprocessor_requests_total", labels) == 5
+        samples = await caller.samples()
+        assert samples["preprocessor_requests_total", "UNAUTHENTICATED", "GetModel"] == 5
 
 
 async def test_every_method_asks_for_the_token(model: Model, token_file: Path) -> None:
