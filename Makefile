@@ -40,9 +40,10 @@ prometheus: ## unpack a real Prometheus into .prometheus
 demo: triton ## the main job: a video and a question in, Triton's tokens out
 	$(BIN)/python -m deploy.demo
 
+# Two processes: half of the time tests wait for processes and clocks. Which tests each runs is always the same: tests/conftest.py.
 test: triton ## run the tests; a few minutes
 	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 test-all: triton ## run every test but the soak, the long ones too
 	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'
