@@ -28,34 +28,22 @@ from engine_client import (
     SamplingParameters,
     TritonEngine,
     messages,
+    stream,
 )
 from engine_client.stream import MAX_UNREAD_PIECES, PromptStream
-from tests.engine.prompts import PromptBuilder, image_prompt, mixed_prompt, text_prompt, video_prompt
+from tests.engine.prompts import PROMPTS, TOKEN_COUNT
 from tests.engine.servers import (
     LONG_ANSWER,
     MODEL_DIRECTORY,
     SCRIPTED_REPOSITORY,
     answer,
-    ask_directly,
     be_impatient,
     outcome_count,
     serving,
 )
 from tests.waiting import GROWING_SECONDS, PATIENCE_SECONDS, eventually
 
-TOKEN_COUNT = 24
 GREEDY = SamplingParameters(max_tokens=TOKEN_COUNT)
-PROMPTS = {"image": image_prompt(), "mixed": mixed_prompt()}
-PROMPTS |= {f"video{seed}": video_prompt(seed) for seed in range(20, 28)}
-PROMPTS |= {f"mixed{seed}": mixed_prompt(seed) for seed in range(30, 36)}
-# 7 MB in 7 temporal steps of 1 MB: several pieces as they are really cut, not aligned with the steps.
-PROMPTS["large"] = PromptBuilder(40).text(151644, 872).video(7, 26, 26).text(3838, 151645).tensors()
-
-
-@pytest.fixture(scope="module")
-def expected(triton: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[int]]:
-    """What transformers answers to each prompt at once, called directly."""
-    return ask_directly(PROMPTS, TOKEN_COUNT, tmp_path_factory.mktemp("prompts"))
 
 
 @pytest_asyncio.fixture
@@ -107,7 +95,7 @@ async def answer_while_written(
 async def test_tokens_equal_those_of_a_direct_call(
     engine: TritonEngine, expected: Mapping[str, list[int]], step: int, tiny_pieces: None
 ) -> None:
-    names = [name for name in PROMPTS if name != "large"]
+    names = [name for name in PROMPTS if name not in ("text", "large")]
     answers = await asyncio.gather(*(answer_while_written(engine, name, PROMPTS[name], step) for name in names))
     assert dict(zip(names, answers, strict=True)) == {name: expected[name] for name in names}
 
@@ -126,7 +114,7 @@ async def test_more_prompts_than_threads_wait_for_rows_and_hold_nobody_up(
 ) -> None:
     requests = [pending_request(f"waits-{index}", PROMPTS["image"]) for index in range(4 + 8)]  # max_running is 4
     asking = [asyncio.create_task(answer(engine, request)) for request in requests]
-    assert len(await answer(engine, EngineRequest("passes", text_prompt(), GREEDY))) == TOKEN_COUNT
+    assert len(await answer(engine, EngineRequest("passes", PROMPTS["text"], GREEDY))) == TOKEN_COUNT
     for request, task in reversed(list(zip(requests, asking, strict=True))):
         assert not task.done()
         finish_all(request)
@@ -317,7 +305,10 @@ async def test_a_server_killed_between_two_pieces_is_unavailable(doomed_pieces_t
     assert raised.value.tokens_received == 0
 
 
-async def test_a_model_process_killed_between_two_pieces_is_unavailable(doomed_pieces_triton: TritonServer) -> None:
+async def test_a_model_process_killed_between_two_pieces_is_unavailable(
+    doomed_pieces_triton: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "FAREWELL_SECONDS", 0.2)
     async with TritonEngine(doomed_pieces_triton.grpc_address, "pieces") as engine:
         request = pending_request("r", only_rows(5000))
         asking = await start(engine, request)
