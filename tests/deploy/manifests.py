@@ -34,7 +34,9 @@ def of_kind(overlay: str, kind: str) -> list[Resource]:
 
 def pods(overlay: str) -> Iterator[tuple[str, Resource]]:
     """Name and pod template of every Deployment."""
-    for resource in of_kind(overlay, "Deployment"):
+    found = of_kind(overlay, "Deployment")
+    assert found, f"no Deployment in {overlay}: nothing would be looked at"
+    for resource in found:
         yield resource["metadata"]["name"], resource["spec"]["template"]
 
 

@@ -200,8 +200,8 @@ async def test_envoy_says_that_it_is_ready(balanced: Balanced) -> None:
 async def test_reflection_passes_for_grpcurl(balanced: Balanced) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(balanced.channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
-    async for answer in stub.ServerReflectionInfo(iter([request]), timeout=SECONDS):
-        assert "preprocessor.v1.Preprocessor" in {one.name for one in answer.list_services_response.service}
+    [answer] = [one async for one in stub.ServerReflectionInfo(iter([request]), timeout=SECONDS)]
+    assert "preprocessor.v1.Preprocessor" in {one.name for one in answer.list_services_response.service}
 
 
 async def test_callers_with_tls_are_served_and_others_turned_away(balanced: Balanced, tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ async def test_one_of_two_engines_killed_under_load_costs_no_request_that_had_no
         states = by_name(endpoints)
 
     broken_off = [outcome for outcome in outcomes if isinstance(outcome, EngineError)]
+    assert broken_off, "none of those who had tokens was at the engine that died"
     assert all(isinstance(error, EngineUnavailable) and error.tokens_received for error in broken_off), broken_off
     whole = [outcome for outcome in (*outcomes, *late_outcomes) if not isinstance(outcome, EngineError)]
     assert len(whole) == 60 - len(broken_off)
