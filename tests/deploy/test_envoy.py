@@ -31,8 +31,6 @@ from tests.engine.certificates import SERVER_NAME, Authority
 from tests.media import moving_shapes_clip, photo
 from tests.waiting import PATIENCE_SECONDS
 
-pytestmark = pytest.mark.timeout(300)  # replicas take seconds to start, more on a busy machine
-
 PHOTO = photo(160, 120)
 LARGE_CLIP = moving_shapes_clip(seconds=2, width=640, height=480)
 """Some 50 MB of pixels."""
@@ -114,7 +112,10 @@ def test_envoy_accepts_the_configuration_and_calls_nothing_in_it_outdated(tmp_pa
     path = tmp_path / "envoy.json"
     path.write_text(json.dumps(configuration([1, 2], 3, 4)))
     done = subprocess.run(
-        [envoy_binary(), "--mode", "validate", "--config-path", path], capture_output=True, text=True, timeout=60
+        [envoy_binary(), "--mode", "validate", "--config-path", path],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     assert "deprecated" not in done.stderr.lower()

@@ -47,11 +47,13 @@ async def test_callers_find_a_new_replica_when_their_connections_are_ended(
         stub = pb_grpc.PreprocessorStub(
             await stack.enter_async_context(grpc.aio.insecure_channel(target, options=CALLER_OPTIONS))
         )
-        await stub.GetModel(pb.GetModelRequest(), timeout=30)
+        await stub.GetModel(pb.GetModelRequest(), timeout=PATIENCE_SECONDS)
         second = await stack.enter_async_context(serving(model, address=f"127.0.0.2:{port}", **settings))
         names.hosts = ["127.0.0.1", "127.0.0.2"]
         for _ in range(call_count):
-            await stub.GetModel(pb.GetModelRequest(), timeout=30)  # each must succeed, whatever happens to connections
+            await stub.GetModel(
+                pb.GetModelRequest(), timeout=PATIENCE_SECONDS
+            )  # each must succeed, whatever happens to connections
             if served_count(second) >= 10:
                 break
             await asyncio.sleep(0.01)
@@ -71,12 +73,12 @@ async def test_callers_leave_a_replica_that_says_it_is_not_serving(model: Model)
             await stack.enter_async_context(grpc.aio.insecure_channel(target, options=CALLER_OPTIONS))
         )
         while not (served_count(first) and served_count(second)):
-            await stub.GetModel(pb.GetModelRequest(), timeout=30)
+            await stub.GetModel(pb.GetModelRequest(), timeout=PATIENCE_SECONDS)
         await first.server.health.drain()
         streak = 0
         while streak < 10:  # the health stream tells callers; until then calls are served
             before = served_count(first)
-            await stub.GetModel(pb.GetModelRequest(), timeout=30)
+            await stub.GetModel(pb.GetModelRequest(), timeout=PATIENCE_SECONDS)
             streak = 0 if served_count(first) > before else streak + 1
         assert served_count(second) >= 10
 

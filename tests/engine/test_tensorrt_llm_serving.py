@@ -206,4 +206,6 @@ async def test_unloading_waits_for_answers_and_then_shuts_the_engine_down(
 async def unload(server: TritonServer) -> None:
     request = b"\x12" + bytes([len(MODEL)]) + MODEL.encode()  # RepositoryModelUnloadRequest.model_name
     async with grpc.aio.insecure_channel(server.grpc_address) as channel:
-        await channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelUnload")(request, timeout=30)
+        await channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelUnload")(
+            request, timeout=PATIENCE_SECONDS
+        )

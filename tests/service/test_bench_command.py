@@ -79,7 +79,7 @@ async def run(*arguments: str | Path, status: int = 0) -> tuple[str, str]:
     process = await asyncio.create_subprocess_exec(
         *COMMAND, *map(str, arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    output, errors = (part.decode() for part in await asyncio.wait_for(process.communicate(), 60))
+    output, errors = (part.decode() for part in await asyncio.wait_for(process.communicate(), PATIENCE_SECONDS))
     assert process.returncode == status, errors
     return output, errors
 
@@ -168,7 +168,7 @@ async def test_what_is_due_for_longer_than_its_deadline_is_not_sent(monkeypatch:
         endings.append(ending)
 
     async with unhurried(0.01) as (_, address):
-        load = Load((TEXT,), 100, seconds=40, rate_per_second=2.5, timeout_seconds=20)
+        load = Load((TEXT,), 100, seconds=40, rate_per_second=2.5, timeout_seconds=PATIENCE_SECONDS)
         await drive(connect_to(address), load, stall_once)
     unsent = [ending for ending in endings if ending.outcome == NOT_SENT]
     assert len(endings) == 100

@@ -31,6 +31,7 @@ from preprocessor.types.asked import (
     TextPart,
 )
 from tests.media import moving_shapes_clip, photo
+from tests.waiting import PATIENCE_SECONDS
 
 COMMAND = (sys.executable, "-m", "preprocessor")
 CLIP = moving_shapes_clip(seconds=2, width=160, height=120)
@@ -60,13 +61,15 @@ def address() -> Iterator[str]:
         yield next(found[1] for line in process.stderr if (found := re.search(r"on grpc (\S+),", line)))
     finally:
         process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=30)
+        _, log = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0
     assert "stopped" in log
 
 
 def run(*arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+    )
     assert done.returncode == status, done.stderr
     return done
 

@@ -290,7 +290,9 @@ def skewed(tmp_path: Path) -> tuple[dict[str, str], Path]:
     source, library, offset = tmp_path / "skew.c", tmp_path / "skew.so", tmp_path / "offset"
     source.write_text(SKEW)
     offset.write_bytes(struct.pack("q", 0))
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True, timeout=60)
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True, timeout=PATIENCE_SECONDS
+    )
     return {"LD_PRELOAD": str(library), "SKEW_FILE": str(offset)}, offset
 
 
@@ -307,7 +309,7 @@ async def test_a_wall_clock_that_jumps_ends_no_call_early_or_late(skewed: tuple[
         async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
             stub = pb_grpc.PreprocessorStub(channel)
             for jump_seconds in (86_400, -86_400):
-                under_way = stub.Prepare(timeout=60)
+                under_way = stub.Prepare(timeout=PATIENCE_SECONDS)
                 await under_way.write(pb.PrepareRequest(spec=chat(image("photo"))))
                 await eventually(lambda: in_flight(server) == 1)
                 skew(offset, jump_seconds)

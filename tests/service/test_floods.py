@@ -27,7 +27,7 @@ from tests.service.http2 import (
     SETTINGS,
     RawConnection,
 )
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 MIB = 1 << 20
 SLACK_BYTES = 24 * MIB
@@ -52,7 +52,7 @@ async def is_served(server: WatchedServer) -> bool:
 
     def ask() -> bool:
         with grpc.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
-            return prepare(channel, chat("still there?"), {}, timeout_seconds=60).header.token_count > 0
+            return prepare(channel, chat("still there?"), {}, timeout_seconds=PATIENCE_SECONDS).header.token_count > 0
 
     return await asyncio.to_thread(ask)
 

@@ -23,6 +23,7 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip, photo
 from tests.service.collector import Collector, collecting, flush
 from tests.service.conftest import Caller, chat, image, serving, video
+from tests.waiting import PATIENCE_SECONDS
 
 TRACE_ID, CALLER_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED = (("traceparent", f"00-{TRACE_ID}-{CALLER_SPAN}-01"), ("tracestate", "vendor=1"))
@@ -41,7 +42,7 @@ async def prepare(caller: Caller, spec: pb.PrepareSpec, metadata: tuple[tuple[st
     async def messages() -> AsyncIterator[pb.PrepareRequest]:
         yield pb.PrepareRequest(spec=spec)
 
-    async for _ in caller.stub.Prepare(messages(), metadata=metadata, timeout=60):
+    async for _ in caller.stub.Prepare(messages(), metadata=metadata, timeout=PATIENCE_SECONDS):
         pass
 
 
@@ -50,7 +51,7 @@ async def generate(caller: Caller, spec: pb.PrepareSpec) -> None:
         parameters = pb.GenerationParameters(max_tokens=2)
         yield pb.GenerateRequest(spec=pb.GenerateSpec(prompt=spec, parameters=parameters))
 
-    async for _ in caller.stub.Generate(messages(), metadata=SAMPLED, timeout=60):
+    async for _ in caller.stub.Generate(messages(), metadata=SAMPLED, timeout=PATIENCE_SECONDS):
         pass
 
 

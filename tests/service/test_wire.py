@@ -23,7 +23,7 @@ from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import Caller, chat, eventually_answered, image, serving, video
 from tests.service.refusals import Refusal, refusal_of
-from tests.waiting import GROWING_SECONDS, eventually
+from tests.waiting import GROWING_SECONDS, PATIENCE_SECONDS, eventually
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -297,7 +297,7 @@ async def test_a_caller_who_does_not_read_his_tokens_stops_the_engine(model: Mod
         request = pb.GenerateRequest(spec=pb.GenerateSpec(prompt=chat("hi"), parameters=parameters))
         call = pb_grpc.PreprocessorStub(channel).Generate(iter([request]))
         assert (await call.read()).WhichOneof("message") == "header"
-        await asyncio.wait_for(is_closed.wait(), 30)
+        await asyncio.wait_for(is_closed.wait(), PATIENCE_SECONDS)
         assert (await refusal_of(call)).reason == "ANSWER_IDLE"
 
 
