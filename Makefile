@@ -11,11 +11,13 @@ FUZZ_FIRST ?= 0
 GUIDED_SECONDS ?= 140
 # Tools that look at this environment and are no part of it.
 SUPPLY := build/supply
+# An environment of the lowest versions that pyproject.toml allows.
+LOWEST := build/lowest
 # Known vulnerabilities that do not matter here, each with the reason why not. None.
 AUDIT_IGNORED :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton prometheus demo test test-all soak fuzz fuzz-guided audit sbom parity bench bench-full golden proto image render reference format lint type verify clean
+.PHONY: help setup triton prometheus demo test test-all test-lowest soak fuzz fuzz-guided audit sbom parity bench bench-full golden proto image render reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,13 +40,28 @@ prometheus: ## unpack a real Prometheus into .prometheus
 demo: triton ## the main job: a video and a question in, Triton's tokens out
 	$(BIN)/python -m deploy.demo
 
+# Two processes: half of the time tests wait for processes and clocks. Which tests each runs is always the same: tests/conftest.py.
 test: triton ## run the tests; a few minutes
 	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 test-all: triton ## run every test but the soak, the long ones too
 	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'
 	$(BIN)/python -m pytest -m 'not soak'
+
+$(LOWEST)/stamp: pyproject.toml deploy/bounds.py deploy/venv.sh $(VENV)/stamp
+	rm -rf $(LOWEST)
+	sh deploy/venv.sh $(PYTHON) $(LOWEST)
+	$(BIN)/python -m deploy.bounds > $(LOWEST)/bounds.txt
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/bounds.txt --editable '.[dev,s3]'
+	$(LOWEST)/bin/pip install --quiet --no-deps torchvision==0.28.0
+	touch $@
+
+# Without the two tests that compare what is installed with deploy/constraints.txt.
+test-lowest: $(LOWEST)/stamp ## run the unit tests with the lowest versions that pyproject.toml allows
+	$(LOWEST)/bin/python -m pytest tests/unit \
+		--deselect tests/unit/doctor/test_machine.py::test_the_libraries_here_are_those_that_were_tested \
+		--deselect tests/unit/doctor/test_output.py::test_what_is_wrong_is_listed_with_what_to_do_and_counted
 
 soak: setup ## half an hour of mixed work on one server, or SOAK_SECONDS: memory and descriptors stay flat
 	$(BIN)/python -m pytest -m soak -s
@@ -119,6 +136,7 @@ verify: proto lint type ## all checks that run nothing; fails where generated co
 	git diff --exit-code -- preprocessor/v1 deploy/envoy/preprocessor.binpb
 	$(BIN)/python -m preprocessor.cli.reference --check README.md
 	cmp deploy/constraints.txt preprocessor/doctor/tested.txt
+	$(BIN)/python -m deploy.bounds --check
 
 clean: ## remove everything that was set up
-	rm -rf $(VENV) .triton .prometheus
+	rm -rf $(VENV) $(LOWEST) .triton .prometheus

@@ -6,7 +6,11 @@ import asyncio
 import time
 from collections.abc import Callable
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 120.0
+"""For what takes a second where nothing else runs: no test passes by waiting so long, and none fails on a busy machine."""
+GROWING_SECONDS = (0.3, 1.2, 5.0, 20.0)
+"""Deadlines for what is to be cut off in its middle: on a busy machine a short one may pass before anything has begun, and then
+the next is tried."""
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.002, 0.05
 
 

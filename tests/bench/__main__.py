@@ -35,7 +35,7 @@ from tests.bench.service.cost import cost, latency
 from tests.bench.service.handoff import handoff
 from tests.bench.service.load import clients
 from tests.bench.service.scaling import scaling
-from tests.bench.single import prompt, start
+from tests.bench.single import estimates, prompt, start
 from tests.bench.workloads import SEED, data_of
 
 HERE = Path(__file__).parent
@@ -46,6 +46,7 @@ SECTIONS: dict[str, Callable[[Bench], Section]] = {
     "clips": clips,
     "images": images,
     "prompt": prompt,
+    "estimates": estimates,
     "start": start,
     "cost": cost,
     "load": load,

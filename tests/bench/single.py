@@ -1,4 +1,4 @@
-"""Single figures: a long prompt's text, and a server's start and rest."""
+"""Single figures: a long prompt's text, a server's start and rest, and how near `preprocessor plan` comes to the truth."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from preprocessor import pipeline
+from preprocessor.capacity import demand_of
 from preprocessor.config import Limits
 from preprocessor.models.family import Model
 from preprocessor.requests import render_prompt
@@ -29,9 +31,15 @@ from tests.bench import goals
 from tests.bench.options import Bench
 from tests.bench.section import Section, Table
 from tests.bench.service.watched import START_SECONDS, WatchedServer
+from tests.media import moving_shapes_clip, photo
 
 _PROMPT_TOKEN_COUNT = 13_000
 _PROMPT_ROUNDS = 30
+_ESTIMATE_CODECS: dict[str, dict[str, Any]] = {
+    "H.264": {},
+    "HEVC": {"codec": "libx265", "options": (("x265-params", "log-level=none"),)},
+    "VP9": {"codec": "libvpx-vp9", "container": "webm", "options": (("cpu-used", "8"),)},
+}
 _POLL_SECONDS = 0.005
 
 
@@ -76,6 +84,34 @@ def long_request(model: Model, clip: bytes) -> PreparationRequest:
     sentence = " Tell what moves, from where to where, and when it turns."
     each = len(encode(model.tokenizer, sentence))
     return request_of(TEXT + sentence * max(0, round(missing / each)))
+
+
+def estimates(bench: Bench) -> Section:
+    """What `preprocessor plan` expects a request to cost, beside what it costs."""
+    section = Section(
+        "Estimates",
+        f"Core-seconds of `pipeline.prepare`, as `workload.estimate` expects them from headers, and as measured: the least of "
+        f"{bench.options.rounds}.",
+        [Table(("", "estimated, ms", "measured, ms", "off by"))],
+    )
+    for name, medium in _estimated_media():
+        request = PreparationRequest(ChatPrompt((Message("user", (MediaPart(medium.key),)),)), (medium,))
+        planned = pipeline.plan(bench.model, request, Limits())
+        expected = demand_of(planned, request.media).core_seconds - demand_of(planned, request.media, 0.0).core_seconds
+        took = min(_cpu_seconds(lambda: pipeline.prepare(bench.model, request)) for _ in range(bench.options.rounds))  # noqa: B023
+        factor = max(expected / took, took / expected)
+        cells = [name, f"{expected * 1e3:.1f}", f"{took * 1e3:.1f}", f"{factor:.2f}"]
+        section.add(cells, name=name, expected_seconds=expected, cpu_seconds=took)
+        section.check(f"estimate of {name}, off by a factor of", factor, "≤", goals.ESTIMATE_FACTOR)
+    return section
+
+
+def _estimated_media() -> Iterator[tuple[str, Media]]:
+    for codec, settings in _ESTIMATE_CODECS.items():
+        clip = moving_shapes_clip(seconds=6, width=640, height=360, **settings)
+        for fps in (1.0, 8.0):
+            yield f"6 s of 640x360 {codec} at {fps:g} fps", Media("clip", Modality.VIDEO, clip, Sampling(fps=fps))
+    yield "a photo of 2000x1500", Media("photo", Modality.IMAGE, photo(2000, 1500))
 
 
 def start(bench: Bench) -> Section:
@@ -136,6 +172,12 @@ def _median_ms(step: Callable[[], object]) -> float:
             yield (time.perf_counter() - began) * 1e3
 
     return statistics.median(samples())
+
+
+def _cpu_seconds(step: Callable[[], object]) -> float:
+    began = time.thread_time()
+    step()
+    return time.thread_time() - began
 
 
 def _is_ready(server: WatchedServer) -> bool:

@@ -6,6 +6,8 @@ import json
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -67,22 +69,26 @@ def test_a_ratio_is_of_medians_and_none_without_both() -> None:
 
 
 def test_a_stage_counts_every_thread() -> None:
-    import threading
+    spent_ms = []
 
     def spin() -> None:
         sum(range(2_000_000))
+        spent_ms.append(time.thread_time() * 1e3)
 
     timings = Timings()
     with stage(timings, "decode"):
         thread = threading.Thread(target=spin)
         thread.start()
         thread.join()
-    assert timings.stages["decode"].cpu_ms > 1
+    assert timings.stages["decode"].cpu_ms > spent_ms[0]
 
 
 _SPINS_IN_A_THREAD_THAT_ENDS = """
 import threading, time
-thread = threading.Thread(target=lambda: sum(range(3_000_000)))
+def spin():
+    while time.thread_time() < 0.2:
+        pass
+thread = threading.Thread(target=spin)
 thread.start()
 thread.join()
 print(time.process_time(), flush=True)
@@ -95,7 +101,7 @@ def test_another_process_is_counted_with_its_threads_that_have_ended() -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         told = float(process.stdout.readline())
-        assert process_cpu_seconds(psutil.Process(process.pid)) == pytest.approx(told, abs=0.005)
+        assert process_cpu_seconds(psutil.Process(process.pid)) >= told > 0.2
         process.communicate("\n")
     with pytest.raises(psutil.NoSuchProcess):
         process_cpu_seconds(psutil.Process(process.pid))

@@ -11,7 +11,7 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.service.conftest import chat, image, video
 
-SECONDS = 90.0
+SECONDS = 120.0
 """Deadline of every call here."""
 
 

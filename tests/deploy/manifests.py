@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from tests.deploy.tools import DEPLOY, tool
+from tests.waiting import PATIENCE_SECONDS
 
 Resource = dict[str, Any]
 
@@ -22,7 +23,10 @@ _UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 def render(overlay: str) -> tuple[Resource, ...]:
     """The resources of a folder of deploy/kustomize."""
     done = subprocess.run(
-        [tool("kubectl"), "kustomize", DEPLOY / "kustomize" / overlay], capture_output=True, text=True, timeout=60
+        [tool("kubectl"), "kustomize", DEPLOY / "kustomize" / overlay],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     return tuple(yaml.safe_load_all(done.stdout))
@@ -34,7 +38,9 @@ def of_kind(overlay: str, kind: str) -> list[Resource]:
 
 def pods(overlay: str) -> Iterator[tuple[str, Resource]]:
     """Name and pod template of every Deployment."""
-    for resource in of_kind(overlay, "Deployment"):
+    found = of_kind(overlay, "Deployment")
+    assert found, f"no Deployment in {overlay}: nothing would be looked at"
+    for resource in found:
         yield resource["metadata"]["name"], resource["spec"]["template"]
 
 

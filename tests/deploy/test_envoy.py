@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
@@ -28,8 +29,7 @@ from tests.deploy.replicas import Replica, running_replicas
 from tests.deploy.tools import envoy_binary
 from tests.engine.certificates import SERVER_NAME, Authority
 from tests.media import moving_shapes_clip, photo
-
-pytestmark = pytest.mark.timeout(300)  # replicas take seconds to start, more on a busy machine
+from tests.waiting import PATIENCE_SECONDS
 
 PHOTO = photo(160, 120)
 LARGE_CLIP = moving_shapes_clip(seconds=2, width=640, height=480)
@@ -51,12 +51,13 @@ class Balanced:
 
     async def all_in_flight(self, count: int) -> list[int]:
         """Open calls of each replica, once there are so many together."""
-        for _ in range(500):
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
             counts = [await self.in_flight(replica) for replica in self.replicas]
             if sum(counts) == count:
                 return counts
+            assert time.monotonic() < deadline, f"{counts} calls are open, and not {count}"
             await asyncio.sleep(0.02)
-        raise AssertionError(f"{counts} calls are open, and not {count}")
 
     async def connect(self) -> None:
         """Have Envoy connect to every replica.
@@ -111,7 +112,10 @@ def test_envoy_accepts_the_configuration_and_calls_nothing_in_it_outdated(tmp_pa
     path = tmp_path / "envoy.json"
     path.write_text(json.dumps(configuration([1, 2], 3, 4)))
     done = subprocess.run(
-        [envoy_binary(), "--mode", "validate", "--config-path", path], capture_output=True, text=True, timeout=60
+        [envoy_binary(), "--mode", "validate", "--config-path", path],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     assert "deprecated" not in done.stderr.lower()
@@ -197,8 +201,8 @@ async def test_envoy_says_that_it_is_ready(balanced: Balanced) -> None:
 async def test_reflection_passes_for_grpcurl(balanced: Balanced) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(balanced.channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
-    async for answer in stub.ServerReflectionInfo(iter([request]), timeout=SECONDS):
-        assert "preprocessor.v1.Preprocessor" in {one.name for one in answer.list_services_response.service}
+    [answer] = [one async for one in stub.ServerReflectionInfo(iter([request]), timeout=SECONDS)]
+    assert "preprocessor.v1.Preprocessor" in {one.name for one in answer.list_services_response.service}
 
 
 async def test_callers_with_tls_are_served_and_others_turned_away(balanced: Balanced, tmp_path: Path) -> None:

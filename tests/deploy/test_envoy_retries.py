@@ -135,7 +135,7 @@ async def test_a_long_upload_passes_all_the_same(scripted: Scripted) -> None:
 
 async def test_the_caller_s_deadline_reaches_the_service(scripted: Scripted) -> None:
     await scripted.call()
-    assert SECONDS - 10 < scripted.script.seen_seconds[0] < SECONDS + 1  # gRPC rounds up
+    assert SECONDS / 2 < scripted.script.seen_seconds[0] < SECONDS + 1  # gRPC rounds up
 
 
 async def test_a_caller_cannot_ask_for_other_tries(scripted: Scripted) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.deploy.dockerfile import instructions
 from tests.deploy.tools import DEPLOY, REPOSITORY, tool
+from tests.waiting import PATIENCE_SECONDS
 
 IMAGES = ("Dockerfile", "triton/Dockerfile")
 images = pytest.mark.parametrize("path", IMAGES)
@@ -17,7 +18,7 @@ images = pytest.mark.parametrize("path", IMAGES)
 
 @images
 def test_hadolint_has_nothing_to_say(path: str) -> None:
-    done = subprocess.run([tool("hadolint"), DEPLOY / path], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([tool("hadolint"), DEPLOY / path], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stdout
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import pytest_asyncio
 
 from deploy.triton.local_server import TritonServer
 from engine_client import TritonEngine
-from tests.engine.servers import SCRIPTED_REPOSITORY, serving
+from tests.engine.prompts import PROMPTS, TOKEN_COUNT
+from tests.engine.servers import SCRIPTED_REPOSITORY, Gate, ask_directly, serving
 from tests.engine.tensorrt_llm_model import STAND_IN, read_settings, write_checkpoint
 from tests.engine.tensorrt_llm_model import engine as tensorrt_llm_engine
 
@@ -30,6 +31,15 @@ async def engine(triton: TritonServer) -> AsyncIterator[TritonEngine]:
     """A client of `triton`."""
     async with TritonEngine(triton.grpc_address) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def expected(triton: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[int]]:
+    """What transformers answers to each of `PROMPTS`, called directly.
+
+    After `triton`, which says it better when nothing is installed.
+    """
+    return ask_directly(PROMPTS, TOKEN_COUNT, tmp_path_factory.mktemp("prompts"))
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +61,6 @@ def doomed_pieces_triton() -> Iterator[TritonServer]:
     """The same, for one test alone to break."""
     with serving("pieces", SCRIPTED_REPOSITORY) as server:
         yield server
-        server.kill()  # at once: an orderly end takes three seconds
 
 
 @pytest.fixture
@@ -59,7 +68,14 @@ def doomed_triton() -> Iterator[TritonServer]:
     """The same, for one test alone to break."""
     with serving("scripted", SCRIPTED_REPOSITORY) as server:
         yield server
-        server.kill()  # at once: an orderly end takes three seconds
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """Closed; see there."""
+    made = Gate()
+    yield made
+    made.open()
 
 
 @pytest.fixture

@@ -82,3 +82,12 @@ def mixed_prompt(seed: int = 3) -> dict[str, np.ndarray]:
     """Video between images, so that rows in prompt order are not rows by modality."""
     builder = PromptBuilder(seed).text(151644, 872, 198).image(4, 4).text(323).video(2, 6, 4).text(323).image(2, 8)
     return builder.text(3838, 151645).tensors()
+
+
+TOKEN_COUNT = 24
+"""Of each answer in `direct_answers`."""
+PROMPTS = {"text": text_prompt(), "image": image_prompt(), "video": video_prompt(), "mixed": mixed_prompt()}
+PROMPTS |= {f"video{seed}": video_prompt(seed) for seed in range(10, 18)}
+PROMPTS |= {f"mixed{seed}": mixed_prompt(seed) for seed in range(30, 36)}
+# 7 MB in 7 temporal steps of 1 MB: several pieces as they are really cut, not aligned with the steps.
+PROMPTS["large"] = PromptBuilder(40).text(151644, 872).video(7, 26, 26).text(3838, 151645).tensors()

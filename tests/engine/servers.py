@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -28,7 +29,10 @@ LONG_ANSWER = SamplingParameters(max_tokens=100_000)
 def serving(
     model: str, repository: Path = REPOSITORY, *options: str, shared_memory_bytes: int | None = None
 ) -> Iterator[TritonServer]:
-    """A server with that model; where none is installed the test fails, rather than be skipped and prove nothing."""
+    """A server with that model, killed at the end: an orderly one takes three seconds.
+
+    Where none is installed the test fails, rather than be skipped and prove nothing.
+    """
     if shared_memory_bytes is not None:
         require_own_shared_memory()
     with ExitStack() as stack:
@@ -38,7 +42,10 @@ def serving(
             )
         except TritonSetupError as error:
             pytest.fail(f"no Triton to test with, run make triton: {error}", pytrace=False)
-        yield server
+        try:
+            yield server
+        finally:
+            server.kill()
 
 
 def require_own_shared_memory() -> None:
@@ -57,9 +64,34 @@ def _own_shared_memory_refusal() -> str:
     return probed.stderr.strip() if is_refused else ""
 
 
-async def answer(engine: TritonEngine, request: EngineRequest) -> list[int]:
+class Gate:
+    """Until it is opened, `scripted` prompts that are to end as HELD and have its seed stop before token number `top_k`."""
+
+    def __init__(self) -> None:
+        self.seed = secrets.randbits(63) | 1
+        self._path = Path(f"/dev/shm/scripted-{self.seed}")
+        self._path.touch()
+
+    def open(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+async def answer(engine: TritonEngine, request: EngineRequest, timeout_seconds: float | None = None) -> list[int]:
     """All token ids that come."""
-    return [token_id async for step in engine.generate(request) for token_id in step.token_ids]
+    steps = engine.generate(request, timeout_seconds=timeout_seconds)
+    return [token_id async for step in steps for token_id in step.token_ids]
+
+
+def be_impatient(engine: TritonEngine, max_silence_seconds: float | None = 0.3) -> None:
+    """From now on bear no longer silence of an engine, on streams under way too.
+
+    For one that will not answer any more: a patience that short from the beginning would be over before a busy machine has
+    answered at all.
+    """
+    engine._max_silence_seconds = max_silence_seconds
+    for stream in engine._streams:
+        stream._max_silence_seconds = max_silence_seconds
+        stream._news.set()  # whoever waits begins to wait anew
 
 
 def ask_directly(

@@ -30,4 +30,7 @@ def serving_stand_in(
     config.write_text(text)
     checkpoint = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), layout=layout)
     with TritonServer([FOLDER.name], repository=folder, environment={"VLM_CHECKPOINT": str(checkpoint)}) as running:
-        yield running
+        try:
+            yield running
+        finally:
+            running.kill()

@@ -18,6 +18,7 @@ from preprocessor.doctor.finding import Finding, Verdict
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
 from tests.engine.servers import SCRIPTED_REPOSITORY, serving
+from tests.waiting import PATIENCE_SECONDS
 
 REGION_BYTES = 1 << 20
 
@@ -32,7 +33,6 @@ def secluded_triton() -> Iterator[TritonServer]:
     """With a /dev/shm of its own, as in a container that does not share ours."""
     with serving("legacy_encoders", SCRIPTED_REPOSITORY, shared_memory_bytes=64 << 20) as server:
         yield server
-        server.kill()
 
 
 async def verdicts(settings: EngineSettings, parts: dict[str, str] | None) -> dict[str, Finding]:
@@ -51,7 +51,7 @@ def regions_held() -> list[str]:
 def doctor(*arguments: str, status: int) -> dict[str, dict[str, str]]:
     """The findings that the command prints, by name."""
     command = [sys.executable, "-m", "preprocessor", "doctor", "--json", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert done.returncode == status, done.stdout + done.stderr
     return {check["name"]: check for check in json.loads(done.stdout)["checks"]}
 

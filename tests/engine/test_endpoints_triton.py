@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from contextlib import aclosing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,24 +23,25 @@ from engine_client import (
     SamplingParameters,
     Standing,
     TritonEngine,
+    stream,
     triton_endpoints,
 )
 from tests.engine.prompts import text_prompt
 from tests.engine.relay import Relay
-from tests.engine.servers import LONG_ANSWER, outcome_count
+from tests.engine.servers import LONG_ANSWER, Gate, be_impatient, outcome_count
 from tests.engine.several import CALM, Ordered, by_name
 from tests.waiting import PATIENCE_SECONDS, eventually
 
-FINISH, SLOW = 0, 5  # tests/engine/models/scripted
-TOKEN_COUNT = 400
+FINISH, HELD = 0, 5  # tests/engine/models/scripted
+TOKEN_COUNT = 20
 BRISK = EndpointPolicy(
-    probe_period_seconds=0.05, probe_timeout_seconds=0.5, min_backoff_seconds=0.1, max_backoff_seconds=0.2
+    probe_period_seconds=0.05, probe_timeout_seconds=PATIENCE_SECONDS, min_backoff_seconds=0.1, max_backoff_seconds=0.2
 )
 
 
-def scripted(ending: int, token_count: int = 3, **more: np.ndarray) -> EngineRequest:
-    tensors = {"input_ids": np.array([ending], np.int32), **more}
-    return EngineRequest("scripted", tensors, SamplingParameters(max_tokens=token_count))
+def scripted(ending: int, token_count: int = 3, **sampling: int) -> EngineRequest:
+    tensors = {"input_ids": np.array([ending], np.int32)}
+    return EngineRequest("scripted", tensors, SamplingParameters(max_tokens=token_count, **sampling))  # type: ignore[arg-type]
 
 
 async def answer(endpoints: Endpoints, request: EngineRequest) -> list[int]:
@@ -51,8 +53,15 @@ def both(a: TritonServer, b: TritonServer, policy: EndpointPolicy = BRISK, **opt
     return triton_endpoints([a.grpc_address, b.grpc_address], "scripted", policy, chance=Ordered(), **options)
 
 
+def engine_of(endpoints: Endpoints, name: str) -> TritonEngine:
+    """One of theirs."""
+    [engine] = [endpoint.engine for endpoint in endpoints._endpoints if endpoint.name == name]
+    assert isinstance(engine, TritonEngine)
+    return engine
+
+
 async def test_one_of_two_engines_killed_under_load_costs_no_request_that_had_no_token_yet(
-    doomed_triton: TritonServer, scripted_triton: TritonServer
+    doomed_triton: TritonServer, scripted_triton: TritonServer, gate: Gate
 ) -> None:
     answered = 0
     async with triton_endpoints([doomed_triton.grpc_address, scripted_triton.grpc_address], "scripted") as endpoints:
@@ -62,9 +71,9 @@ async def test_one_of_two_engines_killed_under_load_costs_no_request_that_had_no
             nonlocal answered
             token_ids: list[int] = []
             try:
-                request = scripted(SLOW if index % 2 else FINISH, TOKEN_COUNT)
+                request = scripted(HELD, TOKEN_COUNT, seed=gate.seed, top_k=0 if index % 2 else 5)
                 async for step in endpoints.generate(request, timeout_seconds=PATIENCE_SECONDS):
-                    answered += not token_ids and request.tensors["input_ids"][0] == FINISH
+                    answered += not token_ids
                     token_ids += step.token_ids
             except EngineError as error:
                 assert error.tokens_received == len(token_ids)
@@ -72,15 +81,17 @@ async def test_one_of_two_engines_killed_under_load_costs_no_request_that_had_no
             return token_ids
 
         asked = [asyncio.create_task(ask(index)) for index in range(40)]
-        await eventually(lambda: answered == 20)  # every FINISH; the others wait
-        assert by_name(endpoints)[doomed_triton.grpc_address].in_flight_count >= 10
+        await eventually(lambda: answered == 20)  # all that will be now
+        assert by_name(endpoints)[doomed_triton.grpc_address].in_flight_count == 20
         doomed_triton.kill()
+        gate.open()
         late = [asyncio.create_task(ask(index)) for index in range(20)]  # who come when it is dead already
         outcomes = await asyncio.gather(*asked)
         late_outcomes = await asyncio.gather(*late)
         states = by_name(endpoints)
 
     broken_off = [outcome for outcome in outcomes if isinstance(outcome, EngineError)]
+    assert broken_off, "none of those who had tokens was at the engine that died"
     assert all(isinstance(error, EngineUnavailable) and error.tokens_received for error in broken_off), broken_off
     whole = [outcome for outcome in (*outcomes, *late_outcomes) if not isinstance(outcome, EngineError)]
     assert len(whole) == 60 - len(broken_off)
@@ -95,10 +106,11 @@ async def test_one_of_two_engines_killed_under_load_costs_no_request_that_had_no
 async def test_an_engine_whose_model_process_died_is_left_though_it_says_ready(
     doomed_triton: TritonServer, scripted_triton: TritonServer
 ) -> None:
-    async with both(doomed_triton, scripted_triton, max_silence_seconds=0.5) as endpoints:
+    async with both(doomed_triton, scripted_triton) as endpoints:
         assert await answer(endpoints, scripted(FINISH)) == [0, 1, 2]
         for process in doomed_triton.model_pids():
             os.kill(process, signal.SIGKILL)
+        be_impatient(engine_of(endpoints, doomed_triton.grpc_address))
         async with TritonEngine(doomed_triton.grpc_address, "scripted") as engine:
             await engine.check_ready()
         for _ in range(BRISK.max_failures + 3):
@@ -109,18 +121,26 @@ async def test_an_engine_whose_model_process_died_is_left_though_it_says_ready(
     assert victim.failure_count >= 1
 
 
-async def test_an_engine_that_stands_still_is_left_and_comes_back(scripted_triton: TritonServer) -> None:
+async def test_an_engine_that_stands_still_is_left_and_comes_back(
+    scripted_triton: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "FAREWELL_SECONDS", 0.2)
     async with (
         Relay(scripted_triton.grpc_address) as relay,
         triton_endpoints(
-            [relay.address, scripted_triton.grpc_address], "scripted", BRISK, chance=Ordered(), max_silence_seconds=1.0
+            [relay.address, scripted_triton.grpc_address],
+            "scripted",
+            replace(BRISK, max_failures=1),
+            chance=Ordered(),
         ) as endpoints,
     ):
         assert await answer(endpoints, scripted(FINISH)) == [0, 1, 2]
         relay.is_paused = True
-        assert await answer(endpoints, scripted(FINISH)) == [0, 1, 2]  # by the other, after a second of silence
-        await eventually(lambda: by_name(endpoints)[relay.address].standing is Standing.EJECTED)
+        be_impatient(engine_of(endpoints, relay.address))
+        assert await answer(endpoints, scripted(FINISH)) == [0, 1, 2]  # by the other, after a silence
+        assert by_name(endpoints)[relay.address].standing is Standing.EJECTED
         assert await answer(endpoints, scripted(FINISH)) == [0, 1, 2]
+        be_impatient(engine_of(endpoints, relay.address), PATIENCE_SECONDS)
         relay.is_paused = False
         await until_back(endpoints, relay.address)
 
@@ -152,14 +172,16 @@ async def until_back(endpoints: Endpoints, name: str) -> None:
     assert by_name(endpoints)[name].standing is Standing.HEALTHY
 
 
-async def test_a_slow_engine_is_not_a_dead_one(scripted_triton: TritonServer) -> None:
-    async with Endpoints({"slow": TritonEngine(scripted_triton.grpc_address, "scripted")}, BRISK) as endpoints:
+async def test_a_slow_engine_is_not_a_dead_one(scripted_triton: TritonServer, gate: Gate) -> None:
+    policy = replace(BRISK, min_silence_seconds=PATIENCE_SECONDS)
+    async with Endpoints({"slow": TritonEngine(scripted_triton.grpc_address, "scripted")}, policy) as endpoints:
         for _ in range(BRISK.max_failures + 1):
             with pytest.raises(EngineDeadlineExceeded):
-                async for _ in endpoints.generate(scripted(SLOW), timeout_seconds=0.1):
+                async for _ in endpoints.generate(scripted(HELD, seed=gate.seed), timeout_seconds=0.1):
                     pass
         assert by_name(endpoints)["slow"].standing is Standing.HEALTHY
-        assert await answer(endpoints, scripted(SLOW)) == [0, 1, 2]
+        gate.open()
+        assert await answer(endpoints, scripted(HELD, seed=gate.seed)) == [0, 1, 2]
 
 
 async def test_an_engine_without_the_model_is_left_for_one_that_has_it(scripted_triton: TritonServer) -> None:

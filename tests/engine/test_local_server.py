@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deploy.triton.local_server import TritonServer, TritonSetupError
-from tests.engine.servers import SCRIPTED_REPOSITORY, serving
+from tests.engine.servers import SCRIPTED_REPOSITORY
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 
@@ -36,7 +36,7 @@ def test_a_model_that_does_not_load_is_shown_with_the_log(tmp_path: Path) -> Non
 
 
 def test_nothing_is_left_behind() -> None:
-    with serving("scripted", SCRIPTED_REPOSITORY) as server:
+    with TritonServer(["scripted"], repository=SCRIPTED_REPOSITORY) as server:
         pid, directory = server.pid, server.log_path.parent
         prefix = f"triton_*_{server.grpc_address.split(':')[1]}_*"
         assert list(Path("/dev/shm").glob(prefix))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import engine_client
 from deploy.triton.local_server import TritonServer
+from tests.waiting import PATIENCE_SECONDS
 
 PACKAGE = Path(engine_client.__file__).parent
 README = (PACKAGE / "README.md").read_text()
@@ -23,7 +24,7 @@ def test_the_readmes_example_prints_what_a_real_engine_answers(triton: TritonSer
     example.write_text(_BLOCKS[0])
     command = [sys.executable, example, triton.grpc_address]
     ran = subprocess.run(
-        command, cwd=PACKAGE.parent, env={"PYTHONPATH": "."}, capture_output=True, text=True, timeout=60
+        command, cwd=PACKAGE.parent, env={"PYTHONPATH": "."}, capture_output=True, text=True, timeout=PATIENCE_SECONDS
     )
     assert ran.returncode == 0, ran.stderr
     token_ids = ast.literal_eval(ran.stdout)
@@ -36,7 +37,7 @@ def test_the_readmes_example_says_what_is_wrong_where_no_engine_is(tmp_path: Pat
     example.write_text(_BLOCKS[0])
     command = [sys.executable, example, "127.0.0.1:1"]
     ran = subprocess.run(
-        command, cwd=PACKAGE.parent, env={"PYTHONPATH": "."}, capture_output=True, text=True, timeout=60
+        command, cwd=PACKAGE.parent, env={"PYTHONPATH": "."}, capture_output=True, text=True, timeout=PATIENCE_SECONDS
     )
     assert ran.returncode == 1
     assert ran.stderr.startswith("ENGINE_UNAVAILABLE: ")
@@ -73,5 +74,7 @@ def test_it_imports_nothing_beyond_what_it_says_it_needs() -> None:
 def test_it_can_be_imported_where_nothing_else_of_this_project_can() -> None:
     others = ("preprocessor", "torch", "transformers", "cv2", "av", "aiohttp", "prometheus_client", "PIL", "tokenizers")
     block = f"import sys; sys.modules.update(dict.fromkeys({others!r})); import engine_client, engine_client.testing"
-    ran = subprocess.run([sys.executable, "-c", block], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(
+        [sys.executable, "-c", block], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert ran.returncode == 0, ran.stderr

@@ -28,33 +28,22 @@ from engine_client import (
     SamplingParameters,
     TritonEngine,
     messages,
+    stream,
 )
 from engine_client.stream import MAX_UNREAD_PIECES, PromptStream
-from tests.engine.prompts import PromptBuilder, image_prompt, mixed_prompt, text_prompt, video_prompt
+from tests.engine.prompts import PROMPTS, TOKEN_COUNT
 from tests.engine.servers import (
     LONG_ANSWER,
     MODEL_DIRECTORY,
     SCRIPTED_REPOSITORY,
     answer,
-    ask_directly,
+    be_impatient,
     outcome_count,
     serving,
 )
-from tests.waiting import PATIENCE_SECONDS, eventually
+from tests.waiting import GROWING_SECONDS, PATIENCE_SECONDS, eventually
 
-TOKEN_COUNT = 24
 GREEDY = SamplingParameters(max_tokens=TOKEN_COUNT)
-PROMPTS = {"image": image_prompt(), "mixed": mixed_prompt()}
-PROMPTS |= {f"video{seed}": video_prompt(seed) for seed in range(20, 28)}
-PROMPTS |= {f"mixed{seed}": mixed_prompt(seed) for seed in range(30, 36)}
-# 7 MB in 7 temporal steps of 1 MB: several pieces as they are really cut, not aligned with the steps.
-PROMPTS["large"] = PromptBuilder(40).text(151644, 872).video(7, 26, 26).text(3838, 151645).tensors()
-
-
-@pytest.fixture(scope="module")
-def expected(triton: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[int]]:
-    """What transformers answers to each prompt at once, called directly."""
-    return ask_directly(PROMPTS, TOKEN_COUNT, tmp_path_factory.mktemp("prompts"))
 
 
 @pytest_asyncio.fixture
@@ -106,7 +95,7 @@ async def answer_while_written(
 async def test_tokens_equal_those_of_a_direct_call(
     engine: TritonEngine, expected: Mapping[str, list[int]], step: int, tiny_pieces: None
 ) -> None:
-    names = [name for name in PROMPTS if name != "large"]
+    names = [name for name in PROMPTS if name not in ("text", "large")]
     answers = await asyncio.gather(*(answer_while_written(engine, name, PROMPTS[name], step) for name in names))
     assert dict(zip(names, answers, strict=True)) == {name: expected[name] for name in names}
 
@@ -125,7 +114,7 @@ async def test_more_prompts_than_threads_wait_for_rows_and_hold_nobody_up(
 ) -> None:
     requests = [pending_request(f"waits-{index}", PROMPTS["image"]) for index in range(4 + 8)]  # max_running is 4
     asking = [asyncio.create_task(answer(engine, request)) for request in requests]
-    assert len(await answer(engine, EngineRequest("passes", text_prompt(), GREEDY))) == TOKEN_COUNT
+    assert len(await answer(engine, EngineRequest("passes", PROMPTS["text"], GREEDY))) == TOKEN_COUNT
     for request, task in reversed(list(zip(requests, asking, strict=True))):
         assert not task.done()
         finish_all(request)
@@ -150,14 +139,16 @@ async def test_arrays_are_released_before_the_answer_ends(engine: TritonEngine) 
 
 
 async def test_waiting_for_rows_is_not_the_engine_s_silence(pieces_triton: TritonServer) -> None:
-    silence_seconds = 1.0
-    async with TritonEngine(pieces_triton.grpc_address, "pieces", max_silence_seconds=silence_seconds) as engine:
-        request = pending_request("slow", only_rows(24))
-        asking = asyncio.create_task(answer(engine, request))
-        _, waiting = await asyncio.wait({asking}, timeout=1.5 * silence_seconds)
+    silence_seconds = 0.1
+    async with TritonEngine(pieces_triton.grpc_address, "pieces") as engine:
+        request = pending_request("slow", only_rows(5000))
+        asking = await start(engine, request)
+        be_impatient(engine, silence_seconds)
+        _, waiting = await asyncio.wait({asking}, timeout=3 * silence_seconds)
         assert waiting
+        be_impatient(engine, PATIENCE_SECONDS)  # now it is the engine's turn
         finish_all(request)
-        assert (await asking)[1] == 24
+        assert (await asking)[1] == 5000
 
 
 async def test_an_engine_that_takes_no_pieces_gets_one_message_when_all_rows_are_final(
@@ -223,11 +214,20 @@ async def test_rows_that_fail_end_the_answer_with_that_error_and_stop_the_engine
 
 
 async def test_a_deadline_passes_between_two_pieces(triton: TritonServer, engine: TritonEngine) -> None:
-    before = outcome_count(triton, "cancelled")
-    with pytest.raises(EngineDeadlineExceeded):
-        async for _ in engine.generate(pending_request("late", PROMPTS["large"]), timeout_seconds=0.3):
-            pass
-    await eventually(lambda: outcome_count(triton, "cancelled") == before + 1)
+    for seconds in GROWING_SECONDS:
+        before = outcome_count(triton, "cancelled")
+        request = pending_request("late", PROMPTS["large"])
+        asking = asyncio.create_task(answer(engine, request, seconds))
+        assert request.pending is not None
+        request.pending.finish(1000)
+        await eventually(lambda: asking.done() or any(map(has_read_a_piece, engine._streams)))  # noqa: B023
+        has_begun = not asking.done()
+        with pytest.raises(EngineDeadlineExceeded):
+            await asking
+        if has_begun:
+            break
+    assert has_begun
+    await eventually(lambda: outcome_count(triton, "cancelled") > before)
 
 
 @pytest.mark.parametrize(
@@ -305,12 +305,16 @@ async def test_a_server_killed_between_two_pieces_is_unavailable(doomed_pieces_t
     assert raised.value.tokens_received == 0
 
 
-async def test_a_model_process_killed_between_two_pieces_is_unavailable(doomed_pieces_triton: TritonServer) -> None:
-    async with TritonEngine(doomed_pieces_triton.grpc_address, "pieces", max_silence_seconds=1.0) as engine:
+async def test_a_model_process_killed_between_two_pieces_is_unavailable(
+    doomed_pieces_triton: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "FAREWELL_SECONDS", 0.2)
+    async with TritonEngine(doomed_pieces_triton.grpc_address, "pieces") as engine:
         request = pending_request("r", only_rows(5000))
         asking = await start(engine, request)
         for process in doomed_pieces_triton.model_pids():
             os.kill(process, signal.SIGKILL)
+        be_impatient(engine)
         finish_all(request)
         async with asyncio.timeout(PATIENCE_SECONDS):
             with pytest.raises(EngineUnavailable, match=r"sent nothing|not healthy"):

@@ -21,7 +21,7 @@ from tests.engine.servers import ask_directly, outcome_count, serving
 from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import Caller, chat, image, video
 from tests.service.conftest import serving as serving_prompts
-from tests.waiting import PATIENCE_SECONDS, eventually
+from tests.waiting import GROWING_SECONDS, PATIENCE_SECONDS, eventually
 
 CLIP = moving_shapes_clip(seconds=2, width=160, height=120)
 PHOTO = photo(333, 222)
@@ -129,13 +129,18 @@ async def test_a_caller_who_leaves_stops_the_generation(caller: Caller, triton: 
 
 
 async def test_a_deadline_stops_the_generation(caller: Caller, triton: TritonServer) -> None:
-    before = outcome_count(triton, "cancelled")
     spec = pb.GenerateSpec(prompt=SPECS["text"], parameters=pb.GenerationParameters(max_tokens=100_000))
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for _ in caller.stub.Generate(iter([pb.GenerateRequest(spec=spec)]), timeout=2):
-            pass
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await eventually(lambda: outcome_count(triton, "cancelled") == before + 1)
+    for seconds in GROWING_SECONDS:
+        before = outcome_count(triton, "cancelled")
+        has_begun = False
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for response in caller.stub.Generate(iter([pb.GenerateRequest(spec=spec)]), timeout=seconds):
+                has_begun |= response.WhichOneof("message") == "delta"
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        if has_begun:
+            break
+    assert has_begun
+    await eventually(lambda: outcome_count(triton, "cancelled") > before)
 
 
 async def test_what_the_engine_rejects_reaches_the_caller_with_its_text(caller: Caller) -> None:

@@ -19,20 +19,23 @@ from preprocessor.service import health
 from tests.engine.served import (
     CHECKSUM,
     FINISH,
+    HELD,
     PIECES_PROFILE,
     SCRIPTED_PROFILE,
-    SLOW,
     SPEC,
     Answer,
     ask,
     assert_at_rest,
     checksum,
+    engines_of,
     registered,
+    sent_whole_count,
     service_before,
     until_ready,
 )
+from tests.engine.servers import Gate, be_impatient
 from tests.service.conftest import Caller, chat
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 LONG = 100_000
 """Minutes of tokens: a caller that waits for their end has failed."""
@@ -53,12 +56,6 @@ async def answered_rightly(caller: Caller, model: Model) -> None:
     """The model `pieces` tells what it got."""
     answer = await ask(caller, Answer())
     assert (answer.code, tuple(answer.token_ids[1:])) == (grpc.StatusCode.OK, checksum(model))
-
-
-def has_it_whole(caller: Caller) -> bool:
-    """Whether the engine was sent all of a request; it answers that model's only later."""
-    [endpoint] = caller.server.engine._endpoints  # type: ignore[union-attr]
-    return any(stream._is_all_sent for stream in endpoint.engine._streams)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("transport", ["auto", "shared-memory"])
@@ -111,21 +108,27 @@ async def test_a_service_that_starts_before_its_engine_waits_unready_and_prepare
 
 @pytest.mark.parametrize(
     ("ending", "tokens_before", "transport"),
-    [(SLOW, 0, "shared-memory"), (FINISH, 1, "shared-memory"), (FINISH, 1, "grpc")],
+    [(HELD, 0, "shared-memory"), (FINISH, 1, "shared-memory"), (FINISH, 1, "grpc")],
     ids=["before the first token", "in mid-answer", "in mid-answer, by gRPC"],
 )
 async def test_a_server_killed_under_a_request_is_unavailable_until_it_is_back(
-    model: Model, doomed_triton: TritonServer, tmp_path: Path, ending: int, tokens_before: int, transport: str
+    model: Model,
+    doomed_triton: TritonServer,
+    tmp_path: Path,
+    ending: int,
+    tokens_before: int,
+    transport: str,
+    gate: Gate,
 ) -> None:
     settings = {"asks": "scripted", "profile": SCRIPTED_PROFILE.format(ending=ending), "transport": transport}
     async with service_before(model, tmp_path, doomed_triton, **settings) as caller:
         await until_ready(caller)
         answer = Answer()
-        asking = asyncio.create_task(ask(caller, answer, max_tokens=LONG))
+        asking = asyncio.create_task(ask(caller, answer, max_tokens=LONG, seed=gate.seed))
         if tokens_before:
             await answer.first_token.wait()
         else:
-            await eventually(lambda: has_it_whole(caller))
+            await eventually(lambda: sent_whole_count(caller) == 1)
         doomed_triton.kill()
         assert (await asking).code is grpc.StatusCode.UNAVAILABLE
         assert bool(answer.token_ids) == bool(tokens_before)
@@ -155,18 +158,21 @@ async def test_a_server_killed_after_an_answer_has_spoilt_nothing(
 async def test_a_model_process_that_dies_in_mid_answer_is_unavailable_and_found_out(
     model: Model, doomed_triton: TritonServer, tmp_path: Path
 ) -> None:
-    settings = {"asks": "scripted", "profile": SCRIPTED_PROFILE.format(ending=FINISH), "max_silence_seconds": 1.0}
+    settings = {"asks": "scripted", "profile": SCRIPTED_PROFILE.format(ending=FINISH)}
     async with service_before(model, tmp_path, doomed_triton, **settings) as caller:
         answer = Answer()
         asking = asyncio.create_task(ask(caller, answer, max_tokens=LONG))
         await answer.first_token.wait()
         for process in doomed_triton.model_pids():
             os.kill(process, signal.SIGKILL)
+        [engine] = engines_of(caller)
+        be_impatient(engine)
         assert (await asking).code is grpc.StatusCode.UNAVAILABLE
         # Triton goes on saying that it is ready: callers are what shows the service otherwise.
         while (await caller.get("/readyz"))[0] == 200:
             error = await refused(caller)
             assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_UNAVAILABLE")
+        be_impatient(engine, PATIENCE_SECONDS)
         await asyncio.to_thread(doomed_triton.restart)
         await until_ready(caller)
         assert (await ask(caller, Answer())).token_ids == [0, 1, 2]

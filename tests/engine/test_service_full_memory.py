@@ -24,7 +24,7 @@ from tests.engine.served import CHECKSUM, PIECES_PROFILE, SCRIPTED_PROFILE, SPEC
 from tests.engine.servers import SCRIPTED_REPOSITORY, require_own_shared_memory, serving
 from tests.media import moving_shapes_clip
 from tests.service.conftest import chat, video
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 DEFAULT_BYTES = 64 << 20
 """Of a container's /dev/shm, unless it is told otherwise."""
@@ -67,7 +67,7 @@ async def answer(server: WatchedServer, spec: pb.PrepareSpec) -> list[int]:
     def call() -> list[int]:
         with grpc.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
             parameters = pb.GenerationParameters(max_tokens=3)
-            responses = generate(channel, spec, parameters, {}, timeout_seconds=60)
+            responses = generate(channel, spec, parameters, {}, timeout_seconds=PATIENCE_SECONDS)
             return [token_id for response in responses for token_id in response.delta.token_ids]
 
     return await asyncio.to_thread(call)
@@ -76,7 +76,7 @@ async def answer(server: WatchedServer, spec: pb.PrepareSpec) -> list[int]:
 async def refusal(server: WatchedServer, spec: pb.PrepareSpec, files: dict[str, bytes] | None = None) -> CallFailed:
     def call() -> None:
         with grpc.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
-            prepare(channel, spec, files or {}, timeout_seconds=60)
+            prepare(channel, spec, files or {}, timeout_seconds=PATIENCE_SECONDS)
 
     with pytest.raises(CallFailed) as caught:
         await asyncio.to_thread(call)
@@ -111,7 +111,7 @@ def test_where_it_does_not_fit_and_sharing_is_asked_for_the_start_is_refused(pro
     options = "--engine 127.0.0.1:1 --engine-transport shared-memory --memory-budget 512MiB --http-address 127.0.0.1:0"
     command = [*own_shared_memory(DEFAULT_BYTES), sys.executable, "-m", "preprocessor", "serve", *options.split()]
     ended = subprocess.run(
-        [*command, "--address", "127.0.0.1:0"], capture_output=True, text=True, timeout=60, check=False
+        [*command, "--address", "127.0.0.1:0"], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
     )
     assert ended.returncode == 2
     [line] = [line for line in ended.stderr.splitlines() if "--engine-transport" in line]

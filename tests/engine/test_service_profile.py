@@ -1,32 +1,34 @@
-"""`preprocessor serve --engine-profile`: an engine of another layout gets Hugging Face's own floats, bit for bit."""
+"""A service with `--engine-profile`: an engine of another layout gets Hugging Face's own floats, bit for bit."""
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+import pytest_asyncio
 
 from deploy.triton.local_server import TritonServer
 from engine_client import format_parameters
-from preprocessor.client import CHANNEL_OPTIONS, CallFailed, generate
+from preprocessor.client import CallFailed
+from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
 from preprocessor.service.reading import read_spec
 from preprocessor.types.asked import PixelForm
 from preprocessor.v1 import preprocessor_pb2 as pb
-from tests.bench.service.watched import WatchedServer
-from tests.engine.servers import SCRIPTED_REPOSITORY, serving
+from tests.engine.served import assert_at_rest
+from tests.engine.servers import SCRIPTED_REPOSITORY
+from tests.engine.servers import serving as triton_serving
 from tests.media import photo
-from tests.service.conftest import chat, image
-from tests.waiting import eventually
+from tests.service.conftest import Caller, chat, image, serving
 
 SPEC = chat(image("photo", photo(333, 222)), "What is this?")
 MAX_TOKENS = 99
@@ -53,48 +55,38 @@ def legacy_triton(qwen2_vl: Model, form: PixelForm, tmp_path_factory: pytest.Tem
     text = re.sub(r"parameters \[.*?\n\]\n", "", config.read_text(), flags=re.DOTALL)
     text = text.replace("TYPE_FP16", f"TYPE_{form.name}")
     config.write_text(f"{text}parameters [\n{format_parameters(fingerprint_parts(qwen2_vl))}\n]\n")
-    with serving("legacy_encoders", repository) as server:
+    with triton_serving("legacy_encoders", repository) as server:
         yield server
 
 
-@pytest.fixture(scope="module", params=["grpc", "shared-memory"])
-def server(
-    legacy_triton: TritonServer,
-    form: PixelForm,
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[WatchedServer]:
-    """`preprocessor serve`, with the profile that ships or, for another form, a copy of it."""
+@pytest_asyncio.fixture(params=["grpc", "shared-memory"])
+async def caller(
+    legacy_triton: TritonServer, qwen2_vl: Model, form: PixelForm, request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[Caller]:
+    """A service with the profile that ships or, for another form, a copy of it."""
     profile = "multimodal_encoders"
     if form is not PixelForm.FP16:
-        path = tmp_path_factory.mktemp("profile") / "engine.toml"
+        path = tmp_path / "engine.toml"
         shipped = resources.files("engine_client") / "builtin_profiles" / f"{profile}.toml"
         path.write_text(shipped.read_text().replace('"fp16"', f'"{form.value}"'))
         profile = str(path)
-    options = ("--model", "qwen2-vl", "--workers", "1", "--memory-budget", "512MiB", "--engine-profile", profile)
-    engine = ("--engine", legacy_triton.grpc_address, "--engine-model", "legacy_encoders")
-    with WatchedServer(*options, *engine, "--engine-transport", request.param) as one:
+    settings = EngineSettings(
+        address=legacy_triton.grpc_address, model="legacy_encoders", profile=profile, transport=request.param
+    )
+    async with serving(qwen2_vl, engine_settings=settings, worker_count=1, memory_budget_bytes=512 << 20) as one:
         yield one
-
-
-async def answer(server: WatchedServer, spec: pb.PrepareSpec) -> list[pb.GenerateResponse]:
-    def call() -> list[pb.GenerateResponse]:
-        with grpc.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
-            parameters = pb.GenerationParameters(max_tokens=MAX_TOKENS)
-            return list(generate(channel, spec, parameters, {}, timeout_seconds=60))
-
-    return await asyncio.to_thread(call)
+        await assert_at_rest(one)
 
 
 async def test_the_engine_gets_what_hugging_face_s_processor_would_have_given_it(
-    server: WatchedServer, qwen2_vl: Model, form: PixelForm
+    caller: Caller, qwen2_vl: Model, form: PixelForm
 ) -> None:
     from tests.golden import oracle  # not above: it changes how torch registers operators for the process
     from tests.parity.compare import pixels_in_form
 
     theirs = oracle.answer(qwen2_vl, replace(read_spec(SPEC)[0], pixel_form=form))
     pixels, ids = pixels_in_form(theirs, form), theirs.token_ids
-    responses = await answer(server, SPEC)
+    responses = await caller.generate(SPEC, max_tokens=MAX_TOKENS)
     assert [token_id for response in responses for token_id in response.delta.token_ids] == [
         *(1, 1, 1, *pixels.shape),
         int(pixels.astype(np.float64).sum()),
@@ -107,12 +99,10 @@ async def test_the_engine_gets_what_hugging_face_s_processor_would_have_given_it
     ]
     # The engine tells no reason: it is told from the count of tokens.
     assert responses[-1].completion.finish_reason == pb.FINISH_REASON_STOP
-    await eventually(server.is_at_rest)
 
 
-async def test_a_prompt_beyond_the_layout_is_refused_in_the_caller_s_words(server: WatchedServer) -> None:
+async def test_a_prompt_beyond_the_layout_is_refused_in_the_caller_s_words(caller: Caller) -> None:
     two = chat(image("a", photo(90, 60)), image("b", photo(60, 90)), "Which?")
     with pytest.raises(CallFailed, match=r"grid_thw has shape \[2, 3\]; it is to be sent as \[1, 3\]") as caught:
-        await answer(server, two)
+        await caller.generate(two, max_tokens=MAX_TOKENS)
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "ENGINE_REJECTED")
-    await eventually(server.is_at_rest)

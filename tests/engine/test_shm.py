@@ -16,6 +16,7 @@ import pytest
 
 from engine_client import OwnedRegion, SharedRegion
 from engine_client.shm import KEY_PREFIX, is_abandoned, remove_abandoned_regions
+from tests.waiting import PATIENCE_SECONDS
 
 PAGE = mmap.PAGESIZE
 
@@ -102,7 +103,7 @@ def test_only_regions_of_owners_who_are_gone_are_swept(region: OwnedRegion) -> N
     keys, end = context.Queue(), context.Event()
     owner = context.Process(target=own, args=(keys, end))
     owner.start()
-    key = keys.get(timeout=20)
+    key = keys.get(timeout=PATIENCE_SECONDS)
     assert not is_abandoned(key)
     assert owner.pid is not None
     os.kill(owner.pid, signal.SIGKILL)

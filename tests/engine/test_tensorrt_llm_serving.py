@@ -45,7 +45,7 @@ from tests.waiting import PATIENCE_SECONDS, eventually
 
 MODEL = FOLDER.name
 MAX_IN_FLIGHT = 3
-COUNT_UP, END_ID, FAIL, SILENT, REFUSED, LEAVING, CHECKSUM = 1, 2, 4, 6, 7, 8, 9  # stand_in/tensorrt_llm/script.py
+COUNT_UP, END_ID, FAIL, SILENT, REFUSED, LEAVING, CHECKSUM, LINGERING = 1, 2, 4, 6, 7, 8, 9, 12  # stand_in/…/script.py
 FOUR_TOKENS = SamplingParameters(max_tokens=4)
 
 
@@ -103,6 +103,11 @@ def asked(tensors: Tensors, sampling: SamplingParameters = FOUR_TOKENS) -> Engin
     return EngineRequest("asked", tensors, sampling)
 
 
+def taken_count(server: TritonServer) -> int:
+    """Prompts that the stand-in has begun with."""
+    return server.log_path.read_text().count("the stand-in takes a prompt")
+
+
 def outcomes(server: TritonServer, *names: str) -> list[int]:
     return [outcome_count(server, name) for name in names]
 
@@ -147,10 +152,11 @@ async def test_pixels_arrive_normalized_in_the_models_dtype(client: TritonEngine
 
 async def test_an_answer_that_is_left_is_aborted(server: TritonServer, client: TritonEngine) -> None:
     [before] = outcomes(server, "cancelled")
-    async with aclosing(client.generate(asked(text_tensors(COUNT_UP), SamplingParameters(max_tokens=60)))) as steps:
+    async with aclosing(client.generate(asked(text_tensors(LINGERING)))) as steps:
         await anext(steps)
+    taken_before = taken_count(server)
     silent = asyncio.create_task(answer(client, asked(text_tensors(SILENT))))
-    await asyncio.wait({silent}, timeout=0.1)
+    await eventually(lambda: taken_count(server) > taken_before)
     silent.cancel()
     await eventually(lambda: outcomes(server, "cancelled") == [before + 2])
 
@@ -206,4 +212,6 @@ async def test_unloading_waits_for_answers_and_then_shuts_the_engine_down(
 async def unload(server: TritonServer) -> None:
     request = b"\x12" + bytes([len(MODEL)]) + MODEL.encode()  # RepositoryModelUnloadRequest.model_name
     async with grpc.aio.insecure_channel(server.grpc_address) as channel:
-        await channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelUnload")(request, timeout=30)
+        await channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelUnload")(
+            request, timeout=PATIENCE_SECONDS
+        )

@@ -22,6 +22,7 @@ from engine_client import (
 )
 from tests.engine.certificates import SERVER_NAME, Authority, Signed
 from tests.engine.servers import SCRIPTED_REPOSITORY, answer, serving
+from tests.waiting import PATIENCE_SECONDS
 
 SECRET_NAME, SECRET = "triton-grpc-protocol-tests", "open-sesame"
 REQUEST = EngineRequest("r", {"input_ids": np.zeros(1, np.int32)}, SamplingParameters(max_tokens=3))
@@ -218,7 +219,7 @@ def test_a_key_of_another_certificate_is_refused(authority: Authority, client: S
 def test_an_encrypted_key_is_refused_before_it_asks_for_a_password(tmp_path: Path, client: Signed) -> None:
     locked = tmp_path / "locked.key"
     command = ["openssl", "pkey", "-in", client.key, "-aes256", "-passout", "pass:x", "-out", locked]
-    subprocess.run(command, check=True, capture_output=True, timeout=20)
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_SECONDS)
     with pytest.raises(CredentialsError, match=f"key {locked} is encrypted"):
         tls_credentials(certificate=client.certificate, key=locked)
 

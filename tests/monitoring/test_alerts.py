@@ -9,6 +9,7 @@ import yaml
 
 from tests.monitoring.documented import documented, names_in
 from tests.monitoring.prometheus import ALERT_TESTS, ALERTS, METRIC_TABLE, program
+from tests.waiting import PATIENCE_SECONDS
 
 
 def rules() -> list[dict[str, Any]]:
@@ -16,7 +17,9 @@ def rules() -> list[dict[str, Any]]:
 
 
 def run_promtool(*arguments: object) -> None:
-    done = subprocess.run([program("promtool"), *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [program("promtool"), *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

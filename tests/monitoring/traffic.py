@@ -14,6 +14,7 @@ from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import Caller, chat, image, serving, video
+from tests.waiting import PATIENCE_SECONDS
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 _METADATA = (("traceparent", f"00-{TRACE_ID}-00f067aa0ba902b7-01"),)
@@ -38,7 +39,7 @@ async def call_everything(caller: Caller) -> None:
     )
     with contextlib.suppress(grpc.aio.AioRpcError):
         await _exchange(caller.stub.Prepare, pb.PrepareRequest(spec=chat(image("photo", b"x"))))
-    await caller.stub.GetModel(pb.GetModelRequest(), timeout=60)
+    await caller.stub.GetModel(pb.GetModelRequest(), timeout=PATIENCE_SECONDS)
     metrics = caller.server.metrics
     with metrics.time_fetch("https"):
         metrics.fetched_bytes.labels("https").inc(1)
@@ -48,5 +49,5 @@ async def _exchange(method: object, message: object) -> None:
     async def messages() -> AsyncIterator[object]:
         yield message
 
-    async for _ in method(messages(), metadata=_METADATA, timeout=60):  # type: ignore[operator]
+    async for _ in method(messages(), metadata=_METADATA, timeout=PATIENCE_SECONDS):  # type: ignore[operator]
         pass

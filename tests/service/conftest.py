@@ -24,7 +24,7 @@ from preprocessor.models.generic import GenericModel
 from preprocessor.service.server import Server
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
-from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import PATIENCE_SECONDS, eventually
 from tests.zygotes import zygote_of
 
 PREPARE = "/preprocessor.v1.Preprocessor/Prepare"
@@ -60,7 +60,7 @@ class Caller:
     async def prepare(self, spec: pb.PrepareSpec, files: Mapping[str, bytes] | None = None) -> PrepareResult:
         def call() -> PrepareResult:
             with grpc.insecure_channel(self.server.address, options=CHANNEL_OPTIONS) as channel:
-                return prepare(channel, spec, files or {}, timeout_seconds=60)
+                return prepare(channel, spec, files or {}, timeout_seconds=PATIENCE_SECONDS)
 
         return await asyncio.to_thread(call)
 
@@ -70,7 +70,7 @@ class Caller:
         def call() -> list[pb.GenerateResponse]:
             with grpc.insecure_channel(self.server.address, options=CHANNEL_OPTIONS) as channel:
                 given = pb.GenerationParameters(**parameters)  # type: ignore[arg-type]
-                return list(generate(channel, spec, given, files or {}, timeout_seconds=60))
+                return list(generate(channel, spec, given, files or {}, timeout_seconds=PATIENCE_SECONDS))
 
         return await asyncio.to_thread(call)
 
@@ -79,15 +79,22 @@ class Caller:
 
         def fetch() -> tuple[int, str]:
             try:
-                with urllib.request.urlopen(f"http://{self.server.http_address}{path}", timeout=5) as answer:
+                with urllib.request.urlopen(
+                    f"http://{self.server.http_address}{path}", timeout=PATIENCE_SECONDS
+                ) as answer:
                     return answer.status, answer.read().decode()
             except urllib.error.HTTPError as error:
                 return error.code, error.read().decode()
 
         return await asyncio.to_thread(fetch)
 
-    async def samples(self) -> dict[tuple[str, ...], float]:
-        """What `/metrics` says, by name and label values, these in the order of their labels' names."""
+    async def samples(self, *, under_way: bool = False) -> dict[tuple[str, ...], float]:
+        """What `/metrics` says, by name and label values, these in the order of their labels' names.
+
+        A call is counted just after its caller has its status, so this waits until none is open, unless some are `under_way`.
+        """
+        if not under_way:
+            await eventually(lambda: self.server.metrics.open_call_count() == 0)
         status, text = await self.get("/metrics")
         assert status == 200
         return {

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
+from tests.waiting import PATIENCE_SECONDS
+
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_HEADERS = 4
 ENHANCE_YOUR_CALM = 11
@@ -21,7 +23,7 @@ class RawConnection:
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
-        self._socket = socket.create_connection((host, int(port)), timeout=20)
+        self._socket = socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS)
         self._buffer = b""
 
     def __enter__(self) -> Self:

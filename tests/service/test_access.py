@@ -26,6 +26,7 @@ from tests.engine.certificates import Authority, Signed
 from tests.media import photo
 from tests.service.conftest import Caller, chat, image, serving
 from tests.service.refusals import Refusal, refusal_of
+from tests.waiting import PATIENCE_SECONDS
 
 SERVICE, GATEWAY, BATCH = "preprocessor.test", "gateway.test", "batch.test"
 TOKEN, OTHER_TOKEN = "a-token-of-the-gateway-0123456789", "a-token-of-batch-jobs-9876543210"
@@ -78,7 +79,7 @@ async def ask(caller: Caller, credentials: Credentials, spec: pb.PrepareSpec = S
 
     def call() -> PrepareResult:
         with open_channel(caller.server.address, credentials) as channel:
-            return prepare(channel, spec, {}, timeout_seconds=20)
+            return prepare(channel, spec, {}, timeout_seconds=PATIENCE_SECONDS)
 
     return await asyncio.to_thread(call)
 
@@ -129,11 +130,11 @@ async def test_a_renewed_certificate_serves_new_connections_without_a_restart(
     following = Authority(tmp_path / "next", "following authority")
     async with serving(model, access=with_tls(service_files)) as caller:
         with open_channel(caller.server.address, towards_service(authority)) as old:
-            await asyncio.to_thread(prepare, old, SPEC, {}, timeout_seconds=20)
+            await asyncio.to_thread(prepare, old, SPEC, {}, timeout_seconds=PATIENCE_SECONDS)
             replaced(tmp_path, following.sign(SERVICE))
             assert (await ask(caller, towards_service(following))).header.token_count > 0
             assert (await refusal(caller, towards_service(authority))).code is grpc.StatusCode.UNAVAILABLE
-            answer = await asyncio.to_thread(prepare, old, SPEC, {}, timeout_seconds=20)
+            answer = await asyncio.to_thread(prepare, old, SPEC, {}, timeout_seconds=PATIENCE_SECONDS)
             assert answer.header.token_count > 0, "a connection that is open goes on"
 
 
@@ -194,7 +195,7 @@ def test_this_machine_may_be_listened_to_in_the_open(address: str) -> None:
 
 def test_the_command_line_refuses_to_listen_in_the_open_and_names_the_option() -> None:
     command = [sys.executable, "-m", "preprocessor", "serve", "--address", "0.0.0.0:0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert done.returncode == 2
     assert "--insecure" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -244,9 +245,8 @@ async def test_only_callers_with_a_known_token_get_in(model: Model, token_file: 
             found = await refusal_of(model_of(caller, wrong))
             assert (found.code, found.reason) == (UNAUTHENTICATED, "UNAUTHENTICATED")
             assert not wrong or wrong not in found.message
-        samples = caller.server.metrics.registry
-        labels = {"method": "GetModel", "code": "UNAUTHENTICATED"}
-        assert samples.get_sample_value("preprocessor_requests_total", labels) == 5
+        samples = await caller.samples()
+        assert samples["preprocessor_requests_total", "UNAUTHENTICATED", "GetModel"] == 5
 
 
 async def test_every_method_asks_for_the_token(model: Model, token_file: Path) -> None:
@@ -401,7 +401,9 @@ async def test_the_command_line_calls_by_mutual_tls_with_a_token(
         mutual = ["--tls-certificate", str(own.certificate), "--tls-key", str(own.key)]
 
         def run(*options: str) -> subprocess.CompletedProcess[str]:
-            return subprocess.run([*command, *options], capture_output=True, text=True, timeout=60, check=False)
+            return subprocess.run(
+                [*command, *options], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+            )
 
         done = await asyncio.to_thread(run, *tls, *mutual, "--token-file", str(own_token))
         assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ from preprocessor.errors import LimitExceeded, WorkerLost
 from preprocessor.models.family import Model
 from preprocessor.service.status import status_of
 from preprocessor.v1 import preprocessor_pb2 as pb
-from preprocessor.workers.work import SHORT_SECONDS
+from preprocessor.workers.work import SHORT_SECONDS, Work
 from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import Caller, chat, image, serving, video
 from tests.waiting import eventually
@@ -100,16 +100,15 @@ async def test_one_clip_on_an_idle_service_is_cut_over_its_workers(model: Model)
     clip = moving_shapes_clip(seconds=40, width=374, height=374, options=(("g", "30"),))
     spec = chat(video("clip", clip, sampling=pb.Sampling(fps=8)))
     async with serving(model, worker_count=2) as caller, serving(model, worker_count=1) as single:
-        running: set[int] = set()
+        pool, running = caller.server.pool, set()
+        begin = pool._begin
 
-        async def watch() -> None:
-            while True:
-                running.add(caller.server.pool.running_count)
-                await asyncio.sleep(0.001)
+        def watched(work: Work) -> None:
+            begin(work)
+            running.add(pool.running_count)
 
-        watching = asyncio.create_task(watch())
+        pool._begin = watched  # type: ignore[method-assign]
         divided, whole = await caller.prepare(spec), await single.prepare(spec)
-        watching.cancel()
         assert max(running) == 2
         assert np.array_equal(divided.tensors["pixel_patches"], whole.tensors["pixel_patches"])
 

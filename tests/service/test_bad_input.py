@@ -268,8 +268,8 @@ async def test_a_caller_who_leaves_during_the_answer_frees_the_worker(caller: Ca
 async def test_a_silent_upload_is_ended(model: Model) -> None:
     async with serving(model, wire=WireSettings(upload_idle_seconds=0.05)) as caller:
         call = caller.stub.Prepare()
-        await call.write(SPEC)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.write(SPEC)
             await call.read()
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert reason_of(caught.value) == "UPLOAD_IDLE"

@@ -64,7 +64,7 @@ async def test_a_request_is_in_flight_until_its_caller_leaves(model: Model) -> N
     async with serving(model, endpoints) as caller:
         call = caller.stub.Generate(iter([pb.GenerateRequest(spec=pb.GenerateSpec(prompt=HELLO))]))
         await eventually(lambda: endpoints.states()[0].in_flight_count == 1)
-        assert (await caller.samples())[ENGINE + "requests_in_flight", "a"] == 1
+        assert (await caller.samples(under_way=True))[ENGINE + "requests_in_flight", "a"] == 1
         call.cancel()
         await eventually(lambda: endpoints.states()[0].in_flight_count == 0)
         assert (await caller.samples())[ENGINE + "requests_in_flight", "a"] == 0

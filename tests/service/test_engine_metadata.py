@@ -8,6 +8,7 @@ from engine_client.testing import FakeEngine
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.service.conftest import chat, serving
+from tests.waiting import PATIENCE_SECONDS
 
 TRACE = ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
 STATE = ("tracestate", "vendor=1")
@@ -22,7 +23,7 @@ async def test_the_trace_goes_on_to_the_engine_and_what_is_the_caller_s_own_does
 
     async with serving(model, engine) as caller:
         own = (("authorization", "Bearer of-the-caller"), ("x-request-id", "one"), ("traceparent-bin", b"\x00"))
-        call = caller.stub.Generate(messages(), metadata=(TRACE, STATE, *own), timeout=60)
+        call = caller.stub.Generate(messages(), metadata=(TRACE, STATE, *own), timeout=PATIENCE_SECONDS)
         async for _ in call:
             pass
     [along] = engine.metadata

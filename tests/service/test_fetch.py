@@ -26,7 +26,7 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import Caller, chat, image, serving, video
 from tests.service.hosts import Answer, Host, chunked, drip, hang, redirect, respond, send
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 CLIP = moving_shapes_clip(seconds=2, width=160, height=120)
 PHOTO = photo(333, 222)
@@ -345,7 +345,7 @@ async def test_others_are_served_while_a_host_is_slow(fetching: Caller, host: Ho
 
 def test_fsspec_is_imported_only_where_a_store_is_configured() -> None:
     code = "import sys, preprocessor.service.fetch.stores; sys.exit('fsspec' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=PATIENCE_SECONDS).returncode == 0
 
 
 def test_a_failure_to_fetch_is_not_for_a_proxy_to_eject_the_service_for() -> None:

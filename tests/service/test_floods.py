@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import grpc.aio
@@ -26,7 +27,7 @@ from tests.service.http2 import (
     SETTINGS,
     RawConnection,
 )
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 MIB = 1 << 20
 SLACK_BYTES = 24 * MIB
@@ -51,7 +52,7 @@ async def is_served(server: WatchedServer) -> bool:
 
     def ask() -> bool:
         with grpc.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
-            return prepare(channel, chat("still there?"), {}, timeout_seconds=60).header.token_count > 0
+            return prepare(channel, chat("still there?"), {}, timeout_seconds=PATIENCE_SECONDS).header.token_count > 0
 
     return await asyncio.to_thread(ask)
 
@@ -93,7 +94,8 @@ async def test_memory_is_bounded_where_large_messages_never_end(server: WatchedS
     assert await is_served(server)
     before = own_bytes(server)
     message = pb.PrepareRequest(spec=pb.PrepareSpec(text="x" * (15 * MIB))).SerializeToString()
-    connections = await asyncio.gather(*(asyncio.to_thread(unfinished, server.address, message) for _ in range(40)))
+    with ThreadPoolExecutor(40) as senders:
+        connections = list(senders.map(lambda _: unfinished(server.address, message), range(40)))
     await eventually(lambda: server.metrics().get("preprocessor_requests_in_flight", 0) == len(connections))
     assert own_bytes(server) < before + 4 * 16 * MIB + SLACK_BYTES
     for connection in connections:

@@ -16,7 +16,7 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import photo
 from tests.service.conftest import Caller, chat, image, serving
 from tests.service.refusals import refusal_of
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 SERVICE = "preprocessor.v1.Preprocessor"
 
@@ -97,22 +97,25 @@ async def test_reflection_lists_the_services_and_their_file(caller: Caller) -> N
     assert [method.name for method in described.service[0].method] == ["Prepare", "Generate", "CountTokens", "GetModel"]
 
 
-async def test_a_stop_lets_calls_end_on_connections_that_stay_open(model: Model) -> None:
+async def test_a_stop_lets_calls_end_on_connections_that_stay_open(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preprocessor.service.server._FLUSH_SECONDS", 0.1)
     async with serving(model, worker_count=1, drain_seconds=40.0) as caller:
-        upload = caller.stub.CountTokens(timeout=60)
+        upload = caller.stub.CountTokens(timeout=PATIENCE_SECONDS)
         await upload.write(pb.PrepareRequest(spec=chat("What is this?", image())))
         await eventually(lambda: caller.server.metrics.open_call_count() == 1)
         retiring = asyncio.create_task(caller.server.retire())
         await eventually(lambda: caller.server.health.trouble == "draining")
-        late = await refusal_of(caller.stub.GetModel(pb.GetModelRequest(), timeout=60))
+        late = await refusal_of(caller.stub.GetModel(pb.GetModelRequest(), timeout=PATIENCE_SECONDS))
         assert (late.code, late.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
         assert not retiring.done()
         await upload.write(pb.PrepareRequest(chunk=pb.MediaChunk(key="photo", data=photo(100, 80), last=True)))
         await upload.done_writing()
         assert (await upload).token_count > 0
-        await asyncio.wait_for(retiring, 30)
+        await asyncio.wait_for(retiring, PATIENCE_SECONDS)
 
 
 async def test_a_stop_without_calls_waits_for_nothing(model: Model) -> None:
     async with serving(model, worker_count=1, drain_seconds=1e6) as caller:
-        await asyncio.wait_for(caller.server.retire(), 30)
+        await asyncio.wait_for(caller.server.retire(), PATIENCE_SECONDS)

@@ -29,7 +29,7 @@ async def test_the_load_is_the_expected_work_over_the_cores_and_nothing_when_it_
         assert (await caller.samples())[("preprocessor_load_ratio",)] == 0
         calls = [asyncio.create_task(caller.prepare(whole(every_frame=True))) for _ in range(3)]
         await eventually(lambda: pool.queued_count > 0 and pool.running_count > 0)
-        samples = await caller.samples()
+        samples = await caller.samples(under_way=True)
         waiting = [entry for queue in pool._queues.values() for entry in queue._heap]
         expected_seconds = sum(entry[2] for entry in waiting) + sum(work.cpu_seconds for work in pool._running)
         assert samples[("preprocessor_load_ratio",)] > 0

@@ -19,6 +19,7 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.media import photo
 from tests.service.conftest import chat, image
+from tests.waiting import PATIENCE_SECONDS
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 SECRET = "the-duke-of-the-prompt"
@@ -69,7 +70,7 @@ def stopped() -> Iterator[Service]:
                 _call(channel, image("photo", SECRET_FILE), "bad")
     finally:
         process.send_signal(signal.SIGTERM)
-        service.modules, rest = process.communicate(timeout=30)
+        service.modules, rest = process.communicate(timeout=PATIENCE_SECONDS)
     service.lines += rest.splitlines()
     yield service
 
@@ -77,7 +78,7 @@ def stopped() -> Iterator[Service]:
 def _call(channel: grpc.Channel, medium: pb.Media, request_id: str) -> None:
     metadata = (("x-request-id", request_id), ("traceparent", f"00-{TRACE_ID}-00f067aa0ba902b7-01"))
     message = pb.PrepareRequest(spec=chat(medium, SECRET))
-    list(pb_grpc.PreprocessorStub(channel).Prepare(iter([message]), metadata=metadata, timeout=60))
+    list(pb_grpc.PreprocessorStub(channel).Prepare(iter([message]), metadata=metadata, timeout=PATIENCE_SECONDS))
 
 
 def test_each_line_is_an_object_with_a_time_a_level_a_logger_and_a_message(stopped: Service) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from preprocessor import pipeline
 from preprocessor.models.family import Model
 from preprocessor.service.reading import read_spec
+from preprocessor.service.tensors import MAX_ROWS_BYTES, write_rows
 from preprocessor.types.asked import PixelForm
 from preprocessor.types.made import Prepared
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -90,20 +93,33 @@ async def test_files_may_interleave(caller: Caller) -> None:
     assert header.header.items[0].source.sha256 == header.header.items[1].source.sha256
 
 
-async def test_the_header_comes_first_then_rows_in_order_then_the_report(caller: Caller) -> None:
-    async def messages():  # type: ignore[no-untyped-def]
-        yield pb.PrepareRequest(spec=chat(video("clip", CLIP)))
-
-    responses = [response async for response in caller.stub.Prepare(messages())]
+@pytest.mark.parametrize("part_seconds", [100.0, 0.01], ids=["whole", "in parts"])
+async def test_the_header_comes_first_then_rows_in_order_then_the_report(
+    model: Model, monkeypatch: pytest.MonkeyPatch, part_seconds: float
+) -> None:
+    """12 MB of rows, of a clip that is worked on as a whole or cut over two workers."""
+    monkeypatch.setattr("preprocessor.workers.pool._MIN_PART_SECONDS", part_seconds)
+    clip = moving_shapes_clip(seconds=4, width=320, height=240, options=(("g", "15"),))
+    spec = chat(video("clip", clip, sampling=pb.Sampling(fps=13)))
+    async with serving(model) as caller:
+        responses = [one async for one in caller.stub.Prepare(iter([pb.PrepareRequest(spec=spec)]))]
     kinds = [response.WhichOneof("message") for response in responses]
     assert kinds == ["header", *["rows"] * (len(kinds) - 2), "report"]
-    pixels = next(tensor for tensor in responses[0].header.tensors if tensor.name == "pixel_patches")
-    next_row = 0
-    for rows in (response.rows for response in responses[1:-1]):
-        assert rows.first_row == next_row
-        assert len(rows.data) <= 1 << 20
-        next_row += rows.row_count
-    assert next_row == pixels.shape[0]
+    rows = [response.rows for response in responses[1:-1]]
+    assert len(rows) >= 6
+    assert [one.first_row for one in rows] == list(
+        itertools.accumulate((one.row_count for one in rows[:-1]), initial=0)
+    )
+    assert all(0 < len(one.data) <= MAX_ROWS_BYTES for one in rows)
+    expected = in_process(model, spec).tensors["pixel_patches"]
+    assert b"".join(one.data for one in rows) == expected.tobytes()
+
+
+def test_a_message_of_rows_is_half_of_what_a_grpc_client_takes_unless_told_otherwise() -> None:
+    rows = np.zeros((4000, 1536), np.uint8)
+    sizes = [len(message) for message in write_rows("pixel_patches", rows, 0, len(rows))]
+    assert max(sizes) <= (4 << 20) // 2 + 1000
+    assert len(sizes) == -(-rows.nbytes // (MAX_ROWS_BYTES // 1536 * 1536)) > 2
 
 
 async def test_a_rendered_prompt_and_ready_ids_give_what_the_chat_gives(caller: Caller, model: Model) -> None:

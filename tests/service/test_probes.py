@@ -20,6 +20,12 @@ from tests.waiting import PATIENCE_SECONDS, eventually
 READY = (200, "ok\n")
 
 
+@pytest.fixture
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service looks at its engine and its memory all the time."""
+    monkeypatch.setattr("preprocessor.service.health.CHECK_SECONDS", 0.05)
+
+
 async def status_changes(caller: Caller, service: str) -> AsyncIterator[str]:
     """What `Watch` tells, as it comes."""
     call = health_pb2_grpc.HealthStub(caller.channel).Watch(health_pb2.HealthCheckRequest(service=service))
@@ -34,7 +40,7 @@ async def following(watches: Sequence[AsyncIterator[str]]) -> str:
     return status
 
 
-async def test_a_watch_of_each_name_follows_an_outage_of_the_engine_and_the_drain(model: Model) -> None:
+async def test_a_watch_of_each_name_follows_an_outage_of_the_engine_and_the_drain(model: Model, brisk: None) -> None:
     engine = FakeEngine()
     async with serving(model, engine) as caller:
         watches = [status_changes(caller, name) for name in ("", SERVICE_NAME)]
@@ -66,7 +72,7 @@ async def test_workers_that_are_gone_make_it_unready_until_others_have_come(mode
         assert await caller.get("/readyz") == READY
 
 
-async def test_a_budget_that_stays_full_makes_it_unready_until_there_is_room(model: Model) -> None:
+async def test_a_budget_that_stays_full_makes_it_unready_until_there_is_room(model: Model, brisk: None) -> None:
     """A caller who reads nothing holds the pixels of a clip; the budget has room for that clip alone."""
     clip = moving_shapes_clip(seconds=4, width=160, height=120)
     spec = chat(video("clip", clip, sampling=pb.Sampling(every_frame=True)))

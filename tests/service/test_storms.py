@@ -12,7 +12,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import grpc.aio
@@ -21,15 +21,15 @@ import pytest
 
 from preprocessor.client import CHANNEL_OPTIONS
 from preprocessor.models.family import Model
-from preprocessor.traffic.load import LEFT, PREPARE, STATUS_LOST, Ask, Load
+from preprocessor.traffic.load import LEFT, PREPARE, STATUS_LOST, Ask, Ending, Load
 from tests.bench.service.asks import image_ask, text_ask, video_ask
 from tests.bench.service.checksum import Checksum
 from tests.bench.service.load import Traffic, drive
 from tests.bench.service.watched import WatchedServer, seconds_until_idle
 from tests.media import moving_shapes_clip, photo, repeated_clip, truncated_clip
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
-DEADLINE_SECONDS = 60.0
+DEADLINE_SECONDS = 200.0
 MEMORY_SLACK_BYTES = 200 << 20
 """Pages of the arena that are kept for the next requests, and heaps that have seen their first of every kind of work."""
 LARGE = "1 minute clip at 8 fps"
@@ -66,9 +66,10 @@ async def test_killed_workers_cost_no_request_more_than_a_clean_refusal(
 ) -> None:
     await warm_up(server, asks)
     memory_before, descriptors_before, ends_before = server.pss_bytes(), server.descriptor_count(), worker_ends(server)
-    async with killing(lambda: random.choice(server.workers() or [None])) as killed:
-        traffic = await drive(server.address, storm(asks, count=count, check_share=1))
-    assert len(killed) > count / 40, "there was no storm"
+    endings: list[Ending] = []
+    async with killing(server, endings, every=3) as killed:
+        traffic = await drive(server.address, storm(asks, count=count, check_share=1), endings=endings)
+    assert len(killed) > count / 8, "there was no storm"
     assert_ended_well(traffic, count, "WORKER_LOST")
     await eventually(server.is_at_rest)
     assert worker_ends(server) - ends_before > len(killed) / 2
@@ -78,24 +79,22 @@ async def test_killed_workers_cost_no_request_more_than_a_clean_refusal(
     await assert_nothing_is_left(server)
 
 
-@pytest.mark.parametrize(
-    ("count", "idle_within_seconds"),
-    [(60, 20.0), pytest.param(500, 1.0, marks=[pytest.mark.slow, pytest.mark.timeout(300)])],
-)
+@pytest.mark.parametrize("count", [60, pytest.param(500, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
 async def test_callers_that_leave_at_random_moments_leave_nothing_behind(
-    server: WatchedServer, asks: tuple[Ask, ...], count: int, idle_within_seconds: float
+    server: WatchedServer, asks: tuple[Ask, ...], count: int, request: pytest.FixtureRequest
 ) -> None:
     await warm_up(server, asks)
     descriptors_before = server.descriptor_count()
-    load = storm(asks, count=count, concurrency=count, cancel_share=1.0, cancel_within_seconds=count / 150)
+    # Half of them ask for so much that nobody has it in that time.
+    mixed = asks + (by_name(asks, LARGE),) * len(asks)
+    load = storm(mixed, count=count, concurrency=count, cancel_share=1.0, cancel_within_seconds=count / 150)
     traffic = await drive(server.address, load)
-    last_left = max(end.ended_at_seconds for end in traffic.endings if end.outcome == LEFT)
-    since_seconds = time.monotonic() - last_left
-    busy_seconds = since_seconds + seconds_until_idle(server.process, within_seconds=20)
-    print(f"{count} callers left; the cores were idle {busy_seconds * 1e3:.0f} ms after the last")
     assert len(traffic.endings) == count
-    assert sum(end.outcome == LEFT for end in traffic.endings) > count / 3, "too few left in time"
-    assert busy_seconds < idle_within_seconds
+    left_at_seconds = [end.ended_at_seconds for end in traffic.endings if end.outcome == LEFT]
+    assert len(left_at_seconds) > count / 3, "too few left in time"
+    if request.node.get_closest_marker("slow"):  # and so not one of those that must pass on any machine, however busy
+        since_seconds = time.monotonic() - max(left_at_seconds)
+        assert since_seconds + seconds_until_idle(server.process, within_seconds=20) < 1.0
     await eventually(server.is_at_rest)
     await eventually(lambda: server.descriptor_count() <= descriptors_before)
     await assert_nothing_is_left(server)
@@ -104,7 +103,7 @@ async def test_callers_that_leave_at_random_moments_leave_nothing_behind(
 async def test_callers_that_never_read_and_then_leave_give_their_memory_back(
     server: WatchedServer, asks: tuple[Ask, ...]
 ) -> None:
-    large = next(ask for ask in asks if ask.name == LARGE)
+    large = by_name(asks, LARGE)
     await eventually(server.is_at_rest)
     async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
         calls = [channel.stream_stream(PREPARE)(iter(large.messages), timeout=DEADLINE_SECONDS) for _ in range(4)]
@@ -144,7 +143,7 @@ async def test_a_killed_service_takes_everything_with_it(asks: tuple[Ask, ...]) 
         tree = server.tree()
         server.process.kill()
         server.wait()
-        _, alive = psutil.wait_procs(tree[1:], timeout=2)
+        _, alive = psutil.wait_procs(tree[1:], timeout=PATIENCE_SECONDS)
         # Whoever is to reap orphans here may take its time.
         assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
         traffic = await traffic_task
@@ -184,6 +183,10 @@ def storm(asks: tuple[Ask, ...], *, concurrency: int = 8, **more: float) -> Load
     return Load(asks, concurrency, timeout_seconds=DEADLINE_SECONDS, check=Checksum, **more)  # type: ignore[arg-type]
 
 
+def by_name(asks: tuple[Ask, ...], name: str) -> Ask:
+    return next(ask for ask in asks if ask.name == name)
+
+
 async def warm_up(server: WatchedServer, asks: tuple[Ask, ...]) -> None:
     """Have workers see each kind of work, and wait until nothing is left of it."""
     count = 3 * len(asks)
@@ -206,16 +209,17 @@ async def assert_nothing_is_left(server: WatchedServer) -> None:
 
 
 @asynccontextmanager
-async def killing(choose: Callable[[], psutil.Process | None]) -> AsyncIterator[list[int]]:
-    """Meanwhile a chosen process is killed every now and then; the list holds their ids."""
+async def killing(server: WatchedServer, endings: list[Ending], *, every: int) -> AsyncIterator[list[int]]:
+    """Meanwhile a worker is killed for each so many requests that have ended; the list holds their ids."""
     killed: list[int] = []
 
     async def kill() -> None:
         while True:
-            await asyncio.sleep(random.uniform(0.02, 0.12))
-            victim = choose()
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if victim is not None:
+            await asyncio.sleep(random.uniform(0.0, 0.02))
+            workers = server.workers()
+            if workers and len(endings) >= every * (len(killed) + 1):
+                victim = random.choice(workers)
+                with contextlib.suppress(psutil.NoSuchProcess):
                     victim.kill()
                     killed.append(victim.pid)
 

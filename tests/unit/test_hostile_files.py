@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.hostile import REACHED_OUT, hostile_files
+from tests.waiting import PATIENCE_SECONDS
 
 pytest.importorskip("pyseccomp", reason="the kernel's word on what was opened needs libseccomp", exc_type=RuntimeError)
 
@@ -18,7 +19,9 @@ FOLLOWED = sorted(hostile_files("/bait.mp4", 9))
 
 @pytest.fixture(scope="module")
 def outcomes() -> Outcomes:
-    run = subprocess.run([sys.executable, "-m", "tests.hostile"], stdout=subprocess.PIPE, timeout=100, check=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.hostile"], stdout=subprocess.PIPE, timeout=PATIENCE_SECONDS, check=True
+    )
     return json.loads(run.stdout)  # type: ignore[no-any-return]
 
 

@@ -84,9 +84,11 @@ def clients(process_count: int) -> Iterator[Clients]:
         yield Clients(processes, process_count)
 
 
-async def drive(address: str, load: Load, start_at_seconds: float = 0.0) -> Traffic:
-    """Put a load on a server from this event loop."""
-    endings: list[Ending] = []
+async def drive(
+    address: str, load: Load, start_at_seconds: float = 0.0, *, endings: list[Ending] | None = None
+) -> Traffic:
+    """Put a load on a server from this event loop. `endings` gets each request's ending as it comes."""
+    endings = [] if endings is None else endings
     cpu_seconds = time.process_time()
     connect = functools.partial(grpc.aio.insecure_channel, address, options=CHANNEL_OPTIONS)
 

@@ -22,7 +22,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 START_SECONDS = 120.0
-_STOP_SECONDS = 20.0
+_STOP_SECONDS = 100.0
 _READY = re.compile(r"on grpc (\S+), http (\S+);")
 _SHARED_MEMORY = Path("/dev/shm")
 

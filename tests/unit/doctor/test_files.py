@@ -11,6 +11,7 @@ from preprocessor.config import EngineSettings, ServeSettings
 from preprocessor.doctor.files import check_files, check_model
 from preprocessor.doctor.finding import Verdict
 from tests.engine.certificates import Authority, Signed
+from tests.waiting import PATIENCE_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_a_key_of_another_certificate_is_found(authority: Authority, signed: Sig
 def test_an_encrypted_key_is_found_and_nobody_is_asked_for_its_password(signed: Signed, tmp_path: Path) -> None:
     encrypted = tmp_path / "encrypted.key"
     command = ["openssl", "pkcs8", "-topk8", "-in", signed.key, "-out", encrypted, "-passout", "pass:secret"]
-    subprocess.run(command, check=True, capture_output=True, timeout=20)
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_SECONDS)
     finding = check_files(settings(signed.certificate, encrypted))
     assert finding.verdict is Verdict.FAILED
     assert "the key is encrypted" in finding.found

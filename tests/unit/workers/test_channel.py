@@ -91,7 +91,7 @@ def test_news_pass() -> None:
         os.system,
         Limits,
     ],
-    ids=lambda message: str(getattr(message, "_reduced", [message])[0]),
+    ids=lambda message: getattr(message, "_reduced", [message])[0].__qualname__,
 )
 def test_nothing_that_could_be_called_is_taken_from_a_worker(message: object) -> None:
     with pytest.raises(pickle.UnpicklingError, match="not data"):

@@ -31,7 +31,7 @@ from tests.unit.workers.jobs import (
     UseMemory,
     WaitFor,
 )
-from tests.waiting import eventually
+from tests.waiting import GROWING_SECONDS, eventually
 
 LONG = SHORT_SECONDS * 2
 
@@ -101,7 +101,7 @@ async def test_without_the_process_that_forks_workers_the_pool_heals_itself(pool
 
 async def test_a_worker_that_says_what_none_would_is_ended(pool: WorkerPool) -> None:
     for garbage in (b"\xff" * 64, b"\x04\x00\x00\x00abcd", b"\x03\x00\x00\x00N.."):
-        assert isinstance(await outcome(submit(pool, Babble(garbage), timeout_seconds=10)), WorkerLost)
+        assert isinstance(await outcome(submit(pool, Babble(garbage))), WorkerLost)
     assert await process_of(pool) > 0
 
 
@@ -137,8 +137,8 @@ async def test_cpu_seconds_are_limited(tmp_path: Path, is_deaf: bool) -> None:
 
 async def test_a_worker_has_no_network_starts_nothing_and_leaves_no_core(pool: WorkerPool) -> None:
     limits = await outcome(submit(pool, TellLimits()))
-    assert limits == {"core": 0, "files": 64, "niceness": 0, "socket": errno.EPERM, "exec": errno.EPERM}
-    assert (await outcome(submit(pool, TellLimits(), seconds=LONG)))["niceness"] > 0
+    assert limits == {"core": 0, "files": 64, "niceness": os.nice(0), "socket": errno.EPERM, "exec": errno.EPERM}
+    assert (await outcome(submit(pool, TellLimits(), seconds=LONG)))["niceness"] > os.nice(0)
 
 
 async def test_workers_are_replaced_after_their_number_of_jobs() -> None:
@@ -189,11 +189,14 @@ async def test_waiting_work_that_is_abandoned_never_begins(pool: WorkerPool, tmp
 
 
 async def test_a_deadline_ends_running_work_and_lets_waiting_work_not_begin(pool: WorkerPool, tmp_path: Path) -> None:
-    running = submit(pool, Spin(tmp_path / "began"), timeout_seconds=0.3)
-    await begun(tmp_path / "began")
-    waiting = submit(pool, Spin(tmp_path / "never"), timeout_seconds=0.2)
-    assert isinstance(await outcome(running), DeadlineExceeded)
-    assert isinstance(await outcome(waiting), DeadlineExceeded)
+    for seconds in GROWING_SECONDS:
+        running = submit(pool, Spin(tmp_path / "began"), timeout_seconds=seconds)
+        waiting = submit(pool, Spin(tmp_path / "never"), timeout_seconds=seconds / 2)
+        assert isinstance(await outcome(running), DeadlineExceeded)
+        assert isinstance(await outcome(waiting), DeadlineExceeded)
+        if (tmp_path / "began").exists():
+            break
+    assert (tmp_path / "began").exists()
     assert not (tmp_path / "never").exists()
 
 

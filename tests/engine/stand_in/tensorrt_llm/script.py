@@ -22,6 +22,8 @@ KEYS = 10
 """In one step, what KV blocks would be keyed by: hashes, then positions and lengths of the items' runs."""
 SAMPLING = 11
 """In one step: max_tokens, a thousandth of temperature and of top_p, top_k, seed."""
+LINGERING = 12
+"""One token, and no other until it is aborted."""
 
 OWN_END_ID = 99
 """What the checkpoint's own configuration would say."""

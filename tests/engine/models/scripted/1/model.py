@@ -1,15 +1,18 @@
-"""Sends `max_tokens` tokens 0, 1, 2, …, and then ends in the way that `input_ids` names."""
+"""Sends `max_tokens` tokens 0, 1, 2, …, and then ends in the way that `input_ids` names.
+
+HELD stops before token number `top_k` as long as there is a file of its `seed`'s: see `tests.engine.servers.Gate`.
+"""
 
 import threading
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-FINISH, NO_REASON, UNKNOWN_REASON, FAIL, CHECKSUM, SLOW = range(6)
+FINISH, NO_REASON, UNKNOWN_REASON, FAIL, CHECKSUM, HELD = range(6)
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-PREFILL_SECONDS = 1.5  # of SLOW: from the request to its first token
 PACE_SECONDS = 0.001  # an answer of many tokens should last, and not keep a core busy
 
 
@@ -19,10 +22,12 @@ class TritonPythonModel:
             threading.Thread(target=self._answer, args=(request, request.get_response_sender())).start()
 
     def _answer(self, request, sender):
-        ending = int(pb_utils.get_input_tensor_by_name(request, "input_ids").as_numpy()[0])
-        if ending == SLOW:
-            time.sleep(PREFILL_SECONDS)
-        for index in range(int(pb_utils.get_input_tensor_by_name(request, "max_tokens").as_numpy()[0])):
+        ending = _number(request, "input_ids")
+        gate = Path(f"/dev/shm/scripted-{_number(request, 'seed')}")
+        stop_before = _number(request, "top_k") if ending == HELD else -1
+        for index in range(_number(request, "max_tokens")):
+            while index == stop_before and gate.exists() and not sender.is_cancelled():
+                time.sleep(PACE_SECONDS)
             if sender.is_cancelled():
                 return sender.send(flags=FINAL)
             sender.send(_step(index))
@@ -36,6 +41,10 @@ class TritonPythonModel:
         if ending != NO_REASON:
             sender.send(_step(reason=b"bored" if ending == UNKNOWN_REASON else b"length"))
         return sender.send(flags=FINAL)
+
+
+def _number(request, name):
+    return int(pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0])
 
 
 def _step(*token_ids, reason=None):

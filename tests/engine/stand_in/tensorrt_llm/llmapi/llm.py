@@ -128,7 +128,7 @@ class RequestOutput:
             raise StopAsyncIteration
         answer = self.outputs[0]
         course = self.inputs.prompt_token_ids[0]
-        if course == script.SILENT:
+        if course == script.SILENT or (course == script.LINGERING and answer.token_ids):
             await self._is_aborted.wait()
         await asyncio.sleep(PACE_SECONDS)
         if self.is_aborted:
@@ -137,7 +137,7 @@ class RequestOutput:
         if course in _TOLD_AT_ONCE:
             answer.token_ids += _TOLD_AT_ONCE[course](self)
             return self._finish("length")
-        if course != script.COUNT_UP and count == 2:
+        if course not in (script.COUNT_UP, script.LINGERING) and count == 2:
             return self._end(course)
         answer.token_ids.append(count)
         if count + 1 == self.sampling.max_tokens:
