@@ -87,10 +87,8 @@ def by_times(walk: Walk, first: int, reordered: bool, has_b_frames: bool, rate: 
     order = np.concatenate([start + np.argsort(times[start:stop], kind="stable") for start, stop in runs])
     if walk.types:
         times = np.concatenate([np.sort(times[start:stop]) for start, stop in runs])
-        shown = np.full(len(walk.pts), -1, np.int64)
-        shown[packets] = np.arange(len(packets))
-        order = shown[_by_type(walk.types)]
-        order = order[order >= 0]
+        by_type = _by_type(walk.types)  # of all packets: hidden ones are decoded, too
+        order = np.searchsorted(packets, by_type[np.isin(by_type, packets)])
     elif np.abs(order - np.arange(len(order))).max() > _MAX_REORDER_FRAMES:
         return None
     else:
@@ -108,8 +106,8 @@ def by_times(walk: Walk, first: int, reordered: bool, has_b_frames: bool, rate: 
 
 def _is_cut_inside(walk: Walk, times: npt.NDArray[np.int64]) -> bool:
     """Whether frames are hidden between others that are shown: edit lists of several parts join what does not follow."""
-    hidden = [time for ordinal in walk.discarded if (time := walk.pts[ordinal]) is not None]
-    return any(times.min() < time < times.max() for time in hidden)
+    first, last = int(times.min()), int(times.max())
+    return any((time := walk.pts[ordinal]) is not None and first < time < last for ordinal in walk.discarded)
 
 
 def _by_type(types: list[PictureType]) -> npt.NDArray[np.int64]:

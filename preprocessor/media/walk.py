@@ -25,7 +25,7 @@ class Walk:
         stays: Durations in the same units; 0 where there are none.
         is_frame: Whether a decoder shows the packet's frame, as far as its bytes and the container tell.
         discarded: Ordinals of packets that the container hides, by an edit list.
-        types: The pictures' types, of codecs that `packets.TYPED` names; else empty.
+        types: The pictures' types, of codecs that `bitstream.TYPED` names; else empty.
         keys: Ordinals of packets marked as keyframes.
         entries: Ordinals at which decoding may start, and how.
         starts_whole: A decoder that begins at the first packet shows every frame.
