@@ -12,8 +12,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from engine_client import Fingerprint, OnMismatch
 from preprocessor.cli.sources import load_settings
 from preprocessor.config import ServeSettings
+from preprocessor.models.family import Model
+from preprocessor.models.fingerprint import fingerprint_parts
 from tests.deploy.dockerfile import instructions
 from tests.deploy.manifests import (
     OVERLAYS,
@@ -33,7 +36,18 @@ OLDEST_KUBERNETES = "1.30"  # the first with preStop.sleep on by default
 GIB = 1 << 30
 OF_OPERATORS = {"PodMonitor", "PrometheusRule"}  # kinds that Kubernetes itself does not know
 PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
+WITH_AN_ENGINE = ("overlays/prod", "overlays/colocated")
 overlays = pytest.mark.parametrize("overlay", OVERLAYS)
+
+
+def engine_config(overlay: str) -> str:
+    """The `config.pbtxt` that Triton's pods get."""
+    (found,) = (
+        one["data"]["config.pbtxt"]
+        for one in of_kind(overlay, "ConfigMap")
+        if "triton-model" in one["metadata"]["name"]
+    )
+    return str(found)
 
 
 def settings_of(overlay: str, container: Resource) -> ServeSettings:
@@ -143,6 +157,34 @@ def test_an_engine_beside_the_service_shares_memory_that_holds_the_budget() -> N
     assert volume["emptyDir"]["medium"] == "Memory"
     assert size_bytes(volume["emptyDir"]["sizeLimit"]) >= settings.memory_budget_bytes + GIB
     assert pod["securityContext"]["runAsUser"] == 1000  # one user for both, or the one's files are closed to the other
+
+
+@pytest.mark.parametrize("overlay", WITH_AN_ENGINE)
+def test_an_engine_s_configuration_is_the_models_own_with_a_checkpoint_and_a_fingerprint(overlay: str) -> None:
+    configured, own = engine_config(overlay), (DEPLOY / "triton/models/vlm_transformers/config.pbtxt").read_text()
+    filled = r'("(?:checkpoint|fingerprint\.\w+)" +value: \{ string_value: )"[^"]*"'
+    assert re.sub(filled, r'\1""', configured) == re.sub(filled, r'\1""', own)
+    assert not re.findall(r'"(?:checkpoint|fingerprint\.\w+)" +value: \{ string_value: "" \}', configured)
+
+
+@pytest.mark.parametrize("overlay", WITH_AN_ENGINE)
+def test_an_engine_is_set_up_for_the_service_s_own_model(overlay: str, model: Model) -> None:
+    (_, settings), *_ = services_of(overlay)
+    assert (settings.model, settings.engine.on_mismatch) == (model.name, "require")
+    published = dict(re.findall(r'"(fingerprint\.\w+)" +value: \{ string_value: "([^"]*)"', engine_config(overlay)))
+    comparison = Fingerprint(fingerprint_parts(model), OnMismatch.REQUIRE).compare(published)
+    assert (comparison.refused, comparison.warned) == ((), ())
+
+
+@pytest.mark.parametrize("overlay", WITH_AN_ENGINE)
+def test_an_engine_without_its_configuration_does_not_start(overlay: str) -> None:
+    """The model's own configuration names no checkpoint; that a pod waits for its ConfigMap is Kubernetes' rule."""
+    container, pod = next(one for one in containers(overlay) if one[0]["name"] == "triton")
+    (mount,) = (one for one in container["volumeMounts"] if one["name"] == "model")
+    assert mount["mountPath"] == "/models/vlm_transformers/config.pbtxt"
+    volume = next(one for one in pod["volumes"] if one["name"] == "model")
+    assert not volume["configMap"].get("optional", False)
+    assert "VLM_CHECKPOINT" not in environment_of(overlay, container)
 
 
 @overlays
