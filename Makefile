@@ -99,9 +99,16 @@ OVERLAY ?= prod
 render: setup ## print the manifests of an overlay: make render OVERLAY=dev
 	@$(BIN)/kubectl kustomize deploy/kustomize/overlays/$(OVERLAY)
 
-reference: setup ## write README's table of settings anew, and the versions that doctor compares with
+# The Prometheus Operator's form of the alerts, on standard output.
+RULES := deploy/kustomize/components/monitoring/rules.yaml
+PRINT_RULES := sed -e '1i \# Written by `make reference` from deploy/prometheus/alerts.yaml, which says what labels and addresses it expects.' \
+	-e '1i apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata:\n  name: preprocessor\nspec:' \
+	-e '/^\#/d' -e 's/^./  &/' deploy/prometheus/alerts.yaml
+
+reference: setup ## write anew what is made of other files: README's table of settings, tested versions, the operator's alerts
 	$(BIN)/python -m preprocessor.cli.reference README.md
 	cp deploy/constraints.txt preprocessor/doctor/tested.txt
+	$(PRINT_RULES) > $(RULES)
 
 format: setup ## format the code
 	$(BIN)/ruff format --quiet $(CODE)
@@ -119,6 +126,7 @@ verify: proto lint type ## all checks that run nothing; fails where generated co
 	git diff --exit-code -- preprocessor/v1 deploy/envoy/preprocessor.binpb
 	$(BIN)/python -m preprocessor.cli.reference --check README.md
 	cmp deploy/constraints.txt preprocessor/doctor/tested.txt
+	$(PRINT_RULES) | cmp - $(RULES)
 
 clean: ## remove everything that was set up
 	rm -rf $(VENV) .triton .prometheus

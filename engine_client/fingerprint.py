@@ -5,9 +5,9 @@ engine's model publishes what it was set up for in its Triton configuration, and
 
     parameters [ { key: "fingerprint.patch_size"  value: { string_value: "16" } }, … ]
 
-A part that one side leaves out or empty is not compared, unless this side requires the engine to publish it. What must be equal is in `EXACT_PARTS`; of anything else, such
-as the versions of libraries, a difference is logged and no more: it explains a difference in the last digits, and a
-rolling update would otherwise stop the service.
+A part that one side leaves out or empty is not compared, unless this side requires the engine to publish it. What must be
+equal is in `EXACT_PARTS`; of anything else, such as the versions of libraries, a difference is logged and no more: it
+explains a difference in the last digits, and a rolling update would otherwise stop the service.
 """
 
 from __future__ import annotations
