@@ -107,7 +107,7 @@ PRINT_RULES := sed -e '1i \# Written by `make reference` from deploy/prometheus/
 
 reference: setup ## write anew what is made of other files: README's table of settings, tested versions, the operator's alerts
 	$(BIN)/python -m preprocessor.cli.reference README.md
-	cp deploy/constraints.txt preprocessor/doctor/tested.txt
+	cp deploy/constraints.txt preprocessor/constraints.txt
 	$(PRINT_RULES) > $(RULES)
 
 format: setup ## format the code
@@ -125,7 +125,7 @@ type: setup ## check types, strictly
 verify: proto lint type ## all checks that run nothing; fails where generated code is not current
 	git diff --exit-code -- preprocessor/v1 deploy/envoy/preprocessor.binpb
 	$(BIN)/python -m preprocessor.cli.reference --check README.md
-	cmp deploy/constraints.txt preprocessor/doctor/tested.txt
+	cmp deploy/constraints.txt preprocessor/constraints.txt
 	$(PRINT_RULES) | cmp - $(RULES)
 
 clean: ## remove everything that was set up
