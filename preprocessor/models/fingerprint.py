@@ -7,16 +7,13 @@ tells the same by name, for comparing with an engine that was set up elsewhere: 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
-from collections.abc import Iterable
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the models' modules import this one
-    from transformers.tokenization_utils_tokenizers import TokenizersBackend
+from preprocessor.models.digests import digest_vocabulary
 
+if TYPE_CHECKING:  # the models' modules import this one
     from preprocessor.models.family import Model
     from preprocessor.models.generic import GenericModel
     from preprocessor.vision.spec import PixelSpec
@@ -31,15 +28,6 @@ _LIBRARIES = ("av", "pillow", "torch", "numpy", "tokenizers", "transformers", "o
 def library_versions() -> dict[str, str]:
     """Version of every library that pixels and ids depend on. Not to be changed: it is read once, as they are loaded once."""
     return {library: version(library) for library in _LIBRARIES}
-
-
-def digest_files(paths: Iterable[Path]) -> str:
-    """SHA-256 of names and contents, hexadecimal."""
-    digest = hashlib.sha256()
-    for path in paths:
-        content = path.read_bytes()
-        digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()
 
 
 def fingerprint_parts(model: Model | GenericModel) -> dict[str, str]:
@@ -70,12 +58,3 @@ def fingerprint_parts(model: Model | GenericModel) -> dict[str, str]:
             "rescale_factor": json.dumps(pixels.rescale_factor),
         }
     return parts
-
-
-def digest_vocabulary(tokenizer: TokenizersBackend) -> str:
-    """SHA-256 over every token and its id, added ones included, hexadecimal.
-
-    Not over files: the same tokenizer is written in several layouts, and an engine reads ids, not files.
-    """
-    by_id = sorted((token_id, token) for token, token_id in tokenizer.get_vocab().items())
-    return hashlib.sha256(json.dumps(by_id).encode()).hexdigest()
