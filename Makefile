@@ -105,10 +105,18 @@ PRINT_RULES := sed -e '1i \# Written by `make reference` from deploy/prometheus/
 	-e '1i apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata:\n  name: preprocessor\nspec:' \
 	-e '/^\#/d' -e 's/^./  &/' deploy/prometheus/alerts.yaml
 
-reference: setup ## write anew what is made of other files: README's table of settings, tested versions, the operator's alerts
+# Envoy's configuration with TLS for callers: the first filter chain, which is theirs, gets a transport socket.
+TLS := deploy/kustomize/components/tls
+PRINT_TLS := awk -v piece=$(TLS)/transport-socket.yaml \
+	'NR == 1 { print "\# Written by `make reference`: ../../../envoy/envoy.yaml with transport-socket.yaml in it." } \
+	/^        - filters:/ && !done { while ((getline line < piece) > 0) print line; sub("- ", "  "); done = 1 } { print }' \
+	deploy/envoy/envoy.yaml
+
+reference: setup ## write anew what is made of other files: README's settings, tested versions, the operator's alerts, Envoy with TLS
 	$(BIN)/python -m preprocessor.cli.reference README.md
 	cp deploy/constraints.txt preprocessor/constraints.txt
 	$(PRINT_RULES) > $(RULES)
+	$(PRINT_TLS) > $(TLS)/envoy.yaml
 
 format: setup ## format the code
 	$(BIN)/ruff format --quiet $(CODE)
@@ -127,6 +135,7 @@ verify: proto lint type ## all checks that run nothing; fails where generated co
 	$(BIN)/python -m preprocessor.cli.reference --check README.md
 	cmp deploy/constraints.txt preprocessor/constraints.txt
 	$(PRINT_RULES) | cmp - $(RULES)
+	$(PRINT_TLS) | cmp - $(TLS)/envoy.yaml
 
 clean: ## remove everything that was set up
 	rm -rf $(VENV) .triton .prometheus

@@ -30,11 +30,11 @@ from tests.deploy.manifests import (
     size_bytes,
 )
 from tests.deploy.tools import DEPLOY, REPOSITORY
-from tests.monitoring.documented import documented
+from tests.monitoring.documented import documented, names_in
 
 OLDEST_KUBERNETES = "1.30"  # the first with preStop.sleep on by default
 GIB = 1 << 30
-OF_OPERATORS = {"PodMonitor", "PrometheusRule"}  # kinds that Kubernetes itself does not know
+OF_OPERATORS = {"PodMonitor", "PrometheusRule", "Issuer", "Certificate"}  # kinds that Kubernetes itself does not know
 PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
 WITH_AN_ENGINE = ("overlays/prod", "overlays/colocated")
 overlays = pytest.mark.parametrize("overlay", OVERLAYS)
@@ -238,7 +238,68 @@ def test_named_ports_exist(overlay: str) -> None:
         ports = by_label[service["spec"]["selector"]["app.kubernetes.io/name"]]
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
     for monitor in of_kind(overlay, "PodMonitor"):
-        assert {one["port"] for one in monitor["spec"]["podMetricsEndpoints"]} <= by_label["preprocessor"]
+        ports = by_label[monitor["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"]]
+        assert {one["port"] for one in monitor["spec"]["podMetricsEndpoints"]} <= ports
+    for policy in of_kind(overlay, "NetworkPolicy"):
+        ports = by_label[policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/name"]]
+        opened = {one["port"] for rule in policy["spec"].get("ingress", ()) for one in rule["ports"]}
+        assert opened <= ports
+
+
+def test_whoever_is_scraped_lets_prometheus_in() -> None:
+    monitors = of_kind("overlays/prod", "PodMonitor")
+    assert {one["metadata"]["name"] for one in monitors} == {name for name, _ in pods("overlays/prod")}
+    for monitor in monitors:
+        (policy,) = (
+            one
+            for one in of_kind("overlays/prod", "NetworkPolicy")
+            if one["spec"]["podSelector"] == monitor["spec"]["selector"] and "Ingress" in one["spec"]["policyTypes"]
+        )
+        monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+        let_in = {
+            one["port"]
+            for rule in policy["spec"]["ingress"]
+            if monitoring in rule.get("from", ())
+            for one in rule["ports"]
+        }
+        assert {one["port"] for one in monitor["spec"]["podMetricsEndpoints"]} <= let_in
+
+
+def test_whom_a_pod_calls_it_may_reach() -> None:
+    def ways_out(name: str) -> set[tuple[str, int]]:
+        (policy,) = (one for one in of_kind("overlays/prod", "NetworkPolicy") if one["metadata"]["name"] == name)
+        return {
+            (to["podSelector"]["matchLabels"].get("app.kubernetes.io/name", "dns"), port["port"])
+            for rule in policy["spec"]["egress"]
+            for to in rule["to"]
+            for port in rule["ports"]
+        }
+
+    assert ways_out("preprocessor") == {("dns", 53), ("triton", 8001)}
+    assert ways_out("envoy") == {("dns", 53), ("preprocessor", 50051)}
+
+
+def test_envoy_s_word_of_who_calls_counts_where_envoy_is() -> None:
+    config = yaml.safe_load((DEPLOY / "envoy/envoy.yaml").read_text())
+    http = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    (host,) = http["route_config"]["virtual_hosts"]
+    (_, settings), *_ = services_of("overlays/prod")
+    assert host["request_headers_to_remove"] == [settings.access.caller_metadata]
+    assert {one["header"]["key"] for one in host["request_headers_to_add"]} == {settings.access.caller_metadata}
+    (_, alone), *_ = services_of("base")
+    assert alone.access.caller_metadata == "", "without a proxy before it anybody could say who he is"
+
+
+def test_envoy_with_tls_is_envoy_with_a_transport_socket() -> None:
+    plain, tls = (
+        yaml.safe_load((DEPLOY / path).read_text())
+        for path in ("envoy/envoy.yaml", "kustomize/components/tls/envoy.yaml")
+    )
+    socket = tls["static_resources"]["listeners"][0]["filter_chains"][0].pop("transport_socket")
+    assert socket["typed_config"]["require_client_certificate"] is True
+    assert tls == plain, "run make reference"
+    (config,) = (one["data"] for one in of_kind("overlays/prod", "ConfigMap") if "envoy.yaml" in one["data"])
+    assert "DownstreamTlsContext" in config["envoy.yaml"]
 
 
 def test_addresses_in_settings_are_names_of_services() -> None:
@@ -272,34 +333,104 @@ def test_metrics_of_autoscalers_and_alerts_exist() -> None:
     known = set(documented())  # which tests/monitoring compares with what the service says
     asked = set()
     for rules in of_kind("overlays/prod", "PrometheusRule"):
-        text = yaml.safe_dump(rules["spec"])
-        asked |= set(re.findall(r"\bpreprocessor_\w+", text))
+        asked |= set().union(*(names_in(rule["expr"]) for group in rules["spec"]["groups"] for rule in group["rules"]))
     for autoscaler in of_kind("overlays/prod", "HorizontalPodAutoscaler"):
         asked |= {metric["pods"]["metric"]["name"] for metric in autoscaler["spec"]["metrics"] if "pods" in metric}
     assert "preprocessor_load_ratio" in asked
     assert asked <= known
 
 
-def test_the_component_that_no_overlay_uses_renders_too(tmp_path: Path) -> None:
+def with_components(folder: Path, *names: str) -> tuple[Resource, ...]:
+    """What Kustomize makes of the base with these components."""
+    files = {
+        "resources": [os.path.relpath(DEPLOY / "kustomize/base", folder)],
+        "components": [os.path.relpath(DEPLOY / "kustomize/components" / name, folder) for name in names],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(files))
+    return render(str(folder))
+
+
+def test_each_component_that_no_overlay_uses_has_a_test_below() -> None:
     used = {
         Path(component).name
         for file in (DEPLOY / "kustomize/overlays").glob("*/kustomization.yaml")
         for component in yaml.safe_load(file.read_text()).get("components", ())
     }
-    folders = DEPLOY / "kustomize/components"
-    assert {folder.name for folder in folders.iterdir()} - used == {"autoscale-cpu"}
-    kinds = {
-        "resources": [os.path.relpath(DEPLOY / "kustomize/base", tmp_path)],
-        "components": [os.path.relpath(folders / "autoscale-cpu", tmp_path)],
-    }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kinds))
-    resources = render(str(tmp_path))
+    there = {folder.name for folder in (DEPLOY / "kustomize/components").iterdir()}
+    assert there - used == {"autoscale-cpu", "cert-manager", "egress-traces", "egress-web", "model-directory"}
+
+
+def test_the_autoscaler_by_cpu_alone_renders_too(tmp_path: Path) -> None:
+    resources = with_components(tmp_path, "autoscale-cpu")
     autoscaler = next(one for one in resources if one["kind"] == "HorizontalPodAutoscaler")
     kubernetes_validate.validate(autoscaler, OLDEST_KUBERNETES, strict=True)
     deployment = next(one for one in resources if one["kind"] == "Deployment")
     assert "replicas" not in deployment["spec"]
     named = autoscaler["spec"]["metrics"][0]["containerResource"]["container"]
     assert named in {container["name"] for container in deployment["spec"]["template"]["spec"]["containers"]}
+
+
+@pytest.mark.parametrize("component", ["egress-traces", "egress-web", "model-directory"])
+def test_components_for_options_are_known_to_kubernetes_and_to_the_service(component: str, tmp_path: Path) -> None:
+    resources = with_components(tmp_path, component)
+    for resource in resources:
+        kubernetes_validate.validate(resource, OLDEST_KUBERNETES, strict=True)
+    (variables,) = (one["data"] for one in resources if one["kind"] == "ConfigMap")
+    load_settings(argparse.Namespace(config=""), variables | {"PREPROCESSOR_ADDRESS": "127.0.0.1:1"})
+
+
+def test_a_model_s_directory_is_mounted_where_the_service_looks(tmp_path: Path) -> None:
+    resources = with_components(tmp_path, "model-directory")
+    (variables,) = (one["data"] for one in resources if one["kind"] == "ConfigMap")
+    (deployment,) = (one for one in resources if one["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    mounts = {one["mountPath"]: one for one in container["volumeMounts"]}
+    assert mounts[variables["PREPROCESSOR_MODEL"]]["readOnly"] is True
+
+
+def test_cert_manager_makes_every_secret_that_is_mounted(tmp_path: Path) -> None:
+    made = {
+        one["spec"]["secretName"] for one in with_components(tmp_path, "cert-manager") if one["kind"] == "Certificate"
+    }
+    mounted = {
+        volume["secret"]["secretName"]
+        for _, template in pods("overlays/prod")
+        for volume in template["spec"]["volumes"]
+        if "secret" in volume
+    }
+    assert mounted
+    assert mounted <= made
+
+
+def test_certificates_have_the_names_by_which_they_are_asked_for(tmp_path: Path) -> None:
+    names = {
+        one["metadata"]["name"]: one["spec"].get("dnsNames", ())
+        for one in with_components(tmp_path, "cert-manager")
+        if one["kind"] == "Certificate"
+    }
+    (_, settings), *_ = services_of("overlays/prod")
+    assert settings.engine.tls_server_name in names["triton-tls"]
+    assert {one["metadata"]["name"] for one in of_kind("overlays/prod", "Service")} & set(names["preprocessor-tls"])
+
+
+def test_the_adapter_has_the_metric_that_the_autoscaler_asks_for() -> None:
+    (config,) = render(str(DEPLOY / "prometheus/adapter"))
+    (rule,) = yaml.safe_load(config["data"]["config.yaml"])["rules"]
+    (autoscaler,) = of_kind("overlays/prod", "HorizontalPodAutoscaler")
+    by_pods, by_cpu = autoscaler["spec"]["metrics"]
+    assert rule["seriesQuery"].startswith(by_pods["pods"]["metric"]["name"] + "{")
+    assert by_cpu["containerResource"]["name"] == "cpu"
+
+
+def test_the_autoscaler_s_targets_are_those_of_the_document() -> None:
+    text = (DEPLOY / "prometheus/README.md").read_text()
+    load, cpu = re.search(r"mean of \*\*(\d+)\*\*", text), re.search(r"cores too, at (\d+) %", text)
+    assert load is not None
+    assert cpu is not None
+    (autoscaler,) = of_kind("overlays/prod", "HorizontalPodAutoscaler")
+    by_pods, by_cpu = autoscaler["spec"]["metrics"]
+    assert by_pods["pods"]["target"] == {"type": "AverageValue", "averageValue": load[1]}
+    assert by_cpu["containerResource"]["target"]["averageUtilization"] == int(cpu[1])
 
 
 def test_compose_passes_settings_that_exist_and_as_much_memory_as_they_take() -> None:
