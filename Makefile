@@ -116,9 +116,24 @@ OVERLAY ?= prod
 render: setup ## print the manifests of an overlay: make render OVERLAY=dev
 	@$(BIN)/kubectl kustomize deploy/kustomize/overlays/$(OVERLAY)
 
-reference: setup ## write README's table of settings anew, and the versions that doctor compares with
+# The Prometheus Operator's form of the alerts, on standard output.
+RULES := deploy/kustomize/components/monitoring/rules.yaml
+PRINT_RULES := sed -e '1i \# Written by `make reference` from deploy/prometheus/alerts.yaml, which says what labels and addresses it expects.' \
+	-e '1i apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata:\n  name: preprocessor\nspec:' \
+	-e '/^\#/d' -e 's/^./  &/' deploy/prometheus/alerts.yaml
+
+# Envoy's configuration with TLS for callers: the first filter chain, which is theirs, gets a transport socket.
+TLS := deploy/kustomize/components/tls
+PRINT_TLS := awk -v piece=$(TLS)/transport-socket.yaml \
+	'NR == 1 { print "\# Written by `make reference`: ../../../envoy/envoy.yaml with transport-socket.yaml in it." } \
+	/^        - filters:/ && !done { while ((getline line < piece) > 0) print line; sub("- ", "  "); done = 1 } { print }' \
+	deploy/envoy/envoy.yaml
+
+reference: setup ## write anew what is made of other files: README's settings, tested versions, the operator's alerts, Envoy with TLS
 	$(BIN)/python -m preprocessor.cli.reference README.md
-	cp deploy/constraints.txt preprocessor/doctor/tested.txt
+	cp deploy/constraints.txt preprocessor/constraints.txt
+	$(PRINT_RULES) > $(RULES)
+	$(PRINT_TLS) > $(TLS)/envoy.yaml
 
 format: setup ## format the code
 	$(BIN)/ruff format --quiet $(CODE)
@@ -135,8 +150,10 @@ type: setup ## check types, strictly
 verify: proto lint type ## all checks that run nothing; fails where generated code is not current
 	git diff --exit-code -- preprocessor/v1 deploy/envoy/preprocessor.binpb
 	$(BIN)/python -m preprocessor.cli.reference --check README.md
-	cmp deploy/constraints.txt preprocessor/doctor/tested.txt
 	$(BIN)/python -m deploy.bounds --check
+	cmp deploy/constraints.txt preprocessor/constraints.txt
+	$(PRINT_RULES) | cmp - $(RULES)
+	$(PRINT_TLS) | cmp - $(TLS)/envoy.yaml
 
 clean: ## remove everything that was set up
 	rm -rf $(VENV) $(LOWEST) .triton .prometheus

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deploy.triton.local_server import TritonServer
+from deploy.triton.local_server import RANDOM_WEIGHTS, TritonServer
 from tests.media import moving_shapes_clip
 
 PREPROCESSOR = (sys.executable, "-m", "preprocessor")
@@ -36,7 +36,7 @@ def main() -> int:
         say("making a clip: 30 s, 374x374, H.264")
         clip.write_bytes(moving_shapes_clip())
         say("starting Triton with vlm_transformers")
-        with TritonServer(["vlm_transformers"]) as triton:
+        with TritonServer(["vlm_transformers"], environment=RANDOM_WEIGHTS) as triton:
             say(f"Triton is ready on {triton.grpc_address}; starting the service")
             with service(triton.grpc_address, Path(directory) / "service.log") as address:
                 say(f"the service is ready on {address}; asking: {QUESTION}\n")

@@ -44,7 +44,7 @@ class Agreement:
             comparison = self._fingerprint.compare(info.parameters)
             mismatches += comparison.refused
             warnings += comparison.warned
-            if not published_parts(info.parameters):
+            if not comparison.refused and not published_parts(info.parameters):
                 warnings.append("it publishes no fingerprint, so nothing of that was compared")
         if warnings != self._logged:
             self._logged = warnings

@@ -5,9 +5,9 @@ engine's model publishes what it was set up for in its Triton configuration, and
 
     parameters [ { key: "fingerprint.patch_size"  value: { string_value: "16" } }, … ]
 
-A part that one side leaves out or empty is not compared. What must be equal is in `EXACT_PARTS`; of anything else, such
-as the versions of libraries, a difference is logged and no more: it explains a difference in the last digits, and a
-rolling update would otherwise stop the service.
+A part that one side leaves out or empty is not compared, unless this side requires the engine to publish it. What must be
+equal is in `EXACT_PARTS`; of anything else, such as the versions of libraries, a difference is logged and no more: it
+explains a difference in the last digits, and a rolling update would otherwise stop the service.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class OnMismatch(StrEnum):
 
     REFUSE = "refuse"
     """It gets no prompts."""
+    REQUIRE = "require"
+    """As REFUSE, and an engine that leaves out or empty a part that must be equal gets none either."""
     WARN = "warn"
     """It gets them, and the log says what differs."""
 
@@ -57,7 +59,7 @@ class Fingerprint:
     """What this side is, and how strict it is.
 
     Raises:
-        ValueError: `on_mismatch` is neither "refuse" nor "warn".
+        ValueError: `on_mismatch` is none of its values.
     """
 
     parts: Mapping[str, str]
@@ -67,7 +69,7 @@ class Fingerprint:
 
     def __post_init__(self) -> None:
         if self.on_mismatch not in tuple(OnMismatch):
-            raise ValueError(f"on_mismatch is {self.on_mismatch!r}; it must be {' or '.join(OnMismatch)}")
+            raise ValueError(f"on_mismatch is {self.on_mismatch!r}; it must be one of {', '.join(OnMismatch)}")
 
     def compare(self, parameters: Mapping[str, str]) -> Comparison:
         """Compare with what an engine publishes.
@@ -81,9 +83,15 @@ class Fingerprint:
         for name in sorted(published.keys() & self.parts.keys()):
             ours, theirs = self.parts[name].strip(), published[name]
             if ours and not _are_equal(ours, theirs):
-                is_refused = name in self.exact_parts and self.on_mismatch == OnMismatch.REFUSE
+                is_refused = name in self.exact_parts and self.on_mismatch != OnMismatch.WARN
                 text = f"fingerprint {name} of the engine is {theirs}, of this side {ours}"
                 (refused if is_refused else warned).append(text)
+        if self.on_mismatch == OnMismatch.REQUIRE:
+            refused += [
+                f"fingerprint {name} is not published by the engine, and must be"
+                for name in sorted(self.exact_parts & self.parts.keys() - published.keys())
+                if self.parts[name].strip()
+            ]
         return Comparison(tuple(refused), tuple(warned))
 
 

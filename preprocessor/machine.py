@@ -18,6 +18,7 @@ SINGLE_THREADED = {
 
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_MEMORY = Path("/proc/meminfo")
 _OWN_CGROUPS = Path("/proc/self/cgroup")  # cgroups(7): a line each of hierarchy:controllers:path; 0::path is version 2
 
 
@@ -47,13 +48,36 @@ def available_cpu_count(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> i
 
 def available_memory_bytes(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> int:
     """Memory this process may use: its cgroups' limit where there is one, else the machine's. Reads cgroup v2 and v1."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    return _tightest_memory_limit(cgroups, own)[0]
+
+
+def used_memory_bytes(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> int:
+    """Memory that counts against `available_memory_bytes`, all processes together.
+
+    Without pages of files that nobody has used lately, which the kernel drops before it kills: what Kubernetes calls the
+    working set.
+    """
+    _, directory = _tightest_memory_limit(cgroups, own)
+    if directory is None:
+        machine = _numbers(_read(_MEMORY))
+        return 1024 * (machine.get("MemTotal:", 0) - machine.get("MemAvailable:", 0))
+    used = _read(directory / "memory.current") or _read(directory / "memory.usage_in_bytes")
+    kinds = _numbers(_read(directory / "memory.stat"))
+    idle = kinds.get(
+        "total_inactive_file", kinds.get("inactive_file", 0)
+    )  # version 1's own `inactive_file` is one group's
+    return max(0, int(used or 0) - idle)
+
+
+def _tightest_memory_limit(cgroups: Path, own: Path) -> tuple[int, Path | None]:
+    """The limit in bytes, and the cgroup that sets it; None where it is the machine's size."""
+    limits: list[tuple[int, Path | None]] = [(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None)]
     for directory in _directories(cgroups, "memory", own):
         for name in ("memory.max", "memory.limit_in_bytes"):
             stated = _read(directory / name)
             if stated.isdecimal():
-                limits.append(int(stated))
-    return min(limits)
+                limits.append((int(stated), directory))
+    return min(limits, key=lambda one: one[0])
 
 
 def _directories(cgroups: Path, controller: str, own: Path) -> Iterator[Path]:
@@ -77,6 +101,12 @@ def _read_quota(directory: Path) -> float | None:
     if not period:
         quota, period = _read(directory / "cpu.cfs_quota_us"), _read(directory / "cpu.cfs_period_us")
     return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
+
+
+def _numbers(text: str) -> dict[str, int]:
+    """Lines of a name and a number, as the kernel writes its statistics; what follows on a line is left out."""
+    pairs = (line.split() for line in text.splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) > 1 and pair[1].isdecimal()}
 
 
 def _read(path: Path) -> str:

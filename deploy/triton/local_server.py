@@ -1,9 +1,9 @@
 """A real Triton server on this machine's CPU, for tests, benchmarks and demos.
 
-    with TritonServer(["vlm_transformers"]) as server:
+    with TritonServer(["vlm_transformers"], environment=RANDOM_WEIGHTS) as server:
         TritonEngine(server.grpc_address)
 
-    python -m deploy.triton.local_server        # prints its addresses, serves until ^C
+    VLM_CHECKPOINT=… python -m deploy.triton.local_server        # prints its addresses, serves until ^C
 
 `setup.sh` installs what it runs. The server listens on 127.0.0.1 only, on ports that the kernel chose, loads the named
 models and no others. It ends with the thread that started it, even when that is killed, and its shared memory has a
@@ -35,6 +35,7 @@ from typing import Self
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE / "models"
 INSTALLED = HERE.parents[1] / ".triton"
+RANDOM_WEIGHTS = {"VLM_CHECKPOINT": "random-weights"}  # what `vlm_transformers` takes in the place of a checkpoint
 INSTALL_HINT = "run make triton"
 LOADER_FAILED = 127  # exit status of a program whose shared libraries are missing
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from preprocessor.config.checks import is_loopback, require_key_pair, split_address
 from preprocessor.kinds import parse_bytes
 from preprocessor.setting import SettingError, setting
+
+_METADATA_KEY = re.compile(r"(?!grpc-)[a-z0-9_.-]+(?<!-bin)")  # gRPC's own and those of bytes apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,9 @@ class AccessSettings:
         False, "listen without TLS where other machines can connect", "", name="--insecure", kind=bool
     )
     token_file: str = setting("", "who may call: a line each with a name and a token, or its SHA-256", "FILE", kind=str)
+    caller_metadata: str = setting(
+        "", "metadata key by which a proxy says who calls; only where nobody else can connect", "KEY", kind=str
+    )
     max_calls_per_second: float = setting(
         0.0, "calls a second of one caller, counted over ten seconds; 0 sets no bound", kind=float
     )
@@ -37,6 +43,12 @@ class AccessSettings:
             raise SettingError("--tls-client-root", self.tls_client_root, "it beside --tls-certificate and --tls-key")
         if self.is_insecure and self.tls_certificate:
             raise SettingError("--insecure", True, "either it or --tls-certificate")
+        if self.caller_metadata and not _METADATA_KEY.fullmatch(self.caller_metadata):
+            raise SettingError(
+                "--caller-metadata",
+                self.caller_metadata,
+                "a key of gRPC's metadata with text, in lower case, such as x-caller",
+            )
         for option, most in (
             ("--max-calls-per-second", self.max_calls_per_second),
             ("--max-bytes-per-second", self.max_bytes_per_second),

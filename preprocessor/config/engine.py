@@ -33,9 +33,9 @@ class EngineSettings:
     )
     on_mismatch: str = setting(
         "refuse",
-        "what becomes of an engine that was set up for another model",
+        "what becomes of an engine set up for another model; require: or that does not say for which",
         kind=str,
-        choices=("refuse", "warn"),
+        choices=("refuse", "require", "warn"),
     )
     tls_root: str = setting("", "PEM of the authorities that may have signed its certificate", "FILE", kind=str)
     tls_certificate: str = setting("", "PEM of this side's certificate, for mutual TLS", "FILE", kind=str)

@@ -97,7 +97,7 @@ def check_fingerprint(
     publish = "put what `preprocessor fingerprint MODEL` prints into its model's config.pbtxt"
     if parts is None:
         return warning(name, f"{address}: not compared, the model does not load", "see model")
-    if not published:
+    if not published and on_mismatch != OnMismatch.REQUIRE:
         return warning(name, f"{address}: it publishes none, so nothing is compared", publish)
     comparison = Fingerprint(parts, on_mismatch).compare(info.parameters)
     if comparison.refused:

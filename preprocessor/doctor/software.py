@@ -12,7 +12,8 @@ from packaging.version import Version
 from preprocessor.doctor.finding import Finding, failed, ok, warning
 
 _DISTRIBUTION = "vlm-preprocessor"
-_TESTED = Path(__file__).with_name("tested.txt")  # a copy of deploy/constraints.txt, which is not installed
+_TESTED = Path(__file__).parents[1] / "constraints.txt"  # what `preprocessor constraints` prints
+_INSTALL = "preprocessor constraints > tested.txt; pip install --constraint tested.txt vlm-preprocessor"
 
 # README, "Files": any of these decoders of FFmpeg reads the codec.
 DECODERS: Mapping[str, tuple[str, ...]] = {
@@ -79,9 +80,9 @@ def check_libraries(
         elif Version(version).public != tested.get(requirement.name.lower(), Version(version).public):
             untested.append(f"{requirement.name} is {version}, tested is {tested[requirement.name.lower()]}")
     if wrong:
-        return failed("libraries", "; ".join(wrong), "install vlm-preprocessor under deploy/constraints.txt")
+        return failed("libraries", "; ".join(wrong), _INSTALL)
     if untested:
-        fix = "install under deploy/constraints.txt, or run the tests with these: pixels were compared with the tested ones"
+        fix = f"{_INSTALL}; or run the tests with these: pixels were compared with the tested ones"
         return warning("libraries", "; ".join(untested), fix)
     if not required:
         return warning("libraries", "the package is not installed, so nothing was compared", "pip install it")

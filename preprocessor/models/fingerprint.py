@@ -7,19 +7,15 @@ tells the same by name, for comparing with an engine that was set up elsewhere: 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
-from collections.abc import Iterable
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from preprocessor.models.digests import digest_vocabulary
 from preprocessor.types.asked import Media, Modality, PixelForm
 from preprocessor.version import VERSION
 
 if TYPE_CHECKING:  # the models' modules import this one
-    from transformers.tokenization_utils_tokenizers import TokenizersBackend
-
     from preprocessor.models.family import Model
     from preprocessor.models.generic import GenericModel
     from preprocessor.vision.spec import PixelSpec
@@ -50,15 +46,6 @@ def pixel_settings(medium: Media, decoder: str, form: PixelForm | None) -> str:
     return repr((VERSION, decoder, rounded_to, on_damage, medium.background))
 
 
-def digest_files(paths: Iterable[Path]) -> str:
-    """SHA-256 of names and contents, hexadecimal."""
-    digest = hashlib.sha256()
-    for path in paths:
-        content = path.read_bytes()
-        digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()
-
-
 def fingerprint_parts(model: Model | GenericModel) -> dict[str, str]:
     """What an engine must agree with, by name; values are text, or JSON where they are numbers or lists.
 
@@ -87,12 +74,3 @@ def fingerprint_parts(model: Model | GenericModel) -> dict[str, str]:
             "rescale_factor": json.dumps(pixels.rescale_factor),
         }
     return parts
-
-
-def digest_vocabulary(tokenizer: TokenizersBackend) -> str:
-    """SHA-256 over every token and its id, added ones included, hexadecimal.
-
-    Not over files: the same tokenizer is written in several layouts, and an engine reads ids, not files.
-    """
-    by_id = sorted((token_id, token) for token, token_id in tokenizer.get_vocab().items())
-    return hashlib.sha256(json.dumps(by_id).encode()).hexdigest()

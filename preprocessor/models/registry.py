@@ -20,8 +20,9 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.errors import ModelNotFound
 from preprocessor.models import qwen2_5_vl, qwen2_vl, qwen3_vl
+from preprocessor.models.digests import digest_tokenizer
 from preprocessor.models.family import Family, Model
-from preprocessor.models.fingerprint import digest_files, library_versions
+from preprocessor.models.fingerprint import library_versions
 from preprocessor.models.generic import GenericModel, load_generic
 from preprocessor.text.prompt import Placeholders
 from preprocessor.text.tokenizer import TokenTable, build_tokenizer, load_tokenizer, read_stop_token_ids
@@ -62,24 +63,28 @@ def load_model(name: str) -> Model | GenericModel:
             reason="UNSUPPORTED_PROCESSOR",
         )
     if directory.parent == _BUILTIN:
-        table = TokenTable(**_read_json(directory, "tokens.json"))
-        tokenizer, tokenizer_digest = (
-            build_tokenizer(table),
-            digest_files([table.ranks_file, directory / "tokens.json"]),
-        )
+        tokenizer = build_tokenizer(TokenTable(**_read_json(directory, "tokens.json")))
+        tokenizer_digest = digest_tokenizer(tokenizer, merges_follow_ids=True)  # as ranks do
     else:
         tokenizer = load_tokenizer(directory)
-        tokenizer_digest = digest_files(sorted(directory.glob("*token*.json")) + sorted(directory.glob("merges.txt")))
+        tokenizer_digest = digest_tokenizer(tokenizer)
     template = _chat_template(directory, tokenizer)
     placeholders = _placeholders(config, tokenizer, name)
     markers = _vision_markers(config, tokenizer)
     tokens_per_second = (config.get("vision_config") or {}).get("tokens_per_second", _TOKENS_PER_SECOND)
-    fingerprint = hashlib.sha256(
-        json.dumps(
-            [repr(part) for part in (family.name, image, video, placeholders, markers, tokens_per_second)]
-            + [template, tokenizer_digest, library_versions()]
-        ).encode()
-    ).hexdigest()
+    marks = [
+        (modality.name, placeholders.tokens[modality], token_id) for modality, token_id in placeholders.ids.items()
+    ]
+    decided = [
+        family.name,
+        dataclasses.asdict(image),
+        dataclasses.asdict(video),
+        sorted(marks),
+        markers,
+        tokens_per_second,
+    ]
+    parts = [_with_floats(decided), _as_jinja_reads(template), tokenizer_digest, library_versions()]
+    fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return Model(
         name=name,
         family=family,
@@ -147,6 +152,20 @@ def _chat_template(directory: Path, tokenizer: TokenizersBackend) -> str:
     if (directory / "chat_template.json").is_file():
         return str(_read_json(directory, "chat_template.json")["chat_template"])
     return str(tokenizer.chat_template or "")
+
+
+def _as_jinja_reads(template: str) -> str:
+    """Without what it takes away itself: one line's end at the end, and which kind the others are."""
+    return template.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
+
+
+def _with_floats(value: Any) -> Any:
+    """Values for a digest, in which 2 and 2.0 frames a second are one."""
+    if isinstance(value, Mapping):
+        return {name: _with_floats(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_floats(one) for one in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _placeholders(config: Mapping[str, Any], tokenizer: TokenizersBackend, name: str) -> Placeholders:

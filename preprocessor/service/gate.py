@@ -51,6 +51,7 @@ class Gate(grpc.aio.ServerInterceptor):
         self._max_open_count = wire.max_open_calls
         self._metrics = metrics
         self._tokens = TokenFile(access.token_file) if access.token_file else None
+        self._caller_metadata = access.caller_metadata
         self._with_certificates = bool(access.tls_client_root)
         self._accounts = Accounts(access)
 
@@ -110,22 +111,29 @@ class Gate(grpc.aio.ServerInterceptor):
             account.end_call()
 
     def _name_of(self, context: Context) -> str:
-        """Who calls: by token where there are any, else by certificate, else by address.
+        """Who calls: by token where there are any, else by a proxy's word, else by certificate, else by address.
 
         Raises:
             Unauthenticated: There is no token, or it is nobody's.
         """
         if self._tokens is not None:
-            given = dict(context.invocation_metadata() or ()).get("authorization", "")
-            given = given if isinstance(given, str) else ""
+            given = _text_of(context, "authorization")
             name = self._tokens.name_of(given[len(_SCHEME) :]) if given.lower().startswith(_SCHEME) else None
             if name is None:
                 what = "nobody's token was sent" if given else "no token was sent"
                 raise Unauthenticated(f"{what}; send the metadata authorization: Bearer TOKEN")
             return name
+        if self._caller_metadata and (said := _text_of(context, self._caller_metadata)):
+            return said
         if self._with_certificates:
             return certificate_name(context.auth_context())
         return address_of(str(context.peer()))
+
+
+def _text_of(context: Context, key: str) -> str:
+    """A text of the call's metadata; empty where there is none."""
+    given = dict(context.invocation_metadata() or ()).get(key, "")
+    return given if isinstance(given, str) else ""
 
 
 def certificate_name(facts: Mapping[str, Iterable[bytes]]) -> str:

@@ -55,6 +55,7 @@ _SECONDS_BUCKETS = (
     60.0,
     300.0,
 )
+_LOOP_LOOK_SECONDS = 0.1
 _MAX_REASON_COUNT = 128  # README lists some seventy
 
 Exemplar = Mapping[str, str]
@@ -100,6 +101,9 @@ class Metrics:
         )
         self.fetching = self._gauge("preprocessor_fetches_in_flight", "Files being fetched now")
         self.fetched_bytes = self._counter("preprocessor_fetched_bytes", "Bytes fetched", "scheme")
+        self.loop_delay = self._histogram(
+            "preprocessor_event_loop_delay_seconds", "How late the event loop turns to what is due"
+        )
         self.worker_ends = self._counter("preprocessor_worker_ends", "Worker processes ended, by why", "reason")
 
         # A counter that begins at 1 has no rate for its first event, so those whose labels are known begin at 0.
@@ -196,6 +200,14 @@ class Metrics:
     def count_worker_end(self, reason: str) -> None:
         """See `WorkerPool`."""
         self.worker_ends.labels(reason).inc()
+
+    async def watch_event_loop(self) -> None:
+        """Until cancelled, see how late this task is woken: everything that the loop serves waits as long."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _LOOP_LOOK_SECONDS
+            await asyncio.sleep(_LOOP_LOOK_SECONDS)
+            self.loop_delay.observe(max(0.0, loop.time() - due))
 
     # -- what is said of it --------------------------------------------------------------------------------------------
 

@@ -144,6 +144,7 @@ class Server:
         self.http_address = await self._bind_http(settings.http_address)
         await self.health.refresh()
         undoing.callback(asyncio.create_task(self.health.run()).cancel)
+        undoing.callback(asyncio.create_task(self.metrics.watch_event_loop()).cancel)
         undoing.push_async_callback(self._let_calls_finish)
 
     async def _let_calls_finish(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from preprocessor.machine import available_memory_bytes, used_memory_bytes
 from preprocessor.service.health import Cause, Health
 from preprocessor.workers.pool import WorkerPool
 
@@ -38,6 +39,10 @@ class StateMetrics(Collector):
         yield _gauge("preprocessor_budget_used_bytes", "Memory they hold", pool.used_bytes)
         yield _gauge(
             "preprocessor_budget_full_ratio", "Part taken of memory for files or for pixels, the fuller", pool.fullness
+        )
+        yield _gauge("preprocessor_memory_limit_bytes", "What all processes here may take", available_memory_bytes())
+        yield _gauge(
+            "preprocessor_memory_used_bytes", "What they take of it, idle pages of files apart", used_memory_bytes()
         )
         yield _by_label(
             CounterMetricFamily(

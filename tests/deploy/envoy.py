@@ -23,14 +23,26 @@ DIRECTORY = DEPLOY / "envoy"
 _LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def configuration(replica_ports: Sequence[int], admin_port: int, port: int) -> dict[str, Any]:
-    """`envoy.yaml` with addresses of this machine in the place of the cluster's."""
-    text = (DIRECTORY / "envoy.yaml").read_text().replace("/etc/envoy/", f"{DIRECTORY}/")
+WITH_TLS = DEPLOY / "kustomize/components/tls/envoy.yaml"
+
+
+def configuration(
+    replica_ports: Sequence[int], admin_port: int, port: int, http_port: int, tls: Path | None = None
+) -> dict[str, Any]:
+    """`envoy.yaml` with addresses of this machine in the place of the cluster's.
+
+    Args:
+        tls: A folder with tls.crt, tls.key and ca.crt, for the configuration that has TLS for callers.
+    """
+    text = (DIRECTORY / "envoy.yaml" if tls is None else WITH_TLS).read_text()
+    text = text.replace("/etc/envoy/tls", str(tls)).replace("/etc/envoy/", f"{DIRECTORY}/")
     config: dict[str, Any] = yaml.safe_load(text)
     config["admin"]["address"] = _loopback(admin_port)
-    config["static_resources"]["listeners"][0]["address"] = _loopback(port)
-    endpoints = config["static_resources"]["clusters"][0]["load_assignment"]["endpoints"][0]
-    endpoints["lb_endpoints"] = [{"endpoint": {"address": _loopback(port)}} for port in replica_ports]
+    for listener, its_port in zip(config["static_resources"]["listeners"], (port, http_port), strict=True):
+        listener["address"] = _loopback(its_port)
+    for cluster, ports in zip(config["static_resources"]["clusters"], (replica_ports, [admin_port]), strict=True):
+        endpoints = cluster["load_assignment"]["endpoints"][0]
+        endpoints["lb_endpoints"] = [{"endpoint": {"address": _loopback(port)}} for port in ports]
     return config
 
 
@@ -39,17 +51,20 @@ class Envoy:
 
     Attributes:
         address: Where callers connect.
-        tls_address: Where those with TLS do, if it was given a listener for them.
+        http_address: Where probes and Prometheus do.
+        access_log: Its lines so far are in this file, among others.
     """
 
-    def __init__(self, address: str, tls_address: str, admin_address: str) -> None:
+    def __init__(self, address: str, http_address: str, admin_address: str, access_log: Path) -> None:
         self.address = address
-        self.tls_address = tls_address
+        self.http_address = http_address
+        self.access_log = access_log
         self._admin_address = admin_address
 
     async def healthy_ports(self) -> set[int]:
         """Ports of the replicas that get calls."""
-        hosts = json.loads(await self._ask("/clusters?format=json"))["cluster_statuses"][0].get("host_statuses", [])
+        clusters = json.loads(await self._ask("/clusters?format=json"))["cluster_statuses"]
+        hosts = next(one.get("host_statuses", []) for one in clusters if one["name"] == "preprocessor")
         healthy = [host for host in hosts if host["health_status"].keys() <= {"eds_health_status"}]
         return {host["address"]["socket_address"]["port_value"] for host in healthy}
 
@@ -74,26 +89,19 @@ class Envoy:
 
 
 @contextlib.asynccontextmanager
-async def running_envoy(
-    directory: Path, replica_ports: Sequence[int], tls: dict[str, Any] | None = None
-) -> AsyncIterator[Envoy]:
+async def running_envoy(directory: Path, replica_ports: Sequence[int], tls: Path | None = None) -> AsyncIterator[Envoy]:
     """Envoy before the replicas, once it has found all of them healthy.
 
     Args:
-        tls: A configuration to add, whose first listener is for callers with TLS.
+        tls: A folder with certificates, which callers then need too.
     """
-    admin_port, port, tls_port = _free_ports(3)
+    admin_port, port, http_port = _free_ports(3)
     path = directory / "envoy.json"
-    path.write_text(json.dumps(configuration(replica_ports, admin_port, port)))
+    path.write_text(json.dumps(configuration(replica_ports, admin_port, port, http_port, tls)))
     log = directory / "envoy.log"
     command = [envoy_binary(), "--config-path", str(path), "--concurrency", "2", "--disable-hot-restart"]
-    if tls is not None:
-        tls["static_resources"]["listeners"][0]["address"] = _loopback(tls_port)
-        plain = tls["static_resources"]["clusters"][0]["load_assignment"]["endpoints"][0]
-        plain["lb_endpoints"] = [{"endpoint": {"address": _loopback(port)}}]
-        command += ["--config-yaml", json.dumps(tls)]
     process = _start([*command, "--log-level", "warning"], log)
-    envoy = Envoy(f"127.0.0.1:{port}", f"127.0.0.1:{tls_port}", f"127.0.0.1:{admin_port}")
+    envoy = Envoy(f"127.0.0.1:{port}", f"127.0.0.1:{http_port}", f"127.0.0.1:{admin_port}", log)
     try:
         await eventually(lambda: process.poll() is not None or _is_open(admin_port))
         assert process.poll() is None, log.read_text()
@@ -106,7 +114,7 @@ async def running_envoy(
 
 def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
-        return subprocess.Popen(command, stderr=output)
+        return subprocess.Popen(command, stdout=output, stderr=output)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import shutil
 import subprocess
 import time
 import urllib.error
@@ -17,19 +18,20 @@ from typing import Any
 import grpc.aio
 import pytest
 import pytest_asyncio
-import yaml
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from preprocessor.client import CHANNEL_OPTIONS
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.deploy.calls import SECONDS, BegunAnswer, HeldUpload, prepare
-from tests.deploy.envoy import DIRECTORY, Envoy, configuration, running_envoy
+from tests.deploy.envoy import Envoy, configuration, running_envoy
 from tests.deploy.replicas import Replica, running_replicas
 from tests.deploy.tools import envoy_binary
-from tests.engine.certificates import SERVER_NAME, Authority
+from tests.engine.certificates import SERVER_NAME, Authority, Signed
 from tests.media import moving_shapes_clip, photo
-from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import PATIENCE_SECONDS, eventually
+
+pytestmark = pytest.mark.timeout(300)  # replicas take seconds to start, more on a busy machine
 
 PHOTO = photo(160, 120)
 LARGE_CLIP = moving_shapes_clip(seconds=2, width=640, height=480)
@@ -110,7 +112,7 @@ def ask(address: str, path: str, body: Any = None, **headers: str) -> tuple[int,
 
 def test_envoy_accepts_the_configuration_and_calls_nothing_in_it_outdated(tmp_path: Path) -> None:
     path = tmp_path / "envoy.json"
-    path.write_text(json.dumps(configuration([1, 2], 3, 4)))
+    path.write_text(json.dumps(configuration([1, 2], 3, 4, 5)))
     done = subprocess.run(
         [envoy_binary(), "--mode", "validate", "--config-path", path],
         capture_output=True,
@@ -189,13 +191,13 @@ async def test_an_error_reaches_curl_with_its_reason(balanced: Balanced) -> None
     assert json.loads(body)["details"][0]["reason"] == "EMPTY_PROMPT"
 
 
-@pytest.mark.parametrize("path", ["/", "/metrics", f"{SERVICE}/Nothing", "/grpc.health.v1.Health/Check"])
+@pytest.mark.parametrize("path", ["/", "/metrics", "/readyz", f"{SERVICE}/Nothing", "/grpc.health.v1.Health/Check"])
 async def test_nothing_else_is_let_through(balanced: Balanced, path: str) -> None:
     assert (await asyncio.to_thread(ask, balanced.envoy.address, path))[0] == 404
 
 
 async def test_envoy_says_that_it_is_ready(balanced: Balanced) -> None:
-    assert (await asyncio.to_thread(ask, balanced.envoy.address, "/readyz"))[0] == 200
+    assert (await asyncio.to_thread(ask, balanced.envoy.http_address, "/readyz"))[0] == 200
 
 
 async def test_reflection_passes_for_grpcurl(balanced: Balanced) -> None:
@@ -207,30 +209,80 @@ async def test_reflection_passes_for_grpcurl(balanced: Balanced) -> None:
 
 async def test_callers_with_tls_are_served_and_others_turned_away(balanced: Balanced, tmp_path: Path) -> None:
     authority, stranger = Authority(tmp_path, "authority"), Authority(tmp_path, "stranger")
-    server, client = authority.sign(SERVER_NAME), authority.sign("caller")
-    tls = yaml.safe_load((DIRECTORY.parent / "kustomize/components/tls/listener.yaml").read_text())
-    text = json.dumps(tls).replace("/etc/envoy/tls/tls.crt", str(server.certificate))
-    text = text.replace("/etc/envoy/tls/tls.key", str(server.key)).replace(
-        "/etc/envoy/tls/ca.crt", str(authority.certificate)
-    )
-    async with running_envoy(tmp_path, [replica.port for replica in balanced.replicas], tls=json.loads(text)) as envoy:
-        for root, signed, is_served in (
-            (authority, client, True),
-            (authority, stranger.sign("intruder"), False),
-            (authority, None, False),
-        ):
-            credentials = grpc.ssl_channel_credentials(
-                root.certificate.read_bytes(),
-                *((signed.key.read_bytes(), signed.certificate.read_bytes()) if signed else ()),
-            )
-            options = (("grpc.ssl_target_name_override", SERVER_NAME),)
-            async with grpc.aio.secure_channel(envoy.tls_address, credentials, options) as channel:
+    ports = [replica.port for replica in balanced.replicas]
+    async with running_envoy(tmp_path, ports, tls=certificates(tmp_path, authority)) as envoy:
+        for signed, is_served in ((authority.sign("caller"), True), (stranger.sign("intruder"), False), (None, False)):
+            async with grpc.aio.secure_channel(envoy.address, *as_caller(authority, signed)) as channel:
                 asked = pb_grpc.PreprocessorStub(channel).GetModel(pb.GetModelRequest(), timeout=SECONDS)
                 if is_served:
                     assert (await asked).name == "qwen3-vl"
                 else:
                     with pytest.raises(grpc.aio.AioRpcError):
                         await asked
+
+
+def certificates(folder: Path, authority: Authority) -> Path:
+    """A folder such as a Secret is mounted as."""
+    server, mounted = authority.sign(SERVER_NAME), folder / "tls"
+    mounted.mkdir()
+    for name, source in (("tls.crt", server.certificate), ("tls.key", server.key), ("ca.crt", authority.certificate)):
+        shutil.copy(source, mounted / name)
+    return mounted
+
+
+def as_caller(authority: Authority, signed: Signed | None) -> tuple[grpc.ChannelCredentials, Any]:
+    """Credentials and options of a channel."""
+    own = (signed.key.read_bytes(), signed.certificate.read_bytes()) if signed else ()
+    credentials = grpc.ssl_channel_credentials(authority.certificate.read_bytes(), *own)
+    return credentials, (("grpc.ssl_target_name_override", SERVER_NAME),)
+
+
+def calls_logged(envoy: Envoy, method: str) -> list[dict[str, Any]]:
+    """Lines of the access log so far, in order, of one method."""
+    lines = [json.loads(line) for line in envoy.access_log.read_text().splitlines() if line.startswith("{")]
+    return [line for line in lines if line["method"] == f"{SERVICE}/{method}"]
+
+
+async def test_quotas_count_the_caller_whom_envoy_names_and_not_envoy(tmp_path: Path) -> None:
+    """By certificate; what he says himself of who he is does not count."""
+    authority = Authority(tmp_path, "authority")
+    quota = ("--caller-metadata", "x-caller", "--max-calls-per-second", "0.1")
+    async with (
+        running_replicas(tmp_path, 1, "--memory-budget", "1GiB", *quota) as (replica,),
+        running_envoy(tmp_path, [replica.port], tls=certificates(tmp_path, authority)) as envoy,
+    ):
+
+        async def ask_as(name: str, **metadata: str) -> grpc.StatusCode:
+            async with grpc.aio.secure_channel(envoy.address, *as_caller(authority, authority.sign(name))) as channel:
+                call = pb_grpc.PreprocessorStub(channel).GetModel(
+                    pb.GetModelRequest(), metadata=tuple(metadata.items()), timeout=SECONDS
+                )
+                return await call.code()
+
+        ok, exhausted = grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert [await ask_as("alice"), await ask_as("alice"), await ask_as("bob")] == [ok, exhausted, ok]
+        assert await ask_as("alice", **{"x-caller": "carol"}) == exhausted
+        await eventually(lambda: len(calls_logged(envoy, "GetModel")) == 4)
+        assert [(line["grpc_status"], "alice" in line["caller"]) for line in calls_logged(envoy, "GetModel")] == [
+            ("OK", True),
+            ("RESOURCE_EXHAUSTED", True),
+            ("OK", False),
+            ("RESOURCE_EXHAUSTED", True),
+        ]
+
+
+async def test_without_certificates_the_caller_s_address_goes_on(balanced: Balanced) -> None:
+    await asyncio.to_thread(ask, balanced.envoy.address, f"{SERVICE}/GetModel", {}, **{"x-caller": "somebody"})
+    await eventually(lambda: bool(calls_logged(balanced.envoy, "GetModel")))
+    assert {line["caller"] for line in calls_logged(balanced.envoy, "GetModel")} == {"127.0.0.1"}
+
+
+async def test_prometheus_reads_statistics_and_nothing_else_of_the_admin_interface(balanced: Balanced) -> None:
+    status, text = await asyncio.to_thread(ask, balanced.envoy.http_address, "/metrics")
+    assert status == 200
+    assert 'envoy_cluster_upstream_rq_total{envoy_cluster_name="preprocessor"}' in text
+    for path, body in (("/stats", None), ("/config_dump", None), ("/quitquitquit", {}), ("/metrics", {})):
+        assert (await asyncio.to_thread(ask, balanced.envoy.http_address, path, body))[0] == 404, path
 
 
 async def test_replicas_that_drain_or_die_lose_nothing_but_answers_that_had_begun(balanced: Balanced) -> None:

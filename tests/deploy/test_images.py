@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 from fnmatch import fnmatch
+from pathlib import PurePosixPath
 
 import pytest
 
@@ -37,6 +39,21 @@ def test_what_is_copied_from_the_repository_is_there_and_let_in(path: str) -> No
             for source in shlex.split(text)[:-1]:
                 assert (REPOSITORY / source).exists(), source
                 assert any(fnmatch(source, rule) for rule in let_in), source
+
+
+def test_links_of_copied_models_lead_to_what_is_copied_too() -> None:
+    copied = {
+        PurePosixPath(text.split()[1]): text.split()[0]
+        for word, text in instructions("triton/Dockerfile")
+        if word == "COPY"
+    }
+    folder = copied[PurePosixPath("/models")]
+    links = [path for path in (REPOSITORY / folder).rglob("*") if path.is_symlink()]
+    assert links
+    for link in links:
+        inside = PurePosixPath("/models") / link.relative_to(REPOSITORY / folder).parent / link.readlink()
+        target = PurePosixPath(os.path.normpath(inside))
+        assert link.resolve() == REPOSITORY / copied[target]
 
 
 @pytest.mark.parametrize("secret", [".git", ".env", ".venv", ".triton", "deploy/kustomize", "tests"])

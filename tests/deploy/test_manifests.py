@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
-from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
 
+from engine_client import Fingerprint, OnMismatch
 from preprocessor.cli.sources import load_settings
 from preprocessor.config import ServeSettings
+from preprocessor.models.family import Model
+from preprocessor.models.fingerprint import fingerprint_parts
 from tests.deploy.dockerfile import instructions
 from tests.deploy.manifests import (
     OVERLAYS,
@@ -27,13 +28,24 @@ from tests.deploy.manifests import (
     size_bytes,
 )
 from tests.deploy.tools import DEPLOY, REPOSITORY
-from tests.monitoring.documented import documented
+from tests.monitoring.documented import documented, names_in
 
 OLDEST_KUBERNETES = "1.30"  # the first with preStop.sleep on by default
 GIB = 1 << 30
-OF_OPERATORS = {"PodMonitor", "PrometheusRule"}  # kinds that Kubernetes itself does not know
+OF_OPERATORS = {"PodMonitor", "PrometheusRule", "Issuer", "Certificate"}  # kinds that Kubernetes itself does not know
 PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
+WITH_AN_ENGINE = ("overlays/prod", "overlays/colocated")
 overlays = pytest.mark.parametrize("overlay", OVERLAYS)
+
+
+def engine_config(overlay: str) -> str:
+    """The `config.pbtxt` that Triton's pods get."""
+    (found,) = (
+        one["data"]["config.pbtxt"]
+        for one in of_kind(overlay, "ConfigMap")
+        if "triton-model" in one["metadata"]["name"]
+    )
+    return str(found)
 
 
 def settings_of(overlay: str, container: Resource) -> ServeSettings:
@@ -145,6 +157,34 @@ def test_an_engine_beside_the_service_shares_memory_that_holds_the_budget() -> N
     assert pod["securityContext"]["runAsUser"] == 1000  # one user for both, or the one's files are closed to the other
 
 
+@pytest.mark.parametrize("overlay", WITH_AN_ENGINE)
+def test_an_engine_s_configuration_is_the_models_own_with_a_checkpoint_and_a_fingerprint(overlay: str) -> None:
+    configured, own = engine_config(overlay), (DEPLOY / "triton/models/vlm_transformers/config.pbtxt").read_text()
+    filled = r'("(?:checkpoint|fingerprint\.\w+)" +value: \{ string_value: )"[^"]*"'
+    assert re.sub(filled, r'\1""', configured) == re.sub(filled, r'\1""', own)
+    assert not re.findall(r'"(?:checkpoint|fingerprint\.\w+)" +value: \{ string_value: "" \}', configured)
+
+
+@pytest.mark.parametrize("overlay", WITH_AN_ENGINE)
+def test_an_engine_is_set_up_for_the_service_s_own_model(overlay: str, model: Model) -> None:
+    (_, settings), *_ = services_of(overlay)
+    assert (settings.model, settings.engine.on_mismatch) == (model.name, "require")
+    published = dict(re.findall(r'"(fingerprint\.\w+)" +value: \{ string_value: "([^"]*)"', engine_config(overlay)))
+    comparison = Fingerprint(fingerprint_parts(model), OnMismatch.REQUIRE).compare(published)
+    assert (comparison.refused, comparison.warned) == ((), ())
+
+
+@pytest.mark.parametrize("overlay", WITH_AN_ENGINE)
+def test_an_engine_without_its_configuration_does_not_start(overlay: str) -> None:
+    """The model's own configuration names no checkpoint; that a pod waits for its ConfigMap is Kubernetes' rule."""
+    container, pod = next(one for one in containers(overlay) if one[0]["name"] == "triton")
+    (mount,) = (one for one in container["volumeMounts"] if one["name"] == "model")
+    assert mount["mountPath"] == "/models/vlm_transformers/config.pbtxt"
+    volume = next(one for one in pod["volumes"] if one["name"] == "model")
+    assert not volume["configMap"].get("optional", False)
+    assert "VLM_CHECKPOINT" not in environment_of(overlay, container)
+
+
 @overlays
 def test_probes_ask_what_is_there(overlay: str) -> None:
     served = {
@@ -196,7 +236,68 @@ def test_named_ports_exist(overlay: str) -> None:
         ports = by_label[service["spec"]["selector"]["app.kubernetes.io/name"]]
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
     for monitor in of_kind(overlay, "PodMonitor"):
-        assert {one["port"] for one in monitor["spec"]["podMetricsEndpoints"]} <= by_label["preprocessor"]
+        ports = by_label[monitor["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"]]
+        assert {one["port"] for one in monitor["spec"]["podMetricsEndpoints"]} <= ports
+    for policy in of_kind(overlay, "NetworkPolicy"):
+        ports = by_label[policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/name"]]
+        opened = {one["port"] for rule in policy["spec"].get("ingress", ()) for one in rule["ports"]}
+        assert opened <= ports
+
+
+def test_whoever_is_scraped_lets_prometheus_in() -> None:
+    monitors = of_kind("overlays/prod", "PodMonitor")
+    assert {one["metadata"]["name"] for one in monitors} == {name for name, _ in pods("overlays/prod")}
+    for monitor in monitors:
+        (policy,) = (
+            one
+            for one in of_kind("overlays/prod", "NetworkPolicy")
+            if one["spec"]["podSelector"] == monitor["spec"]["selector"] and "Ingress" in one["spec"]["policyTypes"]
+        )
+        monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+        let_in = {
+            one["port"]
+            for rule in policy["spec"]["ingress"]
+            if monitoring in rule.get("from", ())
+            for one in rule["ports"]
+        }
+        assert {one["port"] for one in monitor["spec"]["podMetricsEndpoints"]} <= let_in
+
+
+def test_whom_a_pod_calls_it_may_reach() -> None:
+    def ways_out(name: str) -> set[tuple[str, int]]:
+        (policy,) = (one for one in of_kind("overlays/prod", "NetworkPolicy") if one["metadata"]["name"] == name)
+        return {
+            (to["podSelector"]["matchLabels"].get("app.kubernetes.io/name", "dns"), port["port"])
+            for rule in policy["spec"]["egress"]
+            for to in rule["to"]
+            for port in rule["ports"]
+        }
+
+    assert ways_out("preprocessor") == {("dns", 53), ("triton", 8001)}
+    assert ways_out("envoy") == {("dns", 53), ("preprocessor", 50051)}
+
+
+def test_envoy_s_word_of_who_calls_counts_where_envoy_is() -> None:
+    config = yaml.safe_load((DEPLOY / "envoy/envoy.yaml").read_text())
+    http = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    (host,) = http["route_config"]["virtual_hosts"]
+    (_, settings), *_ = services_of("overlays/prod")
+    assert host["request_headers_to_remove"] == [settings.access.caller_metadata]
+    assert {one["header"]["key"] for one in host["request_headers_to_add"]} == {settings.access.caller_metadata}
+    (_, alone), *_ = services_of("base")
+    assert alone.access.caller_metadata == "", "without a proxy before it anybody could say who he is"
+
+
+def test_envoy_with_tls_is_envoy_with_a_transport_socket() -> None:
+    plain, tls = (
+        yaml.safe_load((DEPLOY / path).read_text())
+        for path in ("envoy/envoy.yaml", "kustomize/components/tls/envoy.yaml")
+    )
+    socket = tls["static_resources"]["listeners"][0]["filter_chains"][0].pop("transport_socket")
+    assert socket["typed_config"]["require_client_certificate"] is True
+    assert tls == plain, "run make reference"
+    (config,) = (one["data"] for one in of_kind("overlays/prod", "ConfigMap") if "envoy.yaml" in one["data"])
+    assert "DownstreamTlsContext" in config["envoy.yaml"]
 
 
 def test_addresses_in_settings_are_names_of_services() -> None:
@@ -230,34 +331,11 @@ def test_metrics_of_autoscalers_and_alerts_exist() -> None:
     known = set(documented())  # which tests/monitoring compares with what the service says
     asked = set()
     for rules in of_kind("overlays/prod", "PrometheusRule"):
-        text = yaml.safe_dump(rules["spec"])
-        asked |= set(re.findall(r"\bpreprocessor_\w+", text))
+        asked |= set().union(*(names_in(rule["expr"]) for group in rules["spec"]["groups"] for rule in group["rules"]))
     for autoscaler in of_kind("overlays/prod", "HorizontalPodAutoscaler"):
         asked |= {metric["pods"]["metric"]["name"] for metric in autoscaler["spec"]["metrics"] if "pods" in metric}
     assert "preprocessor_load_ratio" in asked
     assert asked <= known
-
-
-def test_the_component_that_no_overlay_uses_renders_too(tmp_path: Path) -> None:
-    used = {
-        Path(component).name
-        for file in (DEPLOY / "kustomize/overlays").glob("*/kustomization.yaml")
-        for component in yaml.safe_load(file.read_text()).get("components", ())
-    }
-    folders = DEPLOY / "kustomize/components"
-    assert {folder.name for folder in folders.iterdir()} - used == {"autoscale-cpu"}
-    kinds = {
-        "resources": [os.path.relpath(DEPLOY / "kustomize/base", tmp_path)],
-        "components": [os.path.relpath(folders / "autoscale-cpu", tmp_path)],
-    }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kinds))
-    resources = render(str(tmp_path))
-    autoscaler = next(one for one in resources if one["kind"] == "HorizontalPodAutoscaler")
-    kubernetes_validate.validate(autoscaler, OLDEST_KUBERNETES, strict=True)
-    deployment = next(one for one in resources if one["kind"] == "Deployment")
-    assert "replicas" not in deployment["spec"]
-    named = autoscaler["spec"]["metrics"][0]["containerResource"]["container"]
-    assert named in {container["name"] for container in deployment["spec"]["template"]["spec"]["containers"]}
 
 
 def test_compose_passes_settings_that_exist_and_as_much_memory_as_they_take() -> None:

@@ -14,7 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.triton.local_server import INSTALLED, REPOSITORY, TritonServer, TritonSetupError, own_shared_memory
+from deploy.triton.local_server import (
+    INSTALLED,
+    RANDOM_WEIGHTS,
+    REPOSITORY,
+    TritonServer,
+    TritonSetupError,
+    own_shared_memory,
+)
 from engine_client import EngineRequest, SamplingParameters, TritonEngine
 
 MODEL_DIRECTORY = REPOSITORY / "vlm_transformers"
@@ -38,7 +45,13 @@ def serving(
     with ExitStack() as stack:
         try:
             server = stack.enter_context(
-                TritonServer([model], repository=repository, options=options, shared_memory_bytes=shared_memory_bytes)
+                TritonServer(
+                    [model],
+                    repository=repository,
+                    environment=RANDOM_WEIGHTS,
+                    options=options,
+                    shared_memory_bytes=shared_memory_bytes,
+                )
             )
         except TritonSetupError as error:
             pytest.fail(f"no Triton to test with, run make triton: {error}", pytrace=False)

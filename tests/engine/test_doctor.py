@@ -146,6 +146,15 @@ async def test_an_engine_that_publishes_nothing_is_a_warning(
     assert "preprocessor fingerprint MODEL" in findings["engine fingerprint"].fix
 
 
+async def test_an_engine_that_publishes_nothing_fails_where_that_is_required(
+    scripted_triton: TritonServer, parts: dict[str, str]
+) -> None:
+    settings = EngineSettings(address=scripted_triton.grpc_address, model="scripted", on_mismatch="require")
+    finding = (await verdicts(settings, parts))["engine fingerprint"]
+    assert finding.verdict is Verdict.FAILED
+    assert "patch_size is not published by the engine" in finding.found
+
+
 async def test_a_token_that_travels_in_the_open_is_a_warning(
     triton: TritonServer, parts: dict[str, str], tmp_path: Path
 ) -> None:

@@ -198,8 +198,24 @@ def test_nothing_is_wrong_where_nothing_differs_that_both_sides_say(
     assert (comparison.refused, comparison.warned) == ((), ())
 
 
+def test_where_it_is_required_an_engine_that_leaves_a_part_empty_is_refused() -> None:
+    ours = Fingerprint({"patch_size": "16", "family": "qwen3_vl", "model": "m"}, OnMismatch.REQUIRE)
+    comparison = ours.compare({"fingerprint.family": "qwen3_vl", "fingerprint.patch_size": " "})
+    assert comparison.refused == ("fingerprint patch_size is not published by the engine, and must be",)
+    assert comparison.warned == ()
+
+
+def test_where_it_is_required_a_part_that_this_side_does_not_have_may_be_missing() -> None:
+    assert Fingerprint({"family": ""}, OnMismatch.REQUIRE).compare({}).refused == ()
+
+
+def test_where_it_is_required_a_part_that_differs_is_refused_too() -> None:
+    comparison = Fingerprint({"patch_size": "16"}, OnMismatch.REQUIRE).compare({"fingerprint.patch_size": "14"})
+    assert len(comparison.refused) == 1
+
+
 def test_a_strictness_that_there_is_not_is_refused() -> None:
-    with pytest.raises(ValueError, match="on_mismatch is 'ignore'; it must be refuse or warn"):
+    with pytest.raises(ValueError, match="on_mismatch is 'ignore'; it must be one of refuse, require, warn"):
         Fingerprint({}, "ignore")  # type: ignore[arg-type]
 
 

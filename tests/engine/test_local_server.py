@@ -35,6 +35,15 @@ def test_a_model_that_does_not_load_is_shown_with_the_log(tmp_path: Path) -> Non
         pass
 
 
+@pytest.mark.parametrize("checkpoint", ["", " "])
+def test_without_a_checkpoint_the_model_does_not_load_and_says_how_to_name_one(checkpoint: str) -> None:
+    with (
+        pytest.raises(TritonSetupError, match=r"no checkpoint is set: .* or random-weights for a tiny random model"),
+        TritonServer(["vlm_transformers"], environment={"VLM_CHECKPOINT": checkpoint}),
+    ):
+        pass
+
+
 def test_nothing_is_left_behind() -> None:
     with TritonServer(["scripted"], repository=SCRIPTED_REPOSITORY) as server:
         pid, directory = server.pid, server.log_path.parent

@@ -82,7 +82,12 @@ async def scraping(folder: Path, target: str) -> AsyncIterator[Prometheus]:
     configuration = {
         "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"},
         "rule_files": [str(ALERTS)],
-        "scrape_configs": [{"job_name": "preprocessor", "static_configs": [{"targets": [target]}]}],
+        "scrape_configs": [
+            {
+                "job_name": "preprocessor",
+                "static_configs": [{"targets": [target], "labels": {"namespace": "vlm", "pod": "preprocessor-0"}}],
+            }
+        ],
     }
     (folder / "prometheus.yaml").write_text(json.dumps(configuration))  # JSON is YAML
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -9,9 +9,10 @@ import pytest
 
 from tests.monitoring.documented import dashboard_queries, documented, names_in, variable_queries
 from tests.monitoring.prometheus import DASHBOARD
+from tests.monitoring.test_alerts import rules
 
-# What Prometheus adds to each series, and a histogram to its buckets.
-_ADDED_LABELS = {"job", "instance", "le"}
+# What Prometheus adds to each series of a pod, and a histogram to its buckets.
+_ADDED_LABELS = {"job", "pod", "le"}
 
 
 @pytest.mark.parametrize("title", dashboard_queries())
@@ -29,6 +30,37 @@ def test_a_query_names_metrics_and_labels_that_exist(title: str) -> None:
 def test_menus_are_filled_from_a_metric_that_exists() -> None:
     for query in variable_queries():
         assert names_in(query) == {"preprocessor_build_info"}
+
+
+def test_it_opens_with_single_figures_that_change_colour_where_it_matters() -> None:
+    row, *panels = json.loads(DASHBOARD.read_text())["panels"]
+    figures = [panel for panel in panels if panel["gridPos"]["y"] == row["gridPos"]["h"]]
+    assert [panel["type"] for panel in figures] == ["stat"] * 6
+    steps = {panel["title"]: panel["fieldConfig"]["defaults"]["thresholds"]["steps"] for panel in figures}
+    assert [title for title, of_title in steps.items() if len(of_title) == 1] == ["Answers a second"]
+
+
+def test_a_red_line_is_where_an_alert_fires() -> None:
+    """By the last number of an alert's rule, for panels that name one."""
+    limits = {
+        rule["alert"]: float(re.findall(r"> ([\d.]+)", rule["expr"])[-1]) for rule in rules() if ">" in rule["expr"]
+    }
+    named = [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if " fires" in panel.get("description", "")]
+    assert len(named) >= 4
+    for panel in named:
+        alert = re.search(r"Preprocessor\w+", panel["description"])
+        assert alert is not None
+        assert panel["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] == limits[alert[0]], panel["title"]
+
+
+def test_alerts_that_fired_stand_in_every_panel() -> None:
+    (annotation,) = json.loads(DASHBOARD.read_text())["annotations"]["list"]
+    assert annotation["expr"].startswith('ALERTS{alertname=~"Preprocessor.*",alertstate="firing"')
+    assert all(rule["alert"].startswith("Preprocessor") for rule in rules())
+
+
+def test_legends_name_pods_and_not_their_addresses() -> None:
+    assert "instance" not in DASHBOARD.read_text()
 
 
 def test_panels_do_not_overlap_and_have_names_of_their_own() -> None:

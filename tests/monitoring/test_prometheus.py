@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import pytest
 import pytest_asyncio
+import yaml
 
 from preprocessor.models.family import Model
 from tests.monitoring.documented import dashboard_queries
-from tests.monitoring.prometheus import Prometheus, scraping
+from tests.monitoring.prometheus import ROOT, Prometheus, scraping
 from tests.monitoring.traffic import TRACE_ID, call_everything, observed_service
 
 _TARGET = 'job="preprocessor"'
@@ -43,6 +44,15 @@ async def watched(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Asy
 async def test_the_dashboard_s_query_is_answered(watched: Watched, title: str) -> None:
     series = await watched.prometheus.query(dashboard_queries()[title])
     assert series, dashboard_queries()[title]
+
+
+async def test_the_adapter_s_query_gives_each_pod_its_load(watched: Watched) -> None:
+    (rule,) = yaml.safe_load((ROOT / "deploy/prometheus/adapter/config.yaml").read_text())["rules"]
+    query = rule["metricsQuery"].replace("<<.Series>>", rule["seriesQuery"].partition("{")[0])
+    query = query.replace("<<.LabelMatchers>>", 'namespace="vlm",pod=~"preprocessor-0"').replace("<<.GroupBy>>", "pod")
+    [load] = await watched.prometheus.query(query)
+    assert load["metric"] == {"pod": "preprocessor-0"}
+    assert float(load["value"][1]) >= 0
 
 
 async def test_rates_and_quantiles_have_values(watched: Watched) -> None:

@@ -215,6 +215,9 @@ async def test_in_the_open_by_name_the_service_answers(model: Model) -> None:
         ({"tls_client_root": "root.pem"}, "--tls-client-root"),
         ({"is_insecure": True, "tls_certificate": "a", "tls_key": "b"}, "--insecure"),
         ({"max_calls_per_second": -1.0}, "--max-calls-per-second"),
+        ({"caller_metadata": "X-Caller"}, "--caller-metadata"),
+        ({"caller_metadata": "caller-bin"}, "--caller-metadata"),
+        ({"caller_metadata": "grpc-caller"}, "--caller-metadata"),
         ({"max_bytes_per_second": -1}, "--max-bytes-per-second"),
         ({"max_calls_a_caller": -1}, "--max-calls-a-caller"),
     ],
@@ -342,7 +345,7 @@ def test_an_owner_may_have_several_tokens(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def metered(model: Model, token_file: Path, **quota: float) -> AsyncIterator[Caller]:
+async def metered(model: Model, token_file: Path, **quota: float | str) -> AsyncIterator[Caller]:
     access = AccessSettings(token_file=str(token_file), **quota)  # type: ignore[arg-type]
     async with serving(model, access=access) as caller:
         yield caller
@@ -357,6 +360,27 @@ async def test_calls_a_second_are_counted_by_caller(model: Model, token_file: Pa
         assert found.retry_seconds is not None
         assert 0 < found.retry_seconds <= 1 / 0.3
         await model_of(caller, OTHER_TOKEN)
+
+
+async def test_a_proxy_s_word_tells_callers_apart_and_without_it_the_address_does(model: Model) -> None:
+    access = AccessSettings(caller_metadata="x-caller", max_calls_per_second=0.1)
+    async with serving(model, access=access) as caller:
+
+        async def asking(*said: tuple[str, str]) -> grpc.StatusCode:
+            return await caller.stub.GetModel(pb.GetModelRequest(), metadata=said, timeout=60).code()
+
+        assert await asking(("x-caller", "a")) == grpc.StatusCode.OK
+        assert await asking(("x-caller", "a")) == EXHAUSTED
+        assert await asking(("x-caller", "b")) == grpc.StatusCode.OK
+        assert await asking() == grpc.StatusCode.OK
+        assert await asking(("x-caller", "")) == EXHAUSTED
+
+
+async def test_a_token_goes_before_a_proxy_s_word(model: Model, token_file: Path) -> None:
+    async with metered(model, token_file, caller_metadata="x-caller", max_calls_per_second=0.1) as caller:
+        await model_of(caller, TOKEN)
+        call = caller.stub.GetModel(pb.GetModelRequest(), metadata=(*bearer(TOKEN), ("x-caller", "b")), timeout=60)
+        assert await call.code() == EXHAUSTED
 
 
 async def test_bytes_a_second_are_counted_by_caller_and_break_no_upload_off(model: Model, token_file: Path) -> None:

@@ -21,7 +21,7 @@ from preprocessor.config import (
     parse_bytes,
     split_address,
 )
-from preprocessor.machine import available_cpu_count, available_memory_bytes
+from preprocessor.machine import available_cpu_count, available_memory_bytes, used_memory_bytes
 
 
 @pytest.mark.parametrize("count", [0, -1, True, "2", 1.5, None])
@@ -255,6 +255,27 @@ def test_the_memory_that_may_be_used_is_the_cgroup_s(
     monkeypatch.setattr(os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 1 << 28)
     assert available_memory_bytes(tmp_path) == expected_bytes
     assert available_memory_bytes(tmp_path / "nowhere") == 1 << 40
+
+
+@pytest.mark.parametrize(
+    ("limit", "current", "idle"),
+    [
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_memory_in_use_is_what_counts_against_the_limit(tmp_path: Path, limit: str, current: str, idle: str) -> None:
+    (tmp_path / limit).write_text(f"{1 << 30}\n")
+    (tmp_path / current).write_text("700\n")
+    (tmp_path / "memory.stat").write_text(f"anon 300\nfile 400\n{idle} 150\nactive_file 250\n")
+    assert used_memory_bytes(tmp_path) == 550
+
+
+def test_without_a_limit_memory_in_use_is_the_machine_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal:  1000 kB\nMemFree:  100 kB\nMemAvailable:  400 kB\n")
+    monkeypatch.setattr("preprocessor.machine._MEMORY", tmp_path / "meminfo")
+    assert used_memory_bytes(tmp_path / "nowhere") == 600 << 10
 
 
 @pytest.mark.parametrize("container_gib", [0.5, 2, 5, 6, 24])

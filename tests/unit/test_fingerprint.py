@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
+import preprocessor.models
+from preprocessor.models.digests import digest_tokenizer, digest_vocabulary
 from preprocessor.models.family import Model
-from preprocessor.models.fingerprint import CONTRACT_VERSION, digest_vocabulary, fingerprint_parts, library_versions
+from preprocessor.models.fingerprint import CONTRACT_VERSION, fingerprint_parts, library_versions
 from preprocessor.models.registry import load_model
+from preprocessor.pipeline import prepare
+from preprocessor.types.asked import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest
+from tests.media import photo
+
+BUILTIN = Path(preprocessor.models.__file__).parent / "builtin" / "qwen3-vl"
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +59,124 @@ def test_the_same_tokenizer_from_another_layout_has_the_same_digest(model: Model
     model.tokenizer.save_pretrained(tmp_path)
     again = type(model.tokenizer).from_pretrained(tmp_path)
     assert digest_vocabulary(again) == digest_vocabulary(model.tokenizer)
+
+
+# -- what is equal is equal --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model as a directory such as a hub gives: its own JSON and template, and transformers' tokenizer files."""
+    folder = tmp_path_factory.mktemp("written") / "qwen3-vl"
+    model.tokenizer.save_pretrained(folder)
+    for file in BUILTIN.glob("*"):
+        if file.name != "tokens.json":
+            shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(folder: Path) -> Model:
+    loaded = load_model(str(folder))
+    assert isinstance(loaded, Model)
+    return loaded
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values, indent=2))
+
+
+def test_the_built_in_and_the_same_in_a_directory_are_one_model(model: Model, written: Model) -> None:
+    assert written.fingerprint == model.fingerprint
+
+
+def test_an_item_has_the_same_hash_from_either(model: Model, written: Model) -> None:
+    photos = (Media("photo", Modality.IMAGE, photo(60, 40)),)
+    request = PreparationRequest(ChatPrompt((Message("user", (MediaPart("photo"),)),)), photos)
+    hashes = [prepare(one, request).tensors["item_hash"].tolist() for one in (model, written)]
+    assert hashes[0] == hashes[1]
+
+
+def test_how_files_are_set_changes_nothing(model: Model, folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+    rewrite(other / "video_preprocessor_config.json", lambda video: video.update(fps=2.0, max_video_tokens=None))
+    rewrite(other / "config.json", lambda config: config.update(transformers_version="4.57.0"))
+    template = other / "chat_template.jinja"
+    (other / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text().removesuffix("\n")}))
+    template.unlink()
+    assert load_model(str(other)).fingerprint == model.fingerprint
+
+
+def test_another_template_changes_the_fingerprint(model: Model, folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+    with (other / "chat_template.jinja").open("a") as template:
+        template.write("{# #} .")
+    assert load_model(str(other)).fingerprint != model.fingerprint
+
+
+VOCABULARY = {"a": 0, "b": 1, "c": 2, "ab": 3, "bc": 4, "abc": 5}
+ONE_PAIR_A_TOKEN = [("a", "b"), ("b", "c"), ("ab", "c")]
+
+
+def small(merges: Sequence[tuple[str, str]], **parts: Any) -> TokenizersBackend:
+    backend = Tokenizer(BPE(vocab=VOCABULARY, merges=list(merges)))
+    backend.pre_tokenizer = parts.get("pre_tokenizer", pre_tokenizers.ByteLevel(use_regex=False))
+    backend.decoder = parts.get("decoder", decoders.ByteLevel())
+    if "post_processor" in parts:
+        backend.post_processor = parts["post_processor"]
+    made: TokenizersBackend = TokenizersBackend(tokenizer_object=backend)
+    return made
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(lambda: small([*ONE_PAIR_A_TOKEN, ("a", "bc")]), id="every pair that gives a token"),
+        pytest.param(
+            lambda: small(ONE_PAIR_A_TOKEN, decoder=decoders.ByteLevel(use_regex=False)), id="decoder's options"
+        ),
+        pytest.param(
+            lambda: small(ONE_PAIR_A_TOKEN, post_processor=processors.ByteLevel(trim_offsets=False)),
+            id="a post-processor that moves offsets",
+        ),
+        pytest.param(
+            lambda: small(
+                ONE_PAIR_A_TOKEN,
+                pre_tokenizer=pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(use_regex=False, trim_offsets=False)]),
+            ),
+            id="a sequence of one, and offsets",
+        ),
+    ],
+)
+def test_tokenizers_that_do_the_same_have_one_digest(other: Callable[[], TokenizersBackend]) -> None:
+    assert digest_tokenizer(other()) == digest_tokenizer(small(ONE_PAIR_A_TOKEN))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(lambda: small([("b", "c"), ("a", "b"), ("ab", "c")]), id="another order"),
+        pytest.param(lambda: small([("a", "b"), ("b", "c")]), id="a token that is never made"),
+        pytest.param(
+            lambda: small(ONE_PAIR_A_TOKEN, pre_tokenizer=pre_tokenizers.ByteLevel()), id="text is split before"
+        ),
+        pytest.param(
+            lambda: small(
+                ONE_PAIR_A_TOKEN,
+                post_processor=processors.TemplateProcessing(single="a $A", special_tokens=[("a", 0)]),
+            ),
+            id="a token before every text",
+        ),
+    ],
+)
+def test_tokenizers_that_do_otherwise_have_another_digest(other: Callable[[], TokenizersBackend]) -> None:
+    assert digest_tokenizer(other()) != digest_tokenizer(small(ONE_PAIR_A_TOKEN))
+
+
+def test_what_is_known_of_the_built_in_s_merges_is_true(model: Model) -> None:
+    assert digest_tokenizer(model.tokenizer, merges_follow_ids=True) == digest_tokenizer(model.tokenizer)
 
 
 def test_one_more_token_changes_the_digest(model: Model, tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import import_utils
 
 from preprocessor.errors import ModelNotFound
-from preprocessor.models.fingerprint import digest_files, library_versions
+from preprocessor.models.digests import digest_files
+from preprocessor.models.fingerprint import library_versions
 from preprocessor.text.tokenizer import read_stop_token_ids
 from preprocessor.types.asked import Modality
 

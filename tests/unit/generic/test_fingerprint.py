@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from preprocessor.models.fingerprint import CONTRACT_VERSION, digest_vocabulary, fingerprint_parts
+from preprocessor.models.digests import digest_vocabulary
+from preprocessor.models.fingerprint import CONTRACT_VERSION, fingerprint_parts
 from preprocessor.models.generic import GenericModel
 
 

@@ -118,6 +118,16 @@ class OneAtATime:
                 self._free.release()
 
 
+def test_how_a_file_is_set_and_who_wrote_it_change_no_fingerprint(
+    tmp_path: Path, loaded: dict[str, GenericModel]
+) -> None:
+    MAKERS["pixtral"](tmp_path)
+    settings = tmp_path / "processor_config.json"
+    values = json.loads(settings.read_text()) | {"transformers_version": "5.23.1"}
+    settings.write_text(json.dumps(dict(reversed(values.items())), indent=7))
+    assert load_generic("pixtral", tmp_path).fingerprint == loaded["pixtral"].fingerprint
+
+
 def test_a_setting_changes_the_fingerprint(models: Path, tmp_path: Path, loaded: dict[str, GenericModel]) -> None:
     MAKERS["pixtral"](tmp_path)
     assert load_generic("pixtral", tmp_path).fingerprint == loaded["pixtral"].fingerprint

@@ -1,4 +1,4 @@
-"""Which model to serve: a real checkpoint, or a tiny one made on the spot."""
+"""Which model to serve: a real checkpoint, or, asked for by name, a tiny one made on the spot."""
 
 from __future__ import annotations
 
@@ -18,21 +18,27 @@ from transformers import (
 # at once could leave the memory-hungry one in place for the next long prefill.
 SUPPORTED_FAMILIES = ("qwen3_vl",)
 END_OF_TURN_TOKEN_ID = 151645  # <|im_end|> of Qwen3's tokenizer
+RANDOM_WEIGHTS = "random-weights"  # in the place of a checkpoint; no hub id lacks its owner
 
 
 def load_model(checkpoint: str, device: torch.device) -> Any:
     """Load a checkpoint for inference.
 
     Args:
-        checkpoint: A local path or a hub id; empty makes the tiny model.
+        checkpoint: A local path or a hub id; `RANDOM_WEIGHTS` makes the tiny model.
         device: Where it will run.
     Returns:
         A transformers model in evaluation mode, in the checkpoint's own dtype.
     Raises:
-        ValueError: the checkpoint is of a family that this model does not know.
+        ValueError: none is named, or it is of a family that this model does not know.
         OSError: the checkpoint cannot be found or read.
     """
     if not checkpoint:
+        raise ValueError(
+            "no checkpoint is set: name a local path or a hub id in the parameter `checkpoint` of config.pbtxt or in "
+            f"VLM_CHECKPOINT, or {RANDOM_WEIGHTS} for a tiny random model that is good for trials only"
+        )
+    if checkpoint == RANDOM_WEIGHTS:
         return build_tiny_model().to(device)
 
     family = AutoConfig.from_pretrained(checkpoint).model_type

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-from .checkpoint import load_model
+from .checkpoint import RANDOM_WEIGHTS, load_model
 from .generation import build_model_inputs, forget_sampling_defaults, generate_tokens
 from .prompts.arrival import Arrival, State
 from .prompts.contract import CANCELLED, ModelLayout
@@ -31,7 +31,7 @@ class TritonPythonModel:
         name = args["model_name"]
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
-        checkpoint = parameters["checkpoint"] or os.environ.get("VLM_CHECKPOINT", "")
+        checkpoint = parameters["checkpoint"].strip() or os.environ.get("VLM_CHECKPOINT", "").strip()
         self._device = _choose_device(parameters["device"])
         self._model = load_model(checkpoint, self._device)
         self._layout = ModelLayout.from_config(self._model.config)
@@ -44,8 +44,8 @@ class TritonPythonModel:
             thread_count=max_running,
             max_row_wait_seconds=float(parameters["max_row_wait_seconds"]),
         )
-        log = pb_utils.Logger.log_info if checkpoint else pb_utils.Logger.log_warn
-        log(f"{name}: {checkpoint or 'a tiny RANDOM model, because no checkpoint is set'} on {self._device}")
+        log = pb_utils.Logger.log_warn if checkpoint == RANDOM_WEIGHTS else pb_utils.Logger.log_info
+        log(f"{name}: {checkpoint} on {self._device}")
 
     def execute(self, requests: list[Any]) -> None:
         self._intake.receive(requests)
