@@ -1,4 +1,4 @@
-"""Around every call: its id, its deadline, what it holds, and the one edge at which it is counted and, if need be, aborted."""
+"""Around every call: its id, its deadline, what it holds, and the one edge at which it is counted and, if need be, refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from preprocessor.config import WireSettings
 from preprocessor.errors import DeadlineExceeded
 from preprocessor.service.logs import about
 from preprocessor.service.metrics import Metrics
-from preprocessor.service.status import Context, abort, request_id_of, status_of
+from preprocessor.service.status import Context, refuse, request_id_of, status_of
 from preprocessor.service.tracing import CallTrace, Traces
 from preprocessor.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -91,7 +91,7 @@ class Calls:
 
     @contextlib.asynccontextmanager
     async def open(self, method: str, context: Context) -> AsyncIterator[Call]:
-        """Whatever the call holds is given back at its end, and whatever it raises becomes its status."""
+        """Whatever the call holds is given back at its end, and whatever it raises becomes its status and goes no further."""
         asked_seconds = context.time_remaining()
         timeout_seconds = self._wire.default_timeout_seconds if asked_seconds is None else max(0.0, asked_seconds)
         timeout_seconds = min(timeout_seconds, self._wire.max_timeout_seconds)
@@ -114,7 +114,7 @@ class Calls:
             raise
         except Exception as error:
             code, reason, _ = status_of(error)
-            await abort(context, error, request_id, log_payloads=self._log_payloads)
+            refuse(context, error, request_id, log_payloads=self._log_payloads)
         finally:
             self._metrics.in_flight.labels(method).dec()
             seconds = time.monotonic() - started_seconds

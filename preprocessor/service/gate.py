@@ -19,9 +19,10 @@ from google.protobuf.message import DecodeError
 
 from preprocessor.config import AccessSettings, WireSettings
 from preprocessor.errors import Draining, InvalidRequest, Overloaded, PreprocessorError, Unauthenticated
+from preprocessor.service.lingering import Lingering
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.quotas import Account, Accounts
-from preprocessor.service.status import Context, abort, request_id_of, status_of
+from preprocessor.service.status import Context, refuse, request_id_of, status_of
 from preprocessor.service.tokens import TokenFile
 
 FREE_METHODS = frozenset({"/grpc.health.v1.Health/Check"})
@@ -53,6 +54,7 @@ class Gate(grpc.aio.ServerInterceptor):
         self._tokens = TokenFile(access.token_file) if access.token_file else None
         self._with_certificates = bool(access.tls_client_root)
         self._accounts = Accounts(access)
+        self._lingering = Lingering()
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(details)
@@ -69,26 +71,30 @@ class Gate(grpc.aio.ServerInterceptor):
         """The same handler behind the door, in whichever of gRPC's two forms it has."""
 
         async def answer(request: Any, context: Context) -> Any:
+            answered = None
             async with self._admitted(method, context):
-                return await behaviour(_well_formed(request), context)
+                answered = await behaviour(_well_formed(request, context), context)
+            if _is_stream(request):
+                await self._lingering.linger(context)
+            return answered
 
         async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
             async with self._admitted(method, context):
-                async for message in behaviour(_well_formed(request), context):
+                async for message in behaviour(_well_formed(request, context), context):
                     yield message
 
         return answers if inspect.isasyncgenfunction(behaviour) else answer
 
     @contextlib.asynccontextmanager
     async def _admitted(self, method: str, context: Context) -> AsyncIterator[None]:
-        """Holds the call's place; a call that gets none, or whose bytes are no message, is aborted here."""
+        """Holds the call's place; a call that gets none, or whose bytes are no message, is refused here."""
         try:
             with self._held_place(context):
                 yield
         except PreprocessorError as error:
             code, reason, _ = status_of(error)
             self._metrics.count_end(method, code.name, reason)
-            await abort(context, error, request_id_of(context))
+            refuse(context, error, request_id_of(context))
 
     @contextlib.contextmanager
     def _held_place(self, context: Context) -> Iterator[None]:
@@ -128,6 +134,11 @@ class Gate(grpc.aio.ServerInterceptor):
         return address_of(str(context.peer()))
 
 
+def _is_stream(request: Any) -> bool:
+    """Whether that is what gRPC gives a handler of a method that takes many messages."""
+    return hasattr(request, "__anext__")
+
+
 def certificate_name(facts: Mapping[str, Iterable[bytes]]) -> str:
     """Whom a verified certificate names: its SPIFFE id, else its first alternative name, else its common name."""
     names: list[str] = [name.decode(errors="replace") for name in facts.get("x509_subject_alternative_name", ())]
@@ -148,20 +159,26 @@ class _Malformed:
 
 
 class _WellFormed:
-    """A caller's messages up to the first that is none."""
+    """A caller's messages up to the first that is none.
 
-    def __init__(self, messages: AsyncIterator[Any]) -> None:
-        self._messages = messages
+    Read one by one: the generator that gRPC hands to a handler is part of a cycle, with the last message in it.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
 
     async def __anext__(self) -> Any:
-        return _checked(await anext(self._messages))
+        message = await self._context.read()
+        if message is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return _checked(message)
 
 
-def _well_formed(request: Any) -> Any:
-    return _WellFormed(request) if hasattr(request, "__anext__") else _checked(request)
+def _well_formed(request: Any, context: Context) -> Any:
+    return _WellFormed(context) if _is_stream(request) else _checked(request)
 
 
 def _checked(message: Any) -> Any:
