@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextvars import ContextVar
 from typing import Any
 
 import grpc.aio
@@ -19,20 +18,17 @@ from google.protobuf.message import DecodeError
 
 from preprocessor.config import AccessSettings, WireSettings
 from preprocessor.errors import Draining, InvalidRequest, Overloaded, PreprocessorError, Unauthenticated
+from preprocessor.service.intake import Intake
 from preprocessor.service.lingering import Lingering
 from preprocessor.service.metrics import Metrics
-from preprocessor.service.quotas import Account, Accounts
+from preprocessor.service.quotas import Accounts, serve_caller
 from preprocessor.service.status import Context, refuse, request_id_of, status_of
 from preprocessor.service.tokens import TokenFile
 
 FREE_METHODS = frozenset({"/grpc.health.v1.Health/Check"})
 _SCHEME = "bearer "  # RFC 6750; the scheme's case does not matter, RFC 9110
-_CALLER: ContextVar[Account] = ContextVar("caller")
-
-
-def current_caller() -> Account:
-    """Whose call the running handler serves."""
-    return _CALLER.get()
+_SINGLES_AT_ONCE = 8
+_SINGLE_CROWDED_SECONDS = 0.25
 
 
 class Gate(grpc.aio.ServerInterceptor):
@@ -55,41 +51,59 @@ class Gate(grpc.aio.ServerInterceptor):
         self._with_certificates = bool(access.tls_client_root)
         self._accounts = Accounts(access)
         self._lingering = Lingering()
+        # Of health checks apart, which nobody else's messages shall keep waiting.
+        self._singles = [
+            Intake(wire, _SINGLES_AT_ONCE, crowded_seconds=_SINGLE_CROWDED_SECONDS) for _ in ("others", "free")
+        ]
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(details)
-        if handler is None or details.method in FREE_METHODS:
+        if handler is None:
             return handler
         for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
             behaviour = getattr(handler, kind)
             if behaviour is not None:
-                guarded = self._guarded(behaviour, details.method.rpartition("/")[2])
-                return handler._replace(**{kind: guarded}, request_deserializer=_tolerant(handler.request_deserializer))
+                takes, _, gives = kind.partition("_")
+                guarded = self._guarded(behaviour, details.method, takes_one=takes == "unary")
+                as_stream = {kind: None, f"stream_{gives}": guarded, "request_streaming": True}
+                return handler._replace(**as_stream, request_deserializer=_tolerant(handler.request_deserializer))
         return handler
 
-    def _guarded(self, behaviour: Any, method: str) -> Any:
-        """The same handler behind the door, in whichever of gRPC's two forms it has."""
+    def _guarded(self, behaviour: Any, path: str, *, takes_one: bool) -> Any:
+        """The same handler behind the door, in whichever of gRPC's two forms it has.
+
+        All of them take streams, on the wire the same: of a single message gRPC would take in all of it, 16 MiB say, before
+        anybody could say whether there is room.
+        """
+        method, is_free = path.rpartition("/")[2], path in FREE_METHODS
+
+        async def asked(context: Context) -> Any:
+            messages = _WellFormed(context)
+            if not takes_one:
+                return messages
+            async with self._singles[is_free].upload(messages) as upload:
+                return await upload.only()
 
         async def answer(request: Any, context: Context) -> Any:
             answered = None
-            async with self._admitted(method, context):
-                answered = await behaviour(_well_formed(request, context), context)
-            if _is_stream(request):
+            async with self._admitted(method, context, is_free=is_free):
+                answered = await behaviour(await asked(context), context)
+            if not takes_one:
                 await self._lingering.linger(context)
             return answered
 
         async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._admitted(method, context):
-                async for message in behaviour(_well_formed(request, context), context):
+            async with self._admitted(method, context, is_free=is_free):
+                async for message in behaviour(await asked(context), context):
                     yield message
 
         return answers if inspect.isasyncgenfunction(behaviour) else answer
 
     @contextlib.asynccontextmanager
-    async def _admitted(self, method: str, context: Context) -> AsyncIterator[None]:
+    async def _admitted(self, method: str, context: Context, *, is_free: bool) -> AsyncIterator[None]:
         """Holds the call's place; a call that gets none, or whose bytes are no message, is refused here."""
         try:
-            with self._held_place(context):
+            with self._held_place(context) if not is_free else self._free():
                 yield
         except PreprocessorError as error:
             code, reason, _ = status_of(error)
@@ -108,12 +122,17 @@ class Gate(grpc.aio.ServerInterceptor):
             )
         account.begin_call()
         self.open_count += 1
-        _CALLER.set(account)
+        serve_caller(account)
         try:
             yield
         finally:
             self.open_count -= 1
             account.end_call()
+
+    @contextlib.contextmanager
+    def _free(self) -> Iterator[None]:
+        serve_caller(self._accounts.of(""))
+        yield
 
     def _name_of(self, context: Context) -> str:
         """Who calls: by token where there are any, else by certificate, else by address.
@@ -132,11 +151,6 @@ class Gate(grpc.aio.ServerInterceptor):
         if self._with_certificates:
             return certificate_name(context.auth_context())
         return address_of(str(context.peer()))
-
-
-def _is_stream(request: Any) -> bool:
-    """Whether that is what gRPC gives a handler of a method that takes many messages."""
-    return hasattr(request, "__anext__")
 
 
 def certificate_name(facts: Mapping[str, Iterable[bytes]]) -> str:
@@ -175,10 +189,6 @@ class _WellFormed:
         if message is grpc.aio.EOF:
             raise StopAsyncIteration
         return _checked(message)
-
-
-def _well_formed(request: Any, context: Context) -> Any:
-    return _WellFormed(context) if _is_stream(request) else _checked(request)
 
 
 def _checked(message: Any) -> Any:

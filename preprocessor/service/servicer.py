@@ -107,7 +107,9 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
                 spec = (await upload.spec()).spec
                 sampling = reading.read_parameters(spec.parameters, self._model.stop_token_ids)
                 stop_strings = reading.read_stop_strings(spec.parameters)
-                request = await self._receive(spec.prompt, upload, call)
+                prompt = spec.prompt
+                del spec
+                request = await self._receive(prompt, upload, call)
             request = dataclasses.replace(
                 request, pixel_form=self._engine_form
             )  # the engine's choice, not the caller's
@@ -153,6 +155,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             self._require_model(spec.model)
             reading.check_counts(spec, self._settings.limits, self._settings.wire.max_spec_parts)
             request, sources = reading.read_spec(spec)
+            del spec  # its inline files, which the request holds
             check_request(request, self._model.modalities, self._settings.limits)
             request = await receive_files(request, sources, upload, self._settings.limits, self._fetcher, call)
         request = dataclasses.replace(request, video_decoder=self._settings.video_decoder)
@@ -178,7 +181,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             for name, array in planned.tensors.items():
                 self._metrics.sent_bytes.labels("caller").inc(array.nbytes)  # in the header, or here
                 if not is_small(array):
-                    for message in write_rows(name, array, 0, len(array)):
+                    for message in write_rows(name, array, 0, len(array), lambda: call.piece_bytes):
                         await call.send(message)
 
     async def _stream_pixels(self, request: PreparationRequest, planned: Plan, call: Call) -> None:
@@ -188,7 +191,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         sent_bytes = self._metrics.sent_bytes.labels("caller")
         async for first_row, row_count in run.finished_rows():
             with call.timings.stage("send"):
-                for message in write_rows(planned.pixels.name, pixels, first_row, row_count):
+                for message in write_rows(planned.pixels.name, pixels, first_row, row_count, lambda: call.piece_bytes):
                     await call.send(message)
             sent_bytes.inc(pixels[first_row : first_row + row_count].nbytes)
         await self._conclude(run, planned, call)

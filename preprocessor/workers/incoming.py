@@ -72,13 +72,7 @@ class IncomingFile:
         claim.on_exit(self._stage.drop)
 
     def announce(self, size_bytes: int) -> None:
-        """Say how large the file will be, once that is known, and before it is whole.
-
-        Raises:
-            Overloaded: `MEMORY_BUDGET_FULL`: there is no room for it now.
-        """
-        if self._room is None:
-            self._claim.check_room(size_bytes - self.size_bytes)
+        """Say how large the file will be, once that is known."""
         self._announced_bytes = size_bytes
 
     async def write(self, data: bytes) -> None:

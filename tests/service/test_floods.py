@@ -94,7 +94,8 @@ async def test_memory_is_bounded_where_large_messages_never_end(server: WatchedS
     before = own_bytes(server)
     message = pb.PrepareRequest(spec=pb.PrepareSpec(text="x" * (15 * MIB))).SerializeToString()
     connections = await asyncio.gather(*(asyncio.to_thread(unfinished, server.address, message) for _ in range(40)))
-    await eventually(lambda: server.metrics().get("preprocessor_requests_in_flight", 0) == len(connections))
+    # Those who do not go on give way to those who wait, and what they had sent goes with them.
+    await eventually(lambda: server.metrics().get("preprocessor_errors_total", 0) >= 4)
     assert own_bytes(server) < before + 4 * 16 * MIB + SLACK_BYTES
     for connection in connections:
         connection.__exit__(None, None, None)
