@@ -34,9 +34,9 @@ def check_memory(budget_bytes: int, available_bytes: int) -> Finding:
     largest_bytes = largest_budget(available_bytes) >> 20 << 20
     less = f"--memory-budget {format_bytes(largest_bytes)} at most, or " if largest_bytes else ""
     fix = f"{less}a memory limit of at least {_show(needed_bytes)}"
-    if budget_bytes >= available_bytes:
-        return failed("memory", f"{found}: the kernel kills the service before the budget is full", fix)
-    return warning("memory", f"{found}: the service itself takes about {_show(beside_bytes)} beside it", fix)
+    return failed(
+        "memory", f"{found}: serve does not start, for it takes up to {_show(beside_bytes)} beside the budget", fix
+    )
 
 
 def check_open_files(limit: int, worker_count: int) -> Finding:

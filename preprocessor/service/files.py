@@ -21,10 +21,37 @@ from preprocessor.workers.incoming import IncomingFile
 _FETCHES_A_REQUEST = 8  # at once: one request leaves room for others, and is gentle to its host
 
 
+async def store_inline(
+    request: PreparationRequest, sources: Sources, limits: Limits, claim: Claim
+) -> PreparationRequest:
+    """The request with the files that came in the spec stored, all others empty still.
+
+    First, and without a pause: what a spec brought is in memory uncounted until then. What is to follow is refused here where
+    the sizes that the spec tells say so, before a byte of it is sent or fetched.
+
+    Raises:
+        InvalidRequest: `SIZE_MISMATCH`.
+        LimitExceeded: `MEDIA_TOO_LARGE`, `REQUEST_TOO_LARGE`.
+        Overloaded: `MEMORY_BUDGET_FULL`, `SHARED_MEMORY_FULL`.
+    """
+    inline = {medium.key: medium.data for medium in request.media if medium.data}
+    total = _Total(limits)
+    total.add(sum(map(len, inline.values())))
+    following = {key: size for key, size in sources.sizes.items() if key in sources.chunked or key in sources.urls}
+    for medium in request.media:
+        size_bytes = following.get(medium.key, 0)
+        if size_bytes < 0:
+            raise InvalidRequest(f"{medium.key}: {size_bytes} bytes", reason="SIZE_MISMATCH", media_key=medium.key)
+        _check_size(medium, size_bytes, limits)
+    total.check(sum(following.values()))
+    claim.check_room(total.size_bytes + sum(following.values()))
+    return sources.fill(request, {key: await _store(data, claim) for key, data in inline.items()})
+
+
 async def receive_files(
     request: PreparationRequest, sources: Sources, upload: Upload[Any], limits: Limits, fetcher: Fetcher, call: Call
 ) -> PreparationRequest:
-    """The request with every file stored. Chunks and what is fetched come at the same time.
+    """The request as `store_inline` returned it with every other file stored. Chunks and what is fetched come together.
 
     Raises:
         InvalidRequest: `CHUNK_OUT_OF_ORDER`, `UNKNOWN_MEDIA_KEY`, `UPLOAD_INCOMPLETE`, `SIZE_MISMATCH`, or as `Upload.chunk`.
@@ -33,14 +60,10 @@ async def receive_files(
         Overloaded: `MEMORY_BUDGET_FULL`, `SHARED_MEMORY_FULL`.
         Whatever `Fetcher.fetch` raises.
     """
-    for key, url in sources.urls.items():
-        fetcher.check(url, key)
-    inline = {medium.key: medium.data for medium in request.media if medium.data}
+    files = {medium.key: medium.data for medium in request.media if medium.data}
     media: Mapping[str, Media] = {medium.key: medium for medium in request.media}
     total = _Total(limits)
-    total.add(sum(map(len, inline.values())))
-    _check_announced(media, sources, total, call.claim)
-    files = {key: await _store(data, call.claim) for key, data in inline.items()}
+    total.add(sum(len(data) for key, data in files.items() if key not in sources.same_file))
     if not sources.urls:
         files |= await _receive_chunks(upload, media, sources, total, call.claim)
         return _filled(request, sources, files)
@@ -55,22 +78,6 @@ async def receive_files(
     if failure is not None:
         raise failure
     return _filled(request, sources, files | fetching.result())
-
-
-def _check_announced(media: Mapping[str, Media], sources: Sources, total: _Total, claim: Claim) -> None:
-    """Refuse by the sizes that the spec tells, before a byte of those files is sent or fetched.
-
-    Raises:
-        InvalidRequest: `SIZE_MISMATCH`: a size is below 0.
-        LimitExceeded, Overloaded: As `receive_files`.
-    """
-    announced = {key: size for key, size in sources.sizes.items() if key in sources.chunked or key in sources.urls}
-    for key, size_bytes in announced.items():
-        if size_bytes < 0:
-            raise InvalidRequest(f"{key}: a size of {size_bytes} bytes", reason="SIZE_MISMATCH", media_key=key)
-        _check_size(media[key], size_bytes, total.limits)
-    total.check(sum(announced.values()))
-    claim.check_room(total.size_bytes + sum(announced.values()))
 
 
 def _filled(request: PreparationRequest, sources: Sources, files: Mapping[str, bytes]) -> PreparationRequest:

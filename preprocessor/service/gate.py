@@ -27,7 +27,7 @@ from preprocessor.service.tokens import TokenFile
 
 FREE_METHODS = frozenset({"/grpc.health.v1.Health/Check"})
 _SCHEME = "bearer "  # RFC 6750; the scheme's case does not matter, RFC 9110
-_SINGLES_AT_ONCE = 8
+_SINGLES_AT_ONCE = 2
 _SINGLE_CROWDED_SECONDS = 0.25
 
 
@@ -81,7 +81,7 @@ class Gate(grpc.aio.ServerInterceptor):
             messages = _WellFormed(context)
             if not takes_one:
                 return messages
-            async with self._singles[is_free].upload(messages) as upload:
+            async with self._singles[is_free].upload(messages, str(context.peer())) as upload:
                 return await upload.only()
 
         async def answer(request: Any, context: Context) -> Any:

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 
 from preprocessor.errors import DeadlineExceeded
 
-MAX_BYTES = 64 << 20
+MAX_BYTES = 32 << 20
 # Asked of a reader while others wait.
 _CROWDED_SECONDS = 2.0
 _CROWDED_RATE = 1 << 20  # bytes a second
