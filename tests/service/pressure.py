@@ -14,6 +14,7 @@ import grpc
 
 from preprocessor.client import CHANNEL_OPTIONS
 from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.media import photo
 from tests.service.conftest import PREPARE, chat, image, video
 from tests.service.refusals import read_refusal
 
@@ -23,7 +24,7 @@ _PIECE = bytes(MIB)
 _STUB_SECONDS = 20.0
 _OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 
-Way = Callable[[grpc.Channel, threading.Event], str]
+Way = Callable[[grpc.Channel], str]
 
 
 def chunks(key: str = "clip", size_bytes: int = LARGE_BYTES) -> Iterator[bytes]:
@@ -33,56 +34,56 @@ def chunks(key: str = "clip", size_bytes: int = LARGE_BYTES) -> Iterator[bytes]:
         yield pb.PrepareRequest(chunk=chunk).SerializeToString()
 
 
-def too_large(channel: grpc.Channel, stop: threading.Event) -> str:
+def too_large(channel: grpc.Channel) -> str:
     """An upload beyond every limit, its size not told."""
     return _ending(channel, [_spec(video())], chunks())
 
 
-def told_too_large(channel: grpc.Channel, stop: threading.Event) -> str:
+def told_too_large(channel: grpc.Channel) -> str:
     return _ending(channel, [_spec(video(size_bytes=LARGE_BYTES))], chunks())
 
 
-def unknown_key(channel: grpc.Channel, stop: threading.Event) -> str:
+def unknown_key(channel: grpc.Channel) -> str:
     return _ending(channel, [_spec(video())], chunks("nobody"))
 
 
-def bad_spec(channel: grpc.Channel, stop: threading.Event) -> str:
+def bad_spec(channel: grpc.Channel) -> str:
     return _ending(channel, [pb.PrepareRequest(spec=pb.PrepareSpec()).SerializeToString()], chunks())
 
 
-def no_spec(channel: grpc.Channel, stop: threading.Event) -> str:
+def no_spec(channel: grpc.Channel) -> str:
     return _ending(channel, [], chunks())
 
 
-def no_model(channel: grpc.Channel, stop: threading.Event) -> str:
+def no_model(channel: grpc.Channel) -> str:
     spec = chat(video(), model="nobody's")
     return _ending(channel, [pb.PrepareRequest(spec=spec).SerializeToString()], chunks())
 
 
-def many_inline(channel: grpc.Channel, stop: threading.Event) -> str:
+def many_inline(channel: grpc.Channel) -> str:
     """As much inline as a message may hold, none of it a picture."""
     return _ending(channel, [_spec(*(image(f"p{number}", _PIECE * 3) for number in range(5)))], ())
 
 
-def inline_too_large(channel: grpc.Channel, stop: threading.Event) -> str:
+def inline_too_large(channel: grpc.Channel) -> str:
     return _ending(channel, [_spec(image("p", _PIECE * 5))], ())
 
 
-def data_url(channel: grpc.Channel, stop: threading.Event) -> str:
+def data_url(channel: grpc.Channel) -> str:
     media = pb.Media(key="p", modality=pb.MODALITY_IMAGE, url="data:image/png;base64," + "A" * (4 * MIB))
     return _ending(channel, [_spec(media)], ())
 
 
-def message_too_large(channel: grpc.Channel, stop: threading.Event) -> str:
+def message_too_large(channel: grpc.Channel) -> str:
     return _ending(channel, [_spec(image("p", _PIECE * 15)), _spec(image("p", _PIECE * 17))], ())
 
 
-def noise(channel: grpc.Channel, stop: threading.Event) -> str:
+def noise(channel: grpc.Channel) -> str:
     """A file that is received whole and is no video."""
     return _ending(channel, [_spec(video())], chunks(size_bytes=12 * MIB))
 
 
-def leaves(channel: grpc.Channel, stop: threading.Event) -> str:
+def leaves(channel: grpc.Channel) -> str:
     """A caller who is gone half-way."""
     call = _call(channel, _until(8, [_spec(video())], chunks()))
     threading.Event().wait(0.05)
@@ -90,20 +91,20 @@ def leaves(channel: grpc.Channel, stop: threading.Event) -> str:
     return "left"
 
 
-def slow_sender(channel: grpc.Channel, stop: threading.Event) -> str:
+def slow_sender(channel: grpc.Channel) -> str:
     def messages() -> Iterator[bytes]:
         yield _spec(video())
         for message in chunks():
             yield message
-            stop.wait(3.0)
+            threading.Event().wait(3.0)
 
     return _ending(channel, messages(), ())
 
 
-def slow_reader(channel: grpc.Channel, stop: threading.Event) -> str:
+def slow_reader(channel: grpc.Channel) -> str:
     """Asks for many rows and takes none."""
     call = _call(channel, iter([_spec(image("p", _large_picture()))]))
-    stop.wait(8.0)
+    threading.Event().wait(8.0)
     call.cancel()
     return "left"
 
@@ -126,7 +127,7 @@ def pressure(address: str, ways: Iterable[Way] = WAYS, *, each: int = 1) -> Iter
     def go_on(way: Way) -> None:
         with grpc.insecure_channel(address, options=(*CHANNEL_OPTIONS, _OWN_CONNECTION)) as channel:
             while not stop.is_set():
-                endings[way.__name__, way(channel, stop)] += 1
+                endings[way.__name__, way(channel)] += 1
 
     threads = [threading.Thread(target=go_on, args=(way,)) for way in ways for _ in range(each)]
     for thread in threads:
@@ -168,6 +169,4 @@ def _ending(channel: grpc.Channel, first: Iterable[bytes], rest: Iterable[bytes]
 
 
 def _large_picture() -> bytes:
-    from tests.media import photo
-
     return photo(2000, 1500)
