@@ -86,32 +86,37 @@ class Gate(grpc.aio.ServerInterceptor):
 
         async def answer(request: Any, context: Context) -> Any:
             answered = None
-            async with self._admitted(method, context, is_free=is_free):
-                answered = await behaviour(await asked(context), context)
+            try:
+                with self._held_place(context, is_free=is_free):
+                    answered = await behaviour(await asked(context), context)
+            except PreprocessorError as error:
+                self._refuse(method, context, error)
             if not takes_one:
                 await self._lingering.linger(context)
             return answered
 
         async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._admitted(method, context, is_free=is_free):
-                async for message in behaviour(await asked(context), context):
-                    yield message
+            try:
+                with self._held_place(context, is_free=is_free):
+                    async for message in behaviour(await asked(context), context):
+                        yield message
+            except PreprocessorError as error:
+                self._refuse(method, context, error)
 
         return answers if inspect.isasyncgenfunction(behaviour) else answer
 
-    @contextlib.asynccontextmanager
-    async def _admitted(self, method: str, context: Context, *, is_free: bool) -> AsyncIterator[None]:
-        """Holds the call's place; a call that gets none, or whose bytes are no message, is refused here."""
-        try:
-            with self._held_place(context) if not is_free else self._free():
-                yield
-        except PreprocessorError as error:
-            code, reason, _ = status_of(error)
-            self._metrics.count_end(method, code.name, reason)
-            refuse(context, error, request_id_of(context))
+    def _refuse(self, method: str, context: Context, error: PreprocessorError) -> None:
+        """For a call that gets no place, or whose bytes are no message."""
+        code, reason, _ = status_of(error)
+        self._metrics.count_end(method, code.name, reason)
+        refuse(context, error, request_id_of(context))
 
     @contextlib.contextmanager
-    def _held_place(self, context: Context) -> Iterator[None]:
+    def _held_place(self, context: Context, *, is_free: bool) -> Iterator[None]:
+        if is_free:
+            serve_caller(self._accounts.of(""))
+            yield
+            return
         if self.is_closed:
             raise Draining("this replica is about to end; try again, at another one")
         account = self._accounts.of(self._name_of(context))
@@ -128,11 +133,6 @@ class Gate(grpc.aio.ServerInterceptor):
         finally:
             self.open_count -= 1
             account.end_call()
-
-    @contextlib.contextmanager
-    def _free(self) -> Iterator[None]:
-        serve_caller(self._accounts.of(""))
-        yield
 
     def _name_of(self, context: Context) -> str:
         """Who calls: by token where there are any, else by certificate, else by address.

@@ -78,7 +78,7 @@ async def ask(caller: Caller, credentials: Credentials, spec: pb.PrepareSpec = S
 
     def call() -> PrepareResult:
         with open_channel(caller.server.address, credentials) as channel:
-            return prepare(channel, spec, {}, timeout_seconds=20)
+            return prepare(channel, spec, {}, timeout_seconds=20, patience_seconds=0)
 
     return await asyncio.to_thread(call)
 
