@@ -46,7 +46,7 @@ test-all: triton ## run every test but the soak, the long ones too
 	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'
 	$(BIN)/python -m pytest -m 'not soak'
 
-soak: setup ## half an hour of mixed work on one server, or SOAK_SECONDS: memory and descriptors stay flat
+soak: setup ## half an hour of mixed work and refusals on one server, or SOAK_SECONDS: memory and descriptors stay flat
 	$(BIN)/python -m pytest -m soak -s
 
 fuzz: setup ## 20,000 mutated files and requests, or FUZZ_COUNT, against real services; or for FUZZ_SECONDS. FUZZ_SEED, FUZZ_FIRST: again

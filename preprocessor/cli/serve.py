@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     settings = loaded.settings
     with loaded.given.spelling():
-        require_room(settings.memory_budget_bytes, available_memory_bytes())
+        require_room(settings.memory_budget_bytes, available_memory_bytes(), settings.more_incoming_bytes)
     configure(settings.log_level, settings.log_format)
     # From here on seconds of torch, after a wrong option has been refused at once. What sets up its threads when it is
     # imported must find one wanted: work runs in processes, and a process with threads cannot be forked.

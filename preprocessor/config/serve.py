@@ -17,6 +17,7 @@ from preprocessor.setting import SettingError, group, setting
 
 _LEAST_BUDGET_BYTES = 64 << 20  # below, not even one photo's decoding fits
 _GIB = 1 << 30
+_INCOMING_BYTES = 256 << 20  # of messages on their way in, in what `bytes_beside_budget` counts
 
 
 def bytes_beside_budget(memory_budget_bytes: int) -> int:
@@ -34,18 +35,19 @@ def largest_budget(container_bytes: int) -> int:
     return max(0, min(container_bytes - _GIB, (container_bytes - _GIB // 2) * 8 // 9))
 
 
-def require_room(memory_budget_bytes: int, available_bytes: int) -> None:
+def require_room(memory_budget_bytes: int, available_bytes: int, more_bytes: int = 0) -> None:
     """Return where the memory that is there holds the budget and what the service takes beside it.
 
     Args:
         available_bytes: As `machine.available_memory_bytes`.
+        more_bytes: As `ServeSettings.more_incoming_bytes`.
     Raises:
         SettingError: The kernel would kill the service under a full load.
     """
-    needed_bytes = memory_budget_bytes + bytes_beside_budget(memory_budget_bytes)
+    needed_bytes = memory_budget_bytes + bytes_beside_budget(memory_budget_bytes) + more_bytes
     if needed_bytes <= available_bytes:
         return
-    largest_bytes = largest_budget(available_bytes) >> 20 << 20
+    largest_bytes = largest_budget(available_bytes - more_bytes) >> 20 << 20
     less = f"at most {format_bytes(largest_bytes)}, or " if largest_bytes >= _LEAST_BUDGET_BYTES else ""
     raise SettingError(
         "--memory-budget",
@@ -119,6 +121,11 @@ class ServeSettings:
     fetch: FetchSettings = group(FetchSettings, "media given by URL", "fetch-")
     trace: TraceSettings = group(TraceSettings, "spans, for tracing", "trace-", needs="endpoint")
     limits: Limits = group(Limits, "limits on one request")
+
+    @property
+    def more_incoming_bytes(self) -> int:
+        """What messages on their way in may take beyond what `bytes_beside_budget` counts."""
+        return max(0, self.wire.max_upload_count * self.wire.max_message_bytes - _INCOMING_BYTES)
 
     def __post_init__(self) -> None:
         require_positive_int("--workers", self.worker_count)

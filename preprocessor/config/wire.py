@@ -14,7 +14,8 @@ from preprocessor.setting import option_of, setting
 class WireSettings:
     """What callers may take of the network side, before it is known what they want.
 
-    The most memory that hostile messages can take is `max_upload_count` times `max_message_bytes`: nobody else is read from.
+    The most memory that messages on their way in can take is `max_upload_count` times `max_message_bytes`: nobody else is read
+    from. `config.serve` counts it among what a container needs beside the budget.
     """
 
     max_message_bytes: int = setting(
