@@ -63,7 +63,7 @@ test-lowest: $(LOWEST)/stamp ## run the unit tests with the lowest versions that
 		--deselect tests/unit/doctor/test_machine.py::test_the_libraries_here_are_those_that_were_tested \
 		--deselect tests/unit/doctor/test_output.py::test_what_is_wrong_is_listed_with_what_to_do_and_counted
 
-soak: setup ## half an hour of mixed work on one server, or SOAK_SECONDS: memory and descriptors stay flat
+soak: setup ## half an hour of mixed work and refusals on one server, or SOAK_SECONDS: memory and descriptors stay flat
 	$(BIN)/python -m pytest -m soak -s
 
 fuzz: setup ## 20,000 mutated files and requests, or FUZZ_COUNT, against real services; or for FUZZ_SECONDS. FUZZ_SEED, FUZZ_FIRST: again

@@ -8,6 +8,9 @@ with open_channel("127.0.0.1:50051") as channel:
 from __future__ import annotations
 
 import json
+import math
+import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,9 +35,13 @@ __all__ = [
     "generate",
     "open_channel",
     "prepare",
+    "with_sizes",
 ]
 
 Request = TypeVar("Request")
+
+PATIENCE_SECONDS = 30.0
+"""How long calls that are refused for lack of room are made again, where nothing else is said."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes of a large tensor, such as the pixels, received so far and in all."""
@@ -117,15 +124,34 @@ def prepare(
     *,
     timeout_seconds: float | None = None,
     progress: Progress | None = None,
+    patience_seconds: float = PATIENCE_SECONDS,
 ) -> PrepareResult:
     """Send a prompt and the files of its chunked media, and gather the answer.
 
     Args:
         files: Media key → file.
+        timeout_seconds: Of the whole, waits and repeated calls included.
+        patience_seconds: How long a call that was refused for lack of room is made again, after the waits that the service
+            asks for; 0 never makes it again.
     Raises:
         CallFailed: The service answered with an error, or not at all.
     """
-    first = pb.PrepareRequest(spec=spec)
+    waits = _Waits(patience_seconds, timeout_seconds)
+    while True:
+        try:
+            return _prepare(channel, spec, files, waits.remaining_seconds, progress)
+        except CallFailed as error:
+            waits.wait(error)
+
+
+def _prepare(
+    channel: grpc.Channel,
+    spec: pb.PrepareSpec,
+    files: Mapping[str, bytes],
+    timeout_seconds: float | None,
+    progress: Progress | None,
+) -> PrepareResult:
+    first = pb.PrepareRequest(spec=with_sizes(spec, files))
     chunks = (pb.PrepareRequest(chunk=chunk) for chunk in media_chunks(files))
     header, tensors, received = pb.Header(), dict[str, npt.NDArray[Any]](), Counter[str]()
     with _failures():
@@ -154,13 +180,36 @@ def generate(
     files: Mapping[str, bytes],
     *,
     timeout_seconds: float | None = None,
+    patience_seconds: float = PATIENCE_SECONDS,
 ) -> Iterator[pb.GenerateResponse]:
     """Send a prompt and yield the answer's messages: header, deltas, completion. Closing the iterator cancels.
 
+    Args:
+        timeout_seconds, patience_seconds: As `prepare`'s; what has begun to answer is not asked again.
     Raises:
         CallFailed: As `prepare`.
     """
-    first = pb.GenerateRequest(spec=pb.GenerateSpec(prompt=spec, parameters=parameters))
+    waits, has_begun = _Waits(patience_seconds, timeout_seconds), False
+    while True:
+        try:
+            for response in _generate(channel, spec, parameters, files, waits.remaining_seconds):
+                has_begun = True
+                yield response
+            return
+        except CallFailed as error:
+            if has_begun:
+                raise
+            waits.wait(error)
+
+
+def _generate(
+    channel: grpc.Channel,
+    spec: pb.PrepareSpec,
+    parameters: pb.GenerationParameters,
+    files: Mapping[str, bytes],
+    timeout_seconds: float | None,
+) -> Iterator[pb.GenerateResponse]:
+    first = pb.GenerateRequest(spec=pb.GenerateSpec(prompt=with_sizes(spec, files), parameters=parameters))
     chunks = (pb.GenerateRequest(chunk=chunk) for chunk in media_chunks(files))
     with _failures():
         call = pb_grpc.PreprocessorStub(channel).Generate(_sequence(first, chunks), timeout=timeout_seconds)
@@ -168,6 +217,46 @@ def generate(
             yield from call
         finally:
             call.cancel()
+
+
+class _Waits:
+    """The waits of one caller between his calls."""
+
+    def __init__(self, patience_seconds: float, timeout_seconds: float | None) -> None:
+        now = time.monotonic()
+        self._until_seconds = now + patience_seconds
+        self._deadline_seconds = math.inf if timeout_seconds is None else now + timeout_seconds
+
+    @property
+    def remaining_seconds(self) -> float | None:
+        """Until the deadline, where there is one."""
+        if self._deadline_seconds == math.inf:
+            return None
+        return max(0.0, self._deadline_seconds - time.monotonic())
+
+    def wait(self, error: CallFailed) -> None:
+        """Wait as the service asks; or raise the error, where it does not, or the wait would be too long."""
+        if error.retry_after_seconds is None:
+            raise error
+        seconds = with_jitter(error.retry_after_seconds)
+        if time.monotonic() + seconds > min(self._until_seconds, self._deadline_seconds):
+            raise error
+        time.sleep(seconds)
+
+
+def with_jitter(seconds: float) -> float:
+    """A wait between that long and twice as long, so that callers who were refused together do not come back together."""
+    return random.uniform(seconds, 2 * seconds)
+
+
+def with_sizes(spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> pb.PrepareSpec:
+    """The spec with the size of every file that is to follow, so that what has no room is refused before it is sent."""
+    told = pb.PrepareSpec()
+    told.CopyFrom(spec)
+    for medium in told.media:
+        if medium.chunked and medium.key in files and not medium.HasField("size_bytes"):
+            medium.size_bytes = len(files[medium.key])
+    return told
 
 
 def _sequence(first: Request, rest: Iterator[Request]) -> Iterator[Request]:

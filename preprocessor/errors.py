@@ -130,3 +130,19 @@ def trace_of(error: BaseException) -> str:
         if before is None:
             return text.rstrip()
         seen = before
+
+
+def forget_frames(error: BaseException) -> None:
+    """Cut an error, and those that it came of, loose from the frames that it went through, once it has been told.
+
+    A frame that holds its own error is a cycle, which keeps all that the frame holds until a collector comes by.
+    """
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        one.__traceback__ = None
+        waiting += [one.__cause__, one.__context__, *(one.exceptions if isinstance(one, BaseExceptionGroup) else ())]

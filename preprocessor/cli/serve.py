@@ -12,7 +12,8 @@ from typing import Any
 
 from preprocessor.cli.reference import effective
 from preprocessor.cli.sources import load_settings
-from preprocessor.machine import SINGLE_THREADED
+from preprocessor.config import require_room
+from preprocessor.machine import SINGLE_THREADED, available_memory_bytes
 from preprocessor.service.logs import configure
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ def run(options: argparse.Namespace) -> int:
         print(effective(loaded))
         return 0
     settings = loaded.settings
+    with loaded.given.spelling():
+        require_room(settings.memory_budget_bytes, available_memory_bytes(), settings.more_incoming_bytes)
     configure(settings.log_level, settings.log_format)
     # From here on seconds of torch, after a wrong option has been refused at once. What sets up its threads when it is
     # imported must find one wanted: work runs in processes, and a process with threads cannot be forked.

@@ -9,7 +9,7 @@ from preprocessor.config.checks import is_loopback, require_positive_int, requir
 from preprocessor.config.engine import EngineSettings
 from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
-from preprocessor.config.serve import ServeSettings, bytes_beside_budget, largest_budget
+from preprocessor.config.serve import ServeSettings, bytes_beside_budget, largest_budget, require_room
 from preprocessor.config.trace import TraceSettings
 from preprocessor.config.wire import WireSettings
 from preprocessor.kinds import parse_bytes
@@ -30,6 +30,7 @@ __all__ = [
     "option_of",
     "parse_bytes",
     "require_positive_int",
+    "require_room",
     "require_seconds",
     "setting",
     "split_address",

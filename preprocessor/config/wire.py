@@ -14,7 +14,8 @@ from preprocessor.setting import option_of, setting
 class WireSettings:
     """What callers may take of the network side, before it is known what they want.
 
-    The most memory that hostile messages can take is `max_upload_count` times `max_message_bytes`: nobody else is read from.
+    The most memory that messages on their way in can take is `max_upload_count` times `max_message_bytes`: nobody else is read
+    from. `config.serve` counts it among what a container needs beside the budget.
     """
 
     max_message_bytes: int = setting(
@@ -22,7 +23,7 @@ class WireSettings:
     )
     max_metadata_bytes: int = setting(16 << 10, "bytes of a call's metadata", "SIZE", kind=parse_bytes)
     max_spec_parts: int = setting(10_000, "messages, parts, and values of arguments in a spec, together")
-    max_upload_count: int = setting(64, "callers that upload at a time; others wait their turn", name="--max-uploads")
+    max_upload_count: int = setting(16, "callers that upload at a time; others wait their turn", name="--max-uploads")
     max_open_calls: int = setting(1024, "calls open at a time, health checks apart; more are refused")
     max_streams_a_connection: int = setting(512, "calls open at a time on one connection; more wait at the caller")
     max_connections: int = setting(1024, "connections open at a time; more are closed at once")

@@ -24,19 +24,23 @@ def check_cores(worker_count: int, available_count: int) -> Finding:
     return ok("cores", found)
 
 
-def check_memory(budget_bytes: int, available_bytes: int) -> Finding:
-    """Whether the budget and what the service itself takes fit the memory."""
+def check_memory(budget_bytes: int, available_bytes: int, more_bytes: int = 0) -> Finding:
+    """Whether the budget and what the service itself takes fit the memory.
+
+    Args:
+        more_bytes: As `ServeSettings.more_incoming_bytes`.
+    """
     found = f"--memory-budget {_show(budget_bytes)} of {_show(available_bytes)}"
-    beside_bytes = bytes_beside_budget(budget_bytes)
+    beside_bytes = bytes_beside_budget(budget_bytes) + more_bytes
     needed_bytes = budget_bytes + beside_bytes
     if needed_bytes <= available_bytes:
         return ok("memory", found)
-    largest_bytes = largest_budget(available_bytes) >> 20 << 20
+    largest_bytes = largest_budget(available_bytes - more_bytes) >> 20 << 20
     less = f"--memory-budget {format_bytes(largest_bytes)} at most, or " if largest_bytes else ""
     fix = f"{less}a memory limit of at least {_show(needed_bytes)}"
-    if budget_bytes >= available_bytes:
-        return failed("memory", f"{found}: the kernel kills the service before the budget is full", fix)
-    return warning("memory", f"{found}: the service itself takes about {_show(beside_bytes)} beside it", fix)
+    return failed(
+        "memory", f"{found}: serve does not start, for it takes up to {_show(beside_bytes)} beside the budget", fix
+    )
 
 
 def check_open_files(limit: int, worker_count: int) -> Finding:

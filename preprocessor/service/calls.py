@@ -1,4 +1,4 @@
-"""Around every call: its id, its deadline, what it holds, and the one edge at which it is counted and, if need be, aborted."""
+"""Around every call: its id, its deadline, what it holds, and the one edge at which it is counted and, if need be, refused."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from typing import Any
 import grpc
 
 from preprocessor.config import WireSettings
-from preprocessor.errors import DeadlineExceeded
 from preprocessor.service.logs import about
 from preprocessor.service.metrics import Metrics
-from preprocessor.service.status import Context, abort, request_id_of, status_of
+from preprocessor.service.outgoing import Outgoing
+from preprocessor.service.status import Context, refuse, request_id_of, status_of
+from preprocessor.service.tensors import MAX_ROWS_BYTES
 from preprocessor.service.tracing import CallTrace, Traces
 from preprocessor.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -24,6 +25,9 @@ from preprocessor.workers.claim import Claim
 from preprocessor.workers.pool import WorkerPool
 
 logger = logging.getLogger(__name__)
+
+_FIRST_PIECE_BYTES = 256 << 10
+_SLOW_SECONDS = 0.5  # for a message to be taken
 
 
 @dataclass(slots=True)
@@ -35,6 +39,7 @@ class Call:
         trace: Its place in its caller's trace.
         deadline_seconds: On `time.monotonic`'s clock; gRPC's own account of it follows the wall clock.
         answer_idle_seconds: The longest that a message waits to be read.
+        piece_bytes: Rows worth a message: few until the caller is seen to read, and while he reads slowly.
     """
 
     request_id: str
@@ -44,6 +49,8 @@ class Call:
     deadline_seconds: float
     answer_idle_seconds: float
     trace: CallTrace
+    outgoing: Outgoing
+    piece_bytes: int = _FIRST_PIECE_BYTES
     received_bytes: int = 0
     substitutions: list[pb.Substitution] = field(default_factory=list)
 
@@ -57,14 +64,13 @@ class Call:
         Raises:
             DeadlineExceeded: `ANSWER_IDLE`: it does not read, and what it holds is wanted by others.
         """
-        try:
-            async with asyncio.timeout(self.answer_idle_seconds):
-                await self.context.write(message)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"a part of the answer was not read for {self.answer_idle_seconds:g} seconds; read as it comes",
-                reason="ANSWER_IDLE",
-            ) from None
+        size_bytes = len(message) if isinstance(message, bytes) else message.ByteSize()
+        began_at_seconds = time.monotonic()
+        async with self.outgoing.sending(size_bytes, self.answer_idle_seconds):
+            await self.context.write(message)
+        is_slow = time.monotonic() - began_at_seconds > _SLOW_SECONDS
+        wanted_bytes = self.piece_bytes // 2 if is_slow else self.piece_bytes * 2
+        self.piece_bytes = min(max(wanted_bytes, _FIRST_PIECE_BYTES), MAX_ROWS_BYTES)
 
 
 class Calls:
@@ -88,10 +94,11 @@ class Calls:
         self._metrics = metrics
         self._wire = wire
         self._log_payloads = log_payloads
+        self._outgoing = Outgoing()
 
     @contextlib.asynccontextmanager
     async def open(self, method: str, context: Context) -> AsyncIterator[Call]:
-        """Whatever the call holds is given back at its end, and whatever it raises becomes its status."""
+        """Whatever the call holds is given back at its end, and whatever it raises becomes its status and goes no further."""
         asked_seconds = context.time_remaining()
         timeout_seconds = self._wire.default_timeout_seconds if asked_seconds is None else max(0.0, asked_seconds)
         timeout_seconds = min(timeout_seconds, self._wire.max_timeout_seconds)
@@ -108,13 +115,14 @@ class Calls:
                 asyncio.timeout(timeout_seconds),
                 Claim(self._pool, deadline_seconds, timings) as claim,
             ):
-                yield Call(request_id, claim, timings, context, deadline_seconds, self._wire.answer_idle_seconds, trace)
+                idle_seconds = self._wire.answer_idle_seconds
+                yield Call(request_id, claim, timings, context, deadline_seconds, idle_seconds, trace, self._outgoing)
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise
         except Exception as error:
             code, reason, _ = status_of(error)
-            await abort(context, error, request_id, log_payloads=self._log_payloads)
+            refuse(context, error, request_id, log_payloads=self._log_payloads)
         finally:
             self._metrics.in_flight.labels(method).dec()
             seconds = time.monotonic() - started_seconds

@@ -21,27 +21,52 @@ from preprocessor.workers.incoming import IncomingFile
 _FETCHES_A_REQUEST = 8  # at once: one request leaves room for others, and is gentle to its host
 
 
+async def store_inline(
+    request: PreparationRequest, sources: Sources, limits: Limits, claim: Claim
+) -> PreparationRequest:
+    """The request with the files that came in the spec stored, all others empty still.
+
+    First, and without a pause: what a spec brought is in memory uncounted until then. What is to follow is refused here where
+    the sizes that the spec tells say so, before a byte of it is sent or fetched.
+
+    Raises:
+        InvalidRequest: `SIZE_MISMATCH`.
+        LimitExceeded: `MEDIA_TOO_LARGE`, `REQUEST_TOO_LARGE`.
+        Overloaded: `MEMORY_BUDGET_FULL`, `SHARED_MEMORY_FULL`.
+    """
+    inline = {medium.key: medium.data for medium in request.media if medium.data}
+    total = _Total(limits)
+    total.add(sum(map(len, inline.values())))
+    following = {key: size for key, size in sources.sizes.items() if key in sources.chunked or key in sources.urls}
+    for medium in request.media:
+        size_bytes = following.get(medium.key, 0)
+        if size_bytes < 0:
+            raise InvalidRequest(f"{medium.key}: {size_bytes} bytes", reason="SIZE_MISMATCH", media_key=medium.key)
+        _check_size(medium, size_bytes, limits)
+    total.check(sum(following.values()))
+    claim.check_room(total.size_bytes + sum(following.values()))
+    return sources.fill(request, {key: await _store(data, claim) for key, data in inline.items()})
+
+
 async def receive_files(
     request: PreparationRequest, sources: Sources, upload: Upload[Any], limits: Limits, fetcher: Fetcher, call: Call
 ) -> PreparationRequest:
-    """The request with every file stored. Chunks and what is fetched come at the same time.
+    """The request as `store_inline` returned it with every other file stored. Chunks and what is fetched come together.
 
     Raises:
-        InvalidRequest: `CHUNK_OUT_OF_ORDER`, `UNKNOWN_MEDIA_KEY`, `UPLOAD_INCOMPLETE`, or as `Upload.chunk`.
+        InvalidRequest: `CHUNK_OUT_OF_ORDER`, `UNKNOWN_MEDIA_KEY`, `UPLOAD_INCOMPLETE`, `SIZE_MISMATCH`, or as `Upload.chunk`.
         LimitExceeded: `CHUNK_TOO_LARGE`, `MEDIA_TOO_LARGE`, `REQUEST_TOO_LARGE`.
         DeadlineExceeded: As `Upload.chunk`.
         Overloaded: `MEMORY_BUDGET_FULL`, `SHARED_MEMORY_FULL`.
         Whatever `Fetcher.fetch` raises.
     """
-    for key, url in sources.urls.items():
-        fetcher.check(url, key)
-    inline = {medium.key: bytes(medium.data) for medium in request.media if medium.data}
+    files = {medium.key: medium.data for medium in request.media if medium.data}
     media: Mapping[str, Media] = {medium.key: medium for medium in request.media}
     total = _Total(limits)
-    total.add(sum(map(len, inline.values())))
-    files = {key: await _store(data, call.claim) for key, data in inline.items()}
+    total.add(sum(len(data) for key, data in files.items() if key not in sources.same_file))
     if not sources.urls:
-        return sources.fill(request, files | await _receive_chunks(upload, media, sources, total, call.claim))
+        files |= await _receive_chunks(upload, media, sources, total, call.claim)
+        return _filled(request, sources, files)
     failure: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
@@ -52,7 +77,17 @@ async def receive_files(
         failure = _first(failures)
     if failure is not None:
         raise failure
-    return sources.fill(request, files | fetching.result())
+    return _filled(request, sources, files | fetching.result())
+
+
+def _filled(request: PreparationRequest, sources: Sources, files: Mapping[str, bytes]) -> PreparationRequest:
+    """The request with every file in its place, each of the size that was told."""
+    filled = sources.fill(request, files)
+    for medium in filled.media:
+        told_bytes = sources.sizes.get(medium.key, len(medium.data))
+        if told_bytes != len(medium.data):
+            raise _other_size(medium.key, told_bytes, str(len(medium.data)))
+    return filled
 
 
 async def _receive_chunks(
@@ -60,7 +95,7 @@ async def _receive_chunks(
 ) -> dict[str, bytes]:
     """Media key → file, of those that follow in chunks. Chunks of several files may interleave."""
     files: dict[str, bytes] = {}
-    arrivals = {key: _Arrival(media[key], total, claim) for key in sources.chunked}
+    arrivals = {key: _Arrival(media[key], total, claim, sources.sizes.get(key)) for key in sources.chunked}
     while len(files) < len(arrivals):
         chunk = await upload.chunk()
         if chunk is None:
@@ -75,6 +110,8 @@ async def _receive_chunks(
             )
         arrival = arrivals[chunk.key]
         _check_chunk(chunk, arrival.file.size_bytes, is_complete=chunk.key in files)
+        if chunk.last:
+            arrival.end_after(chunk.data)
         await arrival.write(chunk.data)
         if chunk.last:
             files[chunk.key] = await arrival.file.finish()
@@ -88,7 +125,7 @@ async def _fetch_files(
     places = asyncio.Semaphore(_FETCHES_A_REQUEST)
 
     async def fetch(key: str, url: str) -> bytes:
-        arrival = _Arrival(media[key], total, call.claim)
+        arrival = _Arrival(media[key], total, call.claim, sources.sizes.get(key))
         async with places:
             await fetcher.fetch(url, key, arrival)
         return await arrival.file.finish()
@@ -124,32 +161,52 @@ class _Total:
 class _Arrival:
     """One file as it comes; a `fetch.sink.Sink`."""
 
-    def __init__(self, medium: Media, total: _Total, claim: Claim) -> None:
-        limits = total.limits
+    def __init__(self, medium: Media, total: _Total, claim: Claim, told_bytes: int | None) -> None:
         self.file = IncomingFile(claim)
-        self._key = medium.key
+        self._medium = medium
         self._total = total
-        self._max_bytes = limits.max_media_bytes
-        if medium.modality is Modality.IMAGE:
-            self._max_bytes = min(limits.max_media_bytes, limits.max_image_bytes)
+        self._told_bytes = told_bytes
+        if told_bytes is not None:
+            self.file.announce(told_bytes)
 
     def announce(self, size_bytes: int) -> None:
-        self._check(size_bytes)
-        self._total.check(size_bytes)
+        if self._told_bytes not in (None, size_bytes):
+            raise _other_size(self._medium.key, self._told_bytes, str(size_bytes))
+        _check_size(self._medium, size_bytes, self._total.limits)
+        self._total.check(size_bytes - self.file.size_bytes)
         self.file.announce(size_bytes)
 
+    def end_after(self, data: bytes) -> None:
+        """These will be the file's last bytes."""
+        self.announce(self.file.size_bytes + len(data))
+
     async def write(self, data: bytes) -> None:
-        self._check(self.file.size_bytes + len(data))
+        size_bytes = self.file.size_bytes + len(data)
+        _check_size(self._medium, size_bytes, self._total.limits)
+        if self._told_bytes is not None and size_bytes > self._told_bytes:
+            raise _other_size(self._medium.key, self._told_bytes, "more")
         self._total.add(len(data))
         await self.file.write(data)
 
-    def _check(self, size_bytes: int) -> None:
-        if size_bytes > self._max_bytes:
-            raise LimitExceeded(
-                f"{self._key}: more than {self._max_bytes} bytes; send a smaller file",
-                reason="MEDIA_TOO_LARGE",
-                media_key=self._key,
-            )
+
+def _check_size(medium: Media, size_bytes: int, limits: Limits) -> None:
+    """Raises:
+    LimitExceeded: `MEDIA_TOO_LARGE` with a file of that size.
+    """
+    is_image = medium.modality is Modality.IMAGE
+    max_bytes = min(limits.max_media_bytes, limits.max_image_bytes) if is_image else limits.max_media_bytes
+    if size_bytes > max_bytes:
+        raise LimitExceeded(
+            f"{medium.key}: more than {max_bytes} bytes; send a smaller file",
+            reason="MEDIA_TOO_LARGE",
+            media_key=medium.key,
+        )
+
+
+def _other_size(key: str, told_bytes: int | None, come: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{key}: the spec tells {told_bytes} bytes, and the file has {come}", reason="SIZE_MISMATCH", media_key=key
+    )
 
 
 def _check_chunk(chunk: pb.MediaChunk, due_bytes: int, *, is_complete: bool) -> None:
@@ -174,6 +231,7 @@ def _check_chunk(chunk: pb.MediaChunk, due_bytes: int, *, is_complete: bool) -> 
 
 async def _store(data: bytes, claim: Claim) -> bytes:
     file = IncomingFile(claim)
+    file.announce(len(data))
     await file.write(data)
     return await file.finish()
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextvars import ContextVar
 from typing import Any
 
 import grpc.aio
@@ -19,19 +18,17 @@ from google.protobuf.message import DecodeError
 
 from preprocessor.config import AccessSettings, WireSettings
 from preprocessor.errors import Draining, InvalidRequest, Overloaded, PreprocessorError, Unauthenticated
+from preprocessor.service.intake import Intake
+from preprocessor.service.lingering import Lingering
 from preprocessor.service.metrics import Metrics
-from preprocessor.service.quotas import Account, Accounts
-from preprocessor.service.status import Context, abort, request_id_of, status_of
+from preprocessor.service.quotas import Accounts, serve_caller
+from preprocessor.service.status import Context, refuse, request_id_of, status_of
 from preprocessor.service.tokens import TokenFile
 
 FREE_METHODS = frozenset({"/grpc.health.v1.Health/Check"})
 _SCHEME = "bearer "  # RFC 6750; the scheme's case does not matter, RFC 9110
-_CALLER: ContextVar[Account] = ContextVar("caller")
-
-
-def current_caller() -> Account:
-    """Whose call the running handler serves."""
-    return _CALLER.get()
+_SINGLES_AT_ONCE = 2
+_SINGLE_CROWDED_SECONDS = 0.25
 
 
 class Gate(grpc.aio.ServerInterceptor):
@@ -54,45 +51,73 @@ class Gate(grpc.aio.ServerInterceptor):
         self._caller_metadata = access.caller_metadata
         self._with_certificates = bool(access.tls_client_root)
         self._accounts = Accounts(access)
+        self._lingering = Lingering()
+        # Of health checks apart, which nobody else's messages shall keep waiting.
+        self._singles = [
+            Intake(wire, _SINGLES_AT_ONCE, crowded_seconds=_SINGLE_CROWDED_SECONDS) for _ in ("others", "free")
+        ]
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(details)
-        if handler is None or details.method in FREE_METHODS:
+        if handler is None:
             return handler
         for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
             behaviour = getattr(handler, kind)
             if behaviour is not None:
-                guarded = self._guarded(behaviour, details.method.rpartition("/")[2])
-                return handler._replace(**{kind: guarded}, request_deserializer=_tolerant(handler.request_deserializer))
+                takes, _, gives = kind.partition("_")
+                guarded = self._guarded(behaviour, details.method, takes_one=takes == "unary")
+                as_stream = {kind: None, f"stream_{gives}": guarded, "request_streaming": True}
+                return handler._replace(**as_stream, request_deserializer=_tolerant(handler.request_deserializer))
         return handler
 
-    def _guarded(self, behaviour: Any, method: str) -> Any:
-        """The same handler behind the door, in whichever of gRPC's two forms it has."""
+    def _guarded(self, behaviour: Any, path: str, *, takes_one: bool) -> Any:
+        """The same handler behind the door, in whichever of gRPC's two forms it has.
+
+        All of them take streams, on the wire the same: of a single message gRPC would take in all of it, 16 MiB say, before
+        anybody could say whether there is room.
+        """
+        method, is_free = path.rpartition("/")[2], path in FREE_METHODS
+
+        async def asked(context: Context) -> Any:
+            messages = _WellFormed(context)
+            if not takes_one:
+                return messages
+            async with self._singles[is_free].upload(messages, str(context.peer())) as upload:
+                return await upload.only()
 
         async def answer(request: Any, context: Context) -> Any:
-            async with self._admitted(method, context):
-                return await behaviour(_well_formed(request), context)
+            answered = None
+            try:
+                with self._held_place(context, is_free=is_free):
+                    answered = await behaviour(await asked(context), context)
+            except PreprocessorError as error:
+                self._refuse(method, context, error)
+            if not takes_one:
+                await self._lingering.linger(context)
+            return answered
 
         async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._admitted(method, context):
-                async for message in behaviour(_well_formed(request), context):
-                    yield message
+            try:
+                with self._held_place(context, is_free=is_free):
+                    async for message in behaviour(await asked(context), context):
+                        yield message
+            except PreprocessorError as error:
+                self._refuse(method, context, error)
 
         return answers if inspect.isasyncgenfunction(behaviour) else answer
 
-    @contextlib.asynccontextmanager
-    async def _admitted(self, method: str, context: Context) -> AsyncIterator[None]:
-        """Holds the call's place; a call that gets none, or whose bytes are no message, is aborted here."""
-        try:
-            with self._held_place(context):
-                yield
-        except PreprocessorError as error:
-            code, reason, _ = status_of(error)
-            self._metrics.count_end(method, code.name, reason)
-            await abort(context, error, request_id_of(context))
+    def _refuse(self, method: str, context: Context, error: PreprocessorError) -> None:
+        """For a call that gets no place, or whose bytes are no message."""
+        code, reason, _ = status_of(error)
+        self._metrics.count_end(method, code.name, reason)
+        refuse(context, error, request_id_of(context))
 
     @contextlib.contextmanager
-    def _held_place(self, context: Context) -> Iterator[None]:
+    def _held_place(self, context: Context, *, is_free: bool) -> Iterator[None]:
+        if is_free:
+            serve_caller(self._accounts.of(""))
+            yield
+            return
         if self.is_closed:
             raise Draining("this replica is about to end; try again, at another one")
         account = self._accounts.of(self._name_of(context))
@@ -103,7 +128,7 @@ class Gate(grpc.aio.ServerInterceptor):
             )
         account.begin_call()
         self.open_count += 1
-        _CALLER.set(account)
+        serve_caller(account)
         try:
             yield
         finally:
@@ -156,20 +181,22 @@ class _Malformed:
 
 
 class _WellFormed:
-    """A caller's messages up to the first that is none."""
+    """A caller's messages up to the first that is none.
 
-    def __init__(self, messages: AsyncIterator[Any]) -> None:
-        self._messages = messages
+    Read one by one: the generator that gRPC hands to a handler is part of a cycle, with the last message in it.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
 
     async def __anext__(self) -> Any:
-        return _checked(await anext(self._messages))
-
-
-def _well_formed(request: Any) -> Any:
-    return _WellFormed(request) if hasattr(request, "__anext__") else _checked(request)
+        message = await self._context.read()
+        if message is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return _checked(message)
 
 
 def _checked(message: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from preprocessor.config import AccessSettings
@@ -128,3 +129,16 @@ class Accounts:
                 self._swept_at_count = max(_MAX_IDLE_ACCOUNTS, 2 * len(self._accounts))
             account = self._accounts[name] = Account(name, self._settings, self._clock)
         return account
+
+
+_CALLER: ContextVar[Account] = ContextVar("caller")
+
+
+def current_caller() -> Account:
+    """Whose call the running handler serves."""
+    return _CALLER.get()
+
+
+def serve_caller(account: Account) -> None:
+    """The running handler serves a call of theirs."""
+    _CALLER.set(account)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf import struct_pb2
@@ -66,11 +66,13 @@ class Sources:
         chunked: Keys of the media whose files follow in chunks.
         urls: Key of a medium → the URL that its file is to be fetched from.
         same_file: Key of a medium → key of the one whose file it shares.
+        sizes: Key of a medium → size of its file in bytes, where the caller has told it.
     """
 
     chunked: frozenset[str]
     urls: Mapping[str, str]
     same_file: Mapping[str, str]
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def fill(self, request: PreparationRequest, files: Mapping[str, bytes]) -> PreparationRequest:
         """The request with every file in its place.
@@ -171,7 +173,8 @@ def read_spec(spec: pb.PrepareSpec, background: str = NO_BACKGROUND) -> tuple[Pr
         cache_salt=spec.cache_salt,
     )
     urls = {medium.key: medium.url for medium in spec.media if medium.url and not is_data_url(medium.url)}
-    return request, Sources(chunked, urls, same_file)
+    sizes = {medium.key: medium.size_bytes for medium in spec.media if medium.HasField("size_bytes")}
+    return request, Sources(chunked, urls, same_file, sizes)
 
 
 def read_parameters(message: pb.GenerationParameters, default_stop_token_ids: tuple[int, ...]) -> SamplingParameters:

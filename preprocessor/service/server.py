@@ -31,6 +31,7 @@ from preprocessor.service.servicer import PreprocessorServicer
 from preprocessor.service.state_metrics import StateMetrics
 from preprocessor.service.tracing import create_traces
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
+from preprocessor.workers.heap import give_back_large_blocks
 from preprocessor.workers.pool import PoolSettings, WorkerPool
 from preprocessor.workers.process import Zygote
 
@@ -176,6 +177,7 @@ def _pool_settings(settings: ServeSettings) -> PoolSettings:
 
 async def serve(settings: ServeSettings, model: Model | GenericModel, zygote: Zygote | None = None) -> None:
     """Serve until SIGTERM or SIGINT; a second signal does not wait for the drain."""
+    give_back_large_blocks()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -35,7 +35,7 @@ from preprocessor.requests import check_request
 from preprocessor.service import reading, writing
 from preprocessor.service.calls import Call, Calls
 from preprocessor.service.fetch.fetcher import Fetcher
-from preprocessor.service.files import receive_files
+from preprocessor.service.files import receive_files, store_inline
 from preprocessor.service.intake import Intake, Upload
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.tensors import is_small, write_rows
@@ -86,7 +86,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareResponse | bytes],
     ) -> None:
         async with self._calls.open("Prepare", context) as call:
-            async with self._intake.upload(requests) as upload:
+            async with self._intake.upload(requests, context.peer()) as upload:
                 request = await self._receive((await upload.spec()).spec, upload, call)
             planned = await self._plan(request, call)
             await call.send(pb.PrepareResponse(header=self._header(request, planned, call)))
@@ -103,11 +103,13 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     ) -> None:
         async with self._calls.open("Generate", context) as call:
             engine = self._require_engine()
-            async with self._intake.upload(requests) as upload:
+            async with self._intake.upload(requests, context.peer()) as upload:
                 spec = (await upload.spec()).spec
                 sampling = reading.read_parameters(spec.parameters, self._model.stop_token_ids)
                 stop_strings = reading.read_stop_strings(spec.parameters)
-                request = await self._receive(spec.prompt, upload, call)
+                prompt = spec.prompt
+                del spec
+                request = await self._receive(prompt, upload, call)
             request = dataclasses.replace(
                 request, pixel_form=self._engine_form
             )  # the engine's choice, not the caller's
@@ -127,7 +129,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.CountTokensResponse],
     ) -> pb.CountTokensResponse:
         async with self._calls.open("CountTokens", context) as call:
-            async with self._intake.upload(requests) as upload:
+            async with self._intake.upload(requests, context.peer()) as upload:
                 request = await self._receive((await upload.spec()).spec, upload, call)
             planned = await self._plan(request, call)
             sizes = {medium.key: len(medium.data) for medium in request.media}
@@ -153,8 +155,13 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             self._require_model(spec.model)
             reading.check_counts(spec, self._settings.limits, self._settings.wire.max_spec_parts)
             request, sources = reading.read_spec(spec, self._settings.background)
+            del spec  # its inline files, which the request holds
             check_request(request, self._model.modalities, self._settings.limits)
-            request = await receive_files(request, sources, upload, self._settings.limits, self._fetcher, call)
+            limits = self._settings.limits
+            for key, url in sources.urls.items():
+                self._fetcher.check(url, key)
+            request = await store_inline(request, sources, limits, call.claim)
+            request = await receive_files(request, sources, upload, limits, self._fetcher, call)
         request = dataclasses.replace(request, video_decoder=self._settings.video_decoder)
         call.received_bytes = sum(len(medium.data) for medium in request.media)
         self._metrics.received_bytes.inc(call.received_bytes)
@@ -180,7 +187,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             for name, array in planned.tensors.items():
                 self._metrics.sent_bytes.labels("caller").inc(array.nbytes)  # in the header, or here
                 if not is_small(array):
-                    for message in write_rows(name, array, 0, len(array)):
+                    for message in write_rows(name, array, 0, len(array), lambda: call.piece_bytes):
                         await call.send(message)
 
     async def _stream_pixels(self, request: PreparationRequest, planned: Plan, call: Call) -> None:
@@ -190,7 +197,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         sent_bytes = self._metrics.sent_bytes.labels("caller")
         async for first_row, row_count in run.finished_rows():
             with call.timings.stage("send"):
-                for message in write_rows(planned.pixels.name, pixels, first_row, row_count):
+                for message in write_rows(planned.pixels.name, pixels, first_row, row_count, lambda: call.piece_bytes):
                     await call.send(message)
             sent_bytes.inc(pixels[first_row : first_row + row_count].nbytes)
         await self._conclude(run, planned, call)

@@ -1,12 +1,11 @@
-"""Errors → gRPC statuses: one table, one place where a call is aborted."""
+"""Errors → gRPC statuses: one table, one place where a call is refused."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import traceback
 import uuid
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -72,10 +71,11 @@ def request_id_of(context: Context) -> str:
     return given if isinstance(given, str) and 0 < len(given) <= 128 and given.isprintable() else uuid.uuid4().hex
 
 
-async def abort(context: Context, error: BaseException, request_id: str, *, log_payloads: bool = False) -> NoReturn:
-    """End a call with the status of an error, `ErrorInfo` and, where a retry may help, `RetryInfo` attached.
+def refuse(context: Context, error: BaseException, request_id: str, *, log_payloads: bool = False) -> None:
+    """Have a call end with the status of an error, `ErrorInfo` and, where a retry may help, `RetryInfo` attached.
 
-    Returns when the caller has taken the status, or has gone: behind an answer that is not read, neither comes soon.
+    It ends when its handler returns. gRPC's own `abort` would keep its exception, the frames that this went through, and all
+    that they hold, until the collector of cycles comes by; for the same end the error's own way here is forgotten.
 
     Args:
         log_payloads: Whether a fault's own text may stand in the log: it may quote a prompt.
@@ -96,8 +96,10 @@ async def abort(context: Context, error: BaseException, request_id: str, *, log_
     for box, detail in zip(packed, details, strict=True):
         box.Pack(detail)
     status = status_pb2.Status(code=code.value[0], message=message, details=packed)
-    await context.abort(code, message, trailing_metadata=((DETAILS_KEY, status.SerializeToString()),))
-    raise asyncio.CancelledError  # abort() raises; this tells the type checker
+    context.set_code(code)
+    context.set_details(message)
+    context.set_trailing_metadata(((DETAILS_KEY, status.SerializeToString()),))
+    errors.forget_frames(error)
 
 
 def describe_fault(error: BaseException, *, log_payloads: bool) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -45,18 +45,26 @@ def is_small(array: npt.NDArray[Any]) -> bool:
     return array.nbytes <= MAX_CHUNK_BYTES
 
 
-def write_rows(name: str, array: npt.NDArray[Any], first_row: int, row_count: int) -> Iterator[bytes]:
-    """Rows [first_row, first_row + row_count) as serialized `PrepareResponse`s of at most MAX_ROWS_BYTES of data.
+def write_rows(
+    name: str,
+    array: npt.NDArray[Any],
+    first_row: int,
+    row_count: int,
+    piece_bytes: Callable[[], int] = lambda: MAX_ROWS_BYTES,
+) -> Iterator[bytes]:
+    """Rows [first_row, first_row + row_count) as serialized `PrepareResponse`s, each of at most `piece_bytes` of data, which
+    is asked anew for each, or of one row.
 
     Serialized by hand: the bytes are copied once, where protobuf's messages would copy them four times.
     """
-    rows_each = max(1, MAX_ROWS_BYTES // array[0].nbytes)
-    for start in range(first_row, first_row + row_count, rows_each):
-        rows = array[start : min(start + rows_each, first_row + row_count)]
+    start, stop = first_row, first_row + row_count
+    while start < stop:
+        rows = array[start : min(start + max(1, piece_bytes() // array[0].nbytes), stop)]
         fields = pb.TensorRows(name=name, first_row=start, row_count=len(rows)).SerializeToString()
         fields += _DATA_TAG + _varint(rows.nbytes)
         head = _ROWS_TAG + _varint(len(fields) + rows.nbytes)
         yield b"".join((head, fields, rows.view(np.uint8).data.cast("B")))
+        start += len(rows)
 
 
 def read_tensor(message: pb.Tensor) -> npt.NDArray[Any]:

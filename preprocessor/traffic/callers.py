@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc.aio
 
-from preprocessor.client import failure_of
+from preprocessor.client import failure_of, with_jitter
 from preprocessor.traffic.load import (
     ANSWERED,
     GENERATE,
@@ -33,8 +33,6 @@ from preprocessor.traffic.load import (
 )
 from preprocessor.traffic.schedule import due_times
 from preprocessor.v1 import preprocessor_pb2 as pb
-
-_MAX_BACK_OFF_SECONDS = 1.0
 
 # grpc/grpc#36066, open in grpcio 1.85: where a service refuses a call before all of the upload is sent, `grpc.aio` now and then
 # puts an error of its own in the place of the service's status.
@@ -107,7 +105,7 @@ class _Callers:
         async def call_on() -> None:
             while self._begun_count < load.count and time.monotonic() < stop_at_seconds and not self._stop.is_set():
                 back_off_seconds = await self._call(time.monotonic())
-                await asyncio.sleep(min(back_off_seconds, _MAX_BACK_OFF_SECONDS))
+                await self._sleep_until(min(time.monotonic() + with_jitter(back_off_seconds), stop_at_seconds))
 
         async with asyncio.TaskGroup() as callers:
             for _ in range(load.concurrency):

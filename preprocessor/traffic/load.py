@@ -9,7 +9,7 @@ from typing import Protocol
 
 import grpc.aio
 
-from preprocessor.client import media_chunks
+from preprocessor.client import media_chunks, with_sizes
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 _SERVICE = f"/{pb.DESCRIPTOR.services_by_name['Preprocessor'].full_name}"
@@ -128,7 +128,7 @@ Connect = Callable[[], grpc.aio.Channel]
 def ask_prepare(name: str, spec: pb.PrepareSpec, files: Mapping[str, bytes], method: str = PREPARE) -> Ask:
     """A request to Prepare or CountTokens, its files in chunks."""
     messages = [
-        pb.PrepareRequest(spec=spec),
+        pb.PrepareRequest(spec=with_sizes(spec, files)),
         *(pb.PrepareRequest(chunk=chunk) for chunk in media_chunks(files)),
     ]
     return Ask(name, tuple(message.SerializeToString() for message in messages), method)
@@ -139,7 +139,7 @@ def ask_generate(
 ) -> Ask:
     """A request to Generate, its files in chunks."""
     messages = [
-        pb.GenerateRequest(spec=pb.GenerateSpec(prompt=spec, parameters=parameters)),
+        pb.GenerateRequest(spec=pb.GenerateSpec(prompt=with_sizes(spec, files), parameters=parameters)),
         *(pb.GenerateRequest(chunk=chunk) for chunk in media_chunks(files)),
     ]
     return Ask(name, tuple(message.SerializeToString() for message in messages), GENERATE)

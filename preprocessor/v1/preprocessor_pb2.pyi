@@ -478,6 +478,7 @@ class Media(_message.Message):
     CHUNKED_FIELD_NUMBER: _builtins.int
     SAME_FILE_AS_FIELD_NUMBER: _builtins.int
     URL_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     MIN_PIXELS_FIELD_NUMBER: _builtins.int
     MAX_PIXELS_FIELD_NUMBER: _builtins.int
@@ -499,6 +500,10 @@ class Media(_message.Message):
     (README.md, "Media by URL"), or a data: URL of a file of at most 4 MiB. At most 8192 characters but for data:, all of them
     ASCII: an international host in its xn-- form, the rest percent-encoded. What the file is shows in its bytes; neither its
     name nor the type that a host states counts.
+    """
+    size_bytes: _builtins.int
+    """Size of the file, from callers who know it: what has no room, or is too large, is then refused before it is sent. A file of
+    another size fails.
     """
     min_pixels: _builtins.int
     """Bounds on pixels after resizing; the model's own where absent. Above 0, and min_pixels <= max_pixels where both are given; a
@@ -529,6 +534,7 @@ class Media(_message.Message):
         chunked: _builtins.bool = ...,
         same_file_as: _builtins.str = ...,
         url: _builtins.str = ...,
+        size_bytes: _builtins.int | None = ...,
         sampling: Global___Sampling | None = ...,
         min_pixels: _builtins.int | None = ...,
         max_pixels: _builtins.int | None = ...,
@@ -536,9 +542,9 @@ class Media(_message.Message):
         damage_policy: Global___DamagePolicy.ValueType = ...,
         background: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_max_pixels", b"_max_pixels", "_min_pixels", b"_min_pixels", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "inline_data", b"inline_data", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "same_file_as", b"same_file_as", "sampling", b"sampling", "source", b"source", "url", b"url"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_max_pixels", b"_max_pixels", "_min_pixels", b"_min_pixels", "_size_bytes", b"_size_bytes", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "inline_data", b"inline_data", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "same_file_as", b"same_file_as", "sampling", b"sampling", "size_bytes", b"size_bytes", "source", b"source", "url", b"url"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_max_pixels", b"_max_pixels", "_min_pixels", b"_min_pixels", "background", b"background", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "damage_policy", b"damage_policy", "inline_data", b"inline_data", "key", b"key", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "modality", b"modality", "same_file_as", b"same_file_as", "sampling", b"sampling", "source", b"source", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_max_pixels", b"_max_pixels", "_min_pixels", b"_min_pixels", "_size_bytes", b"_size_bytes", "background", b"background", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "damage_policy", b"damage_policy", "inline_data", b"inline_data", "key", b"key", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "modality", b"modality", "same_file_as", b"same_file_as", "sampling", b"sampling", "size_bytes", b"size_bytes", "source", b"source", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cap_pixels_per_frame: _TypeAlias = _typing.Literal["cap_pixels_per_frame"]  # noqa: Y015
     _WhichOneofArgType__cap_pixels_per_frame: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame"]  # noqa: Y015
@@ -546,6 +552,8 @@ class Media(_message.Message):
     _WhichOneofArgType__max_pixels: _TypeAlias = _typing.Literal["_max_pixels", b"_max_pixels"]  # noqa: Y015
     _WhichOneofReturnType__min_pixels: _TypeAlias = _typing.Literal["min_pixels"]  # noqa: Y015
     _WhichOneofArgType__min_pixels: _TypeAlias = _typing.Literal["_min_pixels", b"_min_pixels"]  # noqa: Y015
+    _WhichOneofReturnType__size_bytes: _TypeAlias = _typing.Literal["size_bytes"]  # noqa: Y015
+    _WhichOneofArgType__size_bytes: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes"]  # noqa: Y015
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["inline_data", "chunked", "same_file_as", "url"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     @_typing.overload
@@ -554,6 +562,8 @@ class Media(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_pixels) -> _WhichOneofReturnType__max_pixels | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_pixels) -> _WhichOneofReturnType__min_pixels | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__size_bytes) -> _WhichOneofReturnType__size_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 

@@ -52,6 +52,7 @@ class Claim:
         self._is_lent = False
         self._leases: list[Lease] = []
         self._works: list[Work] = []
+        self._exits: list[Callable[[], None]] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -60,6 +61,8 @@ class Claim:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._settle()
+        for leave in self._exits:
+            leave()
         self._pool.uploading_bytes -= self._uploading_bytes
         for work in self._works:
             self._pool.abandon(work)
@@ -72,31 +75,39 @@ class Claim:
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
+    def on_exit(self, leave: Callable[[], None]) -> None:
+        """Have this called when the claim is left, however that happens."""
+        self._exits.append(leave)
+
     def expect_upload(self, size_bytes: int) -> None:
         """Count bytes that have arrived and are not stored yet.
 
         Raises:
             Overloaded: `MEMORY_BUDGET_FULL`.
         """
-        self._check_room(size_bytes)
+        self.check_room(size_bytes)
         self._count_upload(size_bytes)
 
-    def lease_file(self, size_bytes: int, chunks: list[bytes]) -> Lease:
-        """Room for a file where workers can read it, and for its first chunks, which count no more for themselves.
+    def lease_file(self, size_bytes: int, come_bytes: int) -> Lease:
+        """Room for a file where workers can read it; what has come of it counts no more for itself.
 
         Raises:
             Overloaded: `MEMORY_BUDGET_FULL`, or as `Arena.reserve`.
         """
-        counted_bytes = sum(map(len, chunks))
-        self._check_room(size_bytes - counted_bytes)
+        self.check_room(size_bytes - come_bytes)
         lease = self._pool.files.lease(size_bytes)
         if lease is None:
             raise _no_room_for_files(self._pool.files)
         self._leases.append(lease)
-        self._count_upload(-counted_bytes)
+        self._count_upload(-come_bytes)
         return lease
 
-    def _check_room(self, size_bytes: int) -> None:
+    def check_room(self, size_bytes: int) -> None:
+        """Return where files of this size would fit now; nothing is kept for them.
+
+        Raises:
+            Overloaded: `MEMORY_BUDGET_FULL`.
+        """
         if self._pool.uploading_bytes + self._pool.files.leased_bytes + size_bytes > self._pool.files.size_bytes:
             raise _no_room_for_files(self._pool.files)
 

@@ -1,18 +1,59 @@
 """A file that arrives in pieces of its sender's choice, on its way to where workers can read it.
 
 Where its size was announced, its room is taken as soon as a good part has come, and what follows is copied straight there:
-not before, or a sender could keep others' room by a promise alone. Where it was not, its pieces wait, counted, for its end.
+not before, or a sender could keep others' room by a promise alone. Until then, and where no size was announced until its
+end, its pieces wait, counted, in pages of their own: see `Stage`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import mmap
 from typing import cast
 
 from preprocessor.workers.arena import Lease
 from preprocessor.workers.claim import Claim
 
 _EARNEST = 4  # one part in so many of the announced bytes must have come
+_EXTENT_BYTES = 4 << 20
+
+
+class Stage:
+    """Bytes that wait, in pages that go back to the kernel when they are dropped, whoever still refers to them.
+
+    Pieces on the heap would not: an exception's frames may keep them alive, and small neighbours keep their pages.
+    """
+
+    def __init__(self) -> None:
+        self._extents: list[mmap.mmap] = []
+        self._size_bytes = 0
+
+    def append(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            within = self._size_bytes % _EXTENT_BYTES
+            if not within:
+                self._extents.append(mmap.mmap(-1, _EXTENT_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+            piece = left[: _EXTENT_BYTES - within]
+            self._extents[-1][within : within + len(piece)] = cast("bytes", piece)
+            self._size_bytes += len(piece)
+            left = left[len(piece) :]
+
+    def pop(self) -> bytes:
+        """The first bytes, at most 4 MiB, which are dropped here; empty where there are no more."""
+        if not self._extents:
+            return b""
+        extent = self._extents.pop(0)
+        data = extent[: min(self._size_bytes, _EXTENT_BYTES)]
+        self._size_bytes -= len(data)
+        extent.madvise(mmap.MADV_DONTNEED)
+        return data
+
+    def drop(self) -> None:
+        """Give all of it back; twice is fine."""
+        while self._extents:
+            self._extents.pop().madvise(mmap.MADV_DONTNEED)
+        self._size_bytes = 0
 
 
 class IncomingFile:
@@ -26,11 +67,12 @@ class IncomingFile:
         self.size_bytes = 0
         self._claim = claim
         self._announced_bytes: int | None = None
-        self._waiting: list[bytes] = []
+        self._stage = Stage()
         self._room: Lease | None = None
+        claim.on_exit(self._stage.drop)
 
     def announce(self, size_bytes: int) -> None:
-        """Say how large the file will be, before its first byte."""
+        """Say how large the file will be, once that is known."""
         self._announced_bytes = size_bytes
 
     async def write(self, data: bytes) -> None:
@@ -39,15 +81,16 @@ class IncomingFile:
         Raises:
             Overloaded: `MEMORY_BUDGET_FULL`, `SHARED_MEMORY_FULL`.
         """
+        announced_bytes = self._announced_bytes
+        come_bytes = self.size_bytes + len(data)
+        if self._room is None and announced_bytes is not None and come_bytes * _EARNEST >= announced_bytes:
+            await self._settle(announced_bytes)
         if self._room is None:
             self._claim.expect_upload(len(data))
-            self._waiting.append(data)
+            self._stage.append(data)
         else:
             self._claim.arena.write(self._room.offset + self.size_bytes, data)
-        self.size_bytes += len(data)
-        announced_bytes = self._announced_bytes
-        if self._room is None and announced_bytes is not None and self.size_bytes * _EARNEST >= announced_bytes:
-            await self._settle(announced_bytes)
+        self.size_bytes = come_bytes
 
     async def finish(self) -> bytes:
         """The file, which is whole.
@@ -61,11 +104,9 @@ class IncomingFile:
 
     async def _settle(self, size_bytes: int) -> Lease:
         """Take the file's room and move there what waits."""
-        room = self._claim.lease_file(size_bytes, self._waiting)
+        room = self._claim.lease_file(size_bytes, self.size_bytes)
         position = 0
-        self._waiting.reverse()
-        while self._waiting:
-            data = self._waiting.pop()  # the copy replaces it: the file is never held twice
+        while data := self._stage.pop():  # the copy replaces it: the file is never held twice
             self._claim.arena.write(room.offset + position, data)
             position += len(data)
             await asyncio.sleep(0)  # a large file must not hold up everybody else's bytes

@@ -32,6 +32,7 @@ from preprocessor.models.generic import GenericModel
 from preprocessor.workers.arena import Arena, Ranges, shared_memory_full
 from preprocessor.workers.channel import Order
 from preprocessor.workers.crew import Crew, CrewSettings
+from preprocessor.workers.heap import give_back_freed_memory
 from preprocessor.workers.jobs import PixelJob
 from preprocessor.workers.process import WorkerDied, Zygote
 from preprocessor.workers.queue import WorkQueue
@@ -198,6 +199,7 @@ class WorkerPool:
         if not self.used_bytes:
             self.files.drop_free_pages()
             self.rows.drop_free_pages()
+            give_back_freed_memory()
 
     def _kill(self, work: Work, worker: Worker) -> None:
         if work.worker is worker and not self._is_closing:

@@ -76,7 +76,7 @@ async def answer(server: WatchedServer, spec: pb.PrepareSpec) -> list[int]:
 async def refusal(server: WatchedServer, spec: pb.PrepareSpec, files: dict[str, bytes] | None = None) -> CallFailed:
     def call() -> None:
         with grpc.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
-            prepare(channel, spec, files or {}, timeout_seconds=PATIENCE_SECONDS)
+            prepare(channel, spec, files or {}, timeout_seconds=PATIENCE_SECONDS, patience_seconds=0)
 
     with pytest.raises(CallFailed) as caught:
         await asyncio.to_thread(call)

@@ -60,7 +60,7 @@ class Caller:
     async def prepare(self, spec: pb.PrepareSpec, files: Mapping[str, bytes] | None = None) -> PrepareResult:
         def call() -> PrepareResult:
             with grpc.insecure_channel(self.server.address, options=CHANNEL_OPTIONS) as channel:
-                return prepare(channel, spec, files or {}, timeout_seconds=PATIENCE_SECONDS)
+                return prepare(channel, spec, files or {}, timeout_seconds=PATIENCE_SECONDS, patience_seconds=0)
 
         return await asyncio.to_thread(call)
 
@@ -70,7 +70,9 @@ class Caller:
         def call() -> list[pb.GenerateResponse]:
             with grpc.insecure_channel(self.server.address, options=CHANNEL_OPTIONS) as channel:
                 given = pb.GenerationParameters(**parameters)  # type: ignore[arg-type]
-                return list(generate(channel, spec, given, files or {}, timeout_seconds=PATIENCE_SECONDS))
+                return list(
+                    generate(channel, spec, given, files or {}, timeout_seconds=PATIENCE_SECONDS, patience_seconds=0)
+                )
 
         return await asyncio.to_thread(call)
 

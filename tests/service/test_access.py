@@ -79,7 +79,7 @@ async def ask(caller: Caller, credentials: Credentials, spec: pb.PrepareSpec = S
 
     def call() -> PrepareResult:
         with open_channel(caller.server.address, credentials) as channel:
-            return prepare(channel, spec, {}, timeout_seconds=PATIENCE_SECONDS)
+            return prepare(channel, spec, {}, timeout_seconds=PATIENCE_SECONDS, patience_seconds=0)
 
     return await asyncio.to_thread(call)
 

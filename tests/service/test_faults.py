@@ -44,7 +44,7 @@ async def ask(address: str, spec: pb.PrepareSpec = chat("hello")) -> PrepareResu
 
     def call() -> PrepareResult:
         with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-            return prepare(channel, spec, {}, timeout_seconds=PATIENCE_SECONDS)
+            return prepare(channel, spec, {}, timeout_seconds=PATIENCE_SECONDS, patience_seconds=0)
 
     return await asyncio.to_thread(call)
 

@@ -19,6 +19,7 @@ from preprocessor.config import (
     largest_budget,
     option_of,
     parse_bytes,
+    require_room,
     split_address,
 )
 from preprocessor.machine import available_cpu_count, available_memory_bytes, used_memory_bytes
@@ -286,3 +287,23 @@ def test_the_largest_budget_leaves_room_beside_it_and_wastes_none(container_gib:
         assert budget_bytes == 0
     else:
         assert abs(budget_bytes + bytes_beside_budget(budget_bytes) - container_bytes) <= 2
+
+
+@pytest.mark.parametrize(
+    ("budget_gib", "container_gib", "said"),
+    [
+        (3, 4, ""),
+        (1, 2, ""),
+        (4, 4, "at most 3GiB"),
+        (1, 1.5, "at most 512MiB"),
+        (0.5, 1, "more memory: it takes 1536 MiB"),
+    ],
+)
+def test_a_budget_that_its_container_cannot_hold_is_refused(budget_gib: float, container_gib: float, said: str) -> None:
+    budget_bytes, container_bytes = int(budget_gib * (1 << 30)), int(container_gib * (1 << 30))
+    if not said:
+        require_room(budget_bytes, container_bytes)
+        return
+    with pytest.raises(SettingError, match=said) as caught:
+        require_room(budget_bytes, container_bytes)
+    assert caught.value.option == "--memory-budget"

@@ -23,7 +23,7 @@ GIB = 1 << 30
         (resources.check_memory(4 * GIB, 5 * GIB), OK, ""),
         (
             resources.check_memory(4 * GIB, 5 * GIB - 1),
-            WARNING,
+            FAILED,
             "--memory-budget 4095MiB at most, or a memory limit of at",
         ),
         (resources.check_memory(4 * GIB, 4 * GIB), FAILED, "--memory-budget 3GiB at most"),

@@ -1,0 +1,118 @@
+"""In a cgroup of the budget and 1 GiB nothing that callers do ends the service, and what they are refused leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+
+from preprocessor.client import CHANNEL_OPTIONS, prepare
+from tests.bench.service.watched import WatchedServer
+from tests.media import photo
+from tests.service.cgroup import MemoryGroup, memory_group
+from tests.service.conftest import chat, image
+from tests.service.pressure import WAYS, Way, leaves, pressure, slow_reader, slow_sender, too_large
+from tests.waiting import eventually
+
+MIB = 1 << 20
+BUDGET_BYTES = 256 * MIB
+OPTIONS = ("--workers", "1", "--memory-budget", "256MiB", "--max-media-bytes", "30MiB")
+BESIDE_BYTES = 500 * MIB
+"""What the service's own process may take beside what it has at rest, where there are no cgroups to hold it to a limit."""
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[MemoryGroup | None]:
+    with memory_group(BUDGET_BYTES + 1024 * MIB) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokens") / "tokens"
+    path.write_text("someone a-token-of-sixteen-characters\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(group: MemoryGroup | None) -> Iterator[WatchedServer]:
+    """A server that the tests leave whole, in a real cgroup where one may be made."""
+    with WatchedServer(*OPTIONS, under=() if group is None else group.under) as one:
+        yield one
+
+
+def anonymous_bytes(server: WatchedServer) -> int:
+    """RssAnon of the service's own process, which alone talks to callers; proc_pid_status(5)."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(status.split("RssAnon:", 1)[1].split()[0]) << 10
+
+
+async def stand(
+    server: WatchedServer, group: MemoryGroup | None, ways: tuple[Way, ...], *, each: int, rounds: int
+) -> Counter[tuple[str, str]]:
+    """Have every way come to so many ends, an ordinary caller being answered meanwhile; the service must live through it."""
+    processes, before = {server.process.pid}, anonymous_bytes(server)
+    most = before
+    with pressure(server.address, ways, each=each) as endings:
+
+        def is_over() -> bool:
+            nonlocal most
+            most = max(most, anonymous_bytes(server))
+            ended = Counter(way for way, _ in list(endings))
+            counts = Counter[str]()
+            for (way, _), count in list(endings.items()):
+                counts[way] += count
+            return len(ended) == len(ways) and min(counts.values()) >= rounds
+
+        while not await asyncio.to_thread(is_over):
+            await asyncio.to_thread(ask, server.address)
+    assert server.process.is_running() and server.process.status() != psutil.STATUS_ZOMBIE
+    assert {server.process.pid} == processes
+    assert most < before + BESIDE_BYTES
+    assert group is None or group.kill_count == 0
+    return endings
+
+
+def ask(address: str) -> None:
+    with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        prepare(channel, chat(image("photo", photo(64, 48))), {}, timeout_seconds=120, patience_seconds=120)
+
+
+async def test_refusals_of_every_kind_end_no_service(server: WatchedServer, group: MemoryGroup | None) -> None:
+    ways = tuple(way for way in WAYS if way not in (slow_sender, slow_reader))
+    endings = await stand(server, group, ways, each=1, rounds=1)
+    lost = {ending for ending in endings if ending[1] in ("INTERNAL", "UNAVAILABLE", "UNKNOWN", "CANCELLED")}
+    assert lost == set()
+
+
+async def test_what_was_refused_or_left_is_not_kept(server: WatchedServer) -> None:
+    await eventually(server.is_at_rest)
+    await asyncio.to_thread(ask, server.address)
+    before = anonymous_bytes(server)
+    with grpc.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
+        for way in (too_large, leaves):
+            for _ in range(4):
+                await asyncio.to_thread(way, channel)
+    await eventually(lambda: anonymous_bytes(server) < before + 30 * MIB)
+
+
+@pytest.mark.slow
+async def test_callers_whom_nobody_knows_are_read_from_no_further(token_file: Path) -> None:
+    with WatchedServer(*OPTIONS, "--token-file", str(token_file)) as server:
+        before = anonymous_bytes(server)
+        with grpc.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
+            endings = [await asyncio.to_thread(too_large, channel) for _ in range(6)]
+        assert set(endings) == {"UNAUTHENTICATED"}
+        assert anonymous_bytes(server) < before + 40 * MIB
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_crowds_of_bad_callers_end_no_service(server: WatchedServer, group: MemoryGroup | None) -> None:
+    await stand(server, group, WAYS, each=5, rounds=20)
+    await eventually(server.is_at_rest)

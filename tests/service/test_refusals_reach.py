@@ -1,0 +1,194 @@
+"""A refusal comes before the files where sizes are told, and in the midst of an upload with its reason, by every client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+import pytest_asyncio
+
+from preprocessor import client
+from preprocessor.client import CallFailed, prepare
+from preprocessor.config import Limits, WireSettings
+from preprocessor.models.family import Model
+from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.media import photo
+from tests.service.conftest import PREPARE, Caller, chat, image, serving, video
+from tests.service.pressure import chunks
+from tests.service.refusals import refusal_of
+
+MIB = 1 << 20
+SIZE_BYTES = 40 * MIB
+LIMITS = Limits(max_media_bytes=24 * MIB, max_request_bytes=30 * MIB)
+INVALID, EXHAUSTED = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED
+HERE = Path(__file__).parent
+PROTOS = HERE.parents[1] / "protos"
+NODE_MODULES = Path(os.environ.get("NODE_PATH", HERE / "node_modules"))
+"""Where `npm install @grpc/grpc-js @grpc/proto-loader` was run, its folder node_modules."""
+
+
+@pytest_asyncio.fixture(scope="module")
+async def small(model: Model) -> AsyncIterator[Caller]:
+    """A server with little room, which the tests leave as it was: 20 MiB for files."""
+    async with serving(model, limits=LIMITS, memory_budget_bytes=80 * MIB, worker_count=1) as one:
+        yield one
+
+
+@pytest.mark.parametrize(
+    ("spec", "code", "reason"),
+    [
+        (chat(video(size_bytes=25 * MIB)), INVALID, "MEDIA_TOO_LARGE"),
+        (chat(video("a", size_bytes=16 * MIB), video("b", size_bytes=15 * MIB)), INVALID, "REQUEST_TOO_LARGE"),
+        (chat(video(size_bytes=21 * MIB)), EXHAUSTED, "MEMORY_BUDGET_FULL"),
+        (chat(video("a", size_bytes=11 * MIB), video("b", size_bytes=11 * MIB)), EXHAUSTED, "MEMORY_BUDGET_FULL"),
+        (chat(video(size_bytes=-1)), INVALID, "SIZE_MISMATCH"),
+    ],
+)
+async def test_a_size_that_is_told_is_refused_before_the_file_comes(
+    small: Caller, spec: pb.PrepareSpec, code: grpc.StatusCode, reason: str
+) -> None:
+    call = small.stub.Prepare()
+    await call.write(pb.PrepareRequest(spec=spec))  # and neither a chunk nor an end of the stream
+    found = await refusal_of(call)
+    assert (found.code, found.reason) == (code, reason)
+    assert found.retry_seconds == (1.0 if code is EXHAUSTED else None)
+
+
+PHOTO = photo(90, 60)
+
+
+@pytest.mark.parametrize("told_bytes", [len(PHOTO) - 1, len(PHOTO) + 1, 0])
+@pytest.mark.parametrize("way", ["inline", "chunks"])
+async def test_a_file_of_another_size_than_told_is_refused(small: Caller, way: str, told_bytes: int) -> None:
+    spec = chat(image("photo", PHOTO if way == "inline" else None, size_bytes=told_bytes))
+    failed = await small.refusal(spec, {} if way == "inline" else {"photo": PHOTO})
+    assert (failed.code, failed.reason) == (INVALID, "SIZE_MISMATCH")
+
+
+async def test_a_file_of_the_size_that_was_told_is_taken(small: Caller) -> None:
+    chunked = image("chunked", size_bytes=len(PHOTO))
+    inline = image("inline", PHOTO, size_bytes=len(PHOTO))
+    result = await small.prepare(chat(chunked, inline), {"chunked": PHOTO})
+    assert result.report.received_bytes == 2 * len(PHOTO)
+
+
+def test_the_client_tells_the_sizes_of_the_files_that_it_sends() -> None:
+    spec = client.with_sizes(chat(video("a"), image("b", PHOTO), video("c")), {"a": bytes(7)})
+    assert [(one.key, one.HasField("size_bytes"), one.size_bytes) for one in spec.media] == [
+        ("a", True, 7),
+        ("b", False, 0),
+        ("c", False, 0),
+    ]
+
+
+# -- in the midst of an upload -----------------------------------------------------------------------------------------
+
+
+def upload(told: bool) -> list[bytes]:
+    spec = chat(video(size_bytes=SIZE_BYTES) if told else video())
+    return [pb.PrepareRequest(spec=spec).SerializeToString(), *chunks(size_bytes=SIZE_BYTES)]
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_the_blocking_client_hears_the_reason(small: Caller, told: bool) -> None:
+    for _ in range(5):
+        found = await refusal_of(small.send(upload(told)))
+        assert found.reason == ("MEDIA_TOO_LARGE" if told else "MEMORY_BUDGET_FULL")
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_an_aio_client_that_gives_its_messages_hears_the_reason(small: Caller, told: bool) -> None:
+    for _ in range(5):
+        found = await refusal_of(small.channel.stream_stream(PREPARE)(iter(upload(told))))
+        assert found.reason == ("MEDIA_TOO_LARGE" if told else "MEMORY_BUDGET_FULL")
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_an_aio_client_that_writes_its_messages_hears_the_reason(small: Caller, told: bool) -> None:
+    for _ in range(5):
+        call = small.channel.stream_stream(PREPARE)()
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            for message in upload(told):
+                await call.write(message)
+            await call.done_writing()
+        found = await refusal_of(call)
+        assert found.reason == ("MEDIA_TOO_LARGE" if told else "MEMORY_BUDGET_FULL")
+
+
+@pytest.mark.skipif(
+    shutil.which("node") is None or not (NODE_MODULES / "@grpc" / "grpc-js").is_dir(),
+    reason="no Node.js with @grpc/grpc-js and @grpc/proto-loader in NODE_PATH",
+)
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_node_client_hears_the_reason(small: Caller, told: bool) -> None:
+    arguments = [small.server.address, PROTOS, str(SIZE_BYTES // MIB), "told" if told else ""]
+    done = await asyncio.to_thread(
+        subprocess.run,
+        ["node", HERE / "refused.js", *arguments],
+        env={**os.environ, "NODE_PATH": str(NODE_MODULES)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    failed = json.loads(done.stdout)
+    expected = (INVALID, "MEDIA_TOO_LARGE") if told else (EXHAUSTED, "MEMORY_BUDGET_FULL")
+    assert failed["code"] == expected[0].value[0]
+    assert expected[1] in failed["details"]
+
+
+# -- waits -------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_client_waits_as_it_is_told_and_is_answered(small: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    holding = small.server.pool.files.lease(19 * MIB)
+    assert holding is not None
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            holding.release()
+
+    monkeypatch.setattr(client.time, "sleep", wait)
+
+    def call() -> int:
+        with grpc.insecure_channel(small.server.address) as channel:
+            padded = PHOTO + bytes(2 * MIB)
+            return prepare(channel, chat(image("photo")), {"photo": padded}, timeout_seconds=60).report.received_bytes
+
+    assert await asyncio.to_thread(call) == len(PHOTO) + 2 * MIB
+    assert len(waits) == 3
+    assert all(1.0 <= seconds <= 2.0 for seconds in waits)
+    assert len(set(waits)) == 3, "without jitter those who were refused together come back together"
+
+
+@pytest.mark.parametrize(
+    ("retry_after_seconds", "patience_seconds", "timeout_seconds"),
+    [(None, 60.0, None), (1.0, 0.0, None), (1.0, 60.0, 0.5)],
+)
+def test_the_client_does_not_wait_where_that_is_no_use(
+    retry_after_seconds: float | None, patience_seconds: float, timeout_seconds: float | None
+) -> None:
+    refused = CallFailed(EXHAUSTED, "MEMORY_BUDGET_FULL", "full", retry_after_seconds)
+    with pytest.raises(CallFailed):
+        client._Waits(patience_seconds, timeout_seconds).wait(refused)
+
+
+# -- turns -------------------------------------------------------------------------------------------------------------
+
+
+async def test_who_sends_nothing_gives_way_to_who_waits(model: Model) -> None:
+    async with serving(model, worker_count=1, wire=WireSettings(max_upload_count=1)) as caller:
+        silent = caller.stub.Prepare()
+        await silent.write(pb.PrepareRequest(spec=chat(image("photo"))))
+        assert (await caller.prepare(chat("hello"))).header.token_count > 0
+        assert (await refusal_of(silent)).reason == "UPLOAD_TOO_SLOW"
