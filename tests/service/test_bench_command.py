@@ -168,7 +168,7 @@ async def test_what_is_due_for_longer_than_its_deadline_is_not_sent(monkeypatch:
         endings.append(ending)
 
     async with unhurried(0.01) as (_, address):
-        load = Load((TEXT,), 100, seconds=40, rate_per_second=2.5, timeout_seconds=PATIENCE_SECONDS)
+        load = Load((TEXT,), 100, seconds=40, rate_per_second=2.5, timeout_seconds=20)
         await drive(connect_to(address), load, stall_once)
     unsent = [ending for ending in endings if ending.outcome == NOT_SENT]
     assert len(endings) == 100
