@@ -33,9 +33,10 @@ def of_kind(overlay: str, kind: str) -> list[Resource]:
 
 
 def pods(overlay: str) -> Iterator[tuple[str, Resource]]:
-    """Name and pod template of every Deployment."""
-    for resource in of_kind(overlay, "Deployment"):
-        yield resource["metadata"]["name"], resource["spec"]["template"]
+    """Name and pod template of every Deployment and StatefulSet."""
+    for kind in ("Deployment", "StatefulSet"):
+        for resource in of_kind(overlay, kind):
+            yield resource["metadata"]["name"], resource["spec"]["template"]
 
 
 def containers(overlay: str) -> Iterator[tuple[Resource, Resource]]:

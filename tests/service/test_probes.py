@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine_client.testing import FakeEngine
 from preprocessor.models.family import Model
-from preprocessor.service.health import CHECK_SECONDS, SERVICE_NAME, Cause, Health
+from preprocessor.service.health import CHECK_SECONDS, SERVICE_NAME, Cause, Health, health_name
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip
 from tests.service.conftest import Caller, chat, serving, video
@@ -34,21 +34,24 @@ async def following(watches: Sequence[AsyncIterator[str]]) -> str:
     return status
 
 
-async def test_a_watch_of_each_name_follows_an_outage_of_the_engine_and_the_drain(model: Model) -> None:
+async def test_a_watch_follows_an_outage_of_the_engine_where_it_concerns_it_and_the_drain_everywhere(
+    model: Model,
+) -> None:
     engine = FakeEngine()
     async with serving(model, engine) as caller:
-        watches = [status_changes(caller, name) for name in ("", SERVICE_NAME)]
-        assert await following(watches) == "SERVING"
+        generating = [status_changes(caller, health_name("Generate"))]
+        preparing = [status_changes(caller, name) for name in ("", SERVICE_NAME, health_name("Prepare"))]
+        assert await following(generating) == await following(preparing) == "SERVING"
         engine.is_available = False
-        assert await following(watches) == "NOT_SERVING"  # the service looks by itself
-        status, why = await caller.get("/readyz")
+        assert await following(generating) == "NOT_SERVING"  # the service looks by itself
+        status, why = await caller.get("/readyz?method=Generate")
         assert (status, why.startswith("engine: ")) == (503, True)
         assert (await caller.get("/livez"))[0] == 200, "an engine's outage must not restart its clients"
         engine.is_available = True
-        assert await following(watches) == "SERVING"
-        assert await caller.get("/readyz") == READY
+        assert await following(generating) == "SERVING"
+        assert await caller.get("/readyz?method=Generate") == READY
         await caller.server.health.drain()
-        assert await following(watches) == "NOT_SERVING"
+        assert await following([*generating, *preparing]) == "NOT_SERVING", "the outage was none of the others' news"
 
 
 async def test_workers_that_are_gone_make_it_unready_until_others_have_come(model: Model) -> None:
@@ -107,7 +110,8 @@ async def test_a_budget_that_is_full_for_a_moment_changes_nothing(model: Model) 
 async def test_readiness_tells_every_cause_at_once(model: Model) -> None:
     async with serving(model, FakeEngine(is_available=False)) as caller:
         await caller.server.health.drain()
-        status, why = await caller.get("/readyz")
+        assert await caller.get("/readyz") == (503, "draining\n")
+        status, why = await caller.get("/readyz?method=Generate")
         assert status == 503
         assert [line.partition(":")[0] for line in why.splitlines()] == ["draining", "engine"]
         samples = await caller.samples()
