@@ -26,6 +26,7 @@ from preprocessor.service.engine import arena_in, connect_engine, create_region,
 from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.gate import Gate
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
+from preprocessor.service.logs import keep_writing_sums
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.servicer import PreprocessorServicer
 from preprocessor.service.state_metrics import StateMetrics
@@ -177,6 +178,7 @@ async def serve(settings: ServeSettings, model: Model | GenericModel, zygote: Zy
     """Serve until SIGTERM or SIGINT; a second signal does not wait for the drain."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    summing = asyncio.create_task(keep_writing_sums())
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if zygote is not None:
@@ -199,4 +201,6 @@ async def serve(settings: ServeSettings, model: Model | GenericModel, zygote: Zy
         await server.retire()
     if zygote is not None:
         zygote.close()
+    summing.cancel()
+    await asyncio.wait([summing])
     logger.info("stopped")

@@ -29,8 +29,9 @@ def configuration(replica_ports: Sequence[int], admin_port: int, port: int) -> d
     config: dict[str, Any] = yaml.safe_load(text)
     config["admin"]["address"] = _loopback(admin_port)
     config["static_resources"]["listeners"][0]["address"] = _loopback(port)
-    endpoints = config["static_resources"]["clusters"][0]["load_assignment"]["endpoints"][0]
-    endpoints["lb_endpoints"] = [{"endpoint": {"address": _loopback(port)}} for port in replica_ports]
+    for cluster in config["static_resources"]["clusters"]:
+        endpoints = cluster["load_assignment"]["endpoints"][0]
+        endpoints["lb_endpoints"] = [{"endpoint": {"address": _loopback(port)}} for port in replica_ports]
     return config
 
 
@@ -47,16 +48,17 @@ class Envoy:
         self.tls_address = tls_address
         self._admin_address = admin_address
 
-    async def healthy_ports(self) -> set[int]:
-        """Ports of the replicas that get calls."""
-        hosts = json.loads(await self._ask("/clusters?format=json"))["cluster_statuses"][0].get("host_statuses", [])
+    async def healthy_ports(self, cluster: str = "preprocessor") -> set[int]:
+        """Ports of the replicas that get calls; `generate` is the cluster of those that get `Generate`."""
+        clusters = json.loads(await self._ask("/clusters?format=json"))["cluster_statuses"]
+        hosts = next(one.get("host_statuses", []) for one in clusters if one["name"] == cluster)
         healthy = [host for host in hosts if host["health_status"].keys() <= {"eds_health_status"}]
         return {host["address"]["socket_address"]["port_value"] for host in healthy}
 
-    async def until_healthy(self, ports: set[int]) -> None:
+    async def until_healthy(self, ports: set[int], cluster: str = "preprocessor") -> None:
         """Return when these replicas get calls and no others."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while (healthy := await self.healthy_ports()) != ports:
+        while (healthy := await self.healthy_ports(cluster)) != ports:
             assert time.monotonic() < deadline, f"{healthy} are healthy, and not {ports}"
             await asyncio.sleep(0.02)
 

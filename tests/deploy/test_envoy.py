@@ -190,6 +190,15 @@ async def test_nothing_else_is_let_through(balanced: Balanced, path: str) -> Non
     assert (await asyncio.to_thread(ask, balanced.envoy.address, path))[0] == 404
 
 
+def test_envoy_reads_the_file_itself(tmp_path: Path) -> None:
+    """Elsewhere it gets what Python makes of it; anchors, say, are for each reader to understand."""
+    path = tmp_path / "envoy.yaml"
+    path.write_text((DIRECTORY / "envoy.yaml").read_text().replace("/etc/envoy/", f"{DIRECTORY}/"))
+    command = [envoy_binary(), "--mode", "validate", "--config-path", path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 async def test_envoy_says_that_it_is_ready(balanced: Balanced) -> None:
     assert (await asyncio.to_thread(ask, balanced.envoy.address, "/readyz"))[0] == 200
 

@@ -85,6 +85,21 @@ async def test_a_stop_under_load_finishes_what_was_accepted_and_refuses_the_rest
         assert await asyncio.to_thread(server.wait) == 0
 
 
+async def test_a_stop_signal_to_every_process_costs_no_worker_its_work() -> None:
+    """Some send it so: systemd, and whoever kills a control group."""
+    with WatchedServer("--workers", "1", "--memory-budget", "1GiB", "--drain-seconds", "60") as server:
+        async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
+            accepted = [
+                pb_grpc.PreprocessorStub(channel).Prepare(iter([pb.PrepareRequest(spec=WORK)])) for _ in range(4)
+            ]
+            await eventually(lambda: in_flight(server) == 4)
+            for process in server.tree():
+                process.send_signal(signal.SIGTERM)
+            assert [await last_kind(call) for call in accepted] == ["report"] * 4
+        assert await asyncio.to_thread(server.wait) == 0
+        assert [line for line in server.log if "lost" in line or "Traceback" in line] == []
+
+
 async def last_kind(call: grpc.aio.StreamStreamCall[pb.PrepareRequest, pb.PrepareResponse]) -> str | None:
     kind = None
     while (message := await call.read()) is not grpc.aio.EOF:
