@@ -8,6 +8,7 @@ Bytes that are no message are told apart here too: gRPC would end such a call as
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
@@ -40,6 +41,7 @@ class Gate(grpc.aio.ServerInterceptor):
     Attributes:
         open_count: Calls that are in.
         is_closed: No further ones are let in, for this process is about to end.
+        waiting_count: Calls that wait to hear whether they are; see `keeping_waiting`.
 
     Raises:
         SettingError: The file of tokens cannot be used.
@@ -48,6 +50,8 @@ class Gate(grpc.aio.ServerInterceptor):
     def __init__(self, access: AccessSettings, wire: WireSettings, metrics: Metrics) -> None:
         self.open_count = 0
         self.is_closed = False
+        self.waiting_count = 0
+        self._wait_over: asyncio.Event | None = None
         self._max_open_count = wire.max_open_calls
         self._metrics = metrics
         self._tokens = TokenFile(access.token_file) if access.token_file else None
@@ -79,16 +83,35 @@ class Gate(grpc.aio.ServerInterceptor):
 
         return answers if inspect.isasyncgenfunction(behaviour) else answer
 
+    @contextlib.contextmanager
+    def keeping_waiting(self) -> Iterator[None]:
+        """Meanwhile calls that come are neither let in nor refused; at the end they are, as `is_closed` says."""
+        self._wait_over = asyncio.Event()
+        try:
+            yield
+        finally:
+            self._wait_over.set()
+
     @contextlib.asynccontextmanager
     async def _admitted(self, method: str, context: Context) -> AsyncIterator[None]:
         """Holds the call's place; a call that gets none, or whose bytes are no message, is aborted here."""
         try:
+            await self._kept_waiting()
             with self._held_place(context):
                 yield
         except PreprocessorError as error:
             code, reason, _ = status_of(error)
             self._metrics.count_end(method, code.name, reason)
             await abort(context, error, request_id_of(context))
+
+    async def _kept_waiting(self) -> None:
+        if self._wait_over is None or self.waiting_count >= self._max_open_count:
+            return
+        self.waiting_count += 1
+        try:
+            await self._wait_over.wait()
+        finally:
+            self.waiting_count -= 1
 
     @contextlib.contextmanager
     def _held_place(self, context: Context) -> Iterator[None]:

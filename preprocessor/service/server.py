@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 2.0  # for what a caller has not read yet of an answer that is complete
 _LOOK_SECONDS = 0.05
+_GOODBYE_SECONDS = 1.0  # until every connection has heard of a stop
 
 
 class Server:
@@ -150,7 +151,17 @@ class Server:
     async def _let_calls_finish(self) -> None:
         """Probes answer "draining" meanwhile."""
         await self.health.drain()
-        await self._grpc.stop(grace=self._drain_seconds)
+        if not self.gate.is_closed:
+            await self._grpc.stop(grace=self._drain_seconds)
+            return
+        # A call that comes after gRPC's stop, and before its caller has heard of it, is ended as CANCELLED. Who asks again as
+        # soon as he is refused would be one of those: he is kept waiting until his connection has been told to end.
+        with self.gate.keeping_waiting():
+            await asyncio.sleep(_LOOK_SECONDS)
+            stopping = asyncio.create_task(self._grpc.stop(grace=self._drain_seconds))
+            if self.gate.waiting_count:
+                await asyncio.wait([stopping], timeout=min(_GOODBYE_SECONDS, max(0.0, self._drain_seconds / 4)))
+        await stopping
 
     async def _bind_http(self, address: str) -> str:
         host, port = split_address("--http-address", address)
