@@ -81,6 +81,7 @@ class Health:
         self._clock = clock
         self._full_since: float | None = None
         self._engine_trouble = "" if engine is None else "the engine has not been asked yet"
+        self._engine_reason = "not asked"
         self._is_draining = False
         self._logged: frozenset[Cause] = frozenset()
         self._published: dict[str, bool] = {}
@@ -137,13 +138,15 @@ class Health:
         elif self._full_since is None:
             self._full_since = self._clock()
         if self._engine is not None:
-            before = self._engine_trouble
+            before, self._engine_reason = self._engine_reason, ""
             try:
                 await self._engine.check_ready()
                 self._engine_trouble = ""
             except EngineError as error:
-                self._engine_trouble = str(error)
-            if before != self._engine_trouble:
+                self._engine_trouble, self._engine_reason = str(error), error.reason
+            if (
+                before != self._engine_reason
+            ):  # the text may differ each time: it tells, say, when the engine is asked next
                 logger.info("engine: %s", self._engine_trouble or "ready")
         await self._publish()
 

@@ -9,6 +9,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from engine_client import EngineUnavailable
 from engine_client.testing import FakeEngine
 from preprocessor.models.family import Model
 from preprocessor.service.health import CHECK_SECONDS, SERVICE_NAME, Cause, Health, health_name
@@ -128,3 +129,23 @@ async def test_a_service_that_nobody_registered_is_unknown(caller: Caller) -> No
 
 def test_it_looks_more_often_than_a_kubelet_does() -> None:
     assert CHECK_SECONDS < 10  # Kubernetes' default periodSeconds
+
+
+async def test_an_outage_of_the_engine_is_one_line_of_the_log_whatever_it_says_meanwhile(
+    model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Fickle(FakeEngine):
+        """Says something else each time, as one does that counts the seconds to the next try."""
+
+        asked_count = 0
+
+        async def check_ready(self, timeout_seconds: float = 2.0) -> None:
+            self.asked_count += 1
+            raise EngineUnavailable(f"asked {self.asked_count} times")
+
+    with caplog.at_level("INFO", "preprocessor.service.health"):
+        async with serving(model, Fickle()) as caller:
+            for _ in range(5):
+                await caller.server.health.refresh()
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line for line in lines if line.startswith("engine: ")] == ["engine: asked 1 times"]
