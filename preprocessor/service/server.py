@@ -159,8 +159,7 @@ class Server:
         with self.gate.keeping_waiting():
             await asyncio.sleep(_LOOK_SECONDS)
             stopping = asyncio.create_task(self._grpc.stop(grace=self._drain_seconds))
-            if self.gate.waiting_count:
-                await asyncio.wait([stopping], timeout=min(_GOODBYE_SECONDS, max(0.0, self._drain_seconds / 4)))
+            await asyncio.wait([stopping], timeout=min(_GOODBYE_SECONDS, max(0.0, self._drain_seconds / 4)))
         await stopping
 
     async def _bind_http(self, address: str) -> str:
