@@ -64,12 +64,12 @@ def service(engine_address: str, log_path: Path) -> Iterator[str]:
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], log_path: Path) -> str:
-    """The service's gRPC address, once `/readyz` says yes."""
+    """The service's gRPC address, once `/readyz` says yes for `Generate`."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         if found := re.search(r"on grpc (\S+), http (\S+);", log_path.read_text()):
             try:
-                with urllib.request.urlopen(f"http://{found[2]}/readyz", timeout=2):
+                with urllib.request.urlopen(f"http://{found[2]}/readyz?method=Generate", timeout=2):
                     return found[1]
             except urllib.error.URLError:
                 pass  # listening, not ready yet

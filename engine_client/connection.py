@@ -25,6 +25,8 @@ _OPTIONS: Sequence[tuple[str, int | str]] = (
     # second, for one that was away for a moment, and two minutes; on a local network a vain attempt costs next to nothing.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # One that comes back as a new pod has another address under its name, which gRPC would ask for every 30 seconds at most.
+    ("grpc.dns_min_time_between_resolutions_ms", 2_000),
 )
 
 

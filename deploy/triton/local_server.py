@@ -116,7 +116,7 @@ class TritonServer:
             self._full_command = [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *inner]
             self._full_environment = environment
             self._start()
-            self._cleanup.callback(self._stop)
+            self._cleanup.callback(self.stop)
             self._wait_ready()
             self._cleanup = self._cleanup.pop_all()
         return self
@@ -156,6 +156,14 @@ class TritonServer:
         with contextlib.suppress(ProcessLookupError):  # it was killed before
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+    def stop(self) -> None:
+        """End it as a kubelet does: SIGTERM, time to finish what it has begun, then SIGKILL."""
+        process = self._running()
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
+        self.kill()  # a model may outlive its server
 
     def restart(self) -> None:
         """Kill it, if it still runs, and start it anew at the same addresses."""
@@ -261,15 +269,6 @@ class TritonServer:
 
     def _log_tail(self, line_count: int = 40) -> str:
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-line_count:])
-
-    def _stop(self) -> None:
-        process = self._running()
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=10)
-        with contextlib.suppress(ProcessLookupError):  # a model may outlive a server that was killed
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
     def _remove_shared_memory(self) -> None:
         for left in Path("/dev/shm").glob(self._shm_prefix + "*"):

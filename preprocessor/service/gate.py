@@ -8,6 +8,7 @@ Bytes that are no message are told apart here too: gRPC would end such a call as
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
@@ -37,6 +38,7 @@ class Gate(grpc.aio.ServerInterceptor):
     Attributes:
         open_count: Calls that are in.
         is_closed: No further ones are let in, for this process is about to end.
+        waiting_count: Calls that wait to hear whether they are; see `keeping_waiting`.
 
     Raises:
         SettingError: The file of tokens cannot be used.
@@ -45,6 +47,8 @@ class Gate(grpc.aio.ServerInterceptor):
     def __init__(self, access: AccessSettings, wire: WireSettings, metrics: Metrics) -> None:
         self.open_count = 0
         self.is_closed = False
+        self.waiting_count = 0
+        self._wait_over: asyncio.Event | None = None
         self._max_open_count = wire.max_open_calls
         self._metrics = metrics
         self._tokens = TokenFile(access.token_file) if access.token_file else None
@@ -88,6 +92,7 @@ class Gate(grpc.aio.ServerInterceptor):
         async def answer(request: Any, context: Context) -> Any:
             answered = None
             try:
+                await self._kept_waiting(is_free=is_free)
                 with self._held_place(context, is_free=is_free):
                     answered = await behaviour(await asked(context), context)
             except PreprocessorError as error:
@@ -98,6 +103,7 @@ class Gate(grpc.aio.ServerInterceptor):
 
         async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
             try:
+                await self._kept_waiting(is_free=is_free)
                 with self._held_place(context, is_free=is_free):
                     async for message in behaviour(await asked(context), context):
                         yield message
@@ -111,6 +117,24 @@ class Gate(grpc.aio.ServerInterceptor):
         code, reason, _ = status_of(error)
         self._metrics.count_end(method, code.name, reason)
         refuse(context, error, request_id_of(context))
+
+    @contextlib.contextmanager
+    def keeping_waiting(self) -> Iterator[None]:
+        """Meanwhile calls that come are neither let in nor refused; at the end they are, as `is_closed` says."""
+        self._wait_over = asyncio.Event()
+        try:
+            yield
+        finally:
+            self._wait_over.set()
+
+    async def _kept_waiting(self, *, is_free: bool) -> None:
+        if is_free or self._wait_over is None or self.waiting_count >= self._max_open_count:
+            return
+        self.waiting_count += 1
+        try:
+            await self._wait_over.wait()
+        finally:
+            self.waiting_count -= 1
 
     @contextlib.contextmanager
     def _held_place(self, context: Context, *, is_free: bool) -> Iterator[None]:

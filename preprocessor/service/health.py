@@ -1,7 +1,8 @@
 """Is this replica alive, and should it get work? Answered over gRPC health and over HTTP, from one truth.
 
-Alive means that the event loop answers: whatever stops it, a restart cures. Ready means that nothing of `Cause` holds, which
-a restart would not cure: an engine that is down makes a replica unready and never restarts it.
+Alive means that the event loop answers: whatever stops it, a restart cures. Ready is said for each method, since what keeps
+one from being served may not concern the others: without an engine a replica still prepares. The replica as a whole is ready
+while it prepares. No `Cause` would be cured by a restart, so none leads to one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as grpc_health
 
 from engine_client import EngineClient, EngineError
-from preprocessor.service.metrics import Metrics
+from preprocessor.service.metrics import METHODS, Metrics
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.workers.pool import WorkerPool
 
@@ -29,7 +30,7 @@ _FULL = 0.95  # what is left then fits no video
 
 
 class Cause(enum.Enum):
-    """Why a replica should get no work."""
+    """Why a replica should get no work, or none of some kind."""
 
     DRAINING = "draining"
     """A stop is under way."""
@@ -39,6 +40,23 @@ class Cause(enum.Enum):
     """The engine, without which `Generate` is not served, does not answer."""
     BUDGET = "budget"
     """Memory has been full for a while: what comes would wait, or be refused, while another replica has room."""
+
+
+_PREPARING = frozenset({Cause.DRAINING, Cause.WORKERS, Cause.BUDGET})
+CONCERNS: Mapping[str, frozenset[Cause]] = {
+    "": _PREPARING,
+    "Prepare": _PREPARING,
+    "CountTokens": _PREPARING,
+    "Generate": frozenset(Cause),
+    "GetModel": frozenset({Cause.DRAINING}),
+}
+"""What keeps each method from being served; under the empty name, what takes the whole replica out."""
+_NO_ENGINE = "no engine is configured here; start the service with --engine"
+
+
+def health_name(method: str) -> str:
+    """The name by which `grpc.health.v1` tells of a method: protobuf's own, `preprocessor.v1.Preprocessor.Generate`."""
+    return f"{SERVICE_NAME}.{method}"
 
 
 class Health:
@@ -63,12 +81,14 @@ class Health:
         self._clock = clock
         self._full_since: float | None = None
         self._engine_trouble = "" if engine is None else "the engine has not been asked yet"
+        self._engine_reason = "not asked"
         self._is_draining = False
-        self._published: frozenset[Cause] | None = None
+        self._logged: frozenset[Cause] = frozenset()
+        self._published: dict[str, bool] = {}
 
     @property
     def causes(self) -> Mapping[Cause, str]:
-        """Why this replica should get no work, each with what to say of it; empty when it should."""
+        """What is wrong, each with what to say of it, whichever methods it concerns."""
         found = {}
         if self._is_draining:
             found[Cause.DRAINING] = "draining"
@@ -80,10 +100,26 @@ class Health:
             found[Cause.BUDGET] = f"the memory budget has been full for {self._clock() - self._full_since:.0f} s"
         return found
 
+    def causes_of(self, method: str = "") -> Mapping[Cause, str]:
+        """Why this replica should get no call of a method, or, without one, no call at all; empty when it should.
+
+        Raises:
+            KeyError: There is no such method.
+        """
+        concerns = CONCERNS[method]
+        if self._engine is None and Cause.ENGINE in concerns:
+            return {**self.causes, Cause.ENGINE: _NO_ENGINE}
+        return {cause: text for cause, text in self.causes.items() if cause in concerns}
+
     @property
     def trouble(self) -> str:
-        """The causes in a line."""
-        return "; ".join(self.causes.values())
+        """The causes in a line, with the methods that they concern where it is not all."""
+        causes = self.causes
+        if not causes:
+            return ""
+        unready = [method for method in METHODS if CONCERNS[method] & causes.keys()]
+        whom = "" if unready == list(METHODS) else f"{', '.join(unready)}: "
+        return whom + "; ".join(causes.values())
 
     @property
     def is_engine_ready(self) -> bool:
@@ -102,13 +138,15 @@ class Health:
         elif self._full_since is None:
             self._full_since = self._clock()
         if self._engine is not None:
-            before = self._engine_trouble
+            before, self._engine_reason = self._engine_reason, ""
             try:
                 await self._engine.check_ready()
                 self._engine_trouble = ""
             except EngineError as error:
-                self._engine_trouble = str(error)
-            if before != self._engine_trouble:
+                self._engine_trouble, self._engine_reason = str(error), error.reason
+            if (
+                before != self._engine_reason
+            ):  # the text may differ each time: it tells, say, when the engine is asked next
                 logger.info("engine: %s", self._engine_trouble or "ready")
         await self._publish()
 
@@ -119,26 +157,34 @@ class Health:
 
     async def _publish(self) -> None:
         causes = frozenset(self.causes)
-        if causes == self._published:
-            return
-        if self._published is not None:
+        if self._published and causes != self._logged:
             logger.info("%s", f"not ready: {self.trouble}" if causes else "ready")
-        self._published = causes
-        serving = health_pb2.HealthCheckResponse.SERVING
-        status = health_pb2.HealthCheckResponse.NOT_SERVING if causes else serving
-        for name in ("", SERVICE_NAME):
-            await self.servicer.set(name, status)
+        self._logged = causes
+        for method in CONCERNS:
+            is_ready = not self.causes_of(method)
+            if is_ready is self._published.get(method):
+                continue
+            self._published[method] = is_ready
+            serving = health_pb2.HealthCheckResponse.SERVING
+            status = serving if is_ready else health_pb2.HealthCheckResponse.NOT_SERVING
+            for name in (health_name(method),) if method else ("", SERVICE_NAME):
+                await self.servicer.set(name, status)
 
 
 def probe_application(health: Health, metrics: Metrics) -> web.Application:
-    """`/livez`, `/readyz` and `/metrics`."""
+    """`/livez`, `/readyz`, `/readyz?method=METHOD` and `/metrics`."""
 
     async def livez(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
-    async def readyz(_: web.Request) -> web.Response:
-        causes = health.causes
-        return web.Response(text="\n".join(causes.values() or ["ok"]) + "\n", status=503 if causes else 200)
+    async def readyz(request: web.Request) -> web.Response:
+        method = request.query.get("method", "")
+        if method not in CONCERNS:
+            return web.Response(text=f"no such method; ask for one of {', '.join(METHODS)}\n", status=404)
+        causes = health.causes_of(method)
+        if causes:
+            return web.Response(text="\n".join(causes.values()) + "\n", status=503)
+        return web.Response(text="ok\n" if method or not health.causes else f"ok, but not for {health.trouble}\n")
 
     async def scrape(request: web.Request) -> web.Response:
         body, content_type = metrics.render(request.headers.get("Accept", ""))

@@ -26,6 +26,7 @@ from preprocessor.service.engine import arena_in, connect_engine, create_region,
 from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.gate import Gate
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
+from preprocessor.service.logs import keep_writing_sums
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.servicer import PreprocessorServicer
 from preprocessor.service.state_metrics import StateMetrics
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 2.0  # for what a caller has not read yet of an answer that is complete
 _LOOK_SECONDS = 0.05
+_GOODBYE_SECONDS = 1.0  # until every connection has heard of a stop
 
 
 class Server:
@@ -151,7 +153,16 @@ class Server:
     async def _let_calls_finish(self) -> None:
         """Probes answer "draining" meanwhile."""
         await self.health.drain()
-        await self._grpc.stop(grace=self._drain_seconds)
+        if not self.gate.is_closed:
+            await self._grpc.stop(grace=self._drain_seconds)
+            return
+        # A call that comes after gRPC's stop, and before its caller has heard of it, is ended as CANCELLED. Who asks again as
+        # soon as he is refused would be one of those: he is kept waiting until his connection has been told to end.
+        with self.gate.keeping_waiting():
+            await asyncio.sleep(_LOOK_SECONDS)
+            stopping = asyncio.create_task(self._grpc.stop(grace=self._drain_seconds))
+            await asyncio.wait([stopping], timeout=min(_GOODBYE_SECONDS, max(0.0, self._drain_seconds / 4)))
+        await stopping
 
     async def _bind_http(self, address: str) -> str:
         host, port = split_address("--http-address", address)
@@ -180,6 +191,7 @@ async def serve(settings: ServeSettings, model: Model | GenericModel, zygote: Zy
     give_back_large_blocks()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    summing = asyncio.create_task(keep_writing_sums())
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if zygote is not None:
@@ -202,4 +214,6 @@ async def serve(settings: ServeSettings, model: Model | GenericModel, zygote: Zy
         await server.retire()
     if zygote is not None:
         zygote.close()
+    summing.cancel()
+    await asyncio.wait([summing])
     logger.info("stopped")

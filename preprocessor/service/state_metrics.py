@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from preprocessor.machine import available_memory_bytes, used_memory_bytes
 from preprocessor.service.health import Cause, Health
+from preprocessor.service.metrics import METHODS
 from preprocessor.workers.pool import WorkerPool
 
 
@@ -51,9 +52,19 @@ class StateMetrics(Collector):
             pool.abandoned_counts,
         )
         causes = health.causes
-        yield _gauge("preprocessor_ready", "1 while this replica should get work", not causes)
+        yield _gauge("preprocessor_ready", "1 while this replica should get work", not health.causes_of())
         yield _by_label(
-            GaugeMetricFamily("preprocessor_unready", "1 for each cause why it should not", labels=("cause",)),
+            GaugeMetricFamily(
+                "preprocessor_method_ready", "1 while it should get calls of a method", labels=("method",)
+            ),
+            {method: not health.causes_of(method) for method in METHODS},
+        )
+        yield _by_label(
+            GaugeMetricFamily(
+                "preprocessor_unready",
+                "1 for each cause why it should get none, or none of some method",
+                labels=("cause",),
+            ),
             {cause.value: cause in causes for cause in Cause},
         )
         yield _gauge("preprocessor_engine_ready", "1 while the engine answers", health.is_engine_ready)

@@ -83,11 +83,15 @@ def refuse(context: Context, error: BaseException, request_id: str, *, log_paylo
     code, reason, message = status_of(error)
     message = _cut(message, _MAX_MESSAGE_BYTES)
     if reason == "INTERNAL":
-        logger.error("request %s failed\n%s", request_id, describe_fault(error, log_payloads=log_payloads))
+        # Each is a kind of its own, so that the log has every one: its caller was told so.
+        fault = describe_fault(error, log_payloads=log_payloads)
+        logger.error("request %s failed\n%s", request_id, fault, extra={"kind": request_id})
     elif isinstance(error, errors.PreprocessorError) and error.trace:
-        logger.warning("request %s refused: %s %s\n%s", request_id, code.name, reason, error.trace)
+        logger.warning(
+            "request %s refused: %s %s\n%s", request_id, code.name, reason, error.trace, extra={"kind": reason}
+        )
     else:
-        logger.info("request %s refused: %s %s", request_id, code.name, reason)
+        logger.info("request %s refused: %s %s", request_id, code.name, reason, extra={"kind": reason})
     info = error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata={"request_id": request_id})
     if isinstance(error, errors.PreprocessorError):
         info.metadata.update({name: _cut(value, _MAX_METADATA_BYTES) for name, value in error.metadata.items()})

@@ -148,16 +148,26 @@ def _prepare_to_fork() -> None:
 
 
 def _serve_forks(control: socket.socket, model: Any) -> None:
-    from preprocessor.workers import worker
-
+    """Fork and kill as told, until the service is gone: its end shows wherever something is read from it, or told it."""
     use_one_thread()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A stop is for the service alone, which lets work end first; some send its signal to every process (systemd does).
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     wakeup, alarm = socket.socketpair()
     wakeup.setblocking(False)
     alarm.setblocking(False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(alarm.fileno(), warn_on_full_buffer=False)
-    control.send(pickle.dumps(Ready()))
+    try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            control.send(pickle.dumps(Ready()))
+            _take_orders(control, wakeup, alarm, model)
+    finally:
+        signal.set_wakeup_fd(-1)  # the sockets behind it are about to close
+
+
+def _take_orders(control: socket.socket, wakeup: socket.socket, alarm: socket.socket, model: Any) -> None:
+    from preprocessor.workers import worker
 
     workers: dict[int, int] = {}  # process id → worker id
     with selectors.DefaultSelector() as selector:
@@ -170,9 +180,8 @@ def _serve_forks(control: socket.socket, model: Any) -> None:
                         wakeup.recv(4096)
                     _report_ends(control, workers)
                     continue
-                message, descriptors = _next_order(control)
+                message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 2)
                 if not message:
-                    signal.set_wakeup_fd(-1)  # the sockets behind it are about to close
                     return
                 order: Fork | Kill = pickle.loads(message)
                 if isinstance(order, Kill):
@@ -213,15 +222,6 @@ def _be_worker(work: Callable[..., None], channel: int, arena: int, model: Any, 
         if code:
             logging.getLogger(__name__).exception("a worker ends")
         os._exit(code)
-
-
-def _next_order(control: socket.socket) -> tuple[bytes, list[int]]:
-    """An order and its descriptors; empty where the service is gone."""
-    try:
-        message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 2)
-    except ConnectionResetError:  # it went without reading what lay there for it
-        return b"", []
-    return message, descriptors
 
 
 def _report_ends(control: socket.socket, workers: dict[int, int]) -> None:

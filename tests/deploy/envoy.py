@@ -40,7 +40,8 @@ def configuration(
     config["admin"]["address"] = _loopback(admin_port)
     for listener, its_port in zip(config["static_resources"]["listeners"], (port, http_port), strict=True):
         listener["address"] = _loopback(its_port)
-    for cluster, ports in zip(config["static_resources"]["clusters"], (replica_ports, [admin_port]), strict=True):
+    for cluster in config["static_resources"]["clusters"]:
+        ports = [admin_port] if cluster["name"] == "admin" else replica_ports
         endpoints = cluster["load_assignment"]["endpoints"][0]
         endpoints["lb_endpoints"] = [{"endpoint": {"address": _loopback(port)}} for port in ports]
     return config
@@ -61,17 +62,17 @@ class Envoy:
         self.access_log = access_log
         self._admin_address = admin_address
 
-    async def healthy_ports(self) -> set[int]:
-        """Ports of the replicas that get calls."""
+    async def healthy_ports(self, cluster: str = "preprocessor") -> set[int]:
+        """Ports of the replicas that get calls; `generate` is the cluster of those that get `Generate`."""
         clusters = json.loads(await self._ask("/clusters?format=json"))["cluster_statuses"]
-        hosts = next(one.get("host_statuses", []) for one in clusters if one["name"] == "preprocessor")
+        hosts = next(one.get("host_statuses", []) for one in clusters if one["name"] == cluster)
         healthy = [host for host in hosts if host["health_status"].keys() <= {"eds_health_status"}]
         return {host["address"]["socket_address"]["port_value"] for host in healthy}
 
-    async def until_healthy(self, ports: set[int]) -> None:
+    async def until_healthy(self, ports: set[int], cluster: str = "preprocessor") -> None:
         """Return when these replicas get calls and no others."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while (healthy := await self.healthy_ports()) != ports:
+        while (healthy := await self.healthy_ports(cluster)) != ports:
             assert time.monotonic() < deadline, f"{healthy} are healthy, and not {ports}"
             await asyncio.sleep(0.02)
 

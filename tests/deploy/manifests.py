@@ -37,8 +37,8 @@ def of_kind(overlay: str, kind: str) -> list[Resource]:
 
 
 def pods(overlay: str) -> Iterator[tuple[str, Resource]]:
-    """Name and pod template of every Deployment."""
-    found = of_kind(overlay, "Deployment")
+    """Name and pod template of every Deployment and StatefulSet."""
+    found = of_kind(overlay, "Deployment") + of_kind(overlay, "StatefulSet")
     assert found, f"no Deployment in {overlay}: nothing would be looked at"
     for resource in found:
         yield resource["metadata"]["name"], resource["spec"]["template"]

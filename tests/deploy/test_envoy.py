@@ -24,7 +24,7 @@ from preprocessor.client import CHANNEL_OPTIONS
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.deploy.calls import SECONDS, BegunAnswer, HeldUpload, prepare
-from tests.deploy.envoy import Envoy, configuration, running_envoy
+from tests.deploy.envoy import DIRECTORY, Envoy, configuration, running_envoy
 from tests.deploy.replicas import Replica, running_replicas
 from tests.deploy.tools import envoy_binary
 from tests.engine.certificates import SERVER_NAME, Authority, Signed
@@ -194,6 +194,15 @@ async def test_an_error_reaches_curl_with_its_reason(balanced: Balanced) -> None
 @pytest.mark.parametrize("path", ["/", "/metrics", "/readyz", f"{SERVICE}/Nothing", "/grpc.health.v1.Health/Check"])
 async def test_nothing_else_is_let_through(balanced: Balanced, path: str) -> None:
     assert (await asyncio.to_thread(ask, balanced.envoy.address, path))[0] == 404
+
+
+def test_envoy_reads_the_file_itself(tmp_path: Path) -> None:
+    """Elsewhere it gets what Python makes of it; anchors, say, are for each reader to understand."""
+    path = tmp_path / "envoy.yaml"
+    path.write_text((DIRECTORY / "envoy.yaml").read_text().replace("/etc/envoy/", f"{DIRECTORY}/"))
+    command = [envoy_binary(), "--mode", "validate", "--config-path", path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 async def test_envoy_says_that_it_is_ready(balanced: Balanced) -> None:

@@ -11,10 +11,12 @@ import pytest
 import yaml
 
 from engine_client import Fingerprint, OnMismatch
+from engine_client.breaker import EndpointPolicy
 from preprocessor.cli.sources import load_settings
 from preprocessor.config import ServeSettings
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
+from preprocessor.service.health import SERVICE_NAME, health_name
 from tests.deploy.dockerfile import instructions
 from tests.deploy.manifests import (
     OVERLAYS,
@@ -33,6 +35,8 @@ from tests.monitoring.documented import documented, names_in
 OLDEST_KUBERNETES = "1.30"  # the first with preStop.sleep on by default
 GIB = 1 << 30
 OF_OPERATORS = {"PodMonitor", "PrometheusRule", "Issuer", "Certificate"}  # kinds that Kubernetes itself does not know
+REPLICAS = {"preprocessor": SERVICE_NAME, "generate": health_name("Generate")}
+"""Envoy's clusters that are the replicas, and the name by which each asks for their health."""
 PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
 WITH_AN_ENGINE = ("overlays/prod", "overlays/colocated")
 overlays = pytest.mark.parametrize("overlay", OVERLAYS)
@@ -211,7 +215,7 @@ def test_labels_lead_to_pods(overlay: str) -> None:
     def chosen(selector: dict[str, str]) -> bool:
         return any(selector.items() <= one.items() for one in labels)
 
-    for deployment in of_kind(overlay, "Deployment"):
+    for deployment in of_kind(overlay, "Deployment") + of_kind(overlay, "StatefulSet"):
         assert chosen(deployment["spec"]["selector"]["matchLabels"])
         for spread in deployment["spec"]["template"]["spec"].get("topologySpreadConstraints", ()):
             assert spread["labelSelector"] == deployment["spec"]["selector"]
@@ -302,15 +306,40 @@ def test_envoy_with_tls_is_envoy_with_a_transport_socket() -> None:
 
 def test_addresses_in_settings_are_names_of_services() -> None:
     (_, settings), *_ = services_of("overlays/prod")
-    names = {service["metadata"]["name"] for service in of_kind("overlays/prod", "Service")}
-    assert {address.partition(":")[0] for address in settings.engine.address.split(",")} <= names
-    upstream = yaml.safe_load((DEPLOY / "envoy/envoy.yaml").read_text())["static_resources"]["clusters"][0]
-    endpoint = upstream["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
-    replicas = next(
-        one for one in of_kind("overlays/prod", "Service") if one["metadata"]["name"] == endpoint["address"]
-    )
-    assert replicas["spec"]["clusterIP"] == "None"
-    assert endpoint["port_value"] in {port["port"] for port in replicas["spec"]["ports"]}
+    (engines,) = of_kind("overlays/prod", "StatefulSet")
+    service = engines["spec"]["serviceName"]
+    pods_of_engines = {f"{engines['metadata']['name']}-{number}" for number in range(engines["spec"]["replicas"])}
+    assert {address.partition(":")[0] for address in settings.engine.address.split(",")} == {
+        f"{pod}.{service}" for pod in pods_of_engines
+    }
+    services = {one["metadata"]["name"]: one["spec"] for one in of_kind("overlays/prod", "Service")}
+    assert services[service]["clusterIP"] == "None", "pods have names of their own below a headless Service alone"
+    clusters = yaml.safe_load((DEPLOY / "envoy/envoy.yaml").read_text())["static_resources"]["clusters"]
+    for upstream in (one for one in clusters if one["name"] in REPLICAS):
+        endpoints = upstream["load_assignment"]["endpoints"][0]["lb_endpoints"]
+        address = endpoints[0]["endpoint"]["address"]["socket_address"]
+        replicas = services[address["address"]]
+        assert replicas["clusterIP"] == "None"
+        assert address["port_value"] in {port["port"] for port in replicas["ports"]}
+
+
+def test_envoy_asks_health_by_names_that_the_service_has() -> None:
+    clusters = yaml.safe_load((DEPLOY / "envoy/envoy.yaml").read_text())["static_resources"]["clusters"]
+    asked = {one["name"]: one["health_checks"][0]["grpc_health_check"] for one in clusters if one["name"] in REPLICAS}
+    assert {name: check["service_name"] for name, check in asked.items()} == REPLICAS
+
+
+def test_engines_are_replaced_one_at_a_time_and_never_all_evicted() -> None:
+    (engines,) = of_kind("overlays/prod", "StatefulSet")
+    assert engines["spec"]["replicas"] >= 2
+    assert engines["spec"]["minReadySeconds"] > EndpointPolicy().max_backoff_seconds
+    labels = engines["spec"]["template"]["metadata"]["labels"]
+    budgets = [
+        one["spec"]["maxUnavailable"]
+        for one in of_kind("overlays/prod", "PodDisruptionBudget")
+        if one["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    ]
+    assert budgets == [1]
 
 
 def test_envoy_refuses_calls_before_its_memory_is_full() -> None:

@@ -157,10 +157,10 @@ def sent_whole_count(caller: Caller) -> int:
 
 
 async def until_ready(caller: Caller, *, is_ready: bool = True) -> str:
-    """Wait until `/readyz` says so; what it says then."""
+    """Wait until `/readyz` says so of `Generate`; what it says then."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
-            status, text = await caller.get("/readyz")
+            status, text = await caller.get("/readyz?method=Generate")
             if (status == 200) is is_ready:
                 return text
             await asyncio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The service in front of two Tritons, of which one dies under load."""
+"""The service in front of two Tritons, of which one dies under load, or both are replaced."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ import grpc
 import pytest
 
 from deploy.triton.local_server import TritonServer
+from engine_client import Endpoints, Standing
 from preprocessor.models.family import Model
-from tests.engine.served import HELD, SCRIPTED_PROFILE, SPEC, Answer, ask, assert_at_rest, service_before, until_ready
-from tests.engine.servers import Gate
+from tests.engine.served import (
+    FINISH,
+    HELD,
+    SCRIPTED_PROFILE,
+    SPEC,
+    Answer,
+    ask,
+    assert_at_rest,
+    service_before,
+    until_ready,
+)
+from tests.engine.servers import SCRIPTED_REPOSITORY, Gate, serving
 from tests.service.conftest import chat
 from tests.waiting import eventually
 
@@ -61,3 +72,33 @@ async def test_one_of_two_engines_killed_under_load_costs_no_caller_who_had_no_t
         assert samples["preprocessor_engine_requests_total", dead, "failed"] == retries + len(broken_off)
         assert retries > 0
         assert samples["preprocessor_engine_requests_total", alive, "answered"] >= len(spared)
+
+
+async def test_two_engines_replaced_in_turn_cost_no_caller_anything(
+    model: Model, doomed_triton: TritonServer, tmp_path: Path
+) -> None:
+    """As a StatefulSet does, whose `minReadySeconds` give the service time to take one back before the next one goes."""
+    with serving("scripted", SCRIPTED_REPOSITORY) as other:
+        servers = (doomed_triton, other)
+        settings = {"asks": "scripted", "profile": SCRIPTED_PROFILE.format(ending=FINISH), "transport": "grpc"}
+        async with service_before(model, tmp_path, *servers, **settings) as caller:
+            await until_ready(caller)
+            engine = caller.server.engine
+            assert isinstance(engine, Endpoints)
+            is_over = asyncio.Event()
+
+            async def keep_asking() -> list[Answer]:
+                answers = []
+                while not is_over.is_set():
+                    answers.append(await ask(caller, Answer()))
+                return answers
+
+            asking = [asyncio.create_task(keep_asking()) for _ in range(4)]
+            for server in servers:
+                await asyncio.to_thread(server.stop)
+                await eventually(lambda: any(state.standing is Standing.EJECTED for state in engine.states()))
+                await asyncio.to_thread(server.restart)
+                await eventually(lambda: all(state.standing is Standing.HEALTHY for state in engine.states()))
+            is_over.set()
+            answers = [answer for one in await asyncio.gather(*asking) for answer in one]
+            assert {(answer.code, *answer.token_ids) for answer in answers} == {(grpc.StatusCode.OK, 0, 1, 2)}

@@ -169,7 +169,7 @@ async def test_a_model_process_that_dies_in_mid_answer_is_unavailable_and_found_
         be_impatient(engine)
         assert (await asking).code is grpc.StatusCode.UNAVAILABLE
         # Triton goes on saying that it is ready: callers are what shows the service otherwise.
-        while (await caller.get("/readyz"))[0] == 200:
+        while (await caller.get("/readyz?method=Generate"))[0] == 200:
             error = await refused(caller)
             assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_UNAVAILABLE")
         be_impatient(engine, PATIENCE_SECONDS)

@@ -14,15 +14,19 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import grpc.aio
 import psutil
 import pytest
+import pytest_asyncio
 
 from preprocessor.client import CHANNEL_OPTIONS, CallFailed, PrepareResult, prepare
 from preprocessor.config import split_address
+from preprocessor.service.logs import MAX_ALIKE
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.bench.service.watched import WatchedServer
@@ -83,6 +87,75 @@ async def test_a_stop_under_load_finishes_what_was_accepted_and_refuses_the_rest
             for call in (*accepted, uploading):
                 assert await last_kind(call) == "report"
         assert await asyncio.to_thread(server.wait) == 0
+
+
+@dataclass
+class Stop:
+    """How the calls of callers who never stop asking ended, and what the log says of it."""
+
+    codes: Counter[grpc.StatusCode]
+    log: list[str]
+
+
+@pytest_asyncio.fixture(scope="module")
+async def stop_under_calls() -> Stop:
+    """A service that is told to stop while 48 callers, on four connections, ask again as soon as they have an answer."""
+    codes: Counter[grpc.StatusCode] = Counter()
+    is_over = asyncio.Event()
+    with WatchedServer("--workers", "1", "--drain-seconds", "60") as server:
+
+        async def ask_on(channel: grpc.aio.Channel) -> None:
+            while not is_over.is_set():
+                call = pb_grpc.PreprocessorStub(channel).GetModel(pb.GetModelRequest(), timeout=PATIENCE_SECONDS)
+                codes[await call.code()] += 1
+
+        async with contextlib.AsyncExitStack() as stack:
+            options = (*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
+            channels = [
+                await stack.enter_async_context(grpc.aio.insecure_channel(server.address, options=options))
+                for _ in range(4)
+            ]
+            upload = pb_grpc.PreprocessorStub(
+                channels[0]
+            ).Prepare()  # keeps the service until it has been refusing for long
+            await upload.write(pb.PrepareRequest(spec=chat(image("photo"))))
+            await eventually(lambda: in_flight(server) >= 1)
+            asking = [asyncio.create_task(ask_on(channel)) for channel in channels for _ in range(12)]
+            await eventually(lambda: codes[grpc.StatusCode.OK] > len(asking))
+            server.process.send_signal(signal.SIGTERM)
+            await eventually(lambda: codes[grpc.StatusCode.UNAVAILABLE] > 10 * len(asking))
+            await upload.write(pb.PrepareRequest(chunk=pb.MediaChunk(key="photo", data=PHOTO, last=True)))
+            assert await last_kind(upload) == "report"
+            assert await asyncio.to_thread(server.wait) == 0
+            is_over.set()
+            await asyncio.gather(*asking)
+    return Stop(codes, list(server.log))
+
+
+def test_a_stop_tells_callers_unavailable_and_nothing_else(stop_under_calls: Stop) -> None:
+    assert set(stop_under_calls.codes) == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}, stop_under_calls.codes
+
+
+def test_a_stop_says_how_many_it_refused_in_a_few_lines(stop_under_calls: Stop) -> None:
+    about_refusals = [line for line in stop_under_calls.log if "refused" in line]
+    sums = [int(found[1]) for line in about_refusals if (found := re.search(r": (\d+) more like this in", line))]
+    assert sum(sums) >= 400
+    assert len(about_refusals) <= (MAX_ALIKE + 1) * len(sums)
+
+
+async def test_a_stop_signal_to_every_process_costs_no_worker_its_work() -> None:
+    """Some send it so: systemd, and whoever kills a control group."""
+    with WatchedServer("--workers", "1", "--memory-budget", "1GiB", "--drain-seconds", "60") as server:
+        async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
+            accepted = [
+                pb_grpc.PreprocessorStub(channel).Prepare(iter([pb.PrepareRequest(spec=WORK)])) for _ in range(4)
+            ]
+            await eventually(lambda: in_flight(server) == 4)
+            for process in server.tree():
+                process.send_signal(signal.SIGTERM)
+            assert [await last_kind(call) for call in accepted] == ["report"] * 4
+        assert await asyncio.to_thread(server.wait) == 0
+        assert [line for line in server.log if "lost" in line or "Traceback" in line] == []
 
 
 async def last_kind(call: grpc.aio.StreamStreamCall[pb.PrepareRequest, pb.PrepareResponse]) -> str | None:

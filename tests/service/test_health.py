@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from engine_client.testing import FakeEngine
 from preprocessor.models.family import Model
+from preprocessor.service.metrics import METHODS
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import photo
 from tests.service.conftest import Caller, chat, image, serving
@@ -33,13 +34,34 @@ async def test_a_server_that_runs_is_live_and_ready(caller: Caller) -> None:
     assert await health_of(caller, SERVICE) == "SERVING"
 
 
-async def test_an_engine_that_is_down_makes_it_unready_but_not_dead(model: Model) -> None:
+async def test_an_engine_that_is_down_makes_it_unready_for_generate_alone(model: Model) -> None:
     async with serving(model, FakeEngine(is_available=False)) as caller:
         assert (await caller.get("/livez"))[0] == 200
-        status, why = await caller.get("/readyz")
+        status, why = await caller.get("/readyz?method=Generate")
         assert status == 503
-        assert "engine" in why.lower()
-        assert await health_of(caller, SERVICE) == "NOT_SERVING"
+        assert why.startswith("engine: ")
+        assert await caller.get("/readyz") == (200, f"ok, but not for Generate: {why}")
+        for method in ("Prepare", "CountTokens", "GetModel"):
+            assert await caller.get(f"/readyz?method={method}") == (200, "ok\n")
+        served = {method: await health_of(caller, f"{SERVICE}.{method}") for method in METHODS}
+        assert served == dict.fromkeys(METHODS, "SERVING") | {"Generate": "NOT_SERVING"}
+        assert await health_of(caller, SERVICE) == await health_of(caller) == "SERVING"
+        samples = await caller.samples()
+        assert samples["preprocessor_method_ready", "Generate"] == 0
+        assert samples["preprocessor_method_ready", "Prepare"] == samples[("preprocessor_ready",)] == 1
+
+
+async def test_without_an_engine_all_but_generate_is_served(caller: Caller) -> None:
+    assert await health_of(caller, f"{SERVICE}.Generate") == "NOT_SERVING"
+    status, why = await caller.get("/readyz?method=Generate")
+    assert (status, "--engine" in why) == (503, True)
+    assert await caller.get("/readyz") == (200, "ok\n")
+
+
+async def test_readiness_for_a_method_that_is_none_is_not_found(caller: Caller) -> None:
+    status, why = await caller.get("/readyz?method=Complete")
+    assert status == 404
+    assert all(method in why for method in METHODS)
 
 
 async def test_an_engine_that_comes_back_makes_it_ready_again(model: Model) -> None:
@@ -47,8 +69,8 @@ async def test_an_engine_that_comes_back_makes_it_ready_again(model: Model) -> N
     async with serving(model, engine) as caller:
         engine.is_available = True
         await caller.server.health.refresh()
-        assert (await caller.get("/readyz"))[0] == 200
-        assert await health_of(caller, SERVICE) == "SERVING"
+        assert (await caller.get("/readyz?method=Generate"))[0] == 200
+        assert await health_of(caller, f"{SERVICE}.Generate") == "SERVING"
 
 
 async def test_a_drain_makes_it_unready_first(model: Model) -> None:

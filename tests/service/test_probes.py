@@ -9,9 +9,10 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from engine_client import EngineUnavailable
 from engine_client.testing import FakeEngine
 from preprocessor.models.family import Model
-from preprocessor.service.health import CHECK_SECONDS, SERVICE_NAME, Cause, Health
+from preprocessor.service.health import CHECK_SECONDS, SERVICE_NAME, Cause, Health, health_name
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip
 from tests.service.conftest import Caller, chat, serving, video
@@ -40,21 +41,24 @@ async def following(watches: Sequence[AsyncIterator[str]]) -> str:
     return status
 
 
-async def test_a_watch_of_each_name_follows_an_outage_of_the_engine_and_the_drain(model: Model, brisk: None) -> None:
+async def test_a_watch_follows_an_outage_of_the_engine_where_it_concerns_it_and_the_drain_everywhere(
+    model: Model, brisk: None
+) -> None:
     engine = FakeEngine()
     async with serving(model, engine) as caller:
-        watches = [status_changes(caller, name) for name in ("", SERVICE_NAME)]
-        assert await following(watches) == "SERVING"
+        generating = [status_changes(caller, health_name("Generate"))]
+        preparing = [status_changes(caller, name) for name in ("", SERVICE_NAME, health_name("Prepare"))]
+        assert await following(generating) == await following(preparing) == "SERVING"
         engine.is_available = False
-        assert await following(watches) == "NOT_SERVING"  # the service looks by itself
-        status, why = await caller.get("/readyz")
+        assert await following(generating) == "NOT_SERVING"  # the service looks by itself
+        status, why = await caller.get("/readyz?method=Generate")
         assert (status, why.startswith("engine: ")) == (503, True)
         assert (await caller.get("/livez"))[0] == 200, "an engine's outage must not restart its clients"
         engine.is_available = True
-        assert await following(watches) == "SERVING"
-        assert await caller.get("/readyz") == READY
+        assert await following(generating) == "SERVING"
+        assert await caller.get("/readyz?method=Generate") == READY
         await caller.server.health.drain()
-        assert await following(watches) == "NOT_SERVING"
+        assert await following([*generating, *preparing]) == "NOT_SERVING", "the outage was none of the others' news"
 
 
 async def test_workers_that_are_gone_make_it_unready_until_others_have_come(model: Model) -> None:
@@ -113,7 +117,8 @@ async def test_a_budget_that_is_full_for_a_moment_changes_nothing(model: Model) 
 async def test_readiness_tells_every_cause_at_once(model: Model) -> None:
     async with serving(model, FakeEngine(is_available=False)) as caller:
         await caller.server.health.drain()
-        status, why = await caller.get("/readyz")
+        assert await caller.get("/readyz") == (503, "draining\n")
+        status, why = await caller.get("/readyz?method=Generate")
         assert status == 503
         assert [line.partition(":")[0] for line in why.splitlines()] == ["draining", "engine"]
         samples = await caller.samples()
@@ -130,3 +135,23 @@ async def test_a_service_that_nobody_registered_is_unknown(caller: Caller) -> No
 
 def test_it_looks_more_often_than_a_kubelet_does() -> None:
     assert CHECK_SECONDS < 10  # Kubernetes' default periodSeconds
+
+
+async def test_an_outage_of_the_engine_is_one_line_of_the_log_whatever_it_says_meanwhile(
+    model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Fickle(FakeEngine):
+        """Says something else each time, as one does that counts the seconds to the next try."""
+
+        asked_count = 0
+
+        async def check_ready(self, timeout_seconds: float = 2.0) -> None:
+            self.asked_count += 1
+            raise EngineUnavailable(f"asked {self.asked_count} times")
+
+    with caplog.at_level("INFO", "preprocessor.service.health"):
+        async with serving(model, Fickle()) as caller:
+            for _ in range(5):
+                await caller.server.health.refresh()
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line for line in lines if line.startswith("engine: ")] == ["engine: asked 1 times"]
