@@ -49,12 +49,26 @@ def load_tokenizer(directory: Path) -> TokenizersBackend:
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # tokenizers raises it bare for a file it cannot read
-        raise ModelNotFound(
-            f"{directory}: no tokenizer can be loaded ({error})", reason="BAD_MODEL_DIRECTORY"
-        ) from error
+        if not (directory / "tokenizer.json").is_file():
+            raise bad_directory(
+                directory, "tokenizer.json is missing; copy it from where the model came from"
+            ) from error
+        what = f"tokenizer.json or a file beside it cannot be used ({one_line(error)}); copy them again"
+        raise bad_directory(directory, what) from error
     if not isinstance(tokenizer, TokenizersBackend):
-        raise ModelNotFound(f"{directory}: the tokenizer has no tokenizer.json", reason="BAD_MODEL_DIRECTORY")
+        raise bad_directory(directory, "tokenizer.json is missing, and the tokenizer that is here is a slow one")
+    if not len(tokenizer):
+        raise bad_directory(directory, "tokenizer.json is missing; copy it from where the model came from")
     return tokenizer
+
+
+def bad_directory(directory: Path, what: str) -> ModelNotFound:
+    return ModelNotFound(f"{directory}: {what}", reason="BAD_MODEL_DIRECTORY")
+
+
+def one_line(error: Exception) -> str:
+    """What a foreign exception says, without the advice in further lines that is for programmers."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def build_tokenizer(table: TokenTable) -> TokenizersBackend:
