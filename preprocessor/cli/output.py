@@ -80,10 +80,12 @@ def check_output(path: Path) -> None:
     Raises:
         SettingError: It cannot.
     """
+    if path.exists() and not path.is_file():  # a device, say, whose place the file would take
+        raise SettingError("--output", str(path), "a file that can be written, no directory, device or pipe")
     try:
-        if path.is_file() or path.is_dir():
+        if path.exists():
             path.open("r+b").close()
-        elif not path.exists():
+        else:
             path.open("xb").close()
             path.unlink()
     except OSError as error:

@@ -22,7 +22,7 @@ _TRY_SECONDS = 3.0
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _SETTINGS_FRAME = 4
 _SILENT = "it takes connections and says nothing; correct --address, or restart what listens there"
-_STRANGER = "it wants another certificate of this caller; give --tls-certificate and --tls-key, signed by an authority that it trusts"
+_STRANGER = "it does not accept this caller; give --tls-certificate and --tls-key, signed by an authority of its own"
 _NO_TLS = "it does not speak TLS; leave out --tls and its files, with --insecure for another machine"
 
 

@@ -20,7 +20,6 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
@@ -31,7 +30,14 @@ from preprocessor.models.family import Family, Model
 from preprocessor.models.fingerprint import digest_files, library_versions
 from preprocessor.models.generic import GenericModel, load_generic
 from preprocessor.text.prompt import Placeholders, check_template
-from preprocessor.text.tokenizer import TokenTable, bad_directory, build_tokenizer, load_tokenizer, read_stop_token_ids
+from preprocessor.text.tokenizer import (
+    TokenTable,
+    bad_directory,
+    build_tokenizer,
+    load_tokenizer,
+    one_line,
+    read_stop_token_ids,
+)
 from preprocessor.types.asked import Modality
 from preprocessor.vision.spec import VideoSpec, parse_pixel_spec
 
@@ -121,13 +127,14 @@ def _local_directory(name: str) -> Path:
         raise ModelNotFound(f"{name}: {what}") from error
     except RepositoryNotFoundError as error:
         raise ModelNotFound(f"{name}: the hub has no such model, or one that needs HF_TOKEN; {kinds}") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:
         what = (
             "it is no built-in and no directory, and the hub cannot be reached, nor is there a copy of the hub's here"
         )
         raise ModelNotFound(f"{name}: {what}; {kinds} where there is a way to the hub") from error
     except OSError as error:
-        what = f"the hub's files cannot be kept ({error.strerror or error}); set HF_HOME to a directory that can be written"
+        why = error.strerror or one_line(error)
+        what = f"the hub's files cannot be kept ({why}); set HF_HOME to a directory that can be written"
         raise ModelNotFound(f"{name}: {what}") from error
 
 

@@ -15,6 +15,8 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.errors import ModelNotFound
 
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
+
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
@@ -43,6 +45,9 @@ def load_tokenizer(directory: Path) -> TokenizersBackend:
     Raises:
         ModelNotFound: There is none, or only a slow (pure Python) one.
     """
+    # Without any, transformers makes a tokenizer of no words.
+    if not any(path for pattern in _VOCABULARY_FILES for path in directory.glob(pattern)):
+        raise bad_directory(directory, "tokenizer.json is missing; copy it from where the model came from")
     # Here, for it knows every model there is, which takes a quarter of a second that a built-in does not need.
     from transformers import AutoTokenizer
 
@@ -57,8 +62,6 @@ def load_tokenizer(directory: Path) -> TokenizersBackend:
         raise bad_directory(directory, what) from error
     if not isinstance(tokenizer, TokenizersBackend):
         raise bad_directory(directory, "tokenizer.json is missing, and the tokenizer that is here is a slow one")
-    if not len(tokenizer):
-        raise bad_directory(directory, "tokenizer.json is missing; copy it from where the model came from")
     return tokenizer
 
 
