@@ -10,6 +10,7 @@ import argparse
 import re
 import socket
 import ssl
+from pathlib import Path
 
 import grpc
 
@@ -31,7 +32,7 @@ def explain(error: CallFailed, options: argparse.Namespace, credentials: Credent
     if error.reason:
         return str(error)
     if error.code is grpc.StatusCode.UNAVAILABLE:
-        what = why_unanswered(options.address, credentials) or "the connection broke off before the answer; try again"
+        what = why_unanswered(options.address, credentials) or "no answer came, or not all of it; try again"
     elif error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
         late = (
             f"no whole answer within {options.timeout_seconds:g} s; give more --timeout-seconds, or a smaller request"
@@ -46,6 +47,8 @@ def explain(error: CallFailed, options: argparse.Namespace, credentials: Credent
 
 def why_unanswered(address: str, credentials: Credentials) -> str:
     """What keeps callers from a service at this address; empty where a gRPC server answers there, or nobody can tell."""
+    if address.startswith("unix:") and not Path(address.removeprefix("unix:")).is_socket():
+        return "there is no such socket; start a service on it, or correct --address"
     if HAS_SCHEME.match(address):
         return ""
     host, port = split_address("--address", address)

@@ -155,6 +155,10 @@ def test_a_host_that_is_unknown_is_named_so() -> None:
     assert "there is no such host" in why_unanswered("nowhere.invalid:50051", Credentials(insecure=True))
 
 
+def test_a_socket_that_is_not_there_is_named_so(tmp_path: Path) -> None:
+    assert "there is no such socket" in why_unanswered(f"unix:{tmp_path / 'none'}", Credentials())
+
+
 @pytest.mark.parametrize("address", ["localhost", "127.0.0.1", "localhost:port", "localhost:70000"])
 def test_an_address_without_a_port_is_refused_before_anything_is_sent(
     address: str, capsys: pytest.CaptureFixture[str]
