@@ -17,7 +17,7 @@ LOWEST := build/lowest
 AUDIT_IGNORED :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton prometheus demo test test-all test-lowest soak fuzz fuzz-guided audit sbom parity bench bench-full golden proto image render reference format lint type verify clean
+.PHONY: help setup triton prometheus demo test test-all test-lowest soak fuzz fuzz-guided audit sbom parity bench bench-full golden proto image image-test render reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -109,8 +109,11 @@ proto: setup ## generate preprocessor/v1 from protos
 		--include_imports --descriptor_set_out=deploy/envoy/preprocessor.binpb \
 		protos/preprocessor/v1/preprocessor.proto google/rpc/error_details.proto
 
-image: ## build the container image; PIP_EXTRA_INDEX_URL is PyTorch's index of CPU builds
-	docker build --file deploy/Dockerfile --tag preprocessor --build-arg PIP_EXTRA_INDEX_URL .
+image: ## build the container image
+	docker build --file deploy/Dockerfile --tag preprocessor .
+
+image-test: triton ## build the image without Docker, run it as a pod would, and ask it the demo's question; as root, some ten minutes
+	$(BIN)/python -m tests.deploy.image
 
 OVERLAY ?= prod
 render: setup ## print the manifests of an overlay: make render OVERLAY=dev

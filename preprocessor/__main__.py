@@ -7,6 +7,7 @@ failed, 2 wrong usage.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from preprocessor.cli.options import build_parser
@@ -17,6 +18,10 @@ from preprocessor.errors import PreprocessorError
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = build_parser().parse_args(arguments)
+    if options.command != "serve":
+        os.environ.setdefault(
+            "GRPC_VERBOSITY", "NONE"
+        )  # what fails is told in a sentence, without gRPC's own lines beside it
     # Each command is a module of its own name, imported when called: asking a service must not wait for torch to load.
     command = importlib.import_module(f"preprocessor.cli.{options.command}")
     try:
@@ -26,6 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     except PreprocessorError as error:
         return _fail(f"{error.reason}: {error}", 1)
     except OSError as error:
+        if (
+            error.filename and error.strerror
+        ):  # of all files, those of the command line alone are not read into a refusal
+            return _fail(f"{error.filename}: {error.strerror}; give a file that can be read", 1)
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)

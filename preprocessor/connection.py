@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from preprocessor.config import SettingError, is_loopback
+from preprocessor.config import SettingError, is_loopback, split_address
 from preprocessor.credentials import read_certificates, read_file, read_key
 
 _Options = tuple[tuple[str, int | str], ...]
 
 # A header carries token ids and positions, some 20 bytes a token: more than gRPC's default 4 MiB for a long video.
 CHANNEL_OPTIONS: _Options = (("grpc.max_receive_message_length", 256 << 20),)
+
+# gRPC's targets that are no host:port (grpc's doc/naming.md).
+HAS_SCHEME = re.compile(r"(unix|unix-abstract|vsock|dns|ipv4|ipv6|xds):")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,8 @@ def token_metadata(path: str) -> tuple[str, str]:
 
 def _security(address: str, given: Credentials) -> tuple[grpc.ChannelCredentials | None, _Options]:
     """How to encrypt, None in the open, and the channel's options."""
+    if not HAS_SCHEME.match(address):
+        split_address("--address", address)
     if given.with_tls:
         names = (("grpc.ssl_target_name_override", given.tls_server_name),) if given.tls_server_name else ()
         return _tls(given), (*CHANNEL_OPTIONS, *names)

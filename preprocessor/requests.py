@@ -9,7 +9,7 @@ from preprocessor.errors import InvalidRequest, LimitExceeded, UnsupportedMedia
 from preprocessor.media.sampling import check_sampling
 from preprocessor.models.family import Model
 from preprocessor.text.literal import PromptText, check_marks, mark_literals
-from preprocessor.text.prompt import check_length, match_media, order_chat_media, render_chat
+from preprocessor.text.prompt import check_length, match_media, order_chat_media, render_chat, require_template
 from preprocessor.types.asked import ChatPrompt, Media, Modality, PreparationRequest, Sampling, TextPrompt, TokenPrompt
 
 
@@ -66,6 +66,7 @@ def render_prompt(model: Model, request: PreparationRequest, limits: Limits) -> 
         case ChatPrompt():
             media = order_chat_media(prompt, media, limits.max_media_count)
             modalities = {medium.key: medium.modality for medium in media}
+            require_template(model.name, model.chat_template, model.placeholders.tokens.values())
             marked, literals = mark_literals(prompt)
             text = PromptText(render_chat(model.tokenizer, model.chat_template, marked, modalities), literals)
             check_marks(text)

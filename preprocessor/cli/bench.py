@@ -10,6 +10,7 @@ import time
 
 from preprocessor.cli.load_report import describe_load, figures, progress_line, report_table
 from preprocessor.cli.prompts import build_spec, build_spec_of, credentials_of
+from preprocessor.cli.unanswered import why_unanswered
 from preprocessor.connection import open_aio_channel, token_metadata
 from preprocessor.traffic.callers import NobodyAnswers
 from preprocessor.traffic.load import COUNT_TOKENS, PREPARE, Ask, Connect, Load, ask_generate, ask_prepare
@@ -44,7 +45,8 @@ def run(options: argparse.Namespace) -> int:
             progress=_print_progress if is_watched else None,
         )
     except (NobodyAnswers, CallersLost) as error:
-        print(f"preprocessor: {options.address}: {error}", file=sys.stderr)
+        why = why_unanswered(options.address, credentials_of(options)) if isinstance(error, NobodyAnswers) else ""
+        print(f"preprocessor: {options.address}: {why or error}", file=sys.stderr)
         return 1
     finally:
         if is_watched:

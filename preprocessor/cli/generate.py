@@ -8,6 +8,7 @@ import sys
 
 from preprocessor.cli.output import summary, table
 from preprocessor.cli.prompts import build_parameters, build_spec, credentials_of
+from preprocessor.cli.unanswered import explain
 from preprocessor.client import CallFailed, generate, open_channel
 from preprocessor.v1 import preprocessor_pb2 as pb
 
@@ -35,7 +36,9 @@ def run(options: argparse.Namespace) -> int:
                     case "completion":
                         completion = response.completion
     except CallFailed as error:
-        print(f"\npreprocessor: {error}", file=sys.stderr)
+        if texts and not options.json:
+            print()  # the part of the answer that has come ends its line
+        print(f"preprocessor: {explain(error, options, credentials_of(options))}", file=sys.stderr)
         return 1
     reason = _FINISH_REASONS[completion.finish_reason]
     if options.json:

@@ -39,20 +39,22 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prompt(prepare)
     prepare.add_argument("--local", action="store_true", help="prepare in this process instead of asking a service")
     _add_dtype(prepare)
-    prepare.add_argument("--output", metavar="FILE.safetensors", help="save the tensors by the engine contract's names")
+    prepare.add_argument(
+        "--output", action=_Once, metavar="FILE.safetensors", help="save the tensors by the engine contract's names"
+    )
     generate = commands.add_parser(
         "generate", help="send a prompt with media through the service to its engine", formatter_class=_Formatter
     )
     _add_service(generate)
     _add_prompt(generate)
-    generate.add_argument("--max-tokens", type=int, default=64, metavar="N", help="most tokens to generate")
+    generate.add_argument("--max-tokens", type=_whole(31), default=64, metavar="N", help="most tokens to generate")
     generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token")
     generate.add_argument("--top-p", type=float, default=1.0, metavar="P", help="0 < P <= 1")
-    generate.add_argument("--top-k", type=int, default=0, metavar="K", help="0 sets no bound")
+    generate.add_argument("--top-k", type=_whole(31), default=0, metavar="K", help="0 sets no bound")
     generate.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="a text that ends the answer; may be repeated"
     )
-    generate.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling")
+    generate.add_argument("--seed", type=_whole(64), default=0, metavar="N", help="seed of the sampling")
     bench = commands.add_parser("bench", help="put a load on a service and measure it", formatter_class=_Formatter)
     _add_service(bench)
     _add_prompt(bench)
@@ -113,21 +115,35 @@ def _add_setting(section: argparse._ActionsContainer, option: Option) -> None:
 
 def _add_service(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", default=_DEFAULT_ADDRESS, metavar="HOST:PORT", help="the service")
-    parser.add_argument("--timeout-seconds", type=float, default=300.0, metavar="S", help="give up after this long")
+    parser.add_argument(
+        "--timeout-seconds", type=_positive(float), default=300.0, metavar="S", help="give up after this long"
+    )
     _add_credentials(parser.add_argument_group("to and from a service on another machine"))
 
 
 def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", default="", metavar="NAME", help="as the service names it; with --local, the model to load"
+        "--model",
+        action=_Once,
+        default="",
+        metavar="NAME",
+        help="as the service names it; with --local, the model to load",
     )
-    parser.add_argument("--text", default="", metavar="TEXT", help="the user's text; it follows the media")
+    parser.add_argument(
+        "--text", action=_Once, default="", metavar="TEXT", help="the user's text; it follows the media"
+    )
     parser.add_argument(
         "--literal", action="store_true", help="let no piece of the text become a special token, whatever it spells"
     )
-    parser.add_argument("--tools", default="", metavar="FILE.json", help="a JSON array of tools for the chat template")
     parser.add_argument(
-        "--template-arguments", default="", metavar="JSON", help="a JSON object of arguments for the chat template"
+        "--tools", action=_Once, default="", metavar="FILE.json", help="a JSON array of tools for the chat template"
+    )
+    parser.add_argument(
+        "--template-arguments",
+        action=_Once,
+        default="",
+        metavar="JSON",
+        help="a JSON object of arguments for the chat template",
     )
     for modality in ("video", "image"):
         parser.add_argument(
@@ -138,22 +154,33 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
             metavar="FILE",
             help=f"a {modality} file, or a URL for the service to fetch; may be repeated, and keeps its place among the media",
         )
-    parser.add_argument("--fps", type=float, metavar="F", help="frames a second to use of every video")
-    parser.add_argument("--num-frames", type=int, metavar="N", help="frames to use of every video; excludes --fps")
+    parser.add_argument("--fps", action=_Once, type=float, metavar="F", help="frames a second to use of every video")
+    parser.add_argument(
+        "--num-frames", action=_Once, type=_whole(31), metavar="N", help="frames to use of every video; excludes --fps"
+    )
     parser.add_argument("--every-frame", action="store_true", help="use every frame of every video; excludes both")
-    parser.add_argument("--start-seconds", type=float, metavar="S", help="use only frames from here on")
-    parser.add_argument("--end-seconds", type=float, metavar="S", help="use only frames before this")
+    parser.add_argument("--start-seconds", action=_Once, type=float, metavar="S", help="use only frames from here on")
+    parser.add_argument("--end-seconds", action=_Once, type=float, metavar="S", help="use only frames before this")
     parser.add_argument(
         "--tolerant", action="store_true", help="put the last good frame in the place of one that cannot be decoded"
     )
     parser.add_argument(
-        "--min-pixels", type=int, metavar="N", help="least pixels after resizing; the model's own if absent"
+        "--min-pixels",
+        action=_Once,
+        type=_whole(63),
+        metavar="N",
+        help="least pixels after resizing; the model's own if absent",
     )
     parser.add_argument(
-        "--max-pixels", type=int, metavar="N", help="most pixels after resizing; the model's own if absent"
+        "--max-pixels",
+        action=_Once,
+        type=_whole(63),
+        metavar="N",
+        help="most pixels after resizing; the model's own if absent",
     )
     parser.add_argument(
         "--background",
+        action=_Once,
         metavar="COLOUR",
         help="what transparent parts of images are laid on: white, black, #rrggbb or none; the service's own if absent",
     )
@@ -219,6 +246,19 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     return number
 
 
+def _whole(bits: int) -> Callable[[str], int]:
+    """A whole number from 0 on that a field of so many bits holds."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if not 0 <= value < 1 << bits:
+            raise argparse.ArgumentTypeError(f"{text} is not accepted; give a whole number from 0 to {(1 << bits) - 1}")
+        return value
+
+    number.__name__ = "int"  # argparse names it where the text is no number
+    return number
+
+
 def _share(text: str) -> float:
     value = float(text)
     if not 0 < value < 1:
@@ -245,6 +285,23 @@ def _add_credentials(group: argparse._ActionsContainer) -> None:
     ):
         group.add_argument(f"--{name}", default="", metavar=metavar, help=meaning)
     group.add_argument("--insecure", action="store_true", help="call another machine without TLS")
+
+
+class _Once(argparse.Action):
+    """Refuses an option that is given twice: it is for the whole request, and the first one would be lost."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        given = vars(namespace).setdefault("given_once", set())
+        if self.dest in given:
+            parser.error(f"{option_string} is given twice, and counts for the whole request; give it once")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 class _AppendMedia(argparse.Action):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from preprocessor.config import SettingError
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 _MODALITY_NAMES = {pb.MODALITY_IMAGE: "image", pb.MODALITY_VIDEO: "video"}
@@ -73,11 +74,38 @@ def table(header: pb.Header, report: pb.Report) -> str:
     return "\n".join(lines)
 
 
-def save_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write the tensors to a safetensors file by the contract's names."""
-    from safetensors.numpy import save_file  # not worth the import time of every other command
+def check_output(path: Path) -> None:
+    """Refuse a file that cannot be written before seconds of work are spent on what goes into it.
 
-    save_file(dict(tensors), path)
+    Raises:
+        SettingError: It cannot.
+    """
+    if path.exists() and not path.is_file():  # a device, say, whose place the file would take
+        raise SettingError("--output", str(path), "a file that can be written, no directory, device or pipe")
+    try:
+        if path.exists():
+            path.open("r+b").close()
+        else:
+            path.open("xb").close()
+            path.unlink()
+    except OSError as error:
+        accepted = f"a file that can be written, in a directory that is there ({error.strerror})"
+        raise SettingError("--output", str(path), accepted) from error
+
+
+def save_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write the tensors to a safetensors file by the contract's names.
+
+    Raises:
+        SettingError: It cannot be written, such as to a full disk.
+    """
+    from safetensors import SafetensorError  # not worth the import time of every other command
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(dict(tensors), path)
+    except (SafetensorError, OSError) as error:
+        raise SettingError("--output", str(path), f"a file that can be written ({error})") from error
 
 
 def _frame_lines(item: pb.Item, shown: int = 6) -> list[str]:

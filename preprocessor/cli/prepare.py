@@ -8,19 +8,22 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from preprocessor.cli.output import save_tensors, summary, table
+from preprocessor.cli.output import check_output, save_tensors, summary, table
 from preprocessor.cli.prompts import build_spec, credentials_of
+from preprocessor.cli.unanswered import explain
 from preprocessor.client import CallFailed, PrepareResult, open_channel, prepare
 from preprocessor.errors import InvalidRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.output:
+        check_output(Path(options.output))
     spec, files = build_spec(options)
     try:
         result = _prepare_here(spec, files) if options.local else _ask_service(options, spec, files)
     except CallFailed as error:
-        print(f"preprocessor: {error}", file=sys.stderr)
+        print(f"preprocessor: {explain(error, options, credentials_of(options))}", file=sys.stderr)
         return 1
     if options.output:
         save_tensors(Path(options.output), result.tensors)

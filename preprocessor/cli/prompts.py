@@ -8,7 +8,9 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from preprocessor.config import SettingError
 from preprocessor.connection import Credentials
+from preprocessor.errors import InvalidRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 _FORMS = {
@@ -28,13 +30,20 @@ def build_spec(options: argparse.Namespace) -> tuple[pb.PrepareSpec, dict[str, b
     Returns:
         The spec, and media key → file.
     Raises:
+        SettingError: Text that is no UTF-8.
+        InvalidRequest: There is neither text nor a file.
         OSError: A file cannot be read.
     """
+    if not (options.media or options.text):
+        raise InvalidRequest("there is nothing to prepare; give --text, --video or --image", reason="EMPTY_PROMPT")
+    for option in ("text", "model", "template_arguments", "background"):
+        _check_text(f"--{option.replace('_', '-')}", getattr(options, option) or "")
     media: dict[str, tuple[str, bytes | str]] = {}
     for modality, path in options.media or []:
         if _URL.match(path) is not None:
             media[_unique_key(modality, media)] = (modality, path)
         else:
+            _check_text(f"--{modality}", path)
             media[_unique_key(Path(path).name, media)] = (modality, Path(path).read_bytes())
     return build_spec_of(options, media, options.text)
 
@@ -52,7 +61,7 @@ def build_spec_of(
     spec = pb.PrepareSpec(model=options.model, pixel_form=_FORMS[getattr(options, "dtype", None)])
     spec.chat.template_arguments_json = options.template_arguments
     if options.tools:
-        spec.chat.tools_json = Path(options.tools).read_text()
+        spec.chat.tools_json = _read_text("--tools", options.tools)
     message = spec.chat.messages.add(role="user")
     for key, (modality, source) in media.items():
         medium = spec.media.add(key=key, modality=_MODALITIES[modality])
@@ -96,6 +105,22 @@ def build_parameters(options: argparse.Namespace) -> pb.GenerationParameters:
         seed=options.seed,
         stop_strings=options.stop,
     )
+
+
+def _check_text(option: str, text: str) -> None:
+    try:
+        text.encode()
+    except (
+        UnicodeEncodeError
+    ) as error:  # bytes of the command line that are no text stand in Python's as lone surrogates
+        raise SettingError(option, text.encode(errors="replace").decode(), "text in UTF-8") from error
+
+
+def _read_text(option: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SettingError(option, path, "a file with text in UTF-8") from error
 
 
 def _unique_key(name: str, taken: Collection[str]) -> str:

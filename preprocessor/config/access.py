@@ -23,7 +23,11 @@ class AccessSettings:
         "", "PEM of the authorities that sign callers' certificates, which makes TLS mutual", "FILE", kind=str
     )
     is_insecure: bool = setting(
-        False, "listen without TLS where other machines can connect", "", name="--insecure", kind=bool
+        False,
+        "listen without TLS where other machines can connect; a certificate goes before it",
+        "",
+        name="--insecure",
+        kind=bool,
     )
     token_file: str = setting("", "who may call: a line each with a name and a token, or its SHA-256", "FILE", kind=str)
     caller_metadata: str = setting(
@@ -41,8 +45,6 @@ class AccessSettings:
         require_key_pair("--tls-certificate", self.tls_certificate, "--tls-key", self.tls_key)
         if self.tls_client_root and not self.tls_certificate:
             raise SettingError("--tls-client-root", self.tls_client_root, "it beside --tls-certificate and --tls-key")
-        if self.is_insecure and self.tls_certificate:
-            raise SettingError("--insecure", True, "either it or --tls-certificate")
         if self.caller_metadata and not _METADATA_KEY.fullmatch(self.caller_metadata):
             raise SettingError(
                 "--caller-metadata",

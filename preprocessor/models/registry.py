@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.errors import ModelNotFound
@@ -24,8 +30,15 @@ from preprocessor.models.digests import digest_tokenizer
 from preprocessor.models.family import Family, Model
 from preprocessor.models.fingerprint import library_versions
 from preprocessor.models.generic import GenericModel, load_generic
-from preprocessor.text.prompt import Placeholders
-from preprocessor.text.tokenizer import TokenTable, build_tokenizer, load_tokenizer, read_stop_token_ids
+from preprocessor.text.prompt import Placeholders, check_template
+from preprocessor.text.tokenizer import (
+    TokenTable,
+    bad_directory,
+    build_tokenizer,
+    load_tokenizer,
+    one_line,
+    read_stop_token_ids,
+)
 from preprocessor.types.asked import Modality
 from preprocessor.vision.spec import VideoSpec, parse_pixel_spec
 
@@ -103,12 +116,31 @@ def load_model(name: str) -> Model | GenericModel:
 def _local_directory(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
+    kinds = (
+        f"give a built-in ({', '.join(builtin_names())}), a directory of configuration and tokenizer files, or a hub id"
+    )
+    if Path(name).is_file():
+        raise ModelNotFound(f"{name}: this is a file; {kinds}")
+    if name.startswith(("/", "./", "../", "~")):
+        raise ModelNotFound(f"{name}: there is no such directory; {kinds}")
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelNotFound(
-            f"{name}: neither a built-in ({', '.join(builtin_names())}), nor a directory, nor a model that the hub gives: {error}"
-        ) from error
+    except HFValidationError as error:
+        raise ModelNotFound(f"{name}: there is no such model; {kinds} such as Qwen/Qwen3-VL-8B-Instruct") from error
+    except GatedRepoError as error:
+        what = "the hub gives this model to those alone who accepted its terms; do so there, and set HF_TOKEN"
+        raise ModelNotFound(f"{name}: {what}") from error
+    except RepositoryNotFoundError as error:
+        raise ModelNotFound(f"{name}: the hub has no such model, or one that needs HF_TOKEN; {kinds}") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:
+        what = (
+            "it is no built-in and no directory, and the hub cannot be reached, nor is there a copy of the hub's here"
+        )
+        raise ModelNotFound(f"{name}: {what}; {kinds} where there is a way to the hub") from error
+    except OSError as error:
+        why = error.strerror or one_line(error)
+        what = f"the hub's files cannot be kept ({why}); set HF_HOME to a directory that can be written"
+        raise ModelNotFound(f"{name}: {what}") from error
 
 
 def _processor_settings(directory: Path) -> dict[str, Mapping[str, Any]]:
@@ -146,12 +178,22 @@ def _without_nulls(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chat_template(directory: Path, tokenizer: TokenizersBackend) -> str:
-    """The template, from wherever this model keeps it: a file of its own, the processor's JSON, or the tokenizer."""
+    """The template, from wherever this model keeps it: a file of its own, the processor's JSON, or the tokenizer.
+
+    Raises:
+        ModelNotFound: `BAD_MODEL_DIRECTORY` where it is no template.
+    """
     if (directory / "chat_template.jinja").is_file():
-        return (directory / "chat_template.jinja").read_text()
-    if (directory / "chat_template.json").is_file():
-        return str(_read_json(directory, "chat_template.json")["chat_template"])
-    return str(tokenizer.chat_template or "")
+        template: Any = _read_text(directory, "chat_template.jinja")
+    elif (directory / "chat_template.json").is_file():
+        content = _read_json(directory, "chat_template.json")
+        template = content.get("chat_template")
+        if not isinstance(template, str):
+            raise bad_directory(directory, "chat_template.json holds no text under chat_template; correct or remove it")
+    else:
+        template = str(tokenizer.chat_template or "")
+    check_template(template, str(directory))
+    return str(template)
 
 
 def _as_jinja_reads(template: str) -> str:
@@ -189,9 +231,22 @@ def _vision_markers(config: Mapping[str, Any], tokenizer: TokenizersBackend) -> 
 
 def _read_json(directory: Path, name: str) -> dict[str, Any]:
     try:
-        content = json.loads((directory / name).read_text())
-    except (OSError, ValueError) as error:
-        raise ModelNotFound(f"{directory}: {name} cannot be read ({error})", reason="BAD_MODEL_DIRECTORY") from error
+        content = json.loads(_read_text(directory, name))
+    except ValueError as error:
+        raise bad_directory(directory, f"{name} is not JSON ({error}); correct it") from error
     if not isinstance(content, dict):
-        raise ModelNotFound(f"{directory}: {name} is not a JSON object", reason="BAD_MODEL_DIRECTORY")
+        raise bad_directory(directory, f"{name} is not a JSON object")
     return content
+
+
+def _read_text(directory: Path, name: str) -> str:
+    try:
+        return (directory / name).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise bad_directory(directory, f"{name} is missing; copy it from where the model came from") from error
+    except UnicodeDecodeError as error:
+        raise bad_directory(
+            directory, f"{name} is not text in UTF-8; copy it again from where the model came from"
+        ) from error
+    except OSError as error:
+        raise bad_directory(directory, f"{name} cannot be read ({error.strerror})") from error

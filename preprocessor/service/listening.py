@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
 import grpc.aio
 
-from preprocessor.config import AccessSettings, SettingError, WireSettings, split_address
+from preprocessor.config import AccessSettings, SettingError, WireSettings, is_loopback, split_address
 from preprocessor.service.tls import server_credentials
+
+logger = logging.getLogger(__name__)
 
 _KEEPALIVE_SECONDS = 60.0  # a caller whose machine is gone is noticed after this, and what it holds is free
 _KEEPALIVE_TIMEOUT_SECONDS = 20.0
@@ -29,15 +35,43 @@ def bind(server: grpc.aio.Server, address: str, access: AccessSettings) -> str:
     """Listen there; returns the address with the port as bound.
 
     Raises:
-        SettingError: The address is taken, or a file of TLS cannot be used.
+        SettingError: The address is taken or no address of this machine, or a file of TLS cannot be used.
     """
-    host, _ = split_address("--address", address)
+    host, wanted_port = split_address("--address", address)
     credentials = server_credentials(access)
+    try:
+        _try_to_bind(host, wanted_port)
+    except OSError as error:
+        raise unusable_address("--address", address, error) from error
+    if credentials is None and not is_loopback(host):
+        logger.warning("%s listens without TLS: whoever can connect can call, and be overheard", address)
     try:
         port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError as error:
         raise SettingError("--address", address, f"an address that is free ({error})") from error
     return f"{host}:{port}"
+
+
+def unusable_address(option: str, address: str, error: OSError) -> SettingError:
+    """Why nothing can listen there, and what to give instead."""
+    if error.errno == errno.EADDRINUSE:
+        return SettingError(option, address, "an address that is free: something listens there, perhaps this service")
+    said = error.strerror if isinstance(error, socket.gaierror) or not error.errno else os.strerror(error.errno)
+    return SettingError(option, address, f"an address of this machine that this user may listen on ({said})")
+
+
+def _try_to_bind(host: str, port: int) -> None:
+    """gRPC itself says of an address that it cannot bind only where to look for more.
+
+    Raises:
+        OSError: Nothing can listen there.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, place = found[0]
+    with socket.socket(family, kind, protocol) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tried.bind(place)
+        tried.listen(1)
 
 
 def _channel_options(wire: WireSettings) -> Sequence[tuple[str, int]]:

@@ -16,7 +16,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from engine_client import Endpoints, EngineClient
-from preprocessor.config import ServeSettings, SettingError, split_address
+from preprocessor.config import ServeSettings, split_address
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.models.registry import load_model
@@ -170,7 +170,7 @@ class Server:
         try:
             await site.start()
         except OSError as error:
-            raise SettingError("--http-address", address, f"an address that is free ({error})") from error
+            raise listening.unusable_address("--http-address", address, error) from error
         return f"{host}:{self._http.addresses[0][1]}"
 
 

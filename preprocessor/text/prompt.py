@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,10 @@ import jinja2
 import numpy as np
 import numpy.typing as npt
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from preprocessor.config import Limits
-from preprocessor.errors import InvalidRequest, LimitExceeded
+from preprocessor.errors import InvalidRequest, LimitExceeded, ModelNotFound
 from preprocessor.text.encoding import encode_prompt
 from preprocessor.text.literal import PromptText
 from preprocessor.text.tokenizer import encode
@@ -115,6 +116,35 @@ def render_chat(
             f"the model's chat template does not accept these messages: {error}", reason="CHAT_TEMPLATE_FAILED"
         ) from error
     return text
+
+
+def check_template(template: str, source: str) -> None:
+    """Refuse a template that is no Jinja, when its model is loaded and not at each prompt.
+
+    Raises:
+        ModelNotFound: `BAD_MODEL_DIRECTORY`.
+    """
+    try:
+        _compile_jinja_template(template)  # transformers' own, which keeps it for the first prompt
+    except jinja2.TemplateSyntaxError as error:
+        raise ModelNotFound(
+            f"{source}: its chat template is no Jinja template (line {error.lineno}: {error.message}); correct it",
+            reason="BAD_MODEL_DIRECTORY",
+        ) from error
+
+
+def require_template(model: str, template: str, placeholders: Iterable[str]) -> None:
+    """Refuse messages where nothing tells what text to make of them.
+
+    Raises:
+        InvalidRequest: `CHAT_TEMPLATE_FAILED`.
+    """
+    if not template:
+        raise InvalidRequest(
+            f"{model} has no chat template: send a rendered prompt with its placeholders "
+            f"({', '.join(placeholders) or 'as its documentation gives them'})",
+            reason="CHAT_TEMPLATE_FAILED",
+        )
 
 
 def check_length(length: int, most: int, unit: str = "characters") -> None:

@@ -15,6 +15,8 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.errors import ModelNotFound
 
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
+
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
@@ -43,18 +45,33 @@ def load_tokenizer(directory: Path) -> TokenizersBackend:
     Raises:
         ModelNotFound: There is none, or only a slow (pure Python) one.
     """
+    # Without any, transformers makes a tokenizer of no words.
+    if not any(path for pattern in _VOCABULARY_FILES for path in directory.glob(pattern)):
+        raise bad_directory(directory, "tokenizer.json is missing; copy it from where the model came from")
     # Here, for it knows every model there is, which takes a quarter of a second that a built-in does not need.
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # tokenizers raises it bare for a file it cannot read
-        raise ModelNotFound(
-            f"{directory}: no tokenizer can be loaded ({error})", reason="BAD_MODEL_DIRECTORY"
-        ) from error
+        if not (directory / "tokenizer.json").is_file():
+            raise bad_directory(
+                directory, "tokenizer.json is missing; copy it from where the model came from"
+            ) from error
+        what = f"tokenizer.json or a file beside it cannot be used ({one_line(error)}); copy them again"
+        raise bad_directory(directory, what) from error
     if not isinstance(tokenizer, TokenizersBackend):
-        raise ModelNotFound(f"{directory}: the tokenizer has no tokenizer.json", reason="BAD_MODEL_DIRECTORY")
+        raise bad_directory(directory, "tokenizer.json is missing, and the tokenizer that is here is a slow one")
     return tokenizer
+
+
+def bad_directory(directory: Path, what: str) -> ModelNotFound:
+    return ModelNotFound(f"{directory}: {what}", reason="BAD_MODEL_DIRECTORY")
+
+
+def one_line(error: Exception) -> str:
+    """What a foreign exception says, without the advice in further lines that is for programmers."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def build_tokenizer(table: TokenTable) -> TokenizersBackend:

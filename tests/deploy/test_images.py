@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
 import shlex
 import subprocess
 from fnmatch import fnmatch
@@ -10,6 +12,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
+from preprocessor.cli.sources import load_settings
 from tests.deploy.dockerfile import instructions
 from tests.deploy.tools import DEPLOY, REPOSITORY, tool
 from tests.waiting import PATIENCE_SECONDS
@@ -70,8 +73,8 @@ def test_the_last_stage_compiles_nothing_and_installs_what_was_tested() -> None:
             stages.append([])
         if stages:
             stages[-1].append(instruction)
-    assert len(stages) == 2
-    build, final = (" ".join(f"{keyword} {text}" for keyword, text in stage) for stage in stages)
+    assert len(stages) == 3  # wheels, which is empty here, and these
+    build, final = (" ".join(f"{keyword} {text}" for keyword, text in stage) for stage in stages[1:])
     assert "--constraint constraints.txt" in build
     assert "--only-binary :all:" in build
     assert "pip" not in final
@@ -84,3 +87,24 @@ def test_malloc_is_set_as_was_measured() -> None:
     for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"):
         value = image.split(f"{name}=")[1].split()[0]
         assert f"{name}={value}" in text
+
+
+def test_the_image_starts_without_a_setting_and_can_be_reached() -> None:
+    image = " ".join(text for keyword, text in instructions("Dockerfile") if keyword == "ENV")
+    settings = load_settings(
+        argparse.Namespace(config=""), dict(re.findall(r"(PREPROCESSOR_\w+)=(\S+)", image))
+    ).settings
+    assert settings.address.startswith("0.0.0.0:")
+
+
+def test_a_certificate_given_to_the_image_is_used() -> None:
+    image = " ".join(text for keyword, text in instructions("Dockerfile") if keyword == "ENV")
+    given = dict(re.findall(r"(PREPROCESSOR_\w+)=(\S+)", image))
+    given |= {"PREPROCESSOR_TLS_CERTIFICATE": "tls.crt", "PREPROCESSOR_TLS_KEY": "tls.key"}
+    assert load_settings(argparse.Namespace(config=""), given).settings.access.tls_certificate == "tls.crt"
+
+
+def test_readme_s_lines_build_and_run_the_image() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    assert "docker build -f deploy/Dockerfile -t preprocessor .\n" in text
+    assert "docker run --rm -p 127.0.0.1:50051:50051 preprocessor\n" in text

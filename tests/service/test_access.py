@@ -201,6 +201,14 @@ def test_the_command_line_refuses_to_listen_in_the_open_and_names_the_option() -
     assert done.stderr.count("\n") == 1
 
 
+async def test_a_certificate_goes_before_the_leave_to_listen_in_the_open(
+    model: Model, authority: Authority, service_files: Signed
+) -> None:
+    async with serving(model, access=with_tls(service_files, is_insecure=True), is_in_process=True) as caller:
+        assert (await ask(caller, towards_service(authority))).header.token_count > 0
+        assert (await refusal(caller, Credentials())).code is grpc.StatusCode.UNAVAILABLE
+
+
 async def test_in_the_open_by_name_the_service_answers(model: Model) -> None:
     access = AccessSettings(is_insecure=True)
     async with serving(model, address="0.0.0.0:0", access=access, is_in_process=True) as caller:
@@ -213,7 +221,6 @@ async def test_in_the_open_by_name_the_service_answers(model: Model) -> None:
         ({"tls_key": "key.pem"}, "--tls-key"),
         ({"tls_certificate": "certificate.pem"}, "--tls-certificate"),
         ({"tls_client_root": "root.pem"}, "--tls-client-root"),
-        ({"is_insecure": True, "tls_certificate": "a", "tls_key": "b"}, "--insecure"),
         ({"max_calls_per_second": -1.0}, "--max-calls-per-second"),
         ({"caller_metadata": "X-Caller"}, "--caller-metadata"),
         ({"caller_metadata": "caller-bin"}, "--caller-metadata"),

@@ -14,11 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import uvloop
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from preprocessor import pipeline
 from preprocessor.__main__ import main
+from preprocessor.cli.output import check_output, save_tensors
 from preprocessor.cli.serve import event_loop_runner
+from preprocessor.config import SettingError
 from preprocessor.models.family import Model
 from preprocessor.types.asked import (
     ChatPrompt,
@@ -142,6 +145,103 @@ def test_a_refusal_is_one_line_with_its_reason(address: str, picture: Path) -> N
 
 def test_a_file_that_is_not_there_is_named(address: str) -> None:
     assert "nowhere.mp4" in run("prepare", "--address", address, "--video", "nowhere.mp4", status=1).stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("prepare",), ("generate",), ("plan", "--rps", "1")], ids=lambda command: command[0]
+)
+def test_to_ask_for_nothing_is_refused(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command]) == 1
+    assert "give --text, --video or --image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--text", "--fps", "--max-pixels", "--output"])
+def test_an_option_for_the_whole_request_is_given_once(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["prepare", option, "1", option, "2"])
+    assert ended.value.code == 2
+    assert f"{option} is given twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--num-frames", "-1"),
+        ("--num-frames", "99999999999"),
+        ("--min-pixels", "99999999999999999999"),
+        ("--max-tokens", "-1"),
+        ("--seed", "-1"),
+        ("--top-k", "2.5"),
+        ("--timeout-seconds", "0"),
+        ("--timeout-seconds", "nan"),
+    ],
+)
+def test_a_number_that_no_request_can_hold_is_refused_by_its_option(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", "--text", "Hi", option, value])
+    assert ended.value.code == 2
+    assert f"argument {option}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["no/such/directory/out.safetensors", ".", "/dev/null"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["prepare", "--video", "nowhere.mp4", "--output", output]) == 2
+    assert capsys.readouterr().err.startswith(
+        f"preprocessor: --output: {output!r} is not accepted; give a file that can"
+    )
+
+
+def test_an_output_for_which_the_disk_has_no_room_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_file(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", save_file)
+    with pytest.raises(SettingError, match=r"--output: .*; give a file that can be written \(.*No space left"):
+        save_tensors(tmp_path / "out.safetensors", {})
+
+
+def test_a_check_of_the_output_leaves_what_is_there_and_nothing_else(tmp_path: Path) -> None:
+    before = tmp_path / "before.safetensors"
+    before.write_bytes(b"as it was")
+    for path in (before, tmp_path / "new.safetensors"):
+        check_output(path)
+    assert [path.name for path in tmp_path.iterdir()] == [before.name]
+    assert before.read_bytes() == b"as it was"
+
+
+@pytest.mark.parametrize(
+    ("option", "content"), [("--video", None), ("--image", None), ("--tools", None), ("--tools", b"\xff\xfe")]
+)
+def test_a_file_that_cannot_be_read_is_told_in_a_line(
+    option: str, content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    if content is not None:
+        file.write_bytes(content)
+    assert main(["prepare", "--text", "Hi", option, str(file)]) in (1, 2)
+    said = capsys.readouterr().err
+    assert str(file) in said
+    assert "give a file" in said
+    assert said.count("\n") == 1
+
+
+def test_bytes_of_the_command_line_that_are_no_text_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "--text", "caf\udce9"]) == 2
+    assert "--text: 'caf?' is not accepted; give text in UTF-8" in capsys.readouterr().err
+
+
+def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
+    done = run("serve", "--address", "192.0.2.1:0", "--insecure", "--http-address", "127.0.0.1:0", status=2)
+    assert "--address: '192.0.2.1:0' is not accepted; give an address of this machine" in done.stderr
+    assert "gRPC" not in done.stderr
+    assert "GRPC" not in done.stderr
 
 
 def test_nobody_listening_is_said_so() -> None:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 
 from preprocessor.config import Limits
 from preprocessor.errors import ModelNotFound
@@ -127,6 +134,30 @@ def test_a_directory_without_a_needed_file_is_refused(directory: Path, name: str
     assert refusal(str(directory)).reason == "BAD_MODEL_DIRECTORY"
 
 
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "tokenizer.json"])
+def test_a_missing_file_is_named_with_what_to_do(directory: Path, name: str) -> None:
+    for other in (name, "tokenizer_config.json"):
+        (directory / other).unlink(missing_ok=True)
+    assert refusal(str(directory)).message == f"{directory}: {name} is missing; copy it from where the model came from"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("chat_template.jinja", b"{% for x in messages %}", "its chat template is no Jinja template (line 1: "),
+        ("chat_template.json", b"{}", "chat_template.json holds no text under chat_template"),
+        ("chat_template.json", b"{", "chat_template.json is not JSON"),
+        ("config.json", b"\xff\xfe", "config.json is not text in UTF-8"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_in_one_line(directory: Path, name: str, content: bytes, said: str) -> None:
+    (directory / "chat_template.jinja").unlink()
+    (directory / name).write_bytes(content)
+    message = refusal(str(directory)).message
+    assert said in message
+    assert "\n" not in message
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]"])
 def test_a_file_that_is_no_json_object_is_refused(directory: Path, content: str) -> None:
     (directory / "config.json").write_text(content)
@@ -164,6 +195,28 @@ def test_placeholder_ids_that_the_tokenizer_lacks_are_refused(directory: Path) -
 def test_a_name_that_leads_nowhere_is_not_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert refusal(name).reason == "MODEL_NOT_FOUND"
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (LocalEntryNotFoundError, "the hub cannot be reached"),
+        (OfflineModeIsEnabled, "the hub cannot be reached"),
+        (RepositoryNotFoundError, "the hub has no such model, or one that needs HF_TOKEN"),
+        (GatedRepoError, "accepted its terms; do so there, and set HF_TOKEN"),
+        (PermissionError, "set HF_HOME to a directory that can be written"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_in_one_line_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception], said: str
+) -> None:
+    refused = kind.__new__(kind)  # the hub's own want a whole HTTP response
+    refused.args = ("of\nmany lines",)
+    monkeypatch.setattr(registry, "snapshot_download", Mock(side_effect=refused))
+    error = refusal("some/model")
+    assert error.reason == "MODEL_NOT_FOUND"
+    assert said in error.message
+    assert "\n" not in error.message
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])

@@ -30,7 +30,8 @@ from transformers.utils import import_utils
 from preprocessor.errors import ModelNotFound
 from preprocessor.models.digests import digest_files
 from preprocessor.models.fingerprint import library_versions
-from preprocessor.text.tokenizer import read_stop_token_ids
+from preprocessor.text.prompt import check_template
+from preprocessor.text.tokenizer import one_line, read_stop_token_ids
 from preprocessor.types.asked import Modality
 
 _LOGGER = logging.getLogger(__name__)
@@ -180,9 +181,9 @@ def _load_processor(name: str, directory: Path) -> Any:
             raise _unsupported(name, "it brings Python code of its own, which is never run here") from error
         if "Unrecognized" in str(error):
             raise _unsupported(name, f"transformers {version('transformers')} has no processor for it") from error
-        raise _damaged(name, str(error)) from error
+        raise _damaged(name, one_line(error)) from error
     except Exception as error:  # tokenizers raises it bare; a wrong type in a setting surfaces anyhow
-        raise _damaged(name, str(error)) from error
+        raise _damaged(name, one_line(error)) from error
 
 
 def _chat_template(processor: Any, tokenizer: TokenizersBackend, name: str) -> str:
@@ -192,6 +193,7 @@ def _chat_template(processor: Any, tokenizer: TokenizersBackend, name: str) -> s
         if "default" not in template:
             raise _unsupported(name, f"none of its chat templates is the default: {', '.join(sorted(template))}")
         template = template["default"]
+    check_template(str(template), name)
     return str(template)
 
 
@@ -225,4 +227,5 @@ def _unsupported(name: str, what: str) -> ModelNotFound:
 
 
 def _damaged(name: str, what: str) -> ModelNotFound:
-    return ModelNotFound(f"{name}: its processor cannot be loaded ({what})", reason="BAD_MODEL_DIRECTORY")
+    what = f"its processor cannot be loaded ({what}); copy its files again from where the model came from"
+    return ModelNotFound(f"{name}: {what}", reason="BAD_MODEL_DIRECTORY")

@@ -9,7 +9,14 @@ from preprocessor.errors import InvalidRequest
 from preprocessor.models.generic.model import GenericModel
 from preprocessor.text.encoding import check_memory, literal_refused, spells_added_token
 from preprocessor.text.literal import PromptText, check_marks, mark_literals
-from preprocessor.text.prompt import Placeholders, check_length, match_media, order_chat_media, render_chat
+from preprocessor.text.prompt import (
+    Placeholders,
+    check_length,
+    match_media,
+    order_chat_media,
+    render_chat,
+    require_template,
+)
 from preprocessor.types.asked import ChatPrompt, Media, Modality, PreparationRequest, TextPrompt, TokenPrompt
 
 # `{% for part in message['content'] %}`, whatever the names; not a condition behind the loop's `if`.
@@ -69,11 +76,6 @@ def needs_parts(template: str) -> bool:
 
 
 def _render_chat(model: GenericModel, prompt: ChatPrompt, modalities: dict[str, Modality]) -> str:
-    if not model.chat_template:
-        raise InvalidRequest(
-            f"{model.name} has no chat template: send a rendered prompt with its placeholders "
-            f"({', '.join(model.placeholders.values()) or 'as its documentation gives them'})",
-            reason="CHAT_TEMPLATE_FAILED",
-        )
     as_parts = needs_parts(model.chat_template)
+    require_template(model.name, model.chat_template, model.placeholders.values())
     return render_chat(model.tokenizer, model.chat_template, prompt, modalities, as_parts=as_parts)

@@ -75,5 +75,5 @@ def test_a_directory_that_is_no_model_fails_with_its_missing_file(tmp_path: Path
     finding, model = check_model(str(tmp_path))
     assert model is None
     assert finding.verdict is Verdict.FAILED
-    assert "config.json cannot be read" in finding.found
+    assert "config.json is missing" in finding.found
     assert "qwen3-vl" in finding.fix
