@@ -68,17 +68,22 @@ class Gate(grpc.aio.ServerInterceptor):
         for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
             behaviour = getattr(handler, kind)
             if behaviour is not None:
-                takes, _, gives = kind.partition("_")
-                guarded = self._guarded(behaviour, details.method, takes_one=takes == "unary")
-                as_stream = {kind: None, f"stream_{gives}": guarded, "request_streaming": True}
-                return handler._replace(**as_stream, request_deserializer=_tolerant(handler.request_deserializer))
+                guarded = self._guarded(behaviour, details.method, takes_one=kind.startswith("unary"))
+                as_streams = {
+                    kind: None,
+                    "stream_stream": guarded,
+                    "request_streaming": True,
+                    "response_streaming": True,
+                }
+                return handler._replace(**as_streams, request_deserializer=_tolerant(handler.request_deserializer))
         return handler
 
     def _guarded(self, behaviour: Any, path: str, *, takes_one: bool) -> Any:
-        """The same handler behind the door, in whichever of gRPC's two forms it has.
+        """The same handler behind the door.
 
-        All of them take streams, on the wire the same: of a single message gRPC would take in all of it, 16 MiB say, before
-        anybody could say whether there is room.
+        All of them take streams and give streams, on the wire the same. Of a single message gRPC would take in all of it, 16 MiB
+        say, before anybody could say whether there is room; and before the status of a refusal it would send an empty one, which
+        Envoy's JSON takes for the answer.
         """
         method, is_free = path.rpartition("/")[2], path in FREE_METHODS
 
@@ -89,7 +94,7 @@ class Gate(grpc.aio.ServerInterceptor):
             async with self._singles[is_free].upload(messages, str(context.peer())) as upload:
                 return await upload.only()
 
-        async def answer(request: Any, context: Context) -> Any:
+        async def answer(request: Any, context: Context) -> AsyncIterator[Any]:
             answered = None
             try:
                 await self._kept_waiting(is_free=is_free)
@@ -99,7 +104,8 @@ class Gate(grpc.aio.ServerInterceptor):
                 self._refuse(method, context, error)
             if not takes_one:
                 await self._lingering.linger(context)
-            return answered
+            if answered is not None:
+                yield answered
 
         async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
             try:

@@ -184,8 +184,8 @@ async def test_a_model_process_killed_in_mid_answer_is_unavailable(doomed_triton
         for process in doomed_triton.model_pids():
             os.kill(process, signal.SIGKILL)
         be_impatient(engine)
-        # Triton may notice, or leave the stream open for good; the client's own patience covers the second.
-        with pytest.raises(EngineUnavailable, match=r"sent nothing|not healthy"):
+        # Triton may notice, leave the stream open for good, or close it; the client's own patience covers the second.
+        with pytest.raises(EngineUnavailable, match=r"sent nothing|not healthy|Socket closed"):
             async for _ in steps:
                 pass
         with pytest.raises(EngineUnavailable, match=r"sent nothing|not healthy"):

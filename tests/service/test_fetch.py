@@ -127,7 +127,8 @@ async def test_what_a_host_calls_a_file_does_not_matter(fetching: Caller, host: 
 async def test_a_page_that_calls_itself_an_image_is_none(fetching: Caller, host: Host) -> None:
     host.answers["/page"] = respond(b"<html><body>Sign in</body></html>" * 20, Content_Type="image/jpeg")
     error = await fetching.refusal(chat(photo_at(url(host, "/page"))))
-    assert (error.code, error.reason) == (INVALID, "NOT_MEDIA")
+    assert (error.code, error.reason) == (INVALID, "UNSUPPORTED_FORMAT")
+    assert "HTML" in str(error)
 
 
 async def test_an_empty_file_is_told_as_such(fetching: Caller, host: Host) -> None:

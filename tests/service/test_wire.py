@@ -264,8 +264,11 @@ async def test_a_caller_whose_turn_does_not_come_is_told_so(model: Model, monkey
     intake = Intake(wire)
     monkeypatch.setattr(servicer, "Intake", lambda _: intake)
     async with serving(model, wire=wire) as caller:
-        async with intake._turns:  # as an upload does that goes on
+        await intake._take_turn("a peer")  # as an upload does that goes on
+        try:
             found = await refusal_of(caller.stub.Prepare(iter([pb.PrepareRequest(spec=chat("hi"))])))
+        finally:
+            intake._pass_turn()
         assert (found.code, found.reason) == (EXHAUSTED, "UPLOADS_FULL")
         assert found.retry_seconds == 1.0
         await eventually_answered(
