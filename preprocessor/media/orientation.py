@@ -61,7 +61,7 @@ def _has_matrix(data: bytes, start: int, end: int) -> bool:
     for name, offsets in ((b"tkhd", (40, 52)), (b"mvhd", (36, 48))):  # where the matrix is, in versions 0 and 1
         position = start
         while (position := data.find(name, position, end)) >= 0:
-            matrix = position + 4 + offsets[data[position + 4] == 1]
+            matrix = position + 4 + offsets[data[position + 4 : position + 5] == b"\1"]
             if data[matrix : matrix + 36] != _IDENTITY:
                 return True
             position += 4

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from preprocessor.config import Limits
-from preprocessor.media import probe
+from preprocessor.media import orientation, probe
 from preprocessor.media.video import decode_frames, probe_video
 from tests.media import decoded_frames, moving_shapes_clip
 
@@ -58,3 +58,9 @@ def test_only_a_clip_that_may_be_turned_is_opened_for_a_frame(
     monkeypatch.setattr(probe, "open_video", counted)
     probe_video(moving_shapes_clip(**SMALL, turn_degrees=turn, container=container), LIMITS)
     assert count == opened
+
+
+def test_a_track_header_that_the_files_end_cuts_off_is_looked_at_no_further() -> None:
+    data = moving_shapes_clip(**SMALL)
+    end = data.rindex(b"tkhd") + 4
+    assert orientation.may_be_turned(data[:end], "mov,mp4")  # what is not there could be anything
