@@ -49,10 +49,11 @@ _MAX_INPUT_BYTES = 4096
 
 
 def _image_headers(data: bytes) -> None:
-    from preprocessor.media import image, image_headers
+    from preprocessor.media import image_headers, image_orientation, unread_formats
 
     image_headers.check_header(data, Limits(), "it")
-    image._without_png_pixels(data)
+    image_orientation._without_png_pixels(data)
+    unread_formats.unread_container(data)
 
 
 def _file_heads(data: bytes) -> None:
