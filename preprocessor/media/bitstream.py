@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import av
 
+from preprocessor.media.truncation.chunks import behind_gif_blocks, gif_head_bytes
+
 if TYPE_CHECKING:  # PyAV's class is generic only to type checkers
     Packet = av.Packet[av.VideoStream]
 else:
@@ -95,14 +97,9 @@ def av1_kinds(data: bytes) -> Iterator[int]:
 
 def holds_gif_image(data: bytes) -> bool:
     """Whether an image descriptor is among the blocks of a part of a GIF. GIF89a, 20 and appendix A."""
-    position = 0
-    if data[:3] == b"GIF" and len(data) > 12:
-        position = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    position = gif_head_bytes(data) if data[:3] == b"GIF" and len(data) > 12 else 0
     while position < len(data):
         if data[position] == _GIF_IMAGE:
             return True
-        position += 2
-        while position < len(data) and data[position]:
-            position += 1 + data[position]
-        position += 1
+        position = behind_gif_blocks(data, position + 2)
     return False

@@ -78,7 +78,7 @@ def frames_of(codec: av.VideoCodecContext) -> Frames:
     """A codec that is not known well is decoded once, whole: old ones have packets that repeat, hold back or say nothing."""
     if codec.name not in _ONE_A_PACKET and not codec.codec.intra_only and codec.name != "vc1":
         return Frames.BY_DECODING
-    if codec.name == "vc1" or (codec.name in _FIELDS_MAY_BE_APART and codec.field_order in _INTERLACED):
+    if codec.name == "vc1" or (codec.name in _FIELDS_MAY_BE_APART and is_interlaced(codec)):
         return Frames.AT_FIRST_SIGHT
     return Frames.AS_PACKETS
 
@@ -105,14 +105,13 @@ def entry_test(codec: av.VideoCodecContext) -> Callable[[Packet], Entry]:
         return lambda packet: Entry.OPEN if kind_of(packet) is PictureType.I else Entry.NONE
     if codec.name in _KEYFRAME_IS_ENTRY:
         return lambda _: Entry.OPEN
-    length_size = nal_length_size(codec)
+    kinds_of = _nal_kinds(codec)
 
     def h264_entry(packet: Packet) -> Entry:
-        is_idr = any(head & 0x1F == _H264_IDR for head in nal_heads(packet, length_size))
-        return Entry.CLOSED if is_idr else Entry.NONE
+        return Entry.CLOSED if _H264_IDR in kinds_of(packet) else Entry.NONE
 
     def hevc_entry(packet: Packet) -> Entry:
-        kind = next((kind for head in nal_heads(packet, length_size) if (kind := head >> 1 & 0x3F) in _HEVC_IRAP), None)
+        kind = next((kind for kind in kinds_of(packet) if kind in _HEVC_IRAP), None)
         if kind is None:
             return Entry.NONE
         return Entry.CLOSED if kind in _HEVC_IDR else Entry.OPEN
@@ -138,10 +137,9 @@ def start_test(codec: av.VideoCodecContext) -> PacketTest:
 
 def _picture_test(codec: av.VideoCodecContext) -> PacketTest:
     """Whether an H.264 or HEVC packet holds a slice of a picture."""
-    length_size = nal_length_size(codec)
-    if codec.name == "h264":
-        return lambda packet: any(1 <= head & 0x1F <= 5 for head in nal_heads(packet, length_size))
-    return lambda packet: any(head >> 1 & 0x3F < 32 for head in nal_heads(packet, length_size))
+    kinds_of = _nal_kinds(codec)
+    slices = range(1, 6) if codec.name == "h264" else range(32)
+    return lambda packet: any(kind in slices for kind in kinds_of(packet))
 
 
 def uncertainty_test(codec: av.VideoCodecContext) -> PacketTest | None:
@@ -166,10 +164,7 @@ def hidden_test(codec: av.VideoCodecContext) -> PacketTest | None:
     if codec.name == "gif":
         return lambda packet: not holds_gif_image(bytes(packet))
     if codec.name == "h264":
-        length_size = nal_length_size(codec)
-        return _no_picture_test(
-            lambda packet: [head & 0x1F for head in nal_heads(packet, length_size)], _H264_NO_PICTURE
-        )
+        return _no_picture_test(_nal_kinds(codec), _H264_NO_PICTURE)
     if codec.name in ("mpeg1video", "mpeg2video"):
         return lambda packet: (
             packet.size <= _SMALL_BYTES and MPEG_PICTURE not in (data := bytes(packet)) and data[:3] == b"\0\0\1"
@@ -190,7 +185,7 @@ def _no_picture_test(kinds_of: Callable[[Packet], list[int]], others: frozenset[
 
 def _hevc_hidden_test(codec: av.VideoCodecContext) -> PacketTest:
     """ITU-T H.265, 8.1.3: NoRaslOutputFlag. Of the first picture in a file `shown` tells."""
-    kinds_of = _hevc_kinds(codec)
+    kinds_of = _nal_kinds(codec)
     has_no_picture = _no_picture_test(kinds_of, _HEVC_NO_PICTURE)
     begins_anew = False
 
@@ -205,7 +200,7 @@ def _hevc_hidden_test(codec: av.VideoCodecContext) -> PacketTest:
 
 def _hevc_end_test(codec: av.VideoCodecContext) -> PacketTest:
     """Whether a sequence has ended before this packet's picture, and not with the file."""
-    kinds_of = _hevc_kinds(codec)
+    kinds_of = _nal_kinds(codec)
     has_ended = False
 
     def is_behind_end(packet: Packet) -> bool:
@@ -217,8 +212,11 @@ def _hevc_end_test(codec: av.VideoCodecContext) -> PacketTest:
     return is_behind_end
 
 
-def _hevc_kinds(codec: av.VideoCodecContext) -> Callable[[Packet], list[int]]:
+def _nal_kinds(codec: av.VideoCodecContext) -> Callable[[Packet], list[int]]:
+    """The type of each NAL unit, of H.264 or HEVC."""
     length_size = nal_length_size(codec)
+    if codec.name == "h264":
+        return lambda packet: [head & 0x1F for head in nal_heads(packet, length_size)]
     return lambda packet: [head >> 1 & 0x3F for head in nal_heads(packet, length_size)]
 
 

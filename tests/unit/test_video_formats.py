@@ -274,6 +274,7 @@ def test_sizes_and_times_are_those_of_the_frames(name: str) -> None:
     first = decoded_frames(data)[0]
     assert (facts.height_px, facts.width_px, 3) == first.shape
     assert np.all(np.diff(facts.pts) >= 0)
+    assert 0 < facts.rate < 1000
 
 
 @pytest.mark.parametrize(

@@ -106,16 +106,26 @@ def is_gif(data: bytes) -> bool:
 
 def gif_is_cut(data: bytes) -> bool:
     """It ends inside a block. That the trailer alone is missing costs nothing, and some writers forget it."""
-    position = 13 + _color_table_bytes(data[10:11])
+    position = gif_head_bytes(data)
     while position < len(data) and data[position] in (_GIF_EXTENSION, _GIF_IMAGE):
         if data[position] == _GIF_IMAGE:
             position += 11 + _color_table_bytes(data[position + 9 : position + 10])
         else:
             position += 2
-        while position < len(data) and data[position]:
-            position += 1 + data[position]
-        position += 1
+        position = behind_gif_blocks(data, position)
     return position > len(data)
+
+
+def gif_head_bytes(data: bytes) -> int:
+    """Length of header, screen descriptor and the colours of all."""
+    return 13 + _color_table_bytes(data[10:11])
+
+
+def behind_gif_blocks(data: bytes, position: int) -> int:
+    """Where the run of blocks of data that begins at a position is over; beyond the file if it is cut. GIF89a, 15."""
+    while position < len(data) and data[position]:
+        position += 1 + data[position]
+    return position + 1
 
 
 def _color_table_bytes(packed: bytes) -> int:
