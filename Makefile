@@ -40,10 +40,11 @@ prometheus: ## unpack a real Prometheus into .prometheus
 demo: triton ## the main job: a video and a question in, Triton's tokens out
 	$(BIN)/python -m deploy.demo
 
-# Two processes: half of the time tests wait for processes and clocks. Which tests each runs is always the same: tests/conftest.py.
+# Three processes, since tests wait for other processes and for timers most of the time. Which tests each runs is always the same:
+# tests/conftest.py.
 test: triton ## run the tests; a few minutes
 	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 3
 
 test-all: triton ## run every test but the soak, the long ones too
 	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'
@@ -134,7 +135,7 @@ PRINT_TLS := awk -v piece=$(TLS)/transport-socket.yaml \
 
 reference: setup ## write anew what is made of other files: README's settings, tested versions, the operator's alerts, Envoy with TLS
 	$(BIN)/python -m preprocessor.cli.reference README.md
-	cp deploy/constraints.txt preprocessor/constraints.txt
+	cp deploy/constraints.txt preprocessor/cli/constraints.txt
 	$(PRINT_RULES) > $(RULES)
 	$(PRINT_TLS) > $(TLS)/envoy.yaml
 
@@ -154,7 +155,7 @@ verify: proto lint type ## all checks that run nothing; fails where generated co
 	git diff --exit-code -- preprocessor/v1 deploy/envoy/preprocessor.binpb
 	$(BIN)/python -m preprocessor.cli.reference --check README.md
 	$(BIN)/python -m deploy.bounds --check
-	cmp deploy/constraints.txt preprocessor/constraints.txt
+	cmp deploy/constraints.txt preprocessor/cli/constraints.txt
 	$(PRINT_RULES) | cmp - $(RULES)
 	$(PRINT_TLS) | cmp - $(TLS)/envoy.yaml
 

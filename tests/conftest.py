@@ -12,11 +12,11 @@ import pytest_asyncio
 
 from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
-from tests.zygotes import close_zygotes
+from tests.fork_servers import close_fork_servers
 
-# Folders that the first of the two processes of `make test` runs, in the order of collection; the second runs the rest. The parts
-# are about as long as each other, and always the same: what ran before a test does not depend on how fast anything was.
-_FIRST_PART = ("deploy", "engine", "monitoring", "parity")
+# Folders of tests that run in one process where `make test` starts three; the third process runs every other folder. The parts
+# take about the same time, and are always the same: what ran before a test does not depend on how fast anything was.
+_PARTS = {"deploy": "engine", "engine": "engine", "monitoring": "engine", "parity": "engine", "service": "service"}
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -26,7 +26,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFolder(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "first" if nodeid.split("/")[1] in _FIRST_PART else "second"
+            return _PARTS.get(nodeid.split("/")[1], "rest")
 
     return ByFolder(config, log)
 
@@ -35,7 +35,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 async def end_zygotes() -> AsyncIterator[None]:
     """Here, as only this loop may close what was opened on it."""
     yield
-    close_zygotes()
+    close_fork_servers()
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ from preprocessor.media.audio import extract_audio
 from preprocessor.media.frames import Choice, unreported
 from preprocessor.media.image import decode_image, probe_image
 from preprocessor.media.video import decode_frames, probe_video
-from preprocessor.types.asked import OnDamage
+from preprocessor.types.request import OnDamage
 from tests.media import moving_shapes_clip, photo
 
 REACHED_OUT = "reached out"

@@ -6,10 +6,15 @@ tracks and clocks of real files are rebuilt here packet by packet; nothing is en
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
+import multiprocessing
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -62,8 +67,19 @@ def encode(
     closed_gop: bool = False,
     sound: bool = False,
 ) -> bytes:
-    """Pictures → a file, in memory, on one thread."""
+    """Pictures → a file, in memory, on one thread; x265 in a process of its own, as it crashes now and then on a busy machine."""
     pictures = list(pictures)
+    if codec == "libx265" and multiprocessing.parent_process() is None:
+        settings = {
+            "rate": rate,
+            "pix_fmt": pix_fmt,
+            "options": options,
+            "mux": mux,
+            "closed_gop": closed_gop,
+            "sound": sound,
+        }
+        again = functools.partial(encode, pictures, codec, container, **settings)
+        return in_own_process(again)
     buffer = io.BytesIO()
     given = dict(X264 if codec == "libx264" else {}) | dict(options or {})
     if codec == "libx265":
@@ -93,6 +109,14 @@ def encode(
         if audio is not None:
             output.mux(audio.encode())
     return buffer.getvalue()
+
+
+def in_own_process(make: Callable[[], bytes], tries: int = 3) -> bytes:
+    """What `make` returns, which pickles; made again where its process dies."""
+    for _ in range(tries):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor, suppress(BrokenProcessPool):
+            return executor.submit(make).result()
+    raise RuntimeError(f"the encoder's process died {tries} times")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import time
 from preprocessor.cli.load_report import describe_load, figures, progress_line, report_table
 from preprocessor.cli.prompts import build_spec, build_spec_of, credentials_of
 from preprocessor.cli.unanswered import why_unanswered
-from preprocessor.connection import open_aio_channel, token_metadata
+from preprocessor.client.channel import open_aio_channel, token_metadata
 from preprocessor.traffic.callers import NobodyAnswers
 from preprocessor.traffic.load import COUNT_TOKENS, PREPARE, Ask, Connect, Load, ask_generate, ask_prepare
 from preprocessor.traffic.processes import CallersLost, put_load

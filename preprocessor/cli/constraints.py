@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"  # a copy of deploy/constraints.txt, which is not installed
+CONSTRAINTS = Path(__file__).with_name("constraints.txt")  # a copy of deploy/constraints.txt, which is not installed
 
 
 def run(_: argparse.Namespace) -> int:

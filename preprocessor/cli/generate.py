@@ -9,7 +9,7 @@ import sys
 from preprocessor.cli.output import summary, table
 from preprocessor.cli.prompts import build_parameters, build_spec, credentials_of
 from preprocessor.cli.unanswered import explain
-from preprocessor.client import CallFailed, generate, open_channel
+from preprocessor.client.calls import CallFailed, generate, open_channel
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 _FINISH_REASONS = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}

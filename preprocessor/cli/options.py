@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
+from preprocessor import __version__
 from preprocessor.cli.reference import default_text
 from preprocessor.cli.sources import CONFIG_FLAG, CONFIG_VARIABLE, OPTIONS
-from preprocessor.setting import Option
-from preprocessor.version import VERSION
+from preprocessor.config.declare import Option
 
 _DEFAULT_ADDRESS = next(option.default for option in OPTIONS if option.key == "address")
 _SETTINGS_RULE = """\
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="preprocessor", description="Preprocessing for vision-language models, as a service or on the spot."
     )
-    parser.add_argument("--version", action="version", version=f"preprocessor {VERSION}")
+    parser.add_argument("--version", action="version", version=f"preprocessor {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = _add_settings_command(commands, "serve", "run the service")
     serve.add_argument(

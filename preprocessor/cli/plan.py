@@ -10,12 +10,12 @@ import statistics
 import time
 from collections.abc import Callable
 
-from preprocessor.capacity import Demand, Needs, demand_of, needs_of
+from preprocessor.cli.capacity import Demand, Needs, demand_of, needs_of
 from preprocessor.cli.output import columns
 from preprocessor.cli.prompts import build_spec
 from preprocessor.config import Limits
+from preprocessor.config.machine import SINGLE_THREADED, use_one_thread
 from preprocessor.errors import InvalidRequest
-from preprocessor.machine import SINGLE_THREADED, use_one_thread
 
 _MEASURED_COUNT = 5
 
@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     from preprocessor import pipeline
     from preprocessor.models.registry import load_model
     from preprocessor.service import reading
-    from preprocessor.types.planned import Plan
+    from preprocessor.types.plan import Plan
 
     use_one_thread()
     spec, files = build_spec(options)

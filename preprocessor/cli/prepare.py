@@ -11,7 +11,7 @@ from pathlib import Path
 from preprocessor.cli.output import check_output, save_tensors, summary, table
 from preprocessor.cli.prompts import build_spec, credentials_of
 from preprocessor.cli.unanswered import explain
-from preprocessor.client import CallFailed, PrepareResult, open_channel, prepare
+from preprocessor.client.calls import CallFailed, PrepareResult, open_channel, prepare
 from preprocessor.errors import InvalidRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 

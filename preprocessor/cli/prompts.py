@@ -8,8 +8,8 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from preprocessor.client.channel import Credentials
 from preprocessor.config import SettingError
-from preprocessor.connection import Credentials
 from preprocessor.errors import InvalidRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 

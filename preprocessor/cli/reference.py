@@ -14,8 +14,8 @@ from itertools import groupby
 from pathlib import Path
 
 from preprocessor.cli.sources import OPTIONS, Loaded, Source
-from preprocessor.kinds import write_text, write_toml
-from preprocessor.setting import Option
+from preprocessor.config.declare import Option
+from preprocessor.config.values import write_text, write_toml
 
 _BEGIN, _END = "<!-- settings: written by `make reference` -->", "<!-- settings end -->"
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from preprocessor.cli.reference import effective
 from preprocessor.cli.sources import load_settings
-from preprocessor.config import require_room
-from preprocessor.machine import SINGLE_THREADED, available_memory_bytes
+from preprocessor.config import require_memory
+from preprocessor.config.machine import SINGLE_THREADED, available_memory_bytes
 from preprocessor.service.logs import configure
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     settings = loaded.settings
     with loaded.given.spelling():
-        require_room(settings.memory_budget_bytes, available_memory_bytes(), settings.more_incoming_bytes)
+        require_memory(settings.memory_budget_bytes, available_memory_bytes(), settings.more_incoming_bytes)
     configure(settings.log_level, settings.log_format)
     # From here on seconds of torch, after a wrong option has been refused at once. What sets up its threads when it is
     # imported must find one wanted: work runs in processes, and a process with threads cannot be forked.
@@ -34,19 +34,19 @@ def run(options: argparse.Namespace) -> int:
     gc.disable()  # what is loaded stays: looking through it for garbage, even once, takes a tenth of a start
     try:
         from preprocessor.models.registry import load_model
-        from preprocessor.workers.process import Zygote
-        from preprocessor.workers.zygote import fork_zygote
+        from preprocessor.workers.fork_server import fork_current_process
+        from preprocessor.workers.process import ForkServer
 
         model = load_model(settings.model)
         gc.freeze()  # before `enable`, or the next allocation would have it looked through
     finally:
         gc.enable()  # whoever called hears that there is no such model, and goes on
-    zygote = None if settings.is_in_process else Zygote(model, fork_zygote(model))
+    fork_server = None if settings.is_in_process else ForkServer(model, fork_current_process(model))
     from preprocessor.service.server import serve  # gRPC comes after the fork: nothing of it is in the workers
 
     run_loop = event_loop_runner()
     with loaded.given.spelling():
-        run_loop(serve(settings, model, zygote))
+        run_loop(serve(settings, model, fork_server))
     return 0
 
 

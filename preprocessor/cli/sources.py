@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from preprocessor.config import ServeSettings
-from preprocessor.kinds import HIDDEN, read_text, read_toml
-from preprocessor.setting import VARIABLE_PREFIX, Option, SettingError, UnknownSetting, groups_of, options_of
+from preprocessor.config.declare import VARIABLE_PREFIX, Option, SettingError, UnknownSetting, groups_of, options_of
+from preprocessor.config.values import HIDDEN, read_text, read_toml
 
 CONFIG_FLAG, CONFIG_VARIABLE = "--config", VARIABLE_PREFIX + "CONFIG"
 OPTIONS = options_of(ServeSettings)

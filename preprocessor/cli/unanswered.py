@@ -14,9 +14,9 @@ from pathlib import Path
 
 import grpc
 
-from preprocessor.client import CallFailed
+from preprocessor.client.calls import CallFailed
+from preprocessor.client.channel import HAS_SCHEME, Credentials
 from preprocessor.config import split_address
-from preprocessor.connection import HAS_SCHEME, Credentials
 
 _TRY_SECONDS = 3.0
 # What a client says first, and the type of the frame that a server says first (RFC 9113, sections 3.4 and 6.5).

@@ -6,14 +6,14 @@ made from these classes; `setting` says how. Who reads what a user wrote is `cli
 
 from preprocessor.config.access import AccessSettings
 from preprocessor.config.checks import is_loopback, require_positive_int, require_seconds, split_address
+from preprocessor.config.declare import SettingError, option_of, setting
 from preprocessor.config.engine import EngineSettings
 from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
-from preprocessor.config.serve import ServeSettings, bytes_beside_budget, largest_budget, require_room
+from preprocessor.config.serve import ServeSettings, bytes_beside_budget, largest_budget, require_memory
 from preprocessor.config.trace import TraceSettings
+from preprocessor.config.values import parse_bytes
 from preprocessor.config.wire import WireSettings
-from preprocessor.kinds import parse_bytes
-from preprocessor.setting import SettingError, option_of, setting
 
 __all__ = [
     "AccessSettings",
@@ -29,8 +29,8 @@ __all__ = [
     "largest_budget",
     "option_of",
     "parse_bytes",
+    "require_memory",
     "require_positive_int",
-    "require_room",
     "require_seconds",
     "setting",
     "split_address",

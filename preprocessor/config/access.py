@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 
 from preprocessor.config.checks import is_loopback, require_key_pair, split_address
-from preprocessor.kinds import parse_bytes
-from preprocessor.setting import SettingError, setting
+from preprocessor.config.declare import SettingError, setting
+from preprocessor.config.values import parse_bytes
 
 _METADATA_KEY = re.compile(r"(?!grpc-)[a-z0-9_.-]+(?<!-bin)")  # gRPC's own and those of bytes apart
 

@@ -7,7 +7,7 @@ import ipaddress
 import math
 from typing import Any
 
-from preprocessor.setting import SettingError, option_of
+from preprocessor.config.declare import SettingError, option_of
 
 
 def require_positive_int(option: str, value: object) -> int:

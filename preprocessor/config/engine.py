@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from preprocessor.config.checks import require_choices, require_key_pair, require_seconds, split_address
-from preprocessor.setting import SettingError, setting
+from preprocessor.config.declare import SettingError, setting
 
 
 @dataclass(frozen=True, slots=True)

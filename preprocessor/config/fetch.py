@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from preprocessor.config.checks import require_positive_int, require_seconds
-from preprocessor.setting import SettingError, setting
+from preprocessor.config.declare import SettingError, setting
 
 _HOST_RULE = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
 _STORE = re.compile(r"([a-z][a-z0-9+-]*)://[^/\s]+(/\S*)?")

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from preprocessor.config.access import AccessSettings
 from preprocessor.config.checks import require_choices, require_positive_int, require_seconds, split_address
+from preprocessor.config.declare import SettingError, group, setting
 from preprocessor.config.engine import EngineSettings
 from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
+from preprocessor.config.machine import available_cpu_count, available_memory_bytes
 from preprocessor.config.trace import TraceSettings
+from preprocessor.config.values import NO_BACKGROUND, format_bytes, parse_background, parse_bytes
 from preprocessor.config.wire import WireSettings
-from preprocessor.kinds import NO_BACKGROUND, format_bytes, parse_background, parse_bytes
-from preprocessor.machine import available_cpu_count, available_memory_bytes
-from preprocessor.setting import SettingError, group, setting
 
 _LEAST_BUDGET_BYTES = 64 << 20  # below, not even one photo's decoding fits
 _GIB = 1 << 30
@@ -25,7 +25,7 @@ def bytes_beside_budget(memory_budget_bytes: int) -> int:
 
     Measured, in MiB: 260 for the service, its model and idle workers; 256 for `max_upload_count` messages on their way in, and
     64 for single messages and those of refused callers; 64 for answers on their way out; 64 for the windows of
-    `max_open_calls`; and what workers keep between their jobs, which is up to an eighth of the budget (`workers.crew`).
+    `max_open_calls`; and what workers keep between their jobs, which is up to an eighth of the budget (`workers.worker_set`).
     """
     return _GIB + max(0, memory_budget_bytes - 4 * _GIB) // 8
 
@@ -35,7 +35,7 @@ def largest_budget(container_bytes: int) -> int:
     return max(0, min(container_bytes - _GIB, (container_bytes - _GIB // 2) * 8 // 9))
 
 
-def require_room(memory_budget_bytes: int, available_bytes: int, more_bytes: int = 0) -> None:
+def require_memory(memory_budget_bytes: int, available_bytes: int, more_bytes: int = 0) -> None:
     """Return where the memory that is there holds the budget and what the service takes beside it.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from preprocessor.setting import SettingError, setting
+from preprocessor.config.declare import SettingError, setting
 
 
 @dataclass(frozen=True, slots=True)

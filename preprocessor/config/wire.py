@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from preprocessor.config.checks import require_positive_int, require_seconds
-from preprocessor.kinds import parse_bytes
-from preprocessor.setting import option_of, setting
+from preprocessor.config.declare import option_of, setting
+from preprocessor.config.values import parse_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.errors import CorruptMedia
-from preprocessor.types.found import ClipInfo
+from preprocessor.types.source import ClipInfo
 
 NO_FRAME = -1
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.media.clip import IndexedClip, undecodable
-from preprocessor.types.asked import OnDamage
+from preprocessor.types.request import OnDamage
 
 Pixels = npt.NDArray[np.uint8]
 Picture = TypeVar("Picture")

@@ -41,7 +41,7 @@ from preprocessor.media.image_orientation import (
     without_exif_item,
 )
 from preprocessor.media.unread_formats import unread_image
-from preprocessor.types.found import ImageInfo
+from preprocessor.types.source import ImageInfo
 
 _STRIP_BYTES = 1 << 20
 _Colour = tuple[int, ...]  # red, green, blue

@@ -54,7 +54,7 @@ from preprocessor.media.codecs import DECODERS
 from preprocessor.media.container import VIDEO_FORMATS
 from preprocessor.media.frames import Choice, Pixels, fill, unreported
 from preprocessor.media.pyav import decode_with_pyav
-from preprocessor.types.asked import OnDamage
+from preprocessor.types.request import OnDamage
 
 _LIMIT = "DECODER_LIMIT"
 _CONVERTS_NO_INTERLACED = "converts no interlaced frames"

@@ -26,7 +26,7 @@ from preprocessor.media.shown import Shown, shown_frames
 from preprocessor.media.sides import check_sides
 from preprocessor.media.truncation import ends_early
 from preprocessor.media.walk import Walk, walk_packets
-from preprocessor.types.asked import OnDamage
+from preprocessor.types.request import OnDamage
 
 _NO_TIMESTAMPS = 0x0080  # FFmpeg's AVFMT_NOTIMESTAMPS
 _SIZE_NOT_READ = frozenset({"vp8", "libvpx", "theora", "av1", "libdav1d", "flv", "h263"})

@@ -41,7 +41,7 @@ from preprocessor.media.clip import NO_FRAME, IndexedClip, undecodable
 from preprocessor.media.container import open_video, read_packets
 from preprocessor.media.frames import Choice, Pixels, fill
 from preprocessor.media.packets import reference_test
-from preprocessor.types.asked import OnDamage
+from preprocessor.types.request import OnDamage
 
 # dav1d reads skip_frame once, when it is opened: the first packet would decide for the whole file.
 _NEVER_SKIPPING = frozenset({"libdav1d"})

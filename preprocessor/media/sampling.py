@@ -19,8 +19,8 @@ import torch
 
 from preprocessor.errors import InvalidRequest
 from preprocessor.media.clock import HALF_A_FRAME, LEAST_FRAMES_FOR_A_GAP, mean_interval, places_missing
-from preprocessor.types.asked import Sampling, SamplingBasis
-from preprocessor.types.found import ClipInfo, FrameChoice
+from preprocessor.types.request import Sampling, SamplingBasis
+from preprocessor.types.source import ClipInfo, FrameChoice
 
 Spread = Callable[[int, float], npt.NDArray[np.int64]]
 """A family's rule with the caller's wish bound to it: (frames, frames a second) → ascending indices below `frames`."""

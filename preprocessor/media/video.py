@@ -41,8 +41,8 @@ from preprocessor.media.opencv import decode_with_opencv, opencv_version
 from preprocessor.media.probe import probe_file
 from preprocessor.media.pyav import decode_with_pyav
 from preprocessor.media.webp import decode_webp, is_webp, probe_webp
-from preprocessor.types.asked import OnDamage
-from preprocessor.types.found import ClipInfo
+from preprocessor.types.request import OnDamage
+from preprocessor.types.source import ClipInfo
 
 DECODERS: Mapping[str, Decoder] = {"pyav": decode_with_pyav, "opencv": decode_with_opencv}
 

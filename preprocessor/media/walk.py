@@ -13,7 +13,7 @@ from preprocessor.errors import CorruptMedia, LimitExceeded
 from preprocessor.media.bitstream import TYPED, PictureType, picture_type
 from preprocessor.media.container import read_packets
 from preprocessor.media.packets import Entry, entry_test, hidden_test, start_test, uncertainty_test
-from preprocessor.types.asked import OnDamage
+from preprocessor.types.request import OnDamage
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from preprocessor.media.frames import Choice, Pixels, fill
 from preprocessor.media.image_headers import webp_canvas
 from preprocessor.media.probe import check_frame_size, check_span
 from preprocessor.media.walk import too_many_frames
-from preprocessor.types.asked import OnDamage
+from preprocessor.types.request import OnDamage
 
 _UNSTATED_DURATION_MS = 100  # what browsers show where a file states 0
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.text.prompt import Placeholders, Replacement
-from preprocessor.types.asked import Modality, Sampling
-from preprocessor.types.planned import ExpandedPrompt, ItemPlan
+from preprocessor.types.plan import ExpandedPrompt, ItemPlan
+from preprocessor.types.request import Modality, Sampling
 from preprocessor.vision.spec import PixelSpec, VideoSpec
 
 
@@ -33,7 +33,7 @@ class Family:
     name: str
     model_types: tuple[str, ...]
     video_defaults: Mapping[str, Any]
-    spread_frames: Callable[[int, float, Sampling, VideoSpec], npt.NDArray[np.int64]]
+    sample_indices: Callable[[int, float, Sampling, VideoSpec], npt.NDArray[np.int64]]
     fit_video: Callable[[int, int, int, VideoSpec], tuple[int, int]]
     replace_video: Callable[[ItemPlan, Model], Replacement]
     positions: Callable[[ExpandedPrompt, Sequence[ItemPlan], Model], tuple[npt.NDArray[np.int32], int]]

@@ -6,44 +6,19 @@ tells the same by name, for comparing with an engine that was set up elsewhere: 
 
 from __future__ import annotations
 
-import functools
 import json
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from preprocessor.models.digests import digest_vocabulary
-from preprocessor.types.asked import Media, Modality, PixelForm
-from preprocessor.version import VERSION
+from preprocessor.models.versions import library_versions
 
-if TYPE_CHECKING:  # the models' modules import this one
+if TYPE_CHECKING:
     from preprocessor.models.family import Model
     from preprocessor.models.generic import GenericModel
     from preprocessor.vision.spec import PixelSpec
 
 CONTRACT_VERSION = "1"
 """Of the tensors' names, types and meanings; raised when an engine that knew the last ones would misread the next."""
-
-_LIBRARIES = ("av", "pillow", "torch", "numpy", "tokenizers", "transformers", "opencv-python-headless")
-
-
-@functools.cache
-def library_versions() -> dict[str, str]:
-    """Version of every library that pixels and ids depend on. Not to be changed: it is read once, as they are loaded once."""
-    return {library: version(library) for library in _LIBRARIES}
-
-
-def pixel_settings(medium: Media, decoder: str, form: PixelForm | None) -> str:
-    """What decides a medium's pixels beside the model, the file, the chosen frames and their size, for its digest.
-
-    A new field of `Media` that can change a pixel belongs here (`tests/unit/test_digests.py` asks). UINT8, FP32 and NONE are
-    one: float32 holds all that the uint8 values do. BF16 and FP16 round it.
-
-    Args:
-        decoder: The libraries that decode the file, with versions.
-    """
-    rounded_to = form.value if form in (PixelForm.BF16, PixelForm.FP16) else ""
-    on_damage = medium.on_damage.value if medium.modality is Modality.VIDEO else ""  # images and sounds know no policy
-    return repr((VERSION, decoder, rounded_to, on_damage, medium.background))
 
 
 def fingerprint_parts(model: Model | GenericModel) -> dict[str, str]:

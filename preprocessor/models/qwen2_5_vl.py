@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from preprocessor.models import qwen2_vl
 from preprocessor.models.family import Model
-from preprocessor.types.planned import ExpandedPrompt, ItemPlan
+from preprocessor.types.plan import ExpandedPrompt, ItemPlan
 from preprocessor.vision.positions import mrope_positions
 
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from preprocessor.media.sampling import spread_by_steps, whole_patches
 from preprocessor.models.family import Family, Model
 from preprocessor.text.prompt import Replacement
-from preprocessor.types.asked import Modality, Sampling
-from preprocessor.types.planned import ExpandedPrompt, Grid, ItemPlan
+from preprocessor.types.plan import ExpandedPrompt, Grid, ItemPlan
+from preprocessor.types.request import Modality, Sampling
 from preprocessor.vision.geometry import fit_image
 from preprocessor.vision.positions import mrope_positions
 from preprocessor.vision.spec import VideoSpec
@@ -21,7 +21,7 @@ from preprocessor.vision.spec import VideoSpec
 VIDEO_DEFAULTS = {"fps": 2, "min_frames": 4, "max_frames": 768, "max_video_tokens": 128_000}
 
 
-def spread_frames(total: int, rate: float, sampling: Sampling, spec: VideoSpec) -> npt.NDArray[np.int64]:
+def sample_indices(total: int, rate: float, sampling: Sampling, spec: VideoSpec) -> npt.NDArray[np.int64]:
     """Equal steps from the first frame; their number is a multiple of the temporal patch size.
 
     Source: transformers 5.23, Qwen2VLVideoProcessor.sample_frames. Differs: a `frame_count` above what the clip holds is cut
@@ -72,7 +72,7 @@ FAMILY = Family(
     name="qwen2_vl",
     model_types=("qwen2_vl",),
     video_defaults=VIDEO_DEFAULTS,
-    spread_frames=spread_frames,
+    sample_indices=sample_indices,
     fit_video=fit_video,
     replace_video=replace_video,
     positions=positions,

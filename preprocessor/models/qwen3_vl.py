@@ -16,8 +16,8 @@ from preprocessor.media.sampling import count_for_fps, spread_evenly
 from preprocessor.models.family import Family, Model
 from preprocessor.models.qwen2_vl import merged_grids, no_extra_tensors
 from preprocessor.text.prompt import Replacement
-from preprocessor.types.asked import Modality, Sampling
-from preprocessor.types.planned import ExpandedPrompt, Grid, ItemPlan
+from preprocessor.types.plan import ExpandedPrompt, Grid, ItemPlan
+from preprocessor.types.request import Modality, Sampling
 from preprocessor.vision.geometry import fit_video as fit_whole_video
 from preprocessor.vision.positions import mrope_positions
 from preprocessor.vision.spec import VideoSpec
@@ -26,7 +26,7 @@ VIDEO_DEFAULTS = {"fps": 2, "min_frames": 4, "max_frames": 768, "max_video_token
 """transformers 5.23, Qwen3VLVideoProcessor."""
 
 
-def spread_frames(total: int, rate: float, sampling: Sampling, spec: VideoSpec) -> npt.NDArray[np.int64]:
+def sample_indices(total: int, rate: float, sampling: Sampling, spec: VideoSpec) -> npt.NDArray[np.int64]:
     """Evenly from the first frame to the last; their number from `frame_count`, else from fps.
 
     Source: transformers 5.23, Qwen3VLVideoProcessor.sample_frames. Differs: a `frame_count` above what the clip holds
@@ -95,7 +95,7 @@ FAMILY = Family(
     name="qwen3_vl",
     model_types=("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "cosmos3_omni"),
     video_defaults=VIDEO_DEFAULTS,
-    spread_frames=spread_frames,
+    sample_indices=sample_indices,
     fit_video=fit_video,
     replace_video=replace_video,
     positions=positions,

@@ -28,8 +28,8 @@ from preprocessor.errors import ModelNotFound
 from preprocessor.models import qwen2_5_vl, qwen2_vl, qwen3_vl
 from preprocessor.models.digests import digest_tokenizer
 from preprocessor.models.family import Family, Model
-from preprocessor.models.fingerprint import library_versions
 from preprocessor.models.generic import GenericModel, load_generic
+from preprocessor.models.versions import library_versions
 from preprocessor.text.prompt import Placeholders, check_template
 from preprocessor.text.tokenizer import (
     TokenTable,
@@ -39,7 +39,7 @@ from preprocessor.text.tokenizer import (
     one_line,
     read_stop_token_ids,
 )
-from preprocessor.types.asked import Modality
+from preprocessor.types.request import Modality
 from preprocessor.vision.spec import VideoSpec, parse_pixel_spec
 
 FAMILIES: tuple[Family, ...] = (qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY)

@@ -17,12 +17,12 @@ from preprocessor.service.logs import about
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.outgoing import Outgoing
 from preprocessor.service.status import Context, refuse, request_id_of, status_of
-from preprocessor.service.tensors import MAX_ROWS_BYTES
 from preprocessor.service.tracing import CallTrace, Traces
-from preprocessor.timing import Timings
+from preprocessor.types.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
-from preprocessor.workers.claim import Claim
+from preprocessor.wire.tensors import MAX_ROWS_BYTES
 from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.resources import RequestResources
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Call:
     """
 
     request_id: str
-    claim: Claim
+    resources: RequestResources
     timings: Timings
     context: Context
     deadline_seconds: float
@@ -113,10 +113,12 @@ class Calls:
         try:
             async with (
                 asyncio.timeout(timeout_seconds),
-                Claim(self._pool, deadline_seconds, timings) as claim,
+                RequestResources(self._pool, deadline_seconds, timings) as resources,
             ):
                 idle_seconds = self._wire.answer_idle_seconds
-                yield Call(request_id, claim, timings, context, deadline_seconds, idle_seconds, trace, self._outgoing)
+                yield Call(
+                    request_id, resources, timings, context, deadline_seconds, idle_seconds, trace, self._outgoing
+                )
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise

@@ -26,7 +26,7 @@ from preprocessor.config import EngineSettings, SettingError
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
 from preprocessor.models.generic import GenericModel
-from preprocessor.types.asked import PixelForm
+from preprocessor.types.request import PixelForm
 from preprocessor.workers.arena import Arena
 
 logger = logging.getLogger(__name__)

@@ -10,19 +10,19 @@ from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded
 from preprocessor.service.calls import Call
 from preprocessor.service.fetch.fetcher import Fetcher
-from preprocessor.service.intake import Upload
 from preprocessor.service.reading import Sources
-from preprocessor.service.tensors import MAX_CHUNK_BYTES
-from preprocessor.types.asked import Media, Modality, PreparationRequest
+from preprocessor.service.upload_stream import Upload
+from preprocessor.types.request import Media, Modality, PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
-from preprocessor.workers.claim import Claim
-from preprocessor.workers.incoming import IncomingFile
+from preprocessor.wire.tensors import MAX_CHUNK_BYTES
+from preprocessor.workers.resources import RequestResources
+from preprocessor.workers.upload_buffer import UploadBuffer
 
 _FETCHES_A_REQUEST = 8  # at once: one request leaves room for others, and is gentle to its host
 
 
 async def store_inline(
-    request: PreparationRequest, sources: Sources, limits: Limits, claim: Claim
+    request: PreparationRequest, sources: Sources, limits: Limits, resources: RequestResources
 ) -> PreparationRequest:
     """The request with the files that came in the spec stored, all others empty still.
 
@@ -44,8 +44,8 @@ async def store_inline(
             raise InvalidRequest(f"{medium.key}: {size_bytes} bytes", reason="SIZE_MISMATCH", media_key=medium.key)
         _check_size(medium, size_bytes, limits)
     total.check(sum(following.values()))
-    claim.check_room(total.size_bytes + sum(following.values()))
-    return sources.fill(request, {key: await _store(data, claim) for key, data in inline.items()})
+    resources.check_memory(total.size_bytes + sum(following.values()))
+    return sources.fill(request, {key: await _store(data, resources) for key, data in inline.items()})
 
 
 async def receive_files(
@@ -65,13 +65,13 @@ async def receive_files(
     total = _Total(limits)
     total.add(sum(len(data) for key, data in files.items() if key not in sources.same_file))
     if not sources.urls:
-        files |= await _receive_chunks(upload, media, sources, total, call.claim)
+        files |= await _receive_chunks(upload, media, sources, total, call.resources)
         return _filled(request, sources, files)
     failure: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
             fetching = group.create_task(_fetch_files(media, sources, total, fetcher, call))
-            files |= await _receive_chunks(upload, media, sources, total, call.claim)
+            files |= await _receive_chunks(upload, media, sources, total, call.resources)
             upload.end()
     except BaseExceptionGroup as failures:  # the first ends the others
         failure = _first(failures)
@@ -91,11 +91,11 @@ def _filled(request: PreparationRequest, sources: Sources, files: Mapping[str, b
 
 
 async def _receive_chunks(
-    upload: Upload[Any], media: Mapping[str, Media], sources: Sources, total: _Total, claim: Claim
+    upload: Upload[Any], media: Mapping[str, Media], sources: Sources, total: _Total, resources: RequestResources
 ) -> dict[str, bytes]:
     """Media key → file, of those that follow in chunks. Chunks of several files may interleave."""
     files: dict[str, bytes] = {}
-    arrivals = {key: _Arrival(media[key], total, claim, sources.sizes.get(key)) for key in sources.chunked}
+    arrivals = {key: _Arrival(media[key], total, resources, sources.sizes.get(key)) for key in sources.chunked}
     while len(files) < len(arrivals):
         chunk = await upload.chunk()
         if chunk is None:
@@ -125,7 +125,7 @@ async def _fetch_files(
     places = asyncio.Semaphore(_FETCHES_A_REQUEST)
 
     async def fetch(key: str, url: str) -> bytes:
-        arrival = _Arrival(media[key], total, call.claim, sources.sizes.get(key))
+        arrival = _Arrival(media[key], total, call.resources, sources.sizes.get(key))
         async with places:
             await fetcher.fetch(url, key, arrival)
         return await arrival.file.finish()
@@ -161,8 +161,8 @@ class _Total:
 class _Arrival:
     """One file as it comes; a `fetch.sink.Sink`."""
 
-    def __init__(self, medium: Media, total: _Total, claim: Claim, told_bytes: int | None) -> None:
-        self.file = IncomingFile(claim)
+    def __init__(self, medium: Media, total: _Total, resources: RequestResources, told_bytes: int | None) -> None:
+        self.file = UploadBuffer(resources)
         self._medium = medium
         self._total = total
         self._told_bytes = told_bytes
@@ -229,8 +229,8 @@ def _check_chunk(chunk: pb.MediaChunk, due_bytes: int, *, is_complete: bool) -> 
         )
 
 
-async def _store(data: bytes, claim: Claim) -> bytes:
-    file = IncomingFile(claim)
+async def _store(data: bytes, resources: RequestResources) -> bytes:
+    file = UploadBuffer(resources)
     file.announce(len(data))
     await file.write(data)
     return await file.finish()

@@ -92,7 +92,7 @@ class Health:
         found = {}
         if self._is_draining:
             found[Cause.DRAINING] = "draining"
-        if not self._pool.crew.count:
+        if not self._pool.worker_set.count:
             found[Cause.WORKERS] = "no worker process is running"
         if self._engine_trouble:
             found[Cause.ENGINE] = f"engine: {self._engine_trouble}"

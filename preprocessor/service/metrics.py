@@ -18,16 +18,16 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 
+from preprocessor import __version__
 from preprocessor.errors import PreprocessorError
 from preprocessor.models.family import Model
-from preprocessor.models.fingerprint import library_versions
 from preprocessor.models.generic import GenericModel, GenericPrepared
-from preprocessor.timing import Timings
-from preprocessor.types.asked import Modality
-from preprocessor.types.found import ClipInfo
-from preprocessor.types.planned import ItemPlan, Plan
+from preprocessor.models.versions import library_versions
+from preprocessor.types.plan import ItemPlan, Plan
+from preprocessor.types.request import Modality
+from preprocessor.types.source import ClipInfo
+from preprocessor.types.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
-from preprocessor.version import VERSION
 
 METHODS = tuple(pb.DESCRIPTOR.services_by_name["Preprocessor"].methods_by_name)
 # The stages of workers come first: only theirs is CPU time of one request alone.
@@ -216,7 +216,7 @@ class Metrics:
         libraries = {name.replace("-", "_"): version for name, version in library_versions().items()}
         self.build.info(
             {
-                "version": VERSION,
+                "version": __version__,
                 "model": model.name,
                 "model_fingerprint": model.fingerprint,
                 "ffmpeg": av.ffmpeg_version_info,

@@ -1,7 +1,7 @@
 """Spans of each call, sent to an OpenTelemetry collector: the call itself, its stages in every process, the engine's part.
 
 Workers know nothing of this. They send their timings along, on a clock that all processes of a machine share, and the
-spans are made of those when the call has ended. `tracing` imports this file only where there is a collector to send to.
+spans are made of those when the call has ended. `server` imports this file only where there is a collector to send to.
 
 A span holds times, sizes and names that this service gave; never a prompt, a file, or a token.
 """
@@ -21,11 +21,11 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from preprocessor import __version__
 from preprocessor.config import TraceSettings
 from preprocessor.service.health import SERVICE_NAME as GRPC_SERVICE_NAME
 from preprocessor.service.tracing import CallTrace, Metadata, Traces, context_of
-from preprocessor.timing import StageTime, Timings
-from preprocessor.version import VERSION
+from preprocessor.types.timing import StageTime, Timings
 
 # The codes that are the server's fault, by OpenTelemetry's conventions for gRPC; the others are no errors of a server's span.
 _FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
@@ -42,13 +42,13 @@ class OtlpTraces(Traces):
     """
 
     def __init__(self, settings: TraceSettings) -> None:
-        resource = Resource.create({SERVICE_NAME: "vlm-preprocessor", SERVICE_VERSION: VERSION})
+        resource = Resource.create({SERVICE_NAME: "vlm-preprocessor", SERVICE_VERSION: __version__})
         self._provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(settings.sample_ratio)), resource=resource, shutdown_on_exit=False
         )
         self._exporter = OTLPSpanExporter(endpoint=settings.endpoint)
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
-        self._tracer = self._provider.get_tracer("preprocessor", VERSION)
+        self._tracer = self._provider.get_tracer("preprocessor", __version__)
 
     def begin(self, method: str, metadata: Metadata, request_id: str) -> CallTrace:
         """Begin the call's span, below the caller's where there is one."""

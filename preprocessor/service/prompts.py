@@ -8,7 +8,7 @@ from google.protobuf import struct_pb2
 
 from preprocessor.errors import InvalidRequest
 from preprocessor.service.json_text import read_json, read_struct
-from preprocessor.types.asked import ChatPrompt, MediaPart, Message, TextPart, TextPrompt, TokenPrompt
+from preprocessor.types.request import ChatPrompt, MediaPart, Message, TextPart, TextPrompt, TokenPrompt
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 

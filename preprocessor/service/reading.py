@@ -11,12 +11,12 @@ from google.protobuf import struct_pb2
 
 from engine_client import SamplingParameters
 from preprocessor.config import Limits
+from preprocessor.config.values import NO_BACKGROUND, parse_background
 from preprocessor.errors import InvalidRequest, LimitExceeded
-from preprocessor.kinds import NO_BACKGROUND, parse_background
 from preprocessor.service.fetch.data_urls import is_data_url, read_data_url
 from preprocessor.service.json_text import value_count
 from preprocessor.service.prompts import json_texts, read_prompt
-from preprocessor.types.asked import (
+from preprocessor.types.request import (
     Media,
     Modality,
     OnDamage,

@@ -16,25 +16,25 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from engine_client import Endpoints, EngineClient
-from preprocessor.config import ServeSettings, split_address
+from preprocessor.config import ServeSettings, SettingError, TraceSettings, split_address
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.models.registry import load_model
 from preprocessor.service import listening
+from preprocessor.service.auth_interceptor import AuthInterceptor
 from preprocessor.service.endpoint_metrics import EndpointMetrics
 from preprocessor.service.engine import arena_in, connect_engine, create_region, engine_form
 from preprocessor.service.fetch.fetcher import Fetcher
-from preprocessor.service.gate import Gate
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
 from preprocessor.service.logs import keep_writing_sums
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.servicer import PreprocessorServicer
 from preprocessor.service.state_metrics import StateMetrics
-from preprocessor.service.tracing import create_traces
+from preprocessor.service.tracing import Traces
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from preprocessor.workers.heap import give_back_large_blocks
 from preprocessor.workers.pool import PoolSettings, WorkerPool
-from preprocessor.workers.process import Zygote
+from preprocessor.workers.process import ForkServer
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +55,13 @@ class Server:
         settings: ServeSettings,
         model: Model | GenericModel | None = None,
         engine: EngineClient | None = None,
-        zygote: Zygote | None = None,
+        fork_server: ForkServer | None = None,
     ) -> None:
-        """`model`, `engine` and `zygote` stand in for those that it would make itself, where a program has them already."""
+        """`model`, `engine` and `fork_server` stand in for those that it would make itself, where a program has them already."""
         self.settings = settings
         self.model = model or load_model(settings.model)
         self.engine = engine
-        self._zygote = zygote
+        self._fork_server = fork_server
         self.address = ""
         self.http_address = ""
         self._drain_seconds = settings.drain_seconds
@@ -99,7 +99,7 @@ class Server:
 
     async def _start(self, undoing: AsyncExitStack) -> None:
         settings = self.settings
-        self.traces = create_traces(settings.trace)
+        self.traces = _create_traces(settings.trace)
         undoing.push_async_callback(asyncio.to_thread, self.traces.close)
         self.metrics = Metrics()
         self.metrics.describe_build(self.model)
@@ -116,14 +116,16 @@ class Server:
         if isinstance(self.engine, Endpoints):
             self.metrics.registry.register(EndpointMetrics(self.engine.states))
         arena = None if self._region is None else arena_in(self._region, settings.memory_budget_bytes)
-        self.pool = WorkerPool(self.model, _pool_settings(settings), self.metrics.count_worker_end, self._zygote, arena)
+        self.pool = WorkerPool(
+            self.model, _pool_settings(settings), self.metrics.count_worker_end, self._fork_server, arena
+        )
         await self.pool.start()
         undoing.push_async_callback(self.pool.close)
         if self.engine is not None:
             undoing.push_async_callback(self.engine.close)
         self.health = Health(self.engine, self.pool, settings.budget_full_seconds)
         self.metrics.registry.register(StateMetrics(self.pool, self.health))
-        self.gate = Gate(settings.access, settings.wire, self.metrics)
+        self.gate = AuthInterceptor(settings.access, settings.wire, self.metrics)
         self._grpc = listening.create_server(settings.wire, self.gate)
         servicer = PreprocessorServicer(
             self.model,
@@ -186,7 +188,7 @@ def _pool_settings(settings: ServeSettings) -> PoolSettings:
     )
 
 
-async def serve(settings: ServeSettings, model: Model | GenericModel, zygote: Zygote | None = None) -> None:
+async def serve(settings: ServeSettings, model: Model | GenericModel, fork_server: ForkServer | None = None) -> None:
     """Serve until SIGTERM or SIGINT; a second signal does not wait for the drain."""
     give_back_large_blocks()
     stop = asyncio.Event()
@@ -194,9 +196,9 @@ async def serve(settings: ServeSettings, model: Model | GenericModel, zygote: Zy
     summing = asyncio.create_task(keep_writing_sums())
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    if zygote is not None:
-        await zygote.start()
-    async with Server(settings, model, zygote=zygote) as server:
+    if fork_server is not None:
+        await fork_server.start()
+    async with Server(settings, model, fork_server=fork_server) as server:
         logger.info(
             "serving %s on grpc %s, http %s; %d workers; %d MiB for requests; engine %s; FFmpeg %s",
             server.model.name,
@@ -212,8 +214,25 @@ async def serve(settings: ServeSettings, model: Model | GenericModel, zygote: Zy
             loop.remove_signal_handler(number)
         logger.info("stopping; calls under way have %g seconds", settings.drain_seconds)
         await server.retire()
-    if zygote is not None:
-        zygote.close()
+    if fork_server is not None:
+        fork_server.close()
     summing.cancel()
     await asyncio.wait([summing])
     logger.info("stopped")
+
+
+def _create_traces(settings: TraceSettings) -> Traces:
+    """As the settings have it.
+
+    Raises:
+        SettingError: Spans are to be sent, and OpenTelemetry is not installed.
+    """
+    if not settings.endpoint:
+        return Traces()
+    try:
+        from preprocessor.service.otlp import OtlpTraces
+    except ImportError as error:
+        raise SettingError(
+            "--trace-endpoint", settings.endpoint, "it where pip install 'vlm-preprocessor[otel]' was done"
+        ) from error
+    return OtlpTraces(settings)

@@ -26,28 +26,28 @@ from engine_client import (
     SamplingParameters,
 )
 from engine_client.contract import PIXELS
+from preprocessor import __version__
 from preprocessor.config import ServeSettings
 from preprocessor.errors import ModelNotFound, PreprocessorError
 from preprocessor.models.family import Model
-from preprocessor.models.fingerprint import library_versions
 from preprocessor.models.generic import GenericModel, GenericPrepared
-from preprocessor.requests import check_request
+from preprocessor.models.versions import library_versions
+from preprocessor.pipeline.request_checks import check_request
 from preprocessor.service import reading, writing
 from preprocessor.service.calls import Call, Calls
 from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.files import receive_files, store_inline
-from preprocessor.service.intake import Intake, Upload
 from preprocessor.service.metrics import Metrics
-from preprocessor.service.tensors import is_small, write_rows
 from preprocessor.service.tracing import Traces
+from preprocessor.service.upload_stream import Upload, UploadStream
 from preprocessor.text.detokenizer import Detokenizer
-from preprocessor.types.asked import PixelForm, PreparationRequest
-from preprocessor.types.planned import Plan
+from preprocessor.types.plan import Plan
+from preprocessor.types.request import PixelForm, PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
-from preprocessor.version import VERSION
-from preprocessor.workers.claim import PixelRun
+from preprocessor.wire.tensors import is_small, write_rows
 from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.resources import PixelRun
 
 
 class PreprocessorServicer(pb_grpc.PreprocessorServicer):
@@ -72,7 +72,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         self._model = model
         self._settings = settings
         self._calls = Calls(pool, metrics, settings.wire, traces=traces, log_payloads=settings.log_payloads)
-        self._intake = Intake(settings.wire)
+        self._intake = UploadStream(settings.wire)
         self._metrics = metrics
         self._fetcher = fetcher
         self._engine = engine
@@ -144,7 +144,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     ) -> pb.Model:
         async with self._calls.open("GetModel", context):
             self._require_model(request.model)
-            versions = {**library_versions(), "preprocessor": VERSION, "ffmpeg": av.ffmpeg_version_info}
+            versions = {**library_versions(), "preprocessor": __version__, "ffmpeg": av.ffmpeg_version_info}
             return writing.write_model(self._model, self._engine is not None, versions)
 
     # -- stages --------------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             limits = self._settings.limits
             for key, url in sources.urls.items():
                 self._fetcher.check(url, key)
-            request = await store_inline(request, sources, limits, call.claim)
+            request = await store_inline(request, sources, limits, call.resources)
             request = await receive_files(request, sources, upload, limits, self._fetcher, call)
         request = dataclasses.replace(request, video_decoder=self._settings.video_decoder)
         call.received_bytes = sum(len(medium.data) for medium in request.media)
@@ -168,7 +168,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         return request
 
     async def _plan(self, request: PreparationRequest, call: Call) -> Plan | GenericPrepared:
-        planned = await call.claim.plan(request, self._settings.limits)
+        planned = await call.resources.plan(request, self._settings.limits)
         call.timings.merge(planned.timings)
         self._metrics.observe_plan(planned)
         if isinstance(planned, GenericPrepared):
@@ -192,7 +192,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
 
     async def _stream_pixels(self, request: PreparationRequest, planned: Plan, call: Call) -> None:
         """Send rows while workers write the next ones."""
-        run = call.claim.pixels(request.media, planned.pixels)
+        run = call.resources.pixels(request.media, planned.pixels)
         pixels = await run.begun()
         sent_bytes = self._metrics.sent_bytes.labels("caller")
         async for first_row, row_count in run.finished_rows():
@@ -215,7 +215,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         if not isinstance(planned, Plan) or not planned.pixel_bytes:
             yield EngineRequest(call.request_id, tensors, sampling)
             return
-        run = call.claim.pixels(request.media, planned.pixels)
+        run = call.resources.pixels(request.media, planned.pixels)
         tensors[PIXELS] = await run.begun()
         pending = PendingRows(PIXELS)
         following = asyncio.create_task(self._follow(run, pending, planned, call))
@@ -255,7 +255,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         last_token_at, observe_gap = 0.0, self._metrics.between_tokens.observe
         finish_reason = FinishReason.STOP
         # Others get the room when the engine has read all of it, which may be after a call that ends before its first token.
-        request = dataclasses.replace(request, on_released=call.claim.lend())
+        request = dataclasses.replace(request, on_released=call.resources.lend())
         async with contextlib.aclosing(
             engine.generate(request, timeout_seconds=call.remaining_seconds, metadata=call.trace.ask_engine())
         ) as steps:

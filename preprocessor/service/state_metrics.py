@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from preprocessor.machine import available_memory_bytes, used_memory_bytes
+from preprocessor.config.machine import available_memory_bytes, used_memory_bytes
 from preprocessor.service.health import Cause, Health
 from preprocessor.service.metrics import METHODS
 from preprocessor.workers.pool import WorkerPool
@@ -30,7 +30,7 @@ class StateMetrics(Collector):
         yield _gauge("preprocessor_queued_requests", "Work waiting for a worker or for memory", pool.queued_count)
         yield _gauge("preprocessor_running_work", "Work that workers do now", pool.running_count)
         yield _gauge("preprocessor_workers", "Cores to work on", cores)
-        yield _gauge("preprocessor_worker_processes", "Worker processes alive", pool.crew.count)
+        yield _gauge("preprocessor_worker_processes", "Worker processes alive", pool.worker_set.count)
         yield _gauge(
             "preprocessor_load_ratio",
             "Core-seconds that all work here, waiting or running, is expected to take, over the cores: to scale by",

@@ -14,7 +14,7 @@ from typing import Any, cast
 import grpc
 
 from preprocessor.config import AccessSettings, SettingError
-from preprocessor.credentials import read_certificates, read_key, stamp_of
+from preprocessor.config.credentials import read_certificates, read_key, stamp_of
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from preprocessor.config import SettingError
-from preprocessor.credentials import read_file, stamp_of
+from preprocessor.config.credentials import read_file, stamp_of
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """A call's place in its caller's trace: W3C trace context in from the caller's metadata, and on to the engine.
 
 Without a collector to send spans to this is all there is: what came in goes on unchanged, its id stands in logs and in
-exemplars, and OpenTelemetry is not imported. With one, `otlp.OtlpTraces` takes the place of `Traces`.
+exemplars, and OpenTelemetry is not imported. With one, `otlp.OtlpTraces` takes the place of `Traces`: `server` chooses.
 
 Source: W3C Trace Context (https://www.w3.org/TR/trace-context/), version 00.
 """
@@ -11,9 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from preprocessor.config import SettingError, TraceSettings
 from preprocessor.service.metrics import Exemplar
-from preprocessor.timing import Timings
+from preprocessor.types.timing import Timings
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
@@ -72,20 +71,3 @@ class Traces:
 def context_of(metadata: Metadata) -> Mapping[str, str]:
     """What of a caller's metadata is trace context."""
     return {key: value for key, value in metadata if key in KEYS and isinstance(value, str)}
-
-
-def create_traces(settings: TraceSettings) -> Traces:
-    """As the settings have it.
-
-    Raises:
-        SettingError: Spans are to be sent, and OpenTelemetry is not installed.
-    """
-    if not settings.endpoint:
-        return Traces()
-    try:
-        from preprocessor.service.otlp import OtlpTraces
-    except ImportError as error:
-        raise SettingError(
-            "--trace-endpoint", settings.endpoint, "it where pip install 'vlm-preprocessor[otel]' was done"
-        ) from error
-    return OtlpTraces(settings)

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from engine_client import FinishReason
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericItem, GenericModel, GenericPrepared
-from preprocessor.service.tensors import describe_tensor, is_small
-from preprocessor.timing import Timings
-from preprocessor.types.asked import Modality, SamplingBasis
-from preprocessor.types.found import ClipInfo, ImageInfo, SoundInfo
-from preprocessor.types.made import Substitution
-from preprocessor.types.planned import ItemPlan, Plan
+from preprocessor.types.plan import ItemPlan, Plan
+from preprocessor.types.request import Modality, SamplingBasis
+from preprocessor.types.result import Substitution
+from preprocessor.types.source import ClipInfo, ImageInfo, SoundInfo
+from preprocessor.types.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.vision.patches import PIXEL_DTYPES
 from preprocessor.vision.spec import PixelSpec
+from preprocessor.wire.tensors import describe_tensor, is_small
 
 _MODALITIES = {
     Modality.IMAGE: pb.MODALITY_IMAGE,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from preprocessor.errors import InvalidRequest
 from preprocessor.text.encoding import Piece
-from preprocessor.types.asked import ChatPrompt, MediaPart, TextPart
+from preprocessor.types.request import ChatPrompt, MediaPart, TextPart
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ from preprocessor.errors import InvalidRequest, LimitExceeded, ModelNotFound
 from preprocessor.text.encoding import encode_prompt
 from preprocessor.text.literal import PromptText
 from preprocessor.text.tokenizer import encode
-from preprocessor.types.asked import ChatPrompt, Media, MediaPart, Message, Modality, TextPart
-from preprocessor.types.planned import ExpandedPrompt
+from preprocessor.types.plan import ExpandedPrompt
+from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, TextPart
 
 # Arguments of transformers' own method, which never reach a template: given among a template's they would have no effect.
 # transformers 5.23, PreTrainedTokenizerBase.apply_chat_template.

@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc.aio
 
-from preprocessor.client import failure_of, with_jitter
+from preprocessor.client.calls import failure_of, with_jitter
 from preprocessor.traffic.load import (
     ANSWERED,
     GENERATE,

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import grpc.aio
 
-from preprocessor.client import media_chunks, with_sizes
+from preprocessor.client.calls import media_chunks, with_sizes
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 _SERVICE = f"/{pb.DESCRIPTOR.services_by_name['Preprocessor'].full_name}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from preprocessor.errors import UnsupportedMedia
-from preprocessor.types.planned import Grid
+from preprocessor.types.plan import Grid
 from preprocessor.vision.spec import PixelSpec
 
 MAX_ASPECT_RATIO = 200  # transformers 5.23, both smart_resize functions

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from preprocessor.types.asked import PixelForm
+from preprocessor.types.request import PixelForm
 from preprocessor.vision.spec import PixelSpec
 
 PIXEL_DTYPES: dict[PixelForm, np.dtype[Any]] = {

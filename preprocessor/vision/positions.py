@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from preprocessor.types.planned import Grid
+from preprocessor.types.plan import Grid
 
 
 def mrope_positions(

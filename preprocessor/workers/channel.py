@@ -18,7 +18,7 @@ from typing import Any
 
 from preprocessor.errors import PreprocessorError
 from preprocessor.workers.arena import Arena
-from preprocessor.workers.jobs import Job
+from preprocessor.workers.payloads import Payload
 
 HEAD = struct.Struct("<I")
 
@@ -27,11 +27,11 @@ _DATA_MODULES = frozenset(
         "preprocessor.errors",
         "preprocessor.media.clip",
         "preprocessor.models.generic.prepare",
-        "preprocessor.timing",
-        "preprocessor.types.asked",
-        "preprocessor.types.found",
-        "preprocessor.types.made",
-        "preprocessor.types.planned",
+        "preprocessor.types.timing",
+        "preprocessor.types.request",
+        "preprocessor.types.source",
+        "preprocessor.types.result",
+        "preprocessor.types.plan",
         "preprocessor.workers.channel",
     }
 )
@@ -49,7 +49,7 @@ _CONSTRUCTORS = frozenset(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Order:
+class Command:
     """Service → worker.
 
     Attributes:
@@ -58,10 +58,10 @@ class Order:
         cpu_seconds: What the job may use.
     """
 
-    job_id: int
+    task_id: int
     deadline_seconds: float
     cpu_seconds: float
-    job: Job
+    payload: Payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +73,14 @@ class RowsWritten:
 
 
 @dataclass(frozen=True, slots=True)
-class RoomWanted:
-    """Worker → service: the result's large arrays need a range of the arena; a `Room` answers."""
+class ResultSlotWanted:
+    """Worker → service: the result's large arrays need a range of the arena; a `ResultSlot` answers."""
 
     size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class ResultSlot:
     """Service → worker: where the arrays may go; None: there is no room."""
 
     offset: int | None
@@ -99,7 +99,7 @@ class Fault:
     text: str
 
 
-class JobFailed(RuntimeError):
+class TaskFailed(RuntimeError):
     """A job failed in a way that no request should be able to cause.
 
     Attributes:
@@ -116,7 +116,7 @@ class Finished:
     """Worker → service: the job's end.
 
     Attributes:
-        outcome: What `Job.run` returned, or the error it raised.
+        outcome: What `Payload.run` returned, or the error it raised.
         fault: Where the error is none that a request can cause.
         grown_bytes: Memory that the worker holds now beyond what it was forked with.
     """
@@ -130,10 +130,10 @@ class Finished:
 
         Raises:
             PreprocessorError: What it raised.
-            JobFailed: A fault of the program.
+            TaskFailed: A fault of the program.
         """
         if self.fault is not None:
-            raise JobFailed(self.fault)
+            raise TaskFailed(self.fault)
         if isinstance(self.outcome, PreprocessorError):
             raise self.outcome
         return self.outcome

@@ -3,8 +3,8 @@
 Rules that hold here:
 
 * Everything runs on one event loop, and nothing here computes: jobs do, elsewhere.
-* Work starts when a worker of its lane is idle *and* its memory fits the budget, which `room` decides. Waiting work is
-  ordered by `queue`.
+* Work starts when a worker of its lane is idle *and* its memory fits the budget, which `memory_admission` decides.
+  Waiting work is ordered by `queue`.
 * There are two lanes of `worker_count` workers each. Work expected to be short has a lane of its own, so that no image waits
   for the end of a ten-minute video; the long lane's processes have a lower priority, so that the kernel divides the cores.
 * A worker that dies fails nobody but the work it held, and that is tried once more. What kills two workers is refused.
@@ -30,15 +30,15 @@ from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Over
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.workers.arena import Arena, Ranges, shared_memory_full
-from preprocessor.workers.channel import Order
-from preprocessor.workers.crew import Crew, CrewSettings
+from preprocessor.workers.channel import Command
 from preprocessor.workers.heap import give_back_freed_memory
-from preprocessor.workers.jobs import PixelJob
-from preprocessor.workers.process import WorkerDied, Zygote
-from preprocessor.workers.queue import WorkQueue
-from preprocessor.workers.room import Room, wanted_bytes
-from preprocessor.workers.work import Lane, Work, Worker
+from preprocessor.workers.memory_admission import MemoryAdmission, wanted_bytes
+from preprocessor.workers.payloads import PixelPayload
+from preprocessor.workers.process import ForkServer, WorkerDied
+from preprocessor.workers.queue import TaskQueue
+from preprocessor.workers.task import Lane, Task, Worker
 from preprocessor.workers.worker import cpu_exhausted
+from preprocessor.workers.worker_set import WorkerSet, WorkerSetSettings
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ _MIN_PART_SECONDS = 0.1  # opening the file again costs a few milliseconds a par
 
 
 @dataclass(frozen=True, slots=True)
-class PoolSettings(CrewSettings):
+class PoolSettings(WorkerSetSettings):
     """See `config.ServeSettings` for the options behind these."""
 
     max_queued_count: int
@@ -61,10 +61,10 @@ class PoolSettings(CrewSettings):
 
 
 class WorkerPool:
-    """Runs CPU work in processes of its own. Requests use it through a `claim.Claim`.
+    """Runs CPU work in processes of its own. Requests use it through a `resources.RequestResources`.
 
     Args:
-        on_worker_end, zygote: As `Crew`'s.
+        on_worker_end, zygote: As `WorkerSet`'s.
         arena: Of the size of the budget; None makes one.
     Attributes:
         files, rows: Ranges of the arena for files, and for pixels and other results.
@@ -78,7 +78,7 @@ class WorkerPool:
         model: Model | GenericModel,
         settings: PoolSettings,
         on_worker_end: Callable[[str], None] = lambda reason: None,
-        zygote: Zygote | None = None,
+        fork_server: ForkServer | None = None,
         arena: Arena | None = None,
     ) -> None:
         self.settings = settings
@@ -91,11 +91,11 @@ class WorkerPool:
         retained_bytes = min(budget // 4, settings.worker_count * _RETAINED_BYTES_A_WORKER)
         self.files = Ranges(self.arena, 0, budget // _FILES_SHARE, retained_bytes // 8)
         self.rows = Ranges(self.arena, budget // _FILES_SHARE, self.arena.size_bytes, retained_bytes)
-        self.crew = Crew(model, self.arena, settings, self._dispatch, on_worker_end, zygote)
-        self._job_ids = itertools.count(1)
-        self._queues: dict[Lane, WorkQueue[Work]] = {lane: WorkQueue() for lane in Lane}
-        self._running: dict[Work, asyncio.Task[None]] = {}
-        self._room = Room(self.rows)
+        self.worker_set = WorkerSet(model, self.arena, settings, self._dispatch, on_worker_end, fork_server)
+        self._task_ids = itertools.count(1)
+        self._queues: dict[Lane, TaskQueue[Task]] = {lane: TaskQueue() for lane in Lane}
+        self._running: dict[Task, asyncio.Task[None]] = {}
+        self._memory = MemoryAdmission(self.rows)
         self._is_closing = False
         self._trim: asyncio.TimerHandle | None = None
 
@@ -111,7 +111,7 @@ class WorkerPool:
     @property
     def used_bytes(self) -> int:
         """The part of the budget that requests hold."""
-        return self.uploading_bytes + self.files.leased_bytes + self.rows.leased_bytes + self._room.working_bytes
+        return self.uploading_bytes + self.files.leased_bytes + self.rows.leased_bytes + self._memory.working_bytes
 
     @property
     def fullness(self) -> float:
@@ -123,11 +123,11 @@ class WorkerPool:
     def expected_seconds(self) -> float:
         """CPU seconds that all work here, waiting or running, is expected to take from its beginning to its end."""
         waiting = sum(queue.cpu_seconds for queue in self._queues.values())
-        return waiting + sum(work.cpu_seconds for work in self._running)
+        return waiting + sum(task.cpu_seconds for task in self._running)
 
     async def start(self) -> None:
-        """See `Crew.start`."""
-        await self.crew.start()
+        """See `WorkerSet.start`."""
+        await self.worker_set.start()
 
     async def close(self) -> None:
         """End every worker, and with it all work. Closing twice is fine."""
@@ -139,53 +139,53 @@ class WorkerPool:
         for queue in self._queues.values():
             while (waiting := queue.take(lambda _: True)) is not None:
                 waiting.settle(Cancelled("the service stops"))
-        for work in list(self._running):
-            self.abandon(work)
-        await self.crew.close()
+        for task in list(self._running):
+            self.abandon(task)
+        await self.worker_set.close()
         if self._running:
             await asyncio.wait(self._running.values())
         self.arena.close()
 
     # -- what a claim asks for -----------------------------------------------------------------------------------------
 
-    def submit(self, work: Work) -> None:
+    def submit(self, task: Task) -> None:
         """Queue work, to start as soon as it may.
 
         Raises:
             LimitExceeded: `MEMORY_BUDGET_EXCEEDED`: it would not fit even into an idle pool.
             Overloaded: `WAIT_EXCEEDS_DEADLINE`: so much waits before it that its deadline would pass.
         """
-        if wanted_bytes(work) > self.rows.size_bytes:
+        if wanted_bytes(task) > self.rows.size_bytes:
             raise LimitExceeded(
-                f"the request needs {wanted_bytes(work) >> 20} MiB of memory, and this deployment gives one request at most "
+                f"the request needs {wanted_bytes(task) >> 20} MiB of memory, and this deployment gives one request at most "
                 f"{self.rows.size_bytes >> 20}; ask for fewer frames or a smaller max_pixels",
                 reason="MEMORY_BUDGET_EXCEEDED",
             )
-        queue = self._queues[work.lane]
-        wait_seconds = queue.seconds_ahead(work.cpu_seconds, work.queued_at_seconds) / self.settings.worker_count
-        if wait_seconds > work.deadline_seconds - work.queued_at_seconds:
+        queue = self._queues[task.lane]
+        wait_seconds = queue.seconds_ahead(task.cpu_seconds, task.queued_at_seconds) / self.settings.worker_count
+        if wait_seconds > task.deadline_seconds - task.queued_at_seconds:
             raise Overloaded(
                 f"about {wait_seconds:.1f} s of work wait before this request, which is more than its deadline leaves; try "
                 "again later, or another replica",
                 reason="WAIT_EXCEEDS_DEADLINE",
                 retry_after_seconds=wait_seconds,
             )
-        queue.put(work, work.cpu_seconds, work.queued_at_seconds)
+        queue.put(task, task.cpu_seconds, task.queued_at_seconds)
         self._dispatch()
 
-    def abandon(self, work: Work) -> None:
-        """Nobody wants this any more: end it soon. `work.done` says when it has ended."""
-        if work.done.done() or work.is_abandoned:
+    def abandon(self, task: Task) -> None:
+        """Nobody wants this any more: end it soon. `task.done` says when it has ended."""
+        if task.done.done() or task.is_abandoned:
             return
-        work.is_abandoned = True
-        self.abandoned_counts["queued" if work.worker is None else "running"] += 1
-        if work.worker is None:
-            self._queues[work.lane].remove(work)
-            work.settle(Cancelled("the caller went away"))
+        task.is_abandoned = True
+        self.abandoned_counts["queued" if task.worker is None else "running"] += 1
+        if task.worker is None:
+            self._queues[task.lane].remove(task)
+            task.settle(Cancelled("the caller went away"))
             self._dispatch()
             return
-        self.arena.control[work.worker.slot] = work.job_id
-        asyncio.get_running_loop().call_later(CANCEL_GRACE_SECONDS, self._kill, work, work.worker)
+        self.arena.control[task.worker.slot] = task.task_id
+        asyncio.get_running_loop().call_later(CANCEL_GRACE_SECONDS, self._kill, task, task.worker)
 
     def released(self) -> None:
         """Memory was given back: see what fits now."""
@@ -201,8 +201,8 @@ class WorkerPool:
             self.rows.drop_free_pages()
             give_back_freed_memory()
 
-    def _kill(self, work: Work, worker: Worker) -> None:
-        if work.worker is worker and not self._is_closing:
+    def _kill(self, task: Task, worker: Worker) -> None:
+        if task.worker is worker and not self._is_closing:
             worker.end_reason = "killed"
             worker.kill()
 
@@ -212,73 +212,73 @@ class WorkerPool:
         if self._is_closing:
             return
         for lane, queue in self._queues.items():
-            while self.crew.idle_count(lane):
-                work = queue.take(self._room.may_start)
-                if work is None:
+            while self.worker_set.idle_count(lane):
+                task = queue.take(self._memory.may_start)
+                if task is None:
                     break
-                if work.deadline_seconds <= time.monotonic():
-                    work.settle(DeadlineExceeded("the deadline passed while the request waited for a worker"))
+                if task.deadline_seconds <= time.monotonic():
+                    task.settle(DeadlineExceeded("the deadline passed while the request waited for a worker"))
                     continue
-                for part in self._parts(work):
+                for part in self._parts(task):
                     self._begin(part)
 
-    def _parts(self, work: Work) -> list[Work]:
+    def _parts(self, task: Task) -> list[Task]:
         """The work, cut over the idle workers where the cores behind them have nothing else to do."""
-        if work.cut is None or self.queued_count:
-            return [work]
+        if task.cut is None or self.queued_count:
+            return [task]
         part_count = min(
-            self.crew.idle_count(work.lane),
+            self.worker_set.idle_count(task.lane),
             self.settings.worker_count - self.running_count,
-            int(work.cpu_seconds / _MIN_PART_SECONDS),
-            self._room.free_bytes // max(1, work.working_bytes),
+            int(task.cpu_seconds / _MIN_PART_SECONDS),
+            self._memory.free_bytes // max(1, task.working_bytes),
         )
-        return [work, *work.cut(part_count)] if part_count > 1 else [work]
+        return [task, *task.cut(part_count)] if part_count > 1 else [task]
 
-    def _begin(self, work: Work) -> None:
-        work.worker = self.crew.take(work.lane)
-        work.job_id = next(self._job_ids)
-        work.started_at_seconds = work.started_at_seconds or time.monotonic()
-        if isinstance(work.job, PixelJob) and work.tensor is not None and work.tensor.lease is not None:
-            work.job = dataclasses.replace(work.job, offset=work.tensor.lease.offset)
-        self._room.working_bytes += work.working_bytes
-        if self._room.working_bytes + self.rows.retained_bytes > self.rows.size_bytes:
+    def _begin(self, task: Task) -> None:
+        task.worker = self.worker_set.take(task.lane)
+        task.task_id = next(self._task_ids)
+        task.started_at_seconds = task.started_at_seconds or time.monotonic()
+        if isinstance(task.payload, PixelPayload) and task.tensor is not None and task.tensor.lease is not None:
+            task.payload = dataclasses.replace(task.payload, offset=task.tensor.lease.offset)
+        self._memory.working_bytes += task.working_bytes
+        if self._memory.working_bytes + self.rows.retained_bytes > self.rows.size_bytes:
             self.rows.drop_free_pages()  # warm pages are a courtesy of memory that nobody needs
-        self._running[work] = asyncio.get_running_loop().create_task(
-            self._carry_out(work, work.worker), context=work.context
+        self._running[task] = asyncio.get_running_loop().create_task(
+            self._carry_out(task, task.worker), context=task.context
         )
 
-    async def _carry_out(self, work: Work, worker: Worker) -> None:
-        order = Order(work.job_id, work.deadline_seconds, self.settings.max_cpu_seconds, work.job)
+    async def _carry_out(self, task: Task, worker: Worker) -> None:
+        command = Command(task.task_id, task.deadline_seconds, self.settings.max_cpu_seconds, task.payload)
         outcome: Any
         try:
-            outcome = await worker.run(order, work.rows_written, work.make_room)
+            outcome = await worker.run(command, task.rows_written, task.lease_result)
         except WorkerDied as death:
-            outcome = self._consequence(work, death)
+            outcome = self._consequence(task, death)
         except Exception as error:  # whatever it is, the request that caused it must hear of it and not wait
             outcome = error
-        self._room.working_bytes -= work.working_bytes
-        del self._running[work]
-        work.worker = None
-        self.crew.put_back(work.lane, worker)
+        self._memory.working_bytes -= task.working_bytes
+        del self._running[task]
+        task.worker = None
+        self.worker_set.put_back(task.lane, worker)
         if isinstance(outcome, WorkerDied):
-            self._queues[work.lane].put(work, work.cpu_seconds, work.queued_at_seconds)
+            self._queues[task.lane].put(task, task.cpu_seconds, task.queued_at_seconds)
         else:
-            work.settle(outcome)
+            task.settle(outcome)
         self._dispatch()
 
-    def _consequence(self, work: Work, death: WorkerDied) -> Exception:
+    def _consequence(self, task: Task, death: WorkerDied) -> Exception:
         """What a worker's death means for the work it held; the death itself where that is tried again."""
-        if work.is_abandoned or self._is_closing:
+        if task.is_abandoned or self._is_closing:
             return Cancelled("the caller went away")
         if death.code == -signal.SIGXCPU:
             return cpu_exhausted(self.settings.max_cpu_seconds)
         if death.code == -signal.SIGBUS and self.arena.is_full():
             logger.warning("%s, as /dev/shm is full: it has less room than --memory-budget, or others fill it", death)
             return shared_memory_full()
-        work.lost_count += 1
+        task.lost_count += 1
         logger.warning(
-            "%s; the request it held is %s", death, "tried again" if work.lost_count < _TRIES else "given up"
+            "%s; the request it held is %s", death, "tried again" if task.lost_count < _TRIES else "given up"
         )
-        if work.lost_count < _TRIES:
+        if task.lost_count < _TRIES:
             return death
         return WorkerLost(f"{_TRIES} workers in a row died of this request; it is not tried again")

@@ -19,12 +19,21 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from preprocessor.machine import SINGLE_THREADED
+from preprocessor.config.machine import SINGLE_THREADED
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
-from preprocessor.workers import zygote
+from preprocessor.workers import fork_server
 from preprocessor.workers.arena import Arena
-from preprocessor.workers.channel import HEAD, Finished, Order, Room, RoomWanted, RowsWritten, dump, load_untrusted
+from preprocessor.workers.channel import (
+    HEAD,
+    Command,
+    Finished,
+    ResultSlot,
+    ResultSlotWanted,
+    RowsWritten,
+    dump,
+    load_untrusted,
+)
 from preprocessor.workers.sandbox import WorkerLimits
 
 logger = logging.getLogger(__name__)
@@ -40,7 +49,7 @@ class WorkerDied(Exception):
     """The worker's process ended before its job did.
 
     Attributes:
-        code: As `zygote.Exited.code`; None where nobody could say.
+        code: As `fork_server.Exited.code`; None where nobody could say.
     """
 
     def __init__(self, code: int | None) -> None:
@@ -59,11 +68,11 @@ class ProcessWorker:
         end_reason: Why it will have ended: "lost" unless its owner says otherwise.
     """
 
-    def __init__(self, worker_id: int, slot: int, arena: Arena, home: Zygote) -> None:
+    def __init__(self, worker_id: int, slot: int, arena: Arena, home: ForkServer) -> None:
         self.worker_id = worker_id
         self.slot = slot
         self._arena = arena
-        self.job_count = 0
+        self.task_count = 0
         self.grown_bytes = 0
         self.end_reason = "lost"
         self.is_alive = True
@@ -74,7 +83,7 @@ class ProcessWorker:
         self._reader, self._writer = await asyncio.open_unix_connection(sock=channel)
 
     async def run(
-        self, order: Order, rows_written: Callable[[int, int], None], make_room: Callable[[int], int | None]
+        self, command: Command, rows_written: Callable[[int, int], None], lease_result: Callable[[int], int | None]
     ) -> Any:
         """Have one job done.
 
@@ -84,30 +93,30 @@ class ProcessWorker:
         Raises:
             WorkerDied: The process ended.
             PreprocessorError: The job raised it.
-            JobFailed: The job failed in a way that no request should be able to cause.
+            TaskFailed: The job failed in a way that no request should be able to cause.
         """
         try:
-            finished = await self._converse(order, rows_written, make_room)
+            finished = await self._converse(command, rows_written, lease_result)
         except (asyncio.IncompleteReadError, ConnectionError):
             raise WorkerDied(await self._reaped()) from None
         except Exception:  # it said what no worker says: it can no longer be believed
             logger.exception("a worker's message cannot be read; the worker is ended")
             self.kill()
             raise WorkerDied(await self._reaped()) from None
-        self.job_count += 1
+        self.task_count += 1
         self.grown_bytes = finished.grown_bytes
         return finished.result()
 
     async def _converse(
-        self, order: Order, rows_written: Callable[[int, int], None], make_room: Callable[[int], int | None]
+        self, command: Command, rows_written: Callable[[int, int], None], lease_result: Callable[[int], int | None]
     ) -> Finished:
-        self._send(order)
+        self._send(command)
         while True:
             match load_untrusted(await self._receive()):
                 case RowsWritten(first_row, row_count):
                     rows_written(first_row, row_count)
-                case RoomWanted(size_bytes):
-                    self._send(Room(make_room(size_bytes)))
+                case ResultSlotWanted(size_bytes):
+                    self._send(ResultSlot(lease_result(size_bytes)))
                 case (bytes() as reply, list() as buffers):
                     finished = load_untrusted(reply, [self._buffer(place) for place in buffers])
                     if isinstance(finished, Finished):
@@ -122,7 +131,7 @@ class ProcessWorker:
 
     def kill(self) -> None:
         """End the process now."""
-        if not self._home.send(zygote.Kill(self.worker_id)):
+        if not self._home.send(fork_server.Kill(self.worker_id)):
             asyncio.get_running_loop().call_later(_FULL_SECONDS, self.kill)
 
     def retire(self) -> None:
@@ -159,8 +168,8 @@ class ProcessWorker:
         return await self._reader.readexactly(size_bytes)
 
 
-class Zygote:
-    """The process that forks workers; see `zygote`. Call all of it from one event loop.
+class ForkServer:
+    """The process that forks workers; see `fork_server`. Call all of it from one event loop.
 
     Args:
         forked: A zygote that is a fork of this process; None starts a fresh one.
@@ -171,7 +180,7 @@ class Zygote:
     def __init__(
         self,
         model: Model | GenericModel,
-        forked: tuple[zygote.ForkedProcess, socket.socket] | None = None,
+        forked: tuple[fork_server.ForkedProcess, socket.socket] | None = None,
     ) -> None:
         self.lost = asyncio.Event()
         self._model = model
@@ -188,7 +197,7 @@ class Zygote:
         """
         loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = loop.create_future()
-        self._process: zygote.ForkedProcess | subprocess.Popen[bytes]
+        self._process: fork_server.ForkedProcess | subprocess.Popen[bytes]
         if self._forked is not None:
             self._process, self._control = self._forked
         else:
@@ -197,7 +206,7 @@ class Zygote:
         loop.add_reader(self._control, self._receive)
         if self._forked is None:
             model_file = await asyncio.to_thread(_pickled, self._model)
-            self.send(zygote.Setup(os.fstat(model_file).st_size, logging.getLogger().level), model_file)
+            self.send(fork_server.Setup(os.fstat(model_file).st_size, logging.getLogger().level), model_file)
             os.close(model_file)
         try:
             async with asyncio.timeout(START_SECONDS):
@@ -210,7 +219,7 @@ class Zygote:
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-c", f"from preprocessor.workers.zygote import main; main({theirs.fileno()})"],
+                [sys.executable, "-c", f"from preprocessor.workers.fork_server import main; main({theirs.fileno()})"],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env={
@@ -227,8 +236,8 @@ class Zygote:
         worker = ProcessWorker(next(self._ids), slot, arena, self)
         ours, theirs = socket.socketpair()
         with theirs:
-            order = zygote.Fork(worker.worker_id, slot, arena.size_bytes, limits)
-            while not self.send(order, theirs.fileno(), arena.descriptor):  # noqa: ASYNC110 - it reads at once or is lost
+            command = fork_server.Fork(worker.worker_id, slot, arena.size_bytes, limits)
+            while not self.send(command, theirs.fileno(), arena.descriptor):  # noqa: ASYNC110 - it reads at once or is lost
                 await asyncio.sleep(_FULL_SECONDS)
         self._workers[worker.worker_id] = worker
         await worker.connect(ours)
@@ -264,7 +273,7 @@ class Zygote:
 
     def _receive(self) -> None:
         try:
-            data = self._control.recv(zygote.MAX_MESSAGE_BYTES)
+            data = self._control.recv(fork_server.MAX_MESSAGE_BYTES)
         except BlockingIOError:
             return
         except ConnectionResetError:
@@ -278,9 +287,9 @@ class Zygote:
             logger.error("the workers' process ended (exit code %s); all workers are lost", code)
             return
         match pickle.loads(data):
-            case zygote.Ready():
+            case fork_server.Ready():
                 self._ready.set_result(None)
-            case zygote.Exited(worker_id, code):
+            case fork_server.Exited(worker_id, code):
                 self._workers.pop(worker_id).note_exit(code)
 
 

@@ -17,7 +17,7 @@ AGEING = 4.0
 Item = TypeVar("Item")
 
 
-class WorkQueue(Generic[Item]):
+class TaskQueue(Generic[Item]):
     """Waiting work with its expected CPU seconds."""
 
     def __init__(self) -> None:

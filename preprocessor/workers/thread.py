@@ -8,11 +8,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from preprocessor.machine import use_one_thread
+from preprocessor.config.machine import use_one_thread
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.workers.arena import Arena
-from preprocessor.workers.channel import Order
+from preprocessor.workers.channel import Command
 from preprocessor.workers.worker import Checkpoint
 
 
@@ -21,7 +21,7 @@ class ThreadWorker:
 
     def __init__(self, slot: int, arena: Arena, model: Model | GenericModel) -> None:
         self.slot = slot
-        self.job_count = 0
+        self.task_count = 0
         self.grown_bytes = 0
         self.end_reason = ""
         self.is_alive = True
@@ -30,7 +30,7 @@ class ThreadWorker:
         self._executor = ThreadPoolExecutor(1, "worker", initializer=use_one_thread)
 
     async def run(
-        self, order: Order, rows_written: Callable[[int, int], None], make_room: Callable[[int], int | None]
+        self, command: Command, rows_written: Callable[[int, int], None], lease_result: Callable[[int], int | None]
     ) -> Any:
         """See `process.ProcessWorker.run`; results stay where they are, so no room is asked for."""
         loop = asyncio.get_running_loop()
@@ -39,14 +39,14 @@ class ThreadWorker:
             loop.call_soon_threadsafe(rows_written, first_row, row_count)
 
         # CPU time is counted by process, which is everybody's here.
-        order = dataclasses.replace(order, cpu_seconds=float("inf"))
-        check = Checkpoint(self._arena, self.slot, order)
+        command = dataclasses.replace(command, cpu_seconds=float("inf"))
+        check = Checkpoint(self._arena, self.slot, command)
         try:
             return await loop.run_in_executor(
-                self._executor, lambda: order.job.run(self._model, self._arena, check, announce)
+                self._executor, lambda: command.payload.run(self._model, self._arena, check, announce)
             )
         finally:
-            self.job_count += 1
+            self.task_count += 1
 
     def kill(self) -> None:
         """A thread cannot be ended from outside: its next checkpoint does it."""

@@ -17,29 +17,39 @@ from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Over
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.workers.arena import Arena
-from preprocessor.workers.channel import HEAD, Fault, Finished, Order, Room, RoomWanted, RowsWritten, dump, load
+from preprocessor.workers.channel import (
+    HEAD,
+    Command,
+    Fault,
+    Finished,
+    ResultSlot,
+    ResultSlotWanted,
+    RowsWritten,
+    dump,
+    load,
+)
 from preprocessor.workers.heap import give_back_freed_memory, keep_freed_memory
-from preprocessor.workers.jobs import header_bytes, is_out_of_memory, memory_exhausted
+from preprocessor.workers.payloads import header_bytes, is_out_of_memory, memory_exhausted
 from preprocessor.workers.sandbox import allow_cpu_seconds, allow_memory_bytes, anonymous_bytes
 
-# Below this, arrays travel in the message: asking for room would take longer.
+# Below this, arrays travel in the message: asking for slot would take longer.
 _INLINE_BYTES = 1 << 20
 
 
 class Checkpoint:
     """Called between packets; raises once the job has no reason to go on."""
 
-    def __init__(self, arena: Arena, slot: int, order: Order) -> None:
+    def __init__(self, arena: Arena, slot: int, command: Command) -> None:
         self._control = arena.control
         self._slot = slot
-        self._job_id = order.job_id
-        self._deadline_seconds = order.deadline_seconds
-        self._cpu_seconds = order.cpu_seconds
-        self._cpu_end_seconds = time.process_time() + order.cpu_seconds
-        self._earliest_end_seconds = time.monotonic() + order.cpu_seconds
+        self._task_id = command.task_id
+        self._deadline_seconds = command.deadline_seconds
+        self._cpu_seconds = command.cpu_seconds
+        self._cpu_end_seconds = time.process_time() + command.cpu_seconds
+        self._earliest_end_seconds = time.monotonic() + command.cpu_seconds
 
     def __call__(self) -> None:
-        if self._control[self._slot] == self._job_id:
+        if self._control[self._slot] == self._task_id:
             raise Cancelled("the caller went away")
         now = time.monotonic()
         if now > self._deadline_seconds:
@@ -57,7 +67,7 @@ def cpu_exhausted(cpu_seconds: float) -> LimitExceeded:
     )
 
 
-def work(channel: socket.socket, arena: Arena, model: Model | GenericModel, slot: int, kept_bytes: int) -> None:
+def task(channel: socket.socket, arena: Arena, model: Model | GenericModel, slot: int, kept_bytes: int) -> None:
     """Carry out orders until the service closes the channel.
 
     Args:
@@ -66,10 +76,10 @@ def work(channel: socket.socket, arena: Arena, model: Model | GenericModel, slot
     keep_freed_memory()
     start_bytes = anonymous_bytes()
     while (message := _receive(channel)) is not None:
-        order: Order = load(message, arena)
-        allow_cpu_seconds(order.cpu_seconds)
-        allow_memory_bytes(header_bytes(order.job, model))
-        outcome, fault = _outcome(order, channel, arena, model, slot)
+        command: Command = load(message, arena)
+        allow_cpu_seconds(command.cpu_seconds)
+        allow_memory_bytes(header_bytes(command.payload, model))
+        outcome, fault = _outcome(command, channel, arena, model, slot)
         allow_memory_bytes(None)
         if anonymous_bytes() - start_bytes > kept_bytes:
             give_back_freed_memory()
@@ -80,11 +90,11 @@ def work(channel: socket.socket, arena: Arena, model: Model | GenericModel, slot
             _send_by_arena(channel, arena, reply, buffers)
         else:
             _send(channel, dump((reply, [bytes(buffer) for buffer in buffers])))
-        del order, outcome, aside, buffers
+        del command, outcome, aside, buffers
 
 
 def _outcome(
-    order: Order, channel: socket.socket, arena: Arena, model: Model | GenericModel, slot: int
+    command: Command, channel: socket.socket, arena: Arena, model: Model | GenericModel, slot: int
 ) -> tuple[Any, Fault | None]:
     """What the job returns or raises, and how the program failed where it did."""
 
@@ -92,7 +102,7 @@ def _outcome(
         _send(channel, dump(RowsWritten(first_row, row_count)))
 
     try:
-        return order.job.run(model, arena, Checkpoint(arena, slot, order), announce), None
+        return command.payload.run(model, arena, Checkpoint(arena, slot, command), announce), None
     except PreprocessorError as error:
         return error, None
     except Exception as error:  # the edge of the process: whatever else a job raises is the service's to log
@@ -103,18 +113,18 @@ def _outcome(
 
 def _send_by_arena(channel: socket.socket, arena: Arena, reply: bytes, buffers: Sequence[memoryview]) -> None:
     """Put a result's large arrays where the service says."""
-    _send(channel, dump(RoomWanted(sum(len(buffer) for buffer in buffers))))
+    _send(channel, dump(ResultSlotWanted(sum(len(buffer) for buffer in buffers))))
     answer = _receive(channel)
-    room: Room = Room(None) if answer is None else load(answer, arena)
-    if room.offset is None:
+    slot: ResultSlot = ResultSlot(None) if answer is None else load(answer, arena)
+    if slot.offset is None:
         _send(channel, dump((dump(Finished(memory_exhausted(), None, 0)), [])))
         return
     try:
-        arena.reserve(room.offset, sum(len(buffer) for buffer in buffers))
+        arena.reserve(slot.offset, sum(len(buffer) for buffer in buffers))
     except Overloaded as error:
         _send(channel, dump((dump(Finished(error, None, 0)), [])))
         return
-    offset, places = room.offset, []
+    offset, places = slot.offset, []
     for buffer in buffers:
         arena.view(offset, len(buffer))[:] = buffer.cast("B")
         places.append((offset, len(buffer)))

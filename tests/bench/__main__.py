@@ -19,7 +19,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # before any import that starts a thread pool; what runs in processes inherits it
 os.environ["OPENCV_FFMPEG_THREADS"] = "1"
 
-from preprocessor.machine import available_cpu_count, use_one_thread
+from preprocessor.config.machine import available_cpu_count, use_one_thread
 from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
 from tests.bench.clips import clips, workload

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from preprocessor.machine import use_one_thread
+from preprocessor.config.machine import use_one_thread
 from preprocessor.workers.heap import keep_freed_memory
 from tests.bench.contest import Result, Runner, Sample, timed_here
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from preprocessor.types.asked import PixelForm
+from preprocessor.types.request import PixelForm
 from preprocessor.vision.patches import normalization_table, normalize_rows
 from tests.bench.contest import CannotDo, Disagreement, Result
 from tests.bench.paths import PATHS, Job, PixelPath

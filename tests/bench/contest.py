@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from preprocessor.timing import Timings
+from preprocessor.types.timing import Timings
 
 
 class CannotDo(Exception):

@@ -12,8 +12,7 @@ from PIL import Image
 from preprocessor import pipeline
 from preprocessor.config import Limits
 from preprocessor.models.family import Model
-from preprocessor.timing import Timings
-from preprocessor.types.asked import (
+from preprocessor.types.request import (
     ChatPrompt,
     Media,
     MediaPart,
@@ -23,6 +22,7 @@ from preprocessor.types.asked import (
     PreparationRequest,
     TextPart,
 )
+from preprocessor.types.timing import Timings
 from preprocessor.vision.patches import normalization_table, normalize_rows
 from tests.bench.contest import Disagreement, Result, stage
 from tests.bench.scripts import auto_processor, chat_text, file_of

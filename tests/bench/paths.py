@@ -25,8 +25,7 @@ import torch
 from preprocessor import pipeline
 from preprocessor.config import Limits
 from preprocessor.models.family import Model
-from preprocessor.timing import Timings
-from preprocessor.types.asked import (
+from preprocessor.types.request import (
     ChatPrompt,
     Media,
     MediaPart,
@@ -37,7 +36,8 @@ from preprocessor.types.asked import (
     Sampling,
     TextPart,
 )
-from preprocessor.types.found import ClipInfo
+from preprocessor.types.source import ClipInfo
+from preprocessor.types.timing import Timings
 from tests.bench.contest import CannotDo, Disagreement, Result, stage
 from tests.bench.scripts import auto_processor, chat_text, file_of
 from tests.golden.oracle import VideoMetadata, video_processor

@@ -11,7 +11,7 @@ from typing import Any
 
 from preprocessor.models import registry
 from preprocessor.models.family import Model
-from preprocessor.types.asked import ChatPrompt, MediaPart, Modality, PreparationRequest, TextPart
+from preprocessor.types.request import ChatPrompt, MediaPart, Modality, PreparationRequest, TextPart
 from tests.golden import oracle  # noqa: F401  # first: torchvision is imported there
 
 from transformers import AutoProcessor  # isort: skip

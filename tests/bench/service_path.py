@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 
 from preprocessor import pipeline
-from preprocessor.client import CHANNEL_OPTIONS, prepare
+from preprocessor.client.calls import CHANNEL_OPTIONS, prepare
 from preprocessor.models.family import Model
 from preprocessor.traffic.load import Ask, ask_prepare
 from preprocessor.v1 import preprocessor_pb2 as pb

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from preprocessor import pipeline
-from preprocessor.capacity import demand_of
+from preprocessor.cli.capacity import demand_of
 from preprocessor.config import Limits
 from preprocessor.models.family import Model
-from preprocessor.requests import render_prompt
+from preprocessor.pipeline.request_checks import render_prompt
 from preprocessor.text.prompt import expand_text
 from preprocessor.text.tokenizer import encode
 from preprocessor.traffic.seed import TEXT
-from preprocessor.types.asked import (
+from preprocessor.types.request import (
     ChatPrompt,
     Media,
     MediaPart,

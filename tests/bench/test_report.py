@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from preprocessor.timing import Timings
+from preprocessor.types.timing import Timings
 from tests.bench import goals
 from tests.bench.contest import Sample, Timed, ratio, run_in_turn, stage
 from tests.bench.plots import draw, stacked

@@ -79,7 +79,7 @@ class Replica:
     async def workers_stopped(self) -> AsyncIterator[None]:
         """Its worker processes, held by SIGSTOP: what they have begun stays begun."""
         service = psutil.Process(self._running().pid)
-        workers = [process for zygote in service.children() for process in zygote.children()]
+        workers = [process for fork_server in service.children() for process in fork_server.children()]
         assert workers, "the replica has no worker processes"
         for worker in workers:
             worker.suspend()

@@ -12,9 +12,9 @@ import pytest
 
 from deploy.triton.local_server import TritonServer
 from engine_client import OwnedRegion, Transport, TritonEngine
+from preprocessor.cli.doctor.engine import check_engines
+from preprocessor.cli.doctor.finding import Finding, Verdict
 from preprocessor.config import EngineSettings
-from preprocessor.doctor.engine import check_engines
-from preprocessor.doctor.finding import Finding, Verdict
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
 from tests.engine.servers import SCRIPTED_REPOSITORY, serving

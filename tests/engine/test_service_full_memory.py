@@ -16,7 +16,7 @@ import grpc.aio
 import pytest
 
 from deploy.triton.local_server import TritonServer, own_shared_memory
-from preprocessor.client import CHANNEL_OPTIONS, CallFailed, generate, prepare
+from preprocessor.client.calls import CHANNEL_OPTIONS, CallFailed, generate, prepare
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.bench.service.watched import WatchedServer

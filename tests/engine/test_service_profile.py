@@ -17,12 +17,12 @@ import pytest_asyncio
 
 from deploy.triton.local_server import TritonServer
 from engine_client import format_parameters
-from preprocessor.client import CallFailed
+from preprocessor.client.calls import CallFailed
 from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
 from preprocessor.service.reading import read_spec
-from preprocessor.types.asked import PixelForm
+from preprocessor.types.request import PixelForm
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.engine.served import assert_at_rest
 from tests.engine.servers import SCRIPTED_REPOSITORY

@@ -33,7 +33,7 @@ from engine_client import (
 from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
 from preprocessor.pipeline import prepare
-from preprocessor.types.asked import (
+from preprocessor.types.request import (
     ChatPrompt,
     Media,
     MediaPart,

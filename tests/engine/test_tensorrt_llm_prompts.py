@@ -12,7 +12,7 @@ import torch
 
 from preprocessor.models.family import Model
 from preprocessor.pipeline import prepare
-from preprocessor.types.asked import (
+from preprocessor.types.request import (
     ChatPrompt,
     Media,
     MediaPart,

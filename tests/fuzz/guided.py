@@ -19,13 +19,14 @@ from google.protobuf.message import DecodeError
 
 from preprocessor.config import FetchSettings, Limits
 from preprocessor.errors import PreprocessorError
+from preprocessor.pipeline import request_checks
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 _INSTRUMENTED = (
     "preprocessor.media",
     "preprocessor.service.reading",
     "preprocessor.service.fetch",
-    "preprocessor.requests",
+    "preprocessor.pipeline.request_checks",
 )
 _SEED_NAMES = {
     "image headers": ("image jpeg", "image jpeg progressive", "image webp animated"),
@@ -101,16 +102,15 @@ def _data_urls(data: bytes) -> None:
 
 
 def _specs(data: bytes) -> None:
-    from preprocessor import requests
     from preprocessor.service import reading
-    from preprocessor.types.asked import Modality
+    from preprocessor.types.request import Modality
 
     try:
         spec = pb.GenerateSpec.FromString(data)
     except DecodeError:
         return
     request, _ = reading.read_spec(spec.prompt)
-    requests.check_request(request, tuple(Modality), Limits())
+    request_checks.check_request(request, tuple(Modality), Limits())
     reading.read_parameters(spec.parameters, ())
     reading.read_stop_strings(spec.parameters)
 

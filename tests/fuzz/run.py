@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from preprocessor.client import CHANNEL_OPTIONS
+from preprocessor.client.calls import CHANNEL_OPTIONS
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.fuzz.cases import Case, make_case
 from tests.fuzz.targets import MAX_CPU_SECONDS, Target
@@ -140,7 +140,7 @@ def _keep(case: Case, reason: str, settings: Settings) -> None:
 async def _check_rest(target: Target, descriptors_before: int, findings: Findings) -> None:
     """Afterwards the service is there, has all of its workers and none of anybody's memory, and goes on serving."""
     server = target.server
-    if not server.process.is_running() or server.zygote() is None:
+    if not server.process.is_running() or server.fork_server() is None:
         findings.failures.append("the service has died:\n" + "".join(list(target.log)[-40:]))
         return
     deadline = time.monotonic() + _REST_SECONDS

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from preprocessor.models.family import Model
-from preprocessor.types.asked import (
+from preprocessor.types.request import (
     ChatPrompt,
     Media,
     MediaPart,

@@ -18,8 +18,8 @@ import torch
 from preprocessor.config import Limits
 from preprocessor.models.family import Model
 from preprocessor.pipeline import plan, prepare
-from preprocessor.types.asked import PixelForm
-from preprocessor.types.planned import Plan
+from preprocessor.types.plan import Plan
+from preprocessor.types.request import PixelForm
 from tests.golden.cases import GOLDENS, MEDIA, cases, with_form
 
 GOLDEN: dict[str, Any] = json.loads(GOLDENS.read_text())

@@ -23,7 +23,7 @@ from preprocessor.models.family import Family, Model
 from preprocessor.models.qwen2_vl import fit_video as fit_qwen2_video
 from preprocessor.models.qwen3_vl import fit_video as fit_qwen3_video
 from preprocessor.models.registry import FAMILIES
-from preprocessor.types.asked import PixelForm, Sampling
+from preprocessor.types.request import PixelForm, Sampling
 from preprocessor.vision.geometry import fit_image, fit_video
 from preprocessor.vision.patches import normalization_table
 from preprocessor.vision.spec import PixelSpec, VideoSpec
@@ -121,7 +121,7 @@ def test_sampling_is_equal_for_thousands_of_inputs(name: str, load: LoadModel) -
             theirs = oracle.chosen_indices(video_processor_of(model), total, rate, sampling)
         except ValueError:
             continue  # see above
-        ours = model.family.spread_frames(total, rate, sampling, model.video)
+        ours = model.family.sample_indices(total, rate, sampling, model.video)
         assert np.array_equal(ours, theirs), (total, rate, sampling)
         compared += 1
     assert compared > 3_000

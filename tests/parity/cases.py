@@ -20,7 +20,7 @@ import av
 import numpy as np
 
 from preprocessor.models.family import Model
-from preprocessor.types.asked import (
+from preprocessor.types.request import (
     ChatPrompt,
     Media,
     MediaPart,

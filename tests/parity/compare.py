@@ -14,7 +14,7 @@ import torch
 
 from preprocessor.models.family import Model
 from preprocessor.pipeline import prepare
-from preprocessor.types.asked import PixelForm, PreparationRequest
+from preprocessor.types.request import PixelForm, PreparationRequest
 from tests.golden import oracle
 from tests.parity.cases import case, make_request
 from tests.parity.directories import model_named

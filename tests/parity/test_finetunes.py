@@ -12,7 +12,7 @@ from tokenizers import pre_tokenizers
 from transformers import Qwen2Tokenizer
 
 from preprocessor.models.registry import load_model
-from preprocessor.types.asked import (
+from preprocessor.types.request import (
     ChatPrompt,
     Media,
     MediaPart,

@@ -17,15 +17,15 @@ import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine_client import EngineClient
-from preprocessor.client import CHANNEL_OPTIONS, CallFailed, PrepareResult, generate, prepare
+from preprocessor.client.calls import CHANNEL_OPTIONS, CallFailed, PrepareResult, generate, prepare
 from preprocessor.config import EngineSettings, Limits, ServeSettings
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.service.server import Server
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
+from tests.fork_servers import zygote_of
 from tests.waiting import PATIENCE_SECONDS, eventually
-from tests.zygotes import zygote_of
 
 PREPARE = "/preprocessor.v1.Preprocessor/Prepare"
 
@@ -126,9 +126,9 @@ async def serving(
     options = ServeSettings(
         **{**free, **settings}, limits=limits or Limits(), engine=engine_settings or EngineSettings()
     )  # type: ignore[arg-type]
-    zygote = None if options.is_in_process else await zygote_of(model)
+    fork_server = None if options.is_in_process else await zygote_of(model)
     async with (
-        Server(options, model, engine, zygote) as server,
+        Server(options, model, engine, fork_server) as server,
         grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel,
     ):
         yield Caller(server, channel)

@@ -17,7 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from preprocessor.client import CallFailed, Credentials, PrepareResult, open_channel, prepare
+from preprocessor.client.calls import CallFailed, Credentials, PrepareResult, open_channel, prepare
 from preprocessor.config import AccessSettings, ServeSettings, SettingError
 from preprocessor.models.family import Model
 from preprocessor.service import tokens

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from engine_client.testing import FakeEngine
-from preprocessor.client import CallFailed
+from preprocessor.client.calls import CallFailed
 from preprocessor.errors import LimitExceeded, WorkerLost
 from preprocessor.models.family import Model
 from preprocessor.service.status import status_of
 from preprocessor.v1 import preprocessor_pb2 as pb
-from preprocessor.workers.work import SHORT_SECONDS, Work
+from preprocessor.workers.task import SHORT_SECONDS, Work
 from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import Caller, chat, image, serving, video
 from tests.waiting import eventually

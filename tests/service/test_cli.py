@@ -23,7 +23,7 @@ from preprocessor.cli.output import check_output, save_tensors
 from preprocessor.cli.serve import event_loop_runner
 from preprocessor.config import SettingError
 from preprocessor.models.family import Model
-from preprocessor.types.asked import (
+from preprocessor.types.request import (
     ChatPrompt,
     Media,
     MediaPart,

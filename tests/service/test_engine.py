@@ -13,12 +13,12 @@ import pytest
 from engine_client import EngineOverloaded, EngineRequest, EngineUnavailable
 from engine_client.testing import FakeEngine
 from preprocessor import pipeline
-from preprocessor.client import CallFailed
+from preprocessor.client.calls import CallFailed
 from preprocessor.config import EngineSettings, SettingError
 from preprocessor.models.family import Model
 from preprocessor.service.engine import connect_engine
 from preprocessor.service.reading import read_spec
-from preprocessor.types.asked import PixelForm
+from preprocessor.types.request import PixelForm
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip
 from tests.service.conftest import Caller, chat, serving, video

@@ -24,7 +24,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from preprocessor.client import CHANNEL_OPTIONS, CallFailed, PrepareResult, prepare
+from preprocessor.client.calls import CHANNEL_OPTIONS, CallFailed, PrepareResult, prepare
 from preprocessor.config import split_address
 from preprocessor.service.logs import MAX_ALIKE
 from preprocessor.v1 import preprocessor_pb2 as pb

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from preprocessor import __version__
 from preprocessor.config import SettingError
 from preprocessor.errors import FetchFailed, InvalidRequest, Overloaded, PreprocessorError
 from preprocessor.service.fetch.fetcher import Fetcher
-from preprocessor.version import VERSION
 from tests.engine.certificates import Authority, Signed
 from tests.service.hosts import (
     Answer,
@@ -78,7 +78,7 @@ async def test_a_host_sees_its_name_and_nothing_of_ours(monkeypatch: pytest.Monk
             "Accept: */*",
             "GET /a?b=%2F HTTP/1.1",
             f"Host: media.test:{host.port}",
-            f"User-Agent: vlm-preprocessor/{VERSION}",
+            f"User-Agent: vlm-preprocessor/{__version__}",
         ]
 
 

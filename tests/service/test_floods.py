@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from preprocessor.client import CHANNEL_OPTIONS, prepare
+from preprocessor.client.calls import CHANNEL_OPTIONS, prepare
 from preprocessor.config import WireSettings
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocessor.client import open_channel, prepare
+from preprocessor.client.calls import open_channel, prepare
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import photo
 from tests.service.conftest import Caller

@@ -8,10 +8,10 @@ import math
 import pytest
 
 from preprocessor.models.family import Model
+from preprocessor.pipeline.cost import estimate
 from preprocessor.service.metrics import STAGES, Metrics
-from preprocessor.timing import Timings
+from preprocessor.types.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
-from preprocessor.workload import estimate
 from tests.media import moving_shapes_clip
 from tests.service.conftest import chat, serving, video
 from tests.waiting import eventually

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from preprocessor.client import CHANNEL_OPTIONS, CallFailed
+from preprocessor.client.calls import CHANNEL_OPTIONS, CallFailed
 from preprocessor.errors import InvalidRequest, trace_of
 from preprocessor.models.family import Model
 from preprocessor.service.status import describe_fault
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
-from preprocessor.workers.channel import Fault, JobFailed
+from preprocessor.workers.channel import Fault, TaskFailed
 from tests.bench.service.watched import WatchedServer
 from tests.media import moving_shapes_clip, truncated_clip
 from tests.service.conftest import chat, image, serving, video
@@ -116,7 +116,7 @@ def test_a_fault_is_described_by_its_place_and_kind_alone() -> None:
 def test_a_worker_s_fault_is_described_by_its_place_in_the_worker() -> None:
     with pytest.raises(ValueError, match=SECRET) as caught:
         fail_with_a_secret()
-    failed = JobFailed(Fault(trace_of(caught.value), f"… {SECRET} …"))
+    failed = TaskFailed(Fault(trace_of(caught.value), f"… {SECRET} …"))
     quiet = describe_fault(failed, log_payloads=False)
     assert SECRET not in quiet
     assert "in fail_with_a_secret" in quiet

@@ -11,7 +11,7 @@ import grpc
 import psutil
 import pytest
 
-from preprocessor.client import CHANNEL_OPTIONS, prepare
+from preprocessor.client.calls import CHANNEL_OPTIONS, prepare
 from tests.bench.service.watched import WatchedServer
 from tests.media import photo
 from tests.service.cgroup import MemoryGroup, memory_group

@@ -10,10 +10,10 @@ import pytest
 from preprocessor import pipeline
 from preprocessor.models.family import Model
 from preprocessor.service.reading import read_spec
-from preprocessor.service.tensors import MAX_ROWS_BYTES, write_rows
-from preprocessor.types.asked import PixelForm
-from preprocessor.types.made import Prepared
+from preprocessor.types.request import PixelForm
+from preprocessor.types.result import Prepared
 from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.wire.tensors import MAX_ROWS_BYTES, write_rows
 from tests.drawing import encoded, picture
 from tests.media import damaged, keyframe_packets, moving_shapes_clip, photo, truncated_clip
 from tests.service.conftest import Caller, chat, image, serving, video

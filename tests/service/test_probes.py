@@ -63,16 +63,16 @@ async def test_a_watch_follows_an_outage_of_the_engine_where_it_concerns_it_and_
 
 async def test_workers_that_are_gone_make_it_unready_until_others_have_come(model: Model) -> None:
     async with serving(model, worker_count=1) as caller:
-        crew = caller.server.pool.crew
-        workers = [worker for lane in crew._workers.values() for worker in lane]
-        crew._filling = lock = asyncio.Lock()
+        worker_set = caller.server.pool.worker_set
+        workers = [worker for lane in worker_set._workers.values() for worker in lane]
+        worker_set._filling = lock = asyncio.Lock()
         async with lock:  # nobody takes their place meanwhile
             for worker in workers:
                 worker.kill()
-            await eventually(lambda: crew.count == 0)
+            await eventually(lambda: worker_set.count == 0)
             assert await caller.get("/readyz") == (503, "no worker process is running\n")
             assert (await caller.get("/livez"))[0] == 200
-        await eventually(lambda: crew.is_whole)
+        await eventually(lambda: worker_set.is_whole)
         assert await caller.get("/readyz") == READY
 
 

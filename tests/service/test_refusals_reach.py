@@ -16,8 +16,8 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 
-from preprocessor import client
-from preprocessor.client import CallFailed, prepare
+from preprocessor.client import calls
+from preprocessor.client.calls import CallFailed, prepare
 from preprocessor.config import Limits, WireSettings
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -82,7 +82,7 @@ async def test_a_file_of_the_size_that_was_told_is_taken(small: Caller) -> None:
 
 
 def test_the_client_tells_the_sizes_of_the_files_that_it_sends() -> None:
-    spec = client.with_sizes(chat(video("a"), image("b", PHOTO), video("c")), {"a": bytes(7)})
+    spec = calls.with_sizes(chat(video("a"), image("b", PHOTO), video("c")), {"a": bytes(7)})
     assert [(one.key, one.HasField("size_bytes"), one.size_bytes) for one in spec.media] == [
         ("a", True, 7),
         ("b", False, 0),
@@ -158,7 +158,7 @@ async def test_the_client_waits_as_it_is_told_and_is_answered(small: Caller, mon
         if len(waits) == 3:
             holding.release()
 
-    monkeypatch.setattr(client.time, "sleep", wait)
+    monkeypatch.setattr(calls.time, "sleep", wait)
 
     def call() -> int:
         with grpc.insecure_channel(small.server.address) as channel:
@@ -180,7 +180,7 @@ def test_the_client_does_not_wait_where_that_is_no_use(
 ) -> None:
     refused = CallFailed(EXHAUSTED, "MEMORY_BUDGET_FULL", "full", retry_after_seconds)
     with pytest.raises(CallFailed):
-        client._Waits(patience_seconds, timeout_seconds).wait(refused)
+        calls._Waits(patience_seconds, timeout_seconds).wait(refused)
 
 
 # -- turns -------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import grpc.aio
 import psutil
 import pytest
 
-from preprocessor.client import CHANNEL_OPTIONS
+from preprocessor.client.calls import CHANNEL_OPTIONS
 from preprocessor.models.family import Model
 from preprocessor.traffic.load import LEFT, PREPARE, STATUS_LOST, Ask, Ending, Load
 from tests.bench.service.asks import image_ask, text_ask, video_ask
@@ -135,13 +135,13 @@ async def test_without_their_zygote_workers_are_lost_and_replaced(
     for turn in range(kill_count):
         traffic_task = asyncio.create_task(drive(server.address, storm(asks, count=60, check_share=1)))
         await eventually(lambda: is_busy(server))
-        zygote = server.zygote()
-        assert zygote is not None
-        zygote.kill()
+        fork_server = server.fork_server()
+        assert fork_server is not None
+        fork_server.kill()
         if turn % 2:  # the next one too, before it has forked anybody or while it does
-            await eventually(lambda: server.zygote() not in (None, zygote))  # noqa: B023
+            await eventually(lambda: server.fork_server() not in (None, fork_server))  # noqa: B023
             await asyncio.sleep(random.uniform(0, 3))
-            (server.zygote() or zygote).kill()
+            (server.fork_server() or fork_server).kill()
         assert_ended_well(await traffic_task, 60, "WORKER_LOST")
         await eventually(server.is_at_rest)
     await eventually(lambda: server.descriptor_count() <= descriptors_before)

@@ -17,8 +17,7 @@ from engine_client import EngineFailed
 from engine_client.testing import FakeEngine
 from preprocessor.config import SettingError, TraceSettings
 from preprocessor.models.family import Model
-from preprocessor.service import otlp
-from preprocessor.service.tracing import create_traces
+from preprocessor.service import otlp, server
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip, photo
 from tests.service.collector import Collector, collecting, flush
@@ -176,4 +175,4 @@ async def test_a_collector_that_is_not_there_costs_no_call(model: Model, monkeyp
 def test_spans_without_the_extra_are_refused_by_the_option_s_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "preprocessor.service.otlp", None)  # as an import that fails
     with pytest.raises(SettingError, match=r"--trace-endpoint.*vlm-preprocessor\[otel\]"):
-        create_traces(TraceSettings("http://127.0.0.1:4317"))
+        server._create_traces(TraceSettings("http://127.0.0.1:4317"))

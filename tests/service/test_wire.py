@@ -13,11 +13,11 @@ import grpc.aio
 import pytest
 
 from engine_client.testing import FakeEngine
-from preprocessor.client import CHANNEL_OPTIONS
+from preprocessor.client.calls import CHANNEL_OPTIONS
 from preprocessor.config import Limits, WireSettings
 from preprocessor.models.family import Model
 from preprocessor.service import servicer
-from preprocessor.service.intake import Intake
+from preprocessor.service.upload_stream import UploadStream
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.media import moving_shapes_clip, photo
@@ -261,7 +261,7 @@ async def test_only_so_many_are_read_from_at_a_time_and_others_have_their_turn(m
 
 async def test_a_caller_whose_turn_does_not_come_is_told_so(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     wire = WireSettings(max_upload_count=1, upload_idle_seconds=0.4)
-    intake = Intake(wire)
+    intake = UploadStream(wire)
     monkeypatch.setattr(servicer, "Intake", lambda _: intake)
     async with serving(model, wire=wire) as caller:
         await intake._take_turn("a peer")  # as an upload does that goes on

@@ -10,7 +10,7 @@ import pytest
 from preprocessor.errors import InvalidRequest
 from preprocessor.models.family import Model
 from preprocessor.text.prompt import render_chat
-from preprocessor.types.asked import ChatPrompt, MediaPart, Message, Modality, TextPart
+from preprocessor.types.request import ChatPrompt, MediaPart, Message, Modality, TextPart
 
 MODALITIES = {"i": Modality.IMAGE, "v": Modality.VIDEO}
 IMAGE, VIDEO = (f"<|vision_start|><|{name}_pad|><|vision_end|>" for name in ("image", "video"))

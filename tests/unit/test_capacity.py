@@ -7,7 +7,7 @@ import json
 import pytest
 
 from preprocessor.__main__ import main
-from preprocessor.capacity import Demand, needs_of
+from preprocessor.cli.capacity import Demand, needs_of
 from tests.media import moving_shapes_clip
 
 ONE = Demand(core_seconds=0.2, received_bytes=1000, sent_bytes=2000, held_bytes=100 << 20, file_bytes=1000)

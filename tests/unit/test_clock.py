@@ -12,8 +12,8 @@ from preprocessor.errors import InvalidRequest, PreprocessorError
 from preprocessor.media.clock import StatedEnd, clock_of, places_missing
 from preprocessor.media.sampling import choose_frames, count_for_fps, spread_evenly
 from preprocessor.media.video import probe_video
-from preprocessor.types.asked import OnDamage, Sampling, SamplingBasis
-from preprocessor.types.found import FrameChoice
+from preprocessor.types.request import OnDamage, Sampling, SamplingBasis
+from preprocessor.types.source import FrameChoice
 from tests.media import animation, truncated_clip
 from tests.odd_clips import boxes, encode, held, hidden_sample, patched, remux, run_of, segment
 

@@ -19,10 +19,10 @@ from preprocessor.config import (
     largest_budget,
     option_of,
     parse_bytes,
-    require_room,
+    require_memory,
     split_address,
 )
-from preprocessor.machine import available_cpu_count, available_memory_bytes, used_memory_bytes
+from preprocessor.config.machine import available_cpu_count, available_memory_bytes, used_memory_bytes
 
 
 @pytest.mark.parametrize("count", [0, -1, True, "2", 1.5, None])
@@ -275,7 +275,7 @@ def test_memory_in_use_is_what_counts_against_the_limit(tmp_path: Path, limit: s
 
 def test_without_a_limit_memory_in_use_is_the_machine_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "meminfo").write_text("MemTotal:  1000 kB\nMemFree:  100 kB\nMemAvailable:  400 kB\n")
-    monkeypatch.setattr("preprocessor.machine._MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr("preprocessor.config.machine._MEMORY", tmp_path / "meminfo")
     assert used_memory_bytes(tmp_path / "nowhere") == 600 << 10
 
 
@@ -302,8 +302,8 @@ def test_the_largest_budget_leaves_room_beside_it_and_wastes_none(container_gib:
 def test_a_budget_that_its_container_cannot_hold_is_refused(budget_gib: float, container_gib: float, said: str) -> None:
     budget_bytes, container_bytes = int(budget_gib * (1 << 30)), int(container_gib * (1 << 30))
     if not said:
-        require_room(budget_bytes, container_bytes)
+        require_memory(budget_bytes, container_bytes)
         return
     with pytest.raises(SettingError, match=said) as caught:
-        require_room(budget_bytes, container_bytes)
+        require_memory(budget_bytes, container_bytes)
     assert caught.value.option == "--memory-budget"

@@ -14,9 +14,9 @@ import pytest
 
 from preprocessor import pipeline
 from preprocessor.config import Limits, ServeSettings
-from preprocessor.models import fingerprint
+from preprocessor.models import versions
 from preprocessor.models.family import Model
-from preprocessor.types.asked import (
+from preprocessor.types.request import (
     ChatPrompt,
     Media,
     MediaPart,
@@ -224,7 +224,7 @@ def test_what_only_words_depend_on_is_not_in_it(model: Model, medium: Media) -> 
 @pytest.mark.parametrize("medium", [IMAGE, VIDEO], ids=["image", "video"])
 def test_another_release_has_other_digests(model: Model, medium: Media, monkeypatch: pytest.MonkeyPatch) -> None:
     before = digest(model, medium)
-    monkeypatch.setattr(fingerprint, "VERSION", "another")
+    monkeypatch.setattr(versions, "__version__", "another")
     assert digest(model, medium) != before
 
 

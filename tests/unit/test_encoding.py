@@ -17,8 +17,8 @@ from preprocessor.pipeline import plan
 from preprocessor.text import encoding
 from preprocessor.text.encoding import Piece, encode_prompt, spells_added_token
 from preprocessor.text.tokenizer import encode
-from preprocessor.types.asked import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, TextPart
-from preprocessor.types.planned import Plan
+from preprocessor.types.plan import Plan
+from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, TextPart
 from tests.media import photo
 
 LETTERS = [

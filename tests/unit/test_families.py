@@ -15,9 +15,9 @@ from preprocessor.models import qwen2_5_vl, qwen2_vl, qwen3_vl
 from preprocessor.models.family import Family, Model
 from preprocessor.models.registry import FAMILIES
 from preprocessor.pipeline import plan, prepare
-from preprocessor.types.asked import Media, Modality, PreparationRequest, Sampling, SamplingBasis, TextPrompt
-from preprocessor.types.found import ClipInfo, FrameChoice
-from preprocessor.types.planned import ExpandedPrompt, Grid, ItemPlan
+from preprocessor.types.plan import ExpandedPrompt, Grid, ItemPlan
+from preprocessor.types.request import Media, Modality, PreparationRequest, Sampling, SamplingBasis, TextPrompt
+from preprocessor.types.source import ClipInfo, FrameChoice
 from preprocessor.vision.spec import PixelSpec, VideoSpec
 from tests.media import moving_shapes_clip, photo
 
@@ -72,7 +72,7 @@ def item(grid: Grid, *, sampled_fps: float | None = None, times: tuple[float, ..
 def test_qwen2_takes_whole_pairs_in_equal_steps(
     family: ModuleType, total: int, rate: float, sampling: Sampling, expected: list[int]
 ) -> None:
-    assert family.FAMILY.spread_frames(total, rate, sampling, SPEC).tolist() == expected
+    assert family.FAMILY.sample_indices(total, rate, sampling, SPEC).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -90,22 +90,22 @@ def test_qwen2_takes_whole_pairs_in_equal_steps(
 def test_qwen3_takes_evenly_spaced_frames_from_first_to_last(
     total: int, rate: float, sampling: Sampling, expected: list[int]
 ) -> None:
-    assert qwen3_vl.spread_frames(total, rate, sampling, SPEC).tolist() == expected
+    assert qwen3_vl.sample_indices(total, rate, sampling, SPEC).tolist() == expected
 
 
 @pytest.mark.parametrize("sampling", [Sampling(frame_count=5), Sampling(frame_count=6), Sampling(fps=1)], ids=str)
 @pytest.mark.parametrize("family", [qwen2_vl, qwen3_vl])
 def test_whole_pairs_alone_drop_no_frame_of_a_rate_that_varies(family: ModuleType, sampling: Sampling) -> None:
     uneven = ClipInfo("h264", 64, 64, 0.25, 20, 1, np.array([0, 1, 5, 6, 17]))
-    chosen = choose_frames(uneven, sampling, lambda n, rate: family.spread_frames(n, rate, sampling, SPEC), "clip")
+    chosen = choose_frames(uneven, sampling, lambda n, rate: family.sample_indices(n, rate, sampling, SPEC), "clip")
     assert chosen.indices.tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_a_family_samples_as_its_settings_say_unless_asked(family: Family) -> None:
     spec = dataclasses.replace(SPEC, fps=4, max_frames=10)
-    assert len(family.spread_frames(60, 30, Sampling(), spec)) == 8
-    assert len(family.spread_frames(900, 30, Sampling(), spec)) == 10
+    assert len(family.sample_indices(60, 30, Sampling(), spec)) == 8
+    assert len(family.sample_indices(900, 30, Sampling(), spec)) == 10
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -115,7 +115,7 @@ def test_frames_of_every_family_ascend_within_the_clip(family: Family) -> None:
         total = int(random.integers(1, 400))
         count = int(random.integers(1, 500)) if random.random() < 0.5 else None
         sampling = Sampling(frame_count=count, fps=None if count else float(random.uniform(0.01, 60)))
-        indices = family.spread_frames(total, float(random.uniform(1, 60)), sampling, SPEC)
+        indices = family.sample_indices(total, float(random.uniform(1, 60)), sampling, SPEC)
         assert 1 <= len(indices) <= total and indices[0] == 0 and indices[-1] < total
         assert (np.diff(indices) > 0).all()
 
@@ -274,6 +274,6 @@ def test_each_built_in_loads_its_family(load: LoadModel, name: str, family: Fami
 def test_qwen2_heeds_the_number_of_frames_in_a_configuration_where_the_caller_says_nothing(load: LoadModel) -> None:
     model = load("qwen2-vl")
     spec = dataclasses.replace(model.video, frame_count=6)
-    assert len(model.family.spread_frames(100, 25.0, Sampling(), spec)) == 6
-    assert len(model.family.spread_frames(100, 25.0, Sampling(fps=1), spec)) == 4
-    assert len(model.family.spread_frames(100, 25.0, Sampling(frame_count=8), spec)) == 8
+    assert len(model.family.sample_indices(100, 25.0, Sampling(), spec)) == 6
+    assert len(model.family.sample_indices(100, 25.0, Sampling(fps=1), spec)) == 4
+    assert len(model.family.sample_indices(100, 25.0, Sampling(frame_count=8), spec)) == 8

@@ -16,10 +16,11 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 import preprocessor.models
 from preprocessor.models.digests import digest_tokenizer, digest_vocabulary
 from preprocessor.models.family import Model
-from preprocessor.models.fingerprint import CONTRACT_VERSION, fingerprint_parts, library_versions
+from preprocessor.models.fingerprint import CONTRACT_VERSION, fingerprint_parts
 from preprocessor.models.registry import load_model
+from preprocessor.models.versions import library_versions
 from preprocessor.pipeline import prepare
-from preprocessor.types.asked import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest
+from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest
 from tests.media import photo
 
 BUILTIN = Path(preprocessor.models.__file__).parent / "builtin" / "qwen3-vl"

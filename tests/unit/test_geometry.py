@@ -10,7 +10,7 @@ import pytest
 
 from preprocessor.errors import UnsupportedMedia
 from preprocessor.models.qwen3_vl import fit_video as fit_qwen3_video
-from preprocessor.types.planned import Grid
+from preprocessor.types.plan import Grid
 from preprocessor.vision.geometry import fit_image, fit_video, patch_grid
 from preprocessor.vision.spec import PixelSpec, VideoSpec
 from tests.golden import oracle

@@ -10,12 +10,12 @@ from PIL import Image
 
 from preprocessor import pipeline
 from preprocessor.config import Limits
+from preprocessor.config.values import parse_background
 from preprocessor.errors import InvalidRequest
-from preprocessor.kinds import parse_background
 from preprocessor.media.image import ACCEPTED_FORMATS, decode_image, load_picture
 from preprocessor.models.registry import load_model
 from preprocessor.service.reading import read_spec
-from preprocessor.types.asked import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest
+from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.drawing import encoded, picture
 from tests.pictures import (

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from preprocessor.client import chat_prompt
+from preprocessor.client.calls import chat_prompt
 from preprocessor.errors import InvalidRequest
 from preprocessor.service.json_text import MAX_DEPTH, read_json, value_count
 from preprocessor.service.prompts import read_prompt
-from preprocessor.types.asked import ChatPrompt
+from preprocessor.types.request import ChatPrompt
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from preprocessor.kinds import format_bytes, parse_bytes, read_text, read_toml, write_text, write_toml
-from preprocessor.setting import SettingError, group, options_of, setting
+from preprocessor.config.declare import SettingError, group, options_of, setting
+from preprocessor.config.values import format_bytes, parse_bytes, read_text, read_toml, write_text, write_toml
 
 
 class Colour(StrEnum):

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from preprocessor.types.asked import PixelForm
+from preprocessor.types.request import PixelForm
 from preprocessor.vision.patches import (
     PIXEL_DTYPES,
     normalization_table,

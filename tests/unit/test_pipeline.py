@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from preprocessor import decoding
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded, PreprocessorError, UnsupportedMedia
 from preprocessor.models.family import Model
-from preprocessor.pipeline import allocate_pixels, plan, prepare, write_pixels
-from preprocessor.types.asked import (
+from preprocessor.pipeline import allocate_pixels, decode_item, plan, prepare, write_pixels
+from preprocessor.types.request import (
     ChatPrompt,
     Media,
     MediaPart,
@@ -216,7 +215,7 @@ def test_no_pixels_means_no_decode(model: Model, medium: Media, monkeypatch: pyt
         raise AssertionError("something was decoded")
 
     for name in ("decode_image", "decode_frames"):
-        monkeypatch.setattr(decoding, name, refuse)
+        monkeypatch.setattr(decode_item, name, refuse)
     prepared = prepare(model, ask(medium, form=PixelForm.NONE))
     assert (prepared.plan.pixel_bytes, "pixel_patches" in prepared.tensors) == (0, False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from preprocessor.types.planned import Grid
+from preprocessor.types.plan import Grid
 from preprocessor.vision.positions import mrope_positions
 
 NO_SPANS = np.empty((0, 3), np.int32)

@@ -13,7 +13,8 @@ from preprocessor.models.family import Model
 from preprocessor.pipeline import plan
 from preprocessor.text.prompt import Replacement, expand_text, expand_token_ids, match_media, render_chat
 from preprocessor.text.tokenizer import encode
-from preprocessor.types.asked import (
+from preprocessor.types.plan import Plan
+from preprocessor.types.request import (
     ChatPrompt,
     Media,
     MediaPart,
@@ -25,7 +26,6 @@ from preprocessor.types.asked import (
     TextPrompt,
     TokenPrompt,
 )
-from preprocessor.types.planned import Plan
 from tests.media import moving_shapes_clip, photo
 
 IMAGE, VIDEO = Modality.IMAGE, Modality.VIDEO

@@ -21,7 +21,7 @@ from preprocessor.models import registry
 from preprocessor.models.family import Model
 from preprocessor.models.registry import builtin_names, load_model
 from preprocessor.pipeline import plan
-from preprocessor.types.asked import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, TextPart
+from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, TextPart
 from tests.media import photo
 
 BUILTIN = Path(registry.__file__).parent / "builtin" / "qwen3-vl"

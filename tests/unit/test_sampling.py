@@ -9,8 +9,8 @@ import pytest
 
 from preprocessor.errors import InvalidRequest
 from preprocessor.media.sampling import Spread, choose_frames, count_for_fps, spread_evenly
-from preprocessor.types.asked import Sampling, SamplingBasis
-from preprocessor.types.found import ClipInfo, FrameChoice
+from preprocessor.types.request import Sampling, SamplingBasis
+from preprocessor.types.source import ClipInfo, FrameChoice
 
 INDEX, TIME = SamplingBasis.INDEX, SamplingBasis.TIME
 MILLISECOND = Fraction(1, 1000)

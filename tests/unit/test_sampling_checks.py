@@ -9,7 +9,7 @@ import pytest
 
 from preprocessor.errors import InvalidRequest
 from preprocessor.media.sampling import check_sampling
-from preprocessor.types.asked import Sampling
+from preprocessor.types.request import Sampling
 
 WAYS: dict[str, object] = {
     "fps": 1.0,

@@ -12,8 +12,8 @@ from preprocessor.cli import reference
 from preprocessor.cli.options import build_parser
 from preprocessor.cli.sources import _SERVICE_LINK, OPTIONS, Loaded, Source, load_settings
 from preprocessor.config import ServeSettings
-from preprocessor.kinds import parse_bytes, write_text, write_toml
-from preprocessor.setting import Option, SettingError
+from preprocessor.config.declare import Option, SettingError
+from preprocessor.config.values import parse_bytes, write_text, write_toml
 
 BY_FLAG = {option.flag: option for option in OPTIONS}
 ENGINE = {"PREPROCESSOR_ENGINE": "triton:8001"}

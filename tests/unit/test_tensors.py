@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from preprocessor.service.tensors import MAX_ROWS_BYTES, write_rows
 from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.wire.tensors import MAX_ROWS_BYTES, write_rows
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float16, np.float32, ml_dtypes.bfloat16])

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from preprocessor.timing import StageTime, Timings
+from preprocessor.types.timing import StageTime, Timings
 
 
 def test_a_stage_that_takes_turns_spends_less_than_lies_between_its_beginning_and_its_end() -> None:
@@ -40,8 +40,8 @@ def test_a_stage_ends_now_on_the_clock_that_all_processes_share() -> None:
     before = time.monotonic()
     with timings.stage("plan"):
         pass
-    laps = timings.laps()
-    laps.end("patch")
+    stopwatch = timings.stopwatch()
+    stopwatch.end("patch")
     after = time.monotonic()
     for spent in timings.stages.values():
         assert before <= spent.started_seconds <= spent.ended_seconds <= after

@@ -15,7 +15,7 @@ from preprocessor.errors import PreprocessorError
 from preprocessor.media.audio import extract_audio
 from preprocessor.media.truncation import ends_early
 from preprocessor.media.video import probe_video
-from preprocessor.types.asked import OnDamage
+from preprocessor.types.request import OnDamage
 from tests.media import animation
 from tests.odd_clips import boxes, encode, patched, run_of
 

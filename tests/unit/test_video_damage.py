@@ -12,7 +12,7 @@ import pytest
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded, PreprocessorError, UnsupportedMedia
 from preprocessor.media.video import decode_frames, probe_video
-from preprocessor.types.asked import OnDamage
+from preprocessor.types.request import OnDamage
 from tests.media import damaged, decoded_frames, keyframe_packets, moving_shapes_clip, packet_spans, truncated_clip
 from tests.odd_clips import open_group_start
 

@@ -13,7 +13,7 @@ from preprocessor.errors import PreprocessorError, UnsupportedMedia
 from preprocessor.media import opencv
 from preprocessor.media.frames import Choice, unreported
 from preprocessor.media.video import decode_frames, probe_video
-from preprocessor.types.asked import OnDamage
+from preprocessor.types.request import OnDamage
 from tests.media import damaged, decoded_frames, keyframe_packets, moving_shapes_clip, truncated_clip
 from tests.odd_clips import (
     broken_middle,

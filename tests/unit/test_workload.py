@@ -12,7 +12,9 @@ from preprocessor import pipeline
 from preprocessor.config import Limits
 from preprocessor.media.image_formats import ACCEPTED_FORMATS
 from preprocessor.models.family import Model
-from preprocessor.types.asked import (
+from preprocessor.pipeline.cost import cut, estimate
+from preprocessor.types.plan import Plan
+from preprocessor.types.request import (
     ChatPrompt,
     Media,
     MediaPart,
@@ -23,8 +25,6 @@ from preprocessor.types.asked import (
     PreparationRequest,
     Sampling,
 )
-from preprocessor.types.planned import Plan
-from preprocessor.workload import cut, estimate
 from tests.media import moving_shapes_clip, photo
 
 GROUPED = (("g", "12"),)

@@ -18,8 +18,8 @@ from preprocessor.media.frames import unreported
 from preprocessor.media.image import load_picture, probe_image
 from preprocessor.media.sampling import choose_frames, count_for_fps, spread_evenly
 from preprocessor.media.video import decode_frames, probe_video, video_decoder_of
-from preprocessor.types.asked import Media, Modality, SamplingBasis
-from preprocessor.types.found import ClipInfo, FrameChoice, ImageInfo
+from preprocessor.types.request import Media, Modality, SamplingBasis
+from preprocessor.types.source import ClipInfo, FrameChoice, ImageInfo
 
 ChooseFrames = Callable[[ClipInfo, Media], FrameChoice]
 

@@ -29,10 +29,10 @@ from transformers.utils import import_utils
 
 from preprocessor.errors import ModelNotFound
 from preprocessor.models.digests import digest_files
-from preprocessor.models.fingerprint import library_versions
+from preprocessor.models.versions import library_versions
 from preprocessor.text.prompt import check_template
 from preprocessor.text.tokenizer import one_line, read_stop_token_ids
-from preprocessor.types.asked import Modality
+from preprocessor.types.request import Modality
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -28,7 +28,6 @@ import numpy.typing as npt
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, PreprocessorError, trace_of
 from preprocessor.media.container import keep_going
-from preprocessor.models.fingerprint import pixel_settings
 from preprocessor.models.generic.media import (
     ChooseFrames,
     ProbedMedium,
@@ -42,10 +41,11 @@ from preprocessor.models.generic.media import (
 from preprocessor.models.generic.model import GenericModel, part_of
 from preprocessor.models.generic.prompt import render
 from preprocessor.models.generic.tensors import TEXT_TENSORS, ragged, to_tensors
-from preprocessor.timing import Timings
-from preprocessor.types.asked import Media, Modality, PixelForm, PreparationRequest
-from preprocessor.types.found import ClipInfo, FrameChoice, ImageInfo, SoundInfo
-from preprocessor.types.made import Substitution
+from preprocessor.models.versions import pixel_settings
+from preprocessor.types.request import Media, Modality, PixelForm, PreparationRequest
+from preprocessor.types.result import Substitution
+from preprocessor.types.source import ClipInfo, FrameChoice, ImageInfo, SoundInfo
+from preprocessor.types.timing import Timings
 
 _LOCK_POLL_SECONDS = 0.05  # how soon a request that waits for the processor notices that its caller has left
 _MESSAGE_LENGTH = 500  # of transformers' own words in an error

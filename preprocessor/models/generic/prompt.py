@@ -17,7 +17,7 @@ from preprocessor.text.prompt import (
     render_chat,
     require_template,
 )
-from preprocessor.types.asked import ChatPrompt, Media, Modality, PreparationRequest, TextPrompt, TokenPrompt
+from preprocessor.types.request import ChatPrompt, Media, Modality, PreparationRequest, TextPrompt, TokenPrompt
 
 # `{% for part in message['content'] %}`, whatever the names; not a condition behind the loop's `if`.
 _LOOP_OVER_CONTENT = re.compile(r"\{%[-+]?\s*for\s+\w+\s+in\s+(?:(?!\bif\b|%\}).)*\bcontent\b")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from preprocessor.errors import UnsupportedMedia
-from preprocessor.types.asked import PixelForm
+from preprocessor.types.request import PixelForm
 
 # One row a prompt: [1, L]. By name, for a spectrogram or a stack of tiles may have that shape by chance.
 TEXT_TENSORS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})

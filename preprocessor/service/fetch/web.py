@@ -14,17 +14,17 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
+from preprocessor import __version__
 from preprocessor.config import FetchSettings, SettingError
 from preprocessor.config.fetch import parse_networks
 from preprocessor.errors import FetchFailed, InvalidRequest
 from preprocessor.service.fetch.addresses import AddressRules
 from preprocessor.service.fetch.sink import Sink
 from preprocessor.service.fetch.urls import WebRules, invalid_url
-from preprocessor.version import VERSION
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HEADERS = {
-    hdrs.USER_AGENT: f"vlm-preprocessor/{VERSION}",
+    hdrs.USER_AGENT: f"vlm-preprocessor/{__version__}",
     hdrs.ACCEPT: "*/*",
     hdrs.ACCEPT_ENCODING: "identity",  # media are compressed already; what inflates is a bomb, and is refused
 }

@@ -6,8 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from preprocessor.service.tensors import MAX_CHUNK_BYTES
-from preprocessor.types.asked import (
+from preprocessor.types.request import (
     ChatPrompt,
     Media,
     MediaPart,
@@ -19,6 +18,7 @@ from preprocessor.types.asked import (
     TextPart,
 )
 from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.wire.tensors import MAX_CHUNK_BYTES
 from tests.bench.device.clips import SEED, clip
 
 TEXT = "frame" + " frame" * 49  # 50 tokens

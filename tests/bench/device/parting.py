@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from preprocessor import pipeline
-from preprocessor.types.asked import PixelForm
+from preprocessor.types.request import PixelForm
 from preprocessor.vision.patches import normalization_table, normalize_rows
 from tests.bench.device import direct
 from tests.bench.device.asking import same_for_the_pipeline

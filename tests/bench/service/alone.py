@@ -14,16 +14,16 @@ import psutil
 
 from preprocessor import pipeline
 from preprocessor.config import Limits
-from preprocessor.machine import use_one_thread
+from preprocessor.config.machine import use_one_thread
 from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
-from preprocessor.timing import Timings
 from preprocessor.traffic.load import WRONG, Ask
-from preprocessor.types.asked import PreparationRequest
-from preprocessor.types.planned import Plan
-from preprocessor.workers.claim import Claim
-from preprocessor.workers.incoming import IncomingFile
+from preprocessor.types.plan import Plan
+from preprocessor.types.request import PreparationRequest
+from preprocessor.types.timing import Timings
 from preprocessor.workers.pool import PoolSettings, WorkerPool
+from preprocessor.workers.resources import RequestResources
+from preprocessor.workers.upload_buffer import UploadBuffer
 from tests.bench.service import checksum
 from tests.bench.service.asks import request_of
 from tests.bench.service.watched import tree_cpu_seconds
@@ -63,7 +63,7 @@ class PipelineAlone:
 
 
 class PoolAlone:
-    """`WorkerPool` and `Claim` as the service uses them, with nobody to send the rows to."""
+    """`WorkerPool` and `RequestResources` as the service uses them, with nobody to send the rows to."""
 
     def __init__(self, worker_count: int, memory_budget_bytes: int) -> None:
         self._settings = PoolSettings(
@@ -152,15 +152,15 @@ async def _claims(ask: Ask, count: float, seconds: float, concurrency: int) -> S
     return Spent(begun_count, time.perf_counter() - wall, tree_cpu_seconds(psutil.Process()) - cpu)
 
 
-async def _stored(data: bytes, claim: Claim) -> bytes:
-    file = IncomingFile(claim)
+async def _stored(data: bytes, claim: RequestResources) -> bytes:
+    file = UploadBuffer(claim)
     await file.write(data)
     return await file.finish()
 
 
 async def _claim(request: PreparationRequest, *, is_checked: bool = False) -> str:
     """What the service does of one request between its messages; the answer's checksum where that is asked for."""
-    async with Claim(_pool, time.monotonic() + _DEADLINE_SECONDS, Timings()) as claim:
+    async with RequestResources(_pool, time.monotonic() + _DEADLINE_SECONDS, Timings()) as claim:
         media = [replace(medium, data=await _stored(medium.data, claim)) for medium in request.media]
         request = replace(request, media=tuple(media))
         planned = await claim.plan(request, Limits())

@@ -11,7 +11,7 @@ from preprocessor.models.family import Model
 from preprocessor.service.reading import read_spec
 from preprocessor.traffic.load import Ask, ask_prepare
 from preprocessor.traffic.seed import TEXT
-from preprocessor.types.asked import PreparationRequest
+from preprocessor.types.request import PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.bench.service import checksum
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from preprocessor.service.tensors import describe_tensor, write_rows
 from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.wire.tensors import describe_tensor, write_rows
 from tests.bench.service import checksum
 
 IDS = np.arange(7, dtype=np.int32)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from preprocessor.service.tensors import write_rows
 from preprocessor.traffic.load import Ask
 from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.wire.tensors import write_rows
 from tests.bench.service.sender import Piece, SenderAlone, record
 
 

@@ -91,7 +91,7 @@ class WatchedServer:
             return [self.process, *self.process.children(recursive=True)]
         return []
 
-    def zygote(self) -> psutil.Process | None:
+    def fork_server(self) -> psutil.Process | None:
         """The process that forks the workers, where it is alive."""
         with contextlib.suppress(psutil.NoSuchProcess):
             return next(iter(self.process.children()), None)
@@ -99,8 +99,8 @@ class WatchedServer:
 
     def workers(self) -> list[psutil.Process]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            zygote = self.zygote()
-            return [] if zygote is None else zygote.children()
+            fork_server = self.fork_server()
+            return [] if fork_server is None else fork_server.children()
         return []
 
     # -- what it takes -------------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ class WatchedServer:
     def descriptor_count(self) -> int:
         """Open descriptors of service and zygote; workers come and go."""
         count = 0
-        for process in (self.process, self.zygote()):
+        for process in (self.process, self.fork_server()):
             if process is not None:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     count += process.num_fds()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from preprocessor.cli.doctor.files import check_files, check_model
+from preprocessor.cli.doctor.finding import Verdict
 from preprocessor.config import EngineSettings, ServeSettings
-from preprocessor.doctor.files import check_files, check_model
-from preprocessor.doctor.finding import Verdict
 from tests.engine.certificates import Authority, Signed
 from tests.waiting import PATIENCE_SECONDS
 

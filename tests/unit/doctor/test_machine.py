@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from preprocessor.doctor import isolation, resources, software
-from preprocessor.doctor.finding import Finding, Verdict, failed, ok, warning, worst
+from preprocessor.cli.doctor import isolation, resources, software
+from preprocessor.cli.doctor.finding import Finding, Verdict, failed, ok, warning, worst
 
 OK, WARNING, FAILED = Verdict.OK, Verdict.WARNING, Verdict.FAILED
 GIB = 1 << 30

@@ -9,7 +9,7 @@ import pytest
 from preprocessor.config import Limits
 from preprocessor.errors import PreprocessorError
 from preprocessor.models.generic import GenericModel, prepare_generic
-from preprocessor.types.asked import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, TextPart
+from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, TextPart
 from tests.media import audio_only_clip, moving_shapes_clip, photo
 
 LIMITS = Limits()

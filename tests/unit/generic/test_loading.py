@@ -15,7 +15,7 @@ import pytest
 
 from preprocessor.errors import ModelNotFound
 from preprocessor.models.generic import GenericModel, load_generic, prepare_generic
-from preprocessor.types.asked import Modality, PreparationRequest, TextPrompt
+from preprocessor.types.request import Modality, PreparationRequest, TextPrompt
 from tests.tiny_processors import MAKERS, byte_tokenizer, save
 from tests.unit.generic.cases import LIMITS, chat, image, video
 

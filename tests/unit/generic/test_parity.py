@@ -14,7 +14,7 @@ import torch
 
 from preprocessor.media.audio import extract_audio
 from preprocessor.models.generic import GenericModel, prepare_generic
-from preprocessor.types.asked import (
+from preprocessor.types.request import (
     ChatPrompt,
     Media,
     MediaPart,

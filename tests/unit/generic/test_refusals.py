@@ -11,7 +11,7 @@ from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded, UnsupportedMedia
 from preprocessor.models.generic import GenericModel, prepare_generic
 from preprocessor.pipeline import plan
-from preprocessor.types.asked import (
+from preprocessor.types.request import (
     ChatPrompt,
     Media,
     MediaPart,

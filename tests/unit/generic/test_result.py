@@ -14,7 +14,7 @@ from preprocessor.errors import UnsupportedMedia
 from preprocessor.models.generic import GenericModel, prepare_generic
 from preprocessor.models.generic.media import choose_evenly, metadata_of, probe_media
 from preprocessor.models.generic.tensors import to_tensors
-from preprocessor.types.asked import OnDamage, PixelForm, PreparationRequest, Sampling, SamplingBasis
+from preprocessor.types.request import OnDamage, PixelForm, PreparationRequest, Sampling, SamplingBasis
 from tests.media import photo
 from tests.odd_clips import broken_middle, encode, interlaced, run_of
 from tests.unit.generic.cases import LIMITS, chat, image, refusal, sound, video

@@ -23,7 +23,7 @@ from preprocessor.errors import ModelNotFound
 from preprocessor.models.generic import load_generic, prepare_generic
 from tests.media import photo
 from preprocessor.config import Limits
-from preprocessor.types.asked import *
+from preprocessor.types.request import *
 import hashlib, json, pickle
 answers = {{}}
 for directory in sorted(Path(sys.argv[1]).iterdir()):

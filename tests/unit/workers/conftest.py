@@ -11,9 +11,9 @@ from typing import Any
 import pytest_asyncio
 
 from preprocessor.workers.pool import PoolSettings, WorkerPool
-from preprocessor.workers.work import TensorRoom, Work
+from preprocessor.workers.task import Task, TensorSlot
+from tests.fork_servers import zygote_of
 from tests.waiting import PATIENCE_SECONDS, eventually
-from tests.zygotes import zygote_of
 
 MIB = 1 << 20
 
@@ -54,37 +54,37 @@ async def pool(shared_pool: WorkerPool) -> AsyncIterator[WorkerPool]:
     """One worker a lane; every test leaves it whole and empty."""
     shared_pool.ends.clear()  # type: ignore[attr-defined]
     yield shared_pool
-    await eventually(lambda: shared_pool.crew.is_whole)
+    await eventually(lambda: shared_pool.worker_set.is_whole)
     assert (shared_pool.queued_count, shared_pool.running_count, shared_pool.used_bytes) == (0, 0, 0)
 
 
 def submit(
     pool: WorkerPool,
-    job: Any,
+    payload: Any,
     *,
     seconds: float = 0.01,
     working_bytes: int = MIB,
     timeout_seconds: float = PATIENCE_SECONDS,
     tensor_bytes: int = 0,
-    make_room: Callable[[int], int | None] = lambda size_bytes: None,
-) -> Work:
+    lease_result: Callable[[int], int | None] = lambda size_bytes: None,
+) -> Task:
     """Give a pool a job that takes `seconds` as far as it knows."""
-    work = Work(
-        job=job,
+    task = Task(
+        payload=payload,
         cpu_seconds=seconds,
         working_bytes=working_bytes,
         deadline_seconds=time.monotonic() + timeout_seconds,
         rows_written=lambda first_row, row_count: None,
-        make_room=make_room,
-        tensor=TensorRoom(tensor_bytes) if tensor_bytes else None,
+        lease_result=lease_result,
+        tensor=TensorSlot(tensor_bytes) if tensor_bytes else None,
     )
-    if (tensor := work.tensor) is not None:
-        work.done.add_done_callback(lambda _: tensor.lease is not None and tensor.lease.release())
-    pool.submit(work)
-    return work
+    if (tensor := task.tensor) is not None:
+        task.done.add_done_callback(lambda _: tensor.lease is not None and tensor.lease.release())
+    pool.submit(task)
+    return task
 
 
-async def outcome(work: Work) -> Any:
+async def outcome(task: Task) -> Any:
     """What became of it; an error is returned, not raised."""
-    await asyncio.wait_for(asyncio.wait([work.done]), PATIENCE_SECONDS)
-    return work.done.exception() or work.done.result()
+    await asyncio.wait_for(asyncio.wait([task.done]), PATIENCE_SECONDS)
+    return task.done.exception() or task.done.result()

@@ -14,10 +14,10 @@ from preprocessor import pipeline
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, Overloaded
 from preprocessor.models.family import Model
-from preprocessor.types.asked import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest
+from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest
 from preprocessor.workers.arena import Arena
-from preprocessor.workers.channel import Finished, Order, RoomWanted, RowsWritten, dump, load, load_untrusted
-from preprocessor.workers.jobs import PlanJob
+from preprocessor.workers.channel import Command, Finished, ResultSlotWanted, RowsWritten, dump, load, load_untrusted
+from preprocessor.workers.payloads import PlanPayload
 from tests.media import moving_shapes_clip, photo
 
 CLIP = moving_shapes_clip(seconds=1, width=64, height=64)
@@ -73,7 +73,7 @@ def test_an_enumeration_is_written_by_its_value_on_every_python() -> None:
 
 
 def test_news_pass() -> None:
-    for message in (RowsWritten(4, 2), RoomWanted(100)):
+    for message in (RowsWritten(4, 2), ResultSlotWanted(100)):
         assert load_untrusted(dump(message)) == message
 
 
@@ -109,8 +109,8 @@ def test_a_file_in_the_arena_is_passed_by_its_place() -> None:
     arena.view(8192, len(CLIP))[:] = CLIP
     medium = Media("a", Modality.VIDEO, arena.view(8192, len(CLIP)))  # type: ignore[arg-type]
     request = PreparationRequest(ChatPrompt(()), (medium,))
-    data = dump(Order(1, 2.0, 3.0, PlanJob(request, Limits())), arena)
+    data = dump(Command(1, 2.0, 3.0, PlanPayload(request, Limits())), arena)
     assert len(data) < 2000 < len(CLIP)
-    order: Order = load(data, Arena(arena.descriptor, arena.size_bytes))
-    assert isinstance(order.job, PlanJob)
-    assert bytes(order.job.request.media[0].data) == CLIP
+    command: Command = load(data, Arena(arena.descriptor, arena.size_bytes))
+    assert isinstance(command.payload, PlanPayload)
+    assert bytes(command.payload.request.media[0].data) == CLIP

@@ -12,13 +12,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-
-from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Overloaded, WorkerLost
-from preprocessor.workers.arena import Lease
-from preprocessor.workers.pool import WorkerPool
-from preprocessor.workers.work import SHORT_SECONDS, Work
-from tests.unit.workers.conftest import MIB, open_pool, outcome, submit
-from tests.unit.workers.jobs import (
+from tests.unit.workers.payloads import (
     Babble,
     Die,
     Fail,
@@ -31,6 +25,12 @@ from tests.unit.workers.jobs import (
     UseMemory,
     WaitFor,
 )
+
+from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Overloaded, WorkerLost
+from preprocessor.workers.arena import Lease
+from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.task import SHORT_SECONDS, Task
+from tests.unit.workers.conftest import MIB, open_pool, outcome, submit
 from tests.waiting import GROWING_SECONDS, eventually
 
 LONG = SHORT_SECONDS * 2
@@ -63,7 +63,7 @@ async def test_work_that_kills_two_workers_is_not_tried_again(pool: WorkerPool, 
     assert isinstance(error, WorkerLost)
     assert error.reason == "WORKER_LOST"
     assert (tmp_path / "tries").read_text() == "xx"
-    await eventually(lambda: pool.crew.is_whole)
+    await eventually(lambda: pool.worker_set.is_whole)
     assert await process_of(pool) > 0
     assert pool.ends == ["lost", "lost"]
 
@@ -85,18 +85,18 @@ async def test_a_crash_in_native_code_costs_its_own_request_alone(tmp_path: Path
 async def test_an_idle_worker_that_dies_is_replaced(pool: WorkerPool) -> None:
     before = await process_of(pool)
     os.kill(before, signal.SIGKILL)
-    await eventually(lambda: pool.ends == ["lost"] and pool.crew.is_whole)
+    await eventually(lambda: pool.ends == ["lost"] and pool.worker_set.is_whole)
     assert await process_of(pool) != before
 
 
 async def test_without_the_process_that_forks_workers_the_pool_heals_itself(pool: WorkerPool, tmp_path: Path) -> None:
-    work = submit(pool, WaitFor(tmp_path / "go", tmp_path / "began"))
+    task = submit(pool, WaitFor(tmp_path / "go", tmp_path / "began"))
     worker = psutil.Process(await begun(tmp_path / "began"))
     worker.parent().kill()
     await eventually(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
     (tmp_path / "go").touch()
-    assert await outcome(work) == "seen"
-    await eventually(lambda: pool.crew.is_whole)
+    assert await outcome(task) == "seen"
+    await eventually(lambda: pool.worker_set.is_whole)
 
 
 async def test_a_worker_that_says_what_none_would_is_ended(pool: WorkerPool) -> None:
@@ -161,20 +161,20 @@ async def test_a_worker_keeps_what_a_job_freed_up_to_its_share_of_the_budget(bud
 
 
 async def test_work_that_nobody_wants_any_more_stops_and_its_worker_stays(pool: WorkerPool, tmp_path: Path) -> None:
-    work = submit(pool, Spin(tmp_path / "began"))
+    task = submit(pool, Spin(tmp_path / "began"))
     worker = await begun(tmp_path / "began")
-    pool.abandon(work)
-    assert isinstance(await outcome(work), Cancelled)
+    pool.abandon(task)
+    assert isinstance(await outcome(task), Cancelled)
     assert await process_of(pool) == worker
 
 
 async def test_work_that_does_not_stop_is_killed(pool: WorkerPool, tmp_path: Path) -> None:
-    work = submit(pool, Spin(tmp_path / "began", is_deaf=True), tensor_bytes=MIB)
+    task = submit(pool, Spin(tmp_path / "began", is_deaf=True), tensor_bytes=MIB)
     worker = psutil.Process(await begun(tmp_path / "began"))
-    pool.abandon(work)
-    assert isinstance(await outcome(work), Cancelled)
+    pool.abandon(task)
+    assert isinstance(await outcome(task), Cancelled)
     assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
-    await eventually(lambda: pool.ends == ["killed"] and pool.crew.is_whole)
+    await eventually(lambda: pool.ends == ["killed"] and pool.worker_set.is_whole)
 
 
 async def test_waiting_work_that_is_abandoned_never_begins(pool: WorkerPool, tmp_path: Path) -> None:
@@ -202,11 +202,11 @@ async def test_a_deadline_ends_running_work_and_lets_waiting_work_not_begin(pool
 
 async def test_closing_ends_everything(tmp_path: Path) -> None:
     async with open_pool(has_own_zygote=True) as pool:
-        works = [submit(pool, Spin(tmp_path / f"began{n}", is_deaf=n == 0)) for n in range(3)]
+        tasks = [submit(pool, Spin(tmp_path / f"began{n}", is_deaf=n == 0)) for n in range(3)]
         worker = psutil.Process(await begun(tmp_path / "began0"))
         family = [worker, worker.parent()]
-    for work in works:
-        assert isinstance(await outcome(work), Cancelled)
+    for task in tasks:
+        assert isinstance(await outcome(task), Cancelled)
     await eventually(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
 
 
@@ -241,8 +241,8 @@ async def test_work_that_would_wait_past_its_deadline_is_refused_with_a_time_to_
     assert caught.value.reason == "WAIT_EXCEEDS_DEADLINE"
     assert 3.5 < caught.value.retry_after_seconds < 4.5
     (tmp_path / "go").touch()
-    for work in (running, *waiting):
-        await outcome(work)
+    for task in (running, *waiting):
+        await outcome(task)
 
 
 async def test_short_work_does_not_wait_for_long_work(pool: WorkerPool, tmp_path: Path) -> None:
@@ -250,22 +250,22 @@ async def test_short_work_does_not_wait_for_long_work(pool: WorkerPool, tmp_path
     await begun(tmp_path / "began")
     assert await process_of(pool) > 0
     (tmp_path / "go").touch()
-    assert [await outcome(work) for work in long] == ["seen"] * 3
+    assert [await outcome(task) for task in long] == ["seen"] * 3
 
 
 async def test_a_large_result_comes_through_shared_memory(pool: WorkerPool) -> None:
     leases: list[Lease] = []
 
-    def room(size_bytes: int) -> int:
+    def memory_admission(size_bytes: int) -> int:
         lease = pool.rows.lease(size_bytes)
         assert lease is not None
         leases.append(lease)
         return lease.offset
 
-    result = await outcome(submit(pool, MakeArray(8 * MIB), make_room=room))
+    result = await outcome(submit(pool, MakeArray(8 * MIB), lease_result=memory_admission))
     assert np.array_equal(result, np.arange(8 * MIB, dtype=np.uint8))
     assert [lease.size_bytes for lease in leases] == [8 * MIB]
-    assert len(await outcome(submit(pool, MakeArray(1000), make_room=room))) == 1000
+    assert len(await outcome(submit(pool, MakeArray(1000), lease_result=memory_admission))) == 1000
     assert len(leases) == 1
     leases[0].release()
 
@@ -291,7 +291,7 @@ async def test_memory_goes_back_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -
 
 async def test_many_small_jobs_by_many_callers_all_come_back() -> None:
     async with open_pool(worker_count=2) as pool:
-        works: list[Work] = [submit(pool, TellProcess(), seconds=n % 7 / 20) for n in range(300)]
-        answers = await asyncio.gather(*(outcome(work) for work in works))
+        tasks: list[Task] = [submit(pool, TellProcess(), seconds=n % 7 / 20) for n in range(300)]
+        answers = await asyncio.gather(*(outcome(task) for task in tasks))
         assert len(set(answers)) == 4
         assert (pool.queued_count, pool.running_count, pool.used_bytes) == (0, 0, 0)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from preprocessor.workers.queue import AGEING, WorkQueue
+from preprocessor.workers.queue import AGEING, TaskQueue
 
 
-def taken(queue: WorkQueue[str]) -> list[str]:
+def taken(queue: TaskQueue[str]) -> list[str]:
     items = []
     while (item := queue.take(lambda _: True)) is not None:
         items.append(item)
@@ -13,7 +13,7 @@ def taken(queue: WorkQueue[str]) -> list[str]:
 
 
 def test_short_work_overtakes_long_work() -> None:
-    queue = WorkQueue[str]()
+    queue = TaskQueue[str]()
     queue.put("video", 10.0, arrived_at_seconds=0.0)
     queue.put("photo", 0.01, arrived_at_seconds=1.0)
     queue.put("clip", 1.0, arrived_at_seconds=2.0)
@@ -21,14 +21,14 @@ def test_short_work_overtakes_long_work() -> None:
 
 
 def test_equal_work_keeps_its_order() -> None:
-    queue = WorkQueue[str]()
+    queue = TaskQueue[str]()
     for name in "abc":
         queue.put(name, 1.0, arrived_at_seconds=5.0)
     assert taken(queue) == ["a", "b", "c"]
 
 
 def test_long_work_is_not_overtaken_for_ever() -> None:
-    queue = WorkQueue[str]()
+    queue = TaskQueue[str]()
     queue.put("video", 10.0, arrived_at_seconds=0.0)
     queue.put("early photo", 0.01, arrived_at_seconds=10.0 * AGEING - 1)
     queue.put("late photo", 0.01, arrived_at_seconds=10.0 * AGEING + 1)
@@ -36,7 +36,7 @@ def test_long_work_is_not_overtaken_for_ever() -> None:
 
 
 def test_what_does_not_fit_is_passed_over_and_keeps_its_place() -> None:
-    queue = WorkQueue[str]()
+    queue = TaskQueue[str]()
     for position, name in enumerate(("large", "small", "smaller")):
         queue.put(name, 1.0, arrived_at_seconds=position)
     assert queue.take(lambda item: item != "large") == "small"
@@ -44,7 +44,7 @@ def test_what_does_not_fit_is_passed_over_and_keeps_its_place() -> None:
 
 
 def test_removed_work_is_gone_and_the_order_stays() -> None:
-    queue = WorkQueue[str]()
+    queue = TaskQueue[str]()
     names = list("abcdef")
     for position, name in enumerate(names):
         queue.put(name, 1.0, arrived_at_seconds=-position)
@@ -54,7 +54,7 @@ def test_removed_work_is_gone_and_the_order_stays() -> None:
 
 
 def test_only_work_that_would_run_first_counts_as_ahead() -> None:
-    queue = WorkQueue[str]()
+    queue = TaskQueue[str]()
     queue.put("video", 10.0, arrived_at_seconds=0.0)
     queue.put("clip", 1.0, arrived_at_seconds=0.0)
     assert queue.seconds_ahead(0.01, arriving_at_seconds=1.0) == 0.0

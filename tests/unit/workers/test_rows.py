@@ -11,18 +11,18 @@ import pytest
 from preprocessor import pipeline
 from preprocessor.config import Limits
 from preprocessor.models.family import Model
-from preprocessor.service.tensors import MAX_ROWS_BYTES
-from preprocessor.timing import Timings
-from preprocessor.types.asked import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, Sampling
-from preprocessor.types.planned import Plan
+from preprocessor.types.plan import Plan
+from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, Sampling
+from preprocessor.types.timing import Timings
+from preprocessor.wire.tensors import MAX_ROWS_BYTES
 from preprocessor.workers.arena import Arena
-from preprocessor.workers.claim import Claim
-from preprocessor.workers.incoming import IncomingFile
-from preprocessor.workers.jobs import PixelJob
+from preprocessor.workers.payloads import PixelPayload
 from preprocessor.workers.pool import PoolSettings, WorkerPool
+from preprocessor.workers.resources import RequestResources
+from preprocessor.workers.upload_buffer import UploadBuffer
+from tests.fork_servers import zygote_of
 from tests.media import moving_shapes_clip
 from tests.waiting import PATIENCE_SECONDS
-from tests.zygotes import zygote_of
 
 MIB = 1 << 20
 
@@ -43,7 +43,7 @@ def test_whole_messages_are_announced_and_the_last_rows_are_not(
     arena = Arena.create(64 * MIB)
     announced: list[tuple[int, int]] = []
 
-    PixelJob(request_of_a_clip.media, planned.pixels, 0, range(planned.pixels.row_count)).run(
+    PixelPayload(request_of_a_clip.media, planned.pixels, 0, range(planned.pixels.row_count)).run(
         model, arena, lambda: None, lambda first_row, row_count: announced.append((first_row, row_count))
     )
 
@@ -70,22 +70,22 @@ async def test_all_rows_come_in_order_and_are_final_when_they_come(
         max_jobs_a_worker=100,
         is_in_process=False,
     )
-    pool = WorkerPool(model, settings, zygote=await zygote_of(model))
+    pool = WorkerPool(model, settings, fork_server=await zygote_of(model))
     await pool.start()
     try:
-        async with Claim(pool, time.monotonic() + PATIENCE_SECONDS, Timings()) as claim:
-            file = IncomingFile(claim)
+        async with RequestResources(pool, time.monotonic() + PATIENCE_SECONDS, Timings()) as resources:
+            file = UploadBuffer(resources)
             await file.write(request_of_a_clip.media[0].data)
             media = (dataclasses.replace(request_of_a_clip.media[0], data=await file.finish()),)
-            planned = await claim.plan(dataclasses.replace(request_of_a_clip, media=media), Limits())
+            planned = await resources.plan(dataclasses.replace(request_of_a_clip, media=media), Limits())
             assert isinstance(planned, Plan)
-            run = claim.pixels(media, planned.pixels)
+            run = resources.pixels(media, planned.pixels)
             array, next_row = await run.begun(), 0
             async for first_row, row_count in run.finished_rows():
                 assert first_row == next_row
                 next_row += row_count
                 np.testing.assert_array_equal(array[first_row:next_row], expected[first_row:next_row])
             assert next_row == planned.pixels.row_count
-            assert (len(run.works) > 1) == (worker_count > 1)
+            assert (len(run.tasks) > 1) == (worker_count > 1)
     finally:
         await pool.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from preprocessor.workers.incoming import Stage
+from preprocessor.workers.upload_buffer import Stage
 
 MIB = 1 << 20
 

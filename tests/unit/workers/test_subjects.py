@@ -12,9 +12,9 @@ import pytest
 
 from preprocessor.service.logs import JsonLines, about
 from preprocessor.workers.pool import WorkerPool
-from preprocessor.workers.work import Work
+from preprocessor.workers.task import Task
 from tests.unit.workers.conftest import outcome, submit
-from tests.unit.workers.jobs import Die, Task, WaitFor
+from tests.unit.workers.payloads import Die, WaitFor
 
 
 async def test_a_death_is_logged_as_the_request_s_that_died(
@@ -23,10 +23,10 @@ async def test_a_death_is_logged_as_the_request_s_that_died(
     caplog.handler.setFormatter(JsonLines())
     go = tmp_path / "go"
 
-    def submitted(request_id: str, job: Task) -> Work:
-        def submit_as() -> Work:
+    def submitted(request_id: str, payload: Task) -> Task:
+        def submit_as() -> Task:
             about(request_id, "")
-            return submit(pool, job)
+            return submit(pool, payload)
 
         return contextvars.copy_context().run(submit_as)
 

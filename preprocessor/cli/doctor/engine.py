@@ -1,0 +1,149 @@
+"""The engines: reachable, ready, of the right contract, set up for the same model, and how tensors would reach them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from engine_client import (
+    EngineDeadlineExceeded,
+    EngineError,
+    EngineInfo,
+    EngineUnavailable,
+    Fingerprint,
+    OnMismatch,
+    OwnedRegion,
+    Profile,
+    Transport,
+    TritonEngine,
+)
+from engine_client.fingerprint import published_parts
+from preprocessor.cli.doctor.finding import Finding, failed, ok, warning
+from preprocessor.config import EngineSettings, SettingError
+from preprocessor.service.engine import connection_options, engine_profile
+
+# Longer than a probe's: an engine that is far or busy is not to be called down.
+_PATIENCE_SECONDS = 5.0
+
+
+async def check_engines(settings: EngineSettings, parts: Mapping[str, str] | None, region_bytes: int) -> list[Finding]:
+    """Ask each engine of the settings.
+
+    Args:
+        parts: What the engine must have been set up for; None where the model does not load.
+        region_bytes: Size of the memory to be shared.
+    """
+    if not settings.address:
+        return [ok("engine", "none is set; Generate is not served")]
+    try:
+        options, profile = connection_options(settings), engine_profile(settings)
+    except SettingError as error:
+        return [failed("engine", str(error), "correct the file or the setting that names it")]
+    region = _create_region(settings, region_bytes)
+    findings: list[Finding] = [] if options["credentials"] or not options["call_metadata"] else [_token_in_the_open()]
+    try:
+        for address in map(str.strip, settings.address.split(",")):
+            engine = TritonEngine(
+                address, settings.model, **options, shared_region=region, transport=_asked_transport(region)
+            )
+            async with engine:
+                findings += await _check_engine(address, engine, settings, profile, parts)
+    finally:
+        if region is not None:
+            region.close()
+    return findings
+
+
+async def _check_engine(
+    address: str,
+    engine: TritonEngine,
+    settings: EngineSettings,
+    profile: Profile | None,
+    parts: Mapping[str, str] | None,
+) -> list[Finding]:
+    try:
+        await engine.check_ready(_PATIENCE_SECONDS)
+        info = await engine.describe(_PATIENCE_SECONDS)
+    except EngineError as error:
+        fix = "start it or mend the network, see its log; --engine, --engine-model and --engine-tls-* must be the engine's"
+        return [failed("engine", f"{address}: {error}", fix)]
+    versions = ", ".join(info.model_versions)
+    return [
+        ok(
+            "engine",
+            f"{address}: ready; {info.server_name} {info.server_version}, {info.model_name} version {versions}",
+        ),
+        check_contract(address, info, profile),
+        check_fingerprint(address, info, parts, OnMismatch(settings.on_mismatch)),
+        await _check_transport(address, engine, settings.transport),
+    ]
+
+
+def check_contract(address: str, info: EngineInfo, profile: Profile | None) -> Finding:
+    """Whether the engine's model takes the tensors that would be sent."""
+    mismatches = (profile or Profile()).mismatches(info)
+    wanted = "those of the profile" if profile else "those of the engine contract"
+    if mismatches:
+        fix = "--engine-profile that describes this model (engine_client/README.md), or --engine-model of another"
+        return failed("engine contract", f"{address}: {'; '.join(mismatches)}", fix)
+    return ok("engine contract", f"{address}: tensors are {wanted}")
+
+
+def check_fingerprint(
+    address: str, info: EngineInfo, parts: Mapping[str, str] | None, on_mismatch: OnMismatch
+) -> Finding:
+    """Whether the engine was set up for the prompts of this model."""
+    name, published = "engine fingerprint", published_parts(info.parameters)
+    publish = "put what `preprocessor fingerprint MODEL` prints into its model's config.pbtxt"
+    if parts is None:
+        return warning(name, f"{address}: not compared, the model does not load", "see model")
+    if not published and on_mismatch != OnMismatch.REQUIRE:
+        return warning(name, f"{address}: it publishes none, so nothing is compared", publish)
+    comparison = Fingerprint(parts, on_mismatch).compare(info.parameters)
+    if comparison.refused:
+        fix = f"--model that the engine runs, or another engine; where they do fit, {publish}"
+        return failed(name, f"{address}: {'; '.join(comparison.refused)}", fix)
+    if comparison.warned:
+        fix = "find out whether these differences are meant; they are logged and refuse nothing"
+        return warning(name, f"{address}: {'; '.join(comparison.warned)}", fix)
+    return ok(name, f"{address}: equal in {', '.join(sorted(published.keys() & parts.keys()))}")
+
+
+async def _check_transport(address: str, engine: TritonEngine, asked: str) -> Finding:
+    name = "engine transport"
+    try:
+        chosen = await engine.choose_transport()
+    except (EngineUnavailable, EngineDeadlineExceeded) as error:
+        fix = (
+            "for an engine on this host, mount one /dev/shm in both containers, writable for both users; for another host, "
+            "--engine-transport grpc"
+        )
+        if asked == Transport.SHARED_MEMORY:
+            return failed(name, str(error), fix)
+        return warning(name, f"tensors go by gRPC: {error}", fix)
+    if chosen is Transport.GRPC and asked != Transport.GRPC:  # no region could be made: `check_shared_memory` tells why
+        return warning(name, f"{address}: tensors go by gRPC", "see shared memory")
+    return ok(name, f"{address}: tensors go by {chosen.value}")
+
+
+def _create_region(settings: EngineSettings, region_bytes: int) -> OwnedRegion | None:
+    """As the service would, in size and mode; it takes no memory until something is written."""
+    if settings.transport == Transport.GRPC or not Path("/dev/shm").is_dir():
+        return None
+    try:
+        return OwnedRegion.create(region_bytes)
+    except OSError:
+        return None
+
+
+def _asked_transport(region: OwnedRegion | None) -> Transport:
+    """Shared memory where it can be: what the engine says against it is told, which AUTO would only log."""
+    return Transport.GRPC if region is None else Transport.SHARED_MEMORY
+
+
+def _token_in_the_open() -> Finding:
+    return warning(
+        "engine token",
+        "--engine-token-file without TLS: whoever listens on the way can read the token",
+        "--engine-tls-root, or a proxy on this host that encrypts",
+    )

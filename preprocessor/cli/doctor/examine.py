@@ -1,0 +1,42 @@
+"""Everything that is looked at, in the order in which it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+
+from preprocessor.cli.doctor import engine, files, isolation, resources, software
+from preprocessor.cli.doctor.finding import Finding
+from preprocessor.config import ServeSettings
+from preprocessor.config.machine import available_cpu_count, available_memory_bytes
+from preprocessor.models.fingerprint import fingerprint_parts
+from preprocessor.workers.arena import Arena
+
+
+def examine_software() -> list[Finding]:
+    """What does not depend on settings."""
+    return [
+        software.check_libraries(software.required_libraries(), software.tested_versions()),
+        software.check_decoders(*software.decoders_here()),
+        software.check_images(*software.images_here()),
+    ]
+
+
+def examine(settings: ServeSettings) -> list[Finding]:
+    """What `serve` with these settings would run on. Takes seconds: it loads the model, and asks every engine."""
+    region_bytes = Arena.file_bytes(settings.memory_budget_bytes)
+    found_model, model = files.check_model(settings.model)
+    parts = None if model is None else fingerprint_parts(model)
+    return [
+        *examine_software(),
+        resources.check_cores(settings.worker_count, available_cpu_count()),
+        resources.check_memory(settings.memory_budget_bytes, available_memory_bytes(), settings.more_incoming_bytes),
+        resources.check_shared_memory(
+            settings.engine.transport, bool(settings.engine.address), resources.shared_memory_free_bytes(), region_bytes
+        ),
+        resources.check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0], settings.worker_count),
+        isolation.check_isolation(settings.is_in_process, *isolation.try_sandbox()),
+        files.check_files(settings),
+        found_model,
+        *asyncio.run(engine.check_engines(settings.engine, parts, region_bytes)),
+    ]

@@ -1,0 +1,67 @@
+"""Files that the settings name, and the model."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+from preprocessor.cli.doctor.finding import Finding, failed, ok
+from preprocessor.config import ServeSettings
+from preprocessor.config.declare import groups_of, options_of
+from preprocessor.errors import PreprocessorError
+from preprocessor.models.family import Model
+from preprocessor.models.generic import GenericModel
+from preprocessor.models.registry import builtin_names, load_model
+
+
+def check_files(settings: ServeSettings) -> Finding:
+    """Whether every file that a setting names can be read, and each key belongs to its certificate."""
+    paths = {
+        option.flag: str(value)
+        for option in options_of(type(settings))
+        if option.metavar == "FILE" and (value := option.value_in(settings))
+    }
+    troubles = [f"{flag} {path}: {trouble}" for flag, path in paths.items() if (trouble := _unreadable(path))]
+    troubles = troubles or list(_unfitting_keys(settings))
+    if troubles:
+        fix = "mount the files and let the service's user read them; PEM, a key that is not encrypted and fits its certificate"
+        return failed("files", "; ".join(troubles), fix)
+    return ok("files", f"readable: {', '.join(paths)}" if paths else "no setting names one")
+
+
+def check_model(name: str) -> tuple[Finding, Model | GenericModel | None]:
+    """Whether the model loads; and the model, for those who compare it."""
+    try:
+        model = load_model(name)
+    except PreprocessorError as error:
+        fix = f"--model with a built-in ({', '.join(builtin_names())}), a local directory, or a hub id that can be fetched"
+        return failed("model", str(error), fix), None
+    path = "generic path" if isinstance(model, GenericModel) else f"fast path, family {model.family.name}"
+    return ok("model", f"{name}: {path}; fingerprint {model.fingerprint[:16]}"), model
+
+
+def _unreadable(path: str) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        return f"{error.strerror}"
+    return ""
+
+
+def _unfitting_keys(settings: ServeSettings) -> Iterator[str]:
+    """Troubles of each certificate and key that one group of settings has."""
+    for group in groups_of(type(settings)):
+        holder = getattr(settings, group.name)
+        certificate, key = getattr(holder, "tls_certificate", ""), getattr(holder, "tls_key", "")
+        if certificate and key:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=_refuse_password)
+            except (ssl.SSLError, ValueError) as error:
+                yield f"{key} and {certificate}: {getattr(error, 'reason', None) or error}"
+
+
+def _refuse_password() -> str:
+    """Asked for an encrypted key; without it OpenSSL would ask the terminal."""
+    raise ValueError("the key is encrypted, and gRPC takes a plain one")

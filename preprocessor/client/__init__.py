@@ -1,0 +1,1 @@
+"""A caller of the service, for programs and for the command line."""

@@ -1,0 +1,65 @@
+"""One planned item → its pixels as decoded, a frame at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessor.errors import CorruptMedia
+from preprocessor.media.frames import Decoded, unreported
+from preprocessor.media.image import decode_image
+from preprocessor.media.video import decode_frames
+from preprocessor.types.plan import ItemPlan
+from preprocessor.types.request import Media
+from preprocessor.types.source import ClipInfo
+
+
+def decode_item(
+    medium: Media,
+    item: ItemPlan,
+    frames_wanted: slice,
+    video_decoder: str,
+    substituted: Callable[[int, int], None],
+    check: Callable[[], None],
+    decoded: Decoded = unreported,
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """The wanted frames of a video in order, or an image; uint8 [height, width, 3], each valid until the next is asked for.
+
+    Args:
+        frames_wanted: Which of a video's chosen frames; an image is always whole.
+        substituted: Called with (index of the chosen frame, index of the frame used instead).
+        decoded: Called with how many frames of a video were decoded more, wanted or not.
+    Raises:
+        CorruptMedia: The pixels are not what the header promised.
+    """
+    if item.frames is None:
+        yield _decode_image(medium, item)
+        return
+    assert isinstance(item.source, ClipInfo)
+    indices = item.frames.indices[frames_wanted]
+    yield from decode_frames(
+        medium.data,
+        item.source,
+        indices,
+        item.key,
+        check,
+        on_damage=medium.on_damage,
+        substituted=lambda position, used: substituted(int(indices[position]), used),
+        decoded=decoded,
+        backend=video_decoder,
+    )
+
+
+def _decode_image(medium: Media, item: ItemPlan) -> npt.NDArray[np.uint8]:
+    """RGB uint8 [height, width, 3], of the size that was planned."""
+    pixels = decode_image(medium.data, item.key, medium.background)
+    source = item.source
+    if pixels.shape[:2] != (source.height_px, source.width_px):
+        raise CorruptMedia(
+            f"{item.key}: the header says {source.width_px}x{source.height_px} and the pixels are "
+            f"{pixels.shape[1]}x{pixels.shape[0]}",
+            media_key=item.key,
+        )
+    return pixels

@@ -1,0 +1,47 @@
+"""What came of a plan: the pixels, what happened while they were made, and the prompt that is ready for an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
+
+from preprocessor.types.timing import Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Substitution:
+    """A chosen frame that could not be decoded, and the frame used in its place (`OnDamage.REPEAT`)."""
+
+    item_index: int
+    frame_index: int
+    used_frame_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class PixelReport:
+    """What happened while pixels were made.
+
+    Attributes:
+        decoded_frame_count: Frames of videos that were decoded, wanted or not.
+    """
+
+    timings: Timings
+    substitutions: tuple[Substitution, ...]
+    decoded_frame_count: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A prompt ready for an engine: `tensors` by the engine contract's names, and how they came to be.
+
+    Attributes:
+        plan: What was planned; for a generic model what its processor made.
+    """
+
+    plan: Any
+    tensors: Mapping[str, npt.NDArray[Any]] = field(repr=False)
+    timings: Timings
+    substitutions: tuple[Substitution, ...] = ()

@@ -1,0 +1,210 @@
+"""The workers of one pool: who there is, who is idle, and who comes when one ends.
+
+Each lane has its number of workers. One that dies is replaced at once, unless workers die before they have done anything:
+then ever more slowly. One that has done its number of jobs, or holds on to too much memory, is replaced when it is idle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from preprocessor.models.family import Model
+from preprocessor.models.generic import GenericModel
+from preprocessor.workers.arena import CONTROL_SLOT_COUNT, Arena
+from preprocessor.workers.process import ForkServer
+from preprocessor.workers.sandbox import WorkerLimits
+from preprocessor.workers.task import Lane, Worker
+from preprocessor.workers.thread import ThreadWorker
+
+logger = logging.getLogger(__name__)
+
+_LONG_LANE_NICENESS = 10  # about a tenth of the processor time of what it competes with; sched(7)
+_GROWN_BYTES = 512 << 20  # a worker that holds on to more than this is replaced
+_KEPT_SHARE = 8  # all workers together keep at most one part in so many of the budget between their jobs
+_MAX_BACKOFF_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSetSettings:
+    """See `config.ServeSettings` for the options behind these."""
+
+    worker_count: int
+    worker_memory_bytes: int
+    max_jobs_a_worker: int
+    is_in_process: bool
+
+
+class WorkerSet:
+    """Keeps the workers.
+
+    Args:
+        on_idle: Called when there is a worker more to give work to.
+        on_end: Told why a worker ended: "lost", "killed" or "recycled".
+        zygote: Forks the workers, where one holds the model already; it stays its owner's to close.
+    """
+
+    def __init__(
+        self,
+        model: Model | GenericModel,
+        arena: Arena,
+        settings: WorkerSetSettings,
+        on_idle: Callable[[], None],
+        on_end: Callable[[str], None],
+        fork_server: ForkServer | None,
+    ) -> None:
+        self._model = model
+        self._arena = arena
+        self._settings = settings
+        self._on_idle = on_idle
+        self._on_end = on_end
+        self._fork_server = fork_server
+        self._owns_fork_server = fork_server is None
+        self._workers: dict[Lane, set[Worker]] = {lane: set() for lane in Lane}
+        self._idle: dict[Lane, list[Worker]] = {lane: [] for lane in Lane}
+        self._free_slots = list(range(CONTROL_SLOT_COUNT))
+        self._filling = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._deaths_in_a_row = 0
+        self._is_closing = False
+
+    @property
+    def count(self) -> int:
+        """Workers there are now."""
+        return sum(map(len, self._workers.values()))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every worker is there that should be."""
+        return self.count == len(Lane) * self._settings.worker_count
+
+    def idle_count(self, lane: Lane) -> int:
+        return len(self._idle[lane])
+
+    async def start(self) -> None:
+        """Start the workers; returns once they can be given work.
+
+        Raises:
+            RuntimeError: They cannot be started.
+        """
+        if self._settings.is_in_process:
+            self._fork_server = None
+        elif self._fork_server is None:
+            self._fork_server = ForkServer(self._model)
+            await self._fork_server.start()
+        if self._fork_server is not None:
+            self._spawn(self._keep_fork_server(self._fork_server))
+        await self._fill()
+
+    def take(self, lane: Lane) -> Worker:
+        """The idle worker that was last at work, whose memory is warm."""
+        return self._idle[lane].pop()
+
+    def put_back(self, lane: Lane, worker: Worker) -> None:
+        """A worker is free: keep it, or replace it where it has served its time."""
+        if not worker.is_alive:
+            worker.retire()  # closes our end of its channel
+            return
+        self._deaths_in_a_row = 0
+        if worker.task_count < self._settings.max_jobs_a_worker and worker.grown_bytes < _GROWN_BYTES:
+            self._idle[lane].append(worker)
+            return
+        self._workers[lane].discard(worker)
+        worker.end_reason = "recycled"
+        worker.retire()
+        self._spawn(self._fill_patiently())
+
+    async def close(self) -> None:
+        """End every worker, whatever it does."""
+        self._is_closing = True
+        for task in self._tasks:
+            task.cancel()
+        for worker in itertools.chain.from_iterable(self._workers.values()):
+            worker.kill()
+            worker.retire()
+        if self._fork_server is not None and self._owns_fork_server:
+            self._fork_server.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _fill(self) -> None:
+        """Bring every lane to its number of workers."""
+        async with self._filling:
+            for lane, workers in self._workers.items():
+                while len(workers) < self._settings.worker_count and not self._is_closing:
+                    worker = await self._new_worker(lane)
+                    workers.add(worker)
+                    self._idle[lane].append(worker)
+                    worker.on_exit(lambda lane=lane, worker=worker: self._on_worker_exit(lane, worker))  # type: ignore[misc]
+        self._on_idle()
+
+    async def _fill_patiently(self) -> None:
+        """`_fill`, as often as it takes where the system gives no descriptors or memory for a worker."""
+        while not self._is_closing:
+            try:
+                await self._fill()
+            except OSError as error:
+                logger.error("no worker can be started, trying again: %s", error)
+                await asyncio.sleep(_MAX_BACKOFF_SECONDS)
+            else:
+                return
+
+    async def _new_worker(self, lane: Lane) -> Worker:
+        slot = self._free_slots.pop()
+        if self._fork_server is None:
+            return ThreadWorker(slot, self._arena, self._model)
+        limits = WorkerLimits(
+            memory_bytes=self._settings.worker_memory_bytes,
+            niceness=_LONG_LANE_NICENESS if lane is Lane.LONG else 0,
+            kept_bytes=self._arena.size_bytes // _KEPT_SHARE // (len(Lane) * self._settings.worker_count),
+        )
+        try:
+            return await self._fork_server.fork(slot, self._arena, limits)
+        except OSError:
+            self._free_slots.append(slot)
+            raise
+
+    def _on_worker_exit(self, lane: Lane, worker: Worker) -> None:
+        """A worker has ended: put another in its place, unless it was retired and has been replaced."""
+        self._free_slots.append(worker.slot)
+        if self._is_closing:
+            return
+        self._on_end(worker.end_reason)
+        if worker not in self._workers[lane]:
+            return
+        self._workers[lane].discard(worker)
+        if worker in self._idle[lane]:
+            self._idle[lane].remove(worker)
+            worker.retire()  # closes our end of its channel, which nobody was reading
+        self._deaths_in_a_row += 1
+        self._spawn(self._refill(self._deaths_in_a_row))
+
+    async def _refill(self, deaths_in_a_row: int) -> None:
+        if deaths_in_a_row > 2 * self._settings.worker_count:
+            await asyncio.sleep(min(_MAX_BACKOFF_SECONDS, 0.01 * deaths_in_a_row))
+        if self._fork_server is not None and not self._fork_server.lost.is_set():
+            await self._fill_patiently()
+
+    async def _keep_fork_server(self, fork_server: ForkServer) -> None:
+        """Whenever the process that forks workers ends, start another, as often as it takes."""
+        while True:
+            await fork_server.lost.wait()
+            fork_server = ForkServer(self._model)
+            try:
+                await fork_server.start()
+            except (RuntimeError, OSError):
+                logger.exception("the workers' process does not start; trying again")
+                fork_server.lost.set()  # what never started does not say that it ended
+                await asyncio.sleep(_MAX_BACKOFF_SECONDS)
+                continue
+            self._fork_server, self._owns_fork_server = fork_server, True
+            await self._fill_patiently()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

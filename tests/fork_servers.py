@@ -1,0 +1,23 @@
+"""The process that forks workers for a model. It takes seconds to start, so the tests of a session share it."""
+
+from __future__ import annotations
+
+from preprocessor.models.family import Model
+from preprocessor.models.generic import GenericModel
+from preprocessor.workers.process import ForkServer
+
+_zygotes: dict[Model | GenericModel | None, ForkServer] = {}
+
+
+async def zygote_of(model: Model | GenericModel | None) -> ForkServer:
+    """None is for work that needs no model."""
+    fork_server = _zygotes.get(model)
+    if fork_server is None or fork_server.lost.is_set():
+        fork_server = _zygotes[model] = ForkServer(model)  # type: ignore[arg-type]
+        await fork_server.start()
+    return fork_server
+
+
+def close_fork_servers() -> None:
+    for fork_server in _zygotes.values():
+        fork_server.close()
