@@ -60,7 +60,7 @@ def setting(
     Args:
         default: A value, or a function that finds it. A tuple makes the setting a list: repeated or separated by commas on
             the command line, separated by commas in the environment, an array in a file. None lets empty text mean None.
-        meaning: For `--help` and README, without a full stop.
+        meaning: For `--help` and README.md, without a full stop.
         metavar: What stands for the value there. FILE is a file that must be readable: `preprocessor doctor` looks.
         name: The flag, where it is not made of the field's name.
         kind: Makes the value of the text that a user writes, or each element of a list: `int`, `float`, `bool`, `str`,
@@ -90,7 +90,7 @@ def group(settings: type, title: str, prefix: str = "", *, needs: str = "") -> A
 
     Args:
         settings: Their class.
-        title: Above them in `--help` and README.
+        title: Above them in `--help`.
         prefix: Begins their flags, such as "engine-".
         needs: The field of that class without which all others of the group do nothing: to give one of them and not it is
             refused.

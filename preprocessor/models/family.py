@@ -18,7 +18,7 @@ from preprocessor.vision.spec import PixelSpec, VideoSpec
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One model family. Each function is pure; `preprocessor/README.md` tells how to add a family.
+    """One model family. Each function is pure; README.md here tells how to add a family.
 
     Attributes:
         model_types: Values of `model_type` in config.json that belong here.

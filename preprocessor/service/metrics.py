@@ -56,7 +56,7 @@ _SECONDS_BUCKETS = (
     300.0,
 )
 _LOOP_LOOK_SECONDS = 0.1
-_MAX_REASON_COUNT = 128  # README lists some seventy
+_MAX_REASON_COUNT = 128  # protos/README.md lists about 110
 
 Exemplar = Mapping[str, str]
 

@@ -104,7 +104,7 @@ def test_a_certificate_given_to_the_image_is_used() -> None:
     assert load_settings(argparse.Namespace(config=""), given).settings.access.tls_certificate == "tls.crt"
 
 
-def test_readme_s_lines_build_and_run_the_image() -> None:
-    text = (REPOSITORY / "README.md").read_text()
+def test_the_documented_lines_build_and_run_the_image() -> None:
+    text = (DEPLOY / "README.md").read_text()
     assert "docker build -f deploy/Dockerfile -t preprocessor .\n" in text
     assert "docker run --rm -p 127.0.0.1:50051:50051 preprocessor\n" in text

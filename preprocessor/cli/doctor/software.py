@@ -15,7 +15,7 @@ _DISTRIBUTION = "vlm-preprocessor"
 _TESTED = Path(__file__).parents[1] / "constraints.txt"  # what `preprocessor constraints` prints
 _INSTALL = "preprocessor constraints > tested.txt; pip install --constraint tested.txt vlm-preprocessor"
 
-# README, "Files": any of these decoders of FFmpeg reads the codec.
+# preprocessor/media/README.md, "Formats": any of these decoders of FFmpeg reads the codec.
 DECODERS: Mapping[str, tuple[str, ...]] = {
     "H.264": ("h264",),
     "HEVC": ("hevc",),
@@ -93,7 +93,7 @@ def check_libraries(
 
 
 def check_decoders(available: Collection[str], ffmpeg: str) -> Finding:
-    """Whether this FFmpeg reads what README promises.
+    """Whether this FFmpeg reads the documented formats.
 
     Args:
         available: Names of its decoders.
@@ -110,7 +110,7 @@ def check_decoders(available: Collection[str], ffmpeg: str) -> Finding:
 
 
 def check_images(available: Collection[str], has_heif: bool) -> Finding:
-    """Whether Pillow reads what README promises.
+    """Whether Pillow reads the documented formats.
 
     Args:
         available: Those of `IMAGE_FORMATS`' features that it was built with.
