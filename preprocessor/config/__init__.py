@@ -1,6 +1,6 @@
 """Settings, frozen and checked where they are made. A bad value is refused with its option's name.
 
-Each field says everything about its setting: flags, environment variables, keys of a file, `--help` and the table in README.md are
+Each field says everything about its setting: flags, environment variables, keys of a file, `--help` and README.md's table are
 made from these classes; `setting` says how. Who reads what a user wrote is `cli.sources`.
 """
 
