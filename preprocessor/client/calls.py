@@ -153,7 +153,7 @@ def _prepare(
 ) -> PrepareResult:
     first = pb.PrepareRequest(spec=with_sizes(spec, files))
     chunks = (pb.PrepareRequest(chunk=chunk) for chunk in media_chunks(files))
-    header, tensors, received = pb.Header(), dict[str, npt.NDArray[Any]](), Counter[str]()
+    header, tensors, received = pb.Header(), list[npt.NDArray[Any]](), Counter[int]()
     with _failures():
         for response in pb_grpc.PreprocessorStub(channel).Prepare(_sequence(first, chunks), timeout=timeout_seconds):
             match response.WhichOneof("message"):
@@ -161,15 +161,16 @@ def _prepare(
                     header = response.header
                     for tensor in header.tensors:
                         is_whole = len(tensor.data) == tensor.total_bytes
-                        tensors[tensor.name] = read_tensor(tensor) if is_whole else allocate_tensor(tensor)
+                        tensors.append(read_tensor(tensor) if is_whole else allocate_tensor(tensor))
                 case "rows":
-                    name = response.rows.name
-                    store_rows(response.rows, tensors[name])
-                    received[name] += len(response.rows.data)
+                    index = response.rows.tensor_index
+                    store_rows(response.rows, tensors[index])
+                    received[index] += len(response.rows.data)
                     if progress is not None:
-                        progress(received[name], tensors[name].nbytes)
+                        progress(received[index], tensors[index].nbytes)
                 case "report":
-                    return PrepareResult(header, response.report, tensors)
+                    names = (tensor.name for tensor in header.tensors)
+                    return PrepareResult(header, response.report, dict(zip(names, tensors, strict=True)))
     raise CallFailed(grpc.StatusCode.DATA_LOSS, "", "the answer ended without a report", None)
 
 
@@ -254,7 +255,7 @@ def with_sizes(spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> pb.PrepareSp
     told = pb.PrepareSpec()
     told.CopyFrom(spec)
     for medium in told.media:
-        if medium.chunked and medium.key in files and not medium.HasField("size_bytes"):
+        if medium.HasField("chunked") and medium.key in files and not medium.HasField("size_bytes"):
             medium.size_bytes = len(files[medium.key])
     return told
 
