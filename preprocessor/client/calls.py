@@ -53,14 +53,23 @@ class CallFailed(Exception):
     Attributes:
         code: gRPC status code.
         reason: `ErrorInfo.reason`; empty where the answer did not come from the service, as when nobody listens.
+        fields: Paths of the request's fields at fault, such as "media[0].sampling.fps".
         retry_after_seconds: The service's hint, where it gave one.
     """
 
-    def __init__(self, code: grpc.StatusCode, reason: str, message: str, retry_after_seconds: float | None) -> None:
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        reason: str,
+        message: str,
+        retry_after_seconds: float | None,
+        fields: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(f"{reason or code.name}: {message}")
         self.code = code
         self.reason = reason
         self.message = message
+        self.fields = fields
         self.retry_after_seconds = retry_after_seconds
 
 
@@ -287,9 +296,11 @@ def failure_of(error: grpc.RpcError) -> CallFailed:
     status = status_pb2.Status()
     trailing: dict[str, Any] = dict(cast("Iterable[tuple[str, Any]]", error.trailing_metadata() or ()))
     status.ParseFromString(trailing.get("grpc-status-details-bin", b""))
-    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    info, retry, bad = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), error_details_pb2.BadRequest()
     for detail in status.details:
         detail.Unpack(info)
         detail.Unpack(retry)
+        detail.Unpack(bad)
     delay = retry.retry_delay.ToTimedelta().total_seconds() or None
-    return CallFailed(error.code(), info.reason, error.details() or "", delay)
+    fields = tuple(violation.field for violation in bad.field_violations)
+    return CallFailed(error.code(), info.reason, error.details() or "", delay, fields)

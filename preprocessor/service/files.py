@@ -41,7 +41,12 @@ async def store_inline(
     for medium in request.media:
         size_bytes = following.get(medium.key, 0)
         if size_bytes < 0:
-            raise InvalidRequest(f"{medium.key}: {size_bytes} bytes", reason="SIZE_MISMATCH", media_key=medium.key)
+            raise InvalidRequest(
+                f"{medium.key}: {size_bytes} bytes",
+                reason="SIZE_MISMATCH",
+                field="media[].size_bytes",
+                media_key=medium.key,
+            )
         _check_size(medium, size_bytes, limits)
     total.check(sum(following.values()))
     resources.check_memory(total.size_bytes + sum(following.values()))
@@ -106,7 +111,9 @@ async def _receive_chunks(
             )
         if chunk.key not in arrivals:
             raise InvalidRequest(
-                f"a chunk names {chunk.key!r}, which the spec does not announce as chunked", reason="UNKNOWN_MEDIA_KEY"
+                f"a chunk names {chunk.key!r}, which the spec does not announce as chunked",
+                reason="UNKNOWN_MEDIA_KEY",
+                field="chunk.key",
             )
         arrival = arrivals[chunk.key]
         _check_chunk(chunk, arrival.file.size_bytes, is_complete=chunk.key in files)
@@ -205,7 +212,10 @@ def _check_size(medium: Media, size_bytes: int, limits: Limits) -> None:
 
 def _other_size(key: str, told_bytes: int | None, come: str) -> InvalidRequest:
     return InvalidRequest(
-        f"{key}: the spec tells {told_bytes} bytes, and the file has {come}", reason="SIZE_MISMATCH", media_key=key
+        f"{key}: the spec states {told_bytes} bytes, and the file has {come}",
+        reason="SIZE_MISMATCH",
+        field="media[].size_bytes",
+        media_key=key,
     )
 
 
@@ -214,6 +224,7 @@ def _check_chunk(chunk: pb.MediaChunk, due_bytes: int, *, is_complete: bool) -> 
         raise LimitExceeded(
             f"{chunk.key}: a chunk of {len(chunk.data)} bytes; at most {MAX_CHUNK_BYTES} are accepted",
             reason="CHUNK_TOO_LARGE",
+            field="chunk.data",
             media_key=chunk.key,
         )
     if is_complete or chunk.offset_bytes != due_bytes:
@@ -221,11 +232,15 @@ def _check_chunk(chunk: pb.MediaChunk, due_bytes: int, *, is_complete: bool) -> 
             f"{chunk.key}: a chunk at offset {chunk.offset_bytes} where "
             + ("the file was complete" if is_complete else f"{due_bytes} was due"),
             reason="CHUNK_OUT_OF_ORDER",
+            field="chunk.offset_bytes",
             media_key=chunk.key,
         )
     if not chunk.data and not chunk.last:
         raise InvalidRequest(
-            f"{chunk.key}: an empty chunk that is not the last", reason="EMPTY_CHUNK", media_key=chunk.key
+            f"{chunk.key}: an empty chunk that is not the last",
+            reason="EMPTY_CHUNK",
+            field="chunk.data",
+            media_key=chunk.key,
         )
 
 

@@ -47,7 +47,7 @@ def read_json(text: str, kind: type[Kind], name: str) -> Kind:
 
     Args:
         kind: What it must be.
-        name: Of the field, for messages.
+        name: The field's path, for messages and `PreprocessorError.field`.
     Raises:
         InvalidRequest: `INVALID_JSON`, `DUPLICATE_JSON_KEY`, `NOT_FINITE_NUMBER`, `JSON_TOO_DEEP`.
     """
@@ -66,6 +66,7 @@ def read_json(text: str, kind: type[Kind], name: str) -> Kind:
             raise InvalidRequest(
                 f"{name}: a whole number of {len(literal)} digits; at most {MAX_DIGITS} are accepted",
                 reason="INVALID_JSON",
+                field=name,
             )
         return int(literal)
 
@@ -74,7 +75,9 @@ def read_json(text: str, kind: type[Kind], name: str) -> Kind:
         if len(found) < len(pairs):
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise InvalidRequest(f"{name}: the key {twice!r} stands twice in one object", reason="DUPLICATE_JSON_KEY")
+            raise InvalidRequest(
+                f"{name}: the key {twice!r} stands twice in one object", reason="DUPLICATE_JSON_KEY", field=name
+            )
         return found
 
     try:
@@ -85,14 +88,14 @@ def read_json(text: str, kind: type[Kind], name: str) -> Kind:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise InvalidRequest(
-            f"{name} is not JSON: {error.msg} at character {error.pos}", reason="INVALID_JSON"
+            f"{name} is not JSON: {error.msg} at character {error.pos}", reason="INVALID_JSON", field=name
         ) from error
     except UnicodeEncodeError as error:
         raise InvalidRequest(
-            f"{name}: an escape names half a surrogate pair, which is no character", reason="INVALID_JSON"
+            f"{name}: an escape names half a surrogate pair, which is no character", reason="INVALID_JSON", field=name
         ) from error
     if not isinstance(value, kind):
-        raise InvalidRequest(f"{name} must be {_KINDS[kind]} in JSON", reason="INVALID_JSON")
+        raise InvalidRequest(f"{name} must be {_KINDS[kind]} in JSON", reason="INVALID_JSON", field=name)
     return value
 
 
@@ -128,12 +131,14 @@ def _check_depth(text: str, name: str) -> None:
         depth += 1 if bracket[0] in "[{" else -1
         if depth > MAX_DEPTH:
             raise InvalidRequest(
-                f"{name}: more than {MAX_DEPTH} objects and arrays within one another", reason="JSON_TOO_DEEP"
+                f"{name}: objects and arrays nested more than {MAX_DEPTH} deep", reason="JSON_TOO_DEEP", field=name
             )
 
 
 def _not_finite(name: str, literal: str) -> InvalidRequest:
     shown = literal if len(literal) <= 20 else f"{literal[:20]}…"
     return InvalidRequest(
-        f"{name}: {shown} is not a finite number, and JSON has no other; leave it out", reason="NOT_FINITE_NUMBER"
+        f"{name}: {shown} is not a finite number, and JSON has no other; leave it out",
+        reason="NOT_FINITE_NUMBER",
+        field=name,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -24,7 +25,7 @@ ERROR_DOMAIN = "preprocessor"
 DETAILS_KEY = "grpc-status-details-bin"
 
 # A caller refuses a status of more than 8 to 16 KiB (gRPC's bound on metadata) and never learns its reason. It holds the
-# message twice, once with up to three bytes for one, and messages quote what the caller sent, such as a key.
+# message three times, once with up to three bytes for one, and messages quote what the caller sent, such as a key.
 _MAX_MESSAGE_BYTES = 600
 _MAX_METADATA_BYTES = 128
 
@@ -71,13 +72,23 @@ def request_id_of(context: Context) -> str:
     return given if isinstance(given, str) and 0 < len(given) <= 128 and given.isprintable() else uuid.uuid4().hex
 
 
-def refuse(context: Context, error: BaseException, request_id: str, *, log_payloads: bool = False) -> None:
-    """Have a call end with the status of an error, `ErrorInfo` and, where a retry may help, `RetryInfo` attached.
+def refuse(
+    context: Context,
+    error: BaseException,
+    request_id: str,
+    *,
+    media_keys: Sequence[str] = (),
+    log_payloads: bool = False,
+) -> None:
+    """Have a call end with the status of an error.
+
+    Details are `ErrorInfo`, `BadRequest` where a field of the request is at fault, and `RetryInfo` where a retry may help.
 
     It ends when its handler returns. gRPC's own `abort` would keep its exception, the frames that this went through, and all
     that they hold, until the collector of cycles comes by; for the same end the error's own way here is forgotten.
 
     Args:
+        media_keys: Of the request's media, in its order.
         log_payloads: Whether a fault's own text may stand in the log: it may quote a prompt.
     """
     code, reason, message = status_of(error)
@@ -95,7 +106,7 @@ def refuse(context: Context, error: BaseException, request_id: str, *, log_paylo
     info = error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata={"request_id": request_id})
     if isinstance(error, errors.PreprocessorError):
         info.metadata.update({name: _cut(value, _MAX_METADATA_BYTES) for name, value in error.metadata.items()})
-    details = [info, *_retry_info(error)]
+    details = [info, *_bad_request(error, code, message, media_keys), *_retry_info(error)]
     packed = [any_pb2.Any() for _ in details]
     for box, detail in zip(packed, details, strict=True):
         box.Pack(detail)
@@ -115,6 +126,22 @@ def _cut(text: str, most_bytes: int) -> str:
     """The beginning of a text that is too long, with a sign that it is one."""
     encoded = text.encode()
     return text if len(encoded) <= most_bytes else encoded[: most_bytes - 3].decode(errors="ignore") + "…"
+
+
+def _bad_request(
+    error: BaseException, code: grpc.StatusCode, message: str, media_keys: Sequence[str]
+) -> list[error_details_pb2.BadRequest]:
+    """The field at fault, by its path in the spec, or in the message where it is a chunk's."""
+    if code is not grpc.StatusCode.INVALID_ARGUMENT or not isinstance(error, errors.PreprocessorError):
+        return []
+    key = error.metadata.get("media_key")
+    path = error.field or ("media[]" if key in media_keys else "")
+    if "media[]" in path:
+        path = path.replace("media[]", f"media[{media_keys.index(key)}]" if key in media_keys else "media")
+    if not path:
+        return []
+    violation = error_details_pb2.BadRequest.FieldViolation(field=path, description=message)
+    return [error_details_pb2.BadRequest(field_violations=[violation])]
 
 
 def _retry_info(error: BaseException) -> list[error_details_pb2.RetryInfo]:
