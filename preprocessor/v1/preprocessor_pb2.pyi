@@ -177,7 +177,7 @@ class _DataTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataType.Val
     DATA_TYPE_INT64: _DataType.ValueType  # 3
     """Signed, 8 bytes."""
     DATA_TYPE_BF16: _DataType.ValueType  # 4
-    """bfloat16, 2 bytes."""
+    """Brain float (bfloat16), 2 bytes."""
     DATA_TYPE_FP16: _DataType.ValueType  # 5
     """IEEE half precision, 2 bytes."""
     DATA_TYPE_FP32: _DataType.ValueType  # 6
@@ -195,7 +195,7 @@ DATA_TYPE_INT32: DataType.ValueType  # 2
 DATA_TYPE_INT64: DataType.ValueType  # 3
 """Signed, 8 bytes."""
 DATA_TYPE_BF16: DataType.ValueType  # 4
-"""bfloat16, 2 bytes."""
+"""Brain float (bfloat16), 2 bytes."""
 DATA_TYPE_FP16: DataType.ValueType  # 5
 """IEEE half precision, 2 bytes."""
 DATA_TYPE_FP32: DataType.ValueType  # 6
@@ -213,7 +213,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
     """A stop token or a stop string was generated."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
-    """max_tokens was reached."""
+    """The answer has max_tokens tokens."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why an answer ended."""
@@ -223,7 +223,7 @@ FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
 """A stop token or a stop string was generated."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
-"""max_tokens was reached."""
+"""The answer has max_tokens tokens."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 class _PreprocessingPath:
