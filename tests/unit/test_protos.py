@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 import grpc_tools
 import pytest
+from google.protobuf import json_format
 from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet
 from grpc_tools import protoc
 
@@ -149,6 +150,12 @@ def test_what_is_chosen_by_a_oneof_can_be_seen_to_be_chosen() -> None:
     chosen = [field for field in fields() if field.is_in_oneof]
     assert chosen
     assert not [field.name for field in chosen if field.proto.type == FieldDescriptorProto.TYPE_BOOL]
+
+
+def test_json_that_chooses_frames_in_two_ways_is_refused() -> None:
+    """Of a message's bytes the last counts, as protobuf has it; JSON names both, and its reader refuses them."""
+    with pytest.raises(json_format.ParseError, match='"choice" oneof'):
+        json_format.Parse('{"fps": 1, "every_frame": {}}', pb.Sampling())
 
 
 def test_fields_are_numbered_in_their_order() -> None:
