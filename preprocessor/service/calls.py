@@ -39,7 +39,7 @@ class Call:
         trace: Its place in its caller's trace.
         deadline_seconds: On `time.monotonic`'s clock; gRPC's own account of it follows the wall clock.
         answer_idle_seconds: The longest that a message waits to be read.
-        media_keys: Of the request's media, in its order.
+        media_keys: Keys of the request's media, in the order of the spec.
         piece_bytes: Rows worth a message: few until the caller is seen to read, and while he reads slowly.
     """
 

@@ -64,7 +64,7 @@ def _read_message(message: pb.Message, path: str) -> Message:
 
 
 def _read_fields(struct: struct_pb2.Struct, text: str, name: str) -> dict[str, Any]:
-    """What stands in a Struct, or in the JSON text that takes its place."""
+    """The fields of a Struct, or of the JSON text that is given instead."""
     if struct.fields and text:
         raise InvalidRequest(
             f"{name} and {name}_json are given together; choose one", reason="FIELD_CONFLICT", field=f"{name}_json"
@@ -73,7 +73,7 @@ def _read_fields(struct: struct_pb2.Struct, text: str, name: str) -> dict[str, A
 
 
 def _with_list(fields: dict[str, Any], key: str, text: str, name: str, holder: str) -> dict[str, Any]:
-    """The fields with a list from its own JSON text."""
+    """The fields, with the list `key` added from its own JSON text."""
     if not text:
         return fields
     if key in fields:

@@ -1,4 +1,4 @@
-"""Request messages → the types of the pipeline. Pure; every rule of the messages that needs no file is checked here."""
+"""Request messages → the types of the pipeline. Pure; checks every rule of the messages that needs no file."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ _DAMAGE_POLICIES = {
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the files come from that a spec does not hold.
+    """Where files come from that are not in the spec itself.
 
     Attributes:
         chunked: Keys of the media whose files follow in chunks.
         urls: Key of a medium → the URL that its file is to be fetched from.
-        same_file: Key of a medium → key of the one whose file it shares.
-        sizes: Key of a medium → size of its file in bytes, where the caller has told it.
+        same_file: Key of a medium → key of the medium that has the same file.
+        sizes: Key of a medium → size of its file in bytes, if the spec states it.
     """
 
     chunked: frozenset[str]
@@ -76,10 +76,10 @@ class Sources:
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     def fill(self, request: PreparationRequest, files: Mapping[str, bytes]) -> PreparationRequest:
-        """The request with every file in its place.
+        """The request with every file in its medium.
 
         Args:
-            files: Media key → file; one that is missing is empty.
+            files: Media key → file; a missing file is empty.
         """
         return dataclasses.replace(
             request,
@@ -91,9 +91,9 @@ class Sources:
 
 
 def check_counts(spec: pb.PrepareSpec, limits: Limits, max_spec_parts: int) -> None:
-    """Refuse a spec of so many pieces that to turn them into anything else would hold up everybody.
+    """Refuse a spec with so many elements that converting them would block the event loop.
 
-    A message of 16 MiB has room for millions of empty parts, each of which would become an object.
+    A message of 16 MiB can hold millions of empty parts, and each would become a Python object.
 
     Raises:
         LimitExceeded: `LIMIT_EXCEEDED`, `SPEC_TOO_LARGE`, `PROMPT_TOO_LONG`.
@@ -130,13 +130,13 @@ def check_counts(spec: pb.PrepareSpec, limits: Limits, max_spec_parts: int) -> N
         count += sum(value_count(text, max_spec_parts) for text in json_texts(spec.chat))
     if count > max_spec_parts:
         raise LimitExceeded(
-            f"more than {max_spec_parts} messages, parts and values of arguments in one spec; say it in fewer",
+            f"more than {max_spec_parts} messages, parts and values of arguments in one spec; send fewer",
             reason="SPEC_TOO_LARGE",
         )
 
 
 def _value_count(structs: list[struct_pb2.Struct], enough: int) -> int:
-    """Values in all of them, at every depth; counting stops above `enough`."""
+    """Number of values in all Structs, at every depth; counting stops above `enough`."""
     count = 0
     waiting: list[Any] = list(structs)
     while waiting and count <= enough:
@@ -153,10 +153,10 @@ def _value_count(structs: list[struct_pb2.Struct], enough: int) -> int:
 
 
 def read_spec(spec: pb.PrepareSpec, background: str = NO_BACKGROUND) -> tuple[PreparationRequest, Sources]:
-    """A spec as a request, in which files that are not inline are empty so far, and where those come from.
+    """A spec as a request, and the sources of the files that are not inline, which are empty in the request.
 
     Args:
-        background: Of images that name none.
+        background: For images that name none.
     Raises:
         InvalidRequest: A required field is missing or out of range; the message names it.
         LimitExceeded: `INLINE_TOO_LARGE`.
@@ -166,7 +166,7 @@ def read_spec(spec: pb.PrepareSpec, background: str = NO_BACKGROUND) -> tuple[Pr
     for key, owner in same_file.items():
         if sources.get(owner) in (None, "same_file_as"):
             raise InvalidRequest(
-                f"{key}: same_file_as names {owner!r}, which is no medium with a file of its own",
+                f"{key}: same_file_as names {owner!r}, which is not a medium with a file of its own",
                 reason="UNKNOWN_MEDIA_KEY",
                 field="media[].same_file_as",
                 media_key=key,
@@ -185,7 +185,7 @@ def read_spec(spec: pb.PrepareSpec, background: str = NO_BACKGROUND) -> tuple[Pr
 
 
 def read_parameters(message: pb.GenerationParameters, default_stop_token_ids: tuple[int, ...]) -> SamplingParameters:
-    """Generation parameters, absent ones at the engine client's defaults.
+    """Generation parameters; those that are absent have the engine client's defaults.
 
     Raises:
         InvalidRequest: `INVALID_GENERATION_PARAMETERS`.
@@ -208,7 +208,7 @@ def read_parameters(message: pb.GenerationParameters, default_stop_token_ids: tu
 
 
 def read_stop_strings(message: pb.GenerationParameters) -> tuple[str, ...]:
-    """Stop strings, checked.
+    """Stop strings.
 
     Raises:
         InvalidRequest: `INVALID_GENERATION_PARAMETERS`.
