@@ -127,7 +127,7 @@ async def test_callers_that_never_read_and_then_leave_give_their_memory_back(
 
 
 @pytest.mark.parametrize("kill_count", [1, pytest.param(12, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
-async def test_without_their_zygote_workers_are_lost_and_replaced(
+async def test_without_their_fork_server_workers_are_lost_and_replaced(
     server: WatchedServer, asks: tuple[Ask, ...], kill_count: int
 ) -> None:
     await warm_up(server, asks)
