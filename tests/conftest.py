@@ -32,7 +32,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest_asyncio.fixture(scope="session", autouse=True)
-async def end_zygotes() -> AsyncIterator[None]:
+async def end_fork_servers() -> AsyncIterator[None]:
     """Here, as only this loop may close what was opened on it."""
     yield
     close_fork_servers()

@@ -32,9 +32,9 @@ from preprocessor.service.servicer import PreprocessorServicer
 from preprocessor.service.state_metrics import StateMetrics
 from preprocessor.service.tracing import Traces
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
+from preprocessor.workers.fork_server import ForkServer
 from preprocessor.workers.heap import give_back_large_blocks
 from preprocessor.workers.pool import PoolSettings, WorkerPool
-from preprocessor.workers.process import ForkServer
 
 logger = logging.getLogger(__name__)
 

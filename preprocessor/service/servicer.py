@@ -46,8 +46,8 @@ from preprocessor.types.request import PixelForm, PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from preprocessor.wire.tensors import is_small, write_rows
+from preprocessor.workers.pixel_run import PixelRun
 from preprocessor.workers.pool import WorkerPool
-from preprocessor.workers.resources import PixelRun
 
 
 class PreprocessorServicer(pb_grpc.PreprocessorServicer):
@@ -257,7 +257,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         last_token_at, observe_gap = 0.0, self._metrics.between_tokens.observe
         finish_reason = FinishReason.STOP
         # Others get the room when the engine has read all of it, which may be after a call that ends before its first token.
-        request = dataclasses.replace(request, on_released=call.resources.lend())
+        request = dataclasses.replace(request, on_released=call.resources.retain())
         async with contextlib.aclosing(
             engine.generate(request, timeout_seconds=call.remaining_seconds, metadata=call.trace.ask_engine())
         ) as steps:

@@ -1,6 +1,6 @@
-"""Prometheus metrics of what is: work, workers, memory, readiness; read from those who know when they are scraped.
+"""Prometheus metrics of the present state: tasks, workers, memory, readiness.
 
-So no request pays for them, and they cannot be out of date.
+Each is read from its owner when it is scraped. So they cost requests nothing, and are never out of date.
 """
 
 from __future__ import annotations
@@ -17,42 +17,50 @@ from preprocessor.workers.pool import WorkerPool
 
 
 class StateMetrics(Collector):
-    """Register it once."""
+    """Reads the state at each scrape. Register it once."""
 
     def __init__(self, pool: WorkerPool, health: Health) -> None:
         self._pool = pool
         self._health = health
 
     def collect(self) -> Iterator[Metric]:
-        """One family after another."""
+        """One metric family after another."""
         pool, health = self._pool, self._health
         cores = pool.settings.worker_count
-        yield _gauge("preprocessor_queued_requests", "Work waiting for a worker or for memory", pool.queued_count)
-        yield _gauge("preprocessor_running_work", "Work that workers do now", pool.running_count)
-        yield _gauge("preprocessor_workers", "Cores to work on", cores)
+        yield _gauge("preprocessor_queued_requests", "Tasks waiting for a worker or for memory", pool.queued_count)
+        yield _gauge("preprocessor_running_work", "Tasks that workers run now", pool.running_count)
+        yield _gauge("preprocessor_workers", "Cores that tasks may use", cores)
         yield _gauge("preprocessor_worker_processes", "Worker processes alive", pool.worker_set.count)
         yield _gauge(
             "preprocessor_load_ratio",
-            "Core-seconds that all work here, waiting or running, is expected to take, over the cores: to scale by",
+            "CPU seconds that all waiting and running tasks are expected to take, divided by the cores: the signal to scale by",
             pool.expected_seconds / cores,
         )
-        yield _gauge("preprocessor_budget_bytes", "Memory for all requests", pool.settings.memory_budget_bytes)
-        yield _gauge("preprocessor_budget_used_bytes", "Memory they hold", pool.used_bytes)
+        yield _gauge("preprocessor_budget_bytes", "Memory budget of all requests", pool.settings.memory_budget_bytes)
+        yield _gauge("preprocessor_budget_used_bytes", "Memory that requests hold", pool.used_bytes)
         yield _gauge(
-            "preprocessor_budget_full_ratio", "Part taken of memory for files or for pixels, the fuller", pool.fullness
+            "preprocessor_budget_full_ratio",
+            "Part taken, 0 to 1, of the memory for files or for pixels, whichever is fuller",
+            pool.fullness,
         )
-        yield _gauge("preprocessor_memory_limit_bytes", "What all processes here may take", available_memory_bytes())
         yield _gauge(
-            "preprocessor_memory_used_bytes", "What they take of it, idle pages of files apart", used_memory_bytes()
+            "preprocessor_memory_limit_bytes",
+            "Memory that all processes of the replica may take",
+            available_memory_bytes(),
+        )
+        yield _gauge(
+            "preprocessor_memory_used_bytes", "Memory that they take, without idle pages of files", used_memory_bytes()
         )
         yield _by_label(
             CounterMetricFamily(
-                "preprocessor_abandoned_work", "Work whose caller went away, by where it was", labels=("state",)
+                "preprocessor_abandoned_work",
+                "Tasks whose caller went away, by the state they were in",
+                labels=("state",),
             ),
-            pool.abandoned_counts,
+            pool.counters.abandoned_counts,
         )
         causes = health.causes
-        yield _gauge("preprocessor_ready", "1 while this replica should get work", not health.causes_of())
+        yield _gauge("preprocessor_ready", "1 while this replica should get calls", not health.causes_of())
         yield _by_label(
             GaugeMetricFamily(
                 "preprocessor_method_ready", "1 while it should get calls of a method", labels=("method",)
@@ -62,7 +70,7 @@ class StateMetrics(Collector):
         yield _by_label(
             GaugeMetricFamily(
                 "preprocessor_unready",
-                "1 for each cause why it should get none, or none of some method",
+                "1 for each cause why it should get no calls, or none of some method",
                 labels=("cause",),
             ),
             {cause.value: cause in causes for cause in Cause},

@@ -24,7 +24,7 @@ from preprocessor.models.generic import GenericModel
 from preprocessor.service.server import Server
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
-from tests.fork_servers import zygote_of
+from tests.fork_servers import fork_server_of
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 PREPARE = "/preprocessor.v1.Preprocessor/Prepare"
@@ -126,7 +126,7 @@ async def serving(
     options = ServeSettings(
         **{**free, **settings}, limits=limits or Limits(), engine=engine_settings or EngineSettings()
     )  # type: ignore[arg-type]
-    fork_server = None if options.is_in_process else await zygote_of(model)
+    fork_server = None if options.is_in_process else await fork_server_of(model)
     async with (
         Server(options, model, engine, fork_server) as server,
         grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel,

@@ -1,4 +1,4 @@
-"""What a full service does with one request more, and what it holds of a request that is over."""
+"""What a full service does with another request, and what it holds after a request has ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from preprocessor.errors import LimitExceeded, WorkerLost
 from preprocessor.models.family import Model
 from preprocessor.service.status import status_of
 from preprocessor.v1 import preprocessor_pb2 as pb
-from preprocessor.workers.task import SHORT_SECONDS, Work
+from preprocessor.workers.task import SHORT_SECONDS, Task
 from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import Caller, chat, image, serving, video
 from tests.waiting import eventually
@@ -38,7 +38,7 @@ async def test_a_request_larger_than_the_budget_is_refused_with_a_reason_of_its_
         await eventually(lambda: is_idle(caller))
 
 
-async def test_a_file_for_which_there_is_no_room_is_refused_with_a_time_to_retry(model: Model) -> None:
+async def test_a_file_for_which_there_is_no_memory_is_refused_with_a_time_to_retry(model: Model) -> None:
     async with serving(model, memory_budget_bytes=64 * MIB) as caller:
         failed = await caller.refusal(chat(video("clip")), {"clip": bytes(17 * MIB)})
         assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MEMORY_BUDGET_FULL")
@@ -46,7 +46,7 @@ async def test_a_file_for_which_there_is_no_room_is_refused_with_a_time_to_retry
         await eventually(lambda: is_idle(caller))
 
 
-async def test_requests_that_do_not_fit_together_wait_for_one_another(model: Model) -> None:
+async def test_requests_that_do_not_fit_together_run_one_after_another(model: Model) -> None:
     spec = chat(video("clip", CLIP, sampling=pb.Sampling(fps=8)))
     async with serving(model, memory_budget_bytes=80 * MIB) as caller:
         expected = (await caller.prepare(spec)).tensors["pixel_patches"]
@@ -56,7 +56,7 @@ async def test_requests_that_do_not_fit_together_wait_for_one_another(model: Mod
         await eventually(lambda: is_idle(caller))
 
 
-async def test_a_caller_who_does_not_read_holds_its_memory_and_nobody_up(model: Model) -> None:
+async def test_a_caller_who_does_not_read_holds_its_memory_and_delays_nobody(model: Model) -> None:
     async with serving(model, worker_count=1) as caller:
         slow = caller.stub.Prepare(iter([pb.PrepareRequest(spec=chat(video("clip", CLIP)))]))
         await anext(aiter(slow))
@@ -65,7 +65,7 @@ async def test_a_caller_who_does_not_read_holds_its_memory_and_nobody_up(model: 
         await eventually(lambda: is_idle(caller))
 
 
-async def test_the_pixels_memory_is_free_while_the_engine_answers(model: Model) -> None:
+async def test_the_memory_of_pixels_is_free_while_the_engine_answers(model: Model) -> None:
     go_on = asyncio.Event()
 
     class Slow(FakeEngine):
@@ -91,20 +91,20 @@ async def test_photos_overtake_a_queue_of_long_videos(model: Model) -> None:
         await eventually(lambda: pool.running_count > 0 and pool.queued_count == 2)
         for _ in range(3):
             await caller.prepare(chat(image("photo", photo(100, 80))))
-        assert pool.queued_count > 0, f"the videos were over; they must take more than {SHORT_SECONDS} s each"
+        assert pool.queued_count > 0, f"the videos have ended; each must take more than {SHORT_SECONDS} s"
         results = await asyncio.gather(*videos)
         assert len({result.tensors["pixel_patches"].tobytes() for result in results}) == 1
 
 
-async def test_one_clip_on_an_idle_service_is_cut_over_its_workers(model: Model) -> None:
+async def test_one_clip_on_an_idle_service_is_cut_into_parts_for_its_workers(model: Model) -> None:
     clip = moving_shapes_clip(seconds=40, width=374, height=374, options=(("g", "30"),))
     spec = chat(video("clip", clip, sampling=pb.Sampling(fps=8)))
     async with serving(model, worker_count=2) as caller, serving(model, worker_count=1) as single:
         pool, running = caller.server.pool, set()
         begin = pool._begin
 
-        def watched(work: Work) -> None:
-            begin(work)
+        def watched(task: Task) -> None:
+            begin(task)
             running.add(pool.running_count)
 
         pool._begin = watched  # type: ignore[method-assign]
@@ -128,6 +128,6 @@ async def test_a_damaged_clip_fails_the_same_way_cut_or_whole(model: Model) -> N
         await eventually(lambda: is_idle(caller))
 
 
-def test_what_killed_its_workers_is_not_for_a_gateway_to_try_elsewhere() -> None:
+def test_a_request_that_killed_its_workers_is_not_one_that_a_gateway_retries() -> None:
     assert status_of(WorkerLost("two died"))[:2] == (grpc.StatusCode.INTERNAL, "WORKER_LOST")
     assert status_of(LimitExceeded("x", reason="CPU_SECONDS_EXCEEDED"))[0] is grpc.StatusCode.INVALID_ARGUMENT

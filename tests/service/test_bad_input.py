@@ -281,10 +281,13 @@ async def test_a_silent_upload_is_ended(model: Model) -> None:
 
 async def test_a_request_beyond_the_queue_is_refused_with_a_time_to_retry(model: Model) -> None:
     async with serving(model, worker_count=1, max_queued_count=1) as caller:
-        caller.server.pool.pending_count += 2  # one running, one waiting
+        counters = caller.server.pool.counters
+        for _ in range(2):  # one running, one waiting
+            counters.add_pending()
         with pytest.raises(CallFailed) as caught:
             await caller.prepare(chat("hello"))
-        caller.server.pool.pending_count -= 2
+        for _ in range(2):
+            counters.remove_pending()
         await caller.prepare(chat("hello"))
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
     assert caught.value.retry_after_seconds == 1.0

@@ -49,8 +49,8 @@ async def test_a_clip_that_is_cut_over_cores_weighs_no_more_than_whole(model: Mo
             begin(work)  # type: ignore[arg-type]
             parts = [one for one in pool._running if one.tensor is not None]
             if len(parts) > 1:
-                job = parts[0].job
-                whole_seconds = estimate(job.planned, job.media).cpu_seconds  # type: ignore[union-attr]
+                payload = parts[0].payload
+                whole_seconds = estimate(payload.plan, payload.media).cpu_seconds  # type: ignore[union-attr]
                 seen.append((len(parts), sum(part.cpu_seconds for part in parts), whole_seconds))
 
         pool._begin = watched  # type: ignore[method-assign]
