@@ -84,7 +84,7 @@ class Envoy:
     async def _ask(self, path: str) -> str:
         def ask() -> str:
             with _LOOPBACK.open(f"http://{self._admin_address}{path}", timeout=10) as answer:
-                return answer.read().decode()
+                return bytes(answer.read()).decode()
 
         return await asyncio.to_thread(ask)
 

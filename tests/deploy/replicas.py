@@ -95,7 +95,7 @@ class Replica:
 
         def scrape() -> str:
             with _LOOPBACK.open(f"http://{self.http_address}/metrics", timeout=10) as answer:
-                return answer.read().decode()
+                return bytes(answer.read()).decode()
 
         families = text_string_to_metric_families(await asyncio.to_thread(scrape))
         samples = [sample for family in families for sample in family.samples if sample.name == name]

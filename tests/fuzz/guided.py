@@ -92,7 +92,7 @@ def _urls(data: bytes) -> None:
 
     text = data.decode("utf-8", "replace")
     addresses.AddressRules(()).allow(text)
-    urls.WebRules(FetchSettings(hosts="*.example.com,example.com")).read(text, "it")  # type: ignore[arg-type]
+    urls.WebRules(FetchSettings(hosts="*.example.com,example.com")).read(text, "it")
 
 
 def _data_urls(data: bytes) -> None:

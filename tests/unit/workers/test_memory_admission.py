@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.unit.workers.payloads import TellProcess
 
 from preprocessor.workers.arena import Arena, Ranges
 from preprocessor.workers.memory_admission import PASSED_OVER_SECONDS, MemoryAdmission
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.task import Task, TensorSlot
 from tests.unit.workers.conftest import MIB, open_pool, outcome, submit
+from tests.unit.workers.payloads import TellProcess
 
 SIZE_BYTES = 64 * MIB
 

@@ -12,6 +12,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+
+from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Overloaded, WorkerLost
+from preprocessor.workers.arena import Lease
+from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.task import SHORT_SECONDS, Task
+from tests.unit.workers.conftest import MIB, open_pool, outcome, submit
 from tests.unit.workers.payloads import (
     Babble,
     Die,
@@ -25,12 +31,6 @@ from tests.unit.workers.payloads import (
     UseMemory,
     WaitFor,
 )
-
-from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Overloaded, WorkerLost
-from preprocessor.workers.arena import Lease
-from preprocessor.workers.pool import WorkerPool
-from preprocessor.workers.task import SHORT_SECONDS, Task
-from tests.unit.workers.conftest import MIB, open_pool, outcome, submit
 from tests.waiting import GROWING_SECONDS, eventually
 
 LONG = SHORT_SECONDS * 2
