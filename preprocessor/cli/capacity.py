@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from preprocessor.config import bytes_beside_budget
+from preprocessor.config import FILE_SHARE, bytes_beside_budget
 from preprocessor.pipeline.cost import estimate
 from preprocessor.types.plan import Plan
 from preprocessor.types.request import Media
@@ -25,7 +25,6 @@ from preprocessor.types.request import Media
 _SERVICE_SECONDS = 7e-3
 _SERVICE_SECONDS_A_BYTE = 0.6e-9
 _LOOP_BYTES_A_SECOND = 1.1e9  # tests/bench/device/RESULTS.md, "Load", 8 fps: 12 workers, 15 answers of 74 MB
-_FILES_SHARE = 4  # of the memory budget, one part in so many is for files: `--memory-budget`
 _BUDGET_STEP_BYTES = 64 << 20
 
 
@@ -97,7 +96,7 @@ def needs_of(demand: Demand, requests_a_second: float, cores_a_pod: int, utiliza
     held_seconds = demand.core_seconds / (1 - utilization)
     at_once = requests_a_second * held_seconds
     at_once_a_pod = max(math.ceil(at_once / pod_count), cores_a_pod)
-    budget_bytes = max(at_once_a_pod * demand.held_bytes, at_once_a_pod * demand.file_bytes * _FILES_SHARE)
+    budget_bytes = max(at_once_a_pod * demand.held_bytes, at_once_a_pod * demand.file_bytes * FILE_SHARE)
     budget_bytes = math.ceil(budget_bytes / _BUDGET_STEP_BYTES) * _BUDGET_STEP_BYTES
     return Needs(
         cores=cores,

@@ -10,12 +10,15 @@ from preprocessor.config.declare import SettingError, option_of, setting
 from preprocessor.config.engine import EngineSettings
 from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
-from preprocessor.config.serve import ServeSettings, bytes_beside_budget, largest_budget, require_memory
+from preprocessor.config.memory import FILE_SHARE, KEPT_SHARE, bytes_beside_budget, largest_budget, require_memory
+from preprocessor.config.serve import ServeSettings
 from preprocessor.config.trace import TraceSettings
 from preprocessor.config.values import parse_bytes
 from preprocessor.config.wire import WireSettings
 
 __all__ = [
+    "FILE_SHARE",
+    "KEPT_SHARE",
     "AccessSettings",
     "EngineSettings",
     "FetchSettings",

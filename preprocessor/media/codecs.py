@@ -30,5 +30,5 @@ SOUND_DECODERS = frozenset(
     }
 )
 
-DECODERS = VIDEO_DECODERS | SOUND_DECODERS
+ALLOWED_DECODERS = VIDEO_DECODERS | SOUND_DECODERS
 """Those that may run while a file is opened: a stream beside the wanted one may be looked into, too."""

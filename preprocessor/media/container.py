@@ -33,7 +33,7 @@ import av.error
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded, UnsupportedMedia
-from preprocessor.media.codecs import DECODERS, SOUND_DECODERS, VIDEO_DECODERS
+from preprocessor.media.codecs import ALLOWED_DECODERS, SOUND_DECODERS, VIDEO_DECODERS
 from preprocessor.media.truncation import ends_early
 from preprocessor.media.unread_formats import unread_container
 
@@ -87,7 +87,7 @@ def open_video(
     key: str,
     max_frame_pixels: int,
     check: Callable[[], None] = keep_going,
-    decoders: Iterable[str] = DECODERS,
+    decoders: Iterable[str] = ALLOWED_DECODERS,
     stream_index: int | None = None,
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Open a file at one of its video streams.
@@ -181,7 +181,7 @@ def _open(
     what: tuple[str, str],
     max_frame_pixels: int,
     check: Callable[[], None],
-    decoders: Iterable[str] = DECODERS,
+    decoders: Iterable[str] = ALLOWED_DECODERS,
 ) -> Iterator[av.container.InputContainer]:
     """Open bytes as one of some formats; this module's head says what becomes of errors, here and inside.
 

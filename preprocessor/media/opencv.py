@@ -50,7 +50,7 @@ import numpy as np
 
 from preprocessor.errors import CorruptMedia, UnsupportedMedia
 from preprocessor.media.clip import IndexedClip
-from preprocessor.media.codecs import DECODERS
+from preprocessor.media.codecs import ALLOWED_DECODERS
 from preprocessor.media.container import VIDEO_FORMATS
 from preprocessor.media.frames import Choice, Pixels, fill, unreported
 from preprocessor.media.pyav import decode_with_pyav
@@ -181,7 +181,7 @@ def _capture(data: bytes, choice: Choice, max_frame_pixels: int = 1 << 31) -> It
         # `source` must outlive the capture, which does not hold it: OpenCV would read freed memory
         target: Any = source if isinstance(source, io.BytesIO) else str(source)
         protocol = "none" if target is source else "file"
-        lists = {"format_whitelist": ",".join(VIDEO_FORMATS), "codec_whitelist": ",".join(DECODERS)}
+        lists = {"format_whitelist": ",".join(VIDEO_FORMATS), "codec_whitelist": ",".join(ALLOWED_DECODERS)}
         options = {**lists, "protocol_whitelist": protocol, "max_pixels": str(max_frame_pixels)}
         os.environ[_OPTIONS] = "|".join(f"{name};{value}" for name, value in options.items())
         capture: Any = cv2.VideoCapture(target, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])

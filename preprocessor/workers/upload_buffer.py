@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import mmap
-from typing import cast
 
+from preprocessor.types.request import FileData
 from preprocessor.workers.arena import Lease
 from preprocessor.workers.resources import RequestResources
 
@@ -28,14 +28,14 @@ class Stage:
         self._extents: list[mmap.mmap] = []
         self._size_bytes = 0
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: FileData) -> None:
         left = memoryview(data)
         while left:
             within = self._size_bytes % _EXTENT_BYTES
             if not within:
                 self._extents.append(mmap.mmap(-1, _EXTENT_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
             piece = left[: _EXTENT_BYTES - within]
-            self._extents[-1][within : within + len(piece)] = cast("bytes", piece)
+            self._extents[-1][within : within + len(piece)] = piece
             self._size_bytes += len(piece)
             left = left[len(piece) :]
 
@@ -75,7 +75,7 @@ class UploadBuffer:
         """Say how large the file will be, once that is known."""
         self._announced_bytes = size_bytes
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: FileData) -> None:
         """Take the next bytes; of a file whose size was announced, never more than that.
 
         Raises:
@@ -92,15 +92,14 @@ class UploadBuffer:
             self._resources.arena.write(self._lease.offset + self.size_bytes, data)
         self.size_bytes = come_bytes
 
-    async def finish(self) -> bytes:
-        """The file, which is whole.
+    async def finish(self) -> memoryview:
+        """The whole file, where it lies in the arena.
 
         Raises:
             Overloaded: `MEMORY_BUDGET_FULL`, `SHARED_MEMORY_FULL`.
         """
         lease = await self._settle(self.size_bytes) if self._lease is None else self._lease
-        # Called bytes, as it is a file's for all that the service does with it: measure it and pass it on.
-        return cast("bytes", self._resources.arena.view(lease.offset, self.size_bytes))
+        return self._resources.arena.view(lease.offset, self.size_bytes)
 
     async def _settle(self, size_bytes: int) -> Lease:
         """Take the file's lease and move there what waits."""
