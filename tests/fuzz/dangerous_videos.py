@@ -102,13 +102,6 @@ def _in_cluster(filler: bytes) -> bytes:
     return opened + filler + data[start + 4 + length :]
 
 
-def matroska_block_of(size: int) -> bytes:
-    """A block that says that it has so many bytes."""
-    data = bytearray(small_clip(container="matroska"))
-    start = data.index(b"\xa3", data.index(b"\x1f\x43\xb6\x75"))
-    return bytes(data[: start + 1]) + b"\x08" + size.to_bytes(7, "big")[-4:] + bytes(data[start + 2 :])
-
-
 def grows_to(width: int, height: int) -> bytes:
     """H.264 without a container, of 64x48, and then of another size."""
     small = small_clip(container="h264", options=(("g", "4"),))

@@ -21,7 +21,7 @@ import torch
 
 from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
-from tests.bench.device.asking import TEXT
+from preprocessor.traffic.seed import TEXT
 from tests.engine.model_files import model_file
 from tests.golden.huggingface import processor_of  # first: torchvision is imported there
 
