@@ -1,4 +1,4 @@
-"""From what one request costs to what a load of them needs. Pure arithmetic on what headers tell.
+"""From the cost of one request to the resources for a load of them. Pure arithmetic on what headers tell.
 
     cores       requests a second x core-seconds of one ÷ utilization
     pods        cores ÷ cores of a pod, or what one event loop hands on, whichever makes more
@@ -6,8 +6,7 @@
     memory      at once x bytes that one holds
     network     requests a second x bytes of one
 
-Estimates, meant to be right within a factor of three: enough to order machines by. A load test of one pod (`preprocessor bench`)
-says the rest.
+Estimates within a factor of three, enough to order machines. A load test of one pod (`preprocessor bench`) tells more.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ def needs_of(demand: Demand, requests_a_second: float, cores_a_pod: int, utiliza
     cores = requests_a_second * demand.core_seconds / utilization
     loops = requests_a_second * demand.sent_bytes / _LOOP_BYTES_A_SECOND / utilization
     pod_count = max(1, math.ceil(cores / cores_a_pod), math.ceil(loops))
-    # As if there was one queue to one core, which errs upwards: several cores wait less.
+    # As if there was one queue to one core, which overestimates: with several cores waits are shorter.
     held_seconds = demand.core_seconds / (1 - utilization)
     at_once = requests_a_second * held_seconds
     at_once_a_pod = max(math.ceil(at_once / pod_count), cores_a_pod)

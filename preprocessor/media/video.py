@@ -1,20 +1,20 @@
-"""Video files in memory → facts, and exactly the frames that were asked for.
+"""Video files in memory → facts, and exactly the requested frames.
 
-A clip's frames are what a full decode shows, in its order and at its times. Packets are cheap and frames are not, so
-`probe_video` walks over the packets, which carry their times, and decodes only where they do not tell which frames there are.
-`decode_frames` walks over them again and decodes what the chosen frames need. The pixels are those of a full decode.
+A clip's frames are what a full decode shows, in its order and at its times. Reading packets is cheap and decoding is not, so
+`probe_video` reads the packets, which carry their times, and decodes only if they do not tell which frames there are.
+`decode_frames` reads them again and decodes what the chosen frames need. The pixels are those of a full decode.
 
 | file | |
 |---|---|
-| `container`, `codecs` | opens a file held in memory, and nothing else, at the track that is meant; which decoders may run |
+| `container`, `codecs` | opens a file held in memory, and nothing else, at its main track; which decoders may run |
 | `truncation/` | whether a file ends before its own structure says so |
-| `probe` | the first pass, from file to facts, by the files below |
+| `probe` | the first pass, by the files below |
 | `walk`, `packets`, `bitstream` | what each packet says; what its bytes tell, by the units in them |
-| `order` | packets → frames: which, in which order, at which times; where decoding may start |
+| `order` | packets → frames: which, in which order, at which times; random access points |
 | `shown` | which frames a decoder shows, where packets do not tell |
 | `orientation` | which way up |
 | `clock` | how long the last frame stays, and the rate that follows |
-| `clip` | what the first pass tells the second |
+| `clip` | the result of the first pass |
 | `pyav`, `opencv`, `webp` | decoders, behind `frames.Decoder` |
 | `apng` | animations that FFmpeg does not decode |
 | `frames` | what happens to a frame that cannot be decoded |

@@ -33,6 +33,7 @@ from preprocessor.types.request import (
     Sampling,
     TextPart,
 )
+from preprocessor.vision.patches import PIXEL_DTYPES
 from tests.media import moving_shapes_clip, photo
 from tests.pictures import file_of
 from tests.waiting import PATIENCE_SECONDS
@@ -112,7 +113,7 @@ def test_prepare_saves_the_tensors_by_the_contract_s_names(
     assert main(["prepare", *place, *asked]) == 0  # in this process, which has loaded torch
     saved = load_file(output)
     message = Message("user", (MediaPart("clip"), TextPart("Hi")))
-    form = next(form for form in pipeline.PIXEL_DTYPES if form.value == dtype)
+    form = next(form for form in PIXEL_DTYPES if form.value == dtype)
     media = (Media("clip", Modality.VIDEO, CLIP, Sampling(frame_count=5)),)
     expected = pipeline.prepare(model, PreparationRequest(ChatPrompt((message,)), media, form)).tensors
     assert saved.keys() == expected.keys()

@@ -1,4 +1,4 @@
-"""Libraries, and what they were built with."""
+"""Checks of the installed libraries and the codecs that they were built with."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EXPECTED_CODECS: Mapping[str, tuple[str, ...]] = {
     "Vorbis": ("vorbis", "libvorbis"),
     "PCM": ("pcm_s16le",),
 }
-# Pillow's names for what it may be built without.
+# Pillow's names of optional formats.
 IMAGE_FORMATS: Mapping[str, str] = {"JPEG": "jpg", "PNG": "zlib", "TIFF": "libtiff", "WebP": "webp", "AVIF": "avif"}
 
 
@@ -114,7 +114,7 @@ def check_images(available: Collection[str], has_heif: bool) -> Finding:
 
     Args:
         available: Those of `IMAGE_FORMATS`' features that it was built with.
-        has_heif: Whether `pillow_heif` is there, which is nobody's duty.
+        has_heif: Whether `pillow_heif`, which is optional, is installed.
     """
     missing = [name for name, feature in IMAGE_FORMATS.items() if feature not in available]
     if missing:
