@@ -10,57 +10,11 @@ from preprocessor.config.declare import SettingError, group, setting
 from preprocessor.config.engine import EngineSettings
 from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
-from preprocessor.config.machine import available_cpu_count, available_memory_bytes
+from preprocessor.config.machine import available_cpu_count
+from preprocessor.config.memory import COUNTED_UPLOAD_BYTES, LEAST_BUDGET_BYTES, default_budget
 from preprocessor.config.trace import TraceSettings
-from preprocessor.config.values import NO_BACKGROUND, format_bytes, parse_background, parse_bytes
+from preprocessor.config.values import NO_BACKGROUND, parse_background, parse_bytes
 from preprocessor.config.wire import WireSettings
-
-_LEAST_BUDGET_BYTES = 64 << 20  # below, not even one photo's decoding fits
-_GIB = 1 << 30
-_INCOMING_BYTES = 256 << 20  # of messages on their way in, in what `bytes_beside_budget` counts
-
-
-def bytes_beside_budget(memory_budget_bytes: int) -> int:
-    """What a container needs beside the memory budget, whatever callers do.
-
-    Measured, in MiB: 260 for the service, its model and idle workers; 256 for `max_upload_count` messages on their way in, and
-    64 for single messages and those of refused callers; 64 for answers on their way out; 64 for the windows of
-    `max_open_calls`; and what workers keep between their jobs, which is up to an eighth of the budget (`workers.worker_set`).
-    """
-    return _GIB + max(0, memory_budget_bytes - 4 * _GIB) // 8
-
-
-def largest_budget(container_bytes: int) -> int:
-    """The budget that leaves room beside it in a container of that size; 0 where none does."""
-    return max(0, min(container_bytes - _GIB, (container_bytes - _GIB // 2) * 8 // 9))
-
-
-def require_memory(memory_budget_bytes: int, available_bytes: int, more_bytes: int = 0) -> None:
-    """Return where the memory that is there holds the budget and what the service takes beside it.
-
-    Args:
-        available_bytes: As `machine.available_memory_bytes`.
-        more_bytes: As `ServeSettings.more_incoming_bytes`.
-    Raises:
-        SettingError: The kernel would kill the service under a full load.
-    """
-    needed_bytes = memory_budget_bytes + bytes_beside_budget(memory_budget_bytes) + more_bytes
-    if needed_bytes <= available_bytes:
-        return
-    largest_bytes = largest_budget(available_bytes - more_bytes) >> 20 << 20
-    less = f"at most {format_bytes(largest_bytes)}, or " if largest_bytes >= _LEAST_BUDGET_BYTES else ""
-    raise SettingError(
-        "--memory-budget",
-        format_bytes(memory_budget_bytes),
-        f"{less}more memory: it takes {needed_bytes >> 20} MiB with what the service needs beside it, and the cgroup or the "
-        f"machine has {available_bytes >> 20} MiB",
-    )
-
-
-def _default_budget() -> int:
-    """Half of the memory, or less where that leaves too little beside it."""
-    available_bytes = available_memory_bytes()
-    return max(_LEAST_BUDGET_BYTES, min(available_bytes // 2, largest_budget(available_bytes)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +37,7 @@ class ServeSettings:
         256, "requests that may wait for a worker before more are refused", name="--max-queued"
     )
     memory_budget_bytes: int = setting(
-        _default_budget,
+        default_budget,
         "memory for all requests together; a quarter of it is for files",
         "SIZE",
         name="--memory-budget",
@@ -131,14 +85,14 @@ class ServeSettings:
     @property
     def more_incoming_bytes(self) -> int:
         """What messages on their way in may take beyond what `bytes_beside_budget` counts."""
-        return max(0, self.wire.max_upload_count * self.wire.max_message_bytes - _INCOMING_BYTES)
+        return max(0, self.wire.max_upload_count * self.wire.max_message_bytes - COUNTED_UPLOAD_BYTES)
 
     def __post_init__(self) -> None:
         require_positive_int("--workers", self.worker_count)
         require_positive_int("--max-queued", self.max_queued_count)
         require_positive_int("--max-jobs-a-worker", self.max_jobs_a_worker)
         for option, size_bytes, least in (
-            ("--memory-budget", self.memory_budget_bytes, _LEAST_BUDGET_BYTES),
+            ("--memory-budget", self.memory_budget_bytes, LEAST_BUDGET_BYTES),
             ("--worker-memory", self.worker_memory_bytes, 0),
         ):
             if isinstance(size_bytes, bool) or not isinstance(size_bytes, int) or size_bytes < least:

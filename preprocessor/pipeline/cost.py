@@ -99,7 +99,7 @@ def _entry_groups(item: ItemPlan) -> list[int]:
     """Temporal patches that begin in another group of pictures than the one before them does; 0 included."""
     if item.frames is None or not isinstance(item.source, IndexedClip):
         return [0]
-    entry_of_frame = np.searchsorted(item.source.entry_frames, item.frames.indices, "right")
+    entry_of_frame = np.searchsorted(item.source.random_access_frames, item.frames.indices, "right")
     entry_of_group = entry_of_frame[:: _frames_a_group(item)]
     return [0, *(np.flatnonzero(np.diff(entry_of_group)) + 1).tolist()]
 
@@ -111,9 +111,9 @@ def _frames_a_group(item: ItemPlan) -> int:
 
 def _video_seconds(clip: IndexedClip, indices: npt.NDArray[np.int64], pixels: int) -> float:
     """Of decoding the groups of pictures that hold a chosen frame, up to the last one needed in each."""
-    group_starts = np.append(clip.entry_frames, clip.frame_count)
-    last_wanted = np.full(len(clip.entry_frames), -1, np.int64)
-    np.maximum.at(last_wanted, np.searchsorted(clip.entry_frames, indices, "right") - 1, indices)
+    group_starts = np.append(clip.random_access_frames, clip.frame_count)
+    last_wanted = np.full(len(clip.random_access_frames), -1, np.int64)
+    np.maximum.at(last_wanted, np.searchsorted(clip.random_access_frames, indices, "right") - 1, indices)
     decoded = int(np.maximum(last_wanted + 1 - group_starts[:-1], 0).sum())
     return clip.frame_count * _SECONDS_A_PACKET + _decoding_seconds(clip, decoded, len(indices), pixels)
 

@@ -40,7 +40,7 @@ def decode_item(
     assert isinstance(item.source, ClipInfo)
     indices = item.frames.indices[frames_wanted]
     yield from decode_frames(
-        medium.data,
+        medium.content,
         item.source,
         indices,
         item.key,
@@ -54,7 +54,7 @@ def decode_item(
 
 def _decode_image(medium: Media, item: ItemPlan) -> npt.NDArray[np.uint8]:
     """RGB uint8 [height, width, 3], of the size that was planned."""
-    pixels = decode_image(medium.data, item.key, medium.background)
+    pixels = decode_image(medium.content, item.key, medium.background)
     source = item.source
     if pixels.shape[:2] != (source.height_px, source.width_px):
         raise CorruptMedia(

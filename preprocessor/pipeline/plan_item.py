@@ -33,7 +33,7 @@ def plan_item(
     content = content_digest(medium)  # before the file is read: one damaged on its way is no caller's corrupt file
     source: ImageInfo | ClipInfo
     if medium.modality is Modality.IMAGE:
-        source = probe_image(medium.data, limits, medium.key)
+        source = probe_image(medium.content, limits, medium.key)
         decoder, frames, frame_count = source.decoder, None, 1
         height, width = fit_image(
             source.height_px,
@@ -43,7 +43,7 @@ def plan_item(
             max_pixels=spec.max_pixels,
         )
     else:
-        source = probe_video(medium.data, limits, medium.key, check, medium.on_damage)
+        source = probe_video(medium.content, limits, medium.key, check, medium.on_damage)
         decoder = video_decoder_of(source, request.video_decoder)
         video = _video_spec(model, medium, spec)
         frames = choose_frames(source, medium.sampling, _spread(model, medium, video), medium.key)
@@ -83,12 +83,8 @@ def _video_spec(model: Model, medium: Media, pixels: PixelSpec) -> VideoSpec:
 
 
 def _with_budget(spec: PixelSpec, medium: Media) -> PixelSpec:
-    """The model's pixel settings with the caller's budget, where he gives one.
-
-    A single bound is not held against the model's other one, of which the caller need not know: as in transformers.
-    """
-    least = spec.min_pixels if medium.min_pixels is None else medium.min_pixels
-    most = spec.max_pixels if medium.max_pixels is None else medium.max_pixels
+    """The model's pixel settings with the caller's budget, where he gives one."""
+    least, most = medium.pixel_budget(spec.min_pixels, spec.max_pixels)
     return dataclasses.replace(spec, min_pixels=least, max_pixels=most)
 
 

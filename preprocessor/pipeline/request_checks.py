@@ -29,10 +29,7 @@ def check_request(request: PreparationRequest, modalities: Collection[Modality],
     Raises:
         InvalidRequest, UnsupportedMedia, LimitExceeded: As `plan`.
     """
-    if len(request.media) > limits.max_media_count:
-        raise LimitExceeded(
-            f"{len(request.media)} media in one request; at most {limits.max_media_count} are accepted", field="media"
-        )
+    limits.check_media_count(len(request.media))
     keys = [medium.key for medium in request.media]
     for place, medium in enumerate(request.media):
         if keys.count(medium.key) > 1:
@@ -42,9 +39,7 @@ def check_request(request: PreparationRequest, modalities: Collection[Modality],
                 field=f"media[{keys.index(medium.key, place + 1)}].key",
                 media_key=medium.key,
             )
-        most_bytes = limits.max_media_bytes
-        if medium.modality is Modality.IMAGE:
-            most_bytes = min(most_bytes, limits.max_image_bytes)
+        most_bytes = limits.max_file_bytes(medium.modality)
         if len(medium.data) > most_bytes:
             raise LimitExceeded(
                 f"{medium.key}: {len(medium.data)} bytes; at most {most_bytes} are accepted",

@@ -23,7 +23,7 @@ from preprocessor.service.lingering import Lingering
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.quotas import Accounts, serve_caller
 from preprocessor.service.status import Context, refuse, request_id_of, status_of
-from preprocessor.service.tokens import TokenFile
+from preprocessor.service.tokens import CallerTokens
 from preprocessor.service.upload_stream import UploadStream
 
 FREE_METHODS = frozenset({"/grpc.health.v1.Health/Check"})
@@ -51,7 +51,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         self._wait_over: asyncio.Event | None = None
         self._max_open_count = wire.max_open_calls
         self._metrics = metrics
-        self._tokens = TokenFile(access.token_file) if access.token_file else None
+        self._tokens = CallerTokens(access.token_file) if access.token_file else None
         self._caller_metadata = access.caller_metadata
         self._with_certificates = bool(access.tls_client_root)
         self._accounts = Accounts(access)

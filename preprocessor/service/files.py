@@ -12,7 +12,7 @@ from preprocessor.service.calls import Call
 from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.reading import Sources
 from preprocessor.service.upload_stream import Upload
-from preprocessor.types.request import Media, Modality, PreparationRequest
+from preprocessor.types.request import FileData, Media, PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.wire.tensors import MAX_CHUNK_BYTES
 from preprocessor.workers.resources import RequestResources
@@ -85,7 +85,7 @@ async def receive_files(
     return _filled(request, sources, files | fetching.result())
 
 
-def _filled(request: PreparationRequest, sources: Sources, files: Mapping[str, bytes]) -> PreparationRequest:
+def _filled(request: PreparationRequest, sources: Sources, files: Mapping[str, FileData]) -> PreparationRequest:
     """The request with every file in its medium, after checking the sizes that the spec states."""
     filled = sources.fill(request, files)
     for medium in filled.media:
@@ -97,9 +97,9 @@ def _filled(request: PreparationRequest, sources: Sources, files: Mapping[str, b
 
 async def _receive_chunks(
     upload: Upload[Any], media: Mapping[str, Media], sources: Sources, total: _Total, resources: RequestResources
-) -> dict[str, bytes]:
+) -> dict[str, memoryview]:
     """Media key → file, of the media sent in chunks. Chunks of several files may alternate."""
-    files: dict[str, bytes] = {}
+    files: dict[str, memoryview] = {}
     receivers = {key: _FileReceiver(media[key], total, resources, sources.sizes.get(key)) for key in sources.chunked}
     while len(files) < len(receivers):
         chunk = await upload.chunk()
@@ -127,11 +127,11 @@ async def _receive_chunks(
 
 async def _fetch_files(
     media: Mapping[str, Media], sources: Sources, total: _Total, fetcher: Fetcher, call: Call
-) -> dict[str, bytes]:
+) -> dict[str, memoryview]:
     """Media key → file, of the media given by URL."""
     places = asyncio.Semaphore(_FETCHES_PER_REQUEST)
 
-    async def fetch(key: str, url: str) -> bytes:
+    async def fetch(key: str, url: str) -> memoryview:
         receiver = _FileReceiver(media[key], total, call.resources, sources.sizes.get(key))
         async with places:
             await fetcher.fetch(url, key, receiver)
@@ -200,8 +200,7 @@ def _check_size(medium: Media, size_bytes: int, limits: Limits) -> None:
     """Raises:
     LimitExceeded: `MEDIA_TOO_LARGE` if a file of this size is too large.
     """
-    is_image = medium.modality is Modality.IMAGE
-    max_bytes = min(limits.max_media_bytes, limits.max_image_bytes) if is_image else limits.max_media_bytes
+    max_bytes = limits.max_file_bytes(medium.modality)
     if size_bytes > max_bytes:
         raise LimitExceeded(
             f"{medium.key}: more than {max_bytes} bytes; send a smaller file",
@@ -244,7 +243,7 @@ def _check_chunk(chunk: pb.MediaChunk, due_bytes: int, *, is_complete: bool) -> 
         )
 
 
-async def _store(data: bytes, resources: RequestResources) -> bytes:
+async def _store(data: FileData, resources: RequestResources) -> memoryview:
     file = UploadBuffer(resources)
     file.announce(len(data))
     await file.write(data)

@@ -17,6 +17,7 @@ from preprocessor.service.fetch.data_urls import is_data_url, read_data_url
 from preprocessor.service.json_text import value_count
 from preprocessor.service.prompts import json_texts, read_prompt
 from preprocessor.types.request import (
+    FileData,
     Media,
     Modality,
     OnDamage,
@@ -75,7 +76,7 @@ class Sources:
     same_file: Mapping[str, str]
     sizes: Mapping[str, int] = field(default_factory=dict)
 
-    def fill(self, request: PreparationRequest, files: Mapping[str, bytes]) -> PreparationRequest:
+    def fill(self, request: PreparationRequest, files: Mapping[str, FileData]) -> PreparationRequest:
         """The request with every file in its medium.
 
         Args:
@@ -98,10 +99,7 @@ def check_counts(spec: pb.PrepareSpec, limits: Limits, max_spec_parts: int) -> N
     Raises:
         LimitExceeded: `LIMIT_EXCEEDED`, `SPEC_TOO_LARGE`, `PROMPT_TOO_LONG`.
     """
-    if len(spec.media) > limits.max_media_count:
-        raise LimitExceeded(
-            f"{len(spec.media)} media in one request; at most {limits.max_media_count} are accepted", field="media"
-        )
+    limits.check_media_count(len(spec.media))
     if len(spec.token_ids.ids) > limits.max_prompt_length:
         raise LimitExceeded(
             f"a prompt of {len(spec.token_ids.ids)} token ids; at most {limits.max_prompt_length} are accepted",

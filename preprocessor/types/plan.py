@@ -73,7 +73,7 @@ class PixelPlan:
         items: In prompt order.
         row_count, feature_count: Shape of the tensor.
         size_bytes: Its size in the asked form; 0 where none is to be made.
-        video_decoder: A name in `media.video.DECODERS`.
+        video_decoder: A name in `media.video.VIDEO_BACKENDS`.
         max_file_cpu_seconds: What decoding one of the files may use.
     """
 

@@ -73,7 +73,7 @@ class Arena:
         """The bytes of a range; no copy."""
         return self._bytes[offset : offset + size_bytes]
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         """Copy bytes into a range.
 
         Raises:

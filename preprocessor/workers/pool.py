@@ -28,6 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from preprocessor.config import FILE_SHARE
 from preprocessor.errors import Cancelled, DeadlineExceeded, WorkerLost
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
@@ -49,7 +50,6 @@ logger = logging.getLogger(__name__)
 CANCEL_GRACE_SECONDS = 0.1
 
 _TRIES = 2
-_FILES_SHARE = 4  # one part in so many of the budget is for files, the rest for pixels and working memory
 _RETAINED_BYTES_A_WORKER = 256 << 20  # pages that stay mapped: a tensor being written, and some being sent
 _MIN_PART_SECONDS = 0.1  # opening the file again costs a few milliseconds a part
 
@@ -87,8 +87,8 @@ class WorkerPool:
         budget = settings.memory_budget_bytes
         self.arena = arena or Arena.create(budget)
         retained_bytes = min(budget // 4, settings.worker_count * _RETAINED_BYTES_A_WORKER)
-        self.files = Ranges(self.arena, 0, budget // _FILES_SHARE, retained_bytes // 8)
-        self.rows = Ranges(self.arena, budget // _FILES_SHARE, self.arena.size_bytes, retained_bytes)
+        self.files = Ranges(self.arena, 0, budget // FILE_SHARE, retained_bytes // 8)
+        self.rows = Ranges(self.arena, budget // FILE_SHARE, self.arena.size_bytes, retained_bytes)
         self.counters = PoolCounters(self.files, self.rows)
         self.worker_set = WorkerSet(model, self.arena, settings, self._dispatch, on_worker_end, fork_server)
         self._task_ids = itertools.count(1)

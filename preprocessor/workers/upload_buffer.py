@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import mmap
-from typing import cast
 
+from preprocessor.types.request import FileData
 from preprocessor.workers.arena import Lease
 from preprocessor.workers.resources import RequestResources
 
@@ -28,14 +28,14 @@ class StagingBuffer:
         self._extents: list[mmap.mmap] = []
         self._size_bytes = 0
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: FileData) -> None:
         left = memoryview(data)
         while left:
             within = self._size_bytes % _EXTENT_BYTES
             if not within:
                 self._extents.append(mmap.mmap(-1, _EXTENT_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
             piece = left[: _EXTENT_BYTES - within]
-            self._extents[-1][within : within + len(piece)] = cast("bytes", piece)
+            self._extents[-1][within : within + len(piece)] = piece
             self._size_bytes += len(piece)
             left = left[len(piece) :]
 
@@ -75,7 +75,7 @@ class UploadBuffer:
         """Declare how large the file will be."""
         self._declared_bytes = size_bytes
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: FileData) -> None:
         """Add the next bytes; all bytes together must not exceed a declared size.
 
         Raises:
@@ -96,15 +96,14 @@ class UploadBuffer:
             self._resources.arena.write(self._lease.offset + self.size_bytes, data)
         self.size_bytes = received_bytes
 
-    async def finish(self) -> bytes:
+    async def finish(self) -> memoryview:
         """The whole file, as a view of the arena.
 
         Raises:
             Overloaded: `MEMORY_BUDGET_FULL`, `SHARED_MEMORY_FULL`.
         """
         lease = await self._move_to_arena(self.size_bytes) if self._lease is None else self._lease
-        # Typed as bytes: the service only measures it and passes it on.
-        return cast("bytes", self._resources.arena.view(lease.offset, self.size_bytes))
+        return self._resources.arena.view(lease.offset, self.size_bytes)
 
     async def _move_to_arena(self, size_bytes: int) -> Lease:
         """Lease a range for the file, and move there what has arrived."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from preprocessor.config import KEPT_SHARE
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.workers.arena import CONTROL_SLOT_COUNT, Arena
@@ -26,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 _LONG_LANE_NICENESS = 10  # about a tenth of the CPU time of what it competes with; sched(7)
 _GROWN_BYTES = 512 << 20  # a worker that holds more than this is replaced
-_KEPT_SHARE = 8  # all workers together keep at most one part in so many of the budget between two tasks
 _MAX_BACKOFF_SECONDS = 1.0
 
 
@@ -161,7 +161,7 @@ class WorkerSet:
         limits = WorkerLimits(
             memory_bytes=self._settings.worker_memory_bytes,
             niceness=_LONG_LANE_NICENESS if lane is Lane.LONG else 0,
-            kept_bytes=self._arena.size_bytes // _KEPT_SHARE // (len(Lane) * self._settings.worker_count),
+            kept_bytes=self._arena.size_bytes // KEPT_SHARE // (len(Lane) * self._settings.worker_count),
         )
         try:
             return await self._fork_server.fork(slot, self._arena, limits)

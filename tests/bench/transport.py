@@ -127,7 +127,7 @@ async def compare_ways(ways: Mapping[str, tuple[Way, np.ndarray]], round_count: 
         if "one message" in name:
             continue  # that model gives no checksum, which tests/engine/test_shared_memory.py covers
         got = await way(rows, ANSWER_WITH_CRC)
-        wanted = [len(rows), zlib.crc32(rows) & 0x7FFFFFFF]
+        wanted = [len(rows), zlib.crc32(rows.data) & 0x7FFFFFFF]
         if got[1:] != wanted:
             raise SystemExit(f"{name}: the model got {got[1:]}; it should be {wanted}")
     results = {name: Rounds() for name in ways}

@@ -28,6 +28,7 @@ from tests.deploy.envoy import DIRECTORY, Envoy, configuration, running_envoy
 from tests.deploy.replicas import Replica, running_replicas
 from tests.deploy.tools import envoy_binary
 from tests.engine.certificates import SERVER_NAME, Authority, Signed
+from tests.local_service import LOOPBACK
 from tests.media import moving_shapes_clip, photo
 from tests.waiting import PATIENCE_SECONDS, eventually
 
@@ -37,7 +38,6 @@ PHOTO = photo(160, 120)
 LARGE_CLIP = moving_shapes_clip(seconds=2, width=640, height=480)
 """Some 50 MB of pixels."""
 SERVICE = "/preprocessor.v1.Preprocessor"
-_LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def ask(address: str, path: str, body: Any = None, **headers: str) -> tuple[int,
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"http://{address}{path}", data, headers)
     try:
-        with _LOOPBACK.open(request, timeout=SECONDS) as answer:
+        with LOOPBACK.open(request, timeout=SECONDS) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
+import numpy as np
 import pytest
 
 from deploy.triton.local_server import TritonServer
@@ -69,7 +71,7 @@ async def ask(
     spec: pb.PrepareSpec = SPEC,
     timeout_seconds: float = PATIENCE_SECONDS,
     max_tokens: int = 3,
-    **parameters: int,
+    **parameters: Any,
 ) -> Answer:
     """Call `Generate` and take down what comes, in `answer` at once."""
     given = pb.GenerateSpec(prompt=spec, parameters=pb.GenerationParameters(max_tokens=max_tokens, **parameters))
@@ -169,7 +171,9 @@ async def until_ready(caller: Caller, *, is_ready: bool = True) -> str:
 async def registered(server: TritonServer) -> list[RegisteredRegion]:
     """The shared memory that the server has."""
     async with grpc.aio.insecure_channel(server.grpc_address) as channel:
-        call = channel.unary_unary(kserve.SERVICE + "SystemSharedMemoryStatus")
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            kserve.SERVICE + "SystemSharedMemoryStatus"
+        )
         wire = await call(kserve_regions.encode_region_status())
         assert isinstance(wire, bytes)
         return list(kserve_regions.decode_region_status(wire))
@@ -178,4 +182,4 @@ async def registered(server: TritonServer) -> list[RegisteredRegion]:
 def checksum(model: Model, spec: pb.PrepareSpec = SPEC) -> tuple[int, int]:
     """How many rows of pixels the prompt has, and the CRC-32 of them, as the test models tell it."""
     pixels = pipeline.prepare(model, read_spec(spec)[0]).tensors["pixel_patches"]
-    return len(pixels), zlib.crc32(pixels) & 0x7FFFFFFF
+    return len(pixels), zlib.crc32(np.ascontiguousarray(pixels).data) & 0x7FFFFFFF

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -52,8 +53,10 @@ class Caller:
 
         def call() -> list[pb.PrepareResponse]:
             with grpc.insecure_channel(self.server.address, options=CHANNEL_OPTIONS) as channel:
-                method = channel.stream_stream(PREPARE, response_deserializer=pb.PrepareResponse.FromString)
-                return list(method(raw, metadata=metadata))
+                method: grpc.StreamStreamMultiCallable[bytes, pb.PrepareResponse] = channel.stream_stream(
+                    PREPARE, response_deserializer=pb.PrepareResponse.FromString
+                )
+                return list(method(raw, metadata=tuple(metadata)))
 
         return await asyncio.to_thread(call)
 
@@ -119,13 +122,18 @@ async def serving(
     engine: EngineClient | None = None,
     limits: Limits | None = None,
     engine_settings: EngineSettings | None = None,
-    **settings: object,
+    **settings: Any,
 ) -> AsyncIterator[Caller]:
     """A server of its own for a test with settings of its own."""
-    free = {"address": "127.0.0.1:0", "http_address": "127.0.0.1:0", "worker_count": 2, "drain_seconds": 5.0}
+    free: dict[str, Any] = {
+        "address": "127.0.0.1:0",
+        "http_address": "127.0.0.1:0",
+        "worker_count": 2,
+        "drain_seconds": 5.0,
+    }
     options = ServeSettings(
         **{**free, **settings}, limits=limits or Limits(), engine=engine_settings or EngineSettings()
-    )  # type: ignore[arg-type]
+    )
     fork_server = None if options.is_in_process else await fork_server_of(model)
     async with (
         Server(options, model, engine, fork_server) as server,

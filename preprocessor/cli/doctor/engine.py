@@ -1,4 +1,4 @@
-"""The engines: reachable, ready, of the right contract, set up for the same model, and how tensors would reach them."""
+"""Checks of the engines: reachable, ready, with the right tensors, set up for the same model, and how tensors reach them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from preprocessor.cli.doctor.finding import Finding, failed, ok, warning
 from preprocessor.config import EngineSettings, SettingError
 from preprocessor.service.engine import connection_options, engine_profile
 
-# Longer than a probe's: an engine that is far or busy is not to be called down.
+# Longer than a probe's: a remote or busy engine is not down.
 _PATIENCE_SECONDS = 5.0
 
 
@@ -127,7 +127,7 @@ async def _check_transport(address: str, engine: TritonEngine, asked: str) -> Fi
 
 
 def _create_region(settings: EngineSettings, region_bytes: int) -> OwnedRegion | None:
-    """As the service would, in size and mode; it takes no memory until something is written."""
+    """A region of the size and mode that the service uses; it takes no memory until something is written."""
     if settings.transport == Transport.GRPC or not Path("/dev/shm").is_dir():
         return None
     try:
@@ -137,7 +137,7 @@ def _create_region(settings: EngineSettings, region_bytes: int) -> OwnedRegion |
 
 
 def _asked_transport(region: OwnedRegion | None) -> Transport:
-    """Shared memory where it can be: what the engine says against it is told, which AUTO would only log."""
+    """Shared memory if possible, so that the engine's refusal is reported; AUTO would only log it."""
     return Transport.GRPC if region is None else Transport.SHARED_MEMORY
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 from preprocessor.cli.doctor.finding import Finding, failed, ok
-from preprocessor.config import ServeSettings
+from preprocessor.config import ServeSettings, SettingError
+from preprocessor.config.credentials import read_key
 from preprocessor.config.declare import groups_of, options_of
 from preprocessor.errors import PreprocessorError
 from preprocessor.models.family import Model
@@ -57,11 +57,6 @@ def _unfitting_keys(settings: ServeSettings) -> Iterator[str]:
         certificate, key = getattr(holder, "tls_certificate", ""), getattr(holder, "tls_key", "")
         if certificate and key:
             try:
-                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=_refuse_password)
-            except (ssl.SSLError, ValueError) as error:
-                yield f"{key} and {certificate}: {getattr(error, 'reason', None) or error}"
-
-
-def _refuse_password() -> str:
-    """Asked for an encrypted key; without it OpenSSL would ask the terminal."""
-    raise ValueError("the key is encrypted, and gRPC takes a plain one")
+                read_key("", key, certificate)
+            except SettingError as error:
+                yield f"{key}: needs {error.accepted}"

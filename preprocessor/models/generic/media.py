@@ -71,9 +71,9 @@ def probe_media(
         check()
         check_file = within_cpu_seconds(limits.max_file_cpu_seconds, check, medium.key)
         if medium.modality is Modality.IMAGE:
-            probed.append(ProbedMedium(medium, probe_image(medium.data, limits, medium.key), None))
+            probed.append(ProbedMedium(medium, probe_image(medium.content, limits, medium.key), None))
         elif medium.modality is Modality.VIDEO:
-            clip = probe_video(medium.data, limits, medium.key, check_file, medium.on_damage)
+            clip = probe_video(medium.content, limits, medium.key, check_file, medium.on_damage)
             probed.append(ProbedMedium(medium, clip, choose(clip, medium)))
         else:
             probed.append(ProbedMedium(medium, None, None))
@@ -94,7 +94,7 @@ def decode(
 
     Args:
         sample_rate_hz: What the processor wants sounds in.
-        video_decoder: A name in `media.video.DECODERS`.
+        video_decoder: A name in `media.video.VIDEO_BACKENDS`.
         substituted: Called with (index of the chosen frame, index of the frame used instead).
     Raises:
         CorruptMedia: The header is sound and the content is not.
@@ -102,10 +102,10 @@ def decode(
     medium = probed.medium
     check = within_cpu_seconds(limits.max_file_cpu_seconds, check, medium.key)
     if medium.modality is Modality.IMAGE:
-        return load_picture(medium.data, medium.key, medium.background)  # processors read the layout off PIL's type
+        return load_picture(medium.content, medium.key, medium.background)  # processors read the layout off PIL's type
     if medium.modality is Modality.VIDEO:
         return _decode_video(probed, check, video_decoder, substituted)
-    return extract_audio(medium.data, sample_rate_hz, limits, medium.key, check)
+    return extract_audio(medium.content, sample_rate_hz, limits, medium.key, check)
 
 
 def decoder_of(probed: ProbedMedium, video_decoder: str) -> str:
@@ -158,7 +158,7 @@ def _decode_video(
     indices, key = probed.frames.indices, probed.medium.key
     frames: npt.NDArray[np.uint8] | None = None
     decoded = decode_frames(
-        probed.medium.data,
+        probed.medium.content,
         probed.source,
         indices,
         key,

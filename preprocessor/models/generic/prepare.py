@@ -187,9 +187,8 @@ def _size(model: GenericModel, media: Sequence[Media], modality: Modality) -> di
         raise _bad_budget(f"this model's processor takes no such pixel budget for its {kind}s; leave it out")
     if len(given) > 1:
         raise _bad_budget(f"this model's processor takes one pixel budget for all {kind}s of a request")
-    ((min_pixels, max_pixels, _),) = given
-    least = own["shortest_edge"] if min_pixels is None else min_pixels
-    most = own["longest_edge"] if max_pixels is None else max_pixels
+    first = next(one for one in media if one.modality is modality)
+    least, most = first.pixel_budget(own["shortest_edge"], own["longest_edge"])
     return {"shortest_edge": least, "longest_edge": most}
 
 

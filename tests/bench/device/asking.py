@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from preprocessor.traffic.seed import TEXT
 from preprocessor.types.request import (
     ChatPrompt,
     Media,
@@ -21,7 +22,6 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.wire.tensors import MAX_CHUNK_BYTES
 from tests.bench.device.clips import SEED, clip
 
-TEXT = "frame" + " frame" * 49  # 50 tokens
 TIMEOUT_SECONDS = 120.0
 
 

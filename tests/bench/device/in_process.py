@@ -21,12 +21,11 @@ import torch
 
 from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
-from tests.bench.device.asking import TEXT
+from preprocessor.traffic.seed import TEXT
 from tests.engine.model_files import model_file
-from tests.golden.oracle import (
-    VideoMetadata,
-    processor_of,
-)  # it makes torchvision importable, which transformers looks for as it loads a model
+from tests.golden.huggingface import processor_of  # first: torchvision is imported there
+
+from transformers.video_utils import VideoMetadata  # isort: skip
 
 MAX_RUNNING = 4  # vlm_transformers/config.pbtxt
 

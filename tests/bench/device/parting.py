@@ -6,6 +6,7 @@ the same kernels to choose from. What still differs is named by the first step a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def _steps(llm: Any, device: torch.device, fps: float, of_clip: str) -> dict[str
     their_features = [torch.cat(whole.pooler_output), *(torch.cat(layer) for layer in whole.deepstack_features)]
 
     inputs = generation.build_model_inputs(prompt, device)
-    ways = {
+    ways: dict[str, Callable[[], Any]] = {
         "theirs": lambda: direct.generate(llm, theirs, device),
         "ours": lambda: _generate(llm, generation, contract, inputs | {"mm_encoder_outputs": outputs}),
         "ours, encoded by generate": lambda: _generate(

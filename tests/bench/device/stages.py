@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,10 @@ def _stages(server: InProcess, fps: float, rounds: int) -> dict[str, float]:
     found: dict[str, float] = {"rows": len(rows), "tokens": len(prompt.input_ids), "uint8 MB": rows.nbytes / 1e6}
     for name, dtype in (("uint8", torch.uint8), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
         pageable = rows.to(dtype)
-        found[f"{name} to the device, pageable"] = _median_ms(lambda p=pageable: p.to(device), rounds)
+        found[f"{name} to the device, pageable"] = _median_ms(partial(pageable.to, device), rounds)
         if device.type == "cuda":
             pinned = pageable.pin_memory()
-            found[f"{name} to the device, pinned"] = _median_ms(lambda p=pinned: p.to(device), rounds)
+            found[f"{name} to the device, pinned"] = _median_ms(partial(pinned.to, device), rounds)
     found["normalize on the device"] = _median_ms(
         lambda: rows_file.normalize_patches(on_device, prompt.mean, prompt.std).to(llm.dtype), rounds
     )

@@ -19,7 +19,7 @@ from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
 from preprocessor.traffic.load import WRONG, Ask
 from preprocessor.types.plan import Plan
-from preprocessor.types.request import PreparationRequest
+from preprocessor.types.request import FileData, PreparationRequest
 from preprocessor.types.timing import Timings
 from preprocessor.workers.pool import PoolSettings, WorkerPool
 from preprocessor.workers.resources import RequestResources
@@ -152,7 +152,7 @@ async def _claims(ask: Ask, count: float, seconds: float, concurrency: int) -> S
     return Spent(begun_count, time.perf_counter() - wall, tree_cpu_seconds(psutil.Process()) - cpu)
 
 
-async def _stored(data: bytes, claim: RequestResources) -> bytes:
+async def _stored(data: FileData, claim: RequestResources) -> memoryview:
     file = UploadBuffer(claim)
     await file.write(data)
     return await file.finish()

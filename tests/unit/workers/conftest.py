@@ -83,8 +83,12 @@ def submit(
         lease_result=lease_result,
         tensor=TensorSlot(tensor_bytes) if tensor_bytes else None,
     )
-    if (tensor := task.tensor) is not None:
-        task.done.add_done_callback(lambda _: tensor.lease is not None and tensor.lease.release())
+
+    def release(_: object) -> None:
+        if task.tensor is not None and task.tensor.lease is not None:
+            task.tensor.lease.release()
+
+    task.done.add_done_callback(release)
     pool.submit(task)
     return task
 

@@ -142,14 +142,15 @@ class TellLimits(Step):
             "files": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
             "niceness": os.nice(0),
         }
-        for name, attempt in (
+        attempts: tuple[tuple[str, Callable[[], object]], ...] = (
             ("socket", lambda: socket.socket().close()),
             ("exec", lambda: os.execv("/bin/true", ["true"])),
-        ):
+        )
+        for name, attempt in attempts:
             try:
                 attempt()
             except OSError as error:
-                limits[name] = error.errno
+                limits[name] = error.errno or 0
         return limits
 
 

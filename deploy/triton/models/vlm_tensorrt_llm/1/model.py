@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from .engine import Build, SharedPrompt, UnsupportedEngine, load_engine
+from .engine import Build, SharedPrompt, load_engine
 from .params import TENSORS_OF_THIS_ENGINE
 from .prompts.arrival import Arrival, State
 from .prompts.contract import CANCELLED
 from .prompts.intake import Intake, Served
 from .settings import EngineSettings, InvalidSettings
+from .surface import UnsupportedEngine
 
 BUILDER_THREADS = 2  # one moves pixels while another checks; a GPU copies no faster with more
 LEAVE_SECONDS = 15.0  # beyond drain_seconds: for aborted answers to end (engine.ABORT_SECONDS), and the loop

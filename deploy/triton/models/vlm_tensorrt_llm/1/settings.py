@@ -93,12 +93,12 @@ class _Reader:
         return self.value(name, str, ("true", "false").__contains__, "true or false") == "true"
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def _json_object(text: str) -> Mapping[str, Any]:
     parsed = json.loads(text or "{}")
     if not isinstance(parsed, dict):
         raise ValueError("not an object")
     return parsed
 
 
-def _names_none_of_ours(arguments: dict[str, Any]) -> bool:
+def _names_none_of_ours(arguments: Mapping[str, Any]) -> bool:
     return not set(arguments) & set(OWN_ARGUMENTS)

@@ -109,7 +109,7 @@ def _sampler(sampling: Sampling, device: torch.device) -> LogitsProcessorList:
     return processors
 
 
-class _GumbelNoise(LogitsProcessor):
+class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed
     """Makes argmax a draw from softmax: the largest of score + Gumbel noise is distributed so (Gumbel-max).
 
     transformers 5.23 samples with `torch.multinomial` and takes no generator, which would tie a request's tokens to
@@ -124,7 +124,7 @@ class _GumbelNoise(LogitsProcessor):
         return scores - exponential.log()
 
 
-class _Cancellation(StoppingCriteria):
+class _Cancellation(StoppingCriteria):  # type: ignore[misc]
     def __init__(self, is_cancelled: Callable[[], bool]) -> None:
         self._is_cancelled = is_cancelled
 
@@ -132,7 +132,7 @@ class _Cancellation(StoppingCriteria):
         return torch.full((len(input_ids),), self._is_cancelled(), dtype=torch.bool, device=input_ids.device)
 
 
-class _TokenStream(BaseStreamer):
+class _TokenStream(BaseStreamer):  # type: ignore[misc]
     """Receives the prompt first, then one token at a time, from within `generate`."""
 
     def __init__(
