@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers.process import ForkServer
 
-_zygotes: dict[Model | GenericModel | None, ForkServer] = {}
+_zygotes: dict[LoadedModel | None, ForkServer] = {}
 
 
-async def zygote_of(model: Model | GenericModel | None) -> ForkServer:
+async def zygote_of(model: LoadedModel | None) -> ForkServer:
     """None is for work that needs no model."""
     fork_server = _zygotes.get(model)
     if fork_server is None or fork_server.lost.is_set():

@@ -28,7 +28,8 @@ from preprocessor.errors import ModelNotFound
 from preprocessor.models import qwen2_5_vl, qwen2_vl, qwen3_vl
 from preprocessor.models.digests import digest_tokenizer
 from preprocessor.models.family import Family, Model
-from preprocessor.models.generic import GenericModel, load_generic
+from preprocessor.models.generic import load_generic
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.versions import library_versions
 from preprocessor.text.prompt import Placeholders, check_template
 from preprocessor.text.tokenizer import (
@@ -54,7 +55,7 @@ def builtin_names() -> list[str]:
     return sorted(path.name for path in _BUILTIN.iterdir() if path.is_dir())
 
 
-def load_model(name: str) -> Model | GenericModel:
+def load_model(name: str) -> LoadedModel:
     """Load what preprocessing needs of a model: settings, tokenizer and template, no weights.
 
     Args:

@@ -34,10 +34,9 @@ def decode_item(
     Raises:
         CorruptMedia: The pixels are not what the header promised.
     """
-    if item.frames is None:
+    if item.frames is None or not isinstance(item.source, ClipInfo):
         yield _decode_image(medium, item)
         return
-    assert isinstance(item.source, ClipInfo)
     indices = item.frames.indices[frames_wanted]
     yield from decode_frames(
         medium.data,
@@ -55,7 +54,7 @@ def decode_item(
 def _decode_image(medium: Media, item: ItemPlan) -> npt.NDArray[np.uint8]:
     """RGB uint8 [height, width, 3], of the size that was planned."""
     pixels = decode_image(medium.data, item.key, medium.background)
-    source = item.source
+    source = item.picture
     if pixels.shape[:2] != (source.height_px, source.width_px):
         raise CorruptMedia(
             f"{item.key}: the header says {source.width_px}x{source.height_px} and the pixels are "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,7 @@ import cv2
 from preprocessor import pipeline
 from preprocessor.config import Limits
 from preprocessor.errors import LimitExceeded
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import Check, LoadedModel
 from preprocessor.types.plan import PixelPlan
 from preprocessor.types.request import Media, PreparationRequest
 from preprocessor.vision.patches import PIXEL_DTYPES
@@ -24,8 +23,6 @@ from preprocessor.workers.sandbox import memory_left
 # to the caller (`service.tensors`): a little more would be a third.
 _ANNOUNCED_BYTES = 4 << 20
 
-RowsWritten = Callable[[int, int], None]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlanPayload:
@@ -34,7 +31,7 @@ class PlanPayload:
     request: PreparationRequest
     limits: Limits
 
-    def run(self, model: Model | GenericModel, arena: Arena, check: pipeline.Checkpoint, announce: RowsWritten) -> Any:
+    def run(self, model: LoadedModel, arena: Arena, check: Check, announce: pipeline.AnnounceRows) -> Any:
         request = dataclasses.replace(self.request, media=_own(self.request.media))
         # A tokenizer that gets no memory aborts the process, so a text that needs more than there is must be refused before.
         tokenizing_bytes = min(self.limits.max_tokenizing_bytes, memory_left())
@@ -55,8 +52,7 @@ class PixelPayload:
     offset: int
     rows: range
 
-    def run(self, model: Model | GenericModel, arena: Arena, check: pipeline.Checkpoint, announce: RowsWritten) -> Any:
-        assert isinstance(model, Model), "only the fast path plans pixels"
+    def run(self, model: LoadedModel, arena: Arena, check: Check, announce: pipeline.AnnounceRows) -> Any:
         planned = self.planned
         row_bytes = planned.size_bytes // max(1, planned.row_count)
         arena.reserve(self.offset + self.rows.start * row_bytes, len(self.rows) * row_bytes)
@@ -68,12 +64,12 @@ class PixelPayload:
 Payload = PlanPayload | PixelPayload
 
 
-def header_bytes(payload: object, model: Model | GenericModel) -> int | None:
+def header_bytes(payload: object, model: LoadedModel) -> int | None:
     """What a job may take that only reads headers, whose counts are a stranger's to make up; None for any other.
 
     What others take the plan says, and the budget has it set aside.
     """
-    if not (isinstance(payload, PlanPayload) and isinstance(model, Model)):
+    if not (isinstance(payload, PlanPayload) and model.plans_from_headers):
         return None
     return payload.limits.max_header_bytes + sum(len(medium.data) for medium in payload.request.media)
 
@@ -101,7 +97,7 @@ def _own(media: Sequence[Media]) -> tuple[Media, ...]:
 class _Gathered:
     """Passes finished rows on in runs that are worth a message, but for the last: the job's end says that all are finished."""
 
-    def __init__(self, announce: RowsWritten, rows: range, run_rows: int) -> None:
+    def __init__(self, announce: pipeline.AnnounceRows, rows: range, run_rows: int) -> None:
         self._announce = announce
         self._stop = rows.stop
         self._run_rows = run_rows

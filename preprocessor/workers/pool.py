@@ -27,8 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Overloaded, WorkerLost
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers.arena import Arena, Ranges, shared_memory_full
 from preprocessor.workers.channel import Command
 from preprocessor.workers.heap import give_back_freed_memory
@@ -75,7 +74,7 @@ class WorkerPool:
 
     def __init__(
         self,
-        model: Model | GenericModel,
+        model: LoadedModel,
         settings: PoolSettings,
         on_worker_end: Callable[[str], None] = lambda reason: None,
         fork_server: ForkServer | None = None,

@@ -20,8 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from preprocessor.config.machine import SINGLE_THREADED
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers import fork_server
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.channel import (
@@ -179,7 +178,7 @@ class ForkServer:
 
     def __init__(
         self,
-        model: Model | GenericModel,
+        model: LoadedModel,
         forked: tuple[fork_server.ForkedProcess, socket.socket] | None = None,
     ) -> None:
         self.lost = asyncio.Event()
@@ -293,7 +292,7 @@ class ForkServer:
                 self._workers.pop(worker_id).note_exit(code)
 
 
-def _pickled(model: Model | GenericModel) -> int:
+def _pickled(model: LoadedModel) -> int:
     """The model in a file without a name."""
     descriptor = os.memfd_create("preprocessor-model")
     with os.fdopen(os.dup(descriptor), "wb") as file:

@@ -15,24 +15,16 @@ import numpy.typing as npt
 
 from preprocessor.config import Limits
 from preprocessor.errors import Overloaded
-from preprocessor.models.generic import GenericModel, GenericPrepared
 from preprocessor.pipeline import cost
-from preprocessor.types.plan import PixelPlan, Plan
+from preprocessor.types.plan import PixelPlan, Plan, Substitution
 from preprocessor.types.request import Media, PreparationRequest
-from preprocessor.types.result import PixelReport, Substitution
+from preprocessor.types.result import PixelReport
 from preprocessor.types.timing import Timings
 from preprocessor.vision.patches import PIXEL_DTYPES
 from preprocessor.workers.arena import Arena, Lease, Ranges
 from preprocessor.workers.payloads import PixelPayload, PlanPayload
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.task import Task, TensorSlot
-
-_PLAN_SECONDS_A_BYTE = 5e-9  # a walk over the packets and a digest
-_PLAN_BYTES = 16 << 20
-# What a model's own processor will make of a file shows only when it has: taken to be large, and slow.
-_GENERIC_SECONDS = 1.0
-_GENERIC_BYTES_A_FILE_BYTE = 40
-_GENERIC_BYTES = 256 << 20
 
 
 class RequestResources:
@@ -117,7 +109,7 @@ class RequestResources:
 
     # -- work ----------------------------------------------------------------------------------------------------------
 
-    async def plan(self, request: PreparationRequest, limits: Limits) -> Plan | GenericPrepared:
+    async def plan(self, request: PreparationRequest, limits: Limits) -> Plan:
         """`pipeline.plan` on a worker.
 
         Args:
@@ -135,17 +127,11 @@ class RequestResources:
             )
         self._is_pending = True
         self._pool.pending_count += 1
-        file_bytes = sum(len(medium.data) for medium in request.media)
-        seconds, working_bytes = file_bytes * _PLAN_SECONDS_A_BYTE, file_bytes + _PLAN_BYTES
-        if isinstance(self._pool.model, GenericModel) and request.media:
-            seconds = _GENERIC_SECONDS
-            working_bytes = min(
-                file_bytes * _GENERIC_BYTES_A_FILE_BYTE + _GENERIC_BYTES, self._pool.rows.size_bytes // 2
-            )
-        task = self._task(PlanPayload(request, limits), seconds, working_bytes)
+        load = self._pool.model.planning_workload(request, self._pool.rows.size_bytes // 2)
+        task = self._task(PlanPayload(request, limits), load.cpu_seconds, load.working_bytes)
         self._pool.submit(task)
-        planned: Plan | GenericPrepared = await self._result(task)
-        if isinstance(planned, GenericPrepared) or not planned.pixel_bytes:
+        planned: Plan = await self._result(task)
+        if planned.pixels is None:
             self._settle()
         return planned
 

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Overloaded, PreprocessorError, trace_of
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.channel import (
     HEAD,
@@ -67,7 +66,7 @@ def cpu_exhausted(cpu_seconds: float) -> LimitExceeded:
     )
 
 
-def task(channel: socket.socket, arena: Arena, model: Model | GenericModel, slot: int, kept_bytes: int) -> None:
+def task(channel: socket.socket, arena: Arena, model: LoadedModel, slot: int, kept_bytes: int) -> None:
     """Carry out orders until the service closes the channel.
 
     Args:
@@ -94,7 +93,7 @@ def task(channel: socket.socket, arena: Arena, model: Model | GenericModel, slot
 
 
 def _outcome(
-    command: Command, channel: socket.socket, arena: Arena, model: Model | GenericModel, slot: int
+    command: Command, channel: socket.socket, arena: Arena, model: LoadedModel, slot: int
 ) -> tuple[Any, Fault | None]:
     """What the job returns or raises, and how the program failed where it did."""
 

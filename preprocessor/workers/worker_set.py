@@ -13,8 +13,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers.arena import CONTROL_SLOT_COUNT, Arena
 from preprocessor.workers.process import ForkServer
 from preprocessor.workers.sandbox import WorkerLimits
@@ -50,7 +49,7 @@ class WorkerSet:
 
     def __init__(
         self,
-        model: Model | GenericModel,
+        model: LoadedModel,
         arena: Arena,
         settings: WorkerSetSettings,
         on_idle: Callable[[], None],

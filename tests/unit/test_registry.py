@@ -98,8 +98,8 @@ def test_a_directory_gives_the_token_ids_of_the_built_in(model: Model, saved: Pa
     request = PreparationRequest(
         ChatPrompt((Message("user", parts),)), (Media("i", Modality.IMAGE, photo(64, 64, "PNG")),)
     )
-    ours = plan(load_model(str(saved)), request, Limits()).prompt.token_ids
-    assert ours.tolist() == plan(model, request, Limits()).prompt.token_ids.tolist()
+    ours = plan(load_model(str(saved)), request, Limits()).token_ids
+    assert ours.tolist() == plan(model, request, Limits()).token_ids.tolist()
 
 
 def test_a_directory_gives_the_settings_of_the_built_in(model: Model, small: Path) -> None:

@@ -19,32 +19,20 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, PreprocessorError, trace_of
 from preprocessor.media.container import keep_going
-from preprocessor.models.generic.media import (
-    ChooseFrames,
-    ProbedMedium,
-    choose_evenly,
-    decode,
-    decoder_of,
-    metadata_of,
-    probe_media,
-    refuse_above,
-)
-from preprocessor.models.generic.model import GenericModel, part_of
+from preprocessor.models.generic.media import choose_evenly, decode, metadata_of, probe_media, refuse_above
+from preprocessor.models.generic.processor import ProcessorSettings, part_of
 from preprocessor.models.generic.prompt import render
 from preprocessor.models.generic.tensors import TEXT_TENSORS, ragged, to_tensors
+from preprocessor.models.probe import ChooseFrames, ProbedMedium, decoder_of
 from preprocessor.models.versions import pixel_settings
+from preprocessor.types.plan import ItemPlan, Plan, Substitution
 from preprocessor.types.request import Media, Modality, PixelForm, PreparationRequest
-from preprocessor.types.result import Substitution
-from preprocessor.types.source import ClipInfo, FrameChoice, ImageInfo, SoundInfo
+from preprocessor.types.source import ClipInfo, ImageInfo, SoundInfo
 from preprocessor.types.timing import Timings
 
 _LOCK_POLL_SECONDS = 0.05  # how soon a request that waits for the processor notices that its caller has left
@@ -55,61 +43,13 @@ _COUNTS_DIFFER = re.compile(r"\b(image|video|audio)s?\b.*\b(tokens?|number|place
 _RAGGED = re.compile(r"Unable to convert output '(\w+)'")  # transformers 5.23, BatchFeature.convert_to_tensors
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class GenericItem:
-    """One medium of a request, as used.
-
-    Attributes:
-        source: Header facts.
-        decoder: The libraries that decode it, with versions.
-        frames: The frames used of a video; None for all else.
-        content_sha256: Digest of the file.
-        digest: SHA-256 of the caller's salt and of everything that can change a value made of it, for caches.
-    """
-
-    key: str
-    modality: Modality
-    source: ImageInfo | ClipInfo | SoundInfo
-    decoder: str
-    frames: FrameChoice | None
-    content_sha256: bytes
-    digest: bytes
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class GenericPrepared:
-    """A prompt ready for an engine.
-
-    Attributes:
-        token_ids: int32 [L], placeholders expanded; the same array as `tensors["input_ids"]`.
-        tensors: All that the processor returned, under its own names; see `tensors.to_tensors`.
-        items: The media in prompt order.
-        substitutions: Damaged frames and what stands in their place.
-    """
-
-    token_ids: npt.NDArray[np.int32]
-    tensors: Mapping[str, npt.NDArray[Any]] = field(repr=False)
-    items: tuple[GenericItem, ...]
-    timings: Timings
-    substitutions: tuple[Substitution, ...] = ()
-
-    @property
-    def token_count(self) -> int:
-        return len(self.token_ids)
-
-    @property
-    def pixel_bytes(self) -> int:
-        """Bytes of everything but the text's tensors."""
-        return sum(tensor.nbytes for name, tensor in self.tensors.items() if name not in TEXT_TENSORS)
-
-
 def prepare_generic(
-    model: GenericModel,
+    model: ProcessorSettings,
     request: PreparationRequest,
     limits: Limits,
     check: Callable[[], None] = keep_going,
     choose: ChooseFrames = choose_evenly,
-) -> GenericPrepared:
+) -> Plan:
     """Prepare a request with the model's own processor.
 
     Args:
@@ -154,7 +94,8 @@ def prepare_generic(
     decoders = [decoder_of(one, request.video_decoder) for one in probed]
     settings = [pixel_settings(one.medium, decoder, form) for one, decoder in zip(probed, decoders, strict=True)]
     items = _items(probed, sources, decoders, repr((model.fingerprint, sizes, settings, request.cache_salt)))
-    return GenericPrepared(tensors["input_ids"], tensors, items, timings, tuple(substitutions))
+    pixel_bytes = sum(tensor.nbytes for name, tensor in tensors.items() if name not in TEXT_TENSORS)
+    return Plan(items, tensors, timings, None, pixel_bytes, tuple(substitutions))
 
 
 def _form(asked: PixelForm | None) -> PixelForm | None:
@@ -166,7 +107,7 @@ def _form(asked: PixelForm | None) -> PixelForm | None:
     return asked
 
 
-def _size(model: GenericModel, media: Sequence[Media], modality: Modality) -> dict[str, int] | None:
+def _size(model: ProcessorSettings, media: Sequence[Media], modality: Modality) -> dict[str, int] | None:
     """The processor's `size` argument for the caller's pixel budget; None where he gives none.
 
     Only processors that fit an image to whole merged patches within a budget (the Qwen and GLM way) count pixels in `size`;
@@ -194,7 +135,7 @@ def _bad_budget(message: str) -> InvalidRequest:
 
 
 def _arguments(
-    model: GenericModel,
+    model: ProcessorSettings,
     text: str,
     probed: Sequence[ProbedMedium],
     contents: Sequence[Any],
@@ -245,7 +186,7 @@ def _one_rate(probed: Sequence[ProbedMedium]) -> float:
     return rates[0]
 
 
-def _process(model: GenericModel, arguments: Mapping[str, Any], check: Callable[[], None]) -> Mapping[str, Any]:
+def _process(model: ProcessorSettings, arguments: Mapping[str, Any], check: Callable[[], None]) -> Mapping[str, Any]:
     """Call the processor, one thread at a time.
 
     transformers raises ValueError for input that it does not accept. Any other type is a fault of its code or ours, not known
@@ -259,16 +200,15 @@ def _process(model: GenericModel, arguments: Mapping[str, Any], check: Callable[
             output: Mapping[str, Any] = model.processor(**arguments)
         except ValueError as error:
             refusal = _refusal(model, error)
-            refusal.trace = trace_of(
-                error
-            )  # a wrong setting of the model's or a fault of its code may say ValueError, too
+            # A wrong setting of the model's or a fault of its code may say ValueError, too.
+            refusal.trace = trace_of(error)
             raise refusal from error
     finally:
         model.lock.release()
     return output
 
 
-def _refusal(model: GenericModel, error: ValueError) -> PreprocessorError:
+def _refusal(model: ProcessorSettings, error: ValueError) -> PreprocessorError:
     message = " ".join(str(error).split())[:_MESSAGE_LENGTH] or type(error).__name__
     if found := _RAGGED.match(message):
         return ragged(found[1])
@@ -284,7 +224,7 @@ def _items(
     sources: Sequence[ImageInfo | ClipInfo | SoundInfo],
     decoders: Sequence[str],
     processing: str,
-) -> tuple[GenericItem, ...]:
+) -> tuple[ItemPlan, ...]:
     contents = [hashlib.sha256(one.medium.data).digest() for one in probed]
     indices = [None if one.frames is None else one.frames.indices.tolist() for one in probed]
     modalities = [int(one.medium.modality) for one in probed]
@@ -294,7 +234,7 @@ def _items(
         digest = whole.copy()
         digest.update(position.to_bytes(4, "big"))
         items.append(
-            GenericItem(
+            ItemPlan(
                 key=one.medium.key,
                 modality=one.medium.modality,
                 source=source,
