@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from preprocessor.errors import ModelNotFound
 from preprocessor.media.sampling import spread_by_steps, whole_patches
 from preprocessor.models.family import Family, ItemLayout, ModelSettings
 from preprocessor.models.loaded import WriteFrame
@@ -20,13 +22,40 @@ from preprocessor.vision.geometry import fit_image, patch_grid
 from preprocessor.vision.patches import write_patches
 from preprocessor.vision.positions import mrope_tensors
 from preprocessor.vision.resize import resizer
-from preprocessor.vision.spec import VideoSpec
+from preprocessor.vision.spec import PixelSpec, VideoSpec, parse_pixel_spec, parse_video_spec
 
 FitVideo = Callable[[int, int, int, VideoSpec], tuple[int, int]]
 """(frame_count, height, width, settings) → (height, width) in px after resizing."""
 
 # transformers 5.23, Qwen2VLVideoProcessor; fps is that of the reference implementation, which transformers leaves unset.
 VIDEO_DEFAULTS = {"fps": 2, "min_frames": 4, "max_frames": 768, "max_video_tokens": 128_000}
+
+
+def read_pixels(image: Mapping[str, Any], video: Mapping[str, Any], name: str) -> tuple[PixelSpec, VideoSpec]:
+    return read_patch_settings(image, {**VIDEO_DEFAULTS, **without_nulls(video)}, name)
+
+
+def read_patch_settings(image: Mapping[str, Any], video: Mapping[str, Any], name: str) -> tuple[PixelSpec, VideoSpec]:
+    """Settings of images and videos whose patches go into one tensor.
+
+    Args:
+        video: The family's defaults filled in.
+    Raises:
+        ModelNotFound: `UNSUPPORTED_PROCESSOR` where one tensor cannot hold both, or as `parse_pixel_spec`.
+    """
+    images = parse_pixel_spec(image, f"{name}: image processor")
+    videos = parse_video_spec(video, f"{name}: video processor")
+    if dataclasses.replace(videos.pixels, min_pixels=images.min_pixels, max_pixels=images.max_pixels) != images:
+        raise ModelNotFound(
+            f"{name}: image and video processor differ in more than their pixel budget; one pixel tensor cannot hold both",
+            reason="UNSUPPORTED_PROCESSOR",
+        )
+    return images, videos
+
+
+def without_nulls(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A null in a configuration counts as left out."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def sample_indices(total: int, rate: float, sampling: Sampling, spec: VideoSpec) -> npt.NDArray[np.int64]:
@@ -119,7 +148,7 @@ def merged_grids(items: Sequence[ItemPlan], model: ModelSettings) -> list[Grid]:
 FAMILY = Family(
     name="qwen2_vl",
     model_types=("qwen2_vl",),
-    video_defaults=VIDEO_DEFAULTS,
+    read_pixels=read_pixels,
     sample_indices=sample_indices,
     layout=layout,
     frame_writer=patch_writer,

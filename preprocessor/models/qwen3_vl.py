@@ -8,7 +8,7 @@ video counts all its frames.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,20 @@ import numpy.typing as npt
 from preprocessor.media.sampling import count_for_fps, spread_evenly
 from preprocessor.models.family import Family, ItemLayout, ModelSettings
 from preprocessor.models.probe import ProbedMedium
-from preprocessor.models.qwen2_vl import merged_grids, patch_layout, patch_writer
+from preprocessor.models.qwen2_vl import merged_grids, patch_layout, patch_writer, read_patch_settings, without_nulls
 from preprocessor.text.prompt import Replacement
 from preprocessor.types.plan import ExpandedPrompt, Grid, ItemPlan
 from preprocessor.types.request import Sampling
 from preprocessor.vision.geometry import fit_video as fit_whole_video
 from preprocessor.vision.positions import mrope_tensors
-from preprocessor.vision.spec import VideoSpec
+from preprocessor.vision.spec import PixelSpec, VideoSpec
 
 VIDEO_DEFAULTS = {"fps": 2, "min_frames": 4, "max_frames": 768, "max_video_tokens": 768}
 """transformers 5.23, Qwen3VLVideoProcessor."""
+
+
+def read_pixels(image: Mapping[str, Any], video: Mapping[str, Any], name: str) -> tuple[PixelSpec, VideoSpec]:
+    return read_patch_settings(image, {**VIDEO_DEFAULTS, **without_nulls(video)}, name)
 
 
 def sample_indices(total: int, rate: float, sampling: Sampling, spec: VideoSpec) -> npt.NDArray[np.int64]:
@@ -107,7 +111,7 @@ def prompt_tensors(
 FAMILY = Family(
     name="qwen3_vl",
     model_types=("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "cosmos3_omni"),
-    video_defaults=VIDEO_DEFAULTS,
+    read_pixels=read_pixels,
     sample_indices=sample_indices,
     layout=layout,
     frame_writer=patch_writer,

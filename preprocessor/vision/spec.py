@@ -91,6 +91,23 @@ def parse_pixel_spec(config: Mapping[str, Any], source: str) -> PixelSpec:
     )
 
 
+def parse_video_spec(config: Mapping[str, Any], source: str) -> VideoSpec:
+    """Settings from a `video_preprocessor_config.json`, the family's defaults filled in.
+
+    Raises:
+        ModelNotFound: As `parse_pixel_spec`.
+    """
+    return VideoSpec(
+        pixels=parse_pixel_spec(config, source),
+        fps=config["fps"],
+        min_frames=config["min_frames"],
+        max_frames=config["max_frames"],
+        cap_pixels_per_frame=bool(config.get("cap_pixels_per_frame")),
+        max_video_tokens=config["max_video_tokens"],
+        frame_count=config.get("num_frames"),
+    )
+
+
 def _field(config: Mapping[str, Any], name: str, source: str) -> int:
     value = config.get(name)
     if not isinstance(value, int) or value < 1:

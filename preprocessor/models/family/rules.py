@@ -92,19 +92,22 @@ class Family:
 
     Attributes:
         model_types: Values of `model_type` in config.json that belong here.
-        video_defaults: Fields of the video processor's configuration where a model's files leave them out.
+        read_pixels: (configuration of the image processor, of the video processor, the model's name) → settings of both.
+            Raises `ModelNotFound` where they ask for what the family does not do.
         sample_indices: (frames, frames a second, the caller's wish, settings) → ascending indices int64 [n].
         layout: (an image or a video, the model with the caller's overrides) → its rows, its tokens, its tensors.
         frame_writer: (a planned item, the model) → what writes its frames into rows; frames come in ascending order.
         prompt_tensors: (prompt, items in its order, the model) → tensors over the whole prompt, such as rotary positions.
+        modalities: What the family's models take beside text; config.json names a placeholder token of each.
     """
 
     name: str
     model_types: tuple[str, ...]
-    video_defaults: Mapping[str, Any]
+    read_pixels: Callable[[Mapping[str, Any], Mapping[str, Any], str], tuple[PixelSpec, VideoSpec]]
     sample_indices: Callable[[int, float, Sampling, VideoSpec], npt.NDArray[np.int64]]
     layout: Callable[[ProbedMedium, ModelSettings], ItemLayout]
     frame_writer: Callable[[ItemPlan, ModelSettings], WriteFrame]
     prompt_tensors: Callable[[ExpandedPrompt, Sequence[ItemPlan], ModelSettings], Mapping[str, npt.NDArray[Any]]] = (
         no_tensors
     )
+    modalities: frozenset[Modality] = frozenset({Modality.IMAGE, Modality.VIDEO})
