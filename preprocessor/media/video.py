@@ -44,7 +44,7 @@ from preprocessor.media.webp import decode_webp, is_webp, probe_webp
 from preprocessor.types.request import OnDamage
 from preprocessor.types.source import ClipInfo
 
-DECODERS: Mapping[str, Decoder] = {"pyav": decode_with_pyav, "opencv": decode_with_opencv}
+BACKENDS: Mapping[str, Decoder] = {"pyav": decode_with_pyav, "opencv": decode_with_opencv}
 
 
 def probe_video(
@@ -109,7 +109,7 @@ def decode_frames(
             none was before.
         substituted: Called with (position among `indices`, index of the frame used instead) for each such place.
         decoded: Called with how many frames were decoded more, wanted or not.
-        backend: A name in `DECODERS`.
+        backend: A name in `BACKENDS`.
     Raises:
         CorruptMedia: `UNDECODABLE_FRAME`: a chosen frame cannot be decoded (FAIL; the message names its time) or no frame
             can (REPEAT).
@@ -117,13 +117,13 @@ def decode_frames(
             `DECODER_LIMIT` where the backend cannot do it.
         InvalidRequest: `UNKNOWN_DECODER`.
     """
-    if backend not in DECODERS:
+    if backend not in BACKENDS:
         raise InvalidRequest(
-            f"no decoder is called {backend!r}; there are {', '.join(DECODERS)}",
+            f"no decoder is called {backend!r}; there are {', '.join(BACKENDS)}",
             reason="UNKNOWN_DECODER",
             media_key=key,
         )
     if not isinstance(clip, IndexedClip):
         raise TypeError("clip must come from probe_video, for it holds the file's packets")
-    decode = decode_webp if clip.codec == "webp" and backend == "pyav" else DECODERS[backend]
+    decode = decode_webp if clip.codec == "webp" and backend == "pyav" else BACKENDS[backend]
     return decode(data, clip, Choice(indices, key, check, on_damage, substituted, decoded))

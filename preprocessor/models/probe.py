@@ -66,7 +66,7 @@ def decoder_of(probed: ProbedMedium, video_decoder: str) -> str:
     """The libraries that decode it, with versions.
 
     Args:
-        video_decoder: A name in `media.video.DECODERS`.
+        video_decoder: A name in `media.video.BACKENDS`.
     """
     match probed.source:
         case ImageInfo() as image:

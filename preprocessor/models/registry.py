@@ -40,6 +40,7 @@ from preprocessor.text.tokenizer import (
     one_line,
     read_stop_token_ids,
 )
+from preprocessor.types.request import Modality
 
 FAMILIES: tuple[Family, ...] = (qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY)
 

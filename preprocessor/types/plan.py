@@ -116,7 +116,7 @@ class PixelPlan:
         items: In prompt order.
         row_count, feature_count: Shape of the tensor.
         size_bytes: Its size in the asked form.
-        video_decoder: A name in `media.video.DECODERS`.
+        video_decoder: A name in `media.video.BACKENDS`.
         max_file_cpu_seconds: What decoding one of the files may use.
     """
 

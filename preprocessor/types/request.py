@@ -144,7 +144,7 @@ class PreparationRequest:
         pixel_form: None leaves it to the model's path: UINT8 on the fast one, the processor's own on the generic one.
         with_token_types: Whether to add `mm_token_type_ids`.
         cache_salt: Mixed into every item's digest.
-        video_decoder: A name in `media.video.DECODERS`; the deployment's choice, not the caller's.
+        video_decoder: A name in `media.video.BACKENDS`; the deployment's choice, not the caller's.
     """
 
     prompt: ChatPrompt | TextPrompt | TokenPrompt

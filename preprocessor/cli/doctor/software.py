@@ -16,7 +16,7 @@ _TESTED = Path(__file__).parents[1] / "constraints.txt"  # what `preprocessor co
 _INSTALL = "preprocessor constraints > tested.txt; pip install --constraint tested.txt vlm-preprocessor"
 
 # README, "Files": any of these decoders of FFmpeg reads the codec.
-DECODERS: Mapping[str, tuple[str, ...]] = {
+DECODERS_OF_CODEC: Mapping[str, tuple[str, ...]] = {
     "H.264": ("h264",),
     "HEVC": ("hevc",),
     "VP8": ("vp8", "libvpx"),
@@ -99,14 +99,14 @@ def check_decoders(available: Collection[str], ffmpeg: str) -> Finding:
         available: Names of its decoders.
         ffmpeg: Its version.
     """
-    missing = [codec for codec, names in DECODERS.items() if not set(names) & set(available)]
+    missing = [codec for codec, names in DECODERS_OF_CODEC.items() if not set(names) & set(available)]
     if missing:
         return failed(
             "decoders",
             f"PyAV's FFmpeg {ffmpeg} has no decoder for {', '.join(missing)}",
             "install PyAV's own wheel (pip install av): it carries them all; a system's FFmpeg may leave some out",
         )
-    return ok("decoders", f"FFmpeg {ffmpeg}: {', '.join(DECODERS)}")
+    return ok("decoders", f"FFmpeg {ffmpeg}: {', '.join(DECODERS_OF_CODEC)}")
 
 
 def check_images(available: Collection[str], has_heif: bool) -> Finding:
@@ -127,7 +127,7 @@ def decoders_here() -> tuple[set[str], str]:
     """The decoders of PyAV's FFmpeg, and its version."""
     import av
 
-    names = {name for names in DECODERS.values() for name in names}
+    names = {name for names in DECODERS_OF_CODEC.values() for name in names}
     return {name for name in names if name in av.codecs_available and _decodes(name)}, str(av.ffmpeg_version_info)
 
 

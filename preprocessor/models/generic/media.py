@@ -67,7 +67,7 @@ def decode(
 
     Args:
         sample_rate_hz: What the processor wants sounds in.
-        video_decoder: A name in `media.video.DECODERS`.
+        video_decoder: A name in `media.video.BACKENDS`.
         substituted: Called with (index of the chosen frame, index of the frame used instead).
     Raises:
         CorruptMedia: The header is sound and the content is not.
