@@ -1,7 +1,7 @@
 """What may change a result from one release to the next: library versions and a model's own files.
 
-A model's `fingerprint` is one digest over all of it, for caches: it changes whenever anything does. `fingerprint_parts`
-tells the same by name, for comparing with an engine that was set up elsewhere: there a difference must say where it is.
+A model's `fingerprint` is one digest over all of it, for caches: it changes whenever anything does. `fingerprint_parts` has the
+same by name, for comparison with an engine that was set up elsewhere: a mismatch must say what differs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.versions import library_versions
 
 CONTRACT_VERSION = "1"
-"""Of the tensors' names, types and meanings; raised when an engine that knew the last ones would misread the next."""
+"""Version of the tensors' names, types and meanings. Raised when an engine written for the last version would misread them."""
 
 
 def fingerprint_parts(model: LoadedModel) -> dict[str, str]:

@@ -47,7 +47,7 @@ class ModelPath(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
-    """What a model tells of itself.
+    """What a model says about itself.
 
     Attributes:
         family: Name of its family, or of its processor's class.

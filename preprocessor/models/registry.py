@@ -60,7 +60,7 @@ def load_model(name: str) -> LoadedModel:
     Args:
         name: A built-in name, a local directory, or a hub id such as "Qwen/Qwen3-VL-2B-Instruct".
     Raises:
-        ModelNotFound: There is no such model, or one of its files is missing or asks for something unknown.
+        ModelNotFound: There is no such model, or one of its files is missing or has an unsupported setting.
     """
     directory = _BUILTIN / name if name in builtin_names() else _local_directory(name)
     config = _read_json(directory, "config.json")
@@ -140,7 +140,7 @@ def _local_directory(name: str) -> Path:
 def _processor_settings(directory: Path) -> dict[str, Mapping[str, Any]]:
     """Image and video processor settings, from either layout that transformers writes.
 
-    A model without video settings of its own uses the image's: so does transformers.
+    A model without video settings of its own uses those for images, as transformers does.
     """
     if (directory / "processor_config.json").is_file():
         combined = _read_json(directory, "processor_config.json")
@@ -174,7 +174,7 @@ def _chat_template(directory: Path, tokenizer: TokenizersBackend) -> str:
 
 
 def _as_jinja_reads(template: str) -> str:
-    """Without what it takes away itself: one line's end at the end, and which kind the others are."""
+    """The template with line ends as Jinja normalizes them, and without the one at the end, which it strips."""
     return template.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
 
 

@@ -1,7 +1,7 @@
-"""What a plan will cost, and where it can be cut: pure functions of what headers tell.
+"""What a plan will cost, and where it can be cut: pure functions of header facts.
 
-Seconds only order work and bound waits, so they are to be right within a factor of three. Bytes are promises to the memory
-budget and err upwards. The rates were measured on one core of an AMD EPYC (Zen 3).
+Seconds only order work and bound waits; a factor of three is accurate enough. Bytes are reserved from the memory budget, so they
+are upper estimates. The rates were measured on one core of an AMD EPYC (Zen 3).
 """
 
 from __future__ import annotations
@@ -64,19 +64,19 @@ def _item_cost(item: ItemPlan, video_decoder: str) -> tuple[float, float]:
         seconds += _seconds_from_the_start(source, item.frames.indices, pixels)
         decoder_count = 2
     resizing_px = max(pixels, source.height_px * rows.width_px, resized_bytes // 3)
-    # Rows of uint8, where floats are asked for: those are made of whole rows.
+    # Where floats are requested, a group's rows are first written as uint8.
     group_bytes = _BYTES_A_RESIZED_PIXEL * resizing_px + rows.group_frames * resized_bytes
     return seconds, decoder_count * pixels * _BYTES_A_FRAME_PIXEL + group_bytes
 
 
 def cut(planned: PixelPlan, media: Sequence[Media], part_count: int) -> list[range]:
-    """Divide the rows into at most `part_count` runs of about the same work, each of which can be made on its own.
+    """Divide the rows into at most `part_count` ranges of about equal work, each of which can be made alone.
 
-    A cut lies between two items, or inside a video where a new group of pictures begins, so that no part decodes much
-    of what another one does. A video whose damage is to be covered by earlier frames stays whole.
+    A cut lies between two items, or inside a video where a new group of pictures begins, so that parts decode few frames
+    twice. A video with `OnDamage.REPEAT` is not cut: a damaged frame is replaced by an earlier one.
 
     Returns:
-        Row ranges in order, covering all rows; one where there is nowhere to cut.
+        Row ranges in order, covering all rows; a single one where no cut is possible.
     """
     if part_count < 2 or planned.video_decoder != "pyav":
         return [range(planned.row_count)]
@@ -92,16 +92,16 @@ def cut(planned: PixelPlan, media: Sequence[Media], part_count: int) -> list[ran
 
 
 def _separate_groups(item: ItemPlan) -> list[int]:
-    """Groups of rows that begin in another group of pictures than the one before them does; 0 included."""
+    """Groups of rows whose first frame lies in another group of pictures than that of the group before; 0 included."""
     if item.frames is None or not isinstance(item.source, IndexedClip):
         return [0]
-    entry_of_frame = np.searchsorted(item.source.entry_frames, item.frames.indices, "right")
-    entry_of_group = entry_of_frame[:: item.rows.group_frames]
-    return [0, *(np.flatnonzero(np.diff(entry_of_group)) + 1).tolist()]
+    access_points = np.searchsorted(item.source.entry_frames, item.frames.indices, "right")
+    first_of_groups = access_points[:: item.rows.group_frames]
+    return [0, *(np.flatnonzero(np.diff(first_of_groups)) + 1).tolist()]
 
 
 def _video_seconds(clip: IndexedClip, indices: npt.NDArray[np.int64], pixels: int) -> float:
-    """Of decoding the groups of pictures that hold a chosen frame, up to the last one needed in each."""
+    """Seconds for decoding the groups of pictures that hold a chosen frame, up to the last chosen frame in each."""
     group_starts = np.append(clip.entry_frames, clip.frame_count)
     last_wanted = np.full(len(clip.entry_frames), -1, np.int64)
     np.maximum.at(last_wanted, np.searchsorted(clip.entry_frames, indices, "right") - 1, indices)
@@ -110,7 +110,7 @@ def _video_seconds(clip: IndexedClip, indices: npt.NDArray[np.int64], pixels: in
 
 
 def _seconds_from_the_start(clip: IndexedClip, indices: npt.NDArray[np.int64], pixels: int) -> float:
-    """Of decoding every frame up to the last chosen one."""
+    """Seconds for decoding every frame up to the last chosen one."""
     return _decoding_seconds(clip, int(indices.max(initial=-1)) + 1, len(indices), pixels)
 
 

@@ -32,7 +32,7 @@ def decode_item(
         substituted: Called with (index of the chosen frame, index of the frame used instead).
         decoded: Called with how many frames of a video were decoded more, wanted or not.
     Raises:
-        CorruptMedia: The pixels are not what the header promised.
+        CorruptMedia: The pixels are not what the header says.
     """
     if item.frames is None or not isinstance(item.source, ClipInfo):
         yield _decode_image(medium, item)

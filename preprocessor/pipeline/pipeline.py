@@ -5,9 +5,9 @@ Rules that hold here:
 * `plan` decodes nothing. It reads headers, so that token ids, grids, positions and bytes are known, checked against the
   limits and sent to the caller before the first frame is decoded. A generic model's processor is the exception: it does all
   of the work in `plan`, and leaves no pixels to be written.
-* `write_pixels` keeps the plan's promise: exactly `row_count` rows, in order, into memory that the caller owns. A frame
-  is decoded, resized and cut into rows while it is in cache; rows that are finished are announced, so that they can be sent
-  while the rest is decoded.
+* `write_pixels` writes exactly the `row_count` rows that were planned, in order, into memory that the caller owns. A frame is
+  decoded, resized and cut into rows while it is in cache. Finished rows are announced, so that they can be sent while the rest is
+  decoded.
 * Sampling happens once, in `plan`, on the file's own frames. Every later number (timestamps, positions, the report) comes
   from those indices.
 * Everything taken and returned pickles. Nothing is kept between calls.
@@ -45,8 +45,8 @@ def prepare(model: LoadedModel, request: PreparationRequest, limits: Limits | No
     """Plan a request and make its pixels.
 
     Returns:
-        `pixel_patches` uint8 [P, F] with `pixel_mean` and `pixel_std`, or `pixel_values` [P, F] in the asked float form,
-        beside the tensors of the plan. Of a generic model, what its processor makes, under its own names.
+        `pixel_patches` uint8 [P, F] with `pixel_mean` and `pixel_std`, or `pixel_values` [P, F] in the requested float
+        form, beside the tensors of the plan. For a generic model, its processor's output under its own names.
     Raises:
         InvalidRequest, UnsupportedMedia, CorruptMedia, LimitExceeded: As `plan` and `write_pixels`.
     """
@@ -63,7 +63,7 @@ def prepare(model: LoadedModel, request: PreparationRequest, limits: Limits | No
 
 
 def plan(model: LoadedModel, request: PreparationRequest, limits: Limits, check: Check = keep_going) -> Plan:
-    """Everything but the pixels, from headers alone; of a generic model everything, for only its processor knows.
+    """Everything but the pixels, from headers alone. For a generic model the pixels too: its processor makes all at once.
 
     Args:
         check: Called between packets; whatever it raises ends the work.
@@ -92,7 +92,7 @@ def write_pixels(
     Args:
         media: The files, by the keys of the items.
         out: [row_count, feature_count], C-contiguous, in the dtype of the plan's form; see `allocate_pixels`.
-        announce: Told of finished rows, in order.
+        announce: Called for finished rows, in order.
         check: Called between packets; whatever it raises ends the work.
         rows: Write only these; from `cost.cut`. None writes all.
     Raises:

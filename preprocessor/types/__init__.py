@@ -1,7 +1,7 @@
 """The data that stages pass to one another.
 
     request   what a caller asks for
-    source    what headers tell of its files
+    source    facts from the headers of its files
     plan      all of the prompt but its pixels
     result    the pixels, and the prompt with them
 

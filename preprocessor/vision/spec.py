@@ -50,7 +50,7 @@ class VideoSpec:
 
     Attributes:
         fps: Frames a second to sample.
-        frame_count: Frames to sample instead, where the configuration's `num_frames` says so and the family heeds it.
+        frame_count: Frames to sample instead, where the configuration has `num_frames` and the family uses it.
         min_frames, max_frames: Bounds on what `fps` yields.
         cap_pixels_per_frame: Whether the family's further cap on a frame's pixels holds.
         max_video_tokens: What that cap is derived from; a frame's tokens or a video's, by family.

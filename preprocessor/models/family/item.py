@@ -44,12 +44,12 @@ def plan_item(
     layout = model.family.layout(probed, settings)
     decoder, frames = decoder_of(probed, request.video_decoder), probed.frames
     content = hashlib.sha256(medium.data).digest()
-    # The rate changes no pixel, but temporal positions, which the engine's key-value cache holds with the pixels.
+    # The rate changes no pixel, but it changes temporal positions, which the engine's key-value cache depends on too.
     chosen = None if frames is None else (frames.indices.tolist(), frames.sampled_fps)
     decided = (
         model.fingerprint,
         settings.pixels_of(medium.modality),
-        layout.rows.grid or layout.rows,  # sizes are multiples of a grid, which tells them all
+        layout.rows.grid or layout.rows,  # a grid determines the sizes
         chosen,
         pixel_settings(medium, decoder, request.pixel_form),
         request.cache_salt,

@@ -61,7 +61,7 @@ class ModelSettings:
     def for_medium(self, medium: Media) -> ModelSettings:
         """The settings with the caller's overrides for this medium.
 
-        A single bound of the pixel budget is not held against the model's other one, of which the caller need not know: as in
+        A single bound of the pixel budget is not checked against the model's other one, which the caller need not know: as in
         transformers.
         """
         cap = medium.cap_pixels_per_frame
@@ -94,7 +94,7 @@ class Family:
         model_types: Values of `model_type` in config.json that belong here.
         read_pixels: (configuration of the image processor, of the video processor, the model's name) → settings of both.
             Raises `ModelNotFound` where they ask for what the family does not do.
-        sample_indices: (frames, frames a second, the caller's wish, settings) → ascending indices int64 [n].
+        sample_indices: (frames, frames a second, the caller's sampling, settings) → ascending indices int64 [n].
         layout: (an image or a video, the model with the caller's overrides) → its rows, its tokens, its tensors.
         frame_writer: (a planned item, the model) → what writes its frames into rows; frames come in ascending order.
         prompt_tensors: (prompt, items in its order, the model) → tensors over the whole prompt, such as rotary positions.

@@ -1,4 +1,4 @@
-"""The path for every model that no fast family knows: transformers' own processor runs, its own tensors leave."""
+"""The path for every model that no fast family knows: transformers' own processor makes the tensors."""
 
 from preprocessor.models.generic.loading import load_generic
 from preprocessor.models.generic.model import GenericModel

@@ -1,10 +1,10 @@
 """Loading any model through transformers' own `AutoProcessor`, for those that no fast family knows.
 
-Code comes from the installed transformers alone: a repository that brings Python of its own is refused, never run. What a
-processor needs beyond this package (torchvision for most video parts, num2words for SmolVLM) is asked for by name.
+Only code of the installed transformers runs: a repository with Python code of its own is refused. Where a processor needs a
+library beyond this package (torchvision for most video parts, num2words for SmolVLM), the error names it.
 
-torchvision decides which classes transformers takes: its own where it can be imported, Pillow's where it cannot. The two
-resize differently, so both the library and the classes are part of the fingerprint.
+transformers uses its torchvision classes where torchvision can be imported, else its Pillow classes. The two resize differently,
+so both the library and the classes are part of the fingerprint.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _load_processor(name: str, directory: Path) -> Any:
         if "Unrecognized" in str(error):
             raise _unsupported(name, f"transformers {version('transformers')} has no processor for it") from error
         raise _damaged(name, one_line(error)) from error
-    except Exception as error:  # tokenizers raises it bare; a wrong type in a setting surfaces anyhow
+    except Exception as error:  # tokenizers raises bare Exception; a setting of a wrong type may raise anything
         raise _damaged(name, one_line(error)) from error
 
 
@@ -122,8 +122,10 @@ def _placeholders(processor: Any, modalities: frozenset[Modality]) -> dict[Modal
 def _inner_tokens(
     processor: Any, tokenizer: TokenizersBackend, placeholders: Mapping[Modality, str], template: str
 ) -> frozenset[str]:
-    """Such as Gemma 3's `<image_soft_token>`, written for `<start_of_image>`: what token types are told by, and the tokenizer's
-    own token of a modality (transformers 5.23, ProcessorMixin.image_token_ids and its like); not what the template writes.
+    """Such as Gemma 3's `<image_soft_token>`, which replaces `<start_of_image>`.
+
+    These are the ids by which the processor tells token types, and the tokenizer's own token of a modality, without those that
+    the template writes. Source: transformers 5.23, ProcessorMixin.image_token_ids and its like.
     """
     found: set[str] = set()
     for modality in placeholders:

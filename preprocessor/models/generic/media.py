@@ -1,4 +1,4 @@
-"""Media of a generic model's request: headers first, then what a Hugging Face processor takes as their content."""
+"""Media of a generic model's request: headers first, then the content in the form that a Hugging Face processor takes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FPS, _MIN_FRAMES, _MAX_FRAMES = 2.0, 4, 768
 
 
 def choose_evenly(clip: ClipInfo, medium: Media) -> FrameChoice:
-    """What the caller asks for; without a wish 2 frames a second, at least 4 and at most 768, spread from first to last."""
+    """The caller's choice; by default 2 frames a second, at least 4 and at most 768, spread evenly from first to last."""
 
     def spread(total: int, rate: float) -> npt.NDArray[np.int64]:
         count = medium.sampling.frame_count
@@ -40,7 +40,7 @@ def choose_evenly(clip: ClipInfo, medium: Media) -> FrameChoice:
 def probe_media(
     media: Sequence[Media], limits: Limits, check: Callable[[], None], choose: ChooseFrames
 ) -> list[ProbedMedium]:
-    """Read all headers and choose frames, so that nothing is decoded in vain.
+    """Read all headers and choose frames before anything is decoded.
 
     Raises:
         UnsupportedMedia, CorruptMedia, InvalidRequest: As `probe_image`, `probe_video` and `choose`.
@@ -50,7 +50,7 @@ def probe_media(
     for medium in media:
         check()
         probed.append(probe_medium(medium, limits, check, choose))
-    # The one bound there is before the work: what a processor makes grows with what it is fed.
+    # The only bound before the work: the size of a processor's output grows with its input.
     refuse_above(sum(map(_decoded_bytes, probed)), limits, "the decoded media")
     return probed
 
@@ -75,7 +75,7 @@ def decode(
     medium = probed.medium
     check = within_cpu_seconds(limits.max_file_cpu_seconds, check, medium.key)
     if medium.modality is Modality.IMAGE:
-        return load_picture(medium.data, medium.key, medium.background)  # processors read the layout off PIL's type
+        return load_picture(medium.data, medium.key, medium.background)  # processors tell the layout by PIL's type
     if medium.modality is Modality.VIDEO:
         return _decode_video(probed, check, video_decoder, substituted)
     return extract_audio(medium.data, sample_rate_hz, limits, medium.key, check)
@@ -84,7 +84,7 @@ def decode(
 def metadata_of(probed: ProbedMedium) -> dict[str, Any]:
     """What transformers computes timestamps from: the fields of its `VideoMetadata`, which of the file's frames these are.
 
-    Frames chosen by time are told on a clock of milliseconds, for index / rate is not when they are shown.
+    Frames chosen by time are numbered by milliseconds, since index / rate is not when they are shown.
     """
     clip, frames = probed.source, probed.frames
     assert isinstance(clip, ClipInfo) and frames is not None

@@ -1,17 +1,17 @@
-"""Any model that transformers has a processor for: its own code runs, its own tensors leave.
+"""Any model that transformers has a processor for: its code runs, and its tensors are the result.
 
-The fast families know what a processor does and do it in a fraction of the time. Everything else comes here: media are
-decoded as on the fast path, the chat is rendered by the model's template, and transformers does the rest.
+The fast families reimplement a processor and take a fraction of its time. All other models come here: media are decoded as on
+the fast path, the chat is rendered by the model's template, and transformers does the rest.
 
 Rules that hold here:
 
 * The result equals `processor.apply_chat_template(…, tokenize=True, return_dict=True, return_tensors="pt")` with the same
   pixels: media go in nested in a list, and BOS is not added to a text that already begins with it.
-* Sampling happens once, on the file's own frames; the processor is told not to sample (`do_sample_frames=False`) and which
-  frames it got (`video_metadata`), so that its timestamps are true.
-* Nothing is known before the processor has run: neither token count nor bytes. Only what is decoded is bounded ahead.
-* How an item comes out may depend on its neighbours (one image is tiled, two are not; all are padded to the largest), so the
-  digest of each holds the content of all.
+* Sampling happens once, on the file's own frames. The processor does not sample (`do_sample_frames=False`); it gets the
+  indices of its frames (`video_metadata`), so that its timestamps are right.
+* Neither token count nor bytes are known before the processor has run. Only the size of the decoded media is checked before.
+* The result of an item may depend on the other items (one image is tiled, two are not; all are padded to the largest), so the
+  digest of each covers the content of all.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from preprocessor.types.request import Media, Modality, PixelForm, PreparationRe
 from preprocessor.types.source import ClipInfo, ImageInfo, SoundInfo
 from preprocessor.types.timing import Timings
 
-_LOCK_POLL_SECONDS = 0.05  # how soon a request that waits for the processor notices that its caller has left
+_LOCK_POLL_SECONDS = 0.05  # how soon a request that waits for the processor notices that it was cancelled
 _MESSAGE_LENGTH = 500  # of transformers' own words in an error
 
-# How transformers' processors word a wrong number of placeholders; they raise nothing more telling than ValueError.
+# How transformers' processors word a wrong number of placeholders; the type is ValueError for this as for all else.
 _COUNTS_DIFFER = re.compile(r"\b(image|video|audio)s?\b.*\b(tokens?|number|placeholders?)\b", re.IGNORECASE)
 _RAGGED = re.compile(r"Unable to convert output '(\w+)'")  # transformers 5.23, BatchFeature.convert_to_tensors
 
@@ -108,10 +108,10 @@ def _form(asked: PixelForm | None) -> PixelForm | None:
 
 
 def _size(model: ProcessorSettings, media: Sequence[Media], modality: Modality) -> dict[str, int] | None:
-    """The processor's `size` argument for the caller's pixel budget; None where he gives none.
+    """The processor's `size` argument for the caller's pixel budget; None without a budget.
 
-    Only processors that fit an image to whole merged patches within a budget (the Qwen and GLM way) count pixels in `size`;
-    elsewhere the same words are lengths of an edge.
+    Only processors that fit an image to whole merged patches within a budget (Qwen's and GLM's) count pixels in `size`. Others
+    give lengths of an edge under the same names.
     """
     kind = modality.name.lower()
     given = {(one.min_pixels, one.max_pixels, one.cap_pixels_per_frame) for one in media if one.modality is modality}
@@ -171,7 +171,7 @@ def _arguments(
 
 
 def _one_rate(probed: Sequence[ProbedMedium]) -> float:
-    """Sampled frames a second, for processors that want it said (Qwen-Omni's take 2 else) and take one for all videos.
+    """Sampled frames a second, for processors that need it (Qwen-Omni's assume 2) and take one value for all videos.
 
     Raises:
         InvalidRequest: `SAMPLING_CONFLICT`: the videos' rates differ by more than a thousandth.
@@ -189,8 +189,8 @@ def _one_rate(probed: Sequence[ProbedMedium]) -> float:
 def _process(model: ProcessorSettings, arguments: Mapping[str, Any], check: Callable[[], None]) -> Mapping[str, Any]:
     """Call the processor, one thread at a time.
 
-    transformers raises ValueError for input that it does not accept. Any other type is a fault of its code or ours, not known
-    to be the caller's, and goes on as it is.
+    transformers raises ValueError for input that it does not accept. An exception of any other type may be a bug of its code or
+    ours, and is not caught.
     """
     while not model.lock.acquire(timeout=_LOCK_POLL_SECONDS):
         check()
@@ -200,7 +200,7 @@ def _process(model: ProcessorSettings, arguments: Mapping[str, Any], check: Call
             output: Mapping[str, Any] = model.processor(**arguments)
         except ValueError as error:
             refusal = _refusal(model, error)
-            # A wrong setting of the model's or a fault of its code may say ValueError, too.
+            # A wrong setting of the model or a bug in its code may raise ValueError, too.
             refusal.trace = trace_of(error)
             raise refusal from error
     finally:
@@ -212,7 +212,7 @@ def _refusal(model: ProcessorSettings, error: ValueError) -> PreprocessorError:
     message = " ".join(str(error).split())[:_MESSAGE_LENGTH] or type(error).__name__
     if found := _RAGGED.match(message):
         return ragged(found[1])
-    # Named placeholders are counted before; of the others only the processor knows.
+    # Placeholders that are known were counted before; the others only the processor knows.
     reason = "PROCESSOR_REFUSED"
     if not model.modalities <= model.placeholders.keys() and _COUNTS_DIFFER.search(message):
         reason = "PLACEHOLDER_MISMATCH"

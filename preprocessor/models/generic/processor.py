@@ -29,15 +29,15 @@ class ProcessorSettings:
 
     Attributes:
         name: As the user gave it.
-        processor: transformers' `ProcessorMixin`. To be called under `lock` only: transformers promises nothing to threads,
-            and its tokenizer may set padding or truncation on a Rust object, which fails while another thread encodes.
+        processor: transformers' `ProcessorMixin`. Call it under `lock` only: it is not documented as thread-safe, and its
+            tokenizer may set padding or truncation on a Rust object, which fails while another thread encodes.
         chat_template: The processor's, else the tokenizer's; empty where there is none.
         modalities: What the processor takes beside text.
         placeholders: The token that a prompt holds for each medium, for those modalities where the processor names it.
         stop_token_ids: Ids that end an answer.
         fingerprint: SHA-256 over the configuration files, the classes and the libraries; changes whenever the same request
             could come out differently.
-        inner_tokens: Those that the processor writes in a placeholder's place, and nobody else may: features fill them.
+        inner_tokens: Tokens that only the processor may write, in a placeholder's place: the model puts features there.
         tokenizer: A copy of the processor's, safe for readers (decoding, templates) in any thread without the lock.
     """
 
@@ -68,26 +68,26 @@ def _restore(kind: type[ProcessorSettings], state: bytes) -> ProcessorSettings:
 
 
 def part_of(processor: Any, modality: Modality) -> Any:
-    """The part of a processor that takes this modality, or None; older processors call the one for sounds otherwise."""
+    """The part of a processor that takes this modality, or None. Older processors have another name for the audio part."""
     part = getattr(processor, _ATTRIBUTES[modality], None)
     if modality is Modality.AUDIO:
         part = part or getattr(processor, "feature_extractor", None)
-        return part if hasattr(part, "sampling_rate") else None  # once, images had a feature extractor too
+        return part if hasattr(part, "sampling_rate") else None  # old image processors are feature extractors too
     return part
 
 
 def settle_torchvision() -> str:
     """Decide whether transformers may use torchvision; returns its version, or "absent".
 
-    The package index's torchvision cannot be imported beside a CPU-only torch, yet transformers sees it installed and fails
-    in every image class. Hidden, it lets transformers take its Pillow classes.
+    The torchvision of the package index cannot be imported beside a CPU-only torch. transformers sees that it is installed, and
+    every image class then fails. Where the import fails, torchvision is hidden, and transformers uses its Pillow classes.
     """
     try:
         torchvision = importlib.import_module("torchvision")
     except ImportError:
         return "absent"
     except Exception as error:  # whatever a library built for another torch raises
-        _LOGGER.warning("torchvision is installed and cannot be imported; going on without it: %s", error)
+        _LOGGER.warning("torchvision is installed but cannot be imported; continuing without it: %s", error)
         sys.modules["torchvision"] = None  # type: ignore[assignment]  # how Python itself says "not importable"
         import_utils.is_torchvision_available.cache_clear()
         import_utils.is_torchvision_v2_available.cache_clear()

@@ -70,7 +70,7 @@ def render(model: ProcessorSettings, request: PreparationRequest, limits: Limits
 def needs_parts(template: str) -> bool:
     """Whether a template goes through a message's content part by part, so that a bare string would vanish in it.
 
-    Templates of LLaVA, Idefics3 and Pixtral do; most others take either form and give the same text for both.
+    Templates of LLaVA, Idefics3 and Pixtral do. Most others accept both forms and render the same text.
     """
     return _LOOP_OVER_CONTENT.search(template) is not None
 
