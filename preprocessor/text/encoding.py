@@ -48,7 +48,7 @@ _CUTTABLE_PATTERNS = frozenset(
 _CUT = re.compile(r"(?<=[^\W_])(?=[\d\t-\r -/:-@[-`{-~、。！，：；？])")
 _CHUNK_LENGTH = 1 << 16
 
-# Upper bounds on the bytes that the tokenizer takes for each byte of UTF-8 that it encodes at once, measured with tokenizers 0.23.
+# Upper bounds on the bytes that the tokenizer takes for each byte of UTF-8 that it encodes at once; measured, tokenizers 0.23.
 # Text that cannot be cut: 80 to 170 for runs of one letter, random letters and ideographs, spaces, punctuation, emoji and
 # combining marks, 269 for superscripts. Text of a tokenizer for which nothing is cut: 432 for digits.
 _BYTES_PER_ASCII, _BYTES_PER_BYTE, _BYTES_PER_BYTE_UNCUT = 200, 300, 500
