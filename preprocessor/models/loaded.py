@@ -22,7 +22,7 @@ from preprocessor.types.request import Modality, PixelForm, PreparationRequest
 from preprocessor.types.timing import Stopwatch
 from preprocessor.vision.spec import PixelSpec, VideoSpec
 
-Check = Callable[[], None]
+CancelCheck = Callable[[], None]
 """Called between packets and frames; raises to stop the work."""
 
 WriteFrame = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.uint8], slice, Stopwatch], None]
@@ -100,7 +100,7 @@ class LoadedModel(Protocol):
     @property
     def plans_from_headers(self) -> bool: ...
 
-    def plan(self, request: PreparationRequest, limits: Limits, check: Check) -> Plan:
+    def plan(self, request: PreparationRequest, limits: Limits, check: CancelCheck) -> Plan:
         """Plan a request that `pipeline.request_checks.check_request` has let through.
 
         Args:

@@ -100,8 +100,9 @@ def patch_layout(item: ProbedMedium, model: ModelSettings, fit: FitVideo) -> Ite
     pixels = model.pixels_of(item.medium.modality)
     height, width = item.size_px
     if item.frames is None:
-        budget = {"min_pixels": pixels.min_pixels, "max_pixels": pixels.max_pixels}
-        height, width = fit_image(height, width, factor=pixels.factor, **budget)
+        height, width = fit_image(
+            height, width, factor=pixels.factor, min_pixels=pixels.min_pixels, max_pixels=pixels.max_pixels
+        )
     else:
         height, width = fit(item.frame_count, height, width, model.video)
     grid = patch_grid(item.frame_count, height, width, pixels)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from preprocessor.config import Limits
 from preprocessor.media.container import keep_going
 from preprocessor.media.cpu import within_cpu_seconds
-from preprocessor.models.loaded import Check, LoadedModel, RowWriter
+from preprocessor.models.loaded import CancelCheck, LoadedModel, RowWriter
 from preprocessor.pipeline.decode_item import decode_item
 from preprocessor.pipeline.request_checks import check_request
 from preprocessor.types.plan import ItemPlan, PixelPlan, Plan, Substitution
@@ -62,7 +62,7 @@ def prepare(model: LoadedModel, request: PreparationRequest, limits: Limits | No
     return Prepared(plan=planned, tensors=tensors, timings=timings, substitutions=substitutions)
 
 
-def plan(model: LoadedModel, request: PreparationRequest, limits: Limits, check: Check = keep_going) -> Plan:
+def plan(model: LoadedModel, request: PreparationRequest, limits: Limits, check: CancelCheck = keep_going) -> Plan:
     """Everything but the pixels, from headers alone. For a generic model the pixels too: its processor makes all at once.
 
     Args:
@@ -84,7 +84,7 @@ def write_pixels(
     planned: PixelPlan,
     out: npt.NDArray[Any],
     announce: AnnounceRows = _announce_nothing,
-    check: Check = keep_going,
+    check: CancelCheck = keep_going,
     rows: range | None = None,
 ) -> PixelReport:
     """Decode the items of the plan and write them into their rows of `out`.

@@ -29,7 +29,7 @@ from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded
 from preprocessor.text.tokenizer import encode
 
-Piece = tuple[str, bool]
+PromptPiece = tuple[str, bool]
 """A piece of a prompt, and whether it is literal."""
 
 Encode = Callable[[TokenizersBackend, str], list[int]]
@@ -54,7 +54,7 @@ _CHUNK_LENGTH = 1 << 16
 _BYTES_PER_ASCII, _BYTES_PER_BYTE, _BYTES_PER_BYTE_UNCUT = 200, 300, 500
 
 
-def encode_prompt(tokenizer: TokenizersBackend, pieces: Sequence[Piece], limits: Limits) -> npt.NDArray[np.int32]:
+def encode_prompt(tokenizer: TokenizersBackend, pieces: Sequence[PromptPiece], limits: Limits) -> npt.NDArray[np.int32]:
     """Token ids int32 [L]; of a prompt without literal pieces those of `tokenizer(text)["input_ids"]`.
 
     Raises:
@@ -105,7 +105,7 @@ def check_memory(tokenizer: TokenizersBackend, text: str, limits: Limits, *, is_
         )
 
 
-def spells_added_token(tokenizer: TokenizersBackend, pieces: Sequence[Piece], more: Collection[str] = ()) -> bool:
+def spells_added_token(tokenizer: TokenizersBackend, pieces: Sequence[PromptPiece], more: Collection[str] = ()) -> bool:
     """Whether an added token, white space apart, would be seen in a literal piece, wholly or in part.
 
     Args:
@@ -134,7 +134,7 @@ def spells_added_token(tokenizer: TokenizersBackend, pieces: Sequence[Piece], mo
     return False
 
 
-def _stretches(tokenizer: TokenizersBackend, pieces: Sequence[Piece]) -> Iterator[tuple[str, Encode]]:
+def _stretches(tokenizer: TokenizersBackend, pieces: Sequence[PromptPiece]) -> Iterator[tuple[str, Encode]]:
     """The prompt cut at each added token that lies outside literal pieces; what is between is encoded without any."""
     added = _added_tokens(tokenizer)
     post_processor = tokenizer.backend_tokenizer.post_processor

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from preprocessor.errors import InvalidRequest
-from preprocessor.text.encoding import Piece
+from preprocessor.text.encoding import PromptPiece
 from preprocessor.types.request import ChatPrompt, MediaPart, TextPart
 
 
@@ -30,7 +30,7 @@ class PromptText:
     text: str = field(repr=False)
     literals: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> list[PromptPiece]:
         """The text cut at its marks, each with the part that it stands for."""
         if not self.literals:
             return [(self.text, False)]

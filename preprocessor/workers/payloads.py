@@ -12,7 +12,7 @@ import cv2
 from preprocessor import pipeline
 from preprocessor.config import Limits
 from preprocessor.errors import LimitExceeded
-from preprocessor.models.loaded import Check, LoadedModel
+from preprocessor.models.loaded import CancelCheck, LoadedModel
 from preprocessor.types.plan import PixelPlan
 from preprocessor.types.request import Media, PreparationRequest
 from preprocessor.vision.patches import PIXEL_DTYPES
@@ -31,7 +31,7 @@ class PlanPayload:
     request: PreparationRequest
     limits: Limits
 
-    def run(self, model: LoadedModel, arena: Arena, check: Check, announce: pipeline.AnnounceRows) -> Any:
+    def run(self, model: LoadedModel, arena: Arena, check: CancelCheck, announce: pipeline.AnnounceRows) -> Any:
         request = dataclasses.replace(self.request, media=_own(self.request.media))
         # A tokenizer that gets no memory aborts the process, so a text that needs more than there is must be refused before.
         tokenizing_bytes = min(self.limits.max_tokenizing_bytes, memory_left())
@@ -52,7 +52,7 @@ class PixelPayload:
     offset: int
     rows: range
 
-    def run(self, model: LoadedModel, arena: Arena, check: Check, announce: pipeline.AnnounceRows) -> Any:
+    def run(self, model: LoadedModel, arena: Arena, check: CancelCheck, announce: pipeline.AnnounceRows) -> Any:
         planned = self.planned
         row_bytes = planned.size_bytes // max(1, planned.row_count)
         arena.reserve(self.offset + self.rows.start * row_bytes, len(self.rows) * row_bytes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from preprocessor.config import Limits
 from preprocessor.models.family.plan import plan_from_headers
 from preprocessor.models.family.rules import ModelSettings
-from preprocessor.models.loaded import Check, ModelDescription, ModelPath, RowWriter, header_workload
+from preprocessor.models.loaded import CancelCheck, ModelDescription, ModelPath, RowWriter, header_workload
 from preprocessor.types.plan import ItemPlan, Plan, Workload
 from preprocessor.types.request import Modality, PixelForm, PreparationRequest
 from preprocessor.vision.patches import normalization_table
@@ -25,7 +25,7 @@ class Model(ModelSettings):
     def plans_from_headers(self) -> bool:
         return True
 
-    def plan(self, request: PreparationRequest, limits: Limits, check: Check) -> Plan:
+    def plan(self, request: PreparationRequest, limits: Limits, check: CancelCheck) -> Plan:
         """See `LoadedModel`."""
         return plan_from_headers(self, request, limits, check)
 

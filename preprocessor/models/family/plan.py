@@ -13,7 +13,7 @@ from preprocessor.errors import LimitExceeded
 from preprocessor.models.family.item import plan_item
 from preprocessor.models.family.prompt import render_prompt
 from preprocessor.models.family.rules import ItemLayout, ModelSettings
-from preprocessor.models.loaded import Check
+from preprocessor.models.loaded import CancelCheck
 from preprocessor.text.prompt import expand_text, expand_token_ids, token_types
 from preprocessor.types.plan import ExpandedPrompt, ItemPlan, PixelPlan, Plan
 from preprocessor.types.request import PixelForm, PreparationRequest, TokenPrompt
@@ -21,7 +21,7 @@ from preprocessor.types.timing import Timings
 from preprocessor.vision.patches import PIXEL_DTYPES
 
 
-def plan_from_headers(model: ModelSettings, request: PreparationRequest, limits: Limits, check: Check) -> Plan:
+def plan_from_headers(model: ModelSettings, request: PreparationRequest, limits: Limits, check: CancelCheck) -> Plan:
     """See `LoadedModel.plan`."""
     timings = Timings()
     with timings.stage("plan"):

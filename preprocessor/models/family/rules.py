@@ -26,7 +26,8 @@ class ItemLayout:
     Attributes:
         rows: Its rows, and the frames that they are made of.
         spans: What stands for it in the prompt: a text with one placeholder a span, and each span's token count.
-        tensors: What it adds to the family's tensors of items, by name: arrays whose first axis is joined in prompt order.
+        tensors: Its part of the family's own tensors, by name; the parts of all items are joined along the first axis, in prompt
+            order, so every item gives the same names.
     """
 
     rows: ItemRows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from preprocessor.config import Limits
 from preprocessor.models.generic.prepare import prepare_generic
 from preprocessor.models.generic.processor import ProcessorSettings
-from preprocessor.models.loaded import Check, ModelDescription, ModelPath, RowWriter, header_workload
+from preprocessor.models.loaded import CancelCheck, ModelDescription, ModelPath, RowWriter, header_workload
 from preprocessor.types.plan import ItemPlan, Plan, Workload
 from preprocessor.types.request import PixelForm, PreparationRequest
 
@@ -24,7 +24,7 @@ class GenericModel(ProcessorSettings):
     def plans_from_headers(self) -> bool:
         return False
 
-    def plan(self, request: PreparationRequest, limits: Limits, check: Check) -> Plan:
+    def plan(self, request: PreparationRequest, limits: Limits, check: CancelCheck) -> Plan:
         """See `LoadedModel`."""
         return prepare_generic(self, request, limits, check)
 
