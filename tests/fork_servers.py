@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers.fork_server import ForkServer
 
-_fork_servers: dict[Model | GenericModel | None, ForkServer] = {}
+_fork_servers: dict[LoadedModel | None, ForkServer] = {}
 
 
-async def fork_server_of(model: Model | GenericModel | None) -> ForkServer:
+async def fork_server_of(model: LoadedModel | None) -> ForkServer:
     """None is for tests that need no model."""
     fork_server = _fork_servers.get(model)
     if fork_server is None or fork_server.lost.is_set():

@@ -23,9 +23,8 @@ from engine_client import (
     triton_endpoints,
 )
 from preprocessor.config import EngineSettings, SettingError
-from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.types.request import PixelForm
 from preprocessor.workers.arena import Arena
 
@@ -61,7 +60,7 @@ def arena_in(region: OwnedRegion, budget_bytes: int) -> Arena:
 
 
 def connect_engine(
-    settings: EngineSettings, model: Model | GenericModel, executor: Executor, region: OwnedRegion | None = None
+    settings: EngineSettings, model: LoadedModel, executor: Executor, region: OwnedRegion | None = None
 ) -> Endpoints:
     """The engines of the settings, as one. Nothing is sent yet.
 

@@ -17,8 +17,7 @@ from grpc_reflection.v1alpha import reflection
 
 from engine_client import Endpoints, EngineClient
 from preprocessor.config import ServeSettings, SettingError, TraceSettings, split_address
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.registry import load_model
 from preprocessor.service import listening
 from preprocessor.service.auth_interceptor import AuthInterceptor
@@ -53,7 +52,7 @@ class Server:
     def __init__(
         self,
         settings: ServeSettings,
-        model: Model | GenericModel | None = None,
+        model: LoadedModel | None = None,
         engine: EngineClient | None = None,
         fork_server: ForkServer | None = None,
     ) -> None:
@@ -188,7 +187,7 @@ def _pool_settings(settings: ServeSettings) -> PoolSettings:
     )
 
 
-async def serve(settings: ServeSettings, model: Model | GenericModel, fork_server: ForkServer | None = None) -> None:
+async def serve(settings: ServeSettings, model: LoadedModel, fork_server: ForkServer | None = None) -> None:
     """Serve until SIGTERM or SIGINT; a second signal does not wait for the drain."""
     give_back_large_blocks()
     stop = asyncio.Event()

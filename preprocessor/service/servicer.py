@@ -29,8 +29,7 @@ from engine_client.contract import PIXELS
 from preprocessor import __version__
 from preprocessor.config import ServeSettings
 from preprocessor.errors import ModelNotFound, PreprocessorError
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel, GenericPrepared
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.versions import library_versions
 from preprocessor.pipeline.request_checks import check_request
 from preprocessor.service import reading, writing
@@ -41,7 +40,7 @@ from preprocessor.service.metrics import Metrics
 from preprocessor.service.tracing import Traces
 from preprocessor.service.upload_stream import Upload, UploadStream
 from preprocessor.text.detokenizer import Detokenizer
-from preprocessor.types.plan import Plan
+from preprocessor.types.plan import PixelPlan, Plan
 from preprocessor.types.request import PixelForm, PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
@@ -60,7 +59,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
 
     def __init__(
         self,
-        model: Model | GenericModel,
+        model: LoadedModel,
         settings: ServeSettings,
         pool: WorkerPool,
         metrics: Metrics,
@@ -91,8 +90,8 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             planned = await self._plan(request, call)
             await call.send(pb.PrepareResponse(header=self._header(request, planned, call)))
             await self._stream_large_tensors(planned, call)
-            if isinstance(planned, Plan) and planned.pixel_bytes:
-                await self._stream_pixels(request, planned, call)
+            if planned.pixels is not None:
+                await self._stream_pixels(request, planned, planned.pixels, call)
             report = writing.write_report(call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions)
             await call.send(pb.PrepareResponse(report=report))
 
@@ -168,21 +167,18 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         self._metrics.received_bytes.inc(call.received_bytes)
         return request
 
-    async def _plan(self, request: PreparationRequest, call: Call) -> Plan | GenericPrepared:
+    async def _plan(self, request: PreparationRequest, call: Call) -> Plan:
         planned = await call.resources.plan(request, self._settings.limits)
         call.timings.merge(planned.timings)
         self._metrics.observe_plan(planned)
-        if isinstance(planned, GenericPrepared):
-            call.substitutions = writing.write_substitutions(planned, planned.substitutions)
+        call.substitutions = writing.write_substitutions(planned, planned.substitutions)
         return planned
 
-    def _header(
-        self, request: PreparationRequest, planned: Plan | GenericPrepared, call: Call, *, with_data: bool = True
-    ) -> pb.Header:
+    def _header(self, request: PreparationRequest, planned: Plan, call: Call, *, with_data: bool = True) -> pb.Header:
         sizes = {medium.key: len(medium.data) for medium in request.media}
         return writing.write_header(self._model, planned, sizes, call.request_id, with_data=with_data)
 
-    async def _stream_large_tensors(self, planned: Plan | GenericPrepared, call: Call) -> None:
+    async def _stream_large_tensors(self, planned: Plan, call: Call) -> None:
         """Send what the header had no room for, such as the positions of a very long prompt."""
         with call.timings.stage("send"):
             for tensor_index, array in enumerate(planned.tensors.values()):
@@ -191,9 +187,9 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
                     for message in write_rows(tensor_index, array, 0, len(array), lambda: call.piece_bytes):
                         await call.send(message)
 
-    async def _stream_pixels(self, request: PreparationRequest, planned: Plan, call: Call) -> None:
+    async def _stream_pixels(self, request: PreparationRequest, planned: Plan, to_make: PixelPlan, call: Call) -> None:
         """Send rows while workers write the next ones."""
-        run = call.resources.pixels(request.media, planned.pixels)
+        run = call.resources.pixels(request.media, to_make)
         pixels = await run.begun()
         sent_bytes = self._metrics.sent_bytes.labels("caller")
         tensor_index = len(planned.tensors)  # `write_header` puts the pixels last
@@ -208,13 +204,13 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     async def _engine_request(
         self,
         request: PreparationRequest,
-        planned: Plan | GenericPrepared,
+        planned: Plan,
         sampling: SamplingParameters,
         call: Call,
     ) -> AsyncIterator[EngineRequest]:
         """The tensors, put together; pixels may still be in the making while the first of them are sent."""
         tensors = dict(planned.tensors)
-        if not isinstance(planned, Plan) or not planned.pixel_bytes:
+        if planned.pixels is None:
             yield EngineRequest(call.request_id, tensors, sampling)
             return
         run = call.resources.pixels(request.media, planned.pixels)
@@ -240,7 +236,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         """Wait for the pixels' end and take down what happened."""
         report = await run.report()
         call.timings.merge(report.timings)
-        call.substitutions = writing.write_substitutions(planned, report.substitutions)
+        call.substitutions += writing.write_substitutions(planned, report.substitutions)
         self._metrics.observe_pixels(planned, report.decoded_frame_count)
 
     async def _stream_answer(

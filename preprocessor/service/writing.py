@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from engine_client import FinishReason
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericItem, GenericModel, GenericPrepared
-from preprocessor.types.plan import ItemPlan, Plan
+from preprocessor.models.loaded import LoadedModel, ModelPath
+from preprocessor.types.plan import ItemPlan, Plan, Substitution
 from preprocessor.types.request import Modality, SamplingBasis
-from preprocessor.types.result import Substitution
 from preprocessor.types.source import ClipInfo, ImageInfo, SoundInfo
 from preprocessor.types.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -27,8 +25,8 @@ _FINISH_REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH
 
 
 def write_header(
-    model: Model | GenericModel,
-    planned: Plan | GenericPrepared,
+    model: LoadedModel,
+    planned: Plan,
     sizes: Mapping[str, int],
     request_id: str,
     *,
@@ -46,8 +44,7 @@ def write_header(
         describe_tensor(name, array.dtype, array.shape, array if with_data and is_small(array) else None)
         for name, array in planned.tensors.items()
     ]
-    if isinstance(planned, Plan) and planned.pixel_bytes:
-        pixels = planned.pixels
+    if (pixels := planned.pixels) is not None:
         shape = (pixels.row_count, pixels.feature_count)
         described.append(describe_tensor(pixels.name, PIXEL_DTYPES[pixels.form], shape))
     return pb.Header(
@@ -60,17 +57,17 @@ def write_header(
     )
 
 
-def write_item(item: ItemPlan | GenericItem, size_bytes: int) -> pb.Item:
+def write_item(item: ItemPlan, size_bytes: int) -> pb.Item:
     message = pb.Item(
         key=item.key,
         modality=_MODALITIES[item.modality],
         source=_write_source(item, size_bytes),
         digest=item.digest,
+        token_count=item.token_count,
     )
-    if isinstance(item, ItemPlan):
-        message.token_count = item.token_count
-        message.patches.grid_t, message.patches.grid_h, message.patches.grid_w = item.grid.t, item.grid.h, item.grid.w
-        message.patches.width_px, message.patches.height_px = item.width_px, item.height_px
+    if (grid := item.rows.grid) is not None:
+        message.patches.grid_t, message.patches.grid_h, message.patches.grid_w = grid.t, grid.h, grid.w
+        message.patches.width_px, message.patches.height_px = item.rows.width_px, item.rows.height_px
         message.patches.padded_frame_count = item.padded_frame_count if item.frames is not None else 0
     if item.frames is not None:
         message.frame_indices.extend(item.frames.indices.tolist())
@@ -81,7 +78,7 @@ def write_item(item: ItemPlan | GenericItem, size_bytes: int) -> pb.Item:
     return message
 
 
-def _write_source(item: ItemPlan | GenericItem, size_bytes: int) -> pb.SourceInfo:
+def _write_source(item: ItemPlan, size_bytes: int) -> pb.SourceInfo:
     message = pb.SourceInfo(size_bytes=size_bytes, content_sha256=item.content_sha256, decoder=item.decoder)
     match item.source:
         case ImageInfo() as image:
@@ -123,9 +120,7 @@ def write_report(
     )
 
 
-def write_substitutions(
-    planned: Plan | GenericPrepared, substitutions: Iterable[Substitution]
-) -> list[pb.Substitution]:
+def write_substitutions(planned: Plan, substitutions: Iterable[Substitution]) -> list[pb.Substitution]:
     return [
         pb.Substitution(
             key=planned.items[one.item_index].key,
@@ -141,28 +136,29 @@ def write_finish_reason(reason: FinishReason) -> pb.FinishReason.ValueType:
     return _FINISH_REASONS[reason]
 
 
-def write_model(model: Model | GenericModel, serves_generate: bool, versions: Mapping[str, str]) -> pb.Model:
+_PATHS = {ModelPath.FAST: pb.PREPROCESSING_PATH_FAST, ModelPath.GENERIC: pb.PREPROCESSING_PATH_GENERIC}
+
+
+def write_model(model: LoadedModel, serves_generate: bool, versions: Mapping[str, str]) -> pb.Model:
+    description = model.describe()
     message = pb.Model(
         name=model.name,
         fingerprint=model.fingerprint,
-        path=pb.PREPROCESSING_PATH_GENERIC,
+        family=description.family,
+        path=_PATHS[description.path],
         modalities=[_MODALITIES[modality] for modality in sorted(model.modalities)],
         stop_token_ids=model.stop_token_ids,
         serves_generate=serves_generate,
         versions=dict(versions),
     )
-    if isinstance(model, GenericModel):
-        message.family = type(model.processor).__name__
-        tokens = model.placeholders
-    else:
-        message.family, message.path = model.family.name, pb.PREPROCESSING_PATH_FAST
-        message.image.CopyFrom(_write_pixel_settings(model.image))
-        message.video.CopyFrom(_write_pixel_settings(model.video.pixels))
-        message.video.fps = model.video.fps
-        message.video.min_frame_count = model.video.min_frames
-        message.video.max_frame_count = model.video.max_frames
-        tokens = model.placeholders.tokens
-    message.placeholders.update({modality.name.lower(): token for modality, token in tokens.items()})
+    if description.image is not None:
+        message.image.CopyFrom(_write_pixel_settings(description.image))
+    if (video := description.video) is not None:
+        message.video.CopyFrom(_write_pixel_settings(video.pixels))
+        message.video.fps = video.fps
+        message.video.min_frame_count = video.min_frames
+        message.video.max_frame_count = video.max_frames
+    message.placeholders.update({modality.name.lower(): token for modality, token in description.placeholders.items()})
     return message
 
 

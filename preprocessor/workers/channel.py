@@ -26,7 +26,6 @@ _DATA_MODULES = frozenset(
     {
         "preprocessor.errors",
         "preprocessor.media.clip",
-        "preprocessor.models.generic.prepare",
         "preprocessor.types.timing",
         "preprocessor.types.request",
         "preprocessor.types.source",

@@ -18,8 +18,7 @@ import sys
 from typing import Any
 
 from preprocessor.config.machine import SINGLE_THREADED
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers import forking
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.process import FULL_SECONDS, ProcessWorker
@@ -42,7 +41,7 @@ class ForkServer:
 
     def __init__(
         self,
-        model: Model | GenericModel,
+        model: LoadedModel,
         forked: tuple[forking.ForkedProcess, socket.socket] | None = None,
     ) -> None:
         self.lost = asyncio.Event()
@@ -163,7 +162,7 @@ class ForkServer:
                 self._workers.pop(worker_id).note_exit(code)
 
 
-def _pickled(model: Model | GenericModel) -> int:
+def _pickled(model: LoadedModel) -> int:
     """The descriptor of a file without a name that holds the pickled model."""
     descriptor = os.memfd_create("preprocessor-model")
     with os.fdopen(os.dup(descriptor), "wb") as file:

@@ -11,8 +11,7 @@ import cv2
 
 from preprocessor import pipeline
 from preprocessor.config import Limits
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import CancelCheck, LoadedModel
 from preprocessor.types.plan import PixelPlan
 from preprocessor.types.request import Media, PreparationRequest
 from preprocessor.vision.patches import PIXEL_DTYPES
@@ -31,13 +30,7 @@ class PlanPayload:
     request: PreparationRequest
     limits: Limits
 
-    def run(
-        self,
-        model: Model | GenericModel,
-        arena: Arena,
-        check: pipeline.Checkpoint,
-        on_rows_written: pipeline.RowsWritten,
-    ) -> Any:
+    def run(self, model: LoadedModel, arena: Arena, check: CancelCheck, on_rows_written: pipeline.AnnounceRows) -> Any:
         request = dataclasses.replace(self.request, media=_copied(self.request.media))
         # A tokenizer that runs out of memory aborts the process, so a text that would need too much is refused first.
         tokenizing_bytes = min(self.limits.max_tokenizing_bytes, memory_left())
@@ -58,14 +51,7 @@ class PixelPayload:
     offset: int
     rows: range
 
-    def run(
-        self,
-        model: Model | GenericModel,
-        arena: Arena,
-        check: pipeline.Checkpoint,
-        on_rows_written: pipeline.RowsWritten,
-    ) -> Any:
-        assert isinstance(model, Model), "only the fast path plans pixels"
+    def run(self, model: LoadedModel, arena: Arena, check: CancelCheck, on_rows_written: pipeline.AnnounceRows) -> Any:
         plan = self.plan
         row_bytes = plan.size_bytes // max(1, plan.row_count)
         arena.reserve(self.offset + self.rows.start * row_bytes, len(self.rows) * row_bytes)
@@ -77,12 +63,12 @@ class PixelPayload:
 Payload = PlanPayload | PixelPayload
 
 
-def header_bytes(payload: object, model: Model | GenericModel) -> int | None:
+def header_bytes(payload: object, model: LoadedModel) -> int | None:
     """Memory limit of a payload that only reads headers, whose counts cannot be trusted; None for any other payload.
 
     Others take what their plan says, which the budget has reserved.
     """
-    if not (isinstance(payload, PlanPayload) and isinstance(model, Model)):
+    if not (isinstance(payload, PlanPayload) and model.plans_from_headers):
         return None
     return payload.limits.max_header_bytes + sum(len(medium.data) for medium in payload.request.media)
 
@@ -102,7 +88,7 @@ def _copied(media: Sequence[Media]) -> tuple[Media, ...]:
 class _RowBatches:
     """Reports finished rows in batches. The last rows are not reported: the end of the task says that all are finished."""
 
-    def __init__(self, on_rows_written: pipeline.RowsWritten, rows: range, batch_row_count: int) -> None:
+    def __init__(self, on_rows_written: pipeline.AnnounceRows, rows: range, batch_row_count: int) -> None:
         self._on_rows_written = on_rows_written
         self._stop = rows.stop
         self._batch_row_count = batch_row_count

@@ -9,9 +9,9 @@ from typing import Any
 import numpy.typing as npt
 
 from preprocessor.pipeline import cost
-from preprocessor.types.plan import PixelPlan
+from preprocessor.types.plan import PixelPlan, Substitution
 from preprocessor.types.request import Media
-from preprocessor.types.result import PixelReport, Substitution
+from preprocessor.types.result import PixelReport
 from preprocessor.types.timing import Timings
 from preprocessor.vision.patches import PIXEL_DTYPES
 from preprocessor.workers.arena import Arena

@@ -30,8 +30,7 @@ from typing import Any
 
 from preprocessor.config import FILE_SHARE
 from preprocessor.errors import Cancelled, DeadlineExceeded, WorkerLost
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers import refusals
 from preprocessor.workers.arena import Arena, Ranges
 from preprocessor.workers.channel import Command
@@ -76,7 +75,7 @@ class WorkerPool:
 
     def __init__(
         self,
-        model: Model | GenericModel,
+        model: LoadedModel,
         settings: PoolSettings,
         on_worker_end: Callable[[str], None] = lambda reason: None,
         fork_server: ForkServer | None = None,

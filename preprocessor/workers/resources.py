@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Self
 
 from preprocessor.config import Limits
-from preprocessor.models.generic import GenericModel, GenericPrepared
 from preprocessor.types.plan import PixelPlan, Plan
 from preprocessor.types.request import Media, PreparationRequest
 from preprocessor.types.timing import Timings
@@ -21,13 +20,6 @@ from preprocessor.workers.pixel_run import PixelRun
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.refusals import file_memory_full
 from preprocessor.workers.request_tasks import RequestTasks
-
-_PLAN_SECONDS_A_BYTE = 5e-9  # a walk over the packets and a digest
-_PLAN_BYTES = 16 << 20
-# What a model's own processor will make of a file shows only when it has: taken to be large, and slow.
-_GENERIC_SECONDS = 1.0
-_GENERIC_BYTES_A_FILE_BYTE = 40
-_GENERIC_BYTES = 256 << 20
 
 
 class RequestResources:
@@ -108,7 +100,7 @@ class RequestResources:
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
-    async def plan(self, request: PreparationRequest, limits: Limits) -> Plan | GenericPrepared:
+    async def plan(self, request: PreparationRequest, limits: Limits) -> Plan:
         """`pipeline.plan` on a worker.
 
         Args:
@@ -118,17 +110,11 @@ class RequestResources:
             Whatever `pipeline.plan` raises.
         """
         self._tasks.begin()
-        file_bytes = sum(len(medium.data) for medium in request.media)
-        seconds, working_bytes = file_bytes * _PLAN_SECONDS_A_BYTE, file_bytes + _PLAN_BYTES
-        if isinstance(self._pool.model, GenericModel) and request.media:
-            seconds = _GENERIC_SECONDS
-            working_bytes = min(
-                file_bytes * _GENERIC_BYTES_A_FILE_BYTE + _GENERIC_BYTES, self._pool.rows.size_bytes // 2
-            )
-        task = self._tasks.create(PlanPayload(request, limits), seconds, working_bytes)
+        load = self._pool.model.planning_workload(request, self._pool.rows.size_bytes // 2)
+        task = self._tasks.create(PlanPayload(request, limits), load.cpu_seconds, load.working_bytes)
         self._tasks.submit(task)
-        planned: Plan | GenericPrepared = await self._tasks.result(task)
-        if isinstance(planned, GenericPrepared) or not planned.pixel_bytes:
+        planned: Plan = await self._tasks.result(task)
+        if planned.pixels is None:
             self._tasks.end()
         return planned
 

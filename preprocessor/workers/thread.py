@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from preprocessor.config.machine import use_one_thread
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.channel import Command
 from preprocessor.workers.worker import StopCheck
@@ -19,7 +18,7 @@ from preprocessor.workers.worker import StopCheck
 class ThreadWorker:
     """Has the methods of `process.ProcessWorker`."""
 
-    def __init__(self, slot: int, arena: Arena, model: Model | GenericModel) -> None:
+    def __init__(self, slot: int, arena: Arena, model: LoadedModel) -> None:
         self.slot = slot
         self.task_count = 0
         self.grown_bytes = 0

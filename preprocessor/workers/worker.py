@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from preprocessor.errors import Cancelled, DeadlineExceeded, Overloaded, PreprocessorError, trace_of
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.channel import (
     HEAD,
@@ -60,7 +59,7 @@ class StopCheck:
             raise cpu_seconds_exceeded(self._cpu_seconds)
 
 
-def serve(channel: socket.socket, arena: Arena, model: Model | GenericModel, slot: int, kept_bytes: int) -> None:
+def serve(channel: socket.socket, arena: Arena, model: LoadedModel, slot: int, kept_bytes: int) -> None:
     """Carry out commands until the service closes the channel.
 
     Args:
@@ -87,7 +86,7 @@ def serve(channel: socket.socket, arena: Arena, model: Model | GenericModel, slo
 
 
 def _outcome(
-    command: Command, channel: socket.socket, arena: Arena, model: Model | GenericModel, slot: int
+    command: Command, channel: socket.socket, arena: Arena, model: LoadedModel, slot: int
 ) -> tuple[Any, Fault | None]:
     """What the payload returned, or the `PreprocessorError` it raised; any other error as a fault."""
 

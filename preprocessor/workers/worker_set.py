@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from preprocessor.config import KEPT_SHARE
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers.arena import CONTROL_SLOT_COUNT, Arena
 from preprocessor.workers.fork_server import ForkServer
 from preprocessor.workers.sandbox import WorkerLimits
@@ -51,7 +50,7 @@ class WorkerSet:
 
     def __init__(
         self,
-        model: Model | GenericModel,
+        model: LoadedModel,
         arena: Arena,
         settings: WorkerSetSettings,
         on_idle: Callable[[], None],

@@ -251,5 +251,6 @@ def _prepare(job: Job, form: PixelForm) -> Result:
     prepared = pipeline.prepare(job.model, job.requests[form])
     (item,) = prepared.plan.items
     assert item.frames is not None
+    assert prepared.plan.pixels is not None
     pixels = prepared.tensors[prepared.plan.pixels.name]
     return Result(pixels, prepared.tensors["grid_thw"].tolist(), len(item.frames.indices), prepared.timings)

@@ -39,6 +39,7 @@ def differences(model: Model, request: PreparationRequest, processor: Any = None
         "second_per_grid_ts": (tensors.get("second_per_grid_ts"), theirs.seconds_per_grid),
     }
     if request.media:
+        assert ours.plan.pixels is not None
         name = ours.plan.pixels.name
         pairs["grid_thw"] = (tensors["grid_thw"], theirs.grid_thw)
         pairs[name] = (_bits(tensors[name]), _bits(pixels_in_form(theirs, request.pixel_form or PixelForm.UINT8)))

@@ -21,7 +21,7 @@ from engine_client import EngineClient
 from preprocessor.client.calls import CHANNEL_OPTIONS, CallFailed, PrepareResult, generate, prepare
 from preprocessor.config import EngineSettings, Limits, ServeSettings
 from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.service.server import Server
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
@@ -118,7 +118,7 @@ class Caller:
 
 @asynccontextmanager
 async def serving(
-    model: Model | GenericModel,
+    model: LoadedModel,
     engine: EngineClient | None = None,
     limits: Limits | None = None,
     engine_settings: EngineSettings | None = None,

@@ -13,7 +13,7 @@ import torch
 from preprocessor.errors import UnsupportedMedia
 from preprocessor.types.request import PixelForm
 
-# One row a prompt: [1, L]. By name, for a spectrogram or a stack of tiles may have that shape by chance.
+# One row a prompt: [1, L]. By name, since a spectrogram or a stack of tiles may happen to have that shape.
 TEXT_TENSORS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 
 # What `DataType` of the API can say; `wire.tensors.DTYPES` has the same.
@@ -23,7 +23,7 @@ _FLOAT_FORMS = {PixelForm.BF16: torch.bfloat16, PixelForm.FP16: torch.float16, P
 
 
 def to_tensors(output: Mapping[str, Any], form: PixelForm | None) -> dict[str, npt.NDArray[Any]]:
-    """Every value of a processor's output as an array of its own dtype, but:
+    """Every value of a processor's output as an array of its own dtype, except:
 
     * the text's tensors lose their batch axis, and `input_ids` become int32 [L];
     * floats are rounded to `form`, to nearest even as torch rounds; None leaves them as they are, but for float64, which is

@@ -18,7 +18,6 @@ from preprocessor.config.machine import use_one_thread
 from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
 from preprocessor.traffic.load import WRONG, Ask
-from preprocessor.types.plan import Plan
 from preprocessor.types.request import FileData, PreparationRequest
 from preprocessor.types.timing import Timings
 from preprocessor.workers.pool import PoolSettings, WorkerPool
@@ -164,7 +163,7 @@ async def _claim(request: PreparationRequest, *, is_checked: bool = False) -> st
         media = [replace(medium, data=await _stored(medium.data, claim)) for medium in request.media]
         request = replace(request, media=tuple(media))
         planned = await claim.plan(request, Limits())
-        assert isinstance(planned, Plan)
+        assert planned.pixels is not None
         run = claim.pixels(request.media, planned.pixels)
         async for _ in run.finished_rows():
             pass

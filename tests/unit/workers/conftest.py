@@ -21,8 +21,10 @@ MIB = 1 << 20
 
 
 @asynccontextmanager
-async def open_pool(*, has_own_fork_server: bool = False, **settings: Any) -> AsyncIterator[WorkerPool]:
-    """A pool whose payloads need no model. `pool.ends` lists why its workers ended."""
+async def open_pool(
+    *, has_own_fork_server: bool = False, model: Any = None, **settings: Any
+) -> AsyncIterator[WorkerPool]:
+    """A pool whose payloads need no model: `model` is the service's own alone. `pool.ends` lists why its workers ended."""
     given: dict[str, Any] = {
         "is_in_process": False,
         "worker_count": 1,
@@ -33,9 +35,8 @@ async def open_pool(*, has_own_fork_server: bool = False, **settings: Any) -> As
         "max_jobs_a_worker": 1000,
     }
     ends: list[str] = []
-    no_model: Any = None
     pool = WorkerPool(
-        no_model,
+        model,
         PoolSettings(**{**given, **settings}),
         ends.append,
         None if has_own_fork_server else await fork_server_of(None),

@@ -9,6 +9,7 @@ import pytest
 
 from preprocessor.config import Limits
 from preprocessor.errors import LimitExceeded, Overloaded
+from preprocessor.models.family import Model
 from preprocessor.types.request import ChatPrompt, Media, Modality, PreparationRequest
 from preprocessor.types.timing import Timings
 from preprocessor.workers.pool import WorkerPool
@@ -24,8 +25,8 @@ def resources_of(pool: WorkerPool) -> RequestResources:
     return RequestResources(pool, time.monotonic() + PATIENCE_SECONDS, Timings())
 
 
-async def test_a_refused_request_is_not_counted_as_abandoned() -> None:
-    async with open_pool(memory_budget_bytes=64 * MIB) as pool:
+async def test_a_refused_request_is_not_counted_as_abandoned(model: Model) -> None:
+    async with open_pool(model=model, memory_budget_bytes=64 * MIB) as pool:
         too_large = PreparationRequest(ChatPrompt(()), (Media("a", Modality.VIDEO, bytes(48 * MIB)),))
         with pytest.raises(LimitExceeded, match="64 MiB of memory"):
             async with resources_of(pool) as resources:
