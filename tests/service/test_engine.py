@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from engine_client import EngineCapabilities, EngineOverloaded, EngineRequest, EngineUnavailable, PixelType
+from engine_client.contract.tensors import CONTRACT_INPUTS, VISION_TENSORS
 from engine_client.testing import FakeEngine
 from preprocessor import pipeline
 from preprocessor.client.calls import CallFailed
@@ -51,6 +52,17 @@ def pixels_of(model: Model, spec: pb.PrepareSpec, form: pb.PixelForm.ValueType) 
     asked.pixel_form = form
     result = pipeline.prepare(model, read_spec(asked)[0])
     return result.tensors[result.plan.pixels.name].tobytes()
+
+
+def test_what_the_pipeline_makes_is_what_the_contract_says(model: Model) -> None:
+    """The pipeline knows no engine, so it has these names and types a second time: here they are compared."""
+    tensors = pipeline.prepare(model, read_spec(chat(video("clip", CLIP)))[0]).tensors
+    declared = {name: CONTRACT_INPUTS[name] for name in tensors}
+    assert {*VISION_TENSORS, "input_ids", "item_hash", "mrope_position_ids", "mrope_position_delta"} <= declared.keys()
+    for name, array in tensors.items():
+        assert array.dtype == declared[name].dtype, name
+        assert len(array.shape) == len(declared[name].shape), name
+        assert all(want in (-1, got) for want, got in zip(declared[name].shape, array.shape, strict=True)), name
 
 
 @pytest.mark.parametrize("takes_pieces", [True, False], ids=["pieces", "whole"])

@@ -237,7 +237,7 @@ async def _service(
         memory_budget_bytes=GIB,
         engine=EngineSettings(address=triton.grpc_address, model="pieces", transport=transport, profile=str(profile)),
     )
-    with mock.patch("engine_client.endpoints.Endpoints", Timed):
+    with mock.patch("engine_client.schemes.Endpoints", Timed):
         server = service.Server(settings, bench.model)
         await server.__aenter__()
     try:
