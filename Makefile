@@ -150,8 +150,9 @@ lint: setup ## check style, layers and the proto
 	$(BIN)/buf lint protos
 	$(BIN)/buf format --diff --exit-code protos
 
-type: setup ## check types, strictly
+type: setup ## check types, strictly: of everything but tests themselves
 	$(BIN)/mypy
+	sh deploy/triton/types.sh $(BIN)/mypy
 
 verify: proto lint type ## all checks that run nothing; fails where generated code is not current
 	git diff --exit-code -- preprocessor/v1 deploy/envoy/preprocessor.binpb

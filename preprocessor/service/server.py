@@ -22,7 +22,7 @@ from preprocessor.models.registry import load_model
 from preprocessor.service import listening
 from preprocessor.service.auth_interceptor import AuthInterceptor
 from preprocessor.service.endpoint_metrics import EndpointMetrics
-from preprocessor.service.engine import arena_in, connect_engine, create_region, engine_form
+from preprocessor.service.engine import arena_in, connect_engines, share_region
 from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
 from preprocessor.service.logs import keep_writing_sums
@@ -106,12 +106,13 @@ class Server:
         # Encoding copies a prompt's tensors into a message: milliseconds of memory traffic, not a worker's kind of work.
         encoding = ThreadPoolExecutor(2, "encode")
         undoing.callback(encoding.shutdown, wait=False, cancel_futures=True)
-        self._region = None
         if self.engine is None and settings.engine.address:
-            self._region = create_region(settings.engine, settings.memory_budget_bytes)
+            self.engine = connect_engines(settings.engine, self.model, encoding)
+        self._region = None
+        if self.engine is not None:
+            self._region = share_region(self.engine, settings.engine, settings.memory_budget_bytes)
             if self._region is not None:
                 undoing.callback(self._region.close)
-            self.engine = connect_engine(settings.engine, self.model, encoding, self._region)
         if isinstance(self.engine, Endpoints):
             self.metrics.registry.register(EndpointMetrics(self.engine.states))
         arena = None if self._region is None else arena_in(self._region, settings.memory_budget_bytes)
@@ -133,7 +134,6 @@ class Server:
             self.metrics,
             self.fetcher,
             self.engine,
-            engine_form(settings.engine),
             self.traces,
         )
         pb_grpc.add_PreprocessorServicer_to_server(servicer, self._grpc)

@@ -17,15 +17,16 @@ import av
 import grpc.aio
 
 from engine_client import (
+    EngineCapabilities,
     EngineClient,
     EngineRequest,
     EngineStep,
     EngineUnavailable,
     FinishReason,
-    PendingRows,
+    RowProgress,
     SamplingParameters,
 )
-from engine_client.contract import PIXELS
+from engine_client.contract.tensors import PIXELS
 from preprocessor import __version__
 from preprocessor.config import ServeSettings
 from preprocessor.errors import ModelNotFound, PreprocessorError
@@ -34,6 +35,7 @@ from preprocessor.models.versions import library_versions
 from preprocessor.pipeline.request_checks import check_request
 from preprocessor.service import reading, writing
 from preprocessor.service.calls import Call, Calls
+from preprocessor.service.engine import pixel_form_for
 from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.files import receive_files, store_inline
 from preprocessor.service.metrics import Metrics
@@ -41,7 +43,7 @@ from preprocessor.service.tracing import Traces
 from preprocessor.service.upload_stream import Upload, UploadStream
 from preprocessor.text.detokenizer import Detokenizer
 from preprocessor.types.plan import PixelPlan, Plan
-from preprocessor.types.request import PixelForm, PreparationRequest
+from preprocessor.types.request import PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from preprocessor.wire.tensors import is_small, write_rows
@@ -54,7 +56,6 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
 
     Args:
         engine: Where `Generate` sends prompts; None where this deployment only prepares.
-        engine_form: The form in which it takes pixels; None is the model's own.
     """
 
     def __init__(
@@ -65,7 +66,6 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         metrics: Metrics,
         fetcher: Fetcher,
         engine: EngineClient | None,
-        engine_form: PixelForm | None = None,
         traces: Traces | None = None,
     ) -> None:
         self._model = model
@@ -75,7 +75,6 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         self._metrics = metrics
         self._fetcher = fetcher
         self._engine = engine
-        self._engine_form = engine_form
 
     # -- the four methods ----------------------------------------------------------------------------------------------
 
@@ -109,12 +108,11 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
                 prompt = spec.prompt
                 del spec
                 request = await self._receive(prompt, upload, call)
-            request = dataclasses.replace(
-                request, pixel_form=self._engine_form
-            )  # the engine's choice, not the caller's
+            # The engine decides, not the caller.
+            request = dataclasses.replace(request, pixel_form=pixel_form_for(engine.capabilities))
             planned = await self._plan(request, call)
             await call.send(pb.GenerateResponse(header=self._header(request, planned, call, with_data=False)))
-            async with self._engine_request(request, planned, sampling, call) as engine_request:
+            async with self._engine_request(request, planned, sampling, call, engine.capabilities) as engine_request:
                 completion = await self._stream_answer(engine, engine_request, stop_strings, call)
             # Only now is the pixels' own report there: an engine may answer before the worker has said that it is done.
             report = writing.write_report(call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions)
@@ -207,30 +205,33 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         planned: Plan,
         sampling: SamplingParameters,
         call: Call,
+        capabilities: EngineCapabilities,
     ) -> AsyncIterator[EngineRequest]:
-        """The tensors, put together; pixels may still be in the making while the first of them are sent."""
+        """The tensors of the request. Where the engine takes pieces, pixels are still written while the first are sent."""
         tensors = dict(planned.tensors)
-        if planned.pixels is None:
+        if planned.pixels is None or capabilities.takes_hashes_only:
             yield EngineRequest(call.request_id, tensors, sampling)
             return
         run = call.resources.pixels(request.media, planned.pixels)
-        tensors[PIXELS] = await run.begun()
-        pending = PendingRows(PIXELS)
-        following = asyncio.create_task(self._follow(run, pending, planned, call))
+        tensors[PIXELS] = pixels = await run.begun()
+        progress = RowProgress(PIXELS)
+        following = asyncio.create_task(self._follow(run, progress, planned, call))
         try:
-            yield EngineRequest(call.request_id, tensors, sampling, pending)
+            if not capabilities.takes_pieces:
+                await progress.wait_past(len(pixels) - 1)
+            yield EngineRequest(call.request_id, tensors, sampling, progress if capabilities.takes_pieces else None)
             await following
         finally:
             following.cancel()
 
-    async def _follow(self, run: PixelRun, pending: PendingRows, planned: Plan, call: Call) -> None:
+    async def _follow(self, run: PixelRun, progress: RowProgress, planned: Plan, call: Call) -> None:
         """Tell the engine's client of finished rows, or of the error that ends them."""
         try:
             async for first_row, row_count in run.finished_rows():
-                pending.finish(first_row + row_count)
+                progress.finish(first_row + row_count)
             await self._conclude(run, planned, call)
         except PreprocessorError as error:
-            pending.fail(error)
+            progress.fail(error)
 
     async def _conclude(self, run: PixelRun, planned: Plan, call: Call) -> None:
         """Wait for the pixels' end and take down what happened."""

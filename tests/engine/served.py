@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from deploy.triton.local_server import TritonServer
-from engine_client import Endpoints, TritonEngine, kserve, kserve_regions, stream
-from engine_client.kserve_regions import RegisteredRegion
+from engine_client import Endpoints, TritonEngine
+from engine_client.triton import kserve, kserve_regions, stream
+from engine_client.triton.kserve_regions import RegisteredRegion
 from preprocessor import pipeline
 from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
@@ -139,7 +140,7 @@ async def assert_at_rest(caller: Caller) -> None:
     assert pool.files.leased_bytes == pool.rows.leased_bytes == 0
     assert [state.in_flight_count for state in engine.states()] == [0] * len(engine.states())
     # Streams that were left end by themselves, within seconds.
-    await eventually(lambda: not any(each._streams or each._farewells for each in engines_of(caller)))
+    await eventually(lambda: not any(each._streams or each._shutdowns for each in engines_of(caller)))
 
 
 def is_in_shared_memory(key: str) -> bool:

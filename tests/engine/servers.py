@@ -105,7 +105,7 @@ def be_impatient(engine: TritonEngine, max_silence_seconds: float | None = 0.3) 
     engine._max_silence_seconds = max_silence_seconds
     for stream in engine._streams:
         stream._max_silence_seconds = max_silence_seconds
-        stream._news.set()  # whoever waits begins to wait anew
+        stream._changed.set()  # whoever waits begins to wait anew
 
 
 def ask_directly(

@@ -26,9 +26,9 @@ import psutil
 import uvloop
 
 from deploy.triton.local_server import TritonServer
-from engine_client import Endpoints, EngineRequest, EngineStep, PendingRows
+from engine_client import Endpoints, EngineRequest, EngineStep, RowProgress
 from engine_client.client import Metadata
-from engine_client.contract import PIXELS
+from engine_client.contract.tensors import PIXELS
 from preprocessor import pipeline
 from preprocessor.client.calls import CHANNEL_OPTIONS
 from preprocessor.config import EngineSettings, ServeSettings
@@ -74,8 +74,8 @@ class Timed(Endpoints):
             yield step
         await watching
 
-    async def _note_finish(self, pending: PendingRows, row_count: int) -> None:
-        await pending.wait_beyond(row_count - 1)
+    async def _note_finish(self, pending: RowProgress, row_count: int) -> None:
+        await pending.wait_past(row_count - 1)
         self.finished_at_seconds = time.perf_counter()
 
 
@@ -209,7 +209,7 @@ async def _time(bench: Bench, running: Running, ask: Ask, rounds: Rounds) -> Non
     np.copyto(rows, tensors[PIXELS])
 
     async def alone() -> None:
-        pending = PendingRows(PIXELS)
+        pending = RowProgress(PIXELS)
         pending.finish(len(rows))
         async for _ in running.engine.generate(EngineRequest("alone", {**tensors, PIXELS: rows}, pending=pending)):
             pass
@@ -242,7 +242,7 @@ async def _service(
         memory_budget_bytes=GIB,
         engine=EngineSettings(address=triton.grpc_address, model="pieces", transport=transport, profile=str(profile)),
     )
-    with mock.patch("engine_client.endpoints.Endpoints", Timed):
+    with mock.patch("engine_client.schemes.Endpoints", Timed):
         server = service.Server(settings, bench.model)
         await server.__aenter__()
     try:

@@ -18,7 +18,7 @@ class InvalidSettings(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class EngineSettings:
+class ModelParameters:
     """How to load the checkpoint and how much to take on; see `config.pbtxt` for what each means."""
 
     checkpoint: str
@@ -35,7 +35,7 @@ class EngineSettings:
     llm_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_parameters(cls, parameters: Mapping[str, str], environment: Mapping[str, str]) -> EngineSettings:
+    def from_parameters(cls, parameters: Mapping[str, str], environment: Mapping[str, str]) -> ModelParameters:
         """Read `config.pbtxt`'s parameters.
 
         Args:

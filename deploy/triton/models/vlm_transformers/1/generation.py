@@ -23,7 +23,9 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from .prompts.contract import CANCELLED, IMAGE, LENGTH, STOP, VIDEO, Prompt, Sampling
+from engine_client.contract.prompt import Prompt
+from engine_client.contract.sampling import SamplingParameters
+from engine_client.contract.tensors import CANCELLED, IMAGE, LENGTH, STOP, VIDEO
 
 
 def build_model_inputs(prompt: Prompt, device: torch.device) -> dict[str, torch.Tensor]:
@@ -48,7 +50,7 @@ def build_model_inputs(prompt: Prompt, device: torch.device) -> dict[str, torch.
 def generate_tokens(
     model: Any,
     inputs: Mapping[str, torch.Tensor],
-    sampling: Sampling,
+    sampling: SamplingParameters,
     *,
     emit: Callable[[int, str | None], None],
     is_cancelled: Callable[[], bool],
@@ -56,7 +58,7 @@ def generate_tokens(
     """Generate until a stop token, the length limit or a cancellation, whichever comes first.
 
     Args:
-        model: From `load_model`.
+        model: From `load_checkpoint`.
         inputs: From `build_model_inputs`; batch of one.
         sampling: The request's.
         emit: Called with each token id, a stop token included, and on the last with the finish reason.
@@ -96,7 +98,7 @@ def _own_stop_token_ids(model: Any) -> tuple[int, ...]:
     return () if own is None else (own,) if isinstance(own, int) else tuple(own)
 
 
-def _sampler(sampling: Sampling, device: torch.device) -> LogitsProcessorList:
+def _sampler(sampling: SamplingParameters, device: torch.device) -> LogitsProcessorList:
     """Processors after which the largest score is a draw from the warped distribution (greedy: none)."""
     if sampling.temperature == 0:
         return LogitsProcessorList()

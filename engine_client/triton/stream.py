@@ -1,10 +1,10 @@
-"""One prompt on one `ModelStreamInfer` stream: written to, read from, and left without harm.
+"""One prompt on one `ModelStreamInfer` stream: written, read, and ended early without harm to the server.
 
 A stream that is cancelled while replies are on their way can end the whole server: Triton up to 25.01 frees the same
 state twice (server issue 8034). With 2.51 and a model that replies several times at once, prompts left at the first
-reply by cancelling had killed it before the 300th; left as below, it outlived 3,000. So a prompt that is left early is
-stopped with a message on the same stream, where the engine's model knows that message, and the stream then ends as any
-other. Cancelling is for engines that know none, and for those that do not end in time.
+reply by cancelling had killed it before the 300th; ended as below, it survived 3,000. So a prompt that is left early is
+stopped by a message on the same stream, where the engine's model knows that message, and the stream then ends as any
+other. Where the model does not know it, or does not end in time, the stream is cancelled.
 
 In grpc.aio a call is cancelled, too, by cancelling a read or a write that waits. So only this file's own tasks read and
 write, and a write is shielded from them.
@@ -15,57 +15,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import aclosing
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from engine_client import kserve
-from engine_client.contract import CONTRACT_OUTPUTS, Outputs
-from engine_client.errors import EngineError, EngineFailed, EngineUnavailable, grpc_errors, reply_error
-from engine_client.kserve import InferReply
-from engine_client.messages import Outgoing, RequestMessages
+from engine_client.errors import EngineError, EngineFailed, EngineUnavailable
+from engine_client.release import Release
+from engine_client.triton import kserve
+from engine_client.triton.kserve import InferReply
+from engine_client.triton.messages import EngineMessage, RequestMessages
+from engine_client.triton.outputs import CONTRACT_OUTPUTS, Outputs
+from engine_client.triton.status import grpc_errors, reply_error
 
 Call = grpc.aio.StreamStreamCall[bytes, bytes]
 
-# Pieces that the engine has not said it has read: enough to keep the way full, and the bound of what waits in it.
+# Pieces that the engine has not confirmed: enough to keep the connection busy, and a bound on what is buffered.
 MAX_UNREAD_PIECES = 4
-# Replies that nobody has fetched; beyond it the engine feels that its reader is slow.
+# Replies that nobody has fetched; beyond this, reading pauses and flow control slows the engine down.
 MAX_WAITING_REPLIES = 64
 # How long an engine may take to end a prompt that it was told to stop.
-FAREWELL_SECONDS = 5.0
+SHUTDOWN_SECONDS = 5.0
 # A stream that broke leaves open whether the engine is about to read shared memory. Triton drops the requests of a
 # broken stream at once; this is far beyond the time to copy what it has begun.
 UNCERTAIN_SECONDS = 10.0
 
 # What a write raises on a stream that ended, which the engine may do at any time. Reading says how it ended.
 _STREAM_IS_OVER = (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError)
-
-
-class Release:
-    """Calls back once, when all who hold it have let go."""
-
-    def __init__(self, callback: Callable[[], None] | None) -> None:
-        self._callback = callback
-        self._holder_count = 0
-
-    def hold(self) -> Callable[[], None]:
-        """Hold it, until what is returned is called; calling that again does nothing."""
-        self._holder_count += 1
-        is_held = True
-
-        def let_go() -> None:
-            nonlocal is_held
-            if is_held:
-                is_held = False
-                self._holder_count -= 1
-                if not self._holder_count and self._callback is not None:
-                    callback, self._callback = self._callback, None
-                    callback()
-
-        return let_go
 
 
 class PromptStream:
@@ -101,9 +79,9 @@ class PromptStream:
         self._unanswered: set[str] = set()  # ids of messages whose final reply has not come
         self._unread: set[str] = set()  # of those that refer to shared memory and have no reply at all
         self._pieces: set[str] = set()  # of pieces not replied to
-        self._room = asyncio.Semaphore(MAX_UNREAD_PIECES)
+        self._piece_slots = asyncio.Semaphore(MAX_UNREAD_PIECES)
         self._replies: deque[InferReply] = deque()
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._fetched = asyncio.Event()
         self._error: Exception | None = None
         self._sent_message_count = 0
@@ -129,11 +107,11 @@ class PromptStream:
         return len(self._unanswered)
 
     async def next_reply(self) -> InferReply | None:
-        """The next reply that is more than the word that a piece was read; None after the last.
+        """The next reply other than the confirmation of a piece; None after the last.
 
         Raises:
             EngineError: the stream broke, the engine refused the prompt, or it sent nothing for too long.
-            Exception: what `PendingRows.fail` was given.
+            Exception: what `RowProgress.fail` was given.
         """
         while not self._replies:
             if self._error is not None:
@@ -142,21 +120,21 @@ class PromptStream:
                 return None
             if self._receiver.done():
                 raise EngineUnavailable(f"{self._engine_name} broke off before the end of its answer")
-            self._news.clear()
+            self._changed.clear()
             # While rows are still made it is not the engine's turn.
             with self._silence_errors():
                 async with asyncio.timeout(self._max_silence_seconds if self._is_all_sent else None):
-                    await self._news.wait()
+                    await self._changed.wait()
         self._fetched.set()
         return self._replies.popleft()
 
     def fail(self, error: Exception) -> None:
-        """Let whoever waits for a reply get this instead, unless there is an error already."""
+        """Raise this for whoever waits for a reply, unless there is an error already."""
         self._error = self._error or error
-        self._news.set()
+        self._changed.set()
 
     async def leave(self) -> None:
-        """End the stream, after its answer or in the middle of it; `FAREWELL_SECONDS` at most."""
+        """End the stream, after its answer or in the middle of it; `SHUTDOWN_SECONDS` at most."""
         self._is_left = True
         self._replies.clear()
         self._fetched.set()
@@ -164,8 +142,8 @@ class PromptStream:
         await asyncio.wait((self._sender,))
         # Past these the call is cancelled: the stream broke, or the engine does not end it.
         with contextlib.suppress(TimeoutError, *_STREAM_IS_OVER):
-            async with asyncio.timeout(FAREWELL_SECONDS):
-                await self._part()
+            async with asyncio.timeout(SHUTDOWN_SECONDS):
+                await self._end()
         self._call.cancel()  # nothing to a call that is over
         await self._receiver
         if self._operation is not None:
@@ -176,7 +154,7 @@ class PromptStream:
         else:
             self._release_read()
 
-    async def _part(self) -> None:
+    async def _end(self) -> None:
         if self._operation is not None:
             await asyncio.shield(self._operation)
         if not self.is_answered and not self._receiver.done():
@@ -196,19 +174,19 @@ class PromptStream:
                 await self._half_close()
         except _STREAM_IS_OVER:
             pass  # and the receiver knows why
-        except Exception as error:  # whatever PendingRows.fail was given too
+        except Exception as error:  # whatever RowProgress.fail was given too
             self.fail(error)
         finally:
             self._release_made()
             self._settle()
-            self._news.set()
+            self._changed.set()
 
-    async def _send(self, message: Outgoing) -> None:
+    async def _send(self, message: EngineMessage) -> None:
         """Write one message, as soon as the engine has read enough of those before."""
         if message.is_piece:
             with self._silence_errors():
                 async with asyncio.timeout(self._max_silence_seconds):
-                    await self._room.acquire()
+                    await self._piece_slots.acquire()
             self._pieces.add(message.request_id)
         self._unanswered.add(message.request_id)
         if message.refers:
@@ -231,7 +209,7 @@ class PromptStream:
             self.fail(EngineUnavailable(f"the stream to {self._engine_name} was cancelled"))
         else:
             self._unread.clear()  # ended by the engine itself, which has nothing left to read
-        self._news.set()
+        self._changed.set()
 
     def _take(self, answer: bytes) -> None:
         try:
@@ -246,13 +224,13 @@ class PromptStream:
             self._unanswered.discard(reply.request_id)
         if reply.request_id in self._pieces:
             self._pieces.discard(reply.request_id)
-            self._room.release()
+            self._piece_slots.release()
         self._settle()
         if reply.error_message:
             self.fail(reply_error(self._engine_name, reply.error_message))
         elif not self._is_left and (reply.token_ids or reply.finish_reason is not None):
             self._replies.append(reply)
-        self._news.set()
+        self._changed.set()
 
     def _settle(self) -> None:
         if self._is_all_sent and not self._unread:

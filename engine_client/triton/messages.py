@@ -21,11 +21,12 @@ from functools import partial
 
 import numpy as np
 
-from engine_client import kserve
+from engine_client.contract.tensors import FIRST_ROW, PIXELS, Array
 from engine_client.errors import EngineRejected
-from engine_client.kserve import FIRST_ROW_TENSOR, ROWS_TENSOR, Array, Piece, RegionRange
-from engine_client.profiles import Profile
 from engine_client.shm import SharedRegion
+from engine_client.triton import kserve
+from engine_client.triton.kserve import Piece, RegionRange
+from engine_client.triton.tensor_mapping import TensorMapping
 from engine_client.types import EngineRequest
 
 # Encoding and gRPC's own copy together keep the loop for a few milliseconds; above it the time grows faster than the
@@ -48,7 +49,7 @@ class KnownRegion:
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
+class EngineMessage:
     """One message, ready to be written."""
 
     request_id: str
@@ -66,12 +67,12 @@ class RequestMessages:
     Args:
         model_name: As the engine calls it.
         request: Whose arrays are read while the messages are asked for.
-        profile: How this engine wants them.
+        mapping: How this engine wants them.
         takes_pieces: Whether the engine's model does.
         known: Shared memory that the engine can read; None puts every tensor into the messages.
         executor: Where a large message is encoded; None is the event loop's own.
     Raises:
-        EngineRejected: a tensor does not fit the profile.
+        EngineRejected: a tensor does not fit the mapping.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class RequestMessages:
         model_name: str,
         request: EngineRequest,
         *,
-        profile: Profile | None = None,
+        mapping: TensorMapping | None = None,
         takes_pieces: bool,
         known: KnownRegion | None,
         executor: Executor | None = None,
@@ -89,9 +90,9 @@ class RequestMessages:
         self._known = known
         self._executor = executor
         self._prompt_key = 1 + secrets.randbelow(2**63 - 1) if takes_pieces else None
-        self._profile = profile or Profile()
+        self._mapping = mapping or TensorMapping()
         try:
-            self._tensors = self._profile.wire_tensors({**request.tensors, **kserve.sampling_tensors(request.sampling)})
+            self._tensors = self._mapping.wire_tensors({**request.tensors, **request.sampling.tensors()})
         except ValueError as error:
             raise EngineRejected(f"the request cannot be sent to model {model_name}: {error}") from error
         self._rows_name = self._choose_rows() if takes_pieces else None
@@ -104,12 +105,12 @@ class RequestMessages:
         piece = Piece(self._prompt_key, is_stop=True)
         return kserve.encode_infer_request(self._model_name, f"{self._request.request_id}#stop", {}, piece=piece)
 
-    async def __aiter__(self) -> AsyncGenerator[Outgoing, None]:
+    async def __aiter__(self) -> AsyncGenerator[EngineMessage, None]:
         """The messages in order, each as soon as its rows are final.
 
         Raises:
             EngineRejected: a tensor cannot be sent.
-            Exception: what `PendingRows.fail` was given.
+            Exception: what `RowProgress.fail` was given.
         """
         try:
             if self._rows_name is None:
@@ -131,10 +132,10 @@ class RequestMessages:
     def _choose_rows(self) -> str | None:
         """The tensor to send in pieces, if any."""
         pending = self._request.pending
-        source = ROWS_TENSOR if pending is None else pending.tensor_name
-        name = self._profile.wire_name(source)
+        source = PIXELS if pending is None else pending.tensor_name
+        name = self._mapping.wire_name(source)
         rows = None if name is None else self._tensors.get(name)
-        # A profile may give it further dimensions: then its rows are not those that are told of.
+        # A mapping may give it further dimensions: then its rows are not those that are told of.
         if rows is None or rows.ndim == 0 or not rows.nbytes or rows.shape != self._request.tensors[source].shape:
             return None
         fits_one = len(rows) <= self._piece_rows(rows)
@@ -151,19 +152,19 @@ class RequestMessages:
         if pending is None:
             return len(rows)
         worth = max(1, MIN_PIECE_BYTES * len(rows) // max(1, rows.nbytes))
-        final = await pending.wait_beyond(min(sent + worth, len(rows)) - 1)
+        final = await pending.wait_past(min(sent + worth, len(rows)) - 1)
         if final > len(rows):
             raise ValueError(f"{final} rows of {pending.tensor_name} are said to be final; it has {len(rows)}")
         return final
 
-    async def _whole(self) -> Outgoing:
+    async def _whole(self) -> EngineMessage:
         pending = self._request.pending
         if pending is not None:
-            await pending.wait_beyond(len(self._request.tensors[pending.tensor_name]) - 1)
+            await pending.wait_past(len(self._request.tensors[pending.tensor_name]) - 1)
         return await self._message(self._request.request_id, self._tensors, is_first=True, is_last=True)
 
-    async def _rows_message(self, rows: Array, start: int, stop: int) -> Outgoing:
-        tensors = {FIRST_ROW_TENSOR: np.array([start], np.int64), str(self._rows_name): rows[start:stop]}
+    async def _rows_message(self, rows: Array, start: int, stop: int) -> EngineMessage:
+        tensors = {FIRST_ROW: np.array([start], np.int64), str(self._rows_name): rows[start:stop]}
         name = f"{self._request.request_id}#{start}"
         return await self._message(name, tensors, is_last=stop == len(rows), is_piece=True)
 
@@ -175,7 +176,7 @@ class RequestMessages:
         is_first: bool = False,
         is_last: bool = False,
         is_piece: bool = False,
-    ) -> Outgoing:
+    ) -> EngineMessage:
         ranges = self._ranges(tensors)
         piece = None if self._prompt_key is None else Piece(self._prompt_key, is_first=is_first, is_last=is_last)
         encode = partial(kserve.encode_infer_request, self._model_name, request_id, tensors, ranges=ranges, piece=piece)
@@ -184,7 +185,7 @@ class RequestMessages:
             wire = encode()
         else:
             wire = await asyncio.get_running_loop().run_in_executor(self._executor, encode)
-        return Outgoing(request_id, wire, refers=bool(ranges), is_piece=is_piece)
+        return EngineMessage(request_id, wire, refers=bool(ranges), is_piece=is_piece)
 
     def _ranges(self, tensors: dict[str, Array]) -> dict[str, RegionRange]:
         """Which tensors the engine finds in shared memory, and where."""

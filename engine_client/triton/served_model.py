@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from engine_client import kserve
-from engine_client.agreement import Agreement
-from engine_client.connection import Connection
+from engine_client.compatibility import CompatibilityCheck
+from engine_client.contract.tensors import FIRST_ROW
 from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineUnavailable
+from engine_client.triton import kserve
+from engine_client.triton.connection import Connection
 from engine_client.types import EngineInfo
 
 
@@ -18,15 +19,15 @@ class ServedModel:
         connection: To the engine.
         model_name: As the engine calls it.
         who: Starts the messages of errors.
-        agreement: What must hold before it gets a prompt.
+        compatibility: What must hold before it gets a prompt.
     """
 
-    def __init__(self, connection: Connection, model_name: str, who: str, agreement: Agreement) -> None:
+    def __init__(self, connection: Connection, model_name: str, who: str, compatibility: CompatibilityCheck) -> None:
         self._connection = connection
         self._model_name = model_name
         self._who = who
-        self._agreement = agreement
-        self._is_agreed = False
+        self._compatibility = compatibility
+        self._is_compatible = False
         self._takes_pieces: bool | None = None
 
     async def check_ready(self, timeout_seconds: float) -> None:
@@ -50,8 +51,8 @@ class ServedModel:
             raise EngineUnavailable(f"{self._who} is not loaded")
         if not kserve.decode_server_ready(server):
             raise EngineUnavailable(f"{self._who} is loaded, but its server is not ready")
-        if not self._agreement.is_trivial:
-            await self._agree(timeout_seconds)
+        if not self._compatibility.is_trivial:
+            await self._check_compatibility(timeout_seconds)
 
     async def describe(self, timeout_seconds: float) -> EngineInfo:
         """Ask what it is and what it takes.
@@ -66,15 +67,15 @@ class ServedModel:
         )
         return kserve.with_model_config(kserve.decode_engine_info(server, model), config)
 
-    async def agree(self, timeout_seconds: float) -> None:
-        """Return if it fits; asked again where it may be another since, after trouble or a restart.
+    async def require_compatible(self, timeout_seconds: float) -> None:
+        """Return if it fits; checked again where another engine may answer by now, after an error or a restart.
 
         Raises:
             EngineUnavailable: it does not, as EngineMismatch; or does not say.
         """
-        if self._agreement.is_trivial or (self._is_agreed and self._connection.is_ready):
+        if self._compatibility.is_trivial or (self._is_compatible and self._connection.is_ready):
             return
-        await self._agree(timeout_seconds)
+        await self._check_compatibility(timeout_seconds)
 
     async def takes_pieces(self, timeout_seconds: float) -> bool:
         """Whether it can be sent a prompt in several messages; asked once as long as the engine is there.
@@ -88,19 +89,19 @@ class ServedModel:
                 wire = await self._connection.ask("ModelMetadata", question, timeout_seconds)
             except EngineDeadlineExceeded as error:  # this call's, not the request's
                 raise EngineUnavailable(f"{self._who} does not say what it takes: {error}") from error
-            self._takes_pieces = kserve.FIRST_ROW_TENSOR in kserve.decode_input_names(wire)
+            self._takes_pieces = FIRST_ROW in kserve.decode_input_names(wire)
         return self._takes_pieces
 
     def forget(self) -> None:
         """What answers next may be another process, with another model."""
-        self._is_agreed = False
+        self._is_compatible = False
         self._takes_pieces = None
 
-    async def _agree(self, timeout_seconds: float) -> None:
+    async def _check_compatibility(self, timeout_seconds: float) -> None:
         try:
-            self._agreement.require(await self.describe(timeout_seconds))
+            self._compatibility.require(await self.describe(timeout_seconds))
         except EngineUnavailable:
             raise
         except EngineError as error:
             raise EngineUnavailable(f"{self._who} does not say what it is: {error}") from error
-        self._is_agreed = True
+        self._is_compatible = True

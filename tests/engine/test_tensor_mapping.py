@@ -17,14 +17,14 @@ from engine_client import (
     EngineRejected,
     EngineRequest,
     FinishReason,
-    PixelForm,
-    ProfileError,
+    MappingError,
+    PixelType,
     SamplingParameters,
     TensorInfo,
     TritonEngine,
-    builtin_profile_names,
-    load_profile,
-    parse_profile,
+    builtin_mapping_names,
+    load_mapping,
+    parse_mapping,
 )
 from tests.engine.prompts import image_prompt
 from tests.engine.servers import SCRIPTED_REPOSITORY, answer, serving
@@ -47,15 +47,15 @@ def legacy_prompt() -> dict[str, np.ndarray]:
 
 
 async def test_the_contract_as_it_is_fits_the_deployed_model(triton: TritonServer) -> None:
-    async with TritonEngine(triton.grpc_address, profile=load_profile("vlm_transformers")) as engine:
+    async with TritonEngine(triton.grpc_address, mapping=load_mapping("vlm_transformers")) as engine:
         await engine.check_ready()
         request = EngineRequest("plain", image_prompt(), SamplingParameters(max_tokens=3))
         assert len(await answer(engine, request)) == 3
 
 
 async def test_the_legacy_layout_arrives_as_its_model_declares_it(legacy_triton: TritonServer) -> None:
-    profile, prompt = load_profile("multimodal_encoders"), legacy_prompt()
-    async with TritonEngine(legacy_triton.grpc_address, "legacy_encoders", profile=profile) as engine:
+    profile, prompt = load_mapping("multimodal_encoders"), legacy_prompt()
+    async with TritonEngine(legacy_triton.grpc_address, "legacy_encoders", mapping=profile) as engine:
         await engine.check_ready()
         steps = [step async for step in engine.generate(EngineRequest("l", prompt, SamplingParameters(max_tokens=99)))]
     pixels, ids = prompt["pixel_patches"], prompt["input_ids"]
@@ -74,11 +74,13 @@ async def test_the_legacy_layout_arrives_as_its_model_declares_it(legacy_triton:
 
 async def test_a_prompt_beyond_the_legacy_layout_is_rejected_unsent(legacy_triton: TritonServer) -> None:
     two_images = legacy_prompt() | {"grid_thw": np.array([[1, 2, 6], [1, 2, 6]], np.int64)}
-    profile = load_profile("multimodal_encoders")
-    async with TritonEngine(legacy_triton.grpc_address, "legacy_encoders", profile=profile) as engine:
+    profile = load_mapping("multimodal_encoders")
+    async with TritonEngine(legacy_triton.grpc_address, "legacy_encoders", mapping=profile) as engine:
         with pytest.raises(EngineRejected, match=r"grid_thw has shape \[2, 3\]; it is to be sent as \[1, 3\]"):
             await answer(engine, EngineRequest("two", two_images))
-        with pytest.raises(EngineRejected, match=r"pixel_patches is uint8; profile multimodal_encoders takes .*fp16"):
+        with pytest.raises(
+            EngineRejected, match=r"pixel_patches is uint8; mapping multimodal_encoders takes pixels as fp16"
+        ):
             await answer(engine, EngineRequest("uint8", image_prompt()))
 
 
@@ -97,7 +99,7 @@ async def test_every_mismatch_is_listed_with_both_sides_and_nothing_is_sent(lega
         datatype = "INT64"
     """
     async with TritonEngine(
-        legacy_triton.grpc_address, "legacy_encoders", profile=parse_profile(text, "bad")
+        legacy_triton.grpc_address, "legacy_encoders", mapping=parse_mapping(text, "bad")
     ) as engine:
         with pytest.raises(EngineMismatch) as raised:
             await engine.check_ready()
@@ -117,8 +119,8 @@ async def test_every_mismatch_is_listed_with_both_sides_and_nothing_is_sent(lega
 
 
 async def test_the_contract_as_it_is_does_not_fit_a_legacy_model(legacy_triton: TritonServer) -> None:
-    profile = load_profile("vlm_transformers")
-    async with TritonEngine(legacy_triton.grpc_address, "legacy_encoders", profile=profile) as engine:
+    profile = load_mapping("vlm_transformers")
+    async with TritonEngine(legacy_triton.grpc_address, "legacy_encoders", mapping=profile) as engine:
         with pytest.raises(EngineMismatch, match="pixel_patches is sent as pixel_patches, and the model takes only"):
             await engine.check_ready()
 
@@ -127,7 +129,7 @@ async def test_the_contract_as_it_is_does_not_fit_a_legacy_model(legacy_triton: 
 
 
 def test_an_input_that_the_model_requires_and_nobody_sends_is_a_mismatch() -> None:
-    profile = parse_profile('other_inputs = "drop"\n[inputs.input_ids]', "p")
+    profile = parse_mapping('other_inputs = "drop"\n[inputs.input_ids]', "p")
     info = EngineInfo(
         server_name="s",
         server_version="0",
@@ -149,19 +151,19 @@ def test_an_input_that_the_model_requires_and_nobody_sends_is_a_mismatch() -> No
 
 def test_the_contract_as_it_is_passes_every_array_on_untouched() -> None:
     prompt = image_prompt() | {"some_models_own": np.ones(2)}
-    wire = load_profile("vlm_transformers").wire_tensors(prompt)
+    wire = load_mapping("vlm_transformers").wire_tensors(prompt)
     assert wire.keys() == prompt.keys()
     assert all(wire[name] is prompt[name] for name in prompt)
 
 
 def test_pixels_are_renamed_and_reshaped_without_a_copy() -> None:
     prompt = legacy_prompt()
-    wire = load_profile("multimodal_encoders").wire_tensors(prompt)
+    wire = load_mapping("multimodal_encoders").wire_tensors(prompt)
     assert np.shares_memory(wire["pixel_values"], prompt["pixel_patches"])
 
 
 def test_tensors_are_dropped_converted_and_added() -> None:
-    profile = parse_profile(
+    profile = parse_mapping(
         """
         drop = ["item_hash"]
         [inputs.item_spans]
@@ -202,41 +204,41 @@ def test_tensors_are_dropped_converted_and_added() -> None:
 
 
 def test_a_value_that_the_wanted_type_cannot_hold_is_refused() -> None:
-    profile = parse_profile('[inputs.seed]\ndatatype = "INT32"', "p")
+    profile = parse_mapping('[inputs.seed]\ndatatype = "INT32"', "p")
     tensors = {"input_ids": np.zeros(1, np.int32), "seed": np.array([2**40], np.uint64)}
     with pytest.raises(ValueError, match=f"seed has values from {2**40} to {2**40}; INT32 holds"):
         profile.wire_tensors(tensors)
 
 
 def test_what_a_constant_is_shaped_like_may_be_missing_from_a_prompt() -> None:
-    profile = parse_profile('[constants.mask]\ndatatype = "INT64"\nvalue = 1\nlike = "pixel_patches"', "p")
+    profile = parse_mapping('[constants.mask]\ndatatype = "INT64"\nvalue = 1\nlike = "pixel_patches"', "p")
     assert profile.wire_tensors({"input_ids": np.zeros(1, np.int32)}).keys() == {"input_ids"}
 
 
 def test_each_tensors_name_on_the_wire_can_be_asked_for() -> None:
-    profile = load_profile("multimodal_encoders")
+    profile = load_mapping("multimodal_encoders")
     assert [profile.wire_name(name) for name in ("pixel_patches", "item_hash")] == ["pixel_values", None]
-    assert load_profile("vlm_transformers").wire_name("item_hash") == "item_hash"
+    assert load_mapping("vlm_transformers").wire_name("item_hash") == "item_hash"
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
 def test_these_profiles_come_with_the_package() -> None:
-    assert builtin_profile_names() == ["multimodal_encoders", "vlm_transformers"]
-    forms = [load_profile(name).pixel_form for name in builtin_profile_names()]
-    assert forms == [PixelForm.FP16, PixelForm.UINT8]
+    assert builtin_mapping_names() == ["multimodal_encoders", "vlm_transformers"]
+    forms = [load_mapping(name).pixel_type for name in builtin_mapping_names()]
+    assert forms == [PixelType.FP16, PixelType.UINT8]
 
 
 def test_a_profile_is_read_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_text('pixel_form = "bf16"')
-    assert load_profile(path).pixel_form is PixelForm.BF16
+    assert load_mapping(path).pixel_type is PixelType.BF16
 
 
 def test_a_profile_that_is_nowhere_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(ProfileError, match=r"profile nowhere .*multimodal_encoders, vlm_transformers"):
-        load_profile("nowhere")
+    with pytest.raises(MappingError, match=r"tensor mapping nowhere .*multimodal_encoders, vlm_transformers"):
+        load_mapping("nowhere")
 
 
 @pytest.mark.parametrize(
@@ -273,10 +275,10 @@ def test_a_profile_that_is_nowhere_is_refused_with_those_that_there_are() -> Non
             r"outputs\.token_ids\.datatype is 'INT16'; accepted: INT32 or INT64",
         ),
         ("[outputs.finish_reason]\nname = 'x'\nis_told = false", r"outputs\.finish_reason\.is_told is False"),
-        ("pixel_form = ", r"profile p is not TOML"),
+        ("pixel_form = ", r"tensor mapping p is not TOML"),
     ],
 )
 def test_what_a_file_must_not_say_is_refused_by_key_and_value(text: str, complaint: str) -> None:
-    with pytest.raises(ProfileError, match=complaint) as raised:
-        parse_profile(text, "p")
-    assert str(raised.value).startswith("profile p")
+    with pytest.raises(MappingError, match=complaint) as raised:
+        parse_mapping(text, "p")
+    assert str(raised.value).startswith("tensor mapping p")

@@ -1,44 +1,29 @@
-"""An engine that wants the same prompt in another dress: tensors renamed, dropped, converted, added.
+"""A model that takes the same prompt in another layout: tensors renamed, dropped, converted, added.
 
-A profile is data (`engine_client.profile_files` reads it from TOML). What it says is checked against what the model
-declares before the first prompt is sent, so that a wrong name is an error at the start and not one a request.
+A mapping is data (`engine_client.triton.mapping_files` reads it from TOML). It is compared with what the model declares
+before the first prompt is sent, so that a wrong name is an error at the start and not one a request.
 
-    contract tensors ──Profile.wire_tensors──▶ the engine's inputs       the engine's outputs ──Outputs──▶ steps
+    contract tensors ──TensorMapping.wire_tensors──▶ the model's inputs      the model's outputs ──Outputs──▶ steps
 
-Pixels are never converted here: their float forms are normalized, which a change of type is not. The profile says in
-which form (`pixel_form`) whoever prepares the prompt is to make them.
+Pixels are never converted here: their float types are normalized, which a change of type is not. The mapping says in
+which type (`pixel_type`) whoever prepares the prompt is to make them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
-from engine_client.contract import CONTRACT_INPUTS, CONTRACT_OUTPUTS, PIXELS, Outputs
-from engine_client.kserve import dtype_of
+from engine_client.capabilities import PixelType
+from engine_client.contract.tensors import CONTRACT_INPUTS, PIXELS, Array
+from engine_client.triton.kserve import datatype_of, dtype_of
+from engine_client.triton.outputs import CONTRACT_OUTPUTS, Outputs
 from engine_client.types import EngineInfo, TensorInfo
 
-Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
-
-
-class PixelForm(StrEnum):
-    """How pixel values are to be made."""
-
-    UINT8 = "uint8"
-    """As decoded; the engine normalizes them."""
-    BF16 = "bf16"
-    FP16 = "fp16"
-    FP32 = "fp32"
-
-    @property
-    def datatype(self) -> str:
-        """The KServe v2 name."""
-        return self.value.upper()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +58,11 @@ class Constant:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Profile:
-    """One engine's dress. The default is the engine contract as it is."""
+class TensorMapping:
+    """How one model takes prompts. The default is the engine contract, unchanged."""
 
     name: str = "contract"
-    pixel_form: PixelForm = PixelForm.UINT8
+    pixel_type: PixelType = PixelType.UINT8
     inputs: Mapping[str, InputRule] = field(default_factory=dict)
     """By contract name; a tensor without a rule goes as it is."""
     dropped: frozenset[str] = frozenset()
@@ -100,11 +85,11 @@ class Profile:
         Args:
             tensors: By contract name, sampling included. Pixels are passed on as views, whatever their size.
         Raises:
-            ValueError: a tensor does not fit what the profile says of it.
+            ValueError: a tensor does not fit what the mapping says of it.
         """
         pixels = tensors.get(PIXELS)
-        if pixels is not None and pixels.dtype != dtype_of(self.pixel_form.datatype):
-            raise ValueError(f"{PIXELS} is {pixels.dtype}; profile {self.name} takes pixel form {self.pixel_form}")
+        if pixels is not None and pixels.dtype != self.pixel_type.dtype:
+            raise ValueError(f"{PIXELS} is {pixels.dtype}; mapping {self.name} takes pixels as {self.pixel_type}")
         wire: dict[str, Array] = {}
         for name, array in tensors.items():
             wire_name = self.wire_name(name)
@@ -119,7 +104,7 @@ class Profile:
         return wire
 
     def mismatches(self, info: EngineInfo) -> list[str]:
-        """Everything in which this profile and the model, as its engine declares it, differ; empty where they agree.
+        """Everything in which this mapping and the model, as its engine declares it, differ; empty where they agree.
 
         An input that only some prompts have is compared too: the engine would refuse those prompts.
         """
@@ -136,9 +121,9 @@ class Profile:
 
     def _datatype(self, source: str) -> str | None:
         if source == PIXELS:
-            return self.pixel_form.datatype
+            return datatype_of(PIXELS, self.pixel_type.dtype)
         rule, known = self.inputs.get(source), CONTRACT_INPUTS.get(source)
-        return (rule.datatype if rule else None) or (known.datatype if known else None)
+        return (rule.datatype if rule else None) or (datatype_of(source, known.dtype) if known else None)
 
     def _shape(self, source: str) -> Shape | None:
         rule, known = self.inputs.get(source), CONTRACT_INPUTS.get(source)

@@ -1,16 +1,9 @@
-"""An engine behind Triton's KServe v2 gRPC service.
+"""One request to Triton, from its first message to its last token.
 
 One `ModelStreamInfer` stream a request, on one shared connection: errors, deadline and cancellation then belong to the
 request alone. The stream is asked for the empty final response, because one that merely ends may have been cut off. It is
 not asked for true gRPC statuses (`triton_grpc_error`), though errors then come as mere text: a stream that Triton 2.51 ends
 with a status while its client has not ended it can crash the server, one in a few hundred wrong prompts.
-
-    connection     the channel, and what goes along with every call
-    served_model   what the engine says of its model, and whether that fits
-    messages       a request, cut into messages: whole or in pieces, tensors inside or by reference
-    registration   the shared memory that references point into
-    stream         one stream, written, read and left
-    triton         here: one request from its first message to its last token
 """
 
 from __future__ import annotations
@@ -24,26 +17,28 @@ from typing import Self
 
 import grpc
 
-from engine_client.agreement import Agreement
+from engine_client.capabilities import EngineCapabilities
 from engine_client.client import PROBE_TIMEOUT_SECONDS, Metadata
-from engine_client.connection import Connection
-from engine_client.contract import finish_reason_of
+from engine_client.compatibility import CompatibilityCheck
 from engine_client.errors import (
     EngineDeadlineExceeded,
     EngineError,
     EngineFailed,
     EngineRejected,
     EngineUnavailable,
-    is_region_unknown,
 )
 from engine_client.fingerprint import Fingerprint
-from engine_client.kserve import InferReply
-from engine_client.messages import RequestMessages
-from engine_client.profiles import Profile
-from engine_client.registration import CALL_TIMEOUT_SECONDS, RegionRegistration
-from engine_client.served_model import ServedModel
+from engine_client.release import Release
 from engine_client.shm import SharedRegion
-from engine_client.stream import PromptStream, Release
+from engine_client.triton.connection import Connection
+from engine_client.triton.kserve import InferReply
+from engine_client.triton.messages import RequestMessages
+from engine_client.triton.outputs import finish_reason_of
+from engine_client.triton.registration import CALL_TIMEOUT_SECONDS, RegionRegistration
+from engine_client.triton.served_model import ServedModel
+from engine_client.triton.status import is_region_unknown
+from engine_client.triton.stream import PromptStream
+from engine_client.triton.tensor_mapping import TensorMapping
 from engine_client.types import EngineInfo, EngineRequest, EngineStep, FinishReason, Transport
 
 # How often one request may find that the engine has forgotten the region, before its tensors go as bytes.
@@ -59,9 +54,9 @@ class TritonEngine:
         credentials: For TLS; None is plain text. `engine_client.credentials` makes them from files.
         tls_server_name: The name in the engine's certificate, where it is not the host of `address`.
         call_metadata: Asked before every call for what to send along beside the caller's own, such as a token.
-        profile: How this engine wants the tensors; checked against its model before the first prompt, and again after
+        mapping: How this engine wants the tensors; checked against its model before the first prompt, and again after
             trouble and with each `check_ready`. None sends the engine contract's, unchecked.
-        fingerprint: What the engine must have been set up for; checked with the profile.
+        fingerprint: What the engine must have been set up for; checked with the mapping.
         executor: Where large messages are encoded; None is the event loop's own.
         max_silence_seconds: How long the engine may take to the first token, waiting included, and from one to the
             next. When the process of a Python model dies in mid-answer, Triton (2.51) leaves the stream open and says
@@ -78,7 +73,7 @@ class TritonEngine:
         credentials: grpc.ChannelCredentials | None = None,
         tls_server_name: str | None = None,
         call_metadata: Callable[[], Metadata] | None = None,
-        profile: Profile | None = None,
+        mapping: TensorMapping | None = None,
         fingerprint: Fingerprint | None = None,
         executor: Executor | None = None,
         max_silence_seconds: float | None = 120.0,
@@ -94,14 +89,24 @@ class TritonEngine:
             tls_server_name=tls_server_name,
             call_metadata=call_metadata,
         )
-        self._profile = profile or Profile()
-        self._model = ServedModel(self._connection, model_name, self._name, Agreement(self._name, profile, fingerprint))
+        self._mapping = mapping or TensorMapping()
+        self._model = ServedModel(
+            self._connection,
+            model_name,
+            self._name,
+            CompatibilityCheck(self._name, None if mapping is None else mapping.mismatches, fingerprint),
+        )
         self._executor = executor
         self._max_silence_seconds = max_silence_seconds
         self._is_closing = False
         self._streams: set[PromptStream] = set()
-        self._farewells: set[asyncio.Task[None]] = set()
-        self._registration = self._plan_registration(shared_region, Transport(transport))
+        self._shutdowns: set[asyncio.Task[None]] = set()
+        self._transport = Transport(transport)
+        self._registration: RegionRegistration | None = None
+        if shared_region is not None:
+            self.share(shared_region)
+        elif self._transport is Transport.SHARED_MEMORY:
+            raise ValueError(f"transport is {transport} without a shared_region; give one, or choose {Transport.AUTO}")
 
     async def __aenter__(self) -> Self:
         return self
@@ -110,6 +115,22 @@ class TritonEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    @property
+    def capabilities(self) -> EngineCapabilities:
+        """See `EngineClient.capabilities`. Whether its model takes pieces is asked of each engine, and handled here."""
+        return EngineCapabilities(
+            pixel_types=(self._mapping.pixel_type,),
+            takes_pieces=True,
+            reads_shared_memory=self._transport is not Transport.GRPC,
+        )
+
+    def share(self, region: SharedRegion, *, is_required: bool = False) -> None:
+        """See `EngineClient.share`."""
+        if self._transport is Transport.GRPC:
+            return
+        is_required = is_required or self._transport is Transport.SHARED_MEMORY
+        self._registration = RegionRegistration(region, self._connection.ask, self._name, is_required=is_required)
 
     async def generate(
         self, request: EngineRequest, *, timeout_seconds: float | None = None, metadata: Metadata = ()
@@ -123,7 +144,7 @@ class TritonEngine:
         finish_reason: FinishReason | None = None
         stream: PromptStream | None = None
         try:
-            await self._model.agree(_seconds_left(deadline, PROBE_TIMEOUT_SECONDS))
+            await self._model.require_compatible(_seconds_left(deadline, PROBE_TIMEOUT_SECONDS))
             sampling = request.sampling
             async with self._within(deadline, timeout_seconds):
                 stream, reply = await self._start(request, metadata, release)
@@ -136,7 +157,7 @@ class TritonEngine:
                 yield EngineStep(reply.token_ids, finish_reason)
                 async with self._within(deadline, timeout_seconds):
                     reply = await stream.next_reply()
-            if finish_reason is None and self._profile.outputs.finish_reason is None:
+            if finish_reason is None and self._mapping.outputs.finish_reason is None:
                 yield EngineStep((), finish_reason_of(last_token_ids, tokens_received, sampling))
             elif finish_reason is None:
                 raise EngineFailed(f"{self._name} ended its answer without a finish reason")
@@ -180,19 +201,11 @@ class TritonEngine:
         for stream in tuple(self._streams):
             stream.fail(EngineUnavailable(f"the client of {self._name} was closed"))
             self._leave(stream)
-        if self._farewells:
-            await asyncio.wait(self._farewells)  # each ends by itself, within FAREWELL_SECONDS
+        if self._shutdowns:
+            await asyncio.wait(self._shutdowns)  # each ends by itself, within SHUTDOWN_SECONDS
         if self._registration is not None:
             await self._registration.close()
         await self._connection.close()
-
-    def _plan_registration(self, region: SharedRegion | None, transport: Transport) -> RegionRegistration | None:
-        is_required = transport is Transport.SHARED_MEMORY
-        if is_required and region is None:
-            raise ValueError(f"transport is {transport} without a shared_region; give one, or choose {Transport.AUTO}")
-        if region is None or transport is Transport.GRPC:
-            return None
-        return RegionRegistration(region, self._connection.ask, self._name, is_required=is_required)
 
     async def _start(
         self, request: EngineRequest, metadata: Metadata, release: Release
@@ -207,7 +220,7 @@ class TritonEngine:
             messages = RequestMessages(
                 self._model_name,
                 request,
-                profile=self._profile,
+                mapping=self._mapping,
                 takes_pieces=takes_pieces,
                 known=known,
                 executor=self._executor,
@@ -234,7 +247,7 @@ class TritonEngine:
             self._connection.open_stream(metadata),
             self._name,
             messages,
-            outputs=self._profile.outputs,
+            outputs=self._mapping.outputs,
             release=release,
             max_silence_seconds=self._max_silence_seconds,
         )
@@ -245,9 +258,9 @@ class TritonEngine:
         """Let the stream end by itself, in the background; leaving twice is fine."""
         if stream in self._streams:
             self._streams.discard(stream)
-            farewell = asyncio.create_task(stream.leave())
-            self._farewells.add(farewell)
-            farewell.add_done_callback(self._farewells.discard)
+            shutdown = asyncio.create_task(stream.leave())
+            self._shutdowns.add(shutdown)
+            shutdown.add_done_callback(self._shutdowns.discard)
 
     def _forget_engine(self) -> None:
         """What answers next may be another process, with another model."""

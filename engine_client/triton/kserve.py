@@ -20,19 +20,15 @@ import numpy as np
 from google.protobuf.wrappers_pb2 import UInt64Value
 from tritonclient.grpc import service_pb2
 
-from engine_client.contract import CONTRACT_OUTPUTS, Outputs
-from engine_client.types import EngineInfo, SamplingParameters, TensorInfo
+from engine_client.contract.tensors import Array
+from engine_client.triton.outputs import CONTRACT_OUTPUTS, Outputs
+from engine_client.types import EngineInfo, TensorInfo
 
 SERVICE = "/inference.GRPCInferenceService/"
 MAX_MESSAGE_BYTES = 2**31 - 1  # gRPC's and protobuf's own limit
 
 # Copying holds the interpreter's lock, piece by piece: between two pieces other threads, such as an event loop, get it.
 COPY_PIECE_BYTES = 1 << 20
-
-FIRST_ROW_TENSOR = "first_row"
-"""An engine whose model has this input takes a prompt in pieces: INT64 [1], the index of a piece's first row."""
-ROWS_TENSOR = "pixel_patches"
-"""The tensor that is cut into pieces where the request names none: the only one of many megabytes."""
 
 _RAW_INPUT_CONTENTS_TAG = b"\x3a"  # field 7, length-delimited: grpc_service.proto, ModelInferRequest
 _FINAL_RESPONSE = "triton_final_response"
@@ -52,8 +48,6 @@ _DATATYPES: Mapping[np.dtype[Any], str] = {
     np.dtype(np.float64): "FP64",
     np.dtype(ml_dtypes.bfloat16): "BF16",
 }
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +84,6 @@ class InferReply:
     """No message follows for this request."""
     request_id: str = ""
     """Of the message that this replies to; set with an `error_message` too."""
-
-
-def sampling_tensors(sampling: SamplingParameters) -> dict[str, Array]:
-    """The engine contract's tensors of `sampling`; `stop_token_ids` is left out when there are none."""
-    tensors: dict[str, Array] = {
-        "max_tokens": np.array([sampling.max_tokens], np.int32),
-        "temperature": np.array([sampling.temperature], np.float32),
-        "top_p": np.array([sampling.top_p], np.float32),
-        "top_k": np.array([sampling.top_k], np.int32),
-        "seed": np.array([sampling.seed], np.uint64),
-    }
-    if sampling.stop_token_ids:
-        tensors["stop_token_ids"] = np.array(sampling.stop_token_ids, np.int32)
-    return tensors
 
 
 def datatype_of(name: str, dtype: np.dtype[Any]) -> str:
@@ -184,7 +164,7 @@ def decode_infer_reply(wire: bytes, wanted: Outputs = CONTRACT_OUTPUTS) -> Infer
     """Read one ModelStreamInferResponse.
 
     Args:
-        wanted: What the outputs are called; the engine contract's names unless a profile says otherwise.
+        wanted: What the outputs are called; the engine contract's names unless a tensor mapping says otherwise.
     Raises:
         ValueError: an output is not what `wanted` says.
     """

@@ -1,6 +1,6 @@
-"""Profiles as TOML files, read strictly: what is not understood is refused by name, and so is what cannot be.
+"""Tensor mappings as TOML files, read strictly: an unknown key is refused by name, and so is a value that cannot be used.
 
-pixel_form = "fp16"             # uint8, bf16, fp16 or fp32: the form in which pixels are to be made; default uint8
+pixel_form = "fp16"             # uint8, bf16, fp16 or fp32: the type in which pixels are to be made; default uint8
 other_inputs = "drop"           # "send" (default) or "drop": tensors of a prompt that this file does not name
 drop = ["item_hash"]            # contract tensors that are not sent
 
@@ -33,55 +33,57 @@ from typing import Any
 
 import numpy as np
 
-from engine_client.contract import CONTRACT_INPUTS, FINISH_REASON, PIXELS, TOKEN_IDS, Outputs
-from engine_client.kserve import dtype_of
-from engine_client.profiles import Constant, InputRule, PixelForm, Profile, Shape, kind_of
+from engine_client.capabilities import PixelType
+from engine_client.contract.tensors import CONTRACT_INPUTS, FINISH_REASON, PIXELS, TOKEN_IDS
+from engine_client.triton.kserve import dtype_of
+from engine_client.triton.outputs import Outputs
+from engine_client.triton.tensor_mapping import Constant, InputRule, Shape, TensorMapping, kind_of
 
-_BUILTIN = resources.files("engine_client") / "builtin_profiles"
+_BUILTIN = resources.files("engine_client.triton") / "builtin_mappings"
 _TOKEN_ID_DATATYPES = ("INT32", "INT64")
 
 
-class ProfileError(ValueError):
-    """A profile's file cannot be read as one; the text names the file, the key, the value and what is accepted."""
+class MappingError(ValueError):
+    """A file cannot be read as a tensor mapping; the text names the file, the key, the value and what is accepted."""
 
 
-def builtin_profile_names() -> list[str]:
-    """Profiles that come with this package."""
+def builtin_mapping_names() -> list[str]:
+    """Mappings that come with this package."""
     return sorted(entry.name.removesuffix(".toml") for entry in _BUILTIN.iterdir() if entry.name.endswith(".toml"))
 
 
-def load_profile(name_or_path: str | Path) -> Profile:
-    """Read a profile.
+def load_mapping(name_or_path: str | Path) -> TensorMapping:
+    """Read a mapping.
 
     Args:
         name_or_path: The name of one that comes with this package, or a TOML file.
     Raises:
-        ProfileError: there is no such profile, or its file says what it must not.
+        MappingError: there is no such mapping, or its file says what it must not.
     """
-    if str(name_or_path) in builtin_profile_names():
-        return parse_profile((_BUILTIN / f"{name_or_path}.toml").read_text("utf-8"), str(name_or_path))
+    if str(name_or_path) in builtin_mapping_names():
+        return parse_mapping((_BUILTIN / f"{name_or_path}.toml").read_text("utf-8"), str(name_or_path))
     try:
-        return parse_profile(Path(name_or_path).read_text("utf-8"), str(name_or_path))
+        return parse_mapping(Path(name_or_path).read_text("utf-8"), str(name_or_path))
     except (OSError, UnicodeDecodeError) as error:
-        known = ", ".join(builtin_profile_names())
-        raise ProfileError(
-            f"profile {name_or_path} is no file that can be read ({error}), nor one of {known}"
+        known = ", ".join(builtin_mapping_names())
+        raise MappingError(
+            f"tensor mapping {name_or_path} is no file that can be read ({error}), nor one of {known}"
         ) from error
 
 
-def parse_profile(text: str, name: str) -> Profile:
-    """Read a profile from its text.
+def parse_mapping(text: str, name: str) -> TensorMapping:
+    """Read a mapping from its text.
 
     Args:
         text: TOML, as the head of this module shows it.
         name: For messages.
     Raises:
-        ProfileError: the text says what it must not.
+        MappingError: the text says what it must not.
     """
     try:
-        return _Reader(name).profile(tomllib.loads(text))
+        return _Reader(name).mapping(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise ProfileError(f"profile {name} is not TOML: {error}") from error
+        raise MappingError(f"tensor mapping {name} is not TOML: {error}") from error
 
 
 class _Reader:
@@ -90,22 +92,22 @@ class _Reader:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def profile(self, table: Mapping[str, Any]) -> Profile:
+    def mapping(self, table: Mapping[str, Any]) -> TensorMapping:
         keys = ("pixel_form", "other_inputs", "drop", "inputs", "constants", "outputs")
         self._require_known(table, "", keys)
         inputs = {key: self._input(key, entry) for key, entry in self._tables(table, "inputs")}
         constants = {key: self._constant(key, entry) for key, entry in self._tables(table, "constants")}
-        profile = Profile(
+        mapping = TensorMapping(
             name=self._name,
-            pixel_form=PixelForm(self._choice(table, "pixel_form", "uint8", tuple(PixelForm))),
+            pixel_type=PixelType(self._choice(table, "pixel_form", "uint8", tuple(PixelType))),
             inputs=inputs,
             dropped=frozenset(self._dropped(table, inputs)),
             drops_others=self._choice(table, "other_inputs", "send", ("send", "drop")) == "drop",
             constants=constants,
             outputs=self._outputs(dict(self._tables(table, "outputs"))),
         )
-        self._check_together(profile)
-        return profile
+        self._check_together(mapping)
+        return mapping
 
     def _input(self, source: str, table: Mapping[str, Any]) -> InputRule:
         where = f"inputs.{source}"
@@ -115,7 +117,7 @@ class _Reader:
             wanted, known = self._dtype(f"{where}.datatype", datatype), CONTRACT_INPUTS.get(source)
             if source == PIXELS:
                 raise self._error(f"{where}.datatype", datatype, "nothing: pixel_form says how pixels are made")
-            given = None if known is None else dtype_of(known.datatype)
+            given = None if known is None else known.dtype
             if given is not None and kind_of(given) != kind_of(wanted):
                 raise self._error(f"{where}.datatype", datatype, f"another {kind_of(given)} type, as {given} is one")
         return InputRule(self._text(table, where, "name", source), datatype, self._shape(table, where))
@@ -165,15 +167,15 @@ class _Reader:
             raise self._error("drop", both, "names without an entry in inputs")
         return dropped
 
-    def _check_together(self, profile: Profile) -> None:
-        sources = dict.fromkeys((*CONTRACT_INPUTS, *profile.inputs))
-        names = [name for source in sources if (name := profile.wire_name(source)) is not None]
-        counts = Counter((*names, *profile.constants))
+    def _check_together(self, mapping: TensorMapping) -> None:
+        sources = dict.fromkeys((*CONTRACT_INPUTS, *mapping.inputs))
+        names = [name for source in sources if (name := mapping.wire_name(source)) is not None]
+        counts = Counter((*names, *mapping.constants))
         twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
             raise self._error("inputs and constants", twice, "one tensor for each of the engine's names")
-        for name, constant in profile.constants.items():
-            if constant.like is not None and profile.wire_name(constant.like) not in names:
+        for name, constant in mapping.constants.items():
+            if constant.like is not None and mapping.wire_name(constant.like) not in names:
                 raise self._error(f"constants.{name}.like", constant.like, "a tensor that is sent")
 
     def _tables(self, table: Mapping[str, Any], key: str) -> list[tuple[str, Mapping[str, Any]]]:
@@ -215,5 +217,5 @@ class _Reader:
             if key not in accepted:
                 raise self._error(f"{where}.{key}".lstrip("."), table[key], f"{' or '.join(accepted)} there")
 
-    def _error(self, key: str, value: object, accepted: str) -> ProfileError:
-        return ProfileError(f"profile {self._name}: {key} is {value!r}; accepted: {accepted}")
+    def _error(self, key: str, value: object, accepted: str) -> MappingError:
+        return MappingError(f"tensor mapping {self._name}: {key} is {value!r}; accepted: {accepted}")

@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Callable
 import grpc
 from grpc.aio import AioRpcError
 
-from engine_client import kserve_regions
 from engine_client.errors import EngineError, EngineUnavailable
-from engine_client.kserve_regions import RegisteredRegion
-from engine_client.messages import KnownRegion
 from engine_client.shm import SharedRegion, is_abandoned
+from engine_client.triton import kserve_regions
+from engine_client.triton.kserve_regions import RegisteredRegion
+from engine_client.triton.messages import KnownRegion
 
 logger = logging.getLogger(__name__)
 

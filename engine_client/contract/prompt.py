@@ -1,36 +1,30 @@
-"""The engine contract's tensors, checked.
+"""The tensors of one prompt, checked against the configuration of the model that will read them.
 
-Pure: arrays in, arrays out; no Triton and no engine, so that every rule here is tested by table. What must hold
-for a prompt is checked here, once, before the model sees any of it: on a GPU a token id beyond the vocabulary does not
-raise an exception that a request could survive, it ends the process's CUDA context.
+Arrays in, arrays out. All that a prompt must satisfy is checked here, once, before the model reads any of it: on a GPU a
+token id beyond the vocabulary does not raise an exception that a request could survive, it ends the process's CUDA
+context.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .errors import InvalidPrompt
-
-IMAGE, VIDEO = 1, 2  # item_modality; transformers 5.23 uses the same numbers in mm_token_type_ids
-CHANNEL_COUNT = 3
-PIXELS = "pixel_patches"
-FIRST_ROW = "first_row"
-SAMPLING_TENSORS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop_token_ids")
-STOP, LENGTH = "stop", "length"  # finish_reason
-CANCELLED = "cancelled"  # no finish reason: nobody is left to read it
-VISION_TENSORS: Mapping[str, tuple[type[np.generic], tuple[int | None, ...]]] = {
-    PIXELS: (np.uint8, (None, None)),
-    "pixel_mean": (np.float32, (CHANNEL_COUNT,)),
-    "pixel_std": (np.float32, (CHANNEL_COUNT,)),
-    "grid_thw": (np.int64, (None, 3)),
-    "item_modality": (np.int32, (None,)),
-    "item_spans": (np.int32, (None, 3)),
-}
+from engine_client.contract.errors import InvalidPrompt
+from engine_client.contract.tensors import (
+    CHANNEL_COUNT,
+    CONTRACT_INPUTS,
+    IMAGE,
+    INPUT_IDS,
+    PIXELS,
+    VIDEO,
+    VISION_TENSORS,
+    Array,
+    ContractTensor,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,56 +65,20 @@ class ModelLayout:
         return {IMAGE: self.image_token_id, VIDEO: self.video_token_id}
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How to choose tokens; the defaults are those of `engine_client.SamplingParameters`."""
-
-    max_tokens: int = 16
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
-    stop_token_ids: tuple[int, ...] = ()
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, np.ndarray]) -> Sampling:
-        """Read the sampling tensors that are there.
-
-        Raises:
-            InvalidPrompt: a value is out of its range, or a tensor does not hold exactly one value.
-        """
-        values: dict[str, Any] = {}
-        for name in SAMPLING_TENSORS[:-1]:
-            if name in tensors:
-                _require(tensors[name].size == 1, f"{name} holds {tensors[name].size} values; it takes one")
-                values[name] = tensors[name].reshape(-1)[0].item()
-        if "stop_token_ids" in tensors:
-            values["stop_token_ids"] = tuple(tensors["stop_token_ids"].reshape(-1).tolist())
-        sampling = cls(**values)
-        _require(sampling.max_tokens >= 1, f"max_tokens is {sampling.max_tokens}; it must be at least 1")
-        _require(
-            math.isfinite(sampling.temperature) and sampling.temperature >= 0,
-            f"temperature is {sampling.temperature}; it must be 0 (greedy) or above",
-        )
-        _require(0 < sampling.top_p <= 1, f"top_p is {sampling.top_p}; it must be above 0 and at most 1")
-        _require(sampling.top_k >= 0, f"top_k is {sampling.top_k}; it must be 0 (off) or above")
-        return sampling
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """A prompt that was checked, all but its pixels: those may still be on their way."""
+    """A prompt that was checked, except for its pixels, which may follow."""
 
-    input_ids: np.ndarray
+    input_ids: Array
     """int32 [L], each within the vocabulary."""
-    token_types: np.ndarray
+    token_types: Array
     """int32 [L]: 0 text, else the modality that the token stands for."""
-    grids: np.ndarray
+    grids: Array
     """int64 [M, 3]: t, h, w of each item, in patches; M is 0 for text alone."""
     modality: tuple[int, ...]
     """Of each item."""
-    mean: np.ndarray | None
-    std: np.ndarray | None
+    mean: Array | None
+    std: Array | None
     """float32 [3], of values from 0 to 1; None for text alone."""
 
     @property
@@ -129,14 +87,20 @@ class Prompt:
         return int(self.row_counts.sum())
 
     @property
-    def row_counts(self) -> np.ndarray:
+    def row_counts(self) -> Array:
         """Rows of each item; int64 [M]."""
-        counts: np.ndarray = self.grids.prod(axis=1)
+        counts: Array = self.grids.prod(axis=1)
         return counts
 
+    @property
+    def normalization(self) -> tuple[Array, Array]:
+        """`mean` and `std` of a prompt that has pixels."""
+        assert self.mean is not None and self.std is not None
+        return self.mean, self.std
 
-def check_prompt(tensors: Mapping[str, np.ndarray], layout: ModelLayout) -> Prompt:
-    """Check one prompt's tensors; where `pixel_patches` is not among them, its rows are yet to come.
+
+def check_prompt(tensors: Mapping[str, Array], layout: ModelLayout) -> Prompt:
+    """Check one prompt's tensors; where `pixel_patches` is not among them, its rows follow.
 
     Args:
         tensors: By contract name; names that this model does not read are ignored.
@@ -144,7 +108,7 @@ def check_prompt(tensors: Mapping[str, np.ndarray], layout: ModelLayout) -> Prom
     Raises:
         InvalidPrompt: a tensor is missing, has the wrong type or shape, or contradicts another.
     """
-    ids = _checked(tensors, "input_ids", np.int32, (None,))
+    ids = _checked(tensors, CONTRACT_INPUTS[INPUT_IDS])
     _require(ids.size > 0, "input_ids is empty; a prompt has at least one token")
     _require(
         ids.min() >= 0 and ids.max() < layout.vocabulary_size,
@@ -160,11 +124,11 @@ def check_prompt(tensors: Mapping[str, np.ndarray], layout: ModelLayout) -> Prom
             ids, _token_types(ids, np.empty((0, 3), np.int32), no_grids, [], layout), no_grids, (), None, None
         )
 
-    vision = {name: _checked(tensors, name, *expected) for name, expected in VISION_TENSORS.items() if name != PIXELS}
+    vision = {name: _checked(tensors, expected) for name, expected in VISION_TENSORS.items() if name != PIXELS}
     grids, modality = vision["grid_thw"], vision["item_modality"].tolist()
     _check_items(grids, modality, layout)
     if PIXELS in tensors:
-        rows = _checked(tensors, PIXELS, *VISION_TENSORS[PIXELS])
+        rows = _checked(tensors, VISION_TENSORS[PIXELS])
         needed = (int(grids.prod(axis=1).sum()), layout.feature_count)
         _require(rows.shape == needed, f"{PIXELS} is {list(rows.shape)}; grid_thw and this model need {list(needed)}")
     _require(bool((vision["pixel_std"] > 0).all()), f"pixel_std is {vision['pixel_std'].tolist()}; it must be above 0")
@@ -172,13 +136,13 @@ def check_prompt(tensors: Mapping[str, np.ndarray], layout: ModelLayout) -> Prom
     return Prompt(ids, types, grids, tuple(modality), vision["pixel_mean"], vision["pixel_std"])
 
 
-def check_rows(rows: np.ndarray, layout: ModelLayout) -> None:
+def check_rows(rows: Array, layout: ModelLayout) -> None:
     """Check a run of rows of `pixel_patches`.
 
     Raises:
         InvalidPrompt: they have another type or width.
     """
-    _checked({PIXELS: rows}, PIXELS, np.uint8, (None, layout.feature_count))
+    _checked({PIXELS: rows}, ContractTensor(PIXELS, VISION_TENSORS[PIXELS].dtype, (-1, layout.feature_count)))
 
 
 def _require(holds: bool | np.bool_, otherwise: str) -> None:
@@ -186,19 +150,21 @@ def _require(holds: bool | np.bool_, otherwise: str) -> None:
         raise InvalidPrompt(otherwise)
 
 
-def _checked(
-    tensors: Mapping[str, np.ndarray], name: str, dtype: type[np.generic], shape: tuple[int | None, ...]
-) -> np.ndarray:
-    """The tensor of that name, known to have this type and shape (None is any length)."""
+def _checked(tensors: Mapping[str, Array], expected: ContractTensor) -> Array:
+    """The tensor of that name, known to have that type and shape."""
+    name = expected.name
     _require(name in tensors, f"{name} is missing")
     array = tensors[name]
-    fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
-    wanted = f"{np.dtype(dtype)} [{', '.join('any' if length is None else str(length) for length in shape)}]"
-    _require(fits and array.dtype == dtype, f"{name} is {array.dtype} {list(array.shape)}; it must be {wanted}")
+    fits = array.ndim == len(expected.shape) and all(
+        want in (-1, got) for want, got in zip(expected.shape, array.shape, strict=True)
+    )
+    _require(
+        fits and array.dtype == expected.dtype, f"{name} is {array.dtype} {list(array.shape)}; it must be {expected}"
+    )
     return array
 
 
-def _check_items(grids: np.ndarray, modality: Sequence[int], layout: ModelLayout) -> None:
+def _check_items(grids: Array, modality: Sequence[int], layout: ModelLayout) -> None:
     _require(
         len(modality) == len(grids), f"item_modality has {len(modality)} items, grid_thw {len(grids)}; they must agree"
     )
@@ -211,9 +177,7 @@ def _check_items(grids: np.ndarray, modality: Sequence[int], layout: ModelLayout
         _require(kind == VIDEO or t == 1, f"item {index} is an image with grid {[t, h, w]}; an image has t = 1")
 
 
-def _token_types(
-    ids: np.ndarray, spans: np.ndarray, grids: np.ndarray, modality: Sequence[int], layout: ModelLayout
-) -> np.ndarray:
+def _token_types(ids: Array, spans: Array, grids: Array, modality: Sequence[int], layout: ModelLayout) -> Array:
     """Mark each token as text (0) or by the modality it stands for; int32 [L].
 
     The model deals features out to placeholders from left to right, and gives rotary positions to one run of equal

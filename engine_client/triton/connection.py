@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import grpc
 import grpc.aio
 
-from engine_client import kserve
 from engine_client.client import Metadata
-from engine_client.errors import EngineUnavailable, grpc_errors
+from engine_client.errors import EngineUnavailable
+from engine_client.triton import kserve
+from engine_client.triton.status import grpc_errors
 
 _OPTIONS: Sequence[tuple[str, int | str]] = (
     ("grpc.max_send_message_length", kserve.MAX_MESSAGE_BYTES),

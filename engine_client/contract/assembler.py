@@ -1,9 +1,9 @@
-"""One prompt from its first message to the moment when all of it is there, apart from how messages come and go.
+"""Assembles one prompt from its messages, apart from how messages are received.
 
-A thread works on a prompt only while there is something to do with what has come. One that waits for rows holds a place,
-and no thread; so prompts that come slowly hold nobody up, however many there are.
+A thread works on a prompt only while something of what was received is not processed. A prompt that waits for rows holds a
+place, but no thread, so slow senders block nobody.
 
-    a message ─▶ add_rows, refuse, stop ─▶ claim: true for one caller, who sees that ─▶ advance is called on a thread
+    a message ─▶ add_rows, refuse, stop ─▶ claim: true for one caller ─▶ that one has `advance` called on a thread
 """
 
 from __future__ import annotations
@@ -13,30 +13,29 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-import numpy as np
-import torch
-
-from .contract import PIXELS, ModelLayout, Prompt, Sampling, check_prompt
-from .errors import InvalidPrompt
-from .rows import RowBuffer
+from engine_client.contract.errors import InvalidPrompt
+from engine_client.contract.prompt import ModelLayout, Prompt, check_prompt
+from engine_client.contract.rows import RowBuffer, RowStorage
+from engine_client.contract.sampling import SamplingParameters
+from engine_client.contract.tensors import PIXELS, Array
 
 
 class State(enum.Enum):
-    """How far `Arrival.advance` took a prompt."""
+    """How far `PromptAssembler.advance` took a prompt."""
 
-    WAITING = "it can only go on when more comes"
+    WAITING = "more rows must come first"
     STOPPED = "nobody waits for its answer any more"
-    WHOLE = "all of it is there, and the caller's to answer"
+    WHOLE = "all of it is there, and the caller is to answer it"
 
 
-class Arrival:
-    """One prompt that comes.
+class PromptAssembler:
+    """One prompt that is being received.
 
     Args:
-        tensors: Of the message that opens the prompt; they must stay as they are as long as `owner` lives.
-        owner: What their memory belongs to; held until `let_go`.
+        tensors: Of the message that opens the prompt; they must not change as long as `owner` lives.
+        owner: Owns their memory; held until `release`.
         layout: Of the model that will read them.
-        device: Where the rows are collected.
+        storage: Where the rows are collected.
         is_whole: No rows follow.
     Raises:
         InvalidPrompt: the tensors are no prompt for this model.
@@ -44,21 +43,21 @@ class Arrival:
 
     def __init__(
         self,
-        tensors: Mapping[str, np.ndarray],
+        tensors: Mapping[str, Array],
         owner: object,
         layout: ModelLayout,
-        device: torch.device,
+        storage: RowStorage,
         *,
         is_whole: bool,
     ) -> None:
         self.prompt: Prompt = check_prompt(tensors, layout)
-        self.sampling = Sampling.from_tensors(tensors)
+        self.sampling = SamplingParameters.from_tensors(tensors)
         position_count = len(self.prompt.input_ids) + self.sampling.max_tokens
         if position_count > layout.max_positions:
             raise InvalidPrompt(
                 f"input_ids and max_tokens make {position_count} positions; the model has {layout.max_positions}"
             )
-        self.rows = RowBuffer(self.prompt, layout, device)
+        self.rows = RowBuffer(self.prompt, layout, storage)
         if PIXELS in tensors:
             self.rows.take_all(tensors[PIXELS])
         elif is_whole and not self.rows.is_complete:
@@ -68,21 +67,21 @@ class Arrival:
         self._refusal: InvalidPrompt | None = None
         self._lock = threading.Lock()
         self._is_worked_on = False
-        self._has_news = True
-        self.last_news_seconds = time.monotonic()
-        """When a message last came."""
+        self._has_changed = True
+        self.last_message_at = time.monotonic()
+        """When the last message was received, in seconds of the monotonic clock."""
 
     @property
     def is_waiting(self) -> bool:
-        """It can only go on when more rows come."""
-        return not self._is_worked_on and not self._has_news
+        """More rows must come before it can go on."""
+        return not self._is_worked_on and not self._has_changed
 
     @property
     def is_stopped(self) -> bool:
         """Nobody waits for the answer any more; to be asked often while it is made."""
         return self._stop.is_set()
 
-    def add_rows(self, first_row: int, rows: np.ndarray, *, is_last: bool) -> None:
+    def add_rows(self, first_row: int, rows: Array, *, is_last: bool) -> None:
         """Take the next rows; wrong ones end the prompt."""
         try:
             self.rows.add(first_row, rows)
@@ -90,50 +89,50 @@ class Arrival:
                 raise InvalidPrompt(f"the last rows came, {self.rows.row_count} in all; grid_thw needs more")
         except InvalidPrompt as invalid:
             self._refusal = invalid
-        self.last_news_seconds = time.monotonic()
+        self.last_message_at = time.monotonic()
 
     def refuse(self, why: str) -> None:
-        """End the prompt for what a message of it said."""
+        """End the prompt because one of its messages is invalid."""
         self._refusal = InvalidPrompt(why)
 
     def stop(self) -> None:
         """Nobody waits for the answer any more."""
         self._stop.set()
 
-    def let_go(self) -> None:
-        """Nothing of the opening message is read from now on, and no row."""
-        self.rows.forget()
+    def release(self) -> None:
+        """Free the rows and the opening message; neither is read afterwards."""
+        self.rows.free()
         self._owner = None
 
     def claim(self) -> bool:
-        """There is news: whether the caller must see that `advance` is called."""
+        """Note that something has changed; returns whether the caller must have `advance` called."""
         with self._lock:
-            self._has_news = True
+            self._has_changed = True
             claimed = not self._is_worked_on
             self._is_worked_on = True
             return claimed
 
     def advance(self, take_rows: Callable[[], None]) -> State:
-        """Do all that can be done now; to be called once for each `claim` that said so.
+        """Process what was received; to be called once for each `claim` that returned true.
 
         Args:
             take_rows: Called when there may be rows that it has not seen, and once when all of them are there.
         Returns:
             WAITING if another `claim` will say when to go on. After any other state none will.
         Raises:
-            InvalidPrompt: a message was wrong.
+            InvalidPrompt: a message was invalid.
         """
         while True:
             with self._lock:
-                if not self._has_news:
+                if not self._has_changed:
                     self._is_worked_on = False
                     return State.WAITING
-                self._has_news = False
+                self._has_changed = False
             if self._refusal is not None:
                 raise self._refusal
             if self.is_stopped:
                 return State.STOPPED
-            is_whole = self.rows.is_complete  # before they are taken, which are then all
+            is_whole = self.rows.is_complete  # read before they are taken, so that all of them are
             take_rows()
             if is_whole:
                 return State.WHOLE

@@ -1,11 +1,10 @@
-"""The Triton side of one answer: its steps, and its one end, which is always a FINAL: without it Triton keeps the stream
-open for ever.
+"""One answer: its steps, and its one end, which is always a FINAL response. Without it Triton keeps the stream open for ever.
 
-    stop, length   the last token came with this finish reason
-    cancelled      the client stopped it or left; nothing more is sent
-    rejected       InvalidPrompt                                  INVALID_ARG
-    refused        Refused: no place, no rows, an engine gone     UNAVAILABLE
-    failed         anything else                                  INTERNAL, and logged with its traceback
+stop, length   the last token came with this finish reason
+cancelled      the client stopped it or left; nothing more is sent
+rejected       InvalidPrompt                                  INVALID_ARG
+refused        Refused: no place, no rows, an engine gone     UNAVAILABLE
+failed         anything else                                  INTERNAL, and logged with its traceback
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from .contract import CANCELLED, LENGTH, STOP
-from .errors import InvalidPrompt, Refused
+from engine_client.contract.errors import InvalidPrompt, Refused
+from engine_client.contract.tensors import CANCELLED, FINISH_REASON, LENGTH, STOP, TOKEN_IDS
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 REJECTED, REFUSED, FAILED = "rejected", "refused", "failed"
@@ -69,13 +68,13 @@ class Answer:
 
     def send(self, token_ids: Sequence[int], finish_reason: str | None) -> None:
         """Send the next tokens; `finish_reason` on the last, after which `end` is still to be called."""
-        outputs = [pb_utils.Tensor("token_ids", np.array(token_ids, np.int32))]
+        outputs = [pb_utils.Tensor(TOKEN_IDS, np.array(token_ids, np.int32))]
         if finish_reason is not None:
-            outputs.append(pb_utils.Tensor("finish_reason", np.array([finish_reason.encode()], np.object_)))
+            outputs.append(pb_utils.Tensor(FINISH_REASON, np.array([finish_reason.encode()], np.object_)))
         self._sender.send(pb_utils.InferenceResponse(output_tensors=outputs))
 
     def is_left(self) -> bool:
-        """Whether its client is gone. Triton does not call back: it must be asked."""
+        """Whether its client is gone. Triton does not call back, so it must be asked."""
         with self._lock:  # what is asked is freed with the end (2.51: ResponseFactory)
             return not self._is_ended and bool(self._sender.is_cancelled())
 

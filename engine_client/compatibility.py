@@ -1,36 +1,42 @@
-"""What must hold between a sender and an engine before the first prompt: profile and fingerprint, checked together."""
+"""What must hold between a sender and an engine before the first prompt: tensors and fingerprint, checked together."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 
 from engine_client.errors import EngineMismatch
 from engine_client.fingerprint import Fingerprint, published_parts
-from engine_client.profiles import Profile
 from engine_client.types import EngineInfo
 
 logger = logging.getLogger(__name__)
 
 
-class Agreement:
-    """Checks one engine, again and again; what does not keep it from being used is logged once.
+class CompatibilityCheck:
+    """Checks one engine, as often as is asked for; differences that do not exclude it are logged once.
 
     Args:
         who: Starts the messages; names the engine.
-        profile: None leaves the tensors unchecked.
+        find_mismatches: Names every difference between the tensors that are sent and those that the engine declares; None
+            leaves the tensors unchecked.
         fingerprint: None compares nothing.
     """
 
-    def __init__(self, who: str, profile: Profile | None, fingerprint: Fingerprint | None) -> None:
+    def __init__(
+        self,
+        who: str,
+        find_mismatches: Callable[[EngineInfo], Sequence[str]] | None,
+        fingerprint: Fingerprint | None,
+    ) -> None:
         self._who = who
-        self._profile = profile
+        self._find_mismatches = find_mismatches
         self._fingerprint = fingerprint
         self._logged: list[str] = []
 
     @property
     def is_trivial(self) -> bool:
         """Whether there is nothing to check."""
-        return self._profile is None and self._fingerprint is None
+        return self._find_mismatches is None and self._fingerprint is None
 
     def require(self, info: EngineInfo) -> None:
         """Return if the engine fits.
@@ -38,7 +44,7 @@ class Agreement:
         Raises:
             EngineMismatch: it does not; every difference is named, with both sides.
         """
-        mismatches = [] if self._profile is None else self._profile.mismatches(info)
+        mismatches = [] if self._find_mismatches is None else list(self._find_mismatches(info))
         warnings: list[str] = []
         if self._fingerprint is not None:
             comparison = self._fingerprint.compare(info.parameters)
