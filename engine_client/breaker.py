@@ -6,7 +6,7 @@
 
 - A probe alone does not bring an endpoint back: a server whose model process died still says that it is ready. So a
   ready endpoint gets one request at a time, on trial, until one of them yields a token.
-- A probe does not excuse failed requests either, for the same reason: the two are counted apart.
+- A successful probe does not reset the count of failed requests, for the same reason: the two are counted apart.
 - A caller that leaves without a token may have been impatient, or the engine dead. It counts as a failure when it
   waited long and no token for anybody came from there meanwhile.
 - What an answer begun before an ejection does later says nothing about the endpoint on trial, and is not counted.
@@ -51,7 +51,7 @@ class EndpointPolicy:
     max_backoff_seconds: float = 15.0
     """Where the doubling ends; at least `min_backoff_seconds`."""
     backoff_jitter: float = 0.2
-    """The part of a back-off that chance may take off, so that many clients do not return together; 0 to 1."""
+    """The part of a back-off that is random, so that many clients do not return together; 0 to 1."""
     min_silence_seconds: float = 2.0
     """How long a caller who leaves without a token must have waited for that to count against the endpoint; at least 0.
 
@@ -59,9 +59,9 @@ class EndpointPolicy:
     max_attempts: int = 3
     """Endpoints that one request may be sent to, the first included; at least 1."""
     retry_reserve: int = 100
-    """Retries that may follow each other while nothing succeeds: an outage is not amplified beyond these; at least 0."""
+    """Retries while no request succeeds; bounds the extra load during an outage; at least 0."""
     retries_per_success: float = 0.2
-    """What each whole answer gives back to that reserve; at least 0."""
+    """Retries that each whole answer adds to that reserve; at least 0."""
 
     def __post_init__(self) -> None:
         for name in ("probe_period_seconds", "probe_timeout_seconds", "min_backoff_seconds"):
@@ -127,7 +127,7 @@ class Breaker:
 
     @property
     def needs_probe(self) -> bool:
-        """False for an endpoint that is given time."""
+        """False while an ejected endpoint's back-off lasts."""
         return self.health is not EndpointHealth.EJECTED or self.seconds_to_return == 0
 
     @property
@@ -190,7 +190,7 @@ class Breaker:
         if not attempt.has_answered and is_long and self._last_sign_of_life_at < attempt.started_at:
             self.failed(attempt, error)
         elif attempt.has_answered and self.health is EndpointHealth.HEALTHY:
-            self._request_failures = 0  # the reader has had enough: an answer, as far as the endpoint is concerned
+            self._request_failures = 0  # the caller left in mid-answer: the endpoint did answer
         self.released(attempt)
 
     def probe_succeeded(self) -> None:
@@ -208,7 +208,7 @@ class Breaker:
             self._eject()
 
     def _eject(self) -> None:
-        """Out, or still out, for a time longer than the last."""
+        """Eject the endpoint, or extend its ejection, for longer than the last time."""
         if self.health is EndpointHealth.HEALTHY:
             self.ejection_count += 1
         self.health = EndpointHealth.EJECTED

@@ -1,4 +1,4 @@
-"""Proving who is who: TLS from PEM files, and a token that goes along with every call.
+"""Authentication: TLS from PEM files, and a token that is sent with every call.
 
     TritonEngine(
         "engine:8001",

@@ -65,7 +65,7 @@ class Endpoint:
         )
 
     def log_health(self) -> None:
-        """Say it once when the health has changed."""
+        """Log the health once when it has changed."""
         if self.breaker.health is not self._logged:
             self._logged = self.breaker.health
             level = logging.WARNING if self._logged is EndpointHealth.EJECTED else logging.INFO
@@ -81,7 +81,7 @@ class Endpoint:
         return f"{self.name} ({health}): {self.breaker.last_error or 'no error yet'}"
 
     async def probe(self, timeout_seconds: float) -> None:
-        """Ask the engine whether it is ready, and take note."""
+        """Ask the engine whether it is ready, and record the answer."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self.engine.check_ready(timeout_seconds)

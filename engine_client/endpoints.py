@@ -137,7 +137,7 @@ class Endpoints:
             let_go()
 
     async def check_ready(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> None:
-        """Ask every endpoint that is not given time, all at once, and return if one at least would take a prompt.
+        """Probe every endpoint whose back-off is over, all at once, and return if one at least would take a prompt.
 
         Raises:
             EngineUnavailable: none would; it says why of each. EngineMismatch, where that is why of all.

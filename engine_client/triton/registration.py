@@ -1,4 +1,4 @@
-"""One engine's registration of one shared memory region: made once, made again when the engine forgot it, taken back.
+"""One engine's registration of one shared memory region: made once, repeated when the engine lost it, undone at the end.
 
 Registering is the test of whether the engine sees the same `/dev/shm`: Triton opens the key, whose random bits no other
 host has, and refuses a file that is shorter than the region (2.51). It is repeated after every sign that another server
@@ -56,7 +56,7 @@ class RegionRegistration:
         self._refusal: str | None = None
         self._recheck_at = 0.0
         self._was_known = False
-        self._is_ours_to_take_back = False
+        self._is_registered_here = False
         self._lock = asyncio.Lock()  # so that many requests register once
 
     async def acquire(self) -> KnownRegion | None:
@@ -80,7 +80,7 @@ class RegionRegistration:
             self._refusal = None
 
     def give_up(self, reason: str) -> None:
-        """Send bytes for a while."""
+        """Send bytes instead, until `RECHECK_SECONDS` have passed."""
         self._refuse(reason)
 
     def forget(self) -> None:
@@ -89,17 +89,17 @@ class RegionRegistration:
         self._refusal = None
 
     async def close(self) -> None:
-        """Take the region back from the engine, which else keeps its memory as long as it runs.
+        """Unregister the region: else the engine keeps its memory mapped as long as it runs.
 
-        A client that found it registered leaves that to the one that did so; should that be the first to end, the
-        other's next request registers it again.
+        Only the client that registered it does so. If another client still uses it then, that one's next request registers it
+        again.
         """
         self._known = None
-        if not self._is_ours_to_take_back:
+        if not self._is_registered_here:
             return
         try:
             await self._unregister(self._wanted.name)
-        except EngineError as error:  # the next client that starts on this host takes it back
+        except EngineError as error:  # the next client that starts on this host unregisters it
             logger.warning("%s keeps %s: %s", self._engine_name, self._region, error)
 
     def _is_due(self) -> bool:
@@ -113,7 +113,7 @@ class RegionRegistration:
                 if _status(error) is not grpc.StatusCode.ALREADY_EXISTS:
                     raise
                 await self._replace_stale()
-            await self._take_back_abandoned()
+            await self._unregister_abandoned()
         except EngineError as error:
             if _status(error) in _NO_ANSWER:
                 raise EngineUnavailable(
@@ -127,7 +127,7 @@ class RegionRegistration:
 
     async def _make_known(self) -> None:
         await self._call("SystemSharedMemoryRegister", kserve_regions.encode_region_register(self._wanted))
-        self._is_ours_to_take_back = True
+        self._is_registered_here = True
 
     async def _replace_stale(self) -> None:
         """The name is taken: by this very region, from an earlier call or another client; else it is made anew."""
@@ -135,7 +135,7 @@ class RegionRegistration:
             await self._unregister(self._wanted.name)
             await self._make_known()
 
-    async def _take_back_abandoned(self) -> None:
+    async def _unregister_abandoned(self) -> None:
         """Unregister the regions of clients that ended without doing so: the engine still holds their memory.
 
         Only now is it known that both see the same `/dev/shm`, and so that a file missing here is missing there.

@@ -218,7 +218,8 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         following = asyncio.create_task(self._follow(run, progress, planned, call))
         try:
             if not capabilities.takes_pieces:
-                await progress.wait_past(len(pixels) - 1)
+                await following
+                await progress.wait_past(len(pixels) - 1)  # raises what ended the rows early
             yield EngineRequest(call.request_id, tensors, sampling, progress if capabilities.takes_pieces else None)
             await following
         finally:

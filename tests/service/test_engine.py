@@ -20,8 +20,8 @@ from preprocessor.models.family import Model
 from preprocessor.service.engine import connect_engines
 from preprocessor.service.reading import read_spec
 from preprocessor.v1 import preprocessor_pb2 as pb
-from tests.media import moving_shapes_clip
-from tests.service.conftest import Caller, chat, serving, video
+from tests.media import moving_shapes_clip, photo
+from tests.service.conftest import Caller, chat, image, serving, video
 from tests.waiting import eventually
 
 CLIP = moving_shapes_clip(seconds=1, width=96, height=64)
@@ -86,6 +86,16 @@ async def test_the_engine_gets_pixels_of_the_type_that_it_prefers_in_pieces_or_w
     assert (engine.requests[0].pending is not None) == takes_pieces
     assert engine.pixels[0].dtype == dtype
     assert engine.pixels[0].tobytes() == pixels_of(model, spec, form)
+
+
+async def test_a_file_that_cannot_be_decoded_reaches_no_engine_that_takes_pixels_whole(model: Model) -> None:
+    engine, half = FakeEngine([11], capabilities=EngineCapabilities()), photo()
+    async with serving(model, engine) as caller:
+        with pytest.raises(CallFailed) as caught:
+            await caller.generate(chat(image("photo", half[: len(half) // 2])), max_tokens=2)
+        await eventually(lambda: caller.server.pool.used_bytes == 0)
+    assert caught.value.reason == "CORRUPT_MEDIA"
+    assert engine.requests == []
 
 
 @pytest.mark.parametrize("reads_shared_memory", [True, False], ids=["shared", "sent"])
