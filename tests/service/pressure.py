@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import grpc
 
-from preprocessor.client.calls import CHANNEL_OPTIONS
+from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import photo
 from tests.service.conftest import PREPARE, chat, image, video

@@ -17,7 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from preprocessor.client.calls import CallFailed, Credentials, PrepareResult, open_channel, prepare
+from preprocessor.client import CallFailed, Client, Credentials, PrepareResult, Prompt
 from preprocessor.config import AccessSettings, ServeSettings, SettingError
 from preprocessor.models.family import Model
 from preprocessor.service import tokens
@@ -78,8 +78,8 @@ async def ask(caller: Caller, credentials: Credentials, spec: pb.PrepareSpec = S
     """Call over a connection of its own."""
 
     def call() -> PrepareResult:
-        with open_channel(caller.server.address, credentials) as channel:
-            return prepare(channel, spec, {}, timeout_seconds=PATIENCE_SECONDS, patience_seconds=0)
+        with Client(caller.server.address, credentials, retry_seconds=0) as client:
+            return client.prepare(Prompt(spec), timeout_seconds=PATIENCE_SECONDS)
 
     return await asyncio.to_thread(call)
 
@@ -129,12 +129,12 @@ async def test_a_renewed_certificate_serves_new_connections_without_a_restart(
     (tmp_path / "next").mkdir()
     following = Authority(tmp_path / "next", "following authority")
     async with serving(model, access=with_tls(service_files)) as caller:
-        with open_channel(caller.server.address, towards_service(authority)) as old:
-            await asyncio.to_thread(prepare, old, SPEC, {}, timeout_seconds=PATIENCE_SECONDS)
+        with Client(caller.server.address, towards_service(authority)) as old:
+            await asyncio.to_thread(old.prepare, Prompt(SPEC), timeout_seconds=PATIENCE_SECONDS)
             replaced(tmp_path, following.sign(SERVICE))
             assert (await ask(caller, towards_service(following))).header.token_count > 0
             assert (await refusal(caller, towards_service(authority))).code is grpc.StatusCode.UNAVAILABLE
-            answer = await asyncio.to_thread(prepare, old, SPEC, {}, timeout_seconds=PATIENCE_SECONDS)
+            answer = await asyncio.to_thread(old.prepare, Prompt(SPEC), timeout_seconds=PATIENCE_SECONDS)
             assert answer.header.token_count > 0, "a connection that is open goes on"
 
 
@@ -239,8 +239,8 @@ def test_access_settings_that_cannot_be_are_refused_by_their_options_name(
 
 def test_a_caller_does_not_send_prompts_in_the_open_unless_that_is_asked_for() -> None:
     with pytest.raises(SettingError, match="--insecure"):
-        open_channel("preprocessor.test:50051")
-    open_channel("preprocessor.test:50051", Credentials(insecure=True)).close()
+        Client("preprocessor.test:50051")
+    Client("preprocessor.test:50051", Credentials(insecure=True)).close()
 
 
 # -- tokens ------------------------------------------------------------------------------------------------------------

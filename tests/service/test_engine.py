@@ -13,7 +13,7 @@ import pytest
 from engine_client import EngineOverloaded, EngineRequest, EngineUnavailable
 from engine_client.testing import FakeEngine
 from preprocessor import pipeline
-from preprocessor.client.calls import CallFailed
+from preprocessor.client import CallFailed
 from preprocessor.config import EngineSettings, SettingError
 from preprocessor.models.family import Model
 from preprocessor.service.engine import connect_engine

@@ -13,7 +13,7 @@ import grpc.aio
 import pytest
 
 from engine_client.testing import FakeEngine
-from preprocessor.client.calls import CHANNEL_OPTIONS
+from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.config import Limits, WireSettings
 from preprocessor.models.family import Model
 from preprocessor.service import servicer
