@@ -14,7 +14,7 @@ from preprocessor.cli.unanswered import why_unanswered
 from preprocessor.client import Parameters, Prompt
 from preprocessor.client.channel import call_metadata, open_aio_channel
 from preprocessor.traffic.callers import NobodyAnswers
-from preprocessor.traffic.load import COUNT_TOKENS, PREPARE, Ask, Connect, Load, ask_generate, ask_prepare
+from preprocessor.traffic.load import Ask, Connect, Load, ask_count_tokens, ask_generate, ask_prepare
 from preprocessor.traffic.processes import CallersLost, put_load
 from preprocessor.traffic.tally import Tally
 
@@ -81,9 +81,9 @@ def build_ask(options: argparse.Namespace) -> Ask:
         case "generate":
             return ask_generate(name, prompt, Parameters(max_tokens=options.max_tokens))
         case "count-tokens":
-            return ask_prepare(name, prompt, COUNT_TOKENS)
+            return ask_count_tokens(name, prompt)
         case _:
-            return ask_prepare(name, prompt, PREPARE)
+            return ask_prepare(name, prompt)
 
 
 def _seed_workload(options: argparse.Namespace) -> Prompt:

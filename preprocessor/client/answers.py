@@ -41,8 +41,8 @@ class ResultAssembler:
         self._progress = progress
         self._header = pb.Header()
         self._report: pb.Report | None = None
-        self._tensors: dict[str, npt.NDArray[Any]] = {}
-        self._received_bytes = Counter[str]()
+        self._tensors: list[npt.NDArray[Any]] = []  # as the header lists them
+        self._received_bytes = Counter[int]()
 
     def add(self, response: pb.PrepareResponse) -> None:
         """Take the next message."""
@@ -51,13 +51,13 @@ class ResultAssembler:
                 self._header = response.header
                 for tensor in response.header.tensors:
                     is_whole = len(tensor.data) == tensor.total_bytes
-                    self._tensors[tensor.name] = read_tensor(tensor) if is_whole else allocate_tensor(tensor)
+                    self._tensors.append(read_tensor(tensor) if is_whole else allocate_tensor(tensor))
             case "rows":
-                name = response.rows.name
-                store_rows(response.rows, self._tensors[name])
-                self._received_bytes[name] += len(response.rows.data)
+                index = response.rows.tensor_index
+                store_rows(response.rows, self._tensors[index])
+                self._received_bytes[index] += len(response.rows.data)
                 if self._progress is not None:
-                    self._progress(self._received_bytes[name], self._tensors[name].nbytes)
+                    self._progress(self._received_bytes[index], self._tensors[index].nbytes)
             case "report":
                 self._report = response.report
 
@@ -69,7 +69,8 @@ class ResultAssembler:
         """
         if self._report is None:
             raise _ended_without("a report")
-        return PrepareResult(self._header, self._report, self._tensors)
+        names = (tensor.name for tensor in self._header.tensors)
+        return PrepareResult(self._header, self._report, dict(zip(names, self._tensors, strict=True)))
 
 
 class AnswerState:

@@ -15,7 +15,7 @@ class FieldViolation:
     """A field of the request that was not accepted.
 
     Attributes:
-        field: Its path, such as `media[0].min_pixels`.
+        field: Its path, such as `spec.media[0].min_pixel_count`.
         description: What was wrong with it.
     """
 

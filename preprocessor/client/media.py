@@ -63,7 +63,9 @@ def image(
     Raises:
         OSError: The file cannot be read.
     """
-    fields = pb.Media(modality=pb.MODALITY_IMAGE, min_pixels=min_pixels, max_pixels=max_pixels, background=background)
+    fields = pb.Media(
+        modality=pb.MODALITY_IMAGE, min_pixel_count=min_pixels, max_pixel_count=max_pixels, background=background
+    )
     return _medium(fields, source, key)
 
 
@@ -73,8 +75,8 @@ def video(
     key: str = "",
     fps: float | None = None,
     frame_count: int | None = None,
-    indices: Sequence[int] = (),
-    times_seconds: Sequence[float] = (),
+    indices: Sequence[int] | None = None,
+    times_seconds: Sequence[float] | None = None,
     every_frame: bool = False,
     start_seconds: float | None = None,
     end_seconds: float | None = None,
@@ -102,30 +104,26 @@ def video(
         OSError: The file cannot be read.
         InvalidRequest: `SAMPLING_CONFLICT`.
     """
-    ways = {"fps": fps, "frame_count": frame_count, "indices": indices, "times_seconds": times_seconds}
-    given = [name for name, value in ways.items() if value not in (None, (), [])] + ["every_frame"] * every_frame
-    if len(given) > 1:
-        raise InvalidRequest(f"{' and '.join(given)} are given together; choose one", reason="SAMPLING_CONFLICT")
     fields = pb.Media(
         modality=pb.MODALITY_VIDEO,
-        min_pixels=min_pixels,
-        max_pixels=max_pixels,
+        min_pixel_count=min_pixels,
+        max_pixel_count=max_pixels,
         cap_pixels_per_frame=cap_pixels_per_frame,
         damage_policy=pb.DAMAGE_POLICY_TOLERANT if tolerant else pb.DAMAGE_POLICY_UNSPECIFIED,
     )
-    if given or basis or start_seconds is not None or end_seconds is not None:
-        fields.sampling.CopyFrom(
-            pb.Sampling(
-                fps=fps,
-                frame_count=frame_count,
-                indices=indices,
-                times_seconds=times_seconds,
-                every_frame=every_frame,
-                start_seconds=start_seconds,
-                end_seconds=end_seconds,
-                basis=_BASES[basis],
-            )
-        )
+    choice = {
+        "fps": fps,
+        "frame_count": frame_count,
+        "indices": None if indices is None else pb.FrameIndices(values=indices),
+        "times_seconds": None if times_seconds is None else pb.FrameTimes(values=times_seconds),
+        "every_frame": pb.EveryFrame() if every_frame else None,
+    }
+    chosen = {name: value for name, value in choice.items() if value is not None}
+    if len(chosen) > 1:  # of which a message would keep the last
+        raise InvalidRequest(f"{' and '.join(chosen)} are given together; choose one", reason="SAMPLING_CONFLICT")
+    sampling = pb.Sampling(start_seconds=start_seconds, end_seconds=end_seconds, basis=_BASES[basis], **chosen)  # type: ignore[arg-type]
+    if sampling != pb.Sampling():
+        fields.sampling.CopyFrom(sampling)
     return _medium(fields, source, key)
 
 
@@ -172,7 +170,7 @@ class MediaSet:
                 sent.inline_data = medium.source
                 self._inline_bytes += len(medium.source)
             else:
-                sent.chunked = True
+                sent.chunked.SetInParent()
                 self._chunked[sent.key] = medium.source
         self._messages.append(sent)
         return sent.key

@@ -36,10 +36,17 @@ class Parameters(TypedDict, total=False):
 
 
 def prepare_requests(prompt: Prompt) -> Iterator[pb.PrepareRequest]:
-    """The messages of a call of Prepare or CountTokens: the spec, then the files."""
+    """The messages of a call of Prepare: the spec, then the files."""
     yield pb.PrepareRequest(spec=with_sizes(prompt))
     for chunk in media_chunks(prompt.files):
         yield pb.PrepareRequest(chunk=chunk)
+
+
+def count_requests(prompt: Prompt) -> Iterator[pb.CountTokensRequest]:
+    """The messages of a call of CountTokens."""
+    yield pb.CountTokensRequest(spec=with_sizes(prompt))
+    for chunk in media_chunks(prompt.files):
+        yield pb.CountTokensRequest(chunk=chunk)
 
 
 def generate_requests(prompt: Prompt, parameters: Parameters) -> Iterator[pb.GenerateRequest]:
@@ -55,8 +62,7 @@ def with_sizes(prompt: Prompt) -> pb.PrepareSpec:
     sized = pb.PrepareSpec()
     sized.CopyFrom(prompt.spec)
     for medium in sized.media:
-        is_chunked = medium.WhichOneof("source") == "chunked"
-        if is_chunked and medium.key in prompt.files and not medium.HasField("size_bytes"):
+        if medium.HasField("chunked") and medium.key in prompt.files and not medium.HasField("size_bytes"):
             medium.size_bytes = len(prompt.files[medium.key])
     return sized
 

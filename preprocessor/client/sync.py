@@ -12,7 +12,7 @@ import grpc
 from preprocessor.client.answers import AnswerState, PrepareResult, Progress, ResultAssembler
 from preprocessor.client.channel import Credentials, call_metadata, open_channel
 from preprocessor.client.errors import failure_of
-from preprocessor.client.requests import Parameters, Prompt, generate_requests, prepare_requests
+from preprocessor.client.requests import Parameters, Prompt, count_requests, generate_requests, prepare_requests
 from preprocessor.client.retry import RETRY_SECONDS, Retries
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
@@ -87,7 +87,7 @@ class Client:
         """
         return self._attempts(
             lambda remaining_seconds: self._stub.CountTokens(
-                prepare_requests(prompt), timeout=remaining_seconds, metadata=self._metadata
+                count_requests(prompt), timeout=remaining_seconds, metadata=self._metadata
             ),
             timeout_seconds,
         )

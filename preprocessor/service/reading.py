@@ -105,7 +105,7 @@ def check_counts(spec: pb.PrepareSpec, limits: Limits, max_spec_parts: int) -> N
             reason="PROMPT_TOO_LONG",
         )
     for medium in spec.media:
-        chosen_count = max(len(medium.sampling.indices), len(medium.sampling.times_seconds))
+        chosen_count = max(len(medium.sampling.indices.values), len(medium.sampling.times_seconds.values))
         if chosen_count > limits.max_clip_frames:
             raise LimitExceeded(
                 f"{chosen_count} frames asked for of one medium; at most {limits.max_clip_frames} are accepted",
@@ -215,9 +215,9 @@ def _read_media(medium: pb.Media, background: str) -> Media:
     if not 0 < len(medium.key.encode()) <= MAX_KEY_BYTES:
         raise InvalidRequest(f"a media key has 1 to {MAX_KEY_BYTES} bytes", reason="INVALID_MEDIA_KEY")
     source = medium.WhichOneof("source")
-    if source is None or (source == "chunked" and not medium.chunked) or (source == "url" and not medium.url):
+    if source is None or (source == "url" and not medium.url):
         raise InvalidRequest(
-            f"{medium.key}: no source; give inline_data, chunked = true, same_file_as or url",
+            f"{medium.key}: no source; give inline_data, chunked, same_file_as or url",
             reason="MEDIA_SOURCE_MISSING",
             media_key=medium.key,
         )
@@ -235,8 +235,8 @@ def _read_media(medium: pb.Media, background: str) -> Media:
         modality=_lookup(_MODALITIES, medium.modality, f"{medium.key}: modality"),
         data=data,
         sampling=_read_sampling(medium.sampling, medium.key),
-        min_pixels=medium.min_pixels if medium.HasField("min_pixels") else None,
-        max_pixels=medium.max_pixels if medium.HasField("max_pixels") else None,
+        min_pixels=medium.min_pixel_count if medium.HasField("min_pixel_count") else None,
+        max_pixels=medium.max_pixel_count if medium.HasField("max_pixel_count") else None,
         cap_pixels_per_frame=medium.cap_pixels_per_frame if medium.HasField("cap_pixels_per_frame") else None,
         on_damage=_lookup(_DAMAGE_POLICIES, medium.damage_policy, f"{medium.key}: damage_policy"),
         background=_read_background(medium, background),
@@ -255,12 +255,13 @@ def _read_background(medium: pb.Media, default: str) -> str | None:
 
 
 def _read_sampling(message: pb.Sampling, key: str) -> Sampling:
+    choice = message.WhichOneof("choice")
     return Sampling(
-        fps=message.fps if message.HasField("fps") else None,
-        frame_count=message.frame_count if message.HasField("frame_count") else None,
-        indices=tuple(message.indices) or None,
-        times_seconds=tuple(message.times_seconds) or None,
-        every_frame=message.every_frame,
+        fps=message.fps if choice == "fps" else None,
+        frame_count=message.frame_count if choice == "frame_count" else None,
+        indices=tuple(message.indices.values) if choice == "indices" else None,
+        times_seconds=tuple(message.times_seconds.values) if choice == "times_seconds" else None,
+        every_frame=choice == "every_frame",
         start_seconds=message.start_seconds if message.HasField("start_seconds") else None,
         end_seconds=message.end_seconds if message.HasField("end_seconds") else None,
         basis=_lookup(_BASES, message.basis, f"{key}: sampling.basis"),

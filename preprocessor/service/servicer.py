@@ -125,8 +125,8 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
 
     async def CountTokens(
         self,
-        requests: AsyncIterator[pb.PrepareRequest],
-        context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.CountTokensResponse],
+        requests: AsyncIterator[pb.CountTokensRequest],
+        context: grpc.aio.ServicerContext[pb.CountTokensRequest, pb.CountTokensResponse],
     ) -> pb.CountTokensResponse:
         async with self._calls.open("CountTokens", context) as call:
             async with self._intake.upload(requests, context.peer()) as upload:
@@ -184,10 +184,10 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     async def _stream_large_tensors(self, planned: Plan | GenericPrepared, call: Call) -> None:
         """Send what the header had no room for, such as the positions of a very long prompt."""
         with call.timings.stage("send"):
-            for name, array in planned.tensors.items():
+            for tensor_index, array in enumerate(planned.tensors.values()):
                 self._metrics.sent_bytes.labels("caller").inc(array.nbytes)  # in the header, or here
                 if not is_small(array):
-                    for message in write_rows(name, array, 0, len(array), lambda: call.piece_bytes):
+                    for message in write_rows(tensor_index, array, 0, len(array), lambda: call.piece_bytes):
                         await call.send(message)
 
     async def _stream_pixels(self, request: PreparationRequest, planned: Plan, call: Call) -> None:
@@ -195,9 +195,10 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         run = call.resources.pixels(request.media, planned.pixels)
         pixels = await run.begun()
         sent_bytes = self._metrics.sent_bytes.labels("caller")
+        tensor_index = len(planned.tensors)  # `write_header` puts the pixels last
         async for first_row, row_count in run.finished_rows():
             with call.timings.stage("send"):
-                for message in write_rows(planned.pixels.name, pixels, first_row, row_count, lambda: call.piece_bytes):
+                for message in write_rows(tensor_index, pixels, first_row, row_count, lambda: call.piece_bytes):
                     await call.send(message)
             sent_bytes.inc(pixels[first_row : first_row + row_count].nbytes)
         await self._conclude(run, planned, call)

@@ -22,7 +22,7 @@ from preprocessor.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from preprocessor.service.quotas import current_caller
 from preprocessor.v1 import preprocessor_pb2 as pb
 
-RequestMessage = TypeVar("RequestMessage", pb.PrepareRequest, pb.GenerateRequest)
+RequestMessage = TypeVar("RequestMessage", pb.PrepareRequest, pb.GenerateRequest, pb.CountTokensRequest)
 
 # Asked of an upload while others wait for their turn, or are refused for lack of memory.
 _CROWDED_SECONDS = 2.0

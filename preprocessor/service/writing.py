@@ -66,10 +66,10 @@ def write_item(item: ItemPlan | GenericItem, size_bytes: int) -> pb.Item:
         digest=item.digest,
     )
     if isinstance(item, ItemPlan):
-        message.grid_t, message.grid_h, message.grid_w = item.grid.t, item.grid.h, item.grid.w
         message.token_count = item.token_count
-        message.width_px, message.height_px = item.width_px, item.height_px
-        message.padded_frame_count = item.padded_frame_count if item.frames is not None else 0
+        message.patches.grid_t, message.patches.grid_h, message.patches.grid_w = item.grid.t, item.grid.h, item.grid.w
+        message.patches.width_px, message.patches.height_px = item.width_px, item.height_px
+        message.patches.padded_frame_count = item.padded_frame_count if item.frames is not None else 0
     if item.frames is not None:
         message.frame_indices.extend(item.frames.indices.tolist())
         message.times_seconds.extend(item.frames.times_seconds.tolist())
@@ -80,23 +80,31 @@ def write_item(item: ItemPlan | GenericItem, size_bytes: int) -> pb.Item:
 
 
 def _write_source(item: ItemPlan | GenericItem, size_bytes: int) -> pb.SourceInfo:
-    message = pb.SourceInfo(size_bytes=size_bytes, sha256=item.content_sha256, decoder=item.decoder)
+    message = pb.SourceInfo(size_bytes=size_bytes, content_sha256=item.content_sha256, decoder=item.decoder)
     match item.source:
         case ImageInfo() as image:
-            message.codec = image.format
-            message.width_px, message.height_px = image.width_px, image.height_px
+            message.image.format = image.format
+            message.image.width_px, message.image.height_px = image.width_px, image.height_px
         case ClipInfo() as clip:
-            message.codec = clip.codec
-            message.width_px, message.height_px = clip.width_px, clip.height_px
-            message.frame_count = clip.frame_count
-            message.rate = clip.rate
-            message.duration_seconds = clip.duration_seconds
-            message.rotation_degrees = clip.rotation_degrees
-            message.is_truncated, message.stated_frame_count = clip.is_truncated, clip.stated_frame_count
+            message.video.CopyFrom(_write_video(clip))
         case SoundInfo() as sound:
-            message.rate = sound.sample_rate_hz
-            message.duration_seconds = sound.duration_seconds
+            message.audio.sample_rate_hz = sound.sample_rate_hz
+            message.audio.duration_seconds = sound.duration_seconds
     return message
+
+
+def _write_video(clip: ClipInfo) -> pb.VideoSource:
+    return pb.VideoSource(
+        codec=clip.codec,
+        width_px=clip.width_px,
+        height_px=clip.height_px,
+        frame_count=clip.frame_count,
+        average_fps=clip.rate,
+        duration_seconds=clip.duration_seconds,
+        rotation_degrees=clip.rotation_degrees,
+        truncated=clip.is_truncated,
+        stated_frame_count=clip.stated_frame_count,
+    )
 
 
 def write_report(
@@ -135,7 +143,7 @@ def write_model(model: Model | GenericModel, serves_generate: bool, versions: Ma
     message = pb.Model(
         name=model.name,
         fingerprint=model.fingerprint,
-        path="generic",
+        path=pb.PREPROCESSING_PATH_GENERIC,
         modalities=[_MODALITIES[modality] for modality in sorted(model.modalities)],
         stop_token_ids=model.stop_token_ids,
         serves_generate=serves_generate,
@@ -145,7 +153,7 @@ def write_model(model: Model | GenericModel, serves_generate: bool, versions: Ma
         message.family = type(model.processor).__name__
         tokens = model.placeholders
     else:
-        message.family, message.path = model.family.name, "fast"
+        message.family, message.path = model.family.name, pb.PREPROCESSING_PATH_FAST
         message.image.CopyFrom(_write_pixel_settings(model.image))
         message.video.CopyFrom(_write_pixel_settings(model.video.pixels))
         message.video.fps = model.video.fps
@@ -161,8 +169,8 @@ def _write_pixel_settings(spec: PixelSpec) -> pb.PixelSettings:
         patch_size_px=spec.patch_size,
         merge_size=spec.merge_size,
         temporal_patch_size=spec.temporal_patch_size,
-        min_pixels=spec.min_pixels,
-        max_pixels=spec.max_pixels,
+        min_pixel_count=spec.min_pixels,
+        max_pixel_count=spec.max_pixels,
         mean=spec.mean,
         std=spec.std,
     )

@@ -137,7 +137,7 @@ async def test_a_call_that_a_full_replica_refuses_is_served_by_another(balanced:
         refused = asyncio.Event()
 
         async def wait_in_queue() -> None:
-            request = pb.PrepareRequest(spec=pb.PrepareSpec(text="Hi"))
+            request = pb.CountTokensRequest(spec=pb.PrepareSpec(text="Hi"))
             try:
                 await pb_grpc.PreprocessorStub(direct).CountTokens(iter([request]), timeout=SECONDS)
             except grpc.aio.AioRpcError as error:
@@ -173,7 +173,7 @@ async def test_curl_reads_a_stream_of_json_lines(balanced: Balanced) -> None:
         {"key": "photo", "offset_bytes": 0, "data": base64.b64encode(PHOTO[:half]).decode()},
         {"key": "photo", "offset_bytes": half, "data": base64.b64encode(PHOTO[half:]).decode(), "last": True},
     ]
-    media = [{"key": "photo", "modality": "MODALITY_IMAGE", "chunked": True}]
+    media = [{"key": "photo", "modality": "MODALITY_IMAGE", "chunked": {}}]
     message = {"role": "user", "parts": [{"media_key": "photo"}]}
     spec = {"chat": {"messages": [message]}, "media": media}
     body = [{"spec": spec}, *({"chunk": chunk} for chunk in chunks)]

@@ -142,7 +142,12 @@ def examples(name: str) -> list[bytes]:
             ]
         case "data urls":
             return [b"image/png;base64,AAAA", b",%41", b";charset=utf-8;base64,AA=="]
-    medium = pb.Media(key="it", modality=pb.MODALITY_VIDEO, chunked=True, sampling=pb.Sampling(indices=[1, 2], fps=2))
+    medium = pb.Media(
+        key="it",
+        modality=pb.MODALITY_VIDEO,
+        chunked=pb.Chunked(),
+        sampling=pb.Sampling(indices=pb.FrameIndices(values=[1, 2]), end_seconds=2),
+    )
     message = pb.Message(role="user", parts=[pb.Part(media_key="it"), pb.Part(text="look")])
     prompt = pb.PrepareSpec(chat=pb.ChatPrompt(messages=[message]), media=[medium])
     parameters = pb.GenerationParameters(max_tokens=4, top_p=0.5, stop_strings=["."])

@@ -169,7 +169,7 @@ def image(key: str = "photo", data: bytes | None = None, **fields: object) -> pb
 
 
 def _media(modality: pb.Modality.ValueType, key: str, data: bytes | None, fields: Mapping[str, object]) -> pb.Media:
-    source: dict[str, object] = {"chunked": True} if data is None else {"inline_data": data}
+    source: dict[str, object] = {"chunked": {}} if data is None else {"inline_data": data}
     return pb.Media(key=key, modality=modality, **source, **fields)  # type: ignore[arg-type]
 
 

@@ -31,7 +31,7 @@ def is_idle(caller: Caller) -> bool:
 
 async def test_a_request_larger_than_the_budget_is_refused_with_a_reason_of_its_own(model: Model) -> None:
     async with serving(model, memory_budget_bytes=64 * MIB) as caller:
-        whole = chat(video("clip", LONG_CLIP, sampling=pb.Sampling(every_frame=True)))
+        whole = chat(video("clip", LONG_CLIP, sampling=pb.Sampling(every_frame=pb.EveryFrame())))
         failed = await caller.refusal(whole)
         assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MEMORY_BUDGET_EXCEEDED")
         assert failed.retry_after_seconds is None
@@ -84,7 +84,7 @@ async def test_the_pixels_memory_is_free_while_the_engine_answers(model: Model) 
 
 
 async def test_photos_overtake_a_queue_of_long_videos(model: Model) -> None:
-    long = chat(video("clip", moving_shapes_clip(), sampling=pb.Sampling(every_frame=True)))
+    long = chat(video("clip", moving_shapes_clip(), sampling=pb.Sampling(every_frame=pb.EveryFrame())))
     async with serving(model, worker_count=1) as caller:
         pool = caller.server.pool
         videos = [asyncio.create_task(caller.prepare(long)) for _ in range(3)]

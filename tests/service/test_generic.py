@@ -54,12 +54,12 @@ async def test_the_processor_s_tensors_arrive_as_the_pipeline_makes_them(gemma: 
 
 async def test_the_model_says_that_it_takes_the_generic_path(gemma: Caller) -> None:
     answer = await gemma.stub.GetModel(pb.GetModelRequest())
-    assert (answer.path, answer.family) == ("generic", "Gemma3Processor")
+    assert (answer.path, answer.family) == (pb.PREPROCESSING_PATH_GENERIC, "Gemma3Processor")
     assert list(answer.modalities) == [pb.MODALITY_IMAGE]
 
 
 async def test_a_modality_it_does_not_take_is_refused_before_the_upload(gemma: Caller) -> None:
-    spec = chat(pb.Media(key="v", modality=pb.MODALITY_VIDEO, chunked=True))
+    spec = chat(pb.Media(key="v", modality=pb.MODALITY_VIDEO, chunked=pb.Chunked()))
     with pytest.raises(CallFailed) as caught:
         await gemma.prepare(spec)
     assert caught.value.reason == "UNSUPPORTED_MODALITY"
@@ -100,4 +100,4 @@ async def test_a_model_of_sound_takes_it_from_any_file(folder: Path) -> None:
         sound = pb.Media(key="sound", modality=pb.MODALITY_AUDIO, inline_data=encoded("mp4", "aac", seconds=0.5))
         result = await caller.prepare(chat(sound, "What is heard?"))
     assert "input_features" in result.tensors
-    assert result.header.items[0].source.duration_seconds == pytest.approx(0.5, abs=0.1)
+    assert result.header.items[0].source.audio.duration_seconds == pytest.approx(0.5, abs=0.1)

@@ -27,7 +27,7 @@ async def test_the_load_is_the_expected_work_over_the_cores_and_nothing_when_it_
     async with serving(model, worker_count=1) as caller:
         pool = caller.server.pool
         assert (await caller.samples())[("preprocessor_load_ratio",)] == 0
-        calls = [asyncio.create_task(caller.prepare(whole(every_frame=True))) for _ in range(3)]
+        calls = [asyncio.create_task(caller.prepare(whole(every_frame=pb.EveryFrame()))) for _ in range(3)]
         await eventually(lambda: pool.queued_count > 0 and pool.running_count > 0)
         samples = await caller.samples(under_way=True)
         waiting = [entry for queue in pool._queues.values() for entry in queue._heap]
@@ -54,7 +54,7 @@ async def test_a_clip_that_is_cut_over_cores_weighs_no_more_than_whole(model: Mo
                 seen.append((len(parts), sum(part.cpu_seconds for part in parts), whole_seconds))
 
         pool._begin = watched  # type: ignore[method-assign]
-        await caller.prepare(whole(every_frame=True))
+        await caller.prepare(whole(every_frame=pb.EveryFrame()))
     assert seen
     for _, of_parts, of_the_whole in seen:
         assert of_parts == pytest.approx(of_the_whole)
@@ -77,7 +77,7 @@ async def test_work_that_its_caller_left_is_counted_by_where_it_was(model: Model
         pool = caller.server.pool
         running = [caller.stub.Prepare() for _ in range(3)]
         for call in running:
-            await call.write(pb.PrepareRequest(spec=whole(every_frame=True)))
+            await call.write(pb.PrepareRequest(spec=whole(every_frame=pb.EveryFrame())))
             await call.done_writing()
         await eventually(lambda: pool.queued_count > 0 and pool.running_count > 0)
         for call in running:

@@ -79,7 +79,7 @@ async def test_workers_that_are_gone_make_it_unready_until_others_have_come(mode
 async def test_a_budget_that_stays_full_makes_it_unready_until_there_is_room(model: Model, brisk: None) -> None:
     """A caller who reads nothing holds the pixels of a clip; the budget has room for that clip alone."""
     clip = moving_shapes_clip(seconds=4, width=160, height=120)
-    spec = chat(video("clip", clip, sampling=pb.Sampling(every_frame=True)))
+    spec = chat(video("clip", clip, sampling=pb.Sampling(every_frame=pb.EveryFrame())))
     async with serving(model, memory_budget_bytes=64 << 20, budget_full_seconds=0.1) as caller:
         health, pool = caller.server.health, caller.server.pool
         room = pool.rows.lease(int(pool.rows.size_bytes * 0.96))

@@ -157,8 +157,14 @@ TOO_MUCH = {
     "values in JSON": (in_json("[" + "1," * 50_000 + "1]"), "SPEC_TOO_LARGE"),
     "arrays in JSON": (in_json("[" * 1_000_000), "SPEC_TOO_LARGE"),
     "token ids": (pb.PrepareSpec(token_ids=pb.TokenIds(ids=[1] * 4_000_001)), "PROMPT_TOO_LONG"),
-    "frames": (chat(video("clip", CLIP, sampling=pb.Sampling(indices=[1] * 1_000_001))), "SPEC_TOO_LARGE"),
-    "times": (chat(video("clip", CLIP, sampling=pb.Sampling(times_seconds=[0.5] * 1_000_001))), "SPEC_TOO_LARGE"),
+    "frames": (
+        chat(video("clip", CLIP, sampling=pb.Sampling(indices=pb.FrameIndices(values=[1] * 1_000_001)))),
+        "SPEC_TOO_LARGE",
+    ),
+    "times": (
+        chat(video("clip", CLIP, sampling=pb.Sampling(times_seconds=pb.FrameTimes(values=[0.5] * 1_000_001)))),
+        "SPEC_TOO_LARGE",
+    ),
 }
 
 
@@ -262,7 +268,7 @@ async def test_only_so_many_are_read_from_at_a_time_and_others_have_their_turn(m
 async def test_a_caller_whose_turn_does_not_come_is_told_so(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     wire = WireSettings(max_upload_count=1, upload_idle_seconds=0.4)
     intake = UploadStream(wire)
-    monkeypatch.setattr(servicer, "Intake", lambda _: intake)
+    monkeypatch.setattr(servicer, "UploadStream", lambda _: intake)
     async with serving(model, wire=wire) as caller:
         await intake._take_turn("a peer")  # as an upload does that goes on
         try:

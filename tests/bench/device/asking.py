@@ -28,7 +28,7 @@ TIMEOUT_SECONDS = 120.0
 def question(fps: float, max_tokens: int, name: str = SEED) -> tuple[pb.GenerateRequest, ...]:
     """A clip, by default the workload's, and 50 tokens of text; the answer is greedy."""
     data = clip(name)
-    medium = pb.Media(key="clip", modality=pb.MODALITY_VIDEO, chunked=True, sampling=pb.Sampling(fps=fps))
+    medium = pb.Media(key="clip", modality=pb.MODALITY_VIDEO, chunked=pb.Chunked(), sampling=pb.Sampling(fps=fps))
     message = pb.Message(role="user", parts=[pb.Part(media_key="clip"), pb.Part(text=TEXT)])
     prompt = pb.PrepareSpec(chat=pb.ChatPrompt(messages=[message]), media=[medium])
     spec = pb.GenerateSpec(prompt=prompt, parameters=pb.GenerationParameters(max_tokens=max_tokens, temperature=0))
