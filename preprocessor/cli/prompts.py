@@ -97,8 +97,7 @@ def read_whole(prompt: Prompt) -> PreparationRequest:
     request, sources = reading.read_spec(prompt.spec)
     if sources.urls:
         raise InvalidRequest("only a service fetches by URL; give the file itself", reason="FETCH_DISABLED")
-    inline = {medium.key: medium.data for medium in request.media}
-    return sources.fill(request, {**inline, **prompt.files})
+    return sources.fill(request, prompt.files)
 
 
 def _check_text(option: str, text: str) -> None:

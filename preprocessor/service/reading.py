@@ -78,12 +78,13 @@ class Sources:
         """The request with every file in its place.
 
         Args:
-            files: Media key → file; one that is missing is empty.
+            files: Media key → file, of those that are not inline; one that is missing is empty.
         """
+        files = {medium.key: medium.data for medium in request.media} | dict(files)
         return dataclasses.replace(
             request,
             media=tuple(
-                dataclasses.replace(medium, data=files.get(self.same_file.get(medium.key, medium.key), b""))
+                dataclasses.replace(medium, data=files[self.same_file.get(medium.key, medium.key)])
                 for medium in request.media
             ),
         )

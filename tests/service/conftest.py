@@ -18,7 +18,7 @@ import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine_client import EngineClient
-from preprocessor.client import CallFailed, Client, Parameters, PrepareResult, Prompt
+from preprocessor.client import CallFailed, Client, Credentials, Parameters, PrepareResult, Prompt
 from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.config import EngineSettings, Limits, ServeSettings
 from preprocessor.models.family import Model
@@ -43,6 +43,10 @@ class Caller:
     def stub(self) -> pb_grpc.PreprocessorAsyncStub:
         return pb_grpc.PreprocessorStub(self.channel)
 
+    def client(self) -> Client:
+        """One that makes every call once, over a connection of its own."""
+        return Client(self.server.address, Credentials(insecure=True), retry_seconds=0)
+
     async def send(
         self, messages: Iterable[pb.PrepareRequest | bytes], metadata: Sequence[tuple[str, str]] = ()
     ) -> list[pb.PrepareResponse]:
@@ -61,7 +65,7 @@ class Caller:
 
     async def prepare(self, spec: pb.PrepareSpec, files: Mapping[str, bytes] | None = None) -> PrepareResult:
         def call() -> PrepareResult:
-            with Client(self.server.address, retry_seconds=0) as client:
+            with self.client() as client:
                 return client.prepare(Prompt(spec, files or {}), timeout_seconds=PATIENCE_SECONDS)
 
         return await asyncio.to_thread(call)
@@ -72,7 +76,7 @@ class Caller:
         def call() -> list[pb.GenerateResponse]:
             prompt = Prompt(spec, files or {})
             with (
-                Client(self.server.address, retry_seconds=0) as client,
+                self.client() as client,
                 client.generate(prompt, timeout_seconds=PATIENCE_SECONDS, **parameters) as answer,
             ):
                 deltas = [pb.GenerateResponse(delta=delta) for delta in answer]

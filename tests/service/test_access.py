@@ -25,7 +25,7 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.engine.certificates import Authority, Signed
 from tests.media import photo
 from tests.service.conftest import Caller, chat, image, serving
-from tests.service.refusals import Refusal, refusal_of
+from tests.service.refusals import refusal_of
 from tests.waiting import PATIENCE_SECONDS
 
 SERVICE, GATEWAY, BATCH = "preprocessor.test", "gateway.test", "batch.test"
@@ -364,8 +364,8 @@ async def test_calls_a_second_are_counted_by_caller(model: Model, token_file: Pa
             await model_of(caller, TOKEN)
         found = await refusal_of(model_of(caller, TOKEN))
         assert (found.code, found.reason) == (EXHAUSTED, "CALL_RATE_EXCEEDED")
-        assert found.retry_seconds is not None
-        assert 0 < found.retry_seconds <= 1 / 0.3
+        assert found.retry_after_seconds is not None
+        assert 0 < found.retry_after_seconds <= 1 / 0.3
         await model_of(caller, OTHER_TOKEN)
 
 
@@ -401,8 +401,8 @@ async def test_bytes_a_second_are_counted_by_caller_and_break_no_upload_off(mode
         assert (await asking(TOKEN))[-1].WhichOneof("message") == "report"
         found = await refusal_of(asking(TOKEN))
         assert (found.code, found.reason) == (EXHAUSTED, "BYTE_RATE_EXCEEDED")
-        assert found.retry_seconds is not None
-        assert found.retry_seconds > 1
+        assert found.retry_after_seconds is not None
+        assert found.retry_after_seconds > 1
         assert (await asking(OTHER_TOKEN))[-1].WhichOneof("message") == "report"
 
 
@@ -410,7 +410,7 @@ async def test_open_calls_are_counted_by_caller(model: Model, token_file: Path) 
     async with metered(model, token_file, max_calls_a_caller=1) as caller:
         idle = caller.stub.Prepare(metadata=bearer(TOKEN))
         await idle.write(pb.PrepareRequest(spec=chat(image("photo"))))
-        found: Refusal = await refusal_of(model_of(caller, TOKEN))
+        found: CallFailed = await refusal_of(model_of(caller, TOKEN))
         assert (found.code, found.reason) == (EXHAUSTED, "TOO_MANY_CALLS")
         await model_of(caller, OTHER_TOKEN)
         idle.cancel()

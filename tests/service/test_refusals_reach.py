@@ -62,7 +62,7 @@ async def test_a_size_that_is_told_is_refused_before_the_file_comes(
     await call.write(pb.PrepareRequest(spec=spec))  # and neither a chunk nor an end of the stream
     found = await refusal_of(call)
     assert (found.code, found.reason) == (code, reason)
-    assert found.retry_seconds == (1.0 if code is EXHAUSTED else None)
+    assert found.retry_after_seconds == (1.0 if code is EXHAUSTED else None)
 
 
 PHOTO = photo(90, 60)
