@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import pytest_asyncio
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
+from safetensors.numpy import load_file
 
 from engine_client.testing import FakeEngine
 from preprocessor.client import (
@@ -26,10 +28,10 @@ from preprocessor.client import (
     asynchronous,
     chat,
     image,
+    text,
     video,
 )
 from preprocessor.client.errors import failure_of
-from preprocessor.config import WireSettings
 from preprocessor.models.family import Model
 from tests.base_install import run_with_base_install
 from tests.media import moving_shapes_clip, photo
@@ -68,6 +70,25 @@ async def test_the_examples_of_the_client_run_without_what_prepares_requests(ans
     tries, failures = map(int, done.stdout.splitlines()[-1].split())
     assert not failures, done.stdout
     assert tries > 10
+
+
+@pytest.mark.parametrize("command", ["prepare", "generate", "bench"])
+async def test_commands_that_ask_a_service_run_without_what_prepares_requests(
+    answering: Caller, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "clip.mp4").write_bytes(CLIP)
+    asked = ["--address", answering.server.address, "--video", str(tmp_path / "clip.mp4"), "--json"]
+    if command == "prepare":
+        asked += ["--output", str(tmp_path / "out.safetensors")]
+    if command == "bench":
+        asked += ["--seconds", "0.2", "--warm-up-seconds", "0", "--concurrency", "1"]
+    code = "if __name__ == '__main__': from preprocessor.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    done = await asyncio.to_thread(run_with_base_install, code, command, *asked)
+    told = json.loads(done.stdout)
+    if command == "prepare":
+        assert "pixel_patches" in load_file(tmp_path / "out.safetensors")
+    if command == "generate":
+        assert told["token_ids"] == list(ANSWER)
 
 
 def films() -> Prompt:
@@ -149,14 +170,13 @@ async def test_a_deadline_is_of_the_whole_call(model: Model) -> None:
 async def test_leaving_an_answer_cancels_it(model: Model) -> None:
     async with serving(model, FakeEngine(ANSWER, gate=asyncio.Event())) as caller:
         open_calls = caller.server.metrics.open_call_count
+        cancelled: list[bool] = []
         async with AsyncClient(caller.server.address) as client:
             async with client.generate(chat("Hi")):
                 assert open_calls() == 1
             await eventually(lambda: open_calls() == 0)
-            task = asyncio.create_task(client.prepare(Prompt(films().spec)))  # its file never comes
-            await eventually(lambda: open_calls() == 1)
-            task.cancel()
-            with suppress(asyncio.CancelledError):
+            task = asyncio.create_task(client.prepare(films(), progress=lambda *_: cancelled.append(task.cancel())))
+            with pytest.raises(asyncio.CancelledError):
                 await task
             await eventually(lambda: open_calls() == 0)
 
@@ -182,9 +202,7 @@ async def test_leaving_an_answer_cancels_it(model: Model) -> None:
 async def test_the_async_client_waits_as_it_is_told_and_is_answered(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with serving(
-        model, wire=WireSettings(max_upload_count=1), worker_count=1, memory_budget_bytes=80 << 20
-    ) as caller:
+    async with serving(model, worker_count=1, memory_budget_bytes=80 << 20) as caller:
         holding = caller.server.pool.files.lease(19 << 20)
         assert holding is not None
         waits: list[float] = []
@@ -193,7 +211,7 @@ async def test_the_async_client_waits_as_it_is_told_and_is_answered(
             waits.append(seconds)
             holding.release()
 
-        monkeypatch.setattr(asynchronous.asyncio, "sleep", wait)
+        monkeypatch.setattr(asynchronous, "asyncio", SimpleNamespace(sleep=wait))
         prompt = chat([{"role": "user", "content": [image(photo(90, 60) + bytes(2 << 20))]}])
         async with AsyncClient(caller.server.address) as client:
             assert (await client.prepare(prompt, timeout_seconds=PATIENCE_SECONDS)).report.received_bytes > 2 << 20
@@ -207,7 +225,7 @@ async def test_a_refusal_has_its_code_and_reason(answering: Caller) -> None:
             await client.get_model("another")
         assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
         with pytest.raises(CallFailed) as caught:
-            async with client.generate(chat("")):
+            async with client.generate(text("")):
                 pass
         assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
