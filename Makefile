@@ -143,10 +143,12 @@ format: setup ## format the code
 	$(BIN)/ruff format --quiet $(CODE)
 	$(BIN)/ruff check --quiet --fix $(CODE)
 
-lint: setup ## check style and layers
+lint: setup ## check style, layers and the proto
 	$(BIN)/ruff format --quiet --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/lint-imports
+	$(BIN)/buf lint protos
+	$(BIN)/buf format --diff --exit-code protos
 
 type: setup ## check types, strictly
 	$(BIN)/mypy

@@ -15,7 +15,7 @@ class FieldViolation:
     """A field of the request that was not accepted.
 
     Attributes:
-        field: Its path, such as `spec.media[0].min_pixel_count`.
+        field: Its path in the spec, such as `media[0].sampling.fps`.
         description: What was wrong with it.
     """
 
@@ -49,6 +49,11 @@ class CallFailed(Exception):
         self.message = message
         self.retry_after_seconds = retry_after_seconds
         self.field_violations = field_violations
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Paths of the fields that were not accepted."""
+        return tuple(violation.field for violation in self.field_violations)
 
 
 def failure_of(error: grpc.RpcError) -> CallFailed:

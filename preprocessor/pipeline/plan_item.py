@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable
 
 from preprocessor.config import Limits
+from preprocessor.media.content import content_digest
 from preprocessor.media.image import probe_image
 from preprocessor.media.sampling import Spread, choose_frames
 from preprocessor.media.video import probe_video, video_decoder_of
@@ -29,6 +30,7 @@ def plan_item(
 ) -> ItemPlan:
     """Probe one file of a request and fix its frames, size and grid."""
     spec = _with_budget(pixel_spec(model, medium.modality), medium)
+    content = content_digest(medium)  # before the file is read: one damaged on its way is no caller's corrupt file
     source: ImageInfo | ClipInfo
     if medium.modality is Modality.IMAGE:
         source = probe_image(medium.data, limits, medium.key)
@@ -48,7 +50,6 @@ def plan_item(
         frame_count = len(frames.indices)
         height, width = model.family.fit_video(frame_count, source.height_px, source.width_px, video)
     grid = patch_grid(frame_count, height, width, spec)
-    content = hashlib.sha256(medium.data).digest()
     # The rate changes no pixel, but temporal positions, which the engine's key-value cache holds with the pixels.
     chosen = None if frames is None else (frames.indices.tolist(), frames.sampled_fps)
     settings = pixel_settings(medium, decoder, request.pixel_form)

@@ -30,12 +30,17 @@ def check_request(request: PreparationRequest, modalities: Collection[Modality],
         InvalidRequest, UnsupportedMedia, LimitExceeded: As `plan`.
     """
     if len(request.media) > limits.max_media_count:
-        raise LimitExceeded(f"{len(request.media)} media in one request; at most {limits.max_media_count} are accepted")
+        raise LimitExceeded(
+            f"{len(request.media)} media in one request; at most {limits.max_media_count} are accepted", field="media"
+        )
     keys = [medium.key for medium in request.media]
-    for medium in request.media:
+    for place, medium in enumerate(request.media):
         if keys.count(medium.key) > 1:
             raise InvalidRequest(
-                f"the media key {medium.key!r} is used twice", reason="DUPLICATE_MEDIA_KEY", media_key=medium.key
+                f"the media key {medium.key!r} is used twice",
+                reason="DUPLICATE_MEDIA_KEY",
+                field=f"media[{keys.index(medium.key, place + 1)}].key",
+                media_key=medium.key,
             )
         most_bytes = limits.max_media_bytes
         if medium.modality is Modality.IMAGE:
@@ -51,12 +56,23 @@ def check_request(request: PreparationRequest, modalities: Collection[Modality],
             raise UnsupportedMedia(
                 f"{medium.key}: this model takes no {medium.modality.name.lower()}; it takes {taken}",
                 reason="UNSUPPORTED_MODALITY",
+                field="media[].modality",
                 media_key=medium.key,
             )
         if medium.modality is not Modality.VIDEO and medium.sampling != Sampling():
-            raise InvalidRequest(f"{medium.key}: only a video takes sampling", reason="INVALID_SAMPLING")
+            raise InvalidRequest(
+                f"{medium.key}: only a video takes sampling",
+                reason="INVALID_SAMPLING",
+                field="media[].sampling",
+                media_key=medium.key,
+            )
         if medium.modality is not Modality.IMAGE and medium.background is not None:
-            raise InvalidRequest(f"{medium.key}: only an image takes a background", reason="INVALID_BACKGROUND")
+            raise InvalidRequest(
+                f"{medium.key}: only an image takes a background",
+                reason="INVALID_BACKGROUND",
+                field="media[].background",
+                media_key=medium.key,
+            )
         check_sampling(medium.sampling, medium.key)
         _check_pixel_budget(medium)
 
@@ -87,7 +103,9 @@ def render_prompt(model: Model, request: PreparationRequest, limits: Limits) -> 
             vocabulary_size = len(model.tokenizer)
             if bad := [i for i in prompt.token_ids if not 0 <= i < vocabulary_size]:
                 raise InvalidRequest(
-                    f"token id {bad[0]} is outside the vocabulary of {vocabulary_size}", reason="INVALID_TOKEN_ID"
+                    f"token id {bad[0]} is outside the vocabulary of {vocabulary_size}",
+                    reason="INVALID_TOKEN_ID",
+                    field="token_ids.ids",
                 )
             found = model.placeholders.modalities_in_ids(prompt.token_ids)
     if isinstance(prompt, TokenPrompt):
@@ -101,11 +119,11 @@ def render_prompt(model: Model, request: PreparationRequest, limits: Limits) -> 
 def _check_pixel_budget(medium: Media) -> None:
     """What the caller gave, held against nothing but itself."""
     least, most = medium.min_pixels, medium.max_pixels
-    wrong = ""
-    for name, value in (("min_pixels", least), ("max_pixels", most)):
+    wrong = field = ""
+    for name, value in (("min_pixel_count", least), ("max_pixel_count", most)):
         if value is not None and value <= 0:
-            wrong = f"{name} is {value}; give a number above 0"
+            wrong, field = f"{name} is {value}; give a number above 0", f"media[].{name}"
     if not wrong and least is not None and most is not None and least > most:
-        wrong = f"min_pixels {least} is above max_pixels {most}"
+        wrong, field = f"min_pixel_count {least} is above max_pixel_count {most}", "media[].min_pixel_count"
     if wrong:
-        raise InvalidRequest(f"{medium.key}: {wrong}", reason="INVALID_PIXEL_BUDGET", media_key=medium.key)
+        raise InvalidRequest(f"{medium.key}: {wrong}", reason="INVALID_PIXEL_BUDGET", field=field, media_key=medium.key)

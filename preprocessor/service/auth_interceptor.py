@@ -29,7 +29,7 @@ from preprocessor.service.upload_stream import UploadStream
 FREE_METHODS = frozenset({"/grpc.health.v1.Health/Check"})
 _SCHEME = "bearer "  # RFC 6750; the scheme's case does not matter, RFC 9110
 _SINGLES_AT_ONCE = 2
-_SINGLE_CROWDED_SECONDS = 0.25
+_SINGLE_GRACE_SECONDS = 0.25
 
 
 class AuthInterceptor(grpc.aio.ServerInterceptor):
@@ -58,7 +58,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         self._lingering = Lingering()
         # Of health checks apart, which nobody else's messages shall keep waiting.
         self._singles = [
-            UploadStream(wire, _SINGLES_AT_ONCE, crowded_seconds=_SINGLE_CROWDED_SECONDS) for _ in ("others", "free")
+            UploadStream(wire, _SINGLES_AT_ONCE, grace_seconds=_SINGLE_GRACE_SECONDS) for _ in ("others", "free")
         ]
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:

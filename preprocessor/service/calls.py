@@ -39,6 +39,7 @@ class Call:
         trace: Its place in its caller's trace.
         deadline_seconds: On `time.monotonic`'s clock; gRPC's own account of it follows the wall clock.
         answer_idle_seconds: The longest that a message waits to be read.
+        media_keys: Keys of the request's media, in the order of the spec.
         piece_bytes: Rows worth a message: few until the caller is seen to read, and while he reads slowly.
     """
 
@@ -52,6 +53,7 @@ class Call:
     outgoing: Outgoing
     piece_bytes: int = _FIRST_PIECE_BYTES
     received_bytes: int = 0
+    media_keys: tuple[str, ...] = ()
     substitutions: list[pb.Substitution] = field(default_factory=list)
 
     @property
@@ -108,6 +110,7 @@ class Calls:
         trace = self._traces.begin(method, context.invocation_metadata() or (), request_id)
         about(request_id, trace.trace_id)
         code, reason = grpc.StatusCode.OK, ""
+        call: Call | None = None
         started_seconds = time.monotonic()
         self._metrics.in_flight.labels(method).inc()
         try:
@@ -116,15 +119,17 @@ class Calls:
                 RequestResources(self._pool, deadline_seconds, timings) as resources,
             ):
                 idle_seconds = self._wire.answer_idle_seconds
-                yield Call(
+                call = Call(
                     request_id, resources, timings, context, deadline_seconds, idle_seconds, trace, self._outgoing
                 )
+                yield call
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise
         except Exception as error:
             code, reason, _ = status_of(error)
-            refuse(context, error, request_id, log_payloads=self._log_payloads)
+            media_keys = () if call is None else call.media_keys
+            refuse(context, error, request_id, media_keys=media_keys, log_payloads=self._log_payloads)
         finally:
             self._metrics.in_flight.labels(method).dec()
             seconds = time.monotonic() - started_seconds

@@ -154,6 +154,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         with call.timings.stage("receive"):
             self._require_model(spec.model)
             reading.check_counts(spec, self._settings.limits, self._settings.wire.max_spec_parts)
+            call.media_keys = tuple(medium.key for medium in spec.media)
             request, sources = reading.read_spec(spec, self._settings.background)
             del spec  # its inline files, which the request holds
             check_request(request, self._model.modalities, self._settings.limits)

@@ -1,4 +1,4 @@
-"""What the pipeline knows → answer messages."""
+"""Results of the pipeline → response messages."""
 
 from __future__ import annotations
 
@@ -34,11 +34,13 @@ def write_header(
     *,
     with_data: bool = True,
 ) -> pb.Header:
-    """Everything known of a plan. Small tensors travel in it whole; large ones, and the pixels, are only described.
+    """The header for a plan. Small tensors are sent in it; large ones, and the pixels, are described without their data.
+
+    The pixel tensor comes last.
 
     Args:
-        sizes: Media key → bytes of its file.
-        with_data: False describes every tensor only.
+        sizes: Media key → size of its file in bytes.
+        with_data: False describes every tensor without its data.
     """
     described = [
         describe_tensor(name, array.dtype, array.shape, array if with_data and is_small(array) else None)

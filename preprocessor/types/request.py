@@ -74,6 +74,7 @@ class Media:
             or all is the model family's rule.
         cap_pixels_per_frame: Override the model's setting of that name; None keeps it.
         background: "#rrggbb" that all that is transparent in an image is laid on; None does as transformers does.
+        content_sha256: What the caller says that the file's SHA-256 is, 32 bytes; None where he does not say.
     """
 
     key: str
@@ -85,6 +86,7 @@ class Media:
     cap_pixels_per_frame: bool | None = None
     on_damage: OnDamage = OnDamage.FAIL
     background: str | None = None
+    content_sha256: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,26 +64,26 @@ class PreprocessorServicer:
     def Prepare(self, request_iterator, context):
         """Turns a prompt and its media into the tensors that an engine takes.
 
-        Requests: the spec, then the bytes of every medium whose source is `chunked`. Responses: a header as soon as the headers of the
-        files determine every shape, before any pixel is decoded; then every tensor above 1 MiB, and the pixels, as runs of rows in
-        order; then a report. On the generic path the header comes when all work is done, because only the model's processor knows
-        its output.
+        Requests: the spec, then the bytes of every medium whose source is `chunked`. Responses: a header as soon as the
+        headers of the files determine every shape, before any pixel is decoded; then every tensor above 1 MiB, and the
+        pixels, as runs of rows in order; then a report. On the generic path the header comes when all work is done,
+        because only the model's processor knows its output.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request_iterator, context):
-        """Prepares a prompt, sends it to the engine behind this service, and streams the answer: tokens and text as they come, then the
-        finish reason with a report. Pixels never pass through the caller.
+        """Prepares a prompt, sends it to the engine behind this service, and streams the answer: tokens and text as they
+        come, then the finish reason with a report. Pixels never pass through the caller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request_iterator, context):
-        """Counts the tokens of a prompt. Reads only the headers of the files and decodes no frame; on the generic path it does all of
-        the work. Requests are those of Prepare.
+        """Counts the tokens of a prompt. Reads only the headers of the files and decodes no frame; on the generic path it
+        does all of the work. Requests are those of Prepare.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

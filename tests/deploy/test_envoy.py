@@ -163,7 +163,7 @@ async def test_curl_counts_tokens_and_reads_the_model(balanced: Balanced) -> Non
     spec = {"chat": {"messages": [message]}, "media": [inline]}
     status, body = await asyncio.to_thread(ask, balanced.envoy.address, f"{SERVICE}/CountTokens", [{"spec": spec}])
     answer = json.loads(body)
-    assert (status, answer["items"][0]["source"]["codec"]) == (200, "JPEG")
+    assert (status, answer["items"][0]["source"]["image"]["format"]) == (200, "JPEG")
     assert answer["token_count"] > answer["items"][0]["token_count"] > 0
 
 
@@ -189,6 +189,22 @@ async def test_an_error_reaches_curl_with_its_reason(balanced: Balanced) -> None
     )
     assert status == 400
     assert json.loads(body)["details"][0]["reason"] == "EMPTY_PROMPT"
+
+
+async def test_a_field_at_fault_reaches_curl(balanced: Balanced) -> None:
+    spec = {"chat": {"messages": []}}
+    status, body = await asyncio.to_thread(ask, balanced.envoy.address, f"{SERVICE}/CountTokens", [{"spec": spec}])
+    assert status == 400
+    assert json.loads(body)["details"][1]["field_violations"][0]["field"] == "chat.messages"
+
+
+async def test_two_ways_to_choose_frames_are_refused_in_json(balanced: Balanced) -> None:
+    sampling = {"fps": 1, "frame_count": 4}
+    medium = {"key": "clip", "modality": "MODALITY_VIDEO", "inline_data": "", "sampling": sampling}
+    status, body = await asyncio.to_thread(
+        ask, balanced.envoy.address, f"{SERVICE}/CountTokens", [{"spec": {"text": "Hi", "media": [medium]}}]
+    )
+    assert (status, "choice" in body) == (400, True), body
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/readyz", f"{SERVICE}/Nothing", "/grpc.health.v1.Health/Check"])

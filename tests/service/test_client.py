@@ -249,4 +249,5 @@ def test_fields_that_were_not_accepted_are_named() -> None:
 
     failure = failure_of(Refused())
     assert failure.field_violations == (FieldViolation("media[0].sampling.fps", "fps is 0"),)
+    assert failure.fields == ("media[0].sampling.fps",)
     assert failure.retry_after_seconds is None

@@ -65,6 +65,12 @@ async def test_a_modality_it_does_not_take_is_refused_before_the_upload(gemma: C
     assert caught.value.reason == "UNSUPPORTED_MODALITY"
 
 
+async def test_a_file_with_another_digest_than_stated_is_refused(gemma: Caller) -> None:
+    with pytest.raises(CallFailed) as caught:
+        await gemma.prepare(chat(image("a", PHOTO, content_sha256=bytes(32))))
+    assert (caught.value.reason, caught.value.fields) == ("DIGEST_MISMATCH", ("media[0].content_sha256",))
+
+
 async def test_uint8_pixels_are_refused(gemma: Caller) -> None:
     with pytest.raises(CallFailed) as caught:
         await gemma.prepare(chat(image("a", PHOTO), pixel_form=pb.PIXEL_FORM_UINT8))

@@ -268,14 +268,14 @@ async def test_only_so_many_are_read_from_at_a_time_and_others_have_their_turn(m
 
 async def test_a_caller_whose_turn_does_not_come_is_told_so(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     wire = WireSettings(max_upload_count=1, upload_idle_seconds=0.4)
-    intake = UploadStream(wire)
-    monkeypatch.setattr(servicer, "UploadStream", lambda _: intake)
+    uploads = UploadStream(wire)
+    monkeypatch.setattr(servicer, "UploadStream", lambda _: uploads)
     async with serving(model, wire=wire) as caller:
-        await intake._take_turn("a peer")  # as an upload does that goes on
+        await uploads._acquire_slot("a peer")  # as an upload does that goes on
         try:
             found = await refusal_of(caller.stub.Prepare(iter([pb.PrepareRequest(spec=chat("hi"))])))
         finally:
-            intake._pass_turn()
+            uploads._release_slot()
         assert (found.code, found.reason) == (EXHAUSTED, "UPLOADS_FULL")
         assert found.retry_after_seconds == 1.0
         await eventually_answered(

@@ -28,6 +28,7 @@ import numpy.typing as npt
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, PreprocessorError, trace_of
 from preprocessor.media.container import keep_going
+from preprocessor.media.content import content_digest
 from preprocessor.models.generic.media import (
     ChooseFrames,
     ProbedMedium,
@@ -120,7 +121,8 @@ def prepare_generic(
         choose: Which frames of a video to use.
     Raises:
         InvalidRequest: As `prompt.render`; `UNSUPPORTED_PIXEL_FORM` for UINT8; `INVALID_PIXEL_BUDGET` for a budget that this
-            processor does not take; `PROCESSOR_REFUSED`, with transformers' own words, for what its code refuses.
+            processor does not take; `DIGEST_MISMATCH`; `PROCESSOR_REFUSED`, with transformers' own words, for what its code
+            refuses.
         UnsupportedMedia: `UNSUPPORTED_MODALITY`, `RAGGED_TENSORS`, `UNKNOWN_TENSOR`, or a file that is not what it should be.
         CorruptMedia: A file that cannot be decoded.
         LimitExceeded: More than `limits` allows, before or after processing.
@@ -131,6 +133,7 @@ def prepare_generic(
         form = _form(request.pixel_form)
         sizes = {modality: _size(model, request.media, modality) for modality in (Modality.IMAGE, Modality.VIDEO)}
         text, media = render(model, request, limits)
+        digests = [content_digest(medium) for medium in media]
         probed = probe_media(media, limits, check, choose)
     with timings.stage("decode"):
         sample_rate_hz = getattr(part_of(model.processor, Modality.AUDIO), "sampling_rate", 0)
@@ -153,7 +156,8 @@ def prepare_generic(
     ]
     decoders = [decoder_of(one, request.video_decoder) for one in probed]
     settings = [pixel_settings(one.medium, decoder, form) for one, decoder in zip(probed, decoders, strict=True)]
-    items = _items(probed, sources, decoders, repr((model.fingerprint, sizes, settings, request.cache_salt)))
+    processing = repr((model.fingerprint, sizes, settings, request.cache_salt))
+    items = _items(probed, digests, sources, decoders, processing)
     return GenericPrepared(tensors["input_ids"], tensors, items, timings, tuple(substitutions))
 
 
@@ -281,11 +285,11 @@ def _refusal(model: GenericModel, error: ValueError) -> PreprocessorError:
 
 def _items(
     probed: Sequence[ProbedMedium],
+    contents: Sequence[bytes],
     sources: Sequence[ImageInfo | ClipInfo | SoundInfo],
     decoders: Sequence[str],
     processing: str,
 ) -> tuple[GenericItem, ...]:
-    contents = [hashlib.sha256(one.medium.data).digest() for one in probed]
     indices = [None if one.frames is None else one.frames.indices.tolist() for one in probed]
     modalities = [int(one.medium.modality) for one in probed]
     whole = hashlib.sha256(repr((processing, modalities, indices)).encode() + b"".join(contents))

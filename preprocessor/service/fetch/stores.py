@@ -54,6 +54,7 @@ class StoreSource:
             raise InvalidRequest(
                 f"{key}: objects are read from {' or '.join(self._stores)} alone",
                 reason="PATH_NOT_ALLOWED",
+                field="media[].url",
                 media_key=key,
             )
         system = self._systems[url.partition(":")[0]]

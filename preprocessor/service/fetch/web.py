@@ -169,6 +169,7 @@ def _failures(key: str) -> Iterator[None]:
         raise InvalidRequest(  # which address it was is not the caller's to learn
             f"{key}: the host lies in a network from which files are not fetched; send the file itself",
             reason="ADDRESS_NOT_ALLOWED",
+            field="media[].url",
             media_key=key,
         ) from None
     except aiohttp.ClientSSLError as error:
