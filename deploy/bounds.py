@@ -51,6 +51,8 @@ def lower_bounds(pyproject: str) -> dict[str, Version]:
         *(one for extra in project["optional-dependencies"].values() for one in extra),
     ]:
         requirement = Requirement(text)
+        if requirement.name == project["name"]:
+            continue  # an extra that includes another one
         given = [Version(one.version) for one in requirement.specifier if one.operator in (">=", "==")]
         if not given:
             raise ValueError(f"{text} has no lower bound")

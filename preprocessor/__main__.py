@@ -22,10 +22,15 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.setdefault(
             "GRPC_VERBOSITY", "NONE"
         )  # what fails is told in a sentence, without gRPC's own lines beside it
-    # Each command is a module of its own name, imported when called: asking a service must not wait for torch to load.
-    command = importlib.import_module(f"preprocessor.cli.{options.command}")
+    # Each command is a module of its own name, imported when called: asking a service needs none of the extra `serve`, and must
+    # not wait for torch to load.
     try:
-        return int(command.run(options))
+        return int(importlib.import_module(f"preprocessor.cli.{options.command}").run(options))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("preprocessor", "engine_client"):
+            raise
+        extra = "pip install 'vlm-preprocessor[serve]'"
+        return _fail(f"`{options.command}` needs {error.name}, which is not installed: {extra}", 1)
     except SettingError as error:
         return _fail(str(error), 2)
     except PreprocessorError as error:

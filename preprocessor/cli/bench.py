@@ -9,14 +9,14 @@ import sys
 import time
 
 from preprocessor.cli.load_report import describe_load, figures, progress_line, report_table
-from preprocessor.cli.prompts import build_spec, build_spec_of, credentials_of
+from preprocessor.cli.prompts import build_prompt, build_prompt_of, credentials_of
 from preprocessor.cli.unanswered import why_unanswered
-from preprocessor.client.channel import open_aio_channel, token_metadata
+from preprocessor.client import Parameters, Prompt
+from preprocessor.client.channel import call_metadata, open_aio_channel
 from preprocessor.traffic.callers import NobodyAnswers
-from preprocessor.traffic.load import COUNT_TOKENS, PREPARE, Ask, Connect, Load, ask_generate, ask_prepare
+from preprocessor.traffic.load import Ask, Connect, Load, ask_count_tokens, ask_generate, ask_prepare
 from preprocessor.traffic.processes import CallersLost, put_load
 from preprocessor.traffic.tally import Tally
-from preprocessor.v1 import preprocessor_pb2 as pb
 
 _CALLERS, _MOST_OPEN = 8, 1024
 _ARRIVALS_SEED = 0
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
         warm_up_seconds=options.warm_up_seconds,
         is_counted=True,
         timeout_seconds=options.timeout_seconds,
-        metadata=(token_metadata(options.token_file),) if options.token_file else (),
+        metadata=call_metadata(credentials_of(options)),
     )
     is_watched = sys.stderr.isatty()
     try:
@@ -73,28 +73,27 @@ def build_ask(options: argparse.Namespace) -> Ask:
         OSError: A file cannot be read.
     """
     if options.media or options.text:
-        spec, files = build_spec(options)
-        name = ", ".join(files) or "text"
+        prompt = build_prompt(options)
+        name = ", ".join(medium.key for medium in prompt.spec.media) or "text"
     else:
-        spec, files = _seed_workload(options)
-        name = "seed workload"
+        prompt, name = _seed_workload(options), "seed workload"
     match options.method:
         case "generate":
-            return ask_generate(name, spec, pb.GenerationParameters(max_tokens=options.max_tokens), files)
+            return ask_generate(name, prompt, Parameters(max_tokens=options.max_tokens))
         case "count-tokens":
-            return ask_prepare(name, spec, files, COUNT_TOKENS)
+            return ask_count_tokens(name, prompt)
         case _:
-            return ask_prepare(name, spec, files, PREPARE)
+            return ask_prepare(name, prompt)
 
 
-def _seed_workload(options: argparse.Namespace) -> tuple[pb.PrepareSpec, dict[str, bytes]]:
-    from preprocessor.traffic import seed  # FFmpeg and OpenCV, which own files do not need
+def _seed_workload(options: argparse.Namespace) -> Prompt:
+    from preprocessor.traffic import seed  # PyAV and OpenCV, of the extra `serve`; own files do not need them
 
     print("making the seed clip", file=sys.stderr)
     clip = seed.seed_clip()
     is_sampled = options.fps is not None or options.num_frames is not None or options.every_frame
     options = argparse.Namespace(**vars(options) | {"fps": options.fps if is_sampled else _SEED_FPS})
-    return build_spec_of(options, {"seed.mp4": ("video", clip)}, seed.TEXT)
+    return build_prompt_of(options, [("video", clip)], seed.TEXT)
 
 
 def _print_progress(tally: Tally) -> None:

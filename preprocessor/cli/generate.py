@@ -7,44 +7,37 @@ import json
 import sys
 
 from preprocessor.cli.output import summary, table
-from preprocessor.cli.prompts import build_parameters, build_spec, credentials_of
+from preprocessor.cli.prompts import build_prompt, credentials_of, generation_parameters
 from preprocessor.cli.unanswered import explain
-from preprocessor.client.calls import CallFailed, generate, open_channel
+from preprocessor.client import CallFailed, Client
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 _FINISH_REASONS = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}
 
 
 def run(options: argparse.Namespace) -> int:
-    spec, files = build_spec(options)
-    header, completion = pb.Header(), pb.Completion()
-    token_ids: list[int] = []
-    texts: list[str] = []
+    prompt, has_begun = build_prompt(options), False
     try:
-        with open_channel(options.address, credentials_of(options)) as channel:
-            for response in generate(
-                channel, spec, build_parameters(options), files, timeout_seconds=options.timeout_seconds
-            ):
-                match response.WhichOneof("message"):
-                    case "header":
-                        header = response.header
-                    case "delta":
-                        token_ids += response.delta.token_ids
-                        texts.append(response.delta.text)
-                        if not options.json:
-                            print(response.delta.text, end="", flush=True)
-                    case "completion":
-                        completion = response.completion
+        with (
+            Client(options.address, credentials_of(options)) as client,
+            client.generate(
+                prompt, timeout_seconds=options.timeout_seconds, **generation_parameters(options)
+            ) as answer,
+        ):
+            for delta in answer:
+                has_begun = True
+                if not options.json:
+                    print(delta.text, end="", flush=True)
     except CallFailed as error:
-        if texts and not options.json:
+        if has_begun and not options.json:
             print()  # the part of the answer that has come ends its line
         print(f"preprocessor: {explain(error, options, credentials_of(options))}", file=sys.stderr)
         return 1
-    reason = _FINISH_REASONS[completion.finish_reason]
+    reason, report = _FINISH_REASONS[answer.completion.finish_reason], answer.completion.report
     if options.json:
-        answer = {"text": "".join(texts), "token_ids": token_ids, "finish_reason": reason}
-        print(json.dumps(summary(header, completion.report) | answer))
+        told = {"text": answer.text, "token_ids": answer.token_ids, "finish_reason": reason}
+        print(json.dumps(summary(answer.header, report) | told))
     else:
-        print(f"\n\n{len(token_ids)} tokens, finished by {reason}: {token_ids}\n")
-        print(table(header, completion.report))
+        print(f"\n\n{len(answer.token_ids)} tokens, finished by {reason}: {answer.token_ids}\n")
+        print(table(answer.header, report))
     return 0

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from preprocessor.cli.capacity import Demand, Needs, demand_of, needs_of
 from preprocessor.cli.output import columns
-from preprocessor.cli.prompts import build_spec
+from preprocessor.cli.prompts import build_prompt, read_whole
 from preprocessor.config import Limits
 from preprocessor.config.machine import SINGLE_THREADED, use_one_thread
 from preprocessor.errors import InvalidRequest
@@ -24,15 +24,11 @@ def run(options: argparse.Namespace) -> int:
     os.environ.update(SINGLE_THREADED)  # a worker has one core; libraries ask when they are loaded
     from preprocessor import pipeline
     from preprocessor.models.registry import load_model
-    from preprocessor.service import reading
 
     use_one_thread()
-    spec, files = build_spec(options)
-    request, sources = reading.read_spec(spec)
-    if sources.urls:
-        raise InvalidRequest("give the file itself: its headers tell the cost", reason="FETCH_DISABLED")
-    request = sources.fill(request, files)
-    model = load_model(spec.model or "qwen3-vl")
+    prompt = build_prompt(options)
+    request = read_whole(prompt)
+    model = load_model(prompt.spec.model or "qwen3-vl")
     if not model.plans_from_headers:
         raise InvalidRequest(
             f"{model.name} takes the generic path, whose cost only a run tells: use `preprocessor bench`",

@@ -5,23 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from preprocessor.cli.output import check_output, save_tensors, summary, table
-from preprocessor.cli.prompts import build_spec, credentials_of
+from preprocessor.cli.prompts import build_prompt, credentials_of, read_whole
 from preprocessor.cli.unanswered import explain
-from preprocessor.client.calls import CallFailed, PrepareResult, open_channel, prepare
-from preprocessor.errors import InvalidRequest
-from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.client import CallFailed, Client, PrepareResult, Prompt
 
 
 def run(options: argparse.Namespace) -> int:
     if options.output:
         check_output(Path(options.output))
-    spec, files = build_spec(options)
+    prompt = build_prompt(options)
     try:
-        result = _prepare_here(spec, files) if options.local else _ask_service(options, spec, files)
+        result = _prepare_here(prompt) if options.local else _ask_service(options, prompt)
     except CallFailed as error:
         print(f"preprocessor: {explain(error, options, credentials_of(options))}", file=sys.stderr)
         return 1
@@ -34,32 +31,26 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _ask_service(options: argparse.Namespace, spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> PrepareResult:
-    with open_channel(options.address, credentials_of(options)) as channel:
+def _ask_service(options: argparse.Namespace, prompt: Prompt) -> PrepareResult:
+    is_watched = sys.stderr.isatty()
+    with Client(options.address, credentials_of(options)) as client:
         try:
-            return prepare(
-                channel,
-                spec,
-                files,
-                timeout_seconds=options.timeout_seconds,
-                progress=_print_progress if sys.stderr.isatty() else None,
+            return client.prepare(
+                prompt, timeout_seconds=options.timeout_seconds, progress=_print_progress if is_watched else None
             )
         finally:
-            if sys.stderr.isatty():
+            if is_watched:
                 print(end="\r\x1b[K", file=sys.stderr)  # take the progress line away
 
 
-def _prepare_here(spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> PrepareResult:
+def _prepare_here(prompt: Prompt) -> PrepareResult:
     """The same answer without a service: the same messages, the same pipeline."""
     from preprocessor import pipeline  # torch and transformers: seconds that a service's caller need not wait
     from preprocessor.models.registry import load_model
-    from preprocessor.service import reading, writing
+    from preprocessor.service import writing
 
-    model = load_model(spec.model or "qwen3-vl")
-    request, sources = reading.read_spec(spec)
-    if sources.urls:
-        raise InvalidRequest("only a service fetches by URL; give the file itself", reason="FETCH_DISABLED")
-    request = sources.fill(request, files)
+    model = load_model(prompt.spec.model or "qwen3-vl")
+    request = read_whole(prompt)
     prepared = pipeline.prepare(model, request)
     sizes = {medium.key: len(medium.data) for medium in request.media}
     return PrepareResult(

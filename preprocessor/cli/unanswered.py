@@ -14,8 +14,8 @@ from pathlib import Path
 
 import grpc
 
-from preprocessor.client.calls import CallFailed
-from preprocessor.client.channel import HAS_SCHEME, Credentials
+from preprocessor.client import CallFailed, Credentials
+from preprocessor.client.channel import HAS_SCHEME
 from preprocessor.config import split_address
 
 _TRY_SECONDS = 3.0

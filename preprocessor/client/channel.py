@@ -1,11 +1,10 @@
-"""A caller's channel to the service: by TLS or in the open, with a token or without."""
+"""A caller's connection to the service: with TLS or without, with a token or without."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import grpc
 import grpc.aio
@@ -49,25 +48,21 @@ class Credentials:
 
 
 def open_channel(address: str, credentials: Credentials | None = None) -> grpc.Channel:
-    """A channel to a service; nothing is sent yet.
+    """A channel to a service; nothing is sent yet. The token goes with each call: `call_metadata`.
 
     Raises:
-        SettingError: A file cannot be used, or prompts would cross a network in the open.
+        SettingError: A file cannot be used, or prompts would cross a network unencrypted.
     """
-    given = credentials or Credentials()
-    tls, options = _security(address, given)
-    channel = (
-        grpc.insecure_channel(address, options=options)
-        if tls is None
-        else grpc.secure_channel(address, tls, options=options)
-    )
-    return grpc.intercept_channel(channel, _TokenSender(given.token_file)) if given.token_file else channel
+    tls, options = _security(address, credentials or Credentials())
+    if tls is None:
+        return grpc.insecure_channel(address, options=options)
+    return grpc.secure_channel(address, tls, options=options)
 
 
 def open_aio_channel(
     address: str, credentials: Credentials | None = None, more_options: Sequence[tuple[str, int]] = ()
 ) -> grpc.aio.Channel:
-    """The same for asyncio, but for the token, which the caller sends along: see `token_metadata`.
+    """The same for asyncio.
 
     Raises:
         SettingError: As `open_channel`.
@@ -78,20 +73,23 @@ def open_aio_channel(
     return grpc.aio.secure_channel(address, tls, options=(*options, *more_options))
 
 
-def token_metadata(path: str) -> tuple[str, str]:
-    """What shows the token in a file.
+def call_metadata(credentials: Credentials) -> tuple[tuple[str, str], ...]:
+    """What each call sends along: the token in the file, if there is one.
 
     Raises:
         SettingError: The file cannot be used.
     """
+    path = credentials.token_file
+    if not path:
+        return ()
     token = read_file("--token-file", path).decode("ascii", errors="replace").strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise SettingError("--token-file", path, "a file with one line of printable ASCII without blanks")
-    return "authorization", f"Bearer {token}"
+    return (("authorization", f"Bearer {token}"),)
 
 
 def _security(address: str, given: Credentials) -> tuple[grpc.ChannelCredentials | None, _Options]:
-    """How to encrypt, None in the open, and the channel's options."""
+    """How to encrypt, None where nothing is, and the channel's options."""
     if not HAS_SCHEME.match(address):
         split_address("--address", address)
     if given.with_tls:
@@ -108,27 +106,3 @@ def _tls(given: Credentials) -> grpc.ChannelCredentials:
         return grpc.ssl_channel_credentials(root)
     certificate = read_certificates("--tls-certificate", given.tls_certificate)
     return grpc.ssl_channel_credentials(root, read_key("--tls-key", given.tls_key, given.tls_certificate), certificate)
-
-
-class _TokenSender(
-    grpc.UnaryUnaryClientInterceptor,
-    grpc.StreamUnaryClientInterceptor,
-    grpc.StreamStreamClientInterceptor,
-):
-    """Sends the token in the file along."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        token_metadata(path)  # a file that cannot be used is said before anything is sent
-
-    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
-        return continuation(self._with_token(details), request)
-
-    def intercept_stream_unary(self, continuation: Any, details: Any, requests: Any) -> Any:
-        return continuation(self._with_token(details), requests)
-
-    def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Any:
-        return continuation(self._with_token(details), requests)
-
-    def _with_token(self, details: Any) -> Any:
-        return details._replace(metadata=[*(details.metadata or ()), token_metadata(self._path)])

@@ -80,12 +80,13 @@ class Sources:
         """The request with every file in its medium.
 
         Args:
-            files: Media key → file; a missing file is empty.
+            files: Media key → file, of media that are not inline; a missing file is empty.
         """
+        files = {medium.key: medium.data for medium in request.media} | dict(files)
         return dataclasses.replace(
             request,
             media=tuple(
-                dataclasses.replace(medium, data=files.get(self.same_file.get(medium.key, medium.key), b""))
+                dataclasses.replace(medium, data=files[self.same_file.get(medium.key, medium.key)])
                 for medium in request.media
             ),
         )

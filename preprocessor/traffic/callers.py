@@ -16,7 +16,8 @@ from typing import Any
 
 import grpc.aio
 
-from preprocessor.client.calls import failure_of, with_jitter
+from preprocessor.client.errors import failure_of
+from preprocessor.client.retry import with_jitter
 from preprocessor.traffic.load import (
     ANSWERED,
     GENERATE,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import grpc.aio
+from google.protobuf.message import Message
 
-from preprocessor.client.calls import media_chunks, with_sizes
+from preprocessor.client.requests import Parameters, Prompt, count_requests, generate_requests, prepare_requests
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 _SERVICE = f"/{pb.DESCRIPTOR.services_by_name['Preprocessor'].full_name}"
@@ -125,24 +126,23 @@ Connect = Callable[[], grpc.aio.Channel]
 """Opens a channel to the service; called on the event loop that is to use it, in the process that is to use it."""
 
 
-def ask_prepare(name: str, spec: pb.PrepareSpec, files: Mapping[str, bytes], method: str = PREPARE) -> Ask:
-    """A request to Prepare or CountTokens, its files in chunks."""
-    messages = [
-        pb.PrepareRequest(spec=with_sizes(spec, files)),
-        *(pb.PrepareRequest(chunk=chunk) for chunk in media_chunks(files)),
-    ]
-    return Ask(name, tuple(message.SerializeToString() for message in messages), method)
+def ask_prepare(name: str, prompt: Prompt) -> Ask:
+    """A request to Prepare."""
+    return _ask(name, prepare_requests(prompt), PREPARE)
 
 
-def ask_generate(
-    name: str, spec: pb.PrepareSpec, parameters: pb.GenerationParameters, files: Mapping[str, bytes]
-) -> Ask:
-    """A request to Generate, its files in chunks."""
-    messages = [
-        pb.GenerateRequest(spec=pb.GenerateSpec(prompt=with_sizes(spec, files), parameters=parameters)),
-        *(pb.GenerateRequest(chunk=chunk) for chunk in media_chunks(files)),
-    ]
-    return Ask(name, tuple(message.SerializeToString() for message in messages), GENERATE)
+def ask_count_tokens(name: str, prompt: Prompt) -> Ask:
+    """A request to CountTokens."""
+    return _ask(name, count_requests(prompt), COUNT_TOKENS)
+
+
+def ask_generate(name: str, prompt: Prompt, parameters: Parameters) -> Ask:
+    """A request to Generate."""
+    return _ask(name, generate_requests(prompt, parameters), GENERATE)
+
+
+def _ask(name: str, requests: Iterable[Message], method: str) -> Ask:
+    return Ask(name, tuple(request.SerializeToString() for request in requests), method)
 
 
 def shares(load: Load, of: int) -> list[Load]:

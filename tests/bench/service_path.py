@@ -12,7 +12,8 @@ import grpc
 import numpy as np
 
 from preprocessor import pipeline
-from preprocessor.client.calls import CHANNEL_OPTIONS, prepare
+from preprocessor.client import Client, Prompt
+from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.models.family import Model
 from preprocessor.traffic.load import Ask, ask_prepare
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -45,7 +46,7 @@ class ServicePath:
         Raises:
             Disagreement: A tensor of the first answer is not the pipeline's.
         """
-        ask = ask_prepare("bench", spec, files)
+        ask = ask_prepare("bench", Prompt(spec, files))
         self._compare(model, ask, spec, files)
 
         def run() -> Sample:
@@ -65,7 +66,7 @@ class ServicePath:
     def peak_pss_bytes(self, spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> int:
         """Memory of the whole tree while it answers, idle memory included."""
         with self.server.watched_pss(every_seconds=0.02) as samples:
-            self._ask(ask_prepare("bench", spec, files))
+            self._ask(ask_prepare("bench", Prompt(spec, files)))
         return max(samples)
 
     def _ask(self, ask: Ask) -> pb.Report:
@@ -78,7 +79,8 @@ class ServicePath:
 
     def _compare(self, model: Model, ask: Ask, spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> None:
         expected = pipeline.prepare(model, request_of(ask)).tensors
-        answered = prepare(self._channel, spec, files, timeout_seconds=_TIMEOUT_SECONDS).tensors
+        with Client(self.server.address) as client:
+            answered = client.prepare(Prompt(spec, files), timeout_seconds=_TIMEOUT_SECONDS).tensors
         if answered.keys() != expected.keys():
             raise Disagreement(f"the service sends {sorted(answered)}, the pipeline makes {sorted(expected)}")
         for name, array in expected.items():

@@ -92,8 +92,9 @@ def _make_base() -> None:
 def _download_wheels() -> None:
     """What the image installs, by this machine's pip."""
     say("downloading wheels")
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-    needed = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    text = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    project = text["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["serve"], *text["build-system"]["requires"]]
     installer = next(word for word in (DEPLOY / "Dockerfile").read_text().split() if word.startswith("uv=="))
     options = ("--only-binary", ":all:", "--constraint", DEPLOY / "constraints.txt", "--dest", _FOLDER / "wheels")
     _do(sys.executable, "-m", "pip", "download", "--quiet", *options, *needed, installer)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import grpc.aio
 
-from preprocessor.client.calls import CHANNEL_OPTIONS
+from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.deploy.calls import BegunAnswer, prepare

@@ -11,15 +11,17 @@ from deploy.bounds import generated_with, lower_bounds, too_low
 
 PROJECT = """
 [project]
+name = "ours"
 dependencies = ["grpcio>=1.85,<2", "protobuf>=7.35.1,<8", "pinned==3"]
 [project.optional-dependencies]
-dev = ["protobuf>=7.36", "linux-only>=0.1; sys_platform == 'linux'"]
+serve = ["served>=5"]
+dev = ["ours[serve]", "protobuf>=7.36", "linux-only>=0.1; sys_platform == 'linux'"]
 """
 
 
 def test_the_lower_bound_of_each_library_is_found_and_the_higher_of_two_counts() -> None:
     bounds = {name: str(version) for name, version in lower_bounds(PROJECT).items()}
-    assert bounds == {"grpcio": "1.85", "protobuf": "7.36", "pinned": "3", "linux-only": "0.1"}
+    assert bounds == {"grpcio": "1.85", "protobuf": "7.36", "pinned": "3", "served": "5", "linux-only": "0.1"}
 
 
 def test_a_library_without_a_lower_bound_is_refused() -> None:

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from deploy.triton.local_server import TritonServer
-from preprocessor.client.calls import CHANNEL_OPTIONS
+from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.deploy.calls import SECONDS, prepare

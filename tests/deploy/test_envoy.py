@@ -20,7 +20,7 @@ import pytest
 import pytest_asyncio
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from preprocessor.client.calls import CHANNEL_OPTIONS
+from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.deploy.calls import SECONDS, BegunAnswer, HeldUpload, prepare

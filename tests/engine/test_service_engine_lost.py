@@ -13,7 +13,7 @@ import pytest
 
 from deploy.triton.local_server import TritonServer
 from engine_client.triton import kserve, kserve_regions
-from preprocessor.client.calls import CallFailed
+from preprocessor.client import CallFailed
 from preprocessor.models.family import Model
 from preprocessor.service import health
 from tests.engine.served import (

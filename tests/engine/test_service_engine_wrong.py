@@ -11,7 +11,7 @@ import pytest
 
 from deploy.triton.local_server import TritonServer
 from engine_client import EndpointHealth
-from preprocessor.client.calls import CallFailed
+from preprocessor.client import CallFailed
 from preprocessor.models.family import Model
 from tests.engine.served import (
     FAIL,

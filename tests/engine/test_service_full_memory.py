@@ -16,7 +16,7 @@ import grpc.aio
 import pytest
 
 from deploy.triton.local_server import TritonServer, own_shared_memory
-from preprocessor.client.calls import CHANNEL_OPTIONS, CallFailed, generate, prepare
+from preprocessor.client import CallFailed, Client, Prompt
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.bench.service.watched import WatchedServer
@@ -65,18 +65,20 @@ async def answer(server: WatchedServer, spec: pb.PrepareSpec) -> list[int]:
     """All tokens of a `Generate`."""
 
     def call() -> list[int]:
-        with grpc.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
-            parameters = pb.GenerationParameters(max_tokens=3)
-            responses = generate(channel, spec, parameters, {}, timeout_seconds=PATIENCE_SECONDS)
-            return [token_id for response in responses for token_id in response.delta.token_ids]
+        with (
+            Client(server.address) as client,
+            client.generate(Prompt(spec), max_tokens=3, timeout_seconds=PATIENCE_SECONDS) as answer,
+        ):
+            answer.read()
+            return answer.token_ids
 
     return await asyncio.to_thread(call)
 
 
 async def refusal(server: WatchedServer, spec: pb.PrepareSpec, files: dict[str, bytes] | None = None) -> CallFailed:
     def call() -> None:
-        with grpc.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
-            prepare(channel, spec, files or {}, timeout_seconds=PATIENCE_SECONDS, patience_seconds=0)
+        with Client(server.address, retry_seconds=0) as client:
+            client.prepare(Prompt(spec, files or {}), timeout_seconds=PATIENCE_SECONDS)
 
     with pytest.raises(CallFailed) as caught:
         await asyncio.to_thread(call)

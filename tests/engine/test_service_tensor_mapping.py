@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from deploy.triton.local_server import TritonServer
 from engine_client import format_parameters
-from preprocessor.client.calls import CallFailed
+from preprocessor.client import CallFailed
 from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts

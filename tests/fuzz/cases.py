@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from preprocessor.client.requests import media_chunks
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.fuzz import messages
 from tests.fuzz.mutators import mutate
@@ -13,7 +14,6 @@ from tests.fuzz.seeds import SEEDS, Seed, file_of
 
 _MESSAGES_SHARE = 0.15
 _COUNT_SHARE = 0.2
-_CHUNK_BYTES = 1 << 20
 _WEIGHTS = {pb.MODALITY_VIDEO: 5, pb.MODALITY_IMAGE: 4, pb.MODALITY_AUDIO: 2}
 
 
@@ -51,11 +51,8 @@ def make_case(run_seed: int, number: int, only: str = "") -> Case:
     donor = file_of(_choose(names, source))
     data, told = mutate(file_of(seed.name), seed.structure, source, donor)
     spec = _spec(seed, source)
-    sent = [pb.PrepareRequest(spec=spec)]
-    for start in range(0, max(1, len(data)), _CHUNK_BYTES):
-        piece = data[start : start + _CHUNK_BYTES]
-        chunk = pb.MediaChunk(key="it", offset_bytes=start, data=piece, last=start + len(piece) == len(data))
-        sent.append(pb.PrepareRequest(chunk=chunk))
+    chunks = (pb.PrepareRequest(chunk=chunk) for chunk in media_chunks({"it": data}))
+    sent = [pb.PrepareRequest(spec=spec), *chunks]
     method = "CountTokens" if source.random() < _COUNT_SHARE else "Prepare"
     return Case(number, seed.name, method, seed.modality, data, tuple(one.SerializeToString() for one in sent), told)
 

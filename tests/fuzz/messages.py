@@ -37,7 +37,7 @@ def spoil_spec(spec: Message, source: random.Random) -> str:
     """Put extreme values into some of its fields, at any depth. Returns what was done."""
     told = []
     for _ in range(source.choice((1, 1, 2, 4, 8))):
-        holder = source.choice(list(_messages(spec)))
+        holder = source.choice([one for one in _messages(spec) if one.DESCRIPTOR.fields])
         field: Any = source.choice(list(holder.DESCRIPTOR.fields))  # a FieldDescriptor, in Python or in C
         told.append(f"{holder.DESCRIPTOR.name}.{field.name}")
         if source.random() < 0.15:

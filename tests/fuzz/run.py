@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from preprocessor.client.calls import CHANNEL_OPTIONS
+from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.fuzz.cases import Case, make_case
 from tests.fuzz.targets import MAX_CPU_SECONDS, Target

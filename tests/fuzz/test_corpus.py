@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from preprocessor.client.calls import CallFailed
+from preprocessor.client import CallFailed
 from preprocessor.config import Limits
 from preprocessor.errors import PreprocessorError
 from preprocessor.media.audio import extract_audio

@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import grpc
 import grpc.aio
@@ -18,7 +18,8 @@ import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine_client import EngineClient
-from preprocessor.client.calls import CHANNEL_OPTIONS, CallFailed, PrepareResult, generate, prepare
+from preprocessor.client import CallFailed, Client, Credentials, Parameters, PrepareResult, Prompt
+from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.config import EngineSettings, Limits, ServeSettings
 from preprocessor.models.family import Model
 from preprocessor.models.loaded import LoadedModel
@@ -42,6 +43,10 @@ class Caller:
     def stub(self) -> pb_grpc.PreprocessorAsyncStub:
         return pb_grpc.PreprocessorStub(self.channel)
 
+    def client(self) -> Client:
+        """One that makes every call once, over a connection of its own."""
+        return Client(self.server.address, Credentials(insecure=True), retry_seconds=0)
+
     async def send(
         self, messages: Iterable[pb.PrepareRequest | bytes], metadata: Sequence[tuple[str, str]] = ()
     ) -> list[pb.PrepareResponse]:
@@ -62,20 +67,23 @@ class Caller:
 
     async def prepare(self, spec: pb.PrepareSpec, files: Mapping[str, bytes] | None = None) -> PrepareResult:
         def call() -> PrepareResult:
-            with grpc.insecure_channel(self.server.address, options=CHANNEL_OPTIONS) as channel:
-                return prepare(channel, spec, files or {}, timeout_seconds=PATIENCE_SECONDS, patience_seconds=0)
+            with self.client() as client:
+                return client.prepare(Prompt(spec, files or {}), timeout_seconds=PATIENCE_SECONDS)
 
         return await asyncio.to_thread(call)
 
     async def generate(
-        self, spec: pb.PrepareSpec, files: Mapping[str, bytes] | None = None, **parameters: float
+        self, spec: pb.PrepareSpec, files: Mapping[str, bytes] | None = None, **parameters: Unpack[Parameters]
     ) -> list[pb.GenerateResponse]:
         def call() -> list[pb.GenerateResponse]:
-            with grpc.insecure_channel(self.server.address, options=CHANNEL_OPTIONS) as channel:
-                given = pb.GenerationParameters(**parameters)  # type: ignore[arg-type]
-                return list(
-                    generate(channel, spec, given, files or {}, timeout_seconds=PATIENCE_SECONDS, patience_seconds=0)
-                )
+            prompt = Prompt(spec, files or {})
+            with (
+                self.client() as client,
+                client.generate(prompt, timeout_seconds=PATIENCE_SECONDS, **parameters) as answer,
+            ):
+                deltas = [pb.GenerateResponse(delta=delta) for delta in answer]
+                header = pb.GenerateResponse(header=answer.header)
+                return [header, *deltas, pb.GenerateResponse(completion=answer.completion)]
 
         return await asyncio.to_thread(call)
 

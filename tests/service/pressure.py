@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 import grpc
 
-from preprocessor.client.calls import CHANNEL_OPTIONS
+from preprocessor.client.channel import CHANNEL_OPTIONS
+from preprocessor.client.errors import failure_of
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import photo
 from tests.service.conftest import PREPARE, chat, image, video
-from tests.service.refusals import read_refusal
 
 MIB = 1 << 20
 LARGE_BYTES = 77 * MIB
@@ -164,7 +164,7 @@ def _ending(channel: grpc.Channel, first: Iterable[bytes], rest: Iterable[bytes]
             pass
     except grpc.RpcError as error:
         assert isinstance(error, grpc.Call)
-        return read_refusal(error).reason or error.code().name
+        return failure_of(error).reason or error.code().name
     return "OK"
 
 

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-from google.rpc import error_details_pb2, status_pb2
 
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A status, its `ErrorInfo.reason` (empty where gRPC itself has refused), `RetryInfo`'s seconds, if any, and the paths
-    of `BadRequest`.
-    """
-
-    code: grpc.StatusCode
-    reason: str
-    message: str
-    retry_seconds: float | None
-    fields: tuple[str, ...] = ()
+from preprocessor.client import CallFailed
+from preprocessor.client.errors import failure_of
 
 
 async def refusal_of(
     call: Awaitable[Any] | grpc.aio.StreamStreamCall[Any, Any] | grpc.aio.UnaryStreamCall[Any, Any],
-) -> Refusal:
+) -> CallFailed:
     """How the call ends, which must be an error. What it answers before is read."""
     with pytest.raises(grpc.RpcError) as caught:
         if isinstance(call, grpc.aio.StreamStreamCall | grpc.aio.UnaryStreamCall):
@@ -35,19 +23,4 @@ async def refusal_of(
                 pass
         else:
             await call
-    assert isinstance(caught.value, grpc.aio.AioRpcError | grpc.Call)
-    return read_refusal(caught.value)
-
-
-def read_refusal(error: grpc.aio.AioRpcError | grpc.Call) -> Refusal:
-    trailing: dict[str, Any] = dict(error.trailing_metadata() or ())
-    status = status_pb2.Status.FromString(trailing.get("grpc-status-details-bin", b""))
-    info, retry, bad = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), error_details_pb2.BadRequest()
-    retry_seconds = None
-    for detail in status.details:
-        detail.Unpack(info)
-        detail.Unpack(bad)
-        if detail.Unpack(retry):
-            retry_seconds = retry.retry_delay.ToTimedelta().total_seconds()
-    fields = tuple(violation.field for violation in bad.field_violations)
-    return Refusal(error.code(), info.reason, error.details() or "", retry_seconds, fields)
+    return failure_of(caught.value)

@@ -17,7 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from preprocessor.client.calls import CallFailed, Credentials, PrepareResult, open_channel, prepare
+from preprocessor.client import CallFailed, Client, Credentials, PrepareResult, Prompt
 from preprocessor.config import AccessSettings, ServeSettings, SettingError
 from preprocessor.models.family import Model
 from preprocessor.service import tokens
@@ -25,7 +25,7 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.engine.certificates import Authority, Signed
 from tests.media import photo
 from tests.service.conftest import Caller, chat, image, serving
-from tests.service.refusals import Refusal, refusal_of
+from tests.service.refusals import refusal_of
 from tests.waiting import PATIENCE_SECONDS
 
 SERVICE, GATEWAY, BATCH = "preprocessor.test", "gateway.test", "batch.test"
@@ -78,8 +78,8 @@ async def ask(caller: Caller, credentials: Credentials, spec: pb.PrepareSpec = S
     """Call over a connection of its own."""
 
     def call() -> PrepareResult:
-        with open_channel(caller.server.address, credentials) as channel:
-            return prepare(channel, spec, {}, timeout_seconds=PATIENCE_SECONDS, patience_seconds=0)
+        with Client(caller.server.address, credentials, retry_seconds=0) as client:
+            return client.prepare(Prompt(spec), timeout_seconds=PATIENCE_SECONDS)
 
     return await asyncio.to_thread(call)
 
@@ -129,12 +129,12 @@ async def test_a_renewed_certificate_serves_new_connections_without_a_restart(
     (tmp_path / "next").mkdir()
     following = Authority(tmp_path / "next", "following authority")
     async with serving(model, access=with_tls(service_files)) as caller:
-        with open_channel(caller.server.address, towards_service(authority)) as old:
-            await asyncio.to_thread(prepare, old, SPEC, {}, timeout_seconds=PATIENCE_SECONDS)
+        with Client(caller.server.address, towards_service(authority)) as old:
+            await asyncio.to_thread(old.prepare, Prompt(SPEC), timeout_seconds=PATIENCE_SECONDS)
             replaced(tmp_path, following.sign(SERVICE))
             assert (await ask(caller, towards_service(following))).header.token_count > 0
             assert (await refusal(caller, towards_service(authority))).code is grpc.StatusCode.UNAVAILABLE
-            answer = await asyncio.to_thread(prepare, old, SPEC, {}, timeout_seconds=PATIENCE_SECONDS)
+            answer = await asyncio.to_thread(old.prepare, Prompt(SPEC), timeout_seconds=PATIENCE_SECONDS)
             assert answer.header.token_count > 0, "a connection that is open goes on"
 
 
@@ -239,8 +239,8 @@ def test_access_settings_that_cannot_be_are_refused_by_their_options_name(
 
 def test_a_caller_does_not_send_prompts_in_the_open_unless_that_is_asked_for() -> None:
     with pytest.raises(SettingError, match="--insecure"):
-        open_channel("preprocessor.test:50051")
-    open_channel("preprocessor.test:50051", Credentials(insecure=True)).close()
+        Client("preprocessor.test:50051")
+    Client("preprocessor.test:50051", Credentials(insecure=True)).close()
 
 
 # -- tokens ------------------------------------------------------------------------------------------------------------
@@ -364,8 +364,8 @@ async def test_calls_a_second_are_counted_by_caller(model: Model, token_file: Pa
             await model_of(caller, TOKEN)
         found = await refusal_of(model_of(caller, TOKEN))
         assert (found.code, found.reason) == (EXHAUSTED, "CALL_RATE_EXCEEDED")
-        assert found.retry_seconds is not None
-        assert 0 < found.retry_seconds <= 1 / 0.3
+        assert found.retry_after_seconds is not None
+        assert 0 < found.retry_after_seconds <= 1 / 0.3
         await model_of(caller, OTHER_TOKEN)
 
 
@@ -401,8 +401,8 @@ async def test_bytes_a_second_are_counted_by_caller_and_break_no_upload_off(mode
         assert (await asking(TOKEN))[-1].WhichOneof("message") == "report"
         found = await refusal_of(asking(TOKEN))
         assert (found.code, found.reason) == (EXHAUSTED, "BYTE_RATE_EXCEEDED")
-        assert found.retry_seconds is not None
-        assert found.retry_seconds > 1
+        assert found.retry_after_seconds is not None
+        assert found.retry_after_seconds > 1
         assert (await asking(OTHER_TOKEN))[-1].WhichOneof("message") == "report"
 
 
@@ -410,7 +410,7 @@ async def test_open_calls_are_counted_by_caller(model: Model, token_file: Path) 
     async with metered(model, token_file, max_calls_a_caller=1) as caller:
         idle = caller.stub.Prepare(metadata=bearer(TOKEN))
         await idle.write(pb.PrepareRequest(spec=chat(image("photo"))))
-        found: Refusal = await refusal_of(model_of(caller, TOKEN))
+        found: CallFailed = await refusal_of(model_of(caller, TOKEN))
         assert (found.code, found.reason) == (EXHAUSTED, "TOO_MANY_CALLS")
         await model_of(caller, OTHER_TOKEN)
         idle.cancel()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine_client.testing import FakeEngine
-from preprocessor.client.calls import CallFailed
+from preprocessor.client import CallFailed
 from preprocessor.errors import LimitExceeded, WorkerLost
 from preprocessor.models.family import Model
 from preprocessor.service.status import status_of

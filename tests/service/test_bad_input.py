@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from preprocessor.client.calls import CallFailed
+from preprocessor.client import CallFailed
 from preprocessor.config import Limits, WireSettings
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import grpc.aio
 import pytest
 
+from preprocessor.client import Prompt
 from preprocessor.models.family import Model
 from preprocessor.traffic import callers
 from preprocessor.traffic.callers import NobodyAnswers, drive
@@ -29,7 +30,7 @@ from tests.service.conftest import Caller, chat, image, serving, video
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 COMMAND = (sys.executable, "-m", "preprocessor", "bench")
-TEXT = ask_prepare("text", chat("Hi"), {})
+TEXT = ask_prepare("text", Prompt(chat("Hi")))
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +216,7 @@ async def test_a_closed_loop_keeps_so_many_open_and_no_more() -> None:
 
 
 async def test_a_full_queue_is_counted_with_its_reason(model: Model) -> None:
-    ask = ask_prepare("clip", chat(video(sampling=pb.Sampling(fps=8))), {"clip": moving_shapes_clip()})
+    ask = ask_prepare("clip", Prompt(chat(video(sampling=pb.Sampling(fps=8))), {"clip": moving_shapes_clip()}))
     async with serving(model, worker_count=1, max_queued_count=1) as caller:
         load = Load((ask,), 12, seconds=1.5)
         tally = await asyncio.to_thread(put_load, connect_to(caller.server.address), load)

@@ -17,7 +17,7 @@ from engine_client import (
     EngineUnavailable,
 )
 from engine_client.testing import FakeEngine
-from preprocessor.client.calls import CallFailed
+from preprocessor.client import CallFailed
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.engine.several import CALM, Ordered

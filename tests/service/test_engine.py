@@ -14,7 +14,7 @@ from engine_client import EngineCapabilities, EngineOverloaded, EngineRequest, E
 from engine_client.contract.tensors import CONTRACT_INPUTS, VISION_TENSORS
 from engine_client.testing import FakeEngine
 from preprocessor import pipeline
-from preprocessor.client.calls import CallFailed
+from preprocessor.client import CallFailed
 from preprocessor.config import EngineSettings, SettingError
 from preprocessor.models.family import Model
 from preprocessor.service.engine import connect_engines

@@ -24,7 +24,8 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from preprocessor.client.calls import CHANNEL_OPTIONS, CallFailed, PrepareResult, prepare
+from preprocessor.client import CallFailed, Client, PrepareResult, Prompt
+from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.config import split_address
 from preprocessor.service.logs import MAX_ALIKE
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -47,8 +48,8 @@ async def ask(address: str, spec: pb.PrepareSpec = chat("hello")) -> PrepareResu
     """Call over a connection of its own."""
 
     def call() -> PrepareResult:
-        with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-            return prepare(channel, spec, {}, timeout_seconds=PATIENCE_SECONDS, patience_seconds=0)
+        with Client(address, retry_seconds=0) as client:
+            return client.prepare(Prompt(spec), timeout_seconds=PATIENCE_SECONDS)
 
     return await asyncio.to_thread(call)
 

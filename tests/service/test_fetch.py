@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from preprocessor.__main__ import main
-from preprocessor.client.calls import PrepareResult
+from preprocessor.client import PrepareResult
 from preprocessor.config import FetchSettings, Limits
 from preprocessor.errors import FetchFailed
 from preprocessor.models.family import Model

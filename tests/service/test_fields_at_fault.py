@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.descriptor import Descriptor
 
 from engine_client.testing import FakeEngine
-from preprocessor.client.calls import CallFailed
+from preprocessor.client import CallFailed
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip, photo

@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from preprocessor.client.calls import CHANNEL_OPTIONS, prepare
+from preprocessor.client import Client, Prompt
 from preprocessor.config import WireSettings
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -51,8 +51,9 @@ async def is_served(server: WatchedServer) -> bool:
     """Whether an ordinary caller gets an ordinary answer."""
 
     def ask() -> bool:
-        with grpc.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
-            return prepare(channel, chat("still there?"), {}, timeout_seconds=PATIENCE_SECONDS).header.token_count > 0
+        with Client(server.address) as client:
+            result = client.prepare(Prompt(chat("still there?")), timeout_seconds=PATIENCE_SECONDS)
+            return result.header.token_count > 0
 
     return await asyncio.to_thread(ask)
 

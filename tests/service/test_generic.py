@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from preprocessor import pipeline
 from preprocessor.__main__ import main
-from preprocessor.client.calls import CallFailed
+from preprocessor.client import CallFailed
 from preprocessor.models.registry import load_model
 from preprocessor.service.reading import read_spec
 from preprocessor.v1 import preprocessor_pb2 as pb

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocessor.client.calls import open_channel, prepare
-from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.client import Client, chat, image
 from tests.media import photo
 from tests.service.conftest import Caller
 
@@ -40,9 +39,9 @@ def node() -> str:
 async def test_the_typescript_of_the_readme_prepares_a_photo(caller: Caller, node: str, tmp_path: Path) -> None:
     (code,) = re.findall(r"```typescript\n(.*?)```", (PROTOS / "README.md").read_text(), re.DOTALL)
     (FOLDER / "prepare.mjs").write_text(code)
-    image = photo(1800, 1400, "PNG")
-    assert len(image) > 1 << 20, "it must take more than one chunk"
-    (tmp_path / "photo.png").write_bytes(image)
+    file = photo(1800, 1400, "PNG")
+    assert len(file) > 1 << 20, "it must take more than one chunk"
+    (tmp_path / "photo.png").write_bytes(file)
     process = await asyncio.create_subprocess_exec(
         *(node, str(FOLDER / "prepare.mjs"), caller.server.address, str(tmp_path / "photo.png")),
         env={**os.environ, "PROTOS": str(PROTOS)},
@@ -54,10 +53,8 @@ async def test_the_typescript_of_the_readme_prepares_a_photo(caller: Caller, nod
     printed = {name: json.loads(shape) for name, _, shape in (line.split() for line in output.decode().splitlines())}
 
     def by_python() -> dict[str, list[int]]:
-        part = {"role": "user", "parts": [{"media_key": "photo"}, {"text": "What is this?"}]}
-        medium = {"key": "photo", "modality": pb.MODALITY_IMAGE, "chunked": {}}
-        with open_channel(caller.server.address) as channel:
-            result = prepare(channel, pb.PrepareSpec(chat={"messages": [part]}, media=[medium]), {"photo": image})
+        with Client(caller.server.address) as client:
+            result = client.prepare(chat([{"role": "user", "content": [image(file), "What is this?"]}]))
         return {name: list(tensor.shape) for name, tensor in result.tensors.items()}
 
     assert printed == await asyncio.to_thread(by_python)

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from preprocessor.client.calls import CHANNEL_OPTIONS, CallFailed
+from preprocessor.client import CallFailed
+from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.errors import InvalidRequest, trace_of
 from preprocessor.models.family import Model
 from preprocessor.service.status import describe_fault

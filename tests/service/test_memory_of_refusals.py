@@ -11,7 +11,8 @@ import grpc
 import psutil
 import pytest
 
-from preprocessor.client.calls import CHANNEL_OPTIONS, prepare
+from preprocessor.client import Client, Prompt
+from preprocessor.client.channel import CHANNEL_OPTIONS
 from tests.bench.service.watched import WatchedServer
 from tests.media import photo
 from tests.service.cgroup import MemoryGroup, memory_group
@@ -79,8 +80,8 @@ async def stand(
 
 
 def ask(address: str) -> None:
-    with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-        prepare(channel, chat(image("photo", photo(64, 48))), {}, timeout_seconds=120, patience_seconds=120)
+    with Client(address, retry_seconds=120) as client:
+        client.prepare(Prompt(chat(image("photo", photo(64, 48)))), timeout_seconds=120)
 
 
 async def test_refusals_of_every_kind_end_no_service(server: WatchedServer, group: MemoryGroup | None) -> None:

@@ -115,6 +115,19 @@ async def test_the_header_comes_first_then_rows_in_order_then_the_report(
     assert b"".join(one.data for one in rows) == expected.tobytes()
 
 
+async def test_a_tensor_that_the_header_cannot_hold_comes_in_rows_before_the_pixels(
+    caller: Caller, model: Model
+) -> None:
+    """12 bytes of positions for each token: 1.08 MB."""
+    ids = [*[9] * 90_000, model.tokenizer.convert_tokens_to_ids("<|image_pad|>")]
+    spec = pb.PrepareSpec(token_ids=pb.TokenIds(ids=ids), media=[image("photo", PHOTO)])
+    responses = [one async for one in caller.stub.Prepare(iter([pb.PrepareRequest(spec=spec)]))]
+    names = [tensor.name for tensor in responses[0].header.tensors]
+    sent = [names[response.rows.tensor_index] for response in responses[1:-1]]
+    assert list(dict.fromkeys(sent)) == ["mrope_position_ids", "pixel_patches"]
+    assert_same_tensors((await caller.prepare(spec)).tensors, in_process(model, spec).tensors)
+
+
 def test_a_message_of_rows_is_half_of_what_a_grpc_client_takes_unless_told_otherwise() -> None:
     rows = np.zeros((4000, 1536), np.uint8)
     sizes = [len(message) for message in write_rows(0, rows, 0, len(rows))]

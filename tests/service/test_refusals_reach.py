@@ -17,8 +17,10 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 
-from preprocessor.client import calls
-from preprocessor.client.calls import CallFailed, prepare
+from preprocessor.client import CallFailed, Client, Prompt
+from preprocessor.client import sync as blocking
+from preprocessor.client.requests import with_sizes
+from preprocessor.client.retry import Retries
 from preprocessor.config import Limits, WireSettings
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -61,7 +63,7 @@ async def test_a_size_that_is_told_is_refused_before_the_file_comes(
     await call.write(pb.PrepareRequest(spec=spec))  # and neither a chunk nor an end of the stream
     found = await refusal_of(call)
     assert (found.code, found.reason) == (code, reason)
-    assert found.retry_seconds == (1.0 if code is EXHAUSTED else None)
+    assert found.retry_after_seconds == (1.0 if code is EXHAUSTED else None)
 
 
 PHOTO = photo(90, 60)
@@ -113,7 +115,7 @@ async def test_what_is_no_digest_is_refused_before_the_file_comes(small: Caller,
 
 
 def test_the_client_tells_the_sizes_of_the_files_that_it_sends() -> None:
-    spec = calls.with_sizes(chat(video("a"), image("b", PHOTO), video("c")), {"a": bytes(7)})
+    spec = with_sizes(Prompt(chat(video("a"), image("b", PHOTO), video("c")), {"a": bytes(7)}))
     assert [(one.key, one.HasField("size_bytes"), one.size_bytes) for one in spec.media] == [
         ("a", True, 7),
         ("b", False, 0),
@@ -189,12 +191,12 @@ async def test_the_client_waits_as_it_is_told_and_is_answered(small: Caller, mon
         if len(waits) == 3:
             holding.release()
 
-    monkeypatch.setattr(calls.time, "sleep", wait)
+    monkeypatch.setattr(blocking.time, "sleep", wait)
 
     def call() -> int:
-        with grpc.insecure_channel(small.server.address) as channel:
-            padded = PHOTO + bytes(2 * MIB)
-            return prepare(channel, chat(image("photo")), {"photo": padded}, timeout_seconds=60).report.received_bytes
+        with Client(small.server.address) as client:
+            prompt = Prompt(chat(image("photo")), {"photo": PHOTO + bytes(2 * MIB)})
+            return client.prepare(prompt, timeout_seconds=60).report.received_bytes
 
     assert await asyncio.to_thread(call) == len(PHOTO) + 2 * MIB
     assert len(waits) == 3
@@ -203,15 +205,14 @@ async def test_the_client_waits_as_it_is_told_and_is_answered(small: Caller, mon
 
 
 @pytest.mark.parametrize(
-    ("retry_after_seconds", "patience_seconds", "timeout_seconds"),
+    ("retry_after_seconds", "retry_seconds", "timeout_seconds"),
     [(None, 60.0, None), (1.0, 0.0, None), (1.0, 60.0, 0.5)],
 )
 def test_the_client_does_not_wait_where_that_is_no_use(
-    retry_after_seconds: float | None, patience_seconds: float, timeout_seconds: float | None
+    retry_after_seconds: float | None, retry_seconds: float, timeout_seconds: float | None
 ) -> None:
     refused = CallFailed(EXHAUSTED, "MEMORY_BUDGET_FULL", "full", retry_after_seconds)
-    with pytest.raises(CallFailed):
-        calls._Waits(patience_seconds, timeout_seconds).wait(refused)
+    assert Retries(retry_seconds, timeout_seconds).delay_after(refused) is None
 
 
 # -- turns -------------------------------------------------------------------------------------------------------------

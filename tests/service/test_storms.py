@@ -19,7 +19,7 @@ import grpc.aio
 import psutil
 import pytest
 
-from preprocessor.client.calls import CHANNEL_OPTIONS
+from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.models.family import Model
 from preprocessor.traffic.load import LEFT, PREPARE, STATUS_LOST, Ask, Ending, Load
 from tests.bench.service.asks import image_ask, text_ask, video_ask

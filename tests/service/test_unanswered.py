@@ -16,7 +16,7 @@ import pytest
 from preprocessor.__main__ import main
 from preprocessor.cli import unanswered
 from preprocessor.cli.unanswered import explain, why_unanswered
-from preprocessor.client.calls import CallFailed
+from preprocessor.client import CallFailed
 from preprocessor.client.channel import Credentials
 from tests.engine.certificates import Authority, Signed
 

@@ -13,7 +13,8 @@ import grpc.aio
 import pytest
 
 from engine_client.testing import FakeEngine
-from preprocessor.client.calls import CHANNEL_OPTIONS
+from preprocessor.client import CallFailed
+from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.config import Limits, WireSettings
 from preprocessor.models.family import Model
 from preprocessor.service import servicer
@@ -22,7 +23,7 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import Caller, chat, eventually_answered, image, serving, video
-from tests.service.refusals import Refusal, refusal_of
+from tests.service.refusals import refusal_of
 from tests.waiting import GROWING_SECONDS, PATIENCE_SECONDS, eventually
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -38,7 +39,7 @@ def chunk(data: bytes, offset: int = 0, key: str = "photo", last: bool = False) 
     return pb.PrepareRequest(chunk=pb.MediaChunk(key=key, offset_bytes=offset, data=data, last=last))
 
 
-async def refused(caller: Caller, messages: Iterable[pb.PrepareRequest | bytes]) -> Refusal:
+async def refused(caller: Caller, messages: Iterable[pb.PrepareRequest | bytes]) -> CallFailed:
     """How a stream of messages ends, bytes sent as they are; the next request must work."""
     found = await refusal_of(caller.send(messages))
     await caller.prepare(chat("still there?"))
@@ -276,7 +277,7 @@ async def test_a_caller_whose_turn_does_not_come_is_told_so(model: Model, monkey
         finally:
             uploads._release_slot()
         assert (found.code, found.reason) == (EXHAUSTED, "UPLOADS_FULL")
-        assert found.retry_seconds == 1.0
+        assert found.retry_after_seconds == 1.0
         await eventually_answered(
             lambda: caller.prepare(chat("still there?")), LATE
         )  # a busy machine may be silent so long
@@ -342,7 +343,7 @@ async def test_calls_beyond_what_may_be_open_are_refused_and_health_is_answered(
             await call.write(SPEC)
         await eventually(lambda: caller.server.gate.open_count == 3)
         found = await refusal_of(caller.stub.GetModel(pb.GetModelRequest()))
-        assert (found.code, found.reason, found.retry_seconds) == (EXHAUSTED, "TOO_MANY_CALLS", 1.0)
+        assert (found.code, found.reason, found.retry_after_seconds) == (EXHAUSTED, "TOO_MANY_CALLS", 1.0)
         check = caller.channel.unary_unary("/grpc.health.v1.Health/Check")
         assert await check(b"") == b"\x08\x01"  # SERVING
         for call in idle:

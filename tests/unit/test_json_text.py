@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from preprocessor.client.calls import chat_prompt
+from preprocessor.client import chat
 from preprocessor.errors import InvalidRequest
 from preprocessor.service.json_text import MAX_DEPTH, read_json, value_count
 from preprocessor.service.prompts import read_prompt
@@ -133,7 +133,7 @@ def test_a_struct_gives_what_it_holds() -> None:
 
 def test_messages_in_openai_s_form_become_a_prompt() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "zoom", "arguments": '{"top": 12}'}}
-    chat = chat_prompt(
+    made = chat(
         [
             {
                 "role": "user",
@@ -145,7 +145,7 @@ def test_messages_in_openai_s_form_become_a_prompt() -> None:
         tools=[{"z": 1, "a": 2}],
         template_arguments={"add_vision_id": True},
     )
-    prompt = read(pb.PrepareSpec(chat=chat))
+    prompt = read(made.spec)
     assert [len(message.parts) for message in prompt.messages] == [2, 0, 1]
     assert [dict(message.extra) for message in prompt.messages] == [{}, {"tool_calls": [call]}, {"tool_call_id": "1"}]
     assert json.dumps(prompt.template_arguments) == '{"add_vision_id": true, "tools": [{"z": 1, "a": 2}]}'
@@ -153,5 +153,5 @@ def test_messages_in_openai_s_form_become_a_prompt() -> None:
 
 @pytest.mark.parametrize("part", [{"type": "image_url"}, {"type": "text"}, {}])
 def test_a_part_of_another_form_is_refused_by_the_client(part: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="a part"):
-        chat_prompt([{"role": "user", "content": [part]}])
+    with pytest.raises(InvalidRequest, match="a part"):
+        chat([{"role": "user", "content": [part]}])

@@ -13,7 +13,7 @@ from preprocessor.cli.doctor.finding import Finding, failed, ok, warning
 
 _DISTRIBUTION = "vlm-preprocessor"
 _TESTED = Path(__file__).parents[1] / "constraints.txt"  # what `preprocessor constraints` prints
-_INSTALL = "preprocessor constraints > tested.txt; pip install --constraint tested.txt vlm-preprocessor"
+_INSTALL = "preprocessor constraints > tested.txt; pip install --constraint tested.txt 'vlm-preprocessor[serve]'"
 
 # preprocessor/media/README.md, "Formats": any of these decoders of FFmpeg reads the codec.
 EXPECTED_CODECS: Mapping[str, tuple[str, ...]] = {
@@ -46,13 +46,13 @@ def tested_versions(constraints: str | None = None) -> dict[str, str]:
 
 
 def required_libraries() -> list[Requirement]:
-    """What this package declares that it needs on this platform, without extras; nothing where it is not installed."""
+    """What this package declares that `serve` needs on this platform; nothing where it is not installed."""
     try:
         declared = metadata.requires(_DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         return []
     required = (Requirement(text) for text in declared)
-    return [one for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return [one for one in required if one.marker is None or one.marker.evaluate({"extra": "serve"})]
 
 
 def installed_version(library: str) -> str | None:
@@ -85,7 +85,11 @@ def check_libraries(
         fix = f"{_INSTALL}; or run the tests with these: pixels were compared with the tested ones"
         return warning("libraries", "; ".join(untested), fix)
     if not required:
-        return warning("libraries", "the package is not installed, so nothing was compared", "pip install it")
+        return warning(
+            "libraries",
+            "the package is not installed, so nothing was compared",
+            "pip install 'vlm-preprocessor[serve]'",
+        )
     pinned_count = sum(requirement.name.lower() in tested for requirement in required)
     return ok(
         "libraries", f"{len(required)} as declared, {pinned_count} of them with a tested version, which they have"

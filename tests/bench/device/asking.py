@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from preprocessor.client.requests import Parameters, Prompt, generate_requests
 from preprocessor.traffic.seed import TEXT
 from preprocessor.types.request import (
     ChatPrompt,
@@ -19,7 +20,6 @@ from preprocessor.types.request import (
     TextPart,
 )
 from preprocessor.v1 import preprocessor_pb2 as pb
-from preprocessor.wire.tensors import MAX_CHUNK_BYTES
 from tests.bench.device.clips import SEED, clip
 
 TIMEOUT_SECONDS = 120.0
@@ -27,17 +27,11 @@ TIMEOUT_SECONDS = 120.0
 
 def question(fps: float, max_tokens: int, name: str = SEED) -> tuple[pb.GenerateRequest, ...]:
     """A clip, by default the workload's, and 50 tokens of text; the answer is greedy."""
-    data = clip(name)
     medium = pb.Media(key="clip", modality=pb.MODALITY_VIDEO, chunked=pb.Chunked(), sampling=pb.Sampling(fps=fps))
     message = pb.Message(role="user", parts=[pb.Part(media_key="clip"), pb.Part(text=TEXT)])
     prompt = pb.PrepareSpec(chat=pb.ChatPrompt(messages=[message]), media=[medium])
-    spec = pb.GenerateSpec(prompt=prompt, parameters=pb.GenerationParameters(max_tokens=max_tokens, temperature=0))
-    chunks = []
-    for start in range(0, len(data), MAX_CHUNK_BYTES):
-        piece = data[start : start + MAX_CHUNK_BYTES]
-        is_last = start + len(piece) == len(data)
-        chunks.append(pb.MediaChunk(key="clip", offset_bytes=start, data=piece, last=is_last))
-    return (pb.GenerateRequest(spec=spec), *(pb.GenerateRequest(chunk=chunk) for chunk in chunks))
+    parameters = Parameters(max_tokens=max_tokens, temperature=0)
+    return tuple(generate_requests(Prompt(prompt, {"clip": clip(name)}), parameters))
 
 
 def same_for_the_pipeline(fps: float, name: str = SEED, form: PixelForm = PixelForm.UINT8) -> PreparationRequest:

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc.aio
 
-from preprocessor.client.calls import CHANNEL_OPTIONS
+from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.bench.device.asking import Answer, ask, question
 from tests.bench.device.engines import WAYS, Way, services, triton, worker_count

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc.aio
 
-from preprocessor.client.calls import CHANNEL_OPTIONS
+from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.bench.device.asking import ask, question
 from tests.bench.device.clips import SEED, clip

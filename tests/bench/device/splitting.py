@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from preprocessor.client.calls import CHANNEL_OPTIONS
+from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.bench.device.asking import question
 from tests.bench.device.clips import HD, LONG, SEED

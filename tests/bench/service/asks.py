@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from preprocessor import pipeline
+from preprocessor.client import Prompt
 from preprocessor.errors import PreprocessorError
 from preprocessor.models.family import Model
 from preprocessor.service.reading import read_spec
@@ -36,7 +37,7 @@ def text_ask(model: Model, name: str) -> Ask:
 
 def make_ask(model: Model, name: str, spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> Ask:
     """Any request to Prepare; its files go in chunks."""
-    ask = ask_prepare(name, spec, files)
+    ask = ask_prepare(name, Prompt(spec, files))
     try:
         right_outcome = checksum.of_tensors(pipeline.prepare(model, request_of(ask)).tensors)
     except PreprocessorError as error:

@@ -30,7 +30,7 @@ from engine_client import Endpoints, EngineRequest, EngineStep, RowProgress
 from engine_client.client import Metadata
 from engine_client.contract.tensors import PIXELS
 from preprocessor import pipeline
-from preprocessor.client.calls import CHANNEL_OPTIONS
+from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.config import EngineSettings, ServeSettings
 from preprocessor.service import server as service
 from preprocessor.traffic.load import Ask

@@ -18,7 +18,7 @@ from multiprocessing import get_context
 import grpc.aio
 import numpy as np
 
-from preprocessor.client.calls import CHANNEL_OPTIONS
+from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.traffic import callers
 from preprocessor.traffic.load import Ending, Load, shares
 

@@ -21,7 +21,7 @@ import grpc.aio
 import psutil
 import uvloop
 
-from preprocessor.client.calls import CHANNEL_OPTIONS
+from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.traffic.load import PREPARE, Ask
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.workers.heap import keep_freed_memory

@@ -1,0 +1,122 @@
+"""The messages of an answer → what a caller asked for. Calls nothing: both clients read messages in their own way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import numpy.typing as npt
+
+from preprocessor.client.errors import CallFailed
+from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.wire.tensors import allocate_tensor, read_tensor, store_rows
+
+Progress = Callable[[int, int], None]
+"""Called as rows of a large tensor, such as the pixels, arrive: bytes of it received so far, and in all. What it raises ends the
+call."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrepareResult:
+    """What `Prepare` answered.
+
+    Attributes:
+        header: Items, their grids and frames; model and digests.
+        report: Time of each stage; damaged frames and what stands in their place.
+        tensors: By the engine contract's names; on the generic path by the processor's own.
+    """
+
+    header: pb.Header
+    report: pb.Report
+    tensors: dict[str, npt.NDArray[Any]] = field(repr=False)
+
+
+class ResultAssembler:
+    """Puts the messages of one answer of `Prepare` together."""
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self._progress = progress
+        self._header = pb.Header()
+        self._report: pb.Report | None = None
+        self._tensors: list[npt.NDArray[Any]] = []  # as the header lists them
+        self._received_bytes = Counter[int]()
+
+    def add(self, response: pb.PrepareResponse) -> None:
+        """Take the next message."""
+        match response.WhichOneof("message"):
+            case "header":
+                self._header = response.header
+                for tensor in response.header.tensors:
+                    is_whole = len(tensor.data) == tensor.total_bytes
+                    self._tensors.append(read_tensor(tensor) if is_whole else allocate_tensor(tensor))
+            case "rows":
+                index = response.rows.tensor_index
+                store_rows(response.rows, self._tensors[index])
+                self._received_bytes[index] += len(response.rows.data)
+                if self._progress is not None:
+                    self._progress(self._received_bytes[index], self._tensors[index].nbytes)
+            case "report":
+                self._report = response.report
+
+    def result(self) -> PrepareResult:
+        """What has come, once the answer has ended.
+
+        Raises:
+            CallFailed: It ended too early.
+        """
+        if self._report is None:
+            raise _ended_without("a report")
+        names = (tensor.name for tensor in self._header.tensors)
+        return PrepareResult(self._header, self._report, dict(zip(names, self._tensors, strict=True)))
+
+
+class AnswerState:
+    """What has come of one answer of `Generate` so far.
+
+    Attributes:
+        header: Of the prompt: items, token count, model.
+        token_ids: Of all deltas so far.
+    """
+
+    def __init__(self) -> None:
+        self.header = pb.Header()
+        self.token_ids: list[int] = []
+        self._texts: list[str] = []
+        self._completion: pb.Completion | None = None
+
+    @property
+    def text(self) -> str:
+        """Of all deltas so far."""
+        return "".join(self._texts)
+
+    @property
+    def completion(self) -> pb.Completion:
+        """Finish reason, token counts and report; empty until the last delta has been read."""
+        return self._completion or pb.Completion()
+
+    def _begin(self, response: pb.GenerateResponse | None) -> None:
+        """Take the first message, None where the answer has none."""
+        if response is None or response.WhichOneof("message") != "header":
+            raise _ended_without("a header")
+        self.header = response.header
+
+    def _add(self, response: pb.GenerateResponse) -> pb.Delta | None:
+        """Take a further message; the delta that it is, or None for the completion."""
+        if response.WhichOneof("message") == "completion":
+            self._completion = response.completion
+            return None
+        self.token_ids += response.delta.token_ids
+        self._texts.append(response.delta.text)
+        return response.delta
+
+    def _end(self) -> None:
+        """Know that no message follows."""
+        if self._completion is None:
+            raise _ended_without("a completion")
+
+
+def _ended_without(what: str) -> CallFailed:
+    return CallFailed(grpc.StatusCode.DATA_LOSS, "", f"the answer has come without {what}")

@@ -1,0 +1,161 @@
+"""The client for asyncio: what `sync` has, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Self, TypeVar, Unpack
+
+import grpc
+import grpc.aio
+
+from preprocessor.client.answers import AnswerState, PrepareResult, Progress, ResultAssembler
+from preprocessor.client.channel import Credentials, call_metadata, open_aio_channel
+from preprocessor.client.errors import failure_of
+from preprocessor.client.requests import Parameters, Prompt, count_requests, generate_requests, prepare_requests
+from preprocessor.client.retry import RETRY_SECONDS, Retries
+from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
+
+_Result = TypeVar("_Result")
+
+
+class AsyncClient:
+    """Calls one service from the event loop on which it is made. Arguments, methods and errors are those of `Client`.
+
+    >>> async def ask(question: str) -> str:
+    ...     async with AsyncClient(address) as client:
+    ...         async with client.generate(chat(question), max_tokens=4, timeout_seconds=60) as answer:
+    ...             return await answer.read()
+    >>> len(asyncio.run(ask("What is this?"))) > 0
+    True
+
+    Cancelling the task that awaits a method cancels the call.
+    """
+
+    def __init__(
+        self, address: str, credentials: Credentials | None = None, *, retry_seconds: float = RETRY_SECONDS
+    ) -> None:
+        self._credentials = credentials or Credentials()
+        self._retry_seconds = retry_seconds
+        call_metadata(self._credentials)  # a token file that cannot be used is refused here
+        self._channel = open_aio_channel(address, self._credentials)
+        self._stub: pb_grpc.PreprocessorAsyncStub = pb_grpc.PreprocessorStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; open calls end with CANCELLED."""
+        await self._channel.close()
+
+    async def prepare(
+        self, prompt: Prompt, *, timeout_seconds: float | None = None, progress: Progress | None = None
+    ) -> PrepareResult:
+        """See `Client.prepare`."""
+
+        async def attempt(remaining_seconds: float | None) -> PrepareResult:
+            assembler = ResultAssembler(progress)
+            call = self._stub.Prepare(prepare_requests(prompt), timeout=remaining_seconds, metadata=self._metadata)
+            try:
+                async for response in call:
+                    assembler.add(response)
+            finally:
+                call.cancel()  # does nothing where it has ended
+            return assembler.result()
+
+        return await self._attempts(attempt, timeout_seconds)
+
+    async def count_tokens(self, prompt: Prompt, *, timeout_seconds: float | None = None) -> pb.CountTokensResponse:
+        """See `Client.count_tokens`."""
+        return await self._attempts(
+            lambda remaining_seconds: self._stub.CountTokens(
+                count_requests(prompt), timeout=remaining_seconds, metadata=self._metadata
+            ),
+            timeout_seconds,
+        )
+
+    async def get_model(self, model: str = "", *, timeout_seconds: float | None = None) -> pb.Model:
+        """See `Client.get_model`."""
+        request = pb.GetModelRequest(model=model)
+        return await self._attempts(
+            lambda remaining_seconds: self._stub.GetModel(request, timeout=remaining_seconds, metadata=self._metadata),
+            timeout_seconds,
+        )
+
+    @asynccontextmanager
+    async def generate(
+        self, prompt: Prompt, *, timeout_seconds: float | None = None, **parameters: Unpack[Parameters]
+    ) -> AsyncIterator[AsyncAnswer]:
+        """See `Client.generate`."""
+
+        async def attempt(remaining_seconds: float | None) -> AsyncAnswer:
+            requests = generate_requests(prompt, parameters)
+            answer = AsyncAnswer(self._stub.Generate(requests, timeout=remaining_seconds, metadata=self._metadata))
+            await answer._receive_header()
+            return answer
+
+        answer = await self._attempts(attempt, timeout_seconds)
+        try:
+            yield answer
+        finally:
+            answer.cancel()
+
+    @property
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return call_metadata(self._credentials)
+
+    async def _attempts(
+        self, attempt: Callable[[float | None], Awaitable[_Result]], timeout_seconds: float | None
+    ) -> _Result:
+        """Make a call, again where the service asks for it. An attempt is given the seconds that it may take."""
+        retries = Retries(self._retry_seconds, timeout_seconds)
+        while True:
+            try:
+                return await attempt(retries.remaining_seconds)
+            except grpc.aio.AioRpcError as error:
+                failure = failure_of(error)
+                delay_seconds = retries.delay_after(failure)
+                if delay_seconds is None:
+                    raise failure from error
+            await asyncio.sleep(delay_seconds)
+
+
+class AsyncAnswer(AnswerState, AsyncIterator[pb.Delta]):
+    """An answer of `generate`; iterating yields its deltas as they come. See `Answer`."""
+
+    def __init__(self, call: Any) -> None:
+        super().__init__()
+        self._call = call
+        self._responses = aiter(call)
+
+    async def _receive_header(self) -> None:
+        try:
+            self._begin(await anext(self._responses, None))
+        except BaseException:
+            self.cancel()
+            raise
+
+    async def __anext__(self) -> pb.Delta:
+        try:
+            async for response in self._responses:
+                if (delta := self._add(response)) is not None:
+                    return delta
+        except grpc.aio.AioRpcError as error:
+            raise failure_of(error) from error
+        self._end()
+        raise StopAsyncIteration
+
+    async def read(self) -> str:
+        """Read the answer to its end; its whole text."""
+        async for _ in self:
+            pass
+        return self.text
+
+    def cancel(self) -> None:
+        """End the call; what has come stays."""
+        self._call.cancel()

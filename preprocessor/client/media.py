@@ -1,0 +1,203 @@
+"""Images, videos and sounds of a prompt, from paths, bytes or URLs.
+
+>>> prompt = chat([{"role": "user", "content": [video(clip, fps=2), image(photo), "Is this place in the film?"]}])
+>>> [medium.key for medium in prompt.spec.media]
+['clip.mp4', 'photo.jpg']
+
+What these functions refuse is an `InvalidRequest` with the reason that the service would give.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+from preprocessor.client.requests import Prompt
+from preprocessor.errors import InvalidRequest
+from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.wire.tensors import MAX_CHUNK_BYTES
+
+Source = str | PathLike[str] | bytes
+"""A path; the file itself; or a URL for the service to fetch: a text that begins with `data:` or a scheme and `://`."""
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
+_BASES = {None: pb.SAMPLING_BASIS_UNSPECIFIED, "index": pb.SAMPLING_BASIS_INDEX, "time": pb.SAMPLING_BASIS_TIME}
+_MODALITY_NAMES = {pb.MODALITY_IMAGE: "image", pb.MODALITY_VIDEO: "video", pb.MODALITY_AUDIO: "audio"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Medium:
+    """One image, video or sound; `image`, `video` and `audio` make it. One object that stands in several places is sent once.
+
+    Attributes:
+        fields: All but the key and the source.
+        source: The file, its URL, or another medium whose file this is too.
+        key: Its name in header and errors.
+        name: What its key is made of where `key` is empty.
+    """
+
+    fields: pb.Media
+    source: bytes | str | Medium
+    key: str
+    name: str
+
+
+def image(
+    source: Source,
+    *,
+    key: str = "",
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    background: str = "",
+) -> Medium:
+    """An image of a prompt.
+
+    Args:
+        key: Its name in header and errors; the file's name, or "image", where empty.
+        min_pixels, max_pixels: Bounds on height x width after resizing, px; the model's own where None.
+        background: What is transparent is laid on "white", "black" or "#rrggbb"; "none" does as transformers does.
+    Raises:
+        OSError: The file cannot be read.
+    """
+    fields = pb.Media(
+        modality=pb.MODALITY_IMAGE, min_pixel_count=min_pixels, max_pixel_count=max_pixels, background=background
+    )
+    return _medium(fields, source, key)
+
+
+def video(
+    source: Source,
+    *,
+    key: str = "",
+    fps: float | None = None,
+    frame_count: int | None = None,
+    indices: Sequence[int] | None = None,
+    times_seconds: Sequence[float] | None = None,
+    every_frame: bool = False,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+    basis: Literal["index", "time"] | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    cap_pixels_per_frame: bool | None = None,
+    tolerant: bool = False,
+) -> Medium:
+    """A video of a prompt. Which frames are used: at most one of the first five ways; the model's own rule with none.
+
+    Args:
+        key: As `image`'s.
+        fps: Frames a second.
+        frame_count: Frames in all; a clip with fewer gives each once.
+        indices: Frame numbers in presentation order, from 0, ascending.
+        times_seconds: The frames on screen then, from the clip's first frame, ascending.
+        every_frame: All frames.
+        start_seconds, end_seconds: Only frames on screen from start (included) to end (excluded).
+        basis: What fps and frame_count spread frames over: frame numbers, or presentation times.
+        min_pixels, max_pixels: Bounds on pixels after resizing; how a family counts them: `Media` in the proto.
+        cap_pixels_per_frame: Overrides the model's setting of that name.
+        tolerant: The last good frame stands in the place of one that cannot be decoded; the call fails otherwise.
+    Raises:
+        OSError: The file cannot be read.
+        InvalidRequest: `SAMPLING_CONFLICT`.
+    """
+    fields = pb.Media(
+        modality=pb.MODALITY_VIDEO,
+        min_pixel_count=min_pixels,
+        max_pixel_count=max_pixels,
+        cap_pixels_per_frame=cap_pixels_per_frame,
+        damage_policy=pb.DAMAGE_POLICY_TOLERANT if tolerant else pb.DAMAGE_POLICY_UNSPECIFIED,
+    )
+    choice = {
+        "fps": fps,
+        "frame_count": frame_count,
+        "indices": None if indices is None else pb.FrameIndices(values=indices),
+        "times_seconds": None if times_seconds is None else pb.FrameTimes(values=times_seconds),
+        "every_frame": pb.EveryFrame() if every_frame else None,
+    }
+    chosen = {name: value for name, value in choice.items() if value is not None}
+    if len(chosen) > 1:  # of which a message would keep the last
+        raise InvalidRequest(f"{' and '.join(chosen)} are given together; choose one", reason="SAMPLING_CONFLICT")
+    sampling = pb.Sampling(start_seconds=start_seconds, end_seconds=end_seconds, basis=_BASES[basis], **chosen)  # type: ignore[arg-type]
+    if sampling != pb.Sampling():
+        fields.sampling.CopyFrom(sampling)
+    return _medium(fields, source, key)
+
+
+def audio(source: Source | Medium, *, key: str = "") -> Medium:
+    """A sound of a prompt, for models that take sound.
+
+    Args:
+        source: A `video` too, whose sound this is: its file is sent once.
+        key: As `image`'s.
+    Raises:
+        OSError: The file cannot be read.
+    """
+    fields = pb.Media(modality=pb.MODALITY_AUDIO)
+    return Medium(fields, source, key, "audio") if isinstance(source, Medium) else _medium(fields, source, key)
+
+
+class MediaSet:
+    """The media of one prompt, each with a key of its own.
+
+    Files go into the spec while they are small together; further ones follow it in chunks.
+    """
+
+    def __init__(self, media: Sequence[Medium] = ()) -> None:
+        self._messages: list[pb.Media] = []
+        self._keys: dict[Medium, str] = {}
+        self._chunked: dict[str, bytes] = {}
+        self._inline_bytes = 0
+        for medium in media:
+            self.add(medium)
+
+    def add(self, medium: Medium) -> str:
+        """Take a medium, unless it is here; its key."""
+        if medium in self._keys:
+            return self._keys[medium]
+        sent = pb.Media()
+        sent.CopyFrom(medium.fields)
+        if isinstance(medium.source, Medium):
+            sent.same_file_as = self.add(medium.source)
+        sent.key = self._keys[medium] = self._key_of(medium)
+        if isinstance(medium.source, str):
+            sent.url = medium.source
+        elif isinstance(medium.source, bytes):
+            if self._inline_bytes + len(medium.source) <= MAX_CHUNK_BYTES:
+                sent.inline_data = medium.source
+                self._inline_bytes += len(medium.source)
+            else:
+                sent.chunked.SetInParent()
+                self._chunked[sent.key] = medium.source
+        self._messages.append(sent)
+        return sent.key
+
+    def prompt_of(self, spec: pb.PrepareSpec) -> Prompt:
+        """The spec with these media, and their files."""
+        spec.media.extend(self._messages)
+        return Prompt(spec, self._chunked)
+
+    def _key_of(self, medium: Medium) -> str:
+        taken = self._keys.values()
+        if medium.key:
+            if medium.key in taken:
+                raise InvalidRequest(f"two media have the key {medium.key!r}", reason="DUPLICATE_MEDIA_KEY")
+            return medium.key
+        numbered = (f"{medium.name}#{number}" for number in range(2, len(taken) + 2))
+        return medium.name if medium.name not in taken else next(key for key in numbered if key not in taken)
+
+
+def by_url(modality: pb.Modality.ValueType, url: str) -> Medium:
+    """A medium that the service fetches, whatever the URL looks like."""
+    return Medium(pb.Media(modality=modality), url, "", _MODALITY_NAMES[modality])
+
+
+def _medium(fields: pb.Media, source: Source, key: str) -> Medium:
+    name = _MODALITY_NAMES[fields.modality]
+    if isinstance(source, bytes) or (isinstance(source, str) and _URL.match(source)):
+        return Medium(fields, source, key, name)
+    path = Path(source)
+    return Medium(fields, path.read_bytes(), key, path.name)

@@ -1,0 +1,75 @@
+"""A prompt with its files → the messages that carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.wire.tensors import MAX_CHUNK_BYTES
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """What is to be prepared; `chat`, `text` and `token_ids` make it.
+
+    Attributes:
+        spec: The message to send.
+        files: Key of each medium whose file follows in chunks → the file.
+    """
+
+    spec: pb.PrepareSpec
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+
+class Parameters(TypedDict, total=False):
+    """How an engine generates; the service's own defaults for what is not given: `GenerationParameters` in the proto."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    stop_token_ids: Sequence[int]
+    stop_strings: Sequence[str]
+
+
+def prepare_requests(prompt: Prompt) -> Iterator[pb.PrepareRequest]:
+    """The messages of a call of Prepare: the spec, then the files."""
+    yield pb.PrepareRequest(spec=with_sizes(prompt))
+    for chunk in media_chunks(prompt.files):
+        yield pb.PrepareRequest(chunk=chunk)
+
+
+def count_requests(prompt: Prompt) -> Iterator[pb.CountTokensRequest]:
+    """The messages of a call of CountTokens."""
+    yield pb.CountTokensRequest(spec=with_sizes(prompt))
+    for chunk in media_chunks(prompt.files):
+        yield pb.CountTokensRequest(chunk=chunk)
+
+
+def generate_requests(prompt: Prompt, parameters: Parameters) -> Iterator[pb.GenerateRequest]:
+    """The messages of a call of Generate."""
+    spec = pb.GenerateSpec(prompt=with_sizes(prompt), parameters=pb.GenerationParameters(**parameters))
+    yield pb.GenerateRequest(spec=spec)
+    for chunk in media_chunks(prompt.files):
+        yield pb.GenerateRequest(chunk=chunk)
+
+
+def with_sizes(prompt: Prompt) -> pb.PrepareSpec:
+    """The spec with the size of every file that is to follow: what is too large is then refused before it is sent."""
+    sized = pb.PrepareSpec()
+    sized.CopyFrom(prompt.spec)
+    for medium in sized.media:
+        if medium.HasField("chunked") and medium.key in prompt.files and not medium.HasField("size_bytes"):
+            medium.size_bytes = len(prompt.files[medium.key])
+    return sized
+
+
+def media_chunks(files: Mapping[str, bytes]) -> Iterator[pb.MediaChunk]:
+    """Files as the messages that carry them, each of at most 1 MiB; media key → file."""
+    for key, data in files.items():
+        for offset in range(0, max(1, len(data)), MAX_CHUNK_BYTES):
+            piece = data[offset : offset + MAX_CHUNK_BYTES]
+            yield pb.MediaChunk(key=key, offset_bytes=offset, data=piece, last=offset + len(piece) == len(data))
