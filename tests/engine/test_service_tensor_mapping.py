@@ -67,7 +67,7 @@ async def caller(
     profile = "multimodal_encoders"
     if form is not PixelForm.FP16:
         path = tmp_path / "engine.toml"
-        shipped = resources.files("engine_client") / "builtin_profiles" / f"{profile}.toml"
+        shipped = resources.files("engine_client.triton") / "builtin_mappings" / f"{profile}.toml"
         path.write_text(shipped.read_text().replace('"fp16"', f'"{form.value}"'))
         profile = str(path)
     settings = EngineSettings(
