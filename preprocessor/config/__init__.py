@@ -10,7 +10,7 @@ from preprocessor.config.declare import SettingError, option_of, setting
 from preprocessor.config.engine import EngineSettings
 from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
-from preprocessor.config.serve import ServeSettings, bytes_beside_budget, largest_budget, require_memory
+from preprocessor.config.serve import ServeSettings, bytes_beside_budget, largest_budget, require_memory, retained_bytes
 from preprocessor.config.trace import TraceSettings
 from preprocessor.config.values import parse_bytes
 from preprocessor.config.wire import WireSettings
@@ -32,6 +32,7 @@ __all__ = [
     "require_memory",
     "require_positive_int",
     "require_seconds",
+    "retained_bytes",
     "setting",
     "split_address",
 ]

@@ -16,18 +16,34 @@ from preprocessor.config.values import NO_BACKGROUND, format_bytes, parse_backgr
 from preprocessor.config.wire import WireSettings
 
 _LEAST_BUDGET_BYTES = 64 << 20  # below, not even one photo's decoding fits
+_MIB = 1 << 20
 _GIB = 1 << 30
-_INCOMING_BYTES = 256 << 20  # of messages on their way in, in what `bytes_beside_budget` counts
+
+# What the service takes at most beside the budget, whatever callers do.
+AT_REST_BYTES = 260 * _MIB  # measured: the service, its model and idle workers
+UPLOAD_BYTES = 256 * _MIB  # `max_upload_count` messages of `max_message_bytes` being received
+SINGLE_MESSAGE_BYTES = 64 * _MIB  # requests of unary methods being received, see `service.auth_interceptor`
+DISCARDED_BYTES = 32 * _MIB  # uploads of refused callers that are read to their end, see `service.refused_uploads`
+RESPONSE_BYTES = 64 * _MIB  # response messages being sent, once here and once in gRPC
+WINDOW_BYTES = 64 * _MIB  # flow-control windows of `max_open_calls`
+_SPARE_BYTES = 28 * _MIB
+_SERVICE_BYTES = (
+    AT_REST_BYTES + UPLOAD_BYTES + SINGLE_MESSAGE_BYTES + DISCARDED_BYTES + RESPONSE_BYTES + WINDOW_BYTES + _SPARE_BYTES
+)
+_RETAINED_SHARE = 8
 
 
 def bytes_beside_budget(memory_budget_bytes: int) -> int:
-    """What a container needs beside the memory budget, whatever callers do.
+    """The memory that a container needs beside the memory budget, whatever callers do."""
+    return _GIB + max(0, memory_budget_bytes - 4 * _GIB) // _RETAINED_SHARE
 
-    Measured, in MiB: 260 for the service, its model and idle workers; 256 for `max_upload_count` messages on their way in, and
-    64 for single messages and those of refused callers; 64 for answers on their way out; 64 for the windows of
-    `max_open_calls`; and what workers keep between their jobs, which is up to an eighth of the budget (`workers.worker_set`).
+
+def retained_bytes(memory_budget_bytes: int) -> int:
+    """The freed memory that all workers together may retain between tasks.
+
+    An eighth of the budget, or less where the container, sized by `bytes_beside_budget`, has less.
     """
-    return _GIB + max(0, memory_budget_bytes - 4 * _GIB) // 8
+    return min(memory_budget_bytes // _RETAINED_SHARE, bytes_beside_budget(memory_budget_bytes) - _SERVICE_BYTES)
 
 
 def largest_budget(container_bytes: int) -> int:
@@ -130,8 +146,8 @@ class ServeSettings:
 
     @property
     def more_incoming_bytes(self) -> int:
-        """What messages on their way in may take beyond what `bytes_beside_budget` counts."""
-        return max(0, self.wire.max_upload_count * self.wire.max_message_bytes - _INCOMING_BYTES)
+        """Memory for messages being received that `bytes_beside_budget` does not include."""
+        return max(0, self.wire.max_upload_count * self.wire.max_message_bytes - UPLOAD_BYTES)
 
     def __post_init__(self) -> None:
         require_positive_int("--workers", self.worker_count)

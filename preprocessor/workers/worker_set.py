@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from preprocessor.config import retained_bytes
 from preprocessor.models.family import Model
 from preprocessor.models.generic import GenericModel
 from preprocessor.workers.arena import CONTROL_SLOT_COUNT, Arena
@@ -25,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 _LONG_LANE_NICENESS = 10  # about a tenth of the processor time of what it competes with; sched(7)
 _GROWN_BYTES = 512 << 20  # a worker that holds on to more than this is replaced
-_KEPT_SHARE = 8  # all workers together keep at most one part in so many of the budget between their jobs
 _MAX_BACKOFF_SECONDS = 1.0
 
 
@@ -160,7 +160,7 @@ class WorkerSet:
         limits = WorkerLimits(
             memory_bytes=self._settings.worker_memory_bytes,
             niceness=_LONG_LANE_NICENESS if lane is Lane.LONG else 0,
-            kept_bytes=self._arena.size_bytes // _KEPT_SHARE // (len(Lane) * self._settings.worker_count),
+            kept_bytes=retained_bytes(self._arena.size_bytes) // (len(Lane) * self._settings.worker_count),
         )
         try:
             return await self._fork_server.fork(slot, self._arena, limits)

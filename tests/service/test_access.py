@@ -145,7 +145,7 @@ async def test_files_that_do_not_fit_together_leave_the_last_certificate_in_use(
         renewed = authority.sign(SERVICE)
         service_files.certificate.write_bytes(renewed.certificate.read_bytes())  # its key is still to come
         assert (await ask(caller, towards_service(authority))).header.token_count > 0
-        assert "the last certificate stays in use" in caplog.text
+        assert "the previous certificate stays in use" in caplog.text
         service_files.key.write_bytes(b"no key")
         assert (await ask(caller, towards_service(authority))).header.token_count > 0
         replaced(tmp_path, renewed)
@@ -298,7 +298,7 @@ async def test_tokens_are_rotated_while_the_service_runs(
         assert (await refusal_of(model_of(caller, TOKEN))).code is UNAUTHENTICATED
         rewrite(token_file, "a file that was cut o")
         assert (await model_of(caller, "its-new-token-0123456789")).name
-        assert "the last tokens stay in use" in caplog.text
+        assert "the previous tokens stay in use" in caplog.text
         rewrite(token_file, None)
         assert (await model_of(caller, "its-new-token-0123456789")).name
 

@@ -26,7 +26,7 @@ import pytest_asyncio
 
 from preprocessor.client.calls import CHANNEL_OPTIONS, CallFailed, PrepareResult, prepare
 from preprocessor.config import split_address
-from preprocessor.service.logs import MAX_ALIKE
+from preprocessor.service.logs import MAX_SIMILAR
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.bench.service.watched import WatchedServer
@@ -140,7 +140,7 @@ def test_a_stop_says_how_many_it_refused_in_a_few_lines(stop_under_calls: Stop) 
     about_refusals = [line for line in stop_under_calls.log if "refused" in line]
     sums = [int(found[1]) for line in about_refusals if (found := re.search(r": (\d+) more like this in", line))]
     assert sum(sums) >= 400
-    assert len(about_refusals) <= (MAX_ALIKE + 1) * len(sums)
+    assert len(about_refusals) <= (MAX_SIMILAR + 1) * len(sums)
 
 
 async def test_a_stop_signal_to_every_process_costs_no_worker_its_work() -> None:

@@ -262,7 +262,7 @@ async def test_only_so_many_are_read_from_at_a_time_and_others_have_their_turn(m
 async def test_a_caller_whose_turn_does_not_come_is_told_so(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     wire = WireSettings(max_upload_count=1, upload_idle_seconds=0.4)
     intake = UploadStream(wire)
-    monkeypatch.setattr(servicer, "Intake", lambda _: intake)
+    monkeypatch.setattr(servicer, "UploadStream", lambda _: intake)
     async with serving(model, wire=wire) as caller:
         await intake._take_turn("a peer")  # as an upload does that goes on
         try:
@@ -334,12 +334,12 @@ async def test_calls_beyond_what_may_be_open_are_refused_and_health_is_answered(
         idle = [caller.stub.Prepare() for _ in range(3)]
         for call in idle:
             await call.write(SPEC)
-        await eventually(lambda: caller.server.gate.open_count == 3)
+        await eventually(lambda: caller.server.auth_interceptor.open_count == 3)
         found = await refusal_of(caller.stub.GetModel(pb.GetModelRequest()))
         assert (found.code, found.reason, found.retry_seconds) == (EXHAUSTED, "TOO_MANY_CALLS", 1.0)
         check = caller.channel.unary_unary("/grpc.health.v1.Health/Check")
         assert await check(b"") == b"\x08\x01"  # SERVING
         for call in idle:
             call.cancel()
-        await eventually(lambda: caller.server.gate.open_count == 0)
+        await eventually(lambda: caller.server.auth_interceptor.open_count == 0)
         await caller.prepare(chat("still there?"))
