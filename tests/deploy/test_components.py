@@ -79,7 +79,7 @@ def test_cert_manager_makes_every_secret_that_is_mounted(tmp_path: Path) -> None
     assert mounted <= made
 
 
-def test_certificates_have_the_names_by_which_they_are_asked_for(tmp_path: Path) -> None:
+def test_certificates_have_the_names_that_clients_verify(tmp_path: Path) -> None:
     names = {
         one["metadata"]["name"]: one["spec"].get("dnsNames", ())
         for one in with_components(tmp_path, "cert-manager")

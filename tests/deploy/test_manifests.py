@@ -105,7 +105,7 @@ def test_every_container_says_what_it_takes(overlay: str) -> None:
 
 
 @overlays
-def test_what_is_mounted_is_there_and_can_be_written_where_it_must(overlay: str) -> None:
+def test_mounted_volumes_exist_and_are_writable_where_needed(overlay: str) -> None:
     for container, pod in containers(overlay):
         volumes = {volume["name"] for volume in pod["volumes"]}
         mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
@@ -124,7 +124,7 @@ def test_the_service_accepts_its_settings(overlay: str) -> None:
 
 
 @overlays
-def test_memory_holds_the_budget_and_what_is_beside_it(overlay: str) -> None:
+def test_memory_limits_hold_the_budget_and_the_service_s_own_memory(overlay: str) -> None:
     for container, settings in services_of(overlay):
         assert size_bytes(container["resources"]["limits"]["memory"]) >= settings.memory_budget_bytes + GIB
         assert float(container["resources"]["limits"]["cpu"]).is_integer(), "--workers is the limit rounded down"
@@ -248,7 +248,7 @@ def test_named_ports_exist(overlay: str) -> None:
         assert opened <= ports
 
 
-def test_whoever_is_scraped_lets_prometheus_in() -> None:
+def test_network_policies_let_prometheus_reach_its_targets() -> None:
     monitors = of_kind("overlays/prod", "PodMonitor")
     assert {one["metadata"]["name"] for one in monitors} == {name for name, _ in pods("overlays/prod")}
     for monitor in monitors:
@@ -267,7 +267,7 @@ def test_whoever_is_scraped_lets_prometheus_in() -> None:
         assert {one["port"] for one in monitor["spec"]["podMetricsEndpoints"]} <= let_in
 
 
-def test_whom_a_pod_calls_it_may_reach() -> None:
+def test_network_policies_allow_the_calls_that_pods_make() -> None:
     def ways_out(name: str) -> set[tuple[str, int]]:
         (policy,) = (one for one in of_kind("overlays/prod", "NetworkPolicy") if one["metadata"]["name"] == name)
         return {
@@ -281,7 +281,7 @@ def test_whom_a_pod_calls_it_may_reach() -> None:
     assert ways_out("envoy") == {("dns", 53), ("preprocessor", 50051)}
 
 
-def test_envoy_s_word_of_who_calls_counts_where_envoy_is() -> None:
+def test_caller_metadata_is_configured_only_behind_envoy() -> None:
     config = yaml.safe_load((DEPLOY / "envoy/envoy.yaml").read_text())
     http = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     (host,) = http["route_config"]["virtual_hosts"]
@@ -304,7 +304,7 @@ def test_envoy_with_tls_is_envoy_with_a_transport_socket() -> None:
     assert "DownstreamTlsContext" in config["envoy.yaml"]
 
 
-def test_addresses_in_settings_are_names_of_services() -> None:
+def test_addresses_in_settings_name_existing_services() -> None:
     (_, settings), *_ = services_of("overlays/prod")
     (engines,) = of_kind("overlays/prod", "StatefulSet")
     service = engines["spec"]["serviceName"]
@@ -349,7 +349,7 @@ def test_envoy_refuses_calls_before_its_memory_is_full() -> None:
     assert heap <= size_bytes(envoy["resources"]["limits"]["memory"]) * 7 // 8
 
 
-def test_an_autoscaler_s_deployment_states_no_number_of_its_own() -> None:
+def test_a_deployment_with_an_autoscaler_sets_no_replica_count() -> None:
     (autoscaler,) = of_kind("overlays/prod", "HorizontalPodAutoscaler")
     target = autoscaler["spec"]["scaleTargetRef"]
     (deployment,) = (one for one in of_kind("overlays/prod", "Deployment") if one["metadata"]["name"] == target["name"])

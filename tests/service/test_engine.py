@@ -51,7 +51,7 @@ class Keeping(FakeEngine):
         ("bf16", PixelForm.BF16, ml_dtypes.bfloat16),
     ],
 )
-async def test_the_engine_gets_pixels_in_the_form_that_its_profile_asks_for(
+async def test_the_engine_gets_pixels_in_the_configured_form(
     model: Model, tmp_path: Path, profile: str, form: PixelForm, dtype: type
 ) -> None:
     if profile:
@@ -79,7 +79,7 @@ class ReadsOn(FakeEngine):
         yield
 
 
-async def test_memory_that_a_failed_engine_may_still_read_is_kept_from_others_until_it_has(model: Model) -> None:
+async def test_memory_that_a_failed_engine_may_still_read_is_not_reused(model: Model) -> None:
     engine = ReadsOn()
     async with serving(model, engine) as caller:
         with pytest.raises(CallFailed, match="the stream broke"):
@@ -91,7 +91,7 @@ async def test_memory_that_a_failed_engine_may_still_read_is_kept_from_others_un
         assert pool.used_bytes == 0
 
 
-async def test_an_engine_that_is_full_is_worth_trying_again(model: Model) -> None:
+async def test_an_overloaded_engine_is_reported_with_retry_info(model: Model) -> None:
     async with serving(model, FakeEngine(error=EngineOverloaded("64 prompts wait already"))) as caller:
         with pytest.raises(CallFailed) as caught:
             await caller.generate(chat("hello"))
@@ -108,9 +108,7 @@ async def test_an_engine_that_is_full_is_worth_trying_again(model: Model) -> Non
     ],
     ids=["authorities", "token", "profile"],
 )
-def test_a_file_that_cannot_be_used_is_refused_at_the_start(
-    model: Model, settings: EngineSettings, option: str
-) -> None:
+def test_an_unusable_file_is_refused_at_startup(model: Model, settings: EngineSettings, option: str) -> None:
     with ThreadPoolExecutor(1) as executor, pytest.raises(SettingError, match=option):
         connect_engine(settings, model, executor)
 

@@ -132,18 +132,18 @@ async def stop_under_calls() -> Stop:
     return Stop(codes, list(server.log))
 
 
-def test_a_stop_tells_callers_unavailable_and_nothing_else(stop_under_calls: Stop) -> None:
+def test_a_stop_refuses_calls_with_unavailable_only(stop_under_calls: Stop) -> None:
     assert set(stop_under_calls.codes) == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}, stop_under_calls.codes
 
 
-def test_a_stop_says_how_many_it_refused_in_a_few_lines(stop_under_calls: Stop) -> None:
+def test_a_stop_logs_its_refusals_in_summary_lines(stop_under_calls: Stop) -> None:
     about_refusals = [line for line in stop_under_calls.log if "refused" in line]
     sums = [int(found[1]) for line in about_refusals if (found := re.search(r": (\d+) more like this in", line))]
     assert sum(sums) >= 400
     assert len(about_refusals) <= (MAX_SIMILAR + 1) * len(sums)
 
 
-async def test_a_stop_signal_to_every_process_costs_no_worker_its_work() -> None:
+async def test_a_stop_signal_to_every_process_interrupts_no_task() -> None:
     """Some send it so: systemd, and whoever kills a control group."""
     with WatchedServer("--workers", "1", "--memory-budget", "1GiB", "--drain-seconds", "60") as server:
         async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
@@ -165,7 +165,7 @@ async def last_kind(call: grpc.aio.StreamStreamCall[pb.PrepareRequest, pb.Prepar
     return kind
 
 
-async def test_what_is_not_done_within_the_drain_time_is_ended_as_unavailable() -> None:
+async def test_calls_beyond_the_drain_time_end_as_unavailable() -> None:
     with WatchedServer("--workers", "1", "--drain-seconds", "0.2") as server:
         async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
             uploading = pb_grpc.PreprocessorStub(channel).Prepare()
@@ -176,7 +176,7 @@ async def test_what_is_not_done_within_the_drain_time_is_ended_as_unavailable() 
         assert await asyncio.to_thread(server.wait) == 0
 
 
-async def test_what_a_killed_service_leaves_the_next_start_sweeps() -> None:
+async def test_the_next_start_removes_the_files_of_a_killed_service() -> None:
     options = ("--workers", "1", "--memory-budget", "64MiB", *SHARED)
     with WatchedServer(*options) as server:
         await ask(server.address, chat(image("photo", PHOTO)))
@@ -218,7 +218,7 @@ def own_mounts(*mounts: str) -> tuple[str, ...]:
     return command
 
 
-async def test_a_full_shared_memory_costs_requests_and_not_the_service() -> None:
+async def test_full_shared_memory_fails_requests_and_not_the_service() -> None:
     within = own_mounts("-o size=80m none /dev/shm")
     with WatchedServer("--workers", "1", "--memory-budget", "64MiB", *SHARED, under=within) as server:
         assert await ask(server.address, chat(image("photo", PHOTO)))
@@ -291,7 +291,7 @@ def is_listening(port: int) -> bool:
 _ALL_TAKEN = 3  # the numbers below are standard input, output and errors
 
 
-async def test_without_descriptors_open_calls_go_on_and_all_comes_back_with_them() -> None:
+async def test_open_calls_survive_a_lack_of_file_descriptors() -> None:
     with WatchedServer("--workers", "1") as server:
         async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
             stub = pb_grpc.PreprocessorStub(channel)
@@ -375,7 +375,7 @@ def skew(offset: Path, seconds: int) -> None:
         file.write(struct.pack("q", seconds))
 
 
-async def test_a_wall_clock_that_jumps_ends_no_call_early_or_late(skewed: tuple[dict[str, str], Path]) -> None:
+async def test_a_wall_clock_jump_ends_no_call_early_or_late(skewed: tuple[dict[str, str], Path]) -> None:
     environment, offset = skewed
     options = ("--workers", "1", "--upload-idle-seconds", "60", "--max-timeout-seconds", "120")
     with WatchedServer(*options, environment=environment) as server:

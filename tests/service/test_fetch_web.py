@@ -58,14 +58,16 @@ async def reason(fetcher: Fetcher, url: str) -> str:
     ],
     ids=["length", "chunks", "until the end", "identity"],
 )
-async def test_a_file_comes_whole(answer: Answer, announced_bytes: int | None) -> None:
+async def test_a_file_is_fetched_completely(answer: Answer, announced_bytes: int | None) -> None:
     async with Host({"/clip.mp4": answer}) as host, fetching(host) as fetcher:
         sink = Collected()
         await fetcher.fetch(host.url("/clip.mp4"), "clip", sink)
     assert (sink.data, sink.announced_bytes) == (BODY, announced_bytes)
 
 
-async def test_a_host_sees_its_name_and_nothing_of_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_a_host_receives_no_credentials_cookies_or_caller_headers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / ".netrc").write_text("machine media.test login us password secret")
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
@@ -93,7 +95,7 @@ async def test_connections_are_used_again_and_names_looked_up_once_each() -> Non
 # -- redirects ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_maze_of_redirects_ends_at_its_file() -> None:
+async def test_a_chain_of_redirects_leads_to_the_file() -> None:
     async with Host({"/end?x=1": respond(BODY)}) as second, Host() as first, fetching(first, second) as fetcher:
         first.answers = {
             "/a/start": redirect("../b/next", "301 Moved Permanently"),
@@ -105,7 +107,7 @@ async def test_a_maze_of_redirects_ends_at_its_file() -> None:
         assert await fetch(fetcher, first.url("/a/start")) == BODY
 
 
-async def test_redirects_have_an_end() -> None:
+async def test_redirects_are_limited() -> None:
     async with Host({"/loop": redirect("/loop"), "/1": redirect("/2"), "/2": redirect("/3")}) as host:
         host.answers["/3"] = respond(BODY)
         async with fetching(host, max_redirects=2) as fetcher:
@@ -138,7 +140,7 @@ async def test_redirects_have_an_end() -> None:
         ("", "BAD_ANSWER"),
     ],
 )
-async def test_a_redirect_leads_nowhere_else(location: str, expected: str) -> None:
+async def test_a_redirect_to_a_forbidden_url_is_refused(location: str, expected: str) -> None:
     async with Host({"/": respond(b"secret")}, "127.0.0.2") as secret, Host() as host:
         host.answers["/start"] = redirect(location.format(port=host.port, secret=secret.port))
         async with fetching(host, ports=f"{host.port},{secret.port}") as fetcher:
@@ -146,7 +148,7 @@ async def test_a_redirect_leads_nowhere_else(location: str, expected: str) -> No
     assert secret.connection_count == 0
 
 
-async def test_a_redirect_to_a_name_that_lies_inside_is_refused() -> None:
+async def test_a_redirect_to_a_private_address_is_refused() -> None:
     async with Host({"/": respond(b"secret")}, "127.0.0.2") as secret, Host() as host:
         host.answers["/start"] = redirect(secret.url("/", "inside.test"))
         async with fetching(host, secret, resolver=Resolver(["127.0.0.1"], ["127.0.0.2"])) as fetcher:
@@ -167,13 +169,13 @@ async def test_without_a_named_network_nothing_on_this_machine_is_reached() -> N
 @pytest.mark.parametrize(
     "name", ["127.0.0.2", "[::ffff:127.0.0.2]", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:2]", "[::1]"]
 )
-async def test_an_address_in_the_url_is_judged_as_any(name: str) -> None:
+async def test_an_ip_address_in_the_url_is_checked_like_a_resolved_one(name: str) -> None:
     async with Host({"/": respond(b"secret")}, "127.0.0.2") as secret, fetching(secret, hosts="*") as fetcher:
         assert await reason(fetcher, secret.url("/", name)) == "ADDRESS_NOT_ALLOWED"
     assert secret.connection_count == 0
 
 
-async def test_a_name_that_changes_its_address_between_check_and_use_gains_nothing() -> None:
+async def test_dns_rebinding_reaches_no_private_address() -> None:
     """DNS rebinding: the first answer is allowed, every later one lies inside."""
     resolver = Resolver(["127.0.0.1"], ["127.0.0.2"])
     async with (
@@ -188,7 +190,7 @@ async def test_a_name_that_changes_its_address_between_check_and_use_gains_nothi
     assert secret.connection_count == 0
 
 
-async def test_of_a_names_addresses_the_allowed_ones_are_tried() -> None:
+async def test_only_a_name_s_allowed_addresses_are_tried() -> None:
     resolver = Resolver(["127.0.0.2", "::1", "127.0.0.1", "::ffff:127.0.0.2", "10.0.0.1"])
     async with (
         Host({"/": respond(BODY)}) as host,
@@ -199,14 +201,14 @@ async def test_of_a_names_addresses_the_allowed_ones_are_tried() -> None:
     assert secret.connection_count == 0
 
 
-async def test_a_name_all_of_whose_addresses_lie_inside_is_refused() -> None:
+async def test_a_name_with_only_private_addresses_is_refused() -> None:
     resolver = Resolver(["127.0.0.2", "10.0.0.1", "::1", "::ffff:127.0.0.1"])
     async with Host({"/": respond(b"secret")}, "127.0.0.2") as secret, fetching(secret, resolver=resolver) as fetcher:
         assert await reason(fetcher, secret.url("/")) == "ADDRESS_NOT_ALLOWED"
     assert secret.connection_count == 0
 
 
-async def test_the_systems_own_names_are_judged_too() -> None:
+async def test_addresses_from_the_system_s_resolver_are_checked_too() -> None:
     async with Host({"/": respond(BODY)}) as host:
         settings = {"hosts": "localhost", "ports": str(host.port)}
         async with fetching(host, **settings) as fetcher:
@@ -238,13 +240,13 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
     ],
     ids=["no answer", "half a head", "half a body", "a slow body", "slow chunks", "a slow head", "always soon"],
 )
-async def test_a_host_that_takes_too_long_is_left(answer: Answer, settings: dict[str, float]) -> None:
+async def test_a_host_that_takes_too_long_times_out(answer: Answer, settings: dict[str, float]) -> None:
     async with Host({"/": answer}) as host, fetching(host, **settings) as fetcher:
         assert await reason(fetcher, host.url("/")) == "FETCH_TIMEOUT"
         await eventually(lambda: host.busy_count == 0)
 
 
-async def test_a_name_that_is_never_found_is_given_up() -> None:
+async def test_a_name_that_never_resolves_times_out() -> None:
     class Silent(Resolver):
         async def resolve(self, *_: object) -> list[object]:  # type: ignore[override]
             await asyncio.Event().wait()
@@ -254,7 +256,7 @@ async def test_a_name_that_is_never_found_is_given_up() -> None:
         assert await reason(fetcher, host.url("/")) == "FETCH_TIMEOUT"
 
 
-async def test_redirects_share_one_time() -> None:
+async def test_redirects_share_one_timeout() -> None:
     async def slowly(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.2)
         await redirect("/")(_, writer)
@@ -289,13 +291,13 @@ async def test_redirects_share_one_time() -> None:
         (send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"), "FETCH_STATUS"),
     ],
 )
-async def test_an_answer_that_is_not_the_file_is_refused(answer: Answer, expected: str) -> None:
+async def test_a_response_that_is_not_the_file_is_refused(answer: Answer, expected: str) -> None:
     async with Host({"/": answer, "/next": respond(b"fine")}) as host, fetching(host) as fetcher:
         assert await reason(fetcher, host.url("/")) == expected
         assert await fetch(fetcher, host.url("/next")) == b"fine", "and the next one is"
 
 
-async def test_an_answer_longer_than_it_says_ends_where_it_says_and_spoils_no_other() -> None:
+async def test_bytes_beyond_content_length_are_ignored_and_affect_no_other_response() -> None:
     smuggled = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
     answer = send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello" + smuggled)
     async with Host({"/": answer, "/next": respond(b"fine")}) as host, fetching(host) as fetcher:
@@ -304,7 +306,7 @@ async def test_an_answer_longer_than_it_says_ends_where_it_says_and_spoils_no_ot
             assert await fetch(fetcher, host.url("/next")) == b"fine"
 
 
-async def test_what_a_status_was_is_told() -> None:
+async def test_the_http_status_is_reported() -> None:
     async with Host() as host, fetching(host) as fetcher:
         error = await refusal(fetcher, host.url("/nowhere"))
     assert (type(error), error.metadata["http_status"]) == (FetchFailed, "404")
@@ -318,7 +320,7 @@ async def test_a_compressed_transfer_is_not_inflated() -> None:
         assert len(await fetch(fetcher, host.url("/"))) == len(bomb)
 
 
-async def test_what_a_sink_refuses_ends_the_connection() -> None:
+async def test_a_refused_body_ends_the_connection() -> None:
     class Full(Collected):
         async def write(self, data: bytes) -> None:
             await super().write(data)
@@ -333,7 +335,7 @@ async def test_what_a_sink_refuses_ends_the_connection() -> None:
         await eventually(lambda: host.busy_count == 0)
 
 
-async def test_a_host_that_does_not_listen_cannot_be_reached() -> None:
+async def test_a_host_that_does_not_listen_is_unreachable() -> None:
     async with Host() as host:
         pass
     async with fetching(host) as fetcher, fetching(host, resolver=Resolver([])) as lost:
@@ -378,7 +380,7 @@ async def test_a_certificate_must_be_for_the_name_and_by_an_authority(
                 assert await fetch(fetcher, host.url("/")) == BODY
 
 
-async def test_the_systems_authorities_do_not_trust_ours(authority: Authority) -> None:
+async def test_a_private_ca_is_not_trusted_by_default(authority: Authority) -> None:
     async with (
         Host({"/": respond(BODY)}, tls=identity(authority.sign("media.test"))) as host,
         fetching(host) as fetcher,
@@ -386,7 +388,7 @@ async def test_the_systems_authorities_do_not_trust_ours(authority: Authority) -
         assert await reason(fetcher, host.url("/")) == "FETCH_TLS"
 
 
-async def test_the_name_in_the_url_is_the_one_that_tls_names(authority: Authority) -> None:
+async def test_the_certificate_must_be_for_the_url_s_host(authority: Authority) -> None:
     names: list[str] = []
     tls = identity(authority.sign("media.test"))
     tls.sni_callback = lambda _, name, __: names.append(name)
@@ -398,7 +400,7 @@ async def test_the_name_in_the_url_is_the_one_that_tls_names(authority: Authorit
     assert names == ["media.test"]
 
 
-async def test_a_redirect_does_not_lead_out_of_tls(authority: Authority) -> None:
+async def test_a_redirect_from_https_to_http_is_refused(authority: Authority) -> None:
     async with Host({"/": respond(BODY)}) as plain:
         safe = Host({"/": redirect(plain.url("/"))}, tls=identity(authority.sign("media.test")))
         async with safe, fetching(plain, safe, tls_root=str(authority.certificate)) as fetcher:
@@ -407,7 +409,7 @@ async def test_a_redirect_does_not_lead_out_of_tls(authority: Authority) -> None
     assert plain.connection_count == 0
 
 
-async def test_a_root_that_is_none_is_refused_at_the_start(tmp_path: Path) -> None:
+async def test_an_unusable_tls_root_is_refused_at_startup(tmp_path: Path) -> None:
     for path in (tmp_path / "absent.pem", Path(__file__)):
         with pytest.raises(SettingError, match="--fetch-tls-root"):
             async with fetching(tls_root=str(path), ports="443"):
@@ -417,7 +419,7 @@ async def test_a_root_that_is_none_is_refused_at_the_start(tmp_path: Path) -> No
 # -- how many, and what is counted -------------------------------------------------------------------------------------
 
 
-async def test_so_many_are_fetched_at_once_and_the_others_wait() -> None:
+async def test_concurrent_fetches_are_limited_and_others_wait() -> None:
     go_on = asyncio.Event()
     at_once: list[int] = []
 
@@ -434,7 +436,7 @@ async def test_so_many_are_fetched_at_once_and_the_others_wait() -> None:
     assert max(at_once) == 2
 
 
-async def test_more_than_may_wait_are_refused() -> None:
+async def test_fetches_beyond_the_queue_are_refused() -> None:
     async with Host({"/": hang()}) as host, fetching(host, max_at_once=1) as fetcher:
         tasks = [asyncio.create_task(fetch(fetcher, host.url("/"))) for _ in range(33)]
         await eventually(lambda: host.busy_count == 1)
@@ -449,7 +451,7 @@ async def test_more_than_may_wait_are_refused() -> None:
         assert await fetch(fetcher, host.url("/")) == BODY
 
 
-async def test_what_is_fetched_is_counted_by_scheme_and_outcome() -> None:
+async def test_fetches_are_counted_by_scheme_and_outcome() -> None:
     async with Host({"/": respond(BODY), "/slow": hang(HEAD)}) as host, fetching(host) as fetcher:
         await fetch(fetcher, host.url("/"))
         await reason(fetcher, host.url("/nowhere"))

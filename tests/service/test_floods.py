@@ -106,7 +106,7 @@ async def test_memory_is_bounded_where_large_messages_never_end(server: WatchedS
 
 
 @pytest.mark.parametrize("path", ["/preprocessor.v1.Preprocessor/GetModel", "/grpc.health.v1.Health/Check"])
-async def test_methods_of_one_message_take_in_no_more_of_it_than_others(server: WatchedServer, path: str) -> None:
+async def test_unary_requests_are_received_under_the_same_limits(server: WatchedServer, path: str) -> None:
     assert await is_served(server)
     before = own_bytes(server)
     message = bytes(15 * MIB)
@@ -141,7 +141,7 @@ async def test_pings_in_quick_succession_end_the_connection(server: WatchedServe
     assert await is_served(server)
 
 
-async def test_a_connection_carries_only_so_many_calls(model: Model) -> None:
+async def test_streams_per_connection_are_limited(model: Model) -> None:
     def crowd(address: str) -> list[int]:
         """Numbers of the streams that are refused."""
         with RawConnection(address) as connection:
@@ -154,7 +154,7 @@ async def test_a_connection_carries_only_so_many_calls(model: Model) -> None:
         await caller.prepare(chat("still there?"))
 
 
-async def test_only_so_many_connections_are_open(model: Model) -> None:
+async def test_open_connections_are_limited(model: Model) -> None:
     def connect(address: str) -> list[bool]:
         """Of ten connections, which of them are greeted."""
         with contextlib.ExitStack() as stack:

@@ -101,7 +101,7 @@ def test_a_line_about_a_request_names_it_and_its_trace(stopped: Service) -> None
     assert all("request_id" not in line for line in about_none)
 
 
-def test_no_line_holds_what_a_caller_sent(stopped: Service) -> None:
+def test_no_log_line_contains_request_content(stopped: Service) -> None:
     log = "\n".join(stopped.lines)
     assert SECRET not in log
     assert SECRET_FILE.decode() not in log

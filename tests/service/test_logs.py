@@ -56,7 +56,7 @@ def secret_specs() -> list[pb.PrepareSpec]:
     ]
 
 
-def test_a_busy_service_logs_nothing_that_callers_sent(tmp_path: Path) -> None:
+def test_a_busy_service_logs_no_request_content(tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(f"gateway {TOKEN}\n")
     options = ("--workers", "1", "--log-level", "debug", "--token-file", str(tmp_path / "tokens"))
     verbose = {"GRPC_VERBOSITY": "INFO", "PYTHONASYNCIODEBUG": "1"}
@@ -103,7 +103,7 @@ def fail_with_a_secret() -> None:
         raise ValueError(f"cannot use {SECRET}") from error
 
 
-def test_a_fault_is_described_by_its_place_and_kind_alone() -> None:
+def test_a_fault_is_logged_by_location_and_type_only() -> None:
     with pytest.raises(ValueError, match=SECRET) as caught:
         fail_with_a_secret()
     quiet = describe_fault(caught.value, log_payloads=False)
@@ -113,7 +113,7 @@ def test_a_fault_is_described_by_its_place_and_kind_alone() -> None:
     assert SECRET in describe_fault(caught.value, log_payloads=True)
 
 
-def test_a_worker_s_fault_is_described_by_its_place_in_the_worker() -> None:
+def test_a_worker_s_fault_is_logged_by_its_location_in_the_worker() -> None:
     with pytest.raises(ValueError, match=SECRET) as caught:
         fail_with_a_secret()
     failed = TaskFailed(Fault(trace_of(caught.value), f"… {SECRET} …"))
@@ -123,7 +123,7 @@ def test_a_worker_s_fault_is_described_by_its_place_in_the_worker() -> None:
     assert SECRET in describe_fault(failed, log_payloads=True)
 
 
-async def test_a_refusal_that_stands_for_a_foreign_error_is_logged_with_its_trace(
+async def test_a_refusal_caused_by_a_foreign_error_is_logged_with_its_traceback(
     model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuses(*_: object) -> None:
@@ -139,7 +139,7 @@ async def test_a_refusal_that_stands_for_a_foreign_error_is_logged_with_its_trac
 
 
 @pytest.mark.parametrize("log_payloads", [False, True])
-async def test_a_fault_s_own_words_are_logged_only_where_that_is_asked_for(
+async def test_a_fault_s_message_is_logged_only_if_enabled(
     model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, log_payloads: bool
 ) -> None:
     def broken(*_: object) -> None:
