@@ -37,7 +37,7 @@ def test_the_first_row_has_single_values_with_thresholds() -> None:
     figures = [panel for panel in panels if panel["gridPos"]["y"] == row["gridPos"]["h"]]
     assert [panel["type"] for panel in figures] == ["stat"] * 6
     steps = {panel["title"]: panel["fieldConfig"]["defaults"]["thresholds"]["steps"] for panel in figures}
-    assert [title for title, of_title in steps.items() if len(of_title) == 1] == ["Answers a second"]
+    assert [title for title, of_title in steps.items() if len(of_title) == 1] == ["Successful calls per second"]
 
 
 def test_thresholds_equal_those_of_the_alerts() -> None:
