@@ -1,4 +1,4 @@
-"""What Kustomize makes of deploy/kustomize: the real Kustomize, which kubectl carries."""
+"""The rendered manifests of deploy/kustomize, by the Kustomize in kubectl."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lower bounds of pyproject.toml: that generated code which needs more is found. `make test-lowest` installs them."""
+"""The lower bounds in pyproject.toml satisfy the generated code. `make test-lowest` installs them."""
 
 from __future__ import annotations
 

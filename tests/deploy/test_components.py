@@ -1,4 +1,4 @@
-"""Components on their own, those that no overlay uses above all, and what goes with them."""
+"""Each Kustomize component on its own, in particular those that no overlay uses."""
 
 from __future__ import annotations
 

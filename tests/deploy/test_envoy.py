@@ -1,4 +1,4 @@
-"""Three real replicas behind a real Envoy, which has the deployment's own configuration."""
+"""Three real replicas behind a real Envoy with the deployed configuration."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ async def test_other_paths_are_not_found(balanced: Balanced, path: str) -> None:
 
 
 def test_envoy_reads_the_file_itself(tmp_path: Path) -> None:
-    """Elsewhere it gets what Python makes of it; anchors, say, are for each reader to understand."""
+    """Other tests write it with Python; here Envoy parses the original, for example its YAML anchors."""
     path = tmp_path / "envoy.yaml"
     path.write_text((DIRECTORY / "envoy.yaml").read_text().replace("/etc/envoy/", f"{DIRECTORY}/"))
     command = [envoy_binary(), "--mode", "validate", "--config-path", path]
@@ -253,7 +253,7 @@ def calls_logged(envoy: Envoy, method: str) -> list[dict[str, Any]]:
 
 
 async def test_quotas_apply_to_the_caller_that_envoy_names(tmp_path: Path) -> None:
-    """By certificate; what he says himself of who he is does not count."""
+    """By certificate; the caller's own header is ignored."""
     authority = Authority(tmp_path, "authority")
     quota = ("--caller-metadata", "x-caller", "--max-calls-per-second", "0.1")
     async with (
@@ -295,7 +295,7 @@ async def test_prometheus_reads_statistics_and_nothing_else_of_the_admin_interfa
 
 
 async def test_replicas_that_drain_or_die_lose_only_started_responses(balanced: Balanced) -> None:
-    """One is told to stop, another is killed, in the middle of their calls and with more coming."""
+    """One is stopped and another killed during calls, while more calls arrive."""
     drained, killed, left = balanced.replicas
     answers: list[BegunAnswer] = []
     begun = [0, 0, 0]

@@ -1,4 +1,4 @@
-"""What Envoy tries again and what not, with the deployment's own configuration and a service that fails as it is told to."""
+"""Envoy's retries, with the deployed configuration and a service that fails on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The images: what hadolint thinks of them, and what must be true of them that it does not look at."""
+"""The Dockerfiles: hadolint, and checks beyond it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every overlay as Kustomize renders it: accepted by Kubernetes' own schemas, and true to what the service is."""
+"""Every overlay as Kustomize renders it: valid by Kubernetes' schemas, and consistent with the service."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def engine_config(overlay: str) -> str:
 
 
 def settings_of(overlay: str, container: Resource) -> ServeSettings:
-    """What `preprocessor serve` would make of a container's variables, the image's own included."""
+    """The settings of `preprocessor serve` from a container's variables and the image's."""
     image = dict(re.findall(r"(PREPROCESSOR_\w+)=(\S+)", " ".join(text for _, text in instructions("Dockerfile"))))
     return load_settings(argparse.Namespace(config=""), image | environment_of(overlay, container)).settings
 
@@ -75,7 +75,7 @@ def test_kubernetes_knows_every_field(overlay: str, version: str) -> None:
 
 @overlays
 def test_pods_pass_the_restricted_pod_security_standard(overlay: str) -> None:
-    """And more: no file of the image can be changed, no token of the cluster lies in it."""
+    """And beyond it: the root file system is read-only, and no service account token is mounted."""
     for container, pod in containers(overlay):
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}

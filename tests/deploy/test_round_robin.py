@@ -1,4 +1,4 @@
-"""Balancing without a proxy: a headless Service's addresses, callers that use all of them, connections that end now and then."""
+"""Client-side load balancing over a headless Service, with a maximum connection age."""
 
 from __future__ import annotations
 

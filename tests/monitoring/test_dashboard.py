@@ -1,4 +1,4 @@
-"""The Grafana dashboard asks only for what there is. That a Prometheus answers it, `test_prometheus` shows."""
+"""The Grafana dashboard queries existing metrics. `test_prometheus` runs its queries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may call, how that is found out, and how much each may ask."""
+"""TLS, authentication and quotas."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def service_files(authority: Authority, tmp_path: Path) -> Signed:
 
 
 def replaced(folder: Path, signed: Signed) -> Signed:
-    """Put a certificate and its key where the service looks for them, each whole at once."""
+    """Replace the certificate and its key, each atomically."""
     files = Signed(folder / "tls.crt", folder / "tls.key")
     for source, target in ((signed.certificate, files.certificate), (signed.key, files.key)):
         shutil.copyfile(source, target.with_suffix(".new"))
@@ -75,7 +75,7 @@ def towards_service(authority: Authority, own: Signed | None = None) -> Credenti
 
 
 async def ask(caller: Caller, credentials: Credentials, spec: pb.PrepareSpec = SPEC) -> PrepareResult:
-    """Call over a connection of its own."""
+    """Call over a new connection."""
 
     def call() -> PrepareResult:
         with open_channel(caller.server.address, credentials) as channel:
@@ -177,7 +177,7 @@ async def test_a_certificate_s_owner_has_a_quota_of_his_own(
         assert (await ask(caller, batch)).header.token_count > 0
 
 
-# -- in the open -------------------------------------------------------------------------------------------------------
+# -- without TLS -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:50051", "[::]:50051", "10.1.2.3:50051", "preprocessor.test:50051"])

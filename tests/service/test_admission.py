@@ -1,4 +1,4 @@
-"""What a full service does with one request more, and what it holds of a request that is over."""
+"""Admission: what a fully used service does with another request, and that completed requests release everything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every kind of bad input gets its status and reason at once, and the next request works."""
+"""Every kind of bad input is refused at once with its status and reason, and the next request works."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ async def test_a_video_beyond_the_limits_is_refused(model: Model, limits: Limits
 
 
 async def test_the_header_memory_limit_does_not_limit_later_stages(model: Model) -> None:
-    """FFmpeg makes 180 MB of index of the file's 2 KB, and does without it where there is no room."""
+    """FFmpeg builds an index of 180 MB from the file's 2 KB, and omits it if there is too little memory."""
     claims = samples_of_one_size(5_000_000)
     reasons = []
     for size_bytes in (1 << 30, 64 << 20):
@@ -235,7 +235,7 @@ async def test_a_malformed_message_is_refused(caller: Caller) -> None:
 
 
 async def test_quoted_input_is_cut_so_that_the_status_fits_grpc_s_metadata_limit(caller: Caller) -> None:
-    """A status of 16 KiB and more is dropped by gRPC, and with it the reason."""
+    """gRPC drops a status of 16 KiB or more, and the reason with it."""
     spec = chat("hi", model="é" * 60_000)
     failure = await caller.refusal(spec)
     assert failure.reason == "MODEL_NOT_FOUND"

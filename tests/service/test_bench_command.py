@@ -40,7 +40,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Unhurried:
-    """A server that answers every call after a while, however many are open."""
+    """A server that answers every call after a delay, whatever the concurrency."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds

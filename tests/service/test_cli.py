@@ -1,4 +1,4 @@
-"""The command line, as a user's shell runs it."""
+"""The command line, run as by a shell."""
 
 from __future__ import annotations
 

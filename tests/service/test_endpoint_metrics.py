@@ -1,4 +1,4 @@
-"""What `/metrics` says of each engine endpoint, scraped as Prometheus does."""
+"""The metrics of each engine endpoint, scraped as by Prometheus."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def several(policy: EndpointPolicy = CALM, **engines: EngineClient) -> Endpoints
 
 
 async def requests(caller: Caller) -> Mapping[tuple[str, ...], float]:
-    """Requests by endpoint and outcome, those that there were."""
+    """Requests by endpoint and outcome, without zeros."""
     samples = await caller.samples()
     return {key[1:]: value for key, value in samples.items() if key[0] == ENGINE + "requests_total" and value}
 

@@ -1,4 +1,4 @@
-"""What the service asks of an engine, and what it makes of the engine's answers and of its settings."""
+"""The requests that the service sends to an engine, how it handles the responses, and its engine settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a caller's metadata goes on to the engine."""
+"""The caller's metadata that is forwarded to the engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of accepted work when the machine fails the service: nothing is lost silently, and nothing needs a restart."""
+"""Accepted requests when the machine fails: nothing is lost silently, and nothing needs a restart."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SHARED = ("--engine", "127.0.0.1:1", "--engine-transport", "shared-memory")
 
 
 async def ask(address: str, spec: pb.PrepareSpec = chat("hello")) -> PrepareResult:  # noqa: B008 - read, never written
-    """Call over a connection of its own."""
+    """Call over a new connection."""
 
     def call() -> PrepareResult:
         with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
@@ -91,7 +91,7 @@ async def test_a_stop_under_load_finishes_what_was_accepted_and_refuses_the_rest
 
 @dataclass
 class Stop:
-    """How the calls of callers who never stop asking ended, and what the log says of it."""
+    """The endings of calls during a stop, and the log."""
 
     codes: Counter[grpc.StatusCode]
     log: list[str]
@@ -99,7 +99,7 @@ class Stop:
 
 @pytest_asyncio.fixture(scope="module")
 async def stop_under_calls() -> Stop:
-    """A service that is told to stop while 48 callers, on four connections, ask again as soon as they have an answer."""
+    """A service that is stopped while 48 callers, on four connections, call continuously."""
     codes: Counter[grpc.StatusCode] = Counter()
     is_over = asyncio.Event()
     with WatchedServer("--workers", "1", "--drain-seconds", "60") as server:
@@ -144,7 +144,7 @@ def test_a_stop_logs_its_refusals_in_summary_lines(stop_under_calls: Stop) -> No
 
 
 async def test_a_stop_signal_to_every_process_interrupts_no_task() -> None:
-    """Some send it so: systemd, and whoever kills a control group."""
+    """As systemd does, and everyone who signals a whole cgroup."""
     with WatchedServer("--workers", "1", "--memory-budget", "1GiB", "--drain-seconds", "60") as server:
         async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
             accepted = [
@@ -200,11 +200,11 @@ def regions_of(process: psutil.Process) -> set[Path]:
     return {Path(found) for found in re.findall(r"/dev/shm/vlm-preprocessor-\w+", maps)}
 
 
-# -- resources that run out --------------------------------------------------------------------------------------------
+# -- exhausted resources -----------------------------------------------------------------------------------------------
 
 
 def own_mounts(*mounts: str) -> tuple[str, ...]:
-    """A command that runs another one with file systems of its own mounted.
+    """A command prefix that mounts private file systems and executes the command that follows.
 
     Skips the test where no mount namespace may be made, as in a container without CAP_SYS_ADMIN.
     """

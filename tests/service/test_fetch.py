@@ -46,7 +46,7 @@ def photo_at(url: str, key: str = "photo") -> pb.Media:
 
 
 def local(*hosts: Host, **settings: object) -> FetchSettings:
-    """Settings that allow these hosts, by the name that every machine has for itself."""
+    """Settings that allow these hosts, by the name localhost."""
     allowed = {"hosts": "localhost", "networks": "127.0.0.1/32", "ports": ",".join(str(host.port) for host in hosts)}
     return FetchSettings(**{**allowed, **settings})  # type: ignore[arg-type]
 
@@ -59,7 +59,7 @@ async def host() -> AsyncIterator[Host]:
 
 @pytest_asyncio.fixture(scope="module")
 async def fetching(model: Model, host: Host) -> AsyncIterator[Caller]:
-    """A service that may fetch from the host; tests give each answer a path of its own."""
+    """A service that may fetch from the host; each test uses its own paths."""
     async with serving(model, fetch=local(host, read_seconds=5.0, total_seconds=20.0)) as one:
         yield one
 
@@ -273,7 +273,7 @@ async def test_a_declared_size_alone_reserves_no_memory(model: Model) -> None:
 
 
 async def test_a_large_file_of_known_size_is_received_into_its_final_memory(model: Model) -> None:
-    """Five files of 3 MiB fit into 16 MiB of room for files only if none of them is held, or counted, twice."""
+    """Five files of 3 MiB fit into 16 MiB of memory for files only if none is held, or counted, twice."""
     padded = CLIP + struct.pack(">I4s", 3 << 20, b"free") + bytes((3 << 20) - 8)
     async with (
         Host({"/": respond(padded)}) as host,

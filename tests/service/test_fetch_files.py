@@ -1,4 +1,4 @@
-"""file: URLs below their roots, whatever lies there; and objects of stores."""
+"""`file:` URLs below configured roots, for files of every kind; and objects in stores."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ async def test_an_invalid_file_url_is_refused(fetcher: Fetcher, root: Path, url:
 
 
 async def test_a_link_that_keeps_changing_never_leads_outside_the_roots(fetcher: Fetcher, root: Path) -> None:
-    """A thread swaps a good link and a bad one as fast as it can; a check of the path would be passed and then betrayed."""
+    """A thread keeps swapping an allowed link and a forbidden one, so a check of the path would be outdated at its use."""
     link, done = root / "swapped", threading.Event()
 
     def swap() -> None:

@@ -1,4 +1,4 @@
-"""Fetching over HTTP from hosts that mean well, and from hosts that do not. All of them are real, on this machine."""
+"""Fetching over HTTP, from well-behaved and from hostile servers, all of them on this machine."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def reason(fetcher: Fetcher, url: str) -> str:
     return (await refusal(fetcher, url)).reason
 
 
-# -- what a host gets to see, and what comes ---------------------------------------------------------------------------
+# -- requests and responses --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ async def test_an_ip_address_in_the_url_is_checked_like_a_resolved_one(name: str
 
 
 async def test_dns_rebinding_reaches_no_private_address() -> None:
-    """DNS rebinding: the first answer is allowed, every later one lies inside."""
+    """The first DNS answer is allowed; all later ones are private addresses."""
     resolver = Resolver(["127.0.0.1"], ["127.0.0.2"])
     async with (
         Host({"/": respond(BODY, Connection="close")}) as host,
@@ -222,7 +222,7 @@ async def test_addresses_from_the_system_s_resolver_are_checked_too() -> None:
     assert host.connection_count == 1
 
 
-# -- hosts that take their time ----------------------------------------------------------------------------------------
+# -- slow hosts --------------------------------------------------------------------------------------------------------
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
 
@@ -265,7 +265,7 @@ async def test_redirects_share_one_timeout() -> None:
         assert await reason(fetcher, host.url("/")) == "FETCH_TIMEOUT"
 
 
-# -- hosts that lie ----------------------------------------------------------------------------------------------------
+# -- hostile hosts -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -416,7 +416,7 @@ async def test_an_unusable_tls_root_is_refused_at_startup(tmp_path: Path) -> Non
                 pass
 
 
-# -- how many, and what is counted -------------------------------------------------------------------------------------
+# -- concurrency and metrics -------------------------------------------------------------------------------------------
 
 
 async def test_concurrent_fetches_are_limited_and_others_wait() -> None:

@@ -1,4 +1,4 @@
-"""Floods: of calls, of pings, of connections, of large messages that never end. Memory stays flat, and others are served."""
+"""Floods of calls, pings, connections and endless messages: memory stays flat, and other callers are served."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CANCEL = (8).to_bytes(4, "big")
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[WatchedServer]:
-    """A small server; the tests leave it whole."""
+    """A small server; the tests do not change its state."""
     with WatchedServer("--workers", "1", "--memory-budget", "256MiB", "--max-uploads", "4") as one:
         yield one
 
@@ -48,7 +48,7 @@ def own_bytes(server: WatchedServer) -> int:
 
 
 async def is_served(server: WatchedServer) -> bool:
-    """Whether an ordinary caller gets an ordinary answer."""
+    """Whether an ordinary call succeeds."""
 
     def ask() -> bool:
         with grpc.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
@@ -58,7 +58,7 @@ async def is_served(server: WatchedServer) -> bool:
 
 
 def reset_streams(address: str, count: int, first: int = 1) -> None:
-    """Open calls and take each back at once, as in CVE-2023-44487, as fast as the server reads."""
+    """Open calls and reset each at once, as in CVE-2023-44487, as fast as the server reads."""
     with RawConnection(address) as connection:
         for number in range(count):
             connection.open_stream(first + 2 * number, PREPARE)
@@ -66,7 +66,7 @@ def reset_streams(address: str, count: int, first: int = 1) -> None:
 
 
 def empty_streams(address: str, count: int) -> None:
-    """Calls that end before they have said anything."""
+    """Calls that end without a message."""
     with RawConnection(address) as connection:
         for number in range(count):
             stream = 1 + 2 * number
@@ -90,7 +90,7 @@ async def test_memory_is_flat_under_a_flood_of_tiny_calls(server: WatchedServer,
 
 
 async def test_memory_is_bounded_where_large_messages_never_end(server: WatchedServer) -> None:
-    """Forty messages of 15 MiB, of each all but its end: 600 MiB, of which so many uploads are read as may be."""
+    """Forty incomplete messages of 15 MiB: 600 MiB, of which at most `max_upload_count` are read."""
     assert await is_served(server)
     before = own_bytes(server)
     message = pb.PrepareRequest(spec=pb.PrepareSpec(text="x" * (15 * MIB))).SerializeToString()
@@ -120,7 +120,7 @@ async def test_unary_requests_are_received_under_the_same_limits(server: Watched
 
 
 def unfinished(address: str, message: bytes, path: str = PREPARE) -> RawConnection:
-    """A call that sends of one message as much as it may and stops short of its end."""
+    """A call that sends an incomplete message, as far as flow control allows."""
     connection = RawConnection(address).__enter__()
     connection.open_stream(1, path)
     rest = b"\0" + len(message).to_bytes(4, "big") + message[:-1]
@@ -156,7 +156,7 @@ async def test_streams_per_connection_are_limited(model: Model) -> None:
 
 async def test_open_connections_are_limited(model: Model) -> None:
     def connect(address: str) -> list[bool]:
-        """Of ten connections, which of them are greeted."""
+        """Of ten connections, those that the server accepts."""
         with contextlib.ExitStack() as stack:
             connections = [stack.enter_context(RawConnection(address)) for _ in range(10)]
             return [connection.frames_until(SETTINGS) != [] for connection in connections]

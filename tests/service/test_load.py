@@ -1,4 +1,4 @@
-"""The signal to scale by, the frames that are counted, and the bound on what a label may be."""
+"""The load ratio for autoscaling, counts of frames, and limits on label values."""
 
 from __future__ import annotations
 

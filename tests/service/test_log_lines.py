@@ -1,4 +1,4 @@
-"""The log of a real `preprocessor serve`, from its start to its stop: objects that say which request they are about."""
+"""The JSON log of a real `preprocessor serve`, from start to stop, with request IDs."""
 
 from __future__ import annotations
 

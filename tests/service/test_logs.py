@@ -1,4 +1,4 @@
-"""What the log of a busy service holds, at its most talkative: nothing that callers have sent."""
+"""The log of a busy service, at level debug, contains no request content."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def secret_image() -> bytes:
 
 
 def secret_specs() -> list[pb.PrepareSpec]:
-    """Requests that succeed, and requests that fail at every stage, each with the secret wherever there is room."""
+    """Requests that succeed, and requests that fail at every stage, each with the secret in every field that takes text."""
     clip = moving_shapes_clip(seconds=1, width=160, height=120)
     fine = chat(SECRET, image("photo", secret_image()), video("clip", clip), cache_salt=SECRET)
     fine.chat.template_arguments[SECRET] = SECRET

@@ -1,4 +1,4 @@
-"""In a cgroup of the budget and 1 GiB nothing that callers do ends the service, and what they are refused leaves nothing."""
+"""In a cgroup of the budget and 1 GiB callers cannot kill the service, and refused requests leave no memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(group: MemoryGroup | None) -> Iterator[WatchedServer]:
-    """A server that the tests leave whole, in a real cgroup where one may be made."""
+    """A server shared by the tests, in a real cgroup if one can be created."""
     with WatchedServer(*OPTIONS, under=() if group is None else group.under) as one:
         yield one
 
@@ -55,7 +55,7 @@ def anonymous_bytes(server: WatchedServer) -> int:
 async def stand(
     server: WatchedServer, group: MemoryGroup | None, ways: tuple[Way, ...], *, each: int, rounds: int
 ) -> Counter[tuple[str, str]]:
-    """Have every way come to so many ends, an ordinary caller being answered meanwhile; the service must live through it."""
+    """Run every way for `rounds` endings, with ordinary calls meanwhile; the service must survive."""
     processes, before = {server.process.pid}, anonymous_bytes(server)
     most = before
     with pressure(server.address, ways, each=each) as endings:

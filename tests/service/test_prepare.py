@@ -1,4 +1,4 @@
-"""What `Prepare`, `CountTokens` and `GetModel` answer, over a real server."""
+"""The responses of `Prepare`, `CountTokens` and `GetModel`, from a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What kubelet and balancers are told, through every change of a real service."""
+"""Health and readiness as kubelets and load balancers see them, through all state changes of a real service."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ READY = (200, "ok\n")
 
 @pytest.fixture
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The service looks at its engine and its memory all the time."""
+    """Makes the service check engine and memory continuously."""
     monkeypatch.setattr("preprocessor.service.health.CHECK_SECONDS", 0.05)
 
 
 async def status_changes(caller: Caller, service: str) -> AsyncIterator[str]:
-    """What `Watch` tells, as it comes."""
+    """The status updates of `Watch`."""
     call = health_pb2_grpc.HealthStub(caller.channel).Watch(health_pb2.HealthCheckRequest(service=service))
     async for answer in call:
         yield health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 
 async def following(watches: Sequence[AsyncIterator[str]]) -> str:
-    """What all of them tell next."""
+    """The next update of each."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         [status] = {await anext(changes) for changes in watches}
     return status
@@ -79,18 +79,18 @@ async def test_the_replica_is_unready_until_lost_workers_are_replaced(model: Mod
 async def test_a_budget_that_stays_full_makes_the_replica_unready_until_memory_is_free(
     model: Model, brisk: None
 ) -> None:
-    """A caller who reads nothing holds the pixels of a clip; the budget has room for that clip alone."""
+    """A caller that reads nothing holds the pixels of a clip, which fill the budget."""
     clip = moving_shapes_clip(seconds=4, width=160, height=120)
     spec = chat(video("clip", clip, sampling=pb.Sampling(every_frame=True)))
     async with serving(model, memory_budget_bytes=64 << 20, budget_full_seconds=0.1) as caller:
         health, pool = caller.server.health, caller.server.pool
-        room = pool.rows.lease(int(pool.rows.size_bytes * 0.96))
-        assert room is not None
+        lease = pool.rows.lease(int(pool.rows.size_bytes * 0.96))
+        assert lease is not None
         await eventually(lambda: Cause.BUDGET in health.causes)
         status, why = await caller.get("/readyz")
         assert (status, why.startswith("the memory budget has been full for")) == (503, True)
         assert (await caller.samples())["preprocessor_unready", "budget"] == 1
-        room.release()
+        lease.release()
         await eventually(lambda: not health.causes)
         assert await caller.get("/readyz") == READY
         await caller.prepare(spec)
@@ -103,17 +103,17 @@ async def test_a_briefly_full_budget_keeps_the_replica_ready(model: Model) -> No
         health = Health(None, pool, budget_full_seconds=10.0, clock=lambda: now)
         for seconds_later, is_full, is_ready in ((0, True, True), (9, True, True), (0.5, False, True), (9, True, True)):
             now += seconds_later
-            room = pool.rows.lease(int(pool.rows.size_bytes * 0.96)) if is_full else None
+            lease = pool.rows.lease(int(pool.rows.size_bytes * 0.96)) if is_full else None
             await health.refresh()
             assert (not health.causes) is is_ready
-            if room is not None:
-                room.release()
-        room = pool.files.lease(int(pool.files.size_bytes * 0.96))
-        assert room is not None
+            if lease is not None:
+                lease.release()
+        lease = pool.files.lease(int(pool.files.size_bytes * 0.96))
+        assert lease is not None
         await health.refresh()
         now += 10
         assert list(health.causes) == [Cause.BUDGET], "files have memory of their own, which may be full by itself"
-        room.release()
+        lease.release()
 
 
 async def test_readiness_reports_every_cause(model: Model) -> None:
@@ -141,7 +141,7 @@ def test_health_is_refreshed_more_often_than_a_kubelet_probes() -> None:
 
 async def test_an_engine_outage_is_logged_once(model: Model, caplog: pytest.LogCaptureFixture) -> None:
     class Fickle(FakeEngine):
-        """Says something else each time, as one does that counts the seconds to the next try."""
+        """An engine whose error message differs each time, like one that counts the seconds to its next check."""
 
         asked_count = 0
 

@@ -1,4 +1,4 @@
-"""README names a test for every promise about faults: those tests exist."""
+"""README names tests for every guarantee about faults: those tests exist."""
 
 from __future__ import annotations
 

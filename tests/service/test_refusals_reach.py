@@ -1,4 +1,4 @@
-"""A refusal comes before the files where sizes are told, and in the midst of an upload with its reason, by every client."""
+"""Refusals: before the upload if sizes are announced, and during the upload with the reason, for every kind of client."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NODE_MODULES = Path(os.environ.get("NODE_PATH", HERE / "node_modules"))
 
 @pytest_asyncio.fixture(scope="module")
 async def small(model: Model) -> AsyncIterator[Caller]:
-    """A server with little room, which the tests leave as it was: 20 MiB for files."""
+    """A shared server with 20 MiB of memory for files."""
     async with serving(model, limits=LIMITS, memory_budget_bytes=80 * MIB, worker_count=1) as one:
         yield one
 
@@ -90,7 +90,7 @@ def test_the_client_announces_file_sizes() -> None:
     ]
 
 
-# -- in the midst of an upload -----------------------------------------------------------------------------------------
+# -- during an upload --------------------------------------------------------------------------------------------------
 
 
 def upload(told: bool) -> list[bytes]:
@@ -145,7 +145,7 @@ async def test_a_node_client_receives_the_reason(small: Caller, told: bool) -> N
     assert expected[1] in failed["details"]
 
 
-# -- waits -------------------------------------------------------------------------------------------------------------
+# -- retries -----------------------------------------------------------------------------------------------------------
 
 
 async def test_the_client_retries_after_retry_info(small: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +183,7 @@ def test_the_client_does_not_retry_when_it_cannot_succeed_in_time(
         calls._Waits(patience_seconds, timeout_seconds).wait(refused)
 
 
-# -- turns -------------------------------------------------------------------------------------------------------------
+# -- slow uploads ------------------------------------------------------------------------------------------------------
 
 
 async def test_an_idle_upload_is_ended_while_others_wait(model: Model) -> None:

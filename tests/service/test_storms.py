@@ -1,4 +1,4 @@
-"""What a server withstands: killed processes, callers that leave, hours of work. Seen from outside, as a process of its own.
+"""Endurance: killed processes, cancelled calls, hours of load. The server is a separate process, observed from outside.
 
 Whatever happens, every request ends, with the right answer or with a status that says why there is none, and afterwards the
 server holds nothing that it did not hold before. The long forms are marked `slow`; `make soak` runs for SOAK_SECONDS.

@@ -1,4 +1,4 @@
-"""Spans of real calls, as a collector gets them."""
+"""Spans of real calls, as a collector receives them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller is told of a service that does not answer: one sentence, made by trying the address again."""
+"""The explanation for a service that does not answer: one sentence, found by probing the address."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What hostile or broken callers send, and how long they take: each ends with its reason, and nobody else notices."""
+"""Hostile and broken callers, in content and in timing: each call ends with its reason, and other callers are unaffected."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def chunk(data: bytes, offset: int = 0, key: str = "photo", last: bool = False) 
 
 
 async def refused(caller: Caller, messages: Iterable[pb.PrepareRequest | bytes]) -> Refusal:
-    """How a stream of messages ends, bytes sent as they are; the next request must work."""
+    """The error of a stream of messages, sent as they are; the next request must succeed."""
     found = await refusal_of(caller.send(messages))
     await caller.prepare(chat("still there?"))
     return found
 
 
-# -- messages that are none --------------------------------------------------------------------------------------------
+# -- malformed messages ------------------------------------------------------------------------------------------------
 
 NO_TEXT = (
     pb.PrepareRequest(spec=pb.PrepareSpec(text="(text)")).SerializeToString().replace(b"(text)", b"\xff\xfe\xc0ab")
@@ -104,7 +104,7 @@ async def test_health_and_reflection_refuse_malformed_messages_too(caller: Calle
     assert (found.code, found.reason) == (INVALID, "MALFORMED_MESSAGE")
 
 
-# -- too much of it ----------------------------------------------------------------------------------------------------
+# -- limits ------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_message_above_the_limit_is_refused_by_grpc(model: Model) -> None:
@@ -171,7 +171,7 @@ async def test_a_spec_of_very_many_parts_is_refused_before_it_is_read(caller: Ca
 
 @pytest.mark.parametrize("letter", ["x", "é", "\n", '"'])
 async def test_error_messages_quote_only_a_part_of_long_input(caller: Caller, letter: str) -> None:
-    """Trailers of a megabyte would reach no caller: he would see another error, or none."""
+    """Callers do not receive trailers of a megabyte: they get another error, or none."""
     long = letter * 1_000_000
     named = await refused(caller, [pb.PrepareRequest(spec=chat("hi", model=long))])
     assert (named.code, named.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
@@ -239,7 +239,7 @@ async def test_an_upload_below_the_minimum_rate_is_ended(model: Model) -> None:
 
 
 def dripping() -> Iterator[pb.PrepareRequest]:
-    """A spec and then a byte at a time, for ever."""
+    """A spec, then one byte at a time without end."""
     yield SPEC
     for offset in itertools.count():
         time.sleep(0.02)
@@ -261,14 +261,14 @@ async def test_concurrent_uploads_are_limited_and_others_wait(model: Model) -> N
 
 async def test_a_caller_that_waits_too_long_to_upload_is_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     wire = WireSettings(max_upload_count=1, upload_idle_seconds=0.4)
-    intake = UploadStream(wire)
-    monkeypatch.setattr(servicer, "UploadStream", lambda _: intake)
+    uploads = UploadStream(wire)
+    monkeypatch.setattr(servicer, "UploadStream", lambda _: uploads)
     async with serving(model, wire=wire) as caller:
-        await intake._take_turn("a peer")  # as an upload does that goes on
+        await uploads._take_turn("a peer")  # as an upload does that goes on
         try:
             found = await refusal_of(caller.stub.Prepare(iter([pb.PrepareRequest(spec=chat("hi"))])))
         finally:
-            intake._pass_turn()
+            uploads._pass_turn()
         assert (found.code, found.reason) == (EXHAUSTED, "UPLOADS_FULL")
         assert found.retry_seconds == 1.0
         await eventually_answered(
@@ -321,12 +321,12 @@ async def test_no_deadline_is_longer_than_the_longest(model: Model) -> None:
 
 
 async def sent_and_waiting(call: grpc.aio.StreamStreamCall[pb.PrepareRequest, pb.PrepareResponse]) -> None:
-    """A call that sends a spec that promises a file, and waits; it may end at any time."""
+    """A call that sends a spec with a file to follow, and waits; it may end at any time."""
     await call.write(SPEC)
     await call.read()
 
 
-# -- how many at once --------------------------------------------------------------------------------------------------
+# -- concurrency -------------------------------------------------------------------------------------------------------
 
 
 async def test_calls_beyond_the_open_call_limit_are_refused_and_health_checks_are_not(model: Model) -> None:
