@@ -11,9 +11,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from preprocessor.config import FetchSettings
+from preprocessor.errors import PreprocessorError
 from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.metrics import Metrics
 
@@ -207,3 +209,15 @@ async def fetch(fetcher: Fetcher, url: str) -> bytes:
     sink = Collected()
     await fetcher.fetch(url, "clip", sink)
     return sink.data
+
+
+async def refusal(fetcher: Fetcher, url: str) -> PreprocessorError:
+    """The error of a fetch, whose message and metadata name the medium."""
+    with pytest.raises(PreprocessorError) as caught:
+        await fetch(fetcher, url)
+    assert caught.value.metadata["media_key"] == "clip" and caught.value.message.startswith("clip: ")
+    return caught.value
+
+
+async def reason(fetcher: Fetcher, url: str) -> str:
+    return (await refusal(fetcher, url)).reason
