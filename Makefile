@@ -133,8 +133,8 @@ PRINT_TLS := awk -v piece=$(TLS)/transport-socket.yaml \
 	/^        - filters:/ && !done { while ((getline line < piece) > 0) print line; sub("- ", "  "); done = 1 } { print }' \
 	deploy/envoy/envoy.yaml
 
-reference: setup ## write anew what is made of other files: README's settings, tested versions, the operator's alerts, Envoy with TLS
-	$(BIN)/python -m preprocessor.cli.reference README.md
+reference: setup ## write what is made of other files: the table of settings, tested versions, the operator's alerts, Envoy with TLS
+	$(BIN)/python -m preprocessor.cli.reference preprocessor/config/README.md
 	cp deploy/constraints.txt preprocessor/cli/constraints.txt
 	$(PRINT_RULES) > $(RULES)
 	$(PRINT_TLS) > $(TLS)/envoy.yaml
@@ -143,17 +143,20 @@ format: setup ## format the code
 	$(BIN)/ruff format --quiet $(CODE)
 	$(BIN)/ruff check --quiet --fix $(CODE)
 
-lint: setup ## check style and layers
+lint: setup ## check style, layers and the proto
 	$(BIN)/ruff format --quiet --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/lint-imports
+	$(BIN)/buf lint protos
+	$(BIN)/buf format --diff --exit-code protos
 
-type: setup ## check types, strictly
+type: setup ## check types, strictly: of everything but tests themselves
 	$(BIN)/mypy
+	sh deploy/triton/types.sh $(BIN)/mypy
 
 verify: proto lint type ## all checks that run nothing; fails where generated code is not current
 	git diff --exit-code -- preprocessor/v1 deploy/envoy/preprocessor.binpb
-	$(BIN)/python -m preprocessor.cli.reference --check README.md
+	$(BIN)/python -m preprocessor.cli.reference --check preprocessor/config/README.md
 	$(BIN)/python -m deploy.bounds --check
 	cmp deploy/constraints.txt preprocessor/cli/constraints.txt
 	$(PRINT_RULES) | cmp - $(RULES)

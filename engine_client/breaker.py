@@ -6,7 +6,7 @@
 
 - A probe alone does not bring an endpoint back: a server whose model process died still says that it is ready. So a
   ready endpoint gets one request at a time, on trial, until one of them yields a token.
-- A probe does not excuse failed requests either, for the same reason: the two are counted apart.
+- A successful probe does not reset the count of failed requests, for the same reason: the two are counted apart.
 - A caller that leaves without a token may have been impatient, or the engine dead. It counts as a failure when it
   waited long and no token for anybody came from there meanwhile.
 - What an answer begun before an ejection does later says nothing about the endpoint on trial, and is not counted.
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Standing(StrEnum):
+class EndpointHealth(StrEnum):
     """What an endpoint may get."""
 
     HEALTHY = "healthy"
@@ -51,7 +51,7 @@ class EndpointPolicy:
     max_backoff_seconds: float = 15.0
     """Where the doubling ends; at least `min_backoff_seconds`."""
     backoff_jitter: float = 0.2
-    """The part of a back-off that chance may take off, so that many clients do not return together; 0 to 1."""
+    """The part of a back-off that is random, so that many clients do not return together; 0 to 1."""
     min_silence_seconds: float = 2.0
     """How long a caller who leaves without a token must have waited for that to count against the endpoint; at least 0.
 
@@ -59,9 +59,9 @@ class EndpointPolicy:
     max_attempts: int = 3
     """Endpoints that one request may be sent to, the first included; at least 1."""
     retry_reserve: int = 100
-    """Retries that may follow each other while nothing succeeds: an outage is not amplified beyond these; at least 0."""
+    """Retries while no request succeeds; bounds the extra load during an outage; at least 0."""
     retries_per_success: float = 0.2
-    """What each whole answer gives back to that reserve; at least 0."""
+    """Retries that each whole answer adds to that reserve; at least 0."""
 
     def __post_init__(self) -> None:
         for name in ("probe_period_seconds", "probe_timeout_seconds", "min_backoff_seconds"):
@@ -92,7 +92,7 @@ class Attempt:
 
 
 class Breaker:
-    """The standing of one endpoint.
+    """The health of one endpoint.
 
     Args:
         policy: Its limits.
@@ -110,7 +110,7 @@ class Breaker:
         self._return_at = -math.inf
         self._last_sign_of_life_at = -math.inf
         self._trial: Attempt | None = None
-        self.standing = Standing.HEALTHY
+        self.health = EndpointHealth.HEALTHY
         self.last_error = ""
         """Of the latest failure; stays when the endpoint has recovered."""
         self.ejection_count = 0
@@ -118,26 +118,26 @@ class Breaker:
     @property
     def is_open(self) -> bool:
         """Whether a request may be sent there now."""
-        return self.standing is Standing.HEALTHY or (self.standing is Standing.TRIAL and self._trial is None)
+        return self.health is EndpointHealth.HEALTHY or (self.health is EndpointHealth.TRIAL and self._trial is None)
 
     @property
     def is_ready(self) -> bool:
         """Whether it takes requests, be it on trial, and its latest probe did not fail."""
-        return self.standing is not Standing.EJECTED and self._probe_failures == 0
+        return self.health is not EndpointHealth.EJECTED and self._probe_failures == 0
 
     @property
     def needs_probe(self) -> bool:
-        """False for an endpoint that is given time."""
-        return self.standing is not Standing.EJECTED or self.seconds_to_return == 0
+        """False while an ejected endpoint's back-off lasts."""
+        return self.health is not EndpointHealth.EJECTED or self.seconds_to_return == 0
 
     @property
     def seconds_to_return(self) -> float:
         """Until an ejected endpoint may be probed again; else 0."""
-        return max(0.0, self._return_at - self._clock()) if self.standing is Standing.EJECTED else 0.0
+        return max(0.0, self._return_at - self._clock()) if self.health is EndpointHealth.EJECTED else 0.0
 
     def begin(self) -> Attempt:
         """A request is sent there."""
-        attempt = Attempt(self._clock(), is_trial=self.standing is Standing.TRIAL)
+        attempt = Attempt(self._clock(), is_trial=self.health is EndpointHealth.TRIAL)
         if attempt.is_trial:
             self._trial = attempt
         return attempt
@@ -148,12 +148,12 @@ class Breaker:
         self._last_sign_of_life_at = self._clock()
         if self._is_current_trial(attempt):
             self._trial = None
-            self.standing = Standing.HEALTHY
+            self.health = EndpointHealth.HEALTHY
             self._request_failures = self._probe_failures = 0
 
     def completed(self, attempt: Attempt) -> None:
         """The answer came to its end."""
-        if self.standing is Standing.HEALTHY:
+        if self.health is EndpointHealth.HEALTHY:
             self._request_failures = 0
             self._backoff_count = 0
         self.released(attempt)
@@ -174,7 +174,7 @@ class Breaker:
         self.last_error = error
         if self._is_current_trial(attempt):
             self._eject()
-        elif self.standing is Standing.HEALTHY and not attempt.is_trial:
+        elif self.health is EndpointHealth.HEALTHY and not attempt.is_trial:
             self._request_failures += 1
             if may_eject and (is_final or self._request_failures >= self._policy.max_failures):
                 self._eject()
@@ -189,29 +189,29 @@ class Breaker:
         is_long = self._clock() - attempt.started_at >= self._policy.min_silence_seconds
         if not attempt.has_answered and is_long and self._last_sign_of_life_at < attempt.started_at:
             self.failed(attempt, error)
-        elif attempt.has_answered and self.standing is Standing.HEALTHY:
-            self._request_failures = 0  # the reader has had enough: an answer, as far as the endpoint is concerned
+        elif attempt.has_answered and self.health is EndpointHealth.HEALTHY:
+            self._request_failures = 0  # the caller left in mid-answer: the endpoint did answer
         self.released(attempt)
 
     def probe_succeeded(self) -> None:
         """The endpoint says that it is ready."""
         self._probe_failures = 0
-        if self.standing is Standing.EJECTED and self.seconds_to_return == 0:
-            self.standing = Standing.TRIAL
+        if self.health is EndpointHealth.EJECTED and self.seconds_to_return == 0:
+            self.health = EndpointHealth.TRIAL
 
     def probe_failed(self, error: str, *, is_final: bool = False) -> None:
         """The endpoint is not ready, or does not say."""
         self.last_error = error
         self._probe_failures += 1
         is_over = is_final or self._probe_failures >= self._policy.max_failures
-        if self.standing is not Standing.HEALTHY or is_over:
+        if self.health is not EndpointHealth.HEALTHY or is_over:
             self._eject()
 
     def _eject(self) -> None:
-        """Out, or still out, for a time longer than the last."""
-        if self.standing is Standing.HEALTHY:
+        """Eject the endpoint, or extend its ejection, for longer than the last time."""
+        if self.health is EndpointHealth.HEALTHY:
             self.ejection_count += 1
-        self.standing = Standing.EJECTED
+        self.health = EndpointHealth.EJECTED
         self._trial = None
         self._request_failures = self._probe_failures = 0
         # A bounded exponent: 2.0**1024 is an error, and an engine may be down for a night.
@@ -221,7 +221,7 @@ class Breaker:
         self._return_at = self._clock() + longest * (1 - self._policy.backoff_jitter * self._chance.random())
 
     def _is_current_trial(self, attempt: Attempt) -> bool:
-        return self.standing is Standing.TRIAL and self._trial is attempt
+        return self.health is EndpointHealth.TRIAL and self._trial is attempt
 
 
 class RetryBudget:

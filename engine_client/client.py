@@ -1,10 +1,12 @@
-"""What every engine looks like from here."""
+"""The interface of every engine."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
+from engine_client.capabilities import EngineCapabilities
+from engine_client.shm import SharedRegion
 from engine_client.types import EngineInfo, EngineRequest, EngineStep
 
 Metadata = Sequence[tuple[str, str]]
@@ -15,6 +17,23 @@ PROBE_TIMEOUT_SECONDS = 2.0  # as long as a Kubernetes probe usually waits
 
 class EngineClient(Protocol):
     """Sends prepared prompts to one engine. Safe to use by many tasks of one event loop at once."""
+
+    @property
+    def capabilities(self) -> EngineCapabilities:
+        """What it takes: to be read before a prompt is prepared."""
+        ...
+
+    def share(self, region: SharedRegion, *, is_required: bool = False) -> None:
+        """Let the engine read arrays in the region where they are, instead of sending them.
+
+        To be called before the first request, and only where `capabilities.reads_shared_memory`. The region must exist as
+        long as this client.
+
+        Args:
+            region: Memory of this process that others on this host can map.
+            is_required: Treat an engine that cannot read the region as unavailable; else tensors are sent to it.
+        """
+        ...
 
     def generate(
         self, request: EngineRequest, *, timeout_seconds: float | None = None, metadata: Metadata = ()
@@ -35,7 +54,7 @@ class EngineClient(Protocol):
             EngineUnavailable: nobody answers, or no longer.
             EngineDeadlineExceeded: the time is over.
             EngineFailed: the engine broke.
-            Exception: what `PendingRows.fail` was given, for a request with `pending`.
+            Exception: what `RowProgress.fail` was given, for a request with `pending`.
         """
         ...
 
@@ -43,7 +62,7 @@ class EngineClient(Protocol):
         """Return if the engine would take a prompt now.
 
         Raises:
-            EngineUnavailable: it would not, and why; silence for `timeout_seconds` counts.
+            EngineUnavailable: it would not, and why; no answer within `timeout_seconds` counts as well.
         """
         ...
 
@@ -56,5 +75,5 @@ class EngineClient(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of connections; answers under way end with EngineUnavailable. Closing twice is fine."""
+        """Close connections; answers in progress end with EngineUnavailable. Closing twice is allowed."""
         ...

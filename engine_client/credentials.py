@@ -1,9 +1,9 @@
-"""Proving who is who: TLS from PEM files, and a token that goes along with every call.
+"""Authentication: TLS from PEM files, and a token that is sent with every call.
 
     TritonEngine(
         "engine:8001",
         credentials=tls_credentials(root="ca.pem", certificate="client.pem", key="client.key"),
-        call_metadata=TokenFile("/var/run/secrets/tokens/engine"),
+        call_metadata=TokenMetadata("/var/run/secrets/tokens/engine"),
     )
 
 Files are checked when they are read, each with its own message: gRPC itself says of a bad one only that a handshake
@@ -52,7 +52,7 @@ def tls_credentials(
     return grpc.ssl_channel_credentials(root_bytes, _read_key(key, certificate), certificate_bytes)
 
 
-class TokenFile:
+class TokenMetadata:
     """Metadata with a token from a file, which may be replaced while it is in use, as Kubernetes does.
 
     Args:

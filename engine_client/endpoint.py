@@ -1,4 +1,4 @@
-"""One engine among several: its standing, its counts, and how it is probed."""
+"""One engine among several: its health, its counts, and how it is probed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from engine_client.breaker import Breaker, Standing
+from engine_client.breaker import Breaker, EndpointHealth
 from engine_client.client import EngineClient
 from engine_client.errors import EngineError, EngineMismatch
 
@@ -18,7 +18,7 @@ class EndpointState:
     """One endpoint at one moment, for metrics and for people. Counts are since the start."""
 
     name: str
-    standing: Standing
+    health: EndpointHealth
     in_flight_count: int
     """Requests there now."""
     success_count: int
@@ -47,13 +47,13 @@ class Endpoint:
         self.rejected_count = self.left_count = 0
         self.is_mismatched = False
         """Whether its latest failure was that it takes something else than what is sent."""
-        self._logged = breaker.standing
+        self._logged = breaker.health
 
     @property
     def state(self) -> EndpointState:
         return EndpointState(
             name=self.name,
-            standing=self.breaker.standing,
+            health=self.breaker.health,
             in_flight_count=self.in_flight_count,
             success_count=self.success_count,
             failure_count=self.failure_count,
@@ -64,24 +64,24 @@ class Endpoint:
             last_error=self.breaker.last_error,
         )
 
-    def log_standing(self) -> None:
-        """Say it once when the standing has changed."""
-        if self.breaker.standing is not self._logged:
-            self._logged = self.breaker.standing
-            level = logging.WARNING if self._logged is Standing.EJECTED else logging.INFO
+    def log_health(self) -> None:
+        """Log the health once when it has changed."""
+        if self.breaker.health is not self._logged:
+            self._logged = self.breaker.health
+            level = logging.WARNING if self._logged is EndpointHealth.EJECTED else logging.INFO
             logger.log(level, "endpoint %s is %s; last error: %s", self.name, self._logged, self.breaker.last_error)
 
     @property
     def trouble(self) -> str:
-        standing = self.breaker.standing.value
-        if self.breaker.standing is Standing.TRIAL:
-            standing = "one request tries it out"
+        health = self.breaker.health.value
+        if self.breaker.health is EndpointHealth.TRIAL:
+            health = "one request tries it out"
         elif self.breaker.seconds_to_return:
-            standing = f"ejected for {self.breaker.seconds_to_return:.1f} s more"
-        return f"{self.name} ({standing}): {self.breaker.last_error or 'no error yet'}"
+            health = f"ejected for {self.breaker.seconds_to_return:.1f} s more"
+        return f"{self.name} ({health}): {self.breaker.last_error or 'no error yet'}"
 
     async def probe(self, timeout_seconds: float) -> None:
-        """Ask the engine whether it is ready, and take note."""
+        """Ask the engine whether it is ready, and record the answer."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self.engine.check_ready(timeout_seconds)
@@ -95,4 +95,4 @@ class Endpoint:
         except Exception as error:  # a bug in one engine's client must not end the watch over the others
             logger.exception("the probe of %s broke", self.name)
             self.breaker.probe_failed(repr(error))
-        self.log_standing()
+        self.log_health()

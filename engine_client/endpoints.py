@@ -1,6 +1,6 @@
 """Several engines that take the same prompts, used as one.
 
-    async with triton_endpoints("engine-a:8001,engine-b:8001", "vlm_transformers") as engine:
+    async with connect_endpoints("engine-a:8001,engine-b:8001", EngineOptions("vlm_transformers")) as engine:
         async for step in engine.generate(request, timeout_seconds=60):
             ...
 
@@ -19,12 +19,13 @@ import dataclasses
 import math
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import NoReturn, Self
 
-from engine_client.breaker import Attempt, Breaker, EndpointPolicy, RetryBudget, Standing
+from engine_client.breaker import Attempt, Breaker, EndpointHealth, EndpointPolicy, RetryBudget
+from engine_client.capabilities import EngineCapabilities, common_capabilities
 from engine_client.client import PROBE_TIMEOUT_SECONDS, EngineClient, Metadata
 from engine_client.endpoint import Endpoint, EndpointState
 from engine_client.errors import (
@@ -36,8 +37,8 @@ from engine_client.errors import (
     EngineRejected,
     EngineUnavailable,
 )
-from engine_client.stream import Release
-from engine_client.triton import TritonEngine
+from engine_client.release import Release
+from engine_client.shm import SharedRegion
 from engine_client.types import EngineInfo, EngineRequest, EngineStep
 
 
@@ -50,7 +51,7 @@ class Endpoints:
         chance: Draws endpoints and jitter; give a seeded one for a repeatable run.
         clock: Seconds that only ever grow.
     Raises:
-        ValueError: there are no engines.
+        ValueError: there are no engines, or they have no pixel type in common.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Endpoints:
     ) -> None:
         if not engines:
             raise ValueError("engines is empty; give at least one endpoint")
+        self._capabilities = common_capabilities([engine.capabilities for engine in engines.values()])
         self._policy = policy or EndpointPolicy()
         self._chance = chance or random.Random()
         self._clock = clock
@@ -85,6 +87,16 @@ class Endpoints:
     def states(self) -> tuple[EndpointState, ...]:
         """Every endpoint as it is now, in the order given."""
         return tuple(endpoint.state for endpoint in self._endpoints)
+
+    @property
+    def capabilities(self) -> EngineCapabilities:
+        """What every one of the engines takes."""
+        return self._capabilities
+
+    def share(self, region: SharedRegion, *, is_required: bool = False) -> None:
+        """See `EngineClient.share`."""
+        for endpoint in self._endpoints:
+            endpoint.engine.share(region, is_required=is_required)
 
     async def generate(
         self, request: EngineRequest, *, timeout_seconds: float | None = None, metadata: Metadata = ()
@@ -125,7 +137,7 @@ class Endpoints:
             let_go()
 
     async def check_ready(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> None:
-        """Ask every endpoint that is not given time, all at once, and return if one at least would take a prompt.
+        """Probe every endpoint whose back-off is over, all at once, and return if one at least would take a prompt.
 
         Raises:
             EngineUnavailable: none would; it says why of each. EngineMismatch, where that is why of all.
@@ -138,9 +150,9 @@ class Endpoints:
     async def describe(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> EngineInfo:
         """What the first endpoint that says so is; those that may get requests are asked first."""
         self._start_watching()
-        by_standing = sorted(self._endpoints, key=lambda endpoint: not endpoint.breaker.is_open)
+        by_health = sorted(self._endpoints, key=lambda endpoint: not endpoint.breaker.is_open)
         errors: list[EngineError] = []
-        for endpoint in by_standing:
+        for endpoint in by_health:
             try:
                 return await endpoint.engine.describe(timeout_seconds)
             except EngineError as error:
@@ -192,7 +204,7 @@ class Endpoints:
         finally:
             endpoint.in_flight_count -= 1
             breaker.released(attempt)
-            endpoint.log_standing()
+            endpoint.log_health()
 
     def _note_failure(self, endpoint: Endpoint, attempt: Attempt, error: EngineError) -> None:
         if isinstance(error, EngineOverloaded):
@@ -200,7 +212,9 @@ class Endpoints:
             return
         # It may be the request that breaks engines: such a one must not take out the last of them.
         others = (other for other in self._endpoints if other is not endpoint)
-        may_eject = not isinstance(error, EngineFailed) or any(o.breaker.standing is Standing.HEALTHY for o in others)
+        may_eject = not isinstance(error, EngineFailed) or any(
+            o.breaker.health is EndpointHealth.HEALTHY for o in others
+        )
         endpoint.is_mismatched = isinstance(error, EngineMismatch)
         endpoint.breaker.failed(attempt, str(error), is_final=endpoint.is_mismatched, may_eject=may_eject)
 
@@ -253,31 +267,3 @@ class Endpoints:
         self._probed_at = self._clock()
         asked = [endpoint for endpoint in self._endpoints if endpoint.breaker.needs_probe]
         await asyncio.gather(*(endpoint.probe(timeout_seconds) for endpoint in asked))
-
-
-def triton_endpoints(
-    addresses: str | Sequence[str],
-    model_name: str = "vlm_transformers",
-    policy: EndpointPolicy | None = None,
-    *,
-    chance: random.Random | None = None,
-    **options: Any,
-) -> Endpoints:
-    """Endpoints that are all Triton servers with the same model.
-
-    Args:
-        addresses: Separated by commas, or a sequence; each host:port or another gRPC target.
-        model_name: The model to ask on each.
-        policy: Limits and periods of the endpoints.
-        chance: Draws endpoints and jitter.
-        options: For every `TritonEngine`: `credentials`, `profile`, `max_silence_seconds` and so on.
-    Raises:
-        ValueError: there is no address, an empty one, or one twice.
-    """
-    listed = [address.strip() for address in (addresses.split(",") if isinstance(addresses, str) else addresses)]
-    if not all(listed) or not listed:
-        raise ValueError(f"addresses is {addresses!r}; give host:port, separated by commas, none of them empty")
-    if len(set(listed)) < len(listed):
-        raise ValueError(f"addresses is {addresses!r}; each engine must be named once")
-    engines = {address: TritonEngine(address, model_name, **options) for address in listed}
-    return Endpoints(engines, policy, chance=chance)

@@ -11,17 +11,14 @@
     └── EngineFailed                 ENGINE_FAILED             the engine took the request and broke, or its answer
                                                                makes no sense
 
-Foreign exceptions do not leave this package: `grpc_errors` maps them, in one place, and keeps them as the cause.
+No other exceptions leave this package: each engine's folder maps what its own libraries raise to these, in one place, and
+keeps it as the cause.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import ClassVar
-
-import grpc
-from grpc.aio import AioRpcError
 
 
 class EngineError(Exception):
@@ -65,92 +62,3 @@ class EngineRejected(EngineError):
 
 class EngineFailed(EngineError):
     reason = "ENGINE_FAILED"
-
-
-# Not listed: EngineFailed.
-_BY_STATUS: Mapping[grpc.StatusCode, type[EngineError]] = {
-    grpc.StatusCode.UNAVAILABLE: EngineUnavailable,  # nobody listens, or the connection broke
-    grpc.StatusCode.RESOURCE_EXHAUSTED: EngineOverloaded,
-    grpc.StatusCode.NOT_FOUND: EngineUnavailable,  # the model is not loaded; a deployment may be under way
-    grpc.StatusCode.UNIMPLEMENTED: EngineUnavailable,  # something else listens there
-    grpc.StatusCode.UNAUTHENTICATED: EngineUnavailable,  # this side's credentials are not taken there
-    grpc.StatusCode.PERMISSION_DENIED: EngineUnavailable,
-    grpc.StatusCode.CANCELLED: EngineUnavailable,  # not by us: the server shuts down
-    grpc.StatusCode.DEADLINE_EXCEEDED: EngineDeadlineExceeded,
-    grpc.StatusCode.INVALID_ARGUMENT: EngineRejected,
-    grpc.StatusCode.OUT_OF_RANGE: EngineRejected,
-    grpc.StatusCode.FAILED_PRECONDITION: EngineRejected,
-}
-
-
-# Triton 2.51 has no status for these: either it sends text alone, or, for a Python model whose process died, INTERNAL.
-_UNAVAILABLE_PHRASES = (
-    "unknown model",
-    "is not ready",
-    "is not healthy",
-    # grpc.aio itself, as INTERNAL: the stream was over before a message was written, and why it was is lost.
-    "Internal error from Core",
-)
-# gRPC core's own, where the other side closes or resets a connection with calls open.
-_CONNECTION_LOST_DETAILS = ("Socket closed", "recvmsg:Connection reset by peer", "Connection reset by peer")
-# Triton's own full queue; and this project's models, which have no better status to send than UNAVAILABLE.
-_OVERLOADED_PHRASES = ("maximum queue size", "too many prompts")
-# How Triton 2.51 begins what it says of a request that it turns away before the model sees it.
-_REJECTED_BEGINNINGS = ("[request id:", "unexpected inference input", "Unable to find shared memory", "Invalid offset")
-
-
-@contextmanager
-def grpc_errors(who: str) -> Iterator[None]:
-    """Turn gRPC's errors into this module's.
-
-    Args:
-        who: Starts the message; names the engine.
-    Raises:
-        EngineError: of the class that stands for the status.
-    """
-    try:
-        yield
-    except AioRpcError as error:
-        details = _details_of(error)
-        kind = _BY_STATUS.get(error.code(), EngineFailed)
-        if kind in (EngineFailed, EngineUnavailable):
-            kind = _told_by_text(details, kind)
-        raise kind(f"{who}: {details} ({error.code().name})") from error
-
-
-def _details_of(error: AioRpcError) -> str:
-    """The status message, or what gRPC's own texts for a lost connection mean."""
-    details = error.details() or "no details"
-    if error.code() is grpc.StatusCode.UNAVAILABLE and details in _CONNECTION_LOST_DETAILS:
-        return f"the engine closed the connection during the call ({details})"
-    return details
-
-
-def reply_error(who: str, text: str) -> EngineError:
-    """The error for a message that came in place of an answer: a text, without a status.
-
-    Args:
-        who: Starts the message; names the engine.
-        text: What the engine said. A model may begin it with the name of a gRPC status and a colon, as
-            `INVALID_ARGUMENT: grid_thw is missing`. Of other texts, those by which Triton itself turns a request away
-            are the caller's fault or a matter of time; the rest come from a model that broke.
-    """
-    name, colon, rest = text.strip().partition(": ")
-    status = grpc.StatusCode.__members__.get(name) if colon else None
-    if status is not None:
-        return _told_by_text(rest, _BY_STATUS.get(status, EngineFailed))(f"{who}: {rest} ({name})")
-    is_refused = text.startswith(_REJECTED_BEGINNINGS)
-    return _told_by_text(text, EngineRejected if is_refused else EngineFailed)(f"{who}: {text.strip()}")
-
-
-def is_region_unknown(error: EngineError) -> bool:
-    """Whether the engine turned the request away because it does not know the shared memory that it refers to (Triton
-    2.51): it has restarted since, or another one answers now, or has a shorter region by that name."""
-    text = str(error)
-    return "Unable to find shared memory region" in text or "Invalid offset + byte size for shared memory" in text
-
-
-def _told_by_text(text: str, otherwise: type[EngineError]) -> type[EngineError]:
-    if any(phrase in text for phrase in _OVERLOADED_PHRASES):
-        return EngineOverloaded
-    return EngineUnavailable if any(phrase in text for phrase in _UNAVAILABLE_PHRASES) else otherwise

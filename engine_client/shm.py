@@ -9,8 +9,8 @@ that can open it sees this very file and not one of the same name on another hos
     patches = np.frombuffer(region.buffer, np.uint8, 64 << 20).reshape(-1, 1536)
     engine = TritonEngine("triton:8001", shared_region=region)
 
-A region is sparse: pages that nobody touched take no memory, and touched ones stay until the region goes. Its size is a
-promise, all the same: a write beyond what `/dev/shm` can hold ends the process with SIGBUS.
+A region is sparse: untouched pages take no memory, and touched ones are kept until the region is removed. All of its size must
+fit nevertheless: a write beyond what `/dev/shm` can hold ends the process with SIGBUS.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, Self
 import numpy as np
 
 KEY_PREFIX = "/vlm-preprocessor-"
-"""Of regions made here; the sweeps touch no others."""
+"""Of regions made here; no others are ever removed."""
 DIRECTORY = Path("/dev/shm")  # where glibc's shm_open keeps its files, Triton's too
 
 
@@ -168,7 +168,7 @@ def _path_of(key: str) -> Path:
 
 
 def _create_locked(path: Path, mode: int) -> int:
-    """Make the file and hold its lock; between the two a sweep may take it for abandoned, and then it is made again."""
+    """Make the file and hold its lock; between the two, `remove_abandoned_regions` may remove it, and then it is made again."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         os.fchmod(descriptor, mode)  # whatever the umask says

@@ -12,9 +12,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
+from engine_client.capabilities import EngineCapabilities
 from engine_client.client import PROBE_TIMEOUT_SECONDS, Metadata
-from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineUnavailable
-from engine_client.stream import Release
+from engine_client.contract.tensors import PIXELS
+from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineRejected, EngineUnavailable
+from engine_client.release import Release
+from engine_client.shm import SharedRegion
 from engine_client.types import EngineInfo, EngineRequest, EngineStep, FinishReason
 
 
@@ -31,6 +34,8 @@ class FakeEngine:
         fail_at_step: Steps that come before `error`.
         is_available: False lets every method raise EngineUnavailable.
         gate: Awaited before each step, so that a test decides when the engine goes on.
+        capabilities: What it says that it takes. A request beyond that is rejected: pixels of another type, `pending` where
+            it takes no pieces, pixels where it takes hashes only.
     """
 
     def __init__(
@@ -41,12 +46,16 @@ class FakeEngine:
         fail_at_step: int = 0,
         is_available: bool = True,
         gate: asyncio.Event | None = None,
+        capabilities: EngineCapabilities | None = None,
     ) -> None:
         self.token_ids = tuple(token_ids)
         self.error = error
         self.fail_at_step = fail_at_step
         self.is_available = is_available
         self.gate = gate
+        self.capabilities = capabilities or EngineCapabilities(takes_pieces=True)
+        self.region: SharedRegion | None = None
+        """What `share` was called with."""
         self.requests: list[EngineRequest] = []
         """Every request, in the order of arrival."""
         self.metadata: list[Metadata] = []
@@ -54,6 +63,11 @@ class FakeEngine:
         self.cancelled_count = 0
         """Answers that their reader left before the end."""
         self.is_closed = False
+
+    def share(self, region: SharedRegion, *, is_required: bool = False) -> None:
+        """See `EngineClient.share`."""
+        assert self.capabilities.reads_shared_memory, "share is for engines that read shared memory"
+        self.region = region
 
     async def generate(
         self, request: EngineRequest, *, timeout_seconds: float | None = None, metadata: Metadata = ()
@@ -67,6 +81,7 @@ class FakeEngine:
             self._require_available()
             self.requests.append(request)
             self.metadata.append(metadata)
+            self._require_within_capabilities(request)
             await self._await_rows(request, deadline)
             let_go()
             for step in self._steps(request):
@@ -114,7 +129,7 @@ class FakeEngine:
             return
         try:
             async with asyncio.timeout_at(deadline) as limit:
-                await request.pending.wait_beyond(len(request.tensors[request.pending.tensor_name]) - 1)
+                await request.pending.wait_past(len(request.tensors[request.pending.tensor_name]) - 1)
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -128,6 +143,17 @@ class FakeEngine:
                 await self.gate.wait()
         except TimeoutError as error:
             raise EngineDeadlineExceeded("the fake engine waits at its gate") from error
+
+    def _require_within_capabilities(self, request: EngineRequest) -> None:
+        pixels, taken = request.tensors.get(PIXELS), self.capabilities
+        if request.pending is not None and not taken.takes_pieces:
+            raise EngineRejected("the fake engine takes no pieces; the request has rows that are not final")
+        if pixels is None:
+            return
+        if taken.takes_hashes_only:
+            raise EngineRejected(f"the fake engine takes hashes only; the request has {PIXELS}")
+        if pixels.dtype not in [pixel_type.dtype for pixel_type in taken.pixel_types]:
+            raise EngineRejected(f"{PIXELS} is {pixels.dtype}; the fake engine takes {', '.join(taken.pixel_types)}")
 
     def _require_available(self) -> None:
         if self.is_closed or not self.is_available:

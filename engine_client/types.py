@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from engine_client.pending import PendingRows
-
-INT32_MAX = 2**31 - 1
-UINT64_MAX = 2**64 - 1
+from engine_client.contract import tensors as contract
+from engine_client.contract.sampling import SamplingParameters
+from engine_client.pending import RowProgress
 
 
 class Transport(StrEnum):
@@ -30,43 +28,10 @@ class Transport(StrEnum):
 class FinishReason(StrEnum):
     """Why an answer ended by itself. One that was cancelled has no reason: nobody is left to read it."""
 
-    STOP = "stop"
+    STOP = contract.STOP
     """The model chose a stop token; it is the last token id of the answer."""
-    LENGTH = "length"
+    LENGTH = contract.LENGTH
     """The answer has `max_tokens` tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParameters:
-    """How the engine chooses tokens.
-
-    Raises:
-        ValueError: a value is out of the range stated beside it.
-    """
-
-    max_tokens: int = 16
-    """Tokens to generate at most; 1 to 2**31 - 1."""
-    temperature: float = 0.0
-    """0 takes the likeliest token each time; above 0 samples."""
-    top_p: float = 1.0
-    """Sample from the likeliest tokens that together have this probability; above 0, at most 1 (off)."""
-    top_k: int = 0
-    """Sample from this many of the likeliest tokens; 0 is off."""
-    seed: int = 0
-    """The same seed, prompt and engine sample the same tokens; 0 to 2**64 - 1."""
-    stop_token_ids: tuple[int, ...] = ()
-    """Token ids that end the answer; empty leaves it to the model's own."""
-
-    def __post_init__(self) -> None:
-        _require_within("max_tokens", self.max_tokens, 1, INT32_MAX)
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or a number above")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
-        _require_within("top_k", self.top_k, 0, INT32_MAX)
-        _require_within("seed", self.seed, 0, UINT64_MAX)
-        for token_id in self.stop_token_ids:
-            _require_within("stop_token_ids holds a token id that", token_id, 0, INT32_MAX)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,15 +51,15 @@ class EngineRequest:
     tensors: Mapping[str, np.ndarray[Any, Any]]
     """By the names of the engine contract, without the sampling tensors: `input_ids` int32 [L] at least."""
     sampling: SamplingParameters = field(default_factory=SamplingParameters)
-    pending: PendingRows | None = None
+    pending: RowProgress | None = None
     """Set while one of the tensors is still being written; its rows are sent as they become final."""
     on_released: Callable[[], None] | None = None
     """Called once in the event loop, when the arrays are not needed any more: see above. It may be after the call has
     ended, if that was early; it is not called if the answer is never asked for. It must not raise."""
 
     def __post_init__(self) -> None:
-        if "input_ids" not in self.tensors:
-            raise ValueError(f"tensors has {sorted(self.tensors)}; it must have input_ids")
+        if contract.INPUT_IDS not in self.tensors:
+            raise ValueError(f"tensors has {sorted(self.tensors)}; it must have {contract.INPUT_IDS}")
         if self.pending is not None:
             array = self.tensors.get(self.pending.tensor_name)
             if array is None or array.ndim == 0:
@@ -141,8 +106,3 @@ class EngineInfo:
     outputs: tuple[TensorInfo, ...]
     parameters: Mapping[str, str] = field(default_factory=dict)
     """What the model's own configuration says beside its tensors, such as a fingerprint."""
-
-
-def _require_within(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {value}; it must be from {low} to {high}")

@@ -31,6 +31,8 @@ class PreprocessorError(Exception):
     Args:
         message: One or two sentences for the caller.
         reason: Stable UPPER_SNAKE identifier; by default the class's own.
+        field: Path of the request's field at fault, such as "media[].sampling.fps", where `media[]` stands for the medium with
+            the key `media_key`. Empty where no single field is at fault.
         metadata: Short strings for programs, such as the media key.
 
     Attributes:
@@ -39,22 +41,23 @@ class PreprocessorError(Exception):
 
     default_reason = "PREPROCESSOR_ERROR"
 
-    def __init__(self, message: str, *, reason: str | None = None, **metadata: str) -> None:
+    def __init__(self, message: str, *, reason: str | None = None, field: str = "", **metadata: str) -> None:
         super().__init__(message)
         self.message = message
         self.reason = reason or self.default_reason
+        self.field = field
         self.metadata = metadata
         self.trace = ""
 
     def __reduce__(self) -> tuple[object, ...]:
         # By default exceptions pickle only their positional arguments; workers send these errors to the service.
-        return _rebuild, (type(self), self.message, self.reason, self.metadata, self.trace)
+        return _rebuild, (type(self), self.message, self.reason, self.field, self.metadata, self.trace)
 
 
 def _rebuild(
-    kind: type[PreprocessorError], message: str, reason: str, metadata: dict[str, str], trace: str
+    kind: type[PreprocessorError], message: str, reason: str, field: str, metadata: dict[str, str], trace: str
 ) -> PreprocessorError:
-    error = kind(message, reason=reason, **metadata)
+    error = kind(message, reason=reason, field=field, **metadata)
     error.trace = trace
     return error
 

@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 
 from preprocessor.models.family import Model
-from preprocessor.models.registry import load_model
 from tests.fork_servers import close_fork_servers
+from tests.loading import load_family_model
 
 # Folders of tests that run in one process where `make test` starts three; the third process runs every other folder. The parts
 # take about the same time, and are always the same: what ran before a test does not depend on how fast anything was.
@@ -24,7 +24,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Which process a test belongs to, where pytest-xdist starts several."""
     from xdist.scheduler import LoadScopeScheduling  # not above: only `make test` needs it
 
-    class ByFolder(LoadScopeScheduling):
+    class ByFolder(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
         def _split_scope(self, nodeid: str) -> str:
             return _PARTS.get(nodeid.split("/")[1], "rest")
 
@@ -32,7 +32,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest_asyncio.fixture(scope="session", autouse=True)
-async def end_zygotes() -> AsyncIterator[None]:
+async def end_fork_servers() -> AsyncIterator[None]:
     """Here, as only this loop may close what was opened on it."""
     yield
     close_fork_servers()
@@ -41,7 +41,7 @@ async def end_zygotes() -> AsyncIterator[None]:
 @pytest.fixture(scope="session")
 def load() -> Callable[[str], Model]:
     """A built-in by its name, loaded once; each takes two seconds."""
-    return cache(load_model)
+    return cache(load_family_model)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,7 +17,7 @@ WIDTH, HEIGHT = 45, 31  # odd, so that chroma is subsampled unevenly and rows ar
 
 def picture(mode: str = "RGB", seed: int = 0, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
     """A picture with smooth and sharp parts; its alpha, where the mode has one, runs from 0 to 255 over strong colours."""
-    image = Image.open(io.BytesIO(photo(width, height, "PNG", seed=seed)))
+    image: Image.Image = Image.open(io.BytesIO(photo(width, height, "PNG", seed=seed)))
     if mode in ("RGBA", "LA", "PA"):
         alpha = np.linspace(0, 255, width).astype(np.uint8)[np.newaxis].repeat(height, 0)
         image = image.convert("L" if mode == "LA" else "RGB")
@@ -27,9 +28,9 @@ def picture(mode: str = "RGB", seed: int = 0, width: int = WIDTH, height: int = 
     return image.convert(mode)
 
 
-def encoded(image: Image.Image, image_format: str, **options: object) -> bytes:
+def encoded(image: Image.Image, image_format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, image_format, **options)  # type: ignore[arg-type]
+    image.save(buffer, image_format, **options)
     return buffer.getvalue()
 
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
-from preprocessor.workers.process import ForkServer
+from preprocessor.models.loaded import LoadedModel
+from preprocessor.workers.fork_server import ForkServer
 
-_zygotes: dict[Model | GenericModel | None, ForkServer] = {}
+_fork_servers: dict[LoadedModel | None, ForkServer] = {}
 
 
-async def zygote_of(model: Model | GenericModel | None) -> ForkServer:
-    """None is for work that needs no model."""
-    fork_server = _zygotes.get(model)
+async def fork_server_of(model: LoadedModel | None) -> ForkServer:
+    """None is for tests that need no model."""
+    fork_server = _fork_servers.get(model)
     if fork_server is None or fork_server.lost.is_set():
-        fork_server = _zygotes[model] = ForkServer(model)  # type: ignore[arg-type]
+        fork_server = _fork_servers[model] = ForkServer(model)  # type: ignore[arg-type]
         await fork_server.start()
     return fork_server
 
 
 def close_fork_servers() -> None:
-    for fork_server in _zygotes.values():
+    for fork_server in _fork_servers.values():
         fork_server.close()

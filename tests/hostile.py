@@ -143,7 +143,7 @@ def mov_with_its_track_elsewhere(path: str) -> bytes:
 def mkv_with_attachments(bait: str) -> bytes:
     """A good clip with a font and a picture beside it, named like a file that exists."""
     buffer = io.BytesIO()
-    source = av.open(io.BytesIO(moving_shapes_clip(seconds=1, width=64, height=64)))
+    source = av.open(io.BytesIO(moving_shapes_clip(seconds=1, width=64, height=64)), "r")
     with source, av.open(buffer, "w", "matroska") as output:
         video = output.add_stream_from_template(source.streams.video[0])
         output.add_attachment(bait, "application/x-truetype-font", b"\0\1\0\0" * 20)
@@ -212,7 +212,7 @@ def _with_box(data: bytes, name: bytes, content: bytes) -> bytes:
 
 def _plain(format_name: str, options: _Options, data: bytes) -> None:
     """FFmpeg as it comes."""
-    with av.open(io.BytesIO(data), format=format_name or None, container_options=dict(options)) as container:
+    with av.open(io.BytesIO(data), "r", format=format_name or None, container_options=dict(options)) as container:
         for _ in container.demux():
             pass
 

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import av
+import av.container
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +61,7 @@ def moving_shapes_clip(
     """
     buffer = io.BytesIO()
     with _kept_priority(), av.open(buffer, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=rate, options=dict(options))
+        stream = add_video(output, codec, rate, dict(options))
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
         stream.thread_count = 2  # x264's output depends on it
         if colorspace is not None:
@@ -95,7 +96,10 @@ def truncated_clip() -> bytes:
     whole = moving_shapes_clip(seconds=2, width=160, height=120, seed=7)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"  # moving the index to the front reopens the file: not possible in memory
-        with av.open(io.BytesIO(whole)) as source, av.open(str(path), "w", options={"movflags": "faststart"}) as output:
+        with (
+            av.open(io.BytesIO(whole), "r") as source,
+            av.open(str(path), "w", options={"movflags": "faststart"}) as output,
+        ):
             stream = output.add_stream_from_template(source.streams.video[0])
             for packet in source.demux(video=0):
                 if packet.dts is not None:
@@ -105,15 +109,24 @@ def truncated_clip() -> bytes:
     return data[: len(data) // 2]
 
 
+def add_video(
+    output: av.container.OutputContainer, codec: str, rate: int | Fraction, options: dict[str, str] | None = None
+) -> av.VideoStream:
+    """A new stream of the video encoder with this name."""
+    stream = output.add_stream(codec, rate=rate, options=options)
+    assert isinstance(stream, av.VideoStream)  # PyAV's types know it only of names that are spelled out
+    return stream
+
+
 def decoded_frames(data: bytes) -> list[npt.NDArray[np.uint8]]:
     """What a plain decode gives: every frame, RGB uint8 [height, width, 3], as it is stored."""
-    with av.open(io.BytesIO(data)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with av.open(io.BytesIO(data), "r") as container:
+        return [np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in container.decode(video=0)]
 
 
 def packet_spans(data: bytes) -> list[tuple[int, int]]:
     """Offset and length in the file of each of the video's packets, in decode order."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         packets = (packet for packet in container.demux(video=0) if packet.size)
         return [
             (data.index(bytes(packet)), packet.size) for packet in packets
@@ -122,7 +135,7 @@ def packet_spans(data: bytes) -> list[tuple[int, int]]:
 
 def keyframe_packets(data: bytes) -> list[int]:
     """Which of the video's packets are marked as keyframes."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         packets = (packet for packet in container.demux(video=0) if packet.size)
         return [ordinal for ordinal, packet in enumerate(packets) if packet.is_keyframe]
 
@@ -135,7 +148,7 @@ def remuxed(data: bytes, container: str, *, first_packet: int = 0, shift: int = 
         repeat_time_at: This packet, and it alone, gets the times of the packet before.
     """
     buffer = io.BytesIO()
-    with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format=container) as output:
+    with av.open(io.BytesIO(data), "r") as source, av.open(buffer, "w", format=container) as output:
         stream = output.add_stream_from_template(source.streams.video[0])
         last_pts = 0
         for ordinal, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
@@ -155,7 +168,7 @@ def remuxed(data: bytes, container: str, *, first_packet: int = 0, shift: int = 
 def repeated_clip(data: bytes, count: int) -> bytes:
     """The clip so many times in a row, nothing encoded anew; it must begin with a keyframe, as every clip does."""
     buffer = io.BytesIO()
-    with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format="mp4") as output:
+    with av.open(io.BytesIO(data), "r") as source, av.open(buffer, "w", format="mp4") as output:
         stream = output.add_stream_from_template(source.streams.video[0])
         packets = [(packet, packet.pts or 0, packet.dts or 0) for packet in source.demux(video=0) if packet.size]
         length = sum(packet.duration or 0 for packet, _, _ in packets)
@@ -182,18 +195,21 @@ def clip_with_cover(*, has_video: bool = True) -> bytes:
     """An mp4 with a cover picture of 32x32 and, if `has_video`, a clip of 96x64 and 10 frames."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as output:
-        cover = output.add_stream("mjpeg", rate=1)
+        cover = add_video(output, "mjpeg", 1)
         cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
         cover.disposition = av.stream.Disposition.attached_pic
-        video = output.add_stream("libx264" if has_video else "aac", rate=10 if has_video else 16000)
-        if has_video:
+        video = add_video(output, "libx264", 10) if has_video else None
+        sound = None if has_video else output.add_stream("aac", rate=16000)
+        if video is not None:
             video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
         output.mux(cover.encode(av.VideoFrame.from_ndarray(gradient(32, 32), format="rgb24")))
-        if has_video:
+        if video is not None:
             for picture in moving_shapes(10, 96, 64):
                 output.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         output.mux(cover.encode())
-        output.mux(video.encode())
+        for stream in (video, sound):
+            if stream is not None:
+                output.mux(stream.encode())
     return buffer.getvalue()
 
 

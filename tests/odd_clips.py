@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tests.media import decoded_frames
-from tests.pictures import encoded, png_chunk
+from tests.drawing import encoded, png_chunk
+from tests.media import add_video, decoded_frames
 
 SIDE = 64  # of the numbered pictures: two patches of every family, never resized
 X264 = {"crf": "12"}
@@ -70,22 +70,25 @@ def encode(
     """Pictures → a file, in memory, on one thread; x265 in a process of its own, as it crashes now and then on a busy machine."""
     pictures = list(pictures)
     if codec == "libx265" and multiprocessing.parent_process() is None:
-        settings = {
-            "rate": rate,
-            "pix_fmt": pix_fmt,
-            "options": options,
-            "mux": mux,
-            "closed_gop": closed_gop,
-            "sound": sound,
-        }
-        again = functools.partial(encode, pictures, codec, container, **settings)
+        again = functools.partial(
+            encode,
+            pictures,
+            codec,
+            container,
+            rate=rate,
+            pix_fmt=pix_fmt,
+            options=options,
+            mux=mux,
+            closed_gop=closed_gop,
+            sound=sound,
+        )
         return in_own_process(again)
     buffer = io.BytesIO()
     given = dict(X264 if codec == "libx264" else {}) | dict(options or {})
     if codec == "libx265":
         given["x265-params"] = "log-level=none:pools=1:frame-threads=1:" + given.get("x265-params", "")
     with av.open(buffer, "w", format=container, options=dict(mux or {})) as output:
-        stream = output.add_stream(codec, rate=rate, options=given)
+        stream = add_video(output, codec, rate, given)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = pix_fmt
         stream.codec_context.thread_count = 1
@@ -126,13 +129,28 @@ class Packet:
     dts: int | None
     is_key: bool
 
+    @property
+    def shown_at(self) -> int:
+        """`pts` of a packet that has one."""
+        assert self.pts is not None
+        return self.pts
+
+    @property
+    def decoded_at(self) -> int:
+        """`dts`, else `pts`."""
+        return self.shown_at if self.dts is None else self.dts
+
+    def later(self, ticks: int) -> Packet:
+        """The same so much later; it states both of its times."""
+        return Packet(self.data, self.shown_at + ticks, self.decoded_at + ticks, self.is_key)
+
 
 def packets_of(data: bytes) -> tuple[list[Packet], Fraction]:
     """The first video's packets in the file's order, and the unit of their times."""
-    with av.open(io.BytesIO(data)) as source:
+    with av.open(io.BytesIO(data), "r") as source:
         stream = source.streams.video[0]
         found = [Packet(bytes(p), p.pts, p.dts, p.is_keyframe) for p in source.demux(stream) if p.size]
-        return found, stream.time_base
+        return found, Fraction(stream.time_base or 0)
 
 
 def remux(
@@ -155,7 +173,10 @@ def remux(
         empty_tracks: So many video tracks without a packet before the true one.
     """
     buffer = io.BytesIO()
-    with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format=container, options=dict(mux or {})) as output:
+    with (
+        av.open(io.BytesIO(data), "r") as source,
+        av.open(buffer, "w", format=container, options=dict(mux or {})) as output,
+    ):
         stream = source.streams.video[0]
         for _ in range(empty_tracks):
             output.add_stream_from_template(stream)
@@ -167,6 +188,7 @@ def remux(
             if start is None:
                 start = packet.dts
             if from_zero:
+                assert packet.pts is not None and packet.dts is not None and start is not None
                 packet.pts -= start
                 packet.dts -= start
             if times is not None:
@@ -184,7 +206,7 @@ def mux_packets(
     """These packets, in this order, as the one video of a file; the codec's parameters are those of `template`'s."""
     buffer = io.BytesIO()
     with (
-        av.open(io.BytesIO(template)) as source,
+        av.open(io.BytesIO(template), "r") as source,
         av.open(buffer, "w", format=container, options=dict(mux or {})) as output,
     ):
         copy = output.add_stream_from_template(source.streams.video[0])
@@ -230,11 +252,7 @@ def open_group_start(
     first = [index for index, packet in enumerate(packets) if packet.is_key][group]
     if is_raw:
         return b"".join(packet.data for packet in packets[first:])
-    zero = packets[first].pts
-    shifted = [
-        Packet(one.data, one.pts - zero, (one.pts if one.dts is None else one.dts) - zero, one.is_key)
-        for one in packets[first:]
-    ]
+    shifted = [one.later(-packets[first].shown_at) for one in packets[first:]]
     return mux_packets(whole, container, shifted, unit, {"avoid_negative_ts": "disabled"})
 
 
@@ -311,8 +329,9 @@ def joined(one: bytes, other: bytes, container: str) -> bytes:
     """Two videos of constant rate as one: the packets of the second follow those of the first in time, parameters unchanged."""
     packets, unit = packets_of(one)
     following, _ = packets_of(other)
-    shift = packets[-1].dts + packets[1].dts - packets[0].dts - following[0].dts
-    moved = [Packet(next_.data, next_.pts + shift, next_.dts + shift, next_.is_key) for next_ in following]
+    step = packets[1].decoded_at - packets[0].decoded_at
+    shift = packets[-1].decoded_at + step - following[0].decoded_at
+    moved = [one.later(shift) for one in following]
     return mux_packets(one, container, [*packets, *moved], unit)
 
 
@@ -354,7 +373,7 @@ def two_tracks(
     with av.open(buffer, "w", format=container) as output:
         streams = []
         for side, codec in zip(sizes, codecs, strict=True):
-            stream = output.add_stream(codec, rate=10, options={"crf": "12", "bf": "0"} if codec == "libx264" else {})
+            stream = add_video(output, codec, 10, {"crf": "12", "bf": "0"} if codec == "libx264" else {})
             stream.width = stream.height = side
             stream.pix_fmt = "yuv420p"
             stream.codec_context.thread_count = 1

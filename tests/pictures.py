@@ -6,7 +6,9 @@ import base64
 import random
 import struct
 from collections.abc import Callable
-from functools import cache
+from contextlib import suppress
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -33,7 +35,7 @@ from tests.drawing import (
 from tests.media import photo
 
 
-def animated(image_format: str, **options: object) -> bytes:
+def animated(image_format: str, **options: Any) -> bytes:
     """Three frames: the picture, its negative, and blue."""
     frames = [picture(), ImageOps.invert(picture()), Image.new("RGB", (WIDTH, HEIGHT), "blue")]
     return encoded(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
@@ -53,17 +55,16 @@ def with_exif(image_format: str, block: bytes) -> bytes:
             data = data[: data.index(b"EXIF")] + b"EXIF" + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)
             return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
         case "TIFF":  # its first directory is the block: one tag of it is another one
-            data = bytearray(encoded(picture(), "TIFF", tiffinfo={305: "a program"}))
+            data = encoded(picture(), "TIFF", tiffinfo={305: "a program"})
             (directory,) = struct.unpack_from("<I", data, 4)
             entry = data.index(struct.pack("<HH", 305, 2), directory)
-            data[entry : entry + 12] = block[10:22].ljust(12, b"\0")
-            return bytes(data)
+            return data[:entry] + block[10:22].ljust(12, b"\0") + data[entry + 12 :]
     marker = b"II*\0\x08\0\0\0\1\0" + struct.pack("<HHII", 305, 2, 200, 26) + bytes(4) + b"Q" * 200
     data = encoded(picture(), image_format, exif=b"Exif\0\0" + marker)
     return data.replace(marker, block[:200].ljust(len(marker), b"\0"))
 
 
-def with_orientation(image_format: str, orientation: int, **options: object) -> bytes:
+def with_orientation(image_format: str, orientation: int, **options: Any) -> bytes:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     return encoded(picture(), image_format, exif=exif.tobytes(), **options)  # pillow-heif ignores an Exif object's
@@ -204,9 +205,7 @@ KINDS: dict[str, Callable[[], bytes]] = {
     "tiff oriented by xmp": lambda: encoded(picture(), "TIFF", tiffinfo={700: xmp(6)}),
     "avif oriented by xmp": lambda: encoded(picture(), "AVIF", xmp=xmp(6)),
     **{
-        f"{name} orientation {orientation}": lambda name=name, orientation=orientation: with_orientation(
-            name.upper(), orientation
-        )
+        f"{name} orientation {orientation}": partial(with_orientation, name.upper(), orientation)
         for name in ("jpeg", "png", "webp", "tiff", "avif", "heif")
         for orientation in range(1, 9)
     },
@@ -222,11 +221,10 @@ def file_of(kind: str) -> bytes:
 @cache
 def _transformers() -> tuple[Callable[[str], Image.Image], Callable[..., np.ndarray]]:
     """`load_image` and `convert_to_rgb` of transformers; where torchvision is installed the oracle knows how to import it."""
-    try:
-        from tests.golden.oracle import load_image
-    except ImportError:
-        from transformers.image_utils import load_image
+    with suppress(ImportError):
+        import tests.golden.huggingface  # noqa: F401
     from transformers.image_transforms import convert_to_rgb
+    from transformers.image_utils import load_image
 
     return load_image, convert_to_rgb
 

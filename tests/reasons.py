@@ -1,4 +1,4 @@
-"""The reasons that README documents: the one list that tests hold the service to."""
+"""The reasons that protos/README.md documents: the one list that tests hold the service to."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-_README = Path(__file__).parents[1] / "README.md"
+_PAGE = Path(__file__).parents[1] / "protos/README.md"
 _ROW = re.compile(r"^\| ([A-Z_]+)(?:, ([^|]*?))? \|(.+)\|$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Documented:
-    """One reason as README has it.
+    """One reason as the table has it.
 
     Attributes:
         code: Name of the gRPC status.
@@ -28,12 +28,12 @@ class Documented:
 
 @cache
 def documented() -> frozenset[Documented]:
-    """Every reason of README's table."""
+    """Every reason of the table."""
     return frozenset(_documented())
 
 
 def _documented() -> Iterator[Documented]:
-    section = _README.read_text().split("## Reasons", 1)[1].split("\n## ", 1)[0]
+    section = _PAGE.read_text().split("## Reasons", 1)[1].split("\n## ", 1)[0]
     for code, about, reasons in _ROW.findall(section):
         for reason in re.findall(r"`([A-Z_0-9]+)`", reasons):
             yield Documented(code, reason, about)

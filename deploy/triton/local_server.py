@@ -34,6 +34,7 @@ from typing import Self
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE / "models"
+PACKAGE = HERE.parents[1] / "engine_client"  # what the models here import beside their own files
 INSTALLED = HERE.parents[1] / ".triton"
 RANDOM_WEIGHTS = {"VLM_CHECKPOINT": "random-weights"}  # what `vlm_transformers` takes in the place of a checkpoint
 INSTALL_HINT = "run make triton"
@@ -215,7 +216,9 @@ class TritonServer:
         if not stub.exists():
             raise TritonSetupError(f"this server has no stub for Python {version}: {stub}")
         shared_files = [path for path in (self._root / "backends" / "python").iterdir() if path.name != stub.name]
-        for source in (*shared_files, stub):
+        # Models find it there: Triton puts the backend's folder on their path. Their Python is isolated (2.51): it ignores
+        # PYTHONPATH.
+        for source in (*shared_files, stub, PACKAGE):
             (backend / source.name).symlink_to(source)
 
         environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ) | self._environment

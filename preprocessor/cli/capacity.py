@@ -1,4 +1,4 @@
-"""From what one request costs to what a load of them needs. Pure arithmetic on what headers tell.
+"""From the cost of one request to the resources for a load of them. Pure arithmetic on what headers tell.
 
     cores       requests a second x core-seconds of one ÷ utilization
     pods        cores ÷ cores of a pod, or what one event loop hands on, whichever makes more
@@ -6,8 +6,7 @@
     memory      at once x bytes that one holds
     network     requests a second x bytes of one
 
-Estimates, meant to be right within a factor of three: enough to order machines by. A load test of one pod (`preprocessor bench`)
-says the rest.
+Estimates within a factor of three, enough to order machines. A load test of one pod (`preprocessor bench`) tells more.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from preprocessor.config import bytes_beside_budget
+from preprocessor.config import FILE_SHARE, bytes_beside_budget
 from preprocessor.pipeline.cost import estimate
 from preprocessor.types.plan import Plan
 from preprocessor.types.request import Media
@@ -25,7 +24,6 @@ from preprocessor.types.request import Media
 _SERVICE_SECONDS = 7e-3
 _SERVICE_SECONDS_A_BYTE = 0.6e-9
 _LOOP_BYTES_A_SECOND = 1.1e9  # tests/bench/device/RESULTS.md, "Load", 8 fps: 12 workers, 15 answers of 74 MB
-_FILES_SHARE = 4  # of the memory budget, one part in so many is for files: `--memory-budget`
 _BUDGET_STEP_BYTES = 64 << 20
 
 
@@ -93,11 +91,11 @@ def needs_of(demand: Demand, requests_a_second: float, cores_a_pod: int, utiliza
     cores = requests_a_second * demand.core_seconds / utilization
     loops = requests_a_second * demand.sent_bytes / _LOOP_BYTES_A_SECOND / utilization
     pod_count = max(1, math.ceil(cores / cores_a_pod), math.ceil(loops))
-    # As if there was one queue to one core, which errs upwards: several cores wait less.
+    # As if there was one queue to one core, which overestimates: with several cores waits are shorter.
     held_seconds = demand.core_seconds / (1 - utilization)
     at_once = requests_a_second * held_seconds
     at_once_a_pod = max(math.ceil(at_once / pod_count), cores_a_pod)
-    budget_bytes = max(at_once_a_pod * demand.held_bytes, at_once_a_pod * demand.file_bytes * _FILES_SHARE)
+    budget_bytes = max(at_once_a_pod * demand.held_bytes, at_once_a_pod * demand.file_bytes * FILE_SHARE)
     budget_bytes = math.ceil(budget_bytes / _BUDGET_STEP_BYTES) * _BUDGET_STEP_BYTES
     return Needs(
         cores=cores,

@@ -154,11 +154,12 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
             metavar="FILE",
             help=f"a {modality} file, or a URL for the service to fetch; may be repeated, and keeps its place among the media",
         )
-    parser.add_argument("--fps", action=_Once, type=float, metavar="F", help="frames a second to use of every video")
-    parser.add_argument(
+    choice = parser.add_mutually_exclusive_group()  # `Sampling.choice`, of which a message keeps only the last
+    choice.add_argument("--fps", action=_Once, type=float, metavar="F", help="frames per second to use of every video")
+    choice.add_argument(
         "--num-frames", action=_Once, type=_whole(31), metavar="N", help="frames to use of every video; excludes --fps"
     )
-    parser.add_argument("--every-frame", action="store_true", help="use every frame of every video; excludes both")
+    choice.add_argument("--every-frame", action="store_true", help="use every frame of every video; excludes both")
     parser.add_argument("--start-seconds", action=_Once, type=float, metavar="S", help="use only frames from here on")
     parser.add_argument("--end-seconds", action=_Once, type=float, metavar="S", help="use only frames before this")
     parser.add_argument(

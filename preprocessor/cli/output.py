@@ -24,15 +24,15 @@ def summary(header: pb.Header, report: pb.Report) -> dict[str, Any]:
             {
                 "key": item.key,
                 "modality": _MODALITY_NAMES[item.modality],
-                "codec": item.source.codec,
-                "source_size_px": [item.source.width_px, item.source.height_px],
-                "size_px": [item.width_px, item.height_px],
-                "grid_thw": [item.grid_t, item.grid_h, item.grid_w],
+                "codec": _codec(item.source),
+                "source_size_px": list(_size_px(item.source)),
+                "size_px": [item.patches.width_px, item.patches.height_px],
+                "grid_thw": [item.patches.grid_t, item.patches.grid_h, item.patches.grid_w],
                 "token_count": item.token_count,
                 "frame_indices": list(item.frame_indices),
                 "times_seconds": list(item.times_seconds),
-                "padded_frame_count": item.padded_frame_count,
-                "sha256": item.source.sha256.hex(),
+                "padded_frame_count": item.patches.padded_frame_count,
+                "sha256": item.source.content_sha256.hex(),
             }
             for item in header.items
         ],
@@ -51,12 +51,13 @@ def table(header: pb.Header, report: pb.Report) -> str:
     lines = [f"{header.token_count:,} tokens for {header.model}", ""]
     rows = [("item", "source", "frames", "resized", "grid t,h,w", "tokens")]
     for item in header.items:
-        source = f"{item.source.codec} {item.source.width_px}x{item.source.height_px}"
-        frames = f"{len(item.frame_indices)} of {item.source.frame_count}" if item.frame_indices else ""
+        width_px, height_px = _size_px(item.source)
+        source = f"{_codec(item.source)} {width_px}x{height_px}"
+        frames = f"{len(item.frame_indices)} of {item.source.video.frame_count}" if item.frame_indices else ""
         made = ("", "", "")  # of the generic path only the tensors tell
-        if item.grid_t:
-            grid = f"{item.grid_t},{item.grid_h},{item.grid_w}"
-            made = (f"{item.width_px}x{item.height_px}", grid, f"{item.token_count:,}")
+        if item.HasField("patches"):
+            grid = f"{item.patches.grid_t},{item.patches.grid_h},{item.patches.grid_w}"
+            made = (f"{item.patches.width_px}x{item.patches.height_px}", grid, f"{item.token_count:,}")
         rows.append((item.key, source, frames, *made))
     if header.items:
         lines += [*columns(rows), ""]
@@ -113,8 +114,20 @@ def _frame_lines(item: pb.Item, shown: int = 6) -> list[str]:
     frames = [f"{i} ({t:.2f} s)" for i, t in zip(item.frame_indices, item.times_seconds, strict=True)]
     if len(frames) > 2 * shown:
         frames = [*frames[:shown], "…", *frames[-shown:]]
-    padding = f", the last repeated {item.padded_frame_count}x" if item.padded_frame_count else ""
+    padded_count = item.patches.padded_frame_count
+    padding = f", the last repeated {padded_count}x" if padded_count else ""
     return [f"{item.key}: frames " + ", ".join(frames) + padding, ""]
+
+
+def _codec(source: pb.SourceInfo) -> str:
+    """FFmpeg's name of a video's codec, or an image's format."""
+    return source.video.codec or source.image.format
+
+
+def _size_px(source: pb.SourceInfo) -> tuple[int, int]:
+    """Width and height of the file's pictures; 0 where it has none."""
+    pictures = source.video if source.HasField("video") else source.image
+    return pictures.width_px, pictures.height_px
 
 
 def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:

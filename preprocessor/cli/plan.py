@@ -25,7 +25,6 @@ def run(options: argparse.Namespace) -> int:
     from preprocessor import pipeline
     from preprocessor.models.registry import load_model
     from preprocessor.service import reading
-    from preprocessor.types.plan import Plan
 
     use_one_thread()
     spec, files = build_spec(options)
@@ -34,12 +33,12 @@ def run(options: argparse.Namespace) -> int:
         raise InvalidRequest("give the file itself: its headers tell the cost", reason="FETCH_DISABLED")
     request = sources.fill(request, files)
     model = load_model(spec.model or "qwen3-vl")
-    planned = pipeline.plan(model, request, Limits())
-    if not isinstance(planned, Plan):
+    if not model.plans_from_headers:
         raise InvalidRequest(
             f"{model.name} takes the generic path, whose cost only a run tells: use `preprocessor bench`",
             reason="UNSUPPORTED_MODEL",
         )
+    planned = pipeline.plan(model, request, Limits())
     seconds = None
     if options.measure:
         pipeline.prepare(model, request)  # the first is slower

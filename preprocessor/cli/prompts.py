@@ -68,14 +68,14 @@ def build_spec_of(
         if isinstance(source, str):
             medium.url = source
         else:
-            medium.chunked = True
+            medium.chunked.SetInParent()
         if modality == "video":
             medium.sampling.CopyFrom(_sampling(options))
             medium.damage_policy = pb.DAMAGE_POLICY_TOLERANT if options.tolerant else pb.DAMAGE_POLICY_STRICT
         if options.min_pixels is not None:
-            medium.min_pixels = options.min_pixels
+            medium.min_pixel_count = options.min_pixels
         if options.max_pixels is not None:
-            medium.max_pixels = options.max_pixels
+            medium.max_pixel_count = options.max_pixels
         if options.background is not None and modality == "image":
             medium.background = options.background
         message.parts.add(media_key=key)
@@ -90,7 +90,7 @@ def _sampling(options: argparse.Namespace) -> pb.Sampling:
     return pb.Sampling(
         fps=options.fps,
         frame_count=options.num_frames,
-        every_frame=options.every_frame,
+        every_frame=pb.EveryFrame() if options.every_frame else None,
         start_seconds=options.start_seconds,
         end_seconds=options.end_seconds,
     )

@@ -1,7 +1,7 @@
-"""What the settings are, as text: the effective ones for `--show-config`, all of them for README.
+"""The settings as text: the effective ones for `--show-config`, all of them for preprocessor/config/README.md.
 
-python -m preprocessor.cli.reference README.md           # writes README's table anew
-python -m preprocessor.cli.reference --check README.md   # fails where it is not current
+python -m preprocessor.cli.reference PAGE           # writes the table of settings into that page
+python -m preprocessor.cli.reference --check PAGE   # fails if the table is not current
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def default_text(option: Option) -> str:
 
 
 def markdown_table() -> str:
-    """README's table."""
+    """All settings, one row each."""
     return "\n".join(_markdown_lines(OPTIONS))
 
 
@@ -66,10 +66,10 @@ def _markdown_lines(options: Iterable[Option]) -> Iterator[str]:
 
 
 def replace_table(text: str) -> str:
-    """README with its table made anew.
+    """The page with a current table.
 
     Raises:
-        ValueError: It has no place for one.
+        ValueError: The page does not have the two marks of the table once each.
     """
     place = re.compile(re.escape(_BEGIN) + ".*" + re.escape(_END), re.DOTALL)
     if len(place.findall(text)) != 1:
@@ -78,17 +78,17 @@ def replace_table(text: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m preprocessor.cli.reference", description="README's table.")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where the table is not current")
-    parser.add_argument("readme", type=Path)
-    asked = parser.parse_args()
-    text = asked.readme.read_text()
+    parser = argparse.ArgumentParser(prog="python -m preprocessor.cli.reference", description="The table of settings.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the table is not current")
+    parser.add_argument("page", type=Path, help="a Markdown file with the marks of the table")
+    given = parser.parse_args()
+    text = given.page.read_text()
     current = replace_table(text)
-    if asked.check:
+    if given.check:
         if text != current:
-            print(f"{asked.readme}: the table of settings is not current; run make reference", file=sys.stderr)
+            print(f"{given.page}: the table of settings is not current; run make reference", file=sys.stderr)
         return int(text != current)
-    asked.readme.write_text(current)
+    given.page.write_text(current)
     return 0
 
 

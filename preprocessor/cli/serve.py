@@ -34,8 +34,8 @@ def run(options: argparse.Namespace) -> int:
     gc.disable()  # what is loaded stays: looking through it for garbage, even once, takes a tenth of a start
     try:
         from preprocessor.models.registry import load_model
-        from preprocessor.workers.fork_server import fork_current_process
-        from preprocessor.workers.process import ForkServer
+        from preprocessor.workers.fork_server import ForkServer
+        from preprocessor.workers.forking import fork_current_process
 
         model = load_model(settings.model)
         gc.freeze()  # before `enable`, or the next allocation would have it looked through

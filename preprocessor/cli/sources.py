@@ -1,7 +1,7 @@
 """Where settings come from: a flag, else an environment variable, else a TOML file, else the default.
 
-What nobody would read is refused, so that a mistyped name cannot be taken for a setting that holds: unknown keys of the file and
-unknown variables with our prefix, just as argparse refuses unknown flags. Every refusal names the setting as the user did.
+Unknown keys of the file and unknown variables with our prefix are refused, as argparse refuses unknown flags: a mistyped name
+would otherwise be ignored. Every error names the setting as the user did.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Values:
         return self.sources.get(option, Source.DEFAULT)
 
     def spelled(self, option: Option, source: Source | None = None) -> str:
-        """The option as its user wrote it; what nobody wrote is spelled as for `source`."""
+        """The option as its user wrote it; one that was not given is spelled as for `source`."""
         match self.source_of(option) if option in self.sources else source:
             case Source.FILE:
                 return f"{option.key} in {self.file}"
@@ -65,7 +65,7 @@ class Values:
 
     @contextmanager
     def spelling(self) -> Iterator[None]:
-        """Name settings as their user did in whatever is refused within."""
+        """Name settings as their user did in every SettingError raised inside."""
         try:
             yield
         except SettingError as error:
@@ -84,7 +84,7 @@ class Values:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Settings that are whole and accepted, and what of them was given."""
+    """Accepted settings, and which of them were given."""
 
     settings: ServeSettings
     given: Values
@@ -133,7 +133,7 @@ def _build(values: Mapping[Option, Any]) -> ServeSettings:
 
 
 def _refuse_idle(values: Mapping[Option, Any]) -> None:
-    """Refuse what would do nothing, because the setting that its whole group needs is not given."""
+    """Refuse a setting that has no effect because the one that its group needs is not given."""
     for option, value in values.items():
         needed = option.group.metadata["needs"] if option.group else ""
         switch = next((other for other in OPTIONS if other.group is option.group and other.field.name == needed), None)

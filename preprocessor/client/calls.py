@@ -53,14 +53,23 @@ class CallFailed(Exception):
     Attributes:
         code: gRPC status code.
         reason: `ErrorInfo.reason`; empty where the answer did not come from the service, as when nobody listens.
+        fields: Paths of the request's fields at fault, such as "media[0].sampling.fps".
         retry_after_seconds: The service's hint, where it gave one.
     """
 
-    def __init__(self, code: grpc.StatusCode, reason: str, message: str, retry_after_seconds: float | None) -> None:
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        reason: str,
+        message: str,
+        retry_after_seconds: float | None,
+        fields: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(f"{reason or code.name}: {message}")
         self.code = code
         self.reason = reason
         self.message = message
+        self.fields = fields
         self.retry_after_seconds = retry_after_seconds
 
 
@@ -153,7 +162,7 @@ def _prepare(
 ) -> PrepareResult:
     first = pb.PrepareRequest(spec=with_sizes(spec, files))
     chunks = (pb.PrepareRequest(chunk=chunk) for chunk in media_chunks(files))
-    header, tensors, received = pb.Header(), dict[str, npt.NDArray[Any]](), Counter[str]()
+    header, tensors, received = pb.Header(), list[npt.NDArray[Any]](), Counter[int]()
     with _failures():
         for response in pb_grpc.PreprocessorStub(channel).Prepare(_sequence(first, chunks), timeout=timeout_seconds):
             match response.WhichOneof("message"):
@@ -161,15 +170,16 @@ def _prepare(
                     header = response.header
                     for tensor in header.tensors:
                         is_whole = len(tensor.data) == tensor.total_bytes
-                        tensors[tensor.name] = read_tensor(tensor) if is_whole else allocate_tensor(tensor)
+                        tensors.append(read_tensor(tensor) if is_whole else allocate_tensor(tensor))
                 case "rows":
-                    name = response.rows.name
-                    store_rows(response.rows, tensors[name])
-                    received[name] += len(response.rows.data)
+                    index = response.rows.tensor_index
+                    store_rows(response.rows, tensors[index])
+                    received[index] += len(response.rows.data)
                     if progress is not None:
-                        progress(received[name], tensors[name].nbytes)
+                        progress(received[index], tensors[index].nbytes)
                 case "report":
-                    return PrepareResult(header, response.report, tensors)
+                    names = (tensor.name for tensor in header.tensors)
+                    return PrepareResult(header, response.report, dict(zip(names, tensors, strict=True)))
     raise CallFailed(grpc.StatusCode.DATA_LOSS, "", "the answer ended without a report", None)
 
 
@@ -254,7 +264,7 @@ def with_sizes(spec: pb.PrepareSpec, files: Mapping[str, bytes]) -> pb.PrepareSp
     told = pb.PrepareSpec()
     told.CopyFrom(spec)
     for medium in told.media:
-        if medium.chunked and medium.key in files and not medium.HasField("size_bytes"):
+        if medium.HasField("chunked") and medium.key in files and not medium.HasField("size_bytes"):
             medium.size_bytes = len(files[medium.key])
     return told
 
@@ -286,9 +296,11 @@ def failure_of(error: grpc.RpcError) -> CallFailed:
     status = status_pb2.Status()
     trailing: dict[str, Any] = dict(cast("Iterable[tuple[str, Any]]", error.trailing_metadata() or ()))
     status.ParseFromString(trailing.get("grpc-status-details-bin", b""))
-    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    info, retry, bad = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), error_details_pb2.BadRequest()
     for detail in status.details:
         detail.Unpack(info)
         detail.Unpack(retry)
+        detail.Unpack(bad)
     delay = retry.retry_delay.ToTimedelta().total_seconds() or None
-    return CallFailed(error.code(), info.reason, error.details() or "", delay)
+    fields = tuple(violation.field for violation in bad.field_violations)
+    return CallFailed(error.code(), info.reason, error.details() or "", delay, fields)

@@ -10,7 +10,7 @@ from preprocessor.config.checks import is_loopback, require_key_pair, split_addr
 from preprocessor.config.declare import SettingError, setting
 from preprocessor.config.values import parse_bytes
 
-_METADATA_KEY = re.compile(r"(?!grpc-)[a-z0-9_.-]+(?<!-bin)")  # gRPC's own and those of bytes apart
+_METADATA_KEY = re.compile(r"(?!grpc-)[a-z0-9_.-]+(?<!-bin)")  # without gRPC's own keys and those of binary values
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class AccessSettings:
                 raise SettingError(option, most, "a number above 0, or 0 for no bound")
 
     def check_address(self, option: str, address: str) -> None:
-        """Refuse to be overheard unless that is asked for.
+        """Refuse to listen to other machines without TLS, unless --insecure is set.
 
         Raises:
             SettingError: Other machines can connect to the address, and nothing is encrypted.

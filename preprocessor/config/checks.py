@@ -1,4 +1,4 @@
-"""What values of settings must be; each check refuses with the option's name."""
+"""Checks of settings' values; each error names the option."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from preprocessor.config.declare import SettingError, option_of
 
 
 def require_positive_int(option: str, value: object) -> int:
-    """The value, where it is a whole number above 0.
+    """The value, which must be a whole number above 0.
 
     Raises:
         SettingError: It is anything else; booleans and numeric text count as something else.
@@ -22,7 +22,7 @@ def require_positive_int(option: str, value: object) -> int:
 
 
 def require_seconds(option: str, seconds: float) -> None:
-    """Return where it is a span of time that a wait may have.
+    """Check that it is a finite number of seconds above 0.
 
     Raises:
         SettingError: It is not a number above 0.
@@ -52,10 +52,10 @@ def is_loopback(host: str) -> bool:
 
 
 def require_key_pair(certificate_option: str, certificate: str, key_option: str, key: str) -> None:
-    """Return where both files are given, or neither.
+    """Check that both files are given, or neither.
 
     Raises:
-        SettingError: One is; it is named, for its user knows how he wrote it.
+        SettingError: Only one is; the error names it.
     """
     if certificate and not key:
         raise SettingError(certificate_option, certificate, f"{key_option} with it, or neither")
@@ -64,7 +64,7 @@ def require_key_pair(certificate_option: str, certificate: str, key_option: str,
 
 
 def require_choices(settings: Any, prefix: str = "") -> None:
-    """Return where every field that has choices holds one of them.
+    """Check that every field with choices holds one of them.
 
     Raises:
         SettingError: One does not.

@@ -1,6 +1,6 @@
-"""Files that prove who is who, checked when they are read: gRPC itself says of a bad one only that a handshake failed.
+"""PEM files and tokens, checked when they are read: gRPC itself reports a bad one only as a failed handshake.
 
-Both ends of the API use this, so it knows neither gRPC nor the service.
+The service and its callers use this, so it imports neither gRPC nor the service.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def read_file(option: str, path: str) -> bytes:
 
 
 def stamp_of(path: str) -> tuple[int, int, int] | None:
-    """What changes of a file when it is replaced; None where it is missing."""
+    """Modification time, inode and size, which change when a file is replaced; None if it is missing."""
     try:
         found = Path(path).stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a setting is: declared once, as a field of a class in `config`, and the same everywhere else.
+"""How a setting is declared: once, as a field of a class in `config`, from which all its names follow.
 
     field                         drain_seconds: float = setting(20.0, "how long a stop waits", "S", kind=float)
     on the command line           --drain-seconds 20
@@ -6,7 +6,7 @@
     in a file                     drain_seconds = 20
 
 Classes of settings are fields of a class of settings, declared by `group`: its prefix begins the flags and the variables,
-and in a file it is a table. Nothing here knows which settings there are; `kinds` knows how a value is written.
+and in a file it is a table. Nothing here knows which settings there are; `values` knows how a value is written.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ VARIABLE_PREFIX = "PREPROCESSOR_"
 
 
 class SettingError(ValueError):
-    """A setting that cannot be.
+    """A setting whose value is not accepted.
 
     Attributes:
-        option: As its user spelled it; as the command line does where nobody has said otherwise.
-        value: What it was given.
-        accepted: What would be, in words.
+        option: Its name as the user wrote it; its flag by default.
+        value: The value that was given.
+        accepted: The values that would be accepted, in words.
     """
 
     def __init__(self, option: str, value: object, accepted: str) -> None:
@@ -36,7 +36,7 @@ class SettingError(ValueError):
 
 
 class UnknownSetting(SettingError):
-    """A name that no setting has. Its value stays unsaid: it may be a secret whose name was mistyped."""
+    """A name that no setting has. Its value is not shown: it may be a secret whose name was mistyped."""
 
     def __init__(self, option: str, accepted: str) -> None:
         super().__init__(option, "", accepted)
@@ -60,11 +60,11 @@ def setting(
     Args:
         default: A value, or a function that finds it. A tuple makes the setting a list: repeated or separated by commas on
             the command line, separated by commas in the environment, an array in a file. None lets empty text mean None.
-        meaning: For `--help` and README, without a full stop.
+        meaning: For `--help` and README.md, without a full stop.
         metavar: What stands for the value there. FILE is a file that must be readable: `preprocessor doctor` looks.
         name: The flag, where it is not made of the field's name.
         kind: Makes the value of the text that a user writes, or each element of a list: `int`, `float`, `bool`, `str`,
-            `pathlib.Path`, `kinds.parse_bytes`, an enumeration, or any function that raises ValueError for what is wrong.
+            `pathlib.Path`, `values.parse_bytes`, an enumeration, or any function that raises ValueError for what is wrong.
         choices: All texts that are accepted, where only some are.
         default_text: Says in words what a default is that depends on the machine.
         is_joined: The value is text that lists something with commas: it may be given as a list may, and stays text.
@@ -90,10 +90,9 @@ def group(settings: type, title: str, prefix: str = "", *, needs: str = "") -> A
 
     Args:
         settings: Their class.
-        title: Above them in `--help` and README.
+        title: Above them in `--help`.
         prefix: Begins their flags, such as "engine-".
-        needs: The field of that class without which all others of the group do nothing: to give one of them and not it is
-            refused.
+        needs: The field of that class without which the others have no effect: to set one of them without it is refused.
     """
     return dataclasses.field(default_factory=settings, metadata={"title": title, "prefix": prefix, "needs": needs})
 
@@ -128,7 +127,7 @@ class Option:
 
     @property
     def default(self) -> Any:
-        """Found now, where it has to be found."""
+        """Computed now, if it depends on the machine."""
         factory = self.field.default_factory
         return self.field.default if factory is dataclasses.MISSING else factory()
 

@@ -14,20 +14,22 @@ class EngineSettings:
 
     address: str = setting(
         "",
-        "Triton's gRPC address, or several, separated by commas; without it, Generate is not served",
-        "HOST:PORT",
+        "the engine's address, or several, separated by commas; no scheme means triton://; without it, Generate is not served",
+        "[SCHEME://]HOST:PORT",
         name="--engine",
         kind=str,
         is_joined=True,
     )
-    model: str = setting("vlm_transformers", "the model's name in Triton", "NAME", kind=str)
+    model: str = setting("vlm_transformers", "the model's name in the engine", "NAME", kind=str)
     transport: str = setting(
         "auto",
         "how tensors travel: shared-memory is for an engine on this host, auto finds out",
         kind=str,
         choices=("auto", "grpc", "shared-memory"),
     )
-    profile: str = setting("", "what the engine wants otherwise: a built-in profile, or a TOML file", "NAME", kind=str)
+    profile: str = setting(
+        "", "how its model's tensors differ from the contract's: a built-in mapping, or a TOML file", "NAME", kind=str
+    )
     max_silence_seconds: float = setting(
         120.0, "silence of an engine that ends a request: to its first token, and between two", "S", kind=float
     )
@@ -45,7 +47,8 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         for address in self.address.split(",") if self.address else ():
-            split_address("--engine", address.strip())
+            # A scheme is looked up where engines are connected: this package knows none.
+            split_address("--engine", address.strip().rpartition("://")[2])
         require_choices(self, "engine-")
         require_seconds("--engine-max-silence-seconds", self.max_silence_seconds)
         require_key_pair("--engine-tls-certificate", self.tls_certificate, "--engine-tls-key", self.tls_key)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from preprocessor.config.checks import require_positive_int, require_seconds
 from preprocessor.config.declare import option_of, setting
 from preprocessor.config.values import parse_bytes
+from preprocessor.errors import LimitExceeded
+from preprocessor.types.request import Modality
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,19 @@ class Limits:
         1 << 30, "memory that turning a prompt into tokens may take", "SIZE", kind=parse_bytes
     )
     max_tokenizing_cpu_seconds: float = setting(60.0, "CPU that turning a prompt into tokens may take", "S", kind=float)
+
+    def max_file_bytes(self, modality: Modality) -> int:
+        """Size of one file of that modality."""
+        return min(self.max_media_bytes, self.max_image_bytes) if modality is Modality.IMAGE else self.max_media_bytes
+
+    def check_media_count(self, count: int) -> None:
+        """Raises:
+        LimitExceeded: `LIMIT_EXCEEDED`.
+        """
+        if count > self.max_media_count:
+            raise LimitExceeded(
+                f"{count} media in one request; at most {self.max_media_count} are accepted", field="media"
+            )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -1,4 +1,4 @@
-"""What this process may use of the machine it runs on, its container's limits heeded."""
+"""Cores and memory that this process may use, within its container's limits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# One thread a worker, whatever library would like more; and none in the zygote, which must be able to fork.
+# One thread a worker, for every library; none in the fork server, which must be able to fork.
 SINGLE_THREADED = {
     "MKL_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -27,7 +27,7 @@ def use_one_thread() -> None:
 
     The environment says the same to the libraries beneath them (`SINGLE_THREADED`), if it is set before they load.
     """
-    # Here, because the parent of a worker process asks this module for numbers and never loads either.
+    # Imported here, because the parent of the worker processes uses this module and never loads either.
     import cv2
     import torch
 

@@ -10,73 +10,11 @@ from preprocessor.config.declare import SettingError, group, setting
 from preprocessor.config.engine import EngineSettings
 from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
-from preprocessor.config.machine import available_cpu_count, available_memory_bytes
+from preprocessor.config.machine import available_cpu_count
+from preprocessor.config.memory import LEAST_BUDGET_BYTES, UPLOAD_BYTES, default_budget
 from preprocessor.config.trace import TraceSettings
-from preprocessor.config.values import NO_BACKGROUND, format_bytes, parse_background, parse_bytes
+from preprocessor.config.values import NO_BACKGROUND, parse_background, parse_bytes
 from preprocessor.config.wire import WireSettings
-
-_LEAST_BUDGET_BYTES = 64 << 20  # below, not even one photo's decoding fits
-_MIB = 1 << 20
-_GIB = 1 << 30
-
-# What the service takes at most beside the budget, whatever callers do.
-AT_REST_BYTES = 260 * _MIB  # measured: the service, its model and idle workers
-UPLOAD_BYTES = 256 * _MIB  # `max_upload_count` messages of `max_message_bytes` being received
-SINGLE_MESSAGE_BYTES = 64 * _MIB  # requests of unary methods being received, see `service.auth_interceptor`
-DISCARDED_BYTES = 32 * _MIB  # uploads of refused callers that are read to their end, see `service.refused_uploads`
-RESPONSE_BYTES = 64 * _MIB  # response messages being sent, once here and once in gRPC
-WINDOW_BYTES = 64 * _MIB  # flow-control windows of `max_open_calls`
-_SPARE_BYTES = 28 * _MIB
-_SERVICE_BYTES = (
-    AT_REST_BYTES + UPLOAD_BYTES + SINGLE_MESSAGE_BYTES + DISCARDED_BYTES + RESPONSE_BYTES + WINDOW_BYTES + _SPARE_BYTES
-)
-_RETAINED_SHARE = 8
-
-
-def bytes_beside_budget(memory_budget_bytes: int) -> int:
-    """The memory that a container needs beside the memory budget, whatever callers do."""
-    return _GIB + max(0, memory_budget_bytes - 4 * _GIB) // _RETAINED_SHARE
-
-
-def retained_bytes(memory_budget_bytes: int) -> int:
-    """The freed memory that all workers together may retain between tasks.
-
-    An eighth of the budget, or less where the container, sized by `bytes_beside_budget`, has less.
-    """
-    return min(memory_budget_bytes // _RETAINED_SHARE, bytes_beside_budget(memory_budget_bytes) - _SERVICE_BYTES)
-
-
-def largest_budget(container_bytes: int) -> int:
-    """The budget that leaves room beside it in a container of that size; 0 where none does."""
-    return max(0, min(container_bytes - _GIB, (container_bytes - _GIB // 2) * 8 // 9))
-
-
-def require_memory(memory_budget_bytes: int, available_bytes: int, more_bytes: int = 0) -> None:
-    """Return where the memory that is there holds the budget and what the service takes beside it.
-
-    Args:
-        available_bytes: As `machine.available_memory_bytes`.
-        more_bytes: As `ServeSettings.more_incoming_bytes`.
-    Raises:
-        SettingError: The kernel would kill the service under a full load.
-    """
-    needed_bytes = memory_budget_bytes + bytes_beside_budget(memory_budget_bytes) + more_bytes
-    if needed_bytes <= available_bytes:
-        return
-    largest_bytes = largest_budget(available_bytes - more_bytes) >> 20 << 20
-    less = f"at most {format_bytes(largest_bytes)}, or " if largest_bytes >= _LEAST_BUDGET_BYTES else ""
-    raise SettingError(
-        "--memory-budget",
-        format_bytes(memory_budget_bytes),
-        f"{less}more memory: it takes {needed_bytes >> 20} MiB with what the service needs beside it, and the cgroup or the "
-        f"machine has {available_bytes >> 20} MiB",
-    )
-
-
-def _default_budget() -> int:
-    """Half of the memory, or less where that leaves too little beside it."""
-    available_bytes = available_memory_bytes()
-    return max(_LEAST_BUDGET_BYTES, min(available_bytes // 2, largest_budget(available_bytes)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +37,7 @@ class ServeSettings:
         256, "requests that may wait for a worker before more are refused", name="--max-queued"
     )
     memory_budget_bytes: int = setting(
-        _default_budget,
+        default_budget,
         "memory for all requests together; a quarter of it is for files",
         "SIZE",
         name="--memory-budget",
@@ -154,7 +92,7 @@ class ServeSettings:
         require_positive_int("--max-queued", self.max_queued_count)
         require_positive_int("--max-jobs-a-worker", self.max_jobs_a_worker)
         for option, size_bytes, least in (
-            ("--memory-budget", self.memory_budget_bytes, _LEAST_BUDGET_BYTES),
+            ("--memory-budget", self.memory_budget_bytes, LEAST_BUDGET_BYTES),
             ("--worker-memory", self.worker_memory_bytes, 0),
         ):
             if isinstance(size_bytes, bool) or not isinstance(size_bytes, int) or size_bytes < least:

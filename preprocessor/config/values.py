@@ -134,7 +134,7 @@ def _read_one(option: Option, text: str) -> Any:
     try:
         return _TRUTHS[text.lower()] if option.kind is bool else option.kind(text)
     except (ValueError, KeyError) as error:
-        # What a kind of its own says; the others are told by `accepted`.
+        # A parser of the setting's own says what is wrong; of the others `accepted` says enough.
         says_more = option.kind not in _KINDS and not _members(option) and not option.is_secret
         why = f" ({error})" if says_more else ""
         raise SettingError(option.flag, _shown(option, text), accepted(option) + why) from error

@@ -1,6 +1,6 @@
 """The sound of a file in memory → float32 mono at the rate a model wants.
 
-FFmpeg does all of it, a packet at a time, so that no more than the answer is held:
+FFmpeg does all of it, a packet at a time, so that only the result is held in memory:
 
 * Demuxing and decoding, from any container with sound, a video included. FFmpeg drops what an encoder put before the
   first sample (AAC priming, MP3 and Opus delay) where the container states it, and what an edit list cuts off; a raw ADTS or

@@ -1,9 +1,9 @@
-"""How long a clip lasts and how many frames a second that makes, from its frames' times and from what its file says.
+"""Duration and frame rate of a clip, from its frames' times and from what its file states.
 
-A frame is on screen until the next one; when the last one goes, only the file can tell, and each container tells it in its
-own way, or not at all:
+A frame is on screen until the next one. When the last one ends, only the file can tell; each container does so in its own way,
+or not at all:
 
-| container | says |
+| container | states |
 |---|---|
 | mp4, mov | the track's length, edit list included; else the sample's own duration |
 | avi, mxf, ogg | the track's length |
@@ -12,7 +12,7 @@ own way, or not at all:
 | gif, apng | each frame's delay |
 | ts, mpg, ivf, streams without a container | nothing: packets' durations are FFmpeg's guess from a rate |
 
-Where nothing is said, the last frame stays for the clip's mean interval.
+If nothing is stated, the last frame stays for the clip's mean interval.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ import numpy as np
 import numpy.typing as npt
 
 HALF_A_FRAME = 0.5
-"""So far off its place, a frame's number names another frame."""
+"""A frame that is off its place by more has another number."""
 
 LEAST_FRAMES_FOR_A_GAP = 20
-"""Of so many frames one that is missing leaves a constant rate; a few slides, one of which stays twice as long, have none."""
+"""At least so many frames keep a constant rate if one is missing; a few slides, one of which stays twice as long, have none."""
 
 _JITTER_FRAMES = 0.25  # of a frame beside a gap: by more, the rate drifts
 
@@ -45,12 +45,12 @@ _CLOCK_TICKS, _CLOCK_SECONDS = 2, 0.002  # how far off a length may be that was 
 
 @dataclass(frozen=True, slots=True)
 class StatedEnd:
-    """Where a video track ends by its file's own word; in seconds, on the clock of its frames' times.
+    """Where the file says that a video track ends; in seconds, on the clock of its frames' times.
 
     Attributes:
         track_seconds: The track's own end; None where the file does not say, as below.
         file_seconds: The end of everything that the file holds.
-        is_alone: The file holds nothing else that is seen or heard, so that its end is the track's.
+        is_alone: The file holds no other picture, sound or subtitle, so its end is the track's.
         states_stays: Packets' durations are the file's own.
     """
 
@@ -61,7 +61,7 @@ class StatedEnd:
 
 
 UNSTATED = StatedEnd()
-"""Of a file whose word does not count: it was cut off, or its frames have no times."""
+"""Of a file whose statements do not count: it is truncated, or its frames have no times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +148,8 @@ def _stay(last_seconds: float, interval: float, varies: bool, stay: float, state
     by_track = (stated.track_seconds or 0.0) - last_seconds
     if by_track > _LEAST_STAY_SECONDS:
         return by_track
-    # Where sound ends later than the picture, the file's end is not the picture's; but a better guess than an interval
-    # that never was the same.
+    # If sound ends later than the picture, the file's end is not the picture's; it is still a better guess than the mean of
+    # varying intervals.
     by_file = (stated.file_seconds or 0.0) - last_seconds
     stays = [stay, by_file] if stated.is_alone or (varies and not stay) else [stay]
     longest = max(stays)

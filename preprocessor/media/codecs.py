@@ -1,10 +1,10 @@
 """FFmpeg's names of the decoders that may run.
 
-FFmpeg 8.1 brings some four hundred, most of them for files that nobody has made in twenty years, and a stranger's file names
-the one it wants. What is not here is `UNSUPPORTED_CODEC`: each decoder more is C that strangers may feed. Left out on purpose
-are lossless and intermediate codecs of editors (FFV1, HuffYUV, Ut Video, CineForm, raw video), whose files are too large to be
-sent about, and codecs of game and screen recorders that players do not read either. A codec with several decoders has all
-names under which builds of FFmpeg or PyAV know it.
+FFmpeg 8.1 has about 400, most of them for files that nobody has made in twenty years, and an untrusted file chooses which one
+runs. Every further decoder is more C code that untrusted data reaches, so all others are refused as `UNSUPPORTED_CODEC`. Left
+out on purpose are lossless and intermediate codecs of editors (FFV1, HuffYUV, Ut Video, CineForm, raw video), whose files are
+too large to send, and codecs of game and screen recorders that players do not read either. A codec with several decoders is
+listed by all names under which builds of FFmpeg or PyAV know it.
 """
 
 VIDEO_DECODERS = frozenset(
@@ -30,5 +30,5 @@ SOUND_DECODERS = frozenset(
     }
 )
 
-DECODERS = VIDEO_DECODERS | SOUND_DECODERS
-"""Those that may run while a file is opened: a stream beside the wanted one may be looked into, too."""
+ALLOWED_DECODERS = VIDEO_DECODERS | SOUND_DECODERS
+"""Those that may run while a file is opened: FFmpeg may look into other streams, too."""

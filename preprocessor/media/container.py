@@ -1,15 +1,15 @@
 """Opening a file of FFmpeg's that is held in memory, and reading its packets.
 
-FFmpeg reads the bytes it is given and nothing else. Some "media" are lists of other files: an ffconcat text of 40 bytes
-makes a plain `av.open` decode a file of this machine, an SDP text makes it open a socket, and `io_open` hooks see neither,
-for those demuxers open their parts themselves. So formats are named (`VIDEO_FORMATS`, `SOUND_FORMATS`), and no protocol is
-allowed to any of them. `tests/unit/test_hostile_files.py` watches that they open nothing. Decoders are named too
-(`codecs`), and bounded: none makes a picture larger than a frame may be, wherever in the file it is announced.
+FFmpeg must read the given bytes and nothing else. Some "media" are lists of other files: an ffconcat text of 40 bytes makes a
+plain `av.open` decode a local file, an SDP text makes it open a socket, and `io_open` hooks see neither, since those demuxers
+open their parts themselves. So formats are on an allowlist (`VIDEO_FORMATS`, `SOUND_FORMATS`), and no protocol is allowed.
+`tests/unit/test_hostile_files.py` checks that they open nothing. Decoders are on an allowlist too (`codecs`), and limited to
+the largest frame size, wherever in the file a size is stated.
 
-FFmpeg may read for seconds between two packets: over elements that hold nothing, over streams that nobody asked for. So the
-check that ends work is called wherever it takes bytes (`_Watched`), and not only between packets.
+FFmpeg may read for seconds between two packets, over empty elements and unwanted streams. So the check that ends the work is
+called whenever it reads bytes (`_Watched`), and not only between packets.
 
-FFmpeg's errors become ours here:
+FFmpeg's errors are mapped here:
 
 | while | FFmpeg says | ours |
 |---|---|---|
@@ -33,7 +33,7 @@ import av.error
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded, UnsupportedMedia
-from preprocessor.media.codecs import DECODERS, SOUND_DECODERS, VIDEO_DECODERS
+from preprocessor.media.codecs import ALLOWED_DECODERS, SOUND_DECODERS, VIDEO_DECODERS
 from preprocessor.media.truncation import ends_early
 from preprocessor.media.unread_formats import unread_container
 
@@ -44,7 +44,7 @@ VIDEO_FORMATS = (
     # moving pictures without sound, and streams without a container
     *("gif", "apng", "ivf", "obu", "h264", "hevc", "m4v", "mpegvideo", "mjpeg", "dv"),
 )
-"""FFmpeg's names of the demuxers that may run. All of them hold their own frames; none of them opens another file."""
+"""FFmpeg's names of the demuxers that may run: formats that hold their own frames and refer to no other file."""
 
 SOUND_FORMATS = (
     *_CONTAINERS,
@@ -58,13 +58,13 @@ _Stream = TypeVar("_Stream", av.VideoStream, av.AudioStream)
 
 
 def keep_going() -> None:
-    """The check that never stops anything."""
+    """A check that never raises."""
 
 
 class _Watched(io.BytesIO):
-    """A file in memory that ends at once where its reader is to stop; `stopped_by` then says why.
+    """A file in memory that reports its end once the check has raised; `stopped_by` is what it raised.
 
-    FFmpeg takes the end of a file quietly. An exception it would pass on only where it happens to look.
+    FFmpeg handles the end of a file everywhere, but passes an exception on only from some places.
     """
 
     def __init__(self, data: bytes, check: Callable[[], None]) -> None:
@@ -76,7 +76,7 @@ class _Watched(io.BytesIO):
         if self.stopped_by is None:
             try:
                 self._check()
-            except Exception as error:  # whatever a check raises is for the caller of whom we are called, beyond FFmpeg
+            except Exception as error:  # whatever a check raises goes to the caller, past FFmpeg
                 self.stopped_by = error
         return b"" if self.stopped_by is not None else super().read(size)
 
@@ -87,7 +87,7 @@ def open_video(
     key: str,
     max_frame_pixels: int,
     check: Callable[[], None] = keep_going,
-    decoders: Iterable[str] = DECODERS,
+    decoders: Iterable[str] = ALLOWED_DECODERS,
     stream_index: int | None = None,
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Open a file at one of its video streams.
@@ -181,7 +181,7 @@ def _open(
     what: tuple[str, str],
     max_frame_pixels: int,
     check: Callable[[], None],
-    decoders: Iterable[str] = DECODERS,
+    decoders: Iterable[str] = ALLOWED_DECODERS,
 ) -> Iterator[av.container.InputContainer]:
     """Open bytes as one of some formats; this module's head says what becomes of errors, here and inside.
 
@@ -195,7 +195,7 @@ def _open(
         with _opened(source, key, formats, *what, max_frame_pixels, decoders) as container:
             yield container
     except Exception:
-        if source.stopped_by is not None:  # the file seemed to end, and what came of that is not its fault
+        if source.stopped_by is not None:  # the error follows from the end that the check made
             raise source.stopped_by from None
         raise
     if source.stopped_by is not None:
@@ -259,7 +259,7 @@ def check_streams(container: av.container.InputContainer, limits: Limits, key: s
 
 
 def _discard_others(container: av.container.InputContainer, wanted: av.stream.Stream) -> None:
-    """Have the demuxer read over what nobody asked for."""
+    """Have the demuxer skip the other streams."""
     for stream in container.streams:
         if stream.index != wanted.index:
             stream.discard = av.stream.Discard.all
@@ -301,7 +301,7 @@ def read_packets(
             raise
         except av.error.FFmpegError as error:
             raise CorruptMedia(f"{key}: the file cannot be read on ({error.strerror})", media_key=key) from error
-        check()  # at the end, too, which may only seem to be one: see `_Watched`
+        check()  # at the end, too: it may be one that `_Watched` reported
         if packet is None:
             return
         if packet.size:  # an empty one would tell the decoder that the file ends

@@ -1,4 +1,4 @@
-"""What one file may use of a core."""
+"""A limit on the CPU time that one file may take."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from preprocessor.errors import LimitExceeded
 def within_cpu_seconds(seconds: float, check: Callable[[], None], key: str) -> Callable[[], None]:
     """A check that also ends the work once this thread has used so much CPU, counted from now.
 
-    What never reaches a check is ended by the kernel, with the request's own limit; see `workers.sandbox`.
+    Code that never calls the check is ended by the kernel at the request's own limit; see `workers.sandbox`.
 
     Raises, when called:
         LimitExceeded: `FILE_CPU_SECONDS_EXCEEDED`.

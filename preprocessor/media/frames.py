@@ -1,8 +1,8 @@
-"""From the frames that could be decoded to exactly the frames that were asked for.
+"""From the frames that could be decoded to exactly the frames that were requested.
 
-Every decoder yields what it can, in presentation order, and this is the one place that decides about the rest: an error
-that names the first bad time, or the last good frame in its place. Times are never shifted: a frame that is missing is
-missing at its own index.
+Every decoder yields the frames that it can decode, in presentation order. `fill` alone decides about the others: an error that
+names the first bad time, or the last good frame in their place. Times are not shifted: a missing frame is missing at its own
+index.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Substituted = Callable[[int, int], None]
 
 
 Decoded = Callable[[int], None]
-"""Called with how many frames a decoder has given out more, wanted or not."""
+"""Called with the number of frames that a decoder has just returned, wanted or not."""
 
 
 def unreported(*_: int) -> None:
-    """The listener that nobody is."""
+    """Reports nothing."""
 
 
 @dataclass(frozen=True, slots=True)

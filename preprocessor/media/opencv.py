@@ -11,10 +11,9 @@ Compared with PyAV's frames (OpenCV 5.0, PyAV 18.1, 96x64 shapes, largest and me
 
 The differences are bicubic (OpenCV) for bilinear (PyAV) chroma, where swscale has no direct conversion.
 
-OpenCV is not to be trusted with which frame it gives, or whether it gives one. It leaves out what it cannot decode, or ends
-there; it squeezes a picture of another size into the first one's; of an interlaced frame it converts nothing and returns
-memory as it finds it; and it tells none of this. So every frame has to pass three checks, else the file is refused with
-`DECODER_LIMIT`:
+OpenCV may return another frame than the requested one, or none, without an error. It leaves out frames that it cannot decode, or
+ends there; it scales a picture of another size to the first one's; it does not convert an interlaced frame and returns
+uninitialized memory. So every frame must pass three checks, or the file is refused with `DECODER_LIMIT`:
 
 * its place: the frames come in the order of the probe, one for one, none left out;
 * its time: exactly the probe's, so a file that gives no times is refused;
@@ -25,9 +24,9 @@ never called damage. The price is that the chosen frames are decoded twice, and 
 decoder for its pixels, not for speed. A damaged file with REPEAT is refused, for OpenCV does not tell which frames are good.
 Some wheels (5.0's) have no AV1 decoder.
 
-Left alone, OpenCV follows an ffconcat text to the files it names and opens the ports of an SDP text, also where it reads from
-memory. The probe has refused such a file before, with PyAV's FFmpeg; OpenCV's own is held to the same list, through the one
-way that it takes options: its environment.
+By default OpenCV opens the files that an ffconcat text names and the ports of an SDP text, even if it reads from memory. The
+probe has refused such a file before, with PyAV's FFmpeg; OpenCV's own FFmpeg gets the same allowlist through the environment,
+the only way to pass it options.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ import numpy as np
 
 from preprocessor.errors import CorruptMedia, UnsupportedMedia
 from preprocessor.media.clip import IndexedClip
-from preprocessor.media.codecs import DECODERS
+from preprocessor.media.codecs import ALLOWED_DECODERS
 from preprocessor.media.container import VIDEO_FORMATS
 from preprocessor.media.frames import Choice, Pixels, fill, unreported
 from preprocessor.media.pyav import decode_with_pyav
@@ -181,7 +180,7 @@ def _capture(data: bytes, choice: Choice, max_frame_pixels: int = 1 << 31) -> It
         # `source` must outlive the capture, which does not hold it: OpenCV would read freed memory
         target: Any = source if isinstance(source, io.BytesIO) else str(source)
         protocol = "none" if target is source else "file"
-        lists = {"format_whitelist": ",".join(VIDEO_FORMATS), "codec_whitelist": ",".join(DECODERS)}
+        lists = {"format_whitelist": ",".join(VIDEO_FORMATS), "codec_whitelist": ",".join(ALLOWED_DECODERS)}
         options = {**lists, "protocol_whitelist": protocol, "max_pixels": str(max_frame_pixels)}
         os.environ[_OPTIONS] = "|".join(f"{name};{value}" for name, value in options.items())
         capture: Any = cv2.VideoCapture(target, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])

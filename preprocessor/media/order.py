@@ -1,8 +1,8 @@
-"""From what packets say to a clip's frames: which there are, in which order and when they are shown. Pure: no files.
+"""From a walk over packets to a clip's frames: which there are, in which order and at which times. Pure: no files.
 
-A clip's frames are what a full decode shows, in its order. Presentation times give that order within a run of packets whose
-clock runs on. Where decoding times go backwards the clock has started anew (transport streams that were joined, say): the
-frames of what follows come after all before, and their times are moved there.
+A clip's frames are what a full decode shows, in its order. Presentation times give that order as long as the clock does not
+restart. Decoding times that go backwards mean that it did (joined transport streams, for example): the frames that follow then
+come after all before, and their times are moved accordingly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from preprocessor.media.bitstream import TYPED, PictureType
 from preprocessor.media.clip import NO_FRAME
-from preprocessor.media.packets import Entry
+from preprocessor.media.packets import RandomAccess
 from preprocessor.media.shown import Shown
 from preprocessor.media.walk import Walk
 
@@ -29,13 +29,13 @@ class Order:
 
     Attributes:
         pts: int64 [frame_count], ascending, in units of `time_base_seconds`.
-        frame_of_packet, entry_packets, entry_frames: As of `IndexedClip`.
+        frame_of_packet, random_access_packets, random_access_frames: As of `IndexedClip`.
     """
 
     pts: npt.NDArray[np.int64]
     time_base_seconds: float
-    entry_packets: npt.NDArray[np.int64]
-    entry_frames: npt.NDArray[np.int64]
+    random_access_packets: npt.NDArray[np.int64]
+    random_access_frames: npt.NDArray[np.int64]
     frame_of_packet: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
 
 
@@ -76,11 +76,11 @@ def by_times(walk: Walk, first: int, reordered: bool, has_b_frames: bool, rate: 
     if _is_cut_inside(walk, times):
         return None
     if reordered:
-        closed = [ordinal for ordinal, entry in walk.entries if entry is Entry.CLOSED]
+        closed = [ordinal for ordinal, access in walk.random_access_points if access is RandomAccess.CLOSED]
         is_closed = np.isin(packets, closed)
         starts = _clock_starts([walk.dts[ordinal] for ordinal in packets.tolist()], times, is_closed)
         if not is_closed[starts].all():
-            return None  # what a decoder makes of two parts that do not join at a closed group it alone knows
+            return None  # only the decoder tells how it shows two parts that do not join at a closed group
     else:
         starts = _falls(times)
     runs = _runs(starts, times)
@@ -97,11 +97,11 @@ def by_times(walk: Walk, first: int, reordered: bool, has_b_frames: bool, rate: 
             # Decoding times in place of presentation times, as an AVI has them.
             return _counted(walk, first, _moved(times, starts), unit)
         if reordered and has_b_frames and any((np.diff(times[start:stop]) == 0).any() for start, stop in runs):
-            return None  # two frames of one time are shown in the order that the decoder knows
+            return None  # only the decoder tells the order of two frames with one time
     times = _moved(times, starts)
     frame_of_packet = np.full(len(walk.pts), NO_FRAME, np.int32)
     frame_of_packet[packets[order]] = np.arange(len(order))
-    return Order(times, unit, *_timed_entries(walk, first, times, frame_of_packet), frame_of_packet)
+    return Order(times, unit, *_timed_access_points(walk, first, times, frame_of_packet), frame_of_packet)
 
 
 def _is_cut_inside(walk: Walk, times: npt.NDArray[np.int64]) -> bool:
@@ -130,7 +130,7 @@ def _by_type(types: list[PictureType]) -> npt.NDArray[np.int64]:
 def by_places(order: Order, walk: Walk) -> Order:
     """The same frames at the places that their packets take in the file, which are the only times an AVI has.
 
-    FFmpeg makes up presentation times from those of the packets behind, and is wrong by as much as a frame is held.
+    FFmpeg derives presentation times from later packets, and is wrong by the duration of a frame that stays longer.
     """
     places = [time for time, is_frame in zip(walk.dts, walk.is_frame, strict=True) if is_frame and time is not None]
     if len(places) != len(order.pts):
@@ -197,19 +197,19 @@ def _counted(walk: Walk, first: int, times: npt.NDArray[np.int64], unit: float) 
     """Frames numbered as they are decoded: only the number of a closed group's first is known before."""
     frames_before = np.concatenate(([0], np.cumsum(walk.is_frame)))
     packets, frames = [first], [0]
-    for ordinal, entry in walk.entries:
-        if entry is Entry.CLOSED and ordinal > packets[-1] and frames_before[ordinal] > frames[-1]:
+    for ordinal, access in walk.random_access_points:
+        if access is RandomAccess.CLOSED and ordinal > packets[-1] and frames_before[ordinal] > frames[-1]:
             packets.append(ordinal)
             frames.append(int(frames_before[ordinal]))
     return Order(times, unit, np.asarray(packets, np.int64), np.asarray(frames, np.int64))
 
 
-def _timed_entries(
+def _timed_access_points(
     walk: Walk, first: int, pts: npt.NDArray[np.int64], frame_of_packet: npt.NDArray[np.int32]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """`IndexedClip.entry_packets` and `entry_frames`."""
+    """`IndexedClip.random_access_packets` and `random_access_frames`."""
     packets, frames = [first], [0]
-    for ordinal, _ in walk.entries:
+    for ordinal, _ in walk.random_access_points:
         frame = int(frame_of_packet[ordinal])
         if frame == NO_FRAME:  # an edit list begins behind its keyframe
             frame = int(np.searchsorted(pts, walk.pts[ordinal] or 0))

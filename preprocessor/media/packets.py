@@ -1,11 +1,12 @@
-"""What a packet's bytes tell: whether decoding may start at it, whether it is sure to give one frame, and who refers to it.
+"""What a packet's bytes tell: whether it is a random access point, whether it gives exactly one frame, whether others need it.
 
-A container's keyframe mark is not enough. FFmpeg marks an H.264 packet with any recovery point as key, and after one a
-decoder may need many frames until the picture is right (intra refresh) or exact. So H.264 is entered at IDR pictures alone
-and HEVC at IRAP pictures, read from the bitstream itself. Pictures that follow an HEVC entry in the file and precede it on
-screen (open groups) need the group before; `IndexedClip.entry_frames` says from which frame on an entry is enough.
+A container's keyframe flag is not enough. FFmpeg flags an H.264 packet with any recovery point as key, and after one a
+decoder may need many frames until the picture is correct (intra refresh) or exact. So the random access points of H.264 are
+IDR pictures, those of HEVC are IRAP pictures, both read from the bitstream. In an open group pictures follow the random access
+point in the file and precede it on screen: they need the group before. `IndexedClip.random_access_frames` names the first
+frame that does not.
 
-Nor is a packet a frame. Which of them are is read here where their bytes tell; where they do not, `shown` decodes.
+A packet is not always a frame. The tests below find out from its bytes; where these do not tell, `shown` decodes.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _SMALL_BYTES = 200  # a packet without a picture is no larger: it holds headers 
 _MPEG4_NOT_CODED_BYTES = 8  # a frame "as before" is its header alone: ISO 14496-2, 6.2.5
 
 
-_KEYFRAME_IS_ENTRY = frozenset({"vp8", "vp9", "libdav1d", "av1"})
+_KEYFRAMES_ARE_RANDOM_ACCESS = frozenset({"vp8", "vp9", "libdav1d", "av1"})
 """Codecs whose keyframes refer to nothing before, nor does any frame shown after them."""
 
 _BEGINS_AT_ANY_KEYFRAME = frozenset({"vp8", "vp9", "libvpx", "libvpx-vp9", "libdav1d", "av1", "theora", "h263", "flv"})
@@ -75,7 +76,7 @@ _INTERLACED = range(2, 6)  # AVFieldOrder
 
 
 def frames_of(codec: av.VideoCodecContext) -> Frames:
-    """A codec that is not known well is decoded once, whole: old ones have packets that repeat, hold back or say nothing."""
+    """Streams of other codecs are decoded once: old codecs have packets that repeat a frame, delay it, or hold none."""
     if codec.name not in _ONE_A_PACKET and not codec.codec.intra_only and codec.name != "vc1":
         return Frames.BY_DECODING
     if codec.name == "vc1" or (codec.name in _FIELDS_MAY_BE_APART and is_interlaced(codec)):
@@ -88,7 +89,7 @@ def is_interlaced(codec: av.VideoCodecContext) -> bool:
     return codec.field_order in _INTERLACED
 
 
-class Entry(enum.Enum):
+class RandomAccess(enum.Enum):
     """How decoding may start at a packet."""
 
     NONE = 0
@@ -96,40 +97,40 @@ class Entry(enum.Enum):
     CLOSED = 2  # frames behind it in the file are shown after everything before it in the file
 
 
-def entry_test(codec: av.VideoCodecContext) -> Callable[[Packet], Entry]:
-    """How decoding may start at a packet marked as key. A hesitant answer costs time, never pixels."""
+def random_access_test(codec: av.VideoCodecContext) -> Callable[[Packet], RandomAccess]:
+    """Which random access point a packet flagged as key is. NONE in doubt: that costs time, never correctness."""
     if codec.codec.intra_only:
-        return lambda _: Entry.CLOSED
+        return lambda _: RandomAccess.CLOSED
     if codec.name in TYPED:
         kind_of = picture_type(codec)
-        return lambda packet: Entry.OPEN if kind_of(packet) is PictureType.I else Entry.NONE
-    if codec.name in _KEYFRAME_IS_ENTRY:
-        return lambda _: Entry.OPEN
+        return lambda packet: RandomAccess.OPEN if kind_of(packet) is PictureType.I else RandomAccess.NONE
+    if codec.name in _KEYFRAMES_ARE_RANDOM_ACCESS:
+        return lambda _: RandomAccess.OPEN
     kinds_of = _nal_kinds(codec)
 
-    def h264_entry(packet: Packet) -> Entry:
-        return Entry.CLOSED if _H264_IDR in kinds_of(packet) else Entry.NONE
+    def h264_access(packet: Packet) -> RandomAccess:
+        return RandomAccess.CLOSED if _H264_IDR in kinds_of(packet) else RandomAccess.NONE
 
-    def hevc_entry(packet: Packet) -> Entry:
+    def hevc_access(packet: Packet) -> RandomAccess:
         kind = next((kind for kind in kinds_of(packet) if kind in _HEVC_IRAP), None)
         if kind is None:
-            return Entry.NONE
-        return Entry.CLOSED if kind in _HEVC_IDR else Entry.OPEN
+            return RandomAccess.NONE
+        return RandomAccess.CLOSED if kind in _HEVC_IDR else RandomAccess.OPEN
 
-    return {"h264": h264_entry, "hevc": hevc_entry}.get(codec.name, lambda _: Entry.NONE)
+    return {"h264": h264_access, "hevc": hevc_access}.get(codec.name, lambda _: RandomAccess.NONE)
 
 
 def start_test(codec: av.VideoCodecContext) -> PacketTest:
-    """Whether a decoder that gets this packet first shows every frame from there on.
+    """Whether a decoder that starts at this packet shows every frame from there on.
 
-    Where it does not, frames behind it may refer to some before it, and what a decoder makes of those differs by codec. A packet
-    damaged beyond recognition counts as a start: it is damage that the decoder is to report, not a cut.
+    If not, frames behind it may refer to some before it; whether a decoder shows those differs by codec. A packet damaged beyond
+    recognition counts as a start, so that the decoder reports the damage.
     """
     if codec.name in ("gif", "apng") or codec.codec.intra_only:
         return lambda _: True
     if codec.name in ("h264", "hevc"):
-        entry, has_picture = entry_test(codec), _picture_test(codec)
-        return lambda packet: entry(packet) is Entry.CLOSED or not has_picture(packet)
+        access, has_picture = random_access_test(codec), _picture_test(codec)
+        return lambda packet: access(packet) is RandomAccess.CLOSED or not has_picture(packet)
     if codec.name in _BEGINS_AT_ANY_KEYFRAME:
         return lambda packet: packet.is_keyframe
     return lambda _: False

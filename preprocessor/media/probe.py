@@ -1,8 +1,8 @@
-"""From a file to a clip's facts: which frames there are, when each is shown, and where decoding may start.
+"""The first pass over a file: which frames there are, when each is shown, and the random access points.
 
-Headers lie about counts, durations and rates; packets do not. A packet carries its presentation time without being decoded,
-so one walk over them tells what is needed of nearly every file (`walk`, `order`). Where it does not, a decoder is asked
-(`shown`): for the first group of a file that was cut out of another, or once for the whole of one whose packets are no frames.
+Headers may be wrong about counts, durations and rates. A packet carries its presentation time without being decoded, so one walk
+over the packets is enough for nearly every file (`walk`, `order`). If it is not, frames are decoded (`shown`): the first group
+of a file that was cut out of another, or the whole of a file whose packets are not frames.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def probe_file(
         pts=order.pts,
         rotation_degrees=degrees,
         frame_of_packet=order.frame_of_packet,
-        entry_packets=order.entry_packets,
-        entry_frames=order.entry_frames,
+        random_access_packets=order.random_access_packets,
+        random_access_frames=order.random_access_frames,
         stream_index=stream.index,
         is_mirrored=is_mirrored,
         is_truncated=is_truncated,
@@ -154,7 +154,7 @@ def _read_stream(
 
 
 def _indexed_frames(container: av.container.InputContainer, stream: av.VideoStream, packet_count: int) -> int:
-    """Packets that the file's index promises; 0 where it has none. An entry of no bytes is no packet."""
+    """Packets that the file's index lists; 0 if it has none. An index entry of 0 bytes is no packet."""
     if "mov" not in container.format.name:
         return 0
     entry_count = len(stream.index_entries)
@@ -232,7 +232,7 @@ def check_span(seconds: float, limits: Limits, key: str) -> None:
 
 
 def _stated_size(data: bytes, limits: Limits, key: str, check: Callable[[], None]) -> tuple[int, int]:
-    """Width and height as the header has them, without a look at a frame."""
+    """Width and height of the header; no frame is decoded."""
     with open_video(data, key, limits.max_frame_pixels, check, decoders=["none"]) as (_, stream):
         return stream.codec_context.width, stream.codec_context.height
 

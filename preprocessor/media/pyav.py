@@ -1,26 +1,26 @@
-"""Decoding by FFmpeg through PyAV: no more of the file than the chosen frames need, and never an inexact pixel.
+"""Decoding by FFmpeg through PyAV: no more of the file than the chosen frames need, with the pixels of a full decode.
 
-A chosen frame needs the packets from the last entry (`IndexedClip.entry_packets`) before it up to its own. So
+A chosen frame needs the packets from the last random access point before it (`IndexedClip.random_access_packets`) up to its
+own. So
 
-* groups of pictures that hold no chosen frame are read over, and so is the rest of a group behind its last chosen frame:
-  the decoder is drained there and flushed before the next group;
-* within a group FFmpeg is told, packet by packet, whether the frame is wanted, and then never decodes an unwanted frame
-  that no other frame refers to (about half the frames of an x264 file);
-* behind the last chosen frame the file is not read.
+* groups of pictures without a chosen frame are skipped, and so is the rest of a group behind its last chosen frame: the
+  decoder is drained there and flushed before the next group;
+* within a group FFmpeg is told, packet by packet, whether the frame is wanted, and skips unwanted frames that no other frame
+  refers to (about half the frames of an x264 file);
+* the file is not read behind the last chosen frame.
 
-A packet goes to the decoder with its ordinal in place of its time, and the frame comes back with it: two frames with equal
-times, or times that lie, cannot be mistaken for one another.
+A packet's ordinal is passed to the decoder in place of its time, and returned with the frame: so frames with equal or wrong
+times are told apart.
 
 A file without presentation times is decoded group by group and its frames are counted, for which groups must be closed.
 
-Damage is what FFmpeg reports: a packet that it refuses, a frame that it marks as patched up. Later frames of the group may
-refer to it, and a decoder that has lost a keyframe mixes up the order too: so the run ends there, and what follows up to
-the next entry counts as bad (but for a frame that no other refers to, which spoils only itself). Entropy coding without
-checks (VP8, VP9, much of CABAC) decodes damage to garbage that nothing tells from a picture: that is not seen. Nor is an
-HEVC reference frame that is lost and not chosen.
+Damage is what FFmpeg reports: a packet that it refuses, or a frame that it marks as concealed. Later frames of the group may
+refer to it, and a decoder without a keyframe also loses the order. So the run ends there, and all frames up to the next random
+access point count as bad, unless no other frame refers to the damaged one. Damage that decodes to a picture is not detected:
+VP8, VP9 and much of CABAC have no checks. Nor is a lost HEVC reference frame that was not chosen.
 
-One colour converter serves the whole clip, in one thread; `frame.to_ndarray` would build a new one for every frame and
-start as many threads as there are cores. The pixels are the same.
+One colour converter, on one thread, converts the whole clip: `frame.to_ndarray` would make one for every frame, with a thread
+for every core. The pixels are equal.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class _Groups:
     """Which groups of pictures are worth decoding."""
 
     def __init__(self, clip: IndexedClip, choice: Choice) -> None:
-        self._group_at = {ordinal: group for group, ordinal in enumerate(clip.entry_packets.tolist())}
-        places = np.searchsorted(clip.entry_frames, np.unique(choice.indices), "right") - 1
+        self._group_at = {ordinal: group for group, ordinal in enumerate(clip.random_access_packets.tolist())}
+        places = np.searchsorted(clip.random_access_frames, np.unique(choice.indices), "right") - 1
         self.wanted_count = Counter(places.tolist())
         self._last_wanted = int(places.max(initial=0))
         self._searches = choice.on_damage is OnDamage.REPEAT
@@ -109,7 +109,7 @@ class _Groups:
 
 
 class _TimedDecoder:
-    """Decodes runs of packets, each from an entry to the last chosen frame that needs it, or to damage."""
+    """Decodes runs of packets, each from a random access point to the last chosen frame of its groups, or to damage."""
 
     def __init__(self, codec: av.VideoCodecContext, clip: IndexedClip, choice: Choice) -> None:
         self._codec = codec
@@ -118,9 +118,9 @@ class _TimedDecoder:
         self._decoded = choice.decoded
         self._frame_of_packet = clip.frame_of_packet.tolist()
         self._is_wanted = np.isin(clip.frame_of_packet, choice.indices).tolist()
-        self._entry_frames = clip.entry_frames.tolist()
+        self._random_access_frames = clip.random_access_frames.tolist()
         self._groups = _Groups(clip, choice)
-        self._yields_unwanted = choice.on_damage is OnDamage.REPEAT  # they may stand for bad ones
+        self._yields_unwanted = choice.on_damage is OnDamage.REPEAT  # they may replace bad ones
         self._is_referenced = reference_test(codec)
         self._wanted_packets: dict[int, av.Packet[av.VideoStream]] = {}  # of the run
         self._bad_from = math.inf  # ordinal of the run's first damage: later frames may refer to it
@@ -144,10 +144,10 @@ class _TimedDecoder:
                 if begins:
                     if not is_running:
                         self._begin_run()
-                        is_running, first_frame = True, self._entry_frames[group]
+                        is_running, first_frame = True, self._random_access_frames[group]
                     due += groups.wanted_count[group] or len(frame_of_packet)
             if not is_running or NO_FRAME < frame_of_packet[ordinal] < first_frame:
-                continue  # such a frame leads the entry: it needs what is left out, and only its like need it
+                continue  # a leading frame: it needs the group before, and only other leading frames refer to it
             is_wanted = is_wanted_at[ordinal]
             if can_skip:
                 codec.skip_frame = "DEFAULT" if is_wanted else "NONREF"
@@ -166,7 +166,7 @@ class _TimedDecoder:
         self._wanted_packets.clear()
 
     def _decode(self, packet: av.Packet[av.VideoStream] | None) -> list[av.VideoFrame]:
-        """What the packet completes, or with None what the decoder holds back for order."""
+        """The frames that the packet completes; with None, those that the decoder still holds for reordering."""
         try:
             frames = self._codec.decode(packet)
             self._decoded(len(frames))
@@ -186,7 +186,7 @@ class _TimedDecoder:
                 self._note_damage(ordinal)
                 continue
             index = self._frame_of_packet[ordinal]
-            if index <= self._last_index:  # neither order nor number of the frames is what the packets told
+            if index <= self._last_index:  # order or number of the frames contradicts the packets
                 raise undecodable(self._clip, index, self._key)
             self._last_index = index
             self._groups.has_good = True
@@ -205,11 +205,11 @@ def _count_frames(
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Good frames of a file without presentation times, numbered as they come; none is skipped within a group.
 
-    Groups are closed here, so each begins with a number that is sure. Behind damage nothing is: which frames are still
-    held back, and in what order, only those lost would tell. So the rest of the group is bad.
+    All groups are closed, so the number of each one's first frame is known. Behind damage no number is: the rest of the group
+    counts as bad.
     """
     groups = _Groups(clip, choice)
-    entry_frames = clip.entry_frames.tolist()
+    random_access_frames = clip.random_access_frames.tolist()
     is_running, number, last_group = False, 0, -1
     for ordinal, packet in enumerate(itertools.chain(packets, [None])):
         group = groups.begun_by(ordinal)
@@ -218,7 +218,7 @@ def _count_frames(
                 yield from enumerate(_good_part(codec, None, choice)[0], number)
             if group is None or (last_group >= 0 and groups.is_done_after(last_group)):
                 return
-            is_running, number, last_group = groups.needs(group), entry_frames[group], group
+            is_running, number, last_group = groups.needs(group), random_access_frames[group], group
             codec.flush_buffers()
         if not is_running:
             continue

@@ -44,13 +44,17 @@ def check_sampling(sampling: Sampling, key: str) -> None:
     asked = [way for way, is_asked in ways.items() if is_asked]
     if len(asked) > 1:
         raise InvalidRequest(
-            f"{key}: {' and '.join(asked)} are given together; choose one", reason="SAMPLING_CONFLICT", media_key=key
+            f"{key}: {' and '.join(asked)} are given together; choose one",
+            reason="SAMPLING_CONFLICT",
+            field="media[].sampling",
+            media_key=key,
         )
     bounds = (sampling.start_seconds, sampling.end_seconds)
     if (sampling.indices is not None or sampling.times_seconds is not None) and bounds != (None, None):
         raise InvalidRequest(
             f"{key}: {asked[0]} name the frames; start_seconds and end_seconds do not go with them",
             reason="SAMPLING_CONFLICT",
+            field=f"media[].sampling.{'end_seconds' if bounds[0] is None else 'start_seconds'}",
             media_key=key,
         )
     for name, value in (("fps", sampling.fps), ("frame_count", sampling.frame_count)):
@@ -90,7 +94,8 @@ def choose_frames(clip: ClipInfo, sampling: Sampling, spread: Spread, key: str) 
     if sampling.times_seconds is not None:
         moments = np.asarray(sampling.times_seconds, np.float64)
         if moments[-1] >= timeline.surely_before:
-            raise _out_of_range(f"{key}: the clip ends at {_shown_end(timeline)} s; {moments[-1]:.10g} s is asked", key)
+            message = f"{key}: the clip ends at {_shown_end(timeline)} s; {moments[-1]:.10g} s is asked"
+            raise _out_of_range(message, "times_seconds", key)
         return _by_time(clip, timeline, moments, whole, _rate_of(moments, clip.rate))
     window = _window(timeline, sampling, key)
     every = np.arange(window.first, window.stop)
@@ -232,7 +237,9 @@ def _rate_of(moments: npt.NDArray[np.float64], otherwise: float) -> float:
 
 def _named_indices(clip: ClipInfo, indices: tuple[int, ...], key: str) -> npt.NDArray[np.int64]:
     if indices[-1] >= clip.frame_count:
-        raise _out_of_range(f"{key}: the clip has {clip.frame_count} frames; index {indices[-1]} is asked", key)
+        raise _out_of_range(
+            f"{key}: the clip has {clip.frame_count} frames; index {indices[-1]} is asked", "indices", key
+        )
     return np.asarray(indices, np.int64)
 
 
@@ -244,6 +251,7 @@ def _window(timeline: _Timeline, sampling: Sampling, key: str) -> _Window:
         raise InvalidRequest(
             f"{key}: no frame is on screen from {start:.10g} s on; the clip ends at {_shown_end(timeline)} s",
             reason="NO_FRAMES_IN_RANGE",
+            field="media[].sampling.start_seconds",
             media_key=key,
         )
     # the frame on screen at start, or the first of several that begin there
@@ -284,11 +292,16 @@ def _shown_end(timeline: _Timeline) -> str:
 
 def _require(holds: bool, name: str, value: object, accepted: str, key: str) -> None:
     if not holds:
-        raise InvalidRequest(f"{key}: {name} is {value}; give {accepted}", reason="INVALID_SAMPLING", media_key=key)
+        raise InvalidRequest(
+            f"{key}: {name} is {value}; give {accepted}",
+            reason="INVALID_SAMPLING",
+            field=f"media[].sampling.{name}",
+            media_key=key,
+        )
 
 
-def _out_of_range(message: str, key: str) -> InvalidRequest:
-    return InvalidRequest(message, reason="FRAME_OUT_OF_RANGE", media_key=key)
+def _out_of_range(message: str, name: str, key: str) -> InvalidRequest:
+    return InvalidRequest(message, reason="FRAME_OUT_OF_RANGE", field=f"media[].sampling.{name}", media_key=key)
 
 
 def _shown(values: tuple[object, ...], most: int = 8) -> str:

@@ -1,8 +1,8 @@
-"""What a decoder really shows of a video's packets, learned by decoding them, where their bytes and times do not tell.
+"""Which frames a decoder shows of a video's packets, found by decoding, where their bytes and times do not tell.
 
-Two cases. A file that begins inside an open group: of the frames that refer to what was cut away, each codec's decoder shows
-some and skips others, so the first group is decoded. And files whose packets are no frames at all (several in one, one in
-several, none): they are decoded once, whole. Nothing is converted or kept.
+Two cases. A file may begin inside an open group: of the frames that refer to missing ones, each codec's decoder shows some and
+skips others, so the first group is decoded. And packets may not be frames (several in one, one in several, none): then the
+whole file is decoded once. No picture is converted or kept.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def shown_frames(
     stream_index: int,
     packet_count: int | None = None,
 ) -> Shown:
-    """Decode the first `packet_count` packets of a stream, or all, and say which frames come.
+    """Decode the first `packet_count` packets of a stream, or all, and return which frames are shown.
 
     Packets that cannot be decoded give no frame, and no error either: see `pyav` for what becomes of damage.
     """
@@ -81,6 +81,6 @@ def shown_frames(
                 packet.pts = ordinal
                 take(packet)
         except CorruptMedia:
-            pass  # the walk before has met the same, and judged it
+            pass  # the walk met the same error and has handled it
         take(None)
     return Shown(tuple(packets), tuple(failed), size)

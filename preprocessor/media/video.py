@@ -1,20 +1,20 @@
-"""Video files in memory → facts, and exactly the frames that were asked for.
+"""Video files in memory → facts, and exactly the requested frames.
 
-A clip's frames are what a full decode shows, in its order and at its times. Packets are cheap and frames are not, so
-`probe_video` walks over the packets, which carry their times, and decodes only where they do not tell which frames there are.
-`decode_frames` walks over them again and decodes what the chosen frames need. The pixels are those of a full decode.
+A clip's frames are what a full decode shows, in its order and at its times. Reading packets is cheap and decoding is not, so
+`probe_video` reads the packets, which carry their times, and decodes only if they do not tell which frames there are.
+`decode_frames` reads them again and decodes what the chosen frames need. The pixels are those of a full decode.
 
 | file | |
 |---|---|
-| `container`, `codecs` | opens a file held in memory, and nothing else, at the track that is meant; which decoders may run |
+| `container`, `codecs` | opens a file held in memory, and nothing else, at its main track; which decoders may run |
 | `truncation/` | whether a file ends before its own structure says so |
-| `probe` | the first pass, from file to facts, by the files below |
+| `probe` | the first pass, by the files below |
 | `walk`, `packets`, `bitstream` | what each packet says; what its bytes tell, by the units in them |
-| `order` | packets → frames: which, in which order, at which times; where decoding may start |
+| `order` | packets → frames: which, in which order, at which times; random access points |
 | `shown` | which frames a decoder shows, where packets do not tell |
 | `orientation` | which way up |
 | `clock` | how long the last frame stays, and the rate that follows |
-| `clip` | what the first pass tells the second |
+| `clip` | the result of the first pass |
 | `pyav`, `opencv`, `webp` | decoders, behind `frames.Decoder` |
 | `apng` | animations that FFmpeg does not decode |
 | `frames` | what happens to a frame that cannot be decoded |
@@ -44,7 +44,7 @@ from preprocessor.media.webp import decode_webp, is_webp, probe_webp
 from preprocessor.types.request import OnDamage
 from preprocessor.types.source import ClipInfo
 
-DECODERS: Mapping[str, Decoder] = {"pyav": decode_with_pyav, "opencv": decode_with_opencv}
+VIDEO_BACKENDS: Mapping[str, Decoder] = {"pyav": decode_with_pyav, "opencv": decode_with_opencv}
 
 
 def probe_video(
@@ -109,7 +109,7 @@ def decode_frames(
             none was before.
         substituted: Called with (position among `indices`, index of the frame used instead) for each such place.
         decoded: Called with how many frames were decoded more, wanted or not.
-        backend: A name in `DECODERS`.
+        backend: A name in `VIDEO_BACKENDS`.
     Raises:
         CorruptMedia: `UNDECODABLE_FRAME`: a chosen frame cannot be decoded (FAIL; the message names its time) or no frame
             can (REPEAT).
@@ -117,13 +117,13 @@ def decode_frames(
             `DECODER_LIMIT` where the backend cannot do it.
         InvalidRequest: `UNKNOWN_DECODER`.
     """
-    if backend not in DECODERS:
+    if backend not in VIDEO_BACKENDS:
         raise InvalidRequest(
-            f"no decoder is called {backend!r}; there are {', '.join(DECODERS)}",
+            f"no decoder is called {backend!r}; there are {', '.join(VIDEO_BACKENDS)}",
             reason="UNKNOWN_DECODER",
             media_key=key,
         )
     if not isinstance(clip, IndexedClip):
         raise TypeError("clip must come from probe_video, for it holds the file's packets")
-    decode = decode_webp if clip.codec == "webp" and backend == "pyav" else DECODERS[backend]
+    decode = decode_webp if clip.codec == "webp" and backend == "pyav" else VIDEO_BACKENDS[backend]
     return decode(data, clip, Choice(indices, key, check, on_damage, substituted, decoded))

@@ -1,4 +1,4 @@
-"""One walk over a video's packets: what each of them says. Nothing is decoded."""
+"""One pass over a video's packets: times, durations, flags and picture types. Nothing is decoded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded
 from preprocessor.media.bitstream import TYPED, PictureType, picture_type
 from preprocessor.media.container import read_packets
-from preprocessor.media.packets import Entry, entry_test, hidden_test, start_test, uncertainty_test
+from preprocessor.media.packets import RandomAccess, hidden_test, random_access_test, start_test, uncertainty_test
 from preprocessor.types.request import OnDamage
 
 
@@ -27,8 +27,8 @@ class Walk:
         discarded: Ordinals of packets that the container hides, by an edit list.
         types: The pictures' types, of codecs that `bitstream.TYPED` names; else empty.
         keys: Ordinals of packets marked as keyframes.
-        entries: Ordinals at which decoding may start, and how.
-        starts_whole: A decoder that begins at the first packet shows every frame.
+        random_access_points: Their ordinals and kinds.
+        starts_whole: A decoder that starts at the first packet shows every frame.
         is_uncertain: Only a decoder tells how many frames some packet gives, or samples are read in another order than they
             lie in the file.
         is_cut: The file ends inside a packet, or cannot be read on.
@@ -41,7 +41,7 @@ class Walk:
     discarded: list[int] = field(default_factory=list)
     types: list[PictureType] = field(default_factory=list)
     keys: list[int] = field(default_factory=list)
-    entries: list[tuple[int, Entry]] = field(default_factory=list)
+    random_access_points: list[tuple[int, RandomAccess]] = field(default_factory=list)
     starts_whole: bool = False
     is_uncertain: bool = False
     is_cut: bool = False
@@ -63,12 +63,12 @@ def walk_packets(
     """
     walk = Walk()
     codec = stream.codec_context
-    entry_of, is_hidden, is_uncertain = entry_test(codec), hidden_test(codec), uncertainty_test(codec)
+    access_of, is_hidden, is_uncertain = random_access_test(codec), hidden_test(codec), uncertainty_test(codec)
     type_of = picture_type(codec) if codec.name in TYPED else None
     last: av.Packet[av.VideoStream] | None = None
     indexed_key = -1
     is_indexed = "mov" in container.format.name
-    if is_indexed:  # its index knows a keyframe even where the packet is damaged beyond recognition
+    if is_indexed:  # its index marks a keyframe even if the packet is damaged beyond recognition
         indexed_key = next((ordinal for ordinal, entry in enumerate(stream.index_entries) if entry.is_keyframe), -1)
     try:
         for packet in read_packets(container, stream, key, check):
@@ -79,8 +79,8 @@ def walk_packets(
                 walk.starts_whole = start_test(codec)(packet)
             if packet.is_keyframe or ordinal == indexed_key:
                 walk.keys.append(ordinal)
-                if (entry := entry_of(packet)) is not Entry.NONE:
-                    walk.entries.append((ordinal, entry))
+                if (access := access_of(packet)) is not RandomAccess.NONE:
+                    walk.random_access_points.append((ordinal, access))
             walk.pts.append(packet.pts)
             walk.dts.append(packet.dts)
             walk.stays.append(packet.duration or 0)

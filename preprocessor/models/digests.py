@@ -16,7 +16,7 @@ _OF_THE_WRITER = ("_commit_hash", "_name_or_path", "name_or_path", "transformers
 
 
 def digest_files(paths: Iterable[Path]) -> str:
-    """SHA-256 of names and contents, hexadecimal; of a JSON file its values count, not how it is set or who wrote it."""
+    """SHA-256 of names and contents, hexadecimal. Of a JSON file the values count, not the layout or who wrote it."""
     digest = hashlib.sha256()
     for path in paths:
         content = path.read_bytes()
@@ -78,15 +78,15 @@ def _model(model: Any, added: set[str], merges_follow_ids: bool | None) -> Any:
         if settings["continuing_subword_prefix"] or not _merges_follow_ids(state["vocab"], state["merges"], added):
             return {**settings, "merges": state["merges"]}
     elif not merges_follow_ids:
-        raise ValueError("merges that do not follow ids are told by themselves: pass None")
+        raise ValueError("merges that do not follow ids must be digested themselves: pass None")
     return settings
 
 
 def _merges_follow_ids(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]], added: set[str]) -> bool:
-    """Whether the vocabulary alone says what is merged: each token of several letters is made, in the order of ids.
+    """Whether the vocabulary alone determines the merges: every token of several letters is made by one, in the order of ids.
 
-    So it is where a tokenizer comes from a file of ranks. Such a one is written with one pair for a token (merges.txt) or with
-    every pair that gives it (transformers' conversion), which joins the same.
+    True where a tokenizer comes from a file of ranks. It is then written with one pair for each token (merges.txt) or with every
+    pair that gives the token (transformers' conversion); both merge the same way.
     """
     made = [vocabulary.get(left + right, -1) for left, right in merges]
     known = set(made)
@@ -96,7 +96,7 @@ def _merges_follow_ids(vocabulary: Mapping[str, int], merges: Sequence[tuple[str
 
 
 def _part(part: Any) -> Any:
-    """One of the backend's parts as values, without what only moves offsets; one in a sequence is that one."""
+    """One of the backend's parts as values, without what only moves offsets. A sequence of one part counts as that part."""
     return None if part is None else _simplified(json.loads(part.__getstate__()))
 
 
@@ -119,14 +119,14 @@ def _passes_on(processor: Mapping[str, Any]) -> bool:
 
 
 def _decoder(decoder: Any) -> Any:
-    """Without the options of a byte-level one, which it does not read."""
+    """The decoder without the options of a byte-level one, which has no use for them."""
     if isinstance(decoder, dict) and decoder["type"] == "ByteLevel":
         return {"type": "ByteLevel"}
     return decoder
 
 
 def _canonical_json(content: bytes) -> bytes:
-    """The values of a JSON file in one spelling; as it is where it cannot be read."""
+    """The values of a JSON file in canonical form; the content unchanged where it is not JSON."""
     try:
         values = json.loads(content)
     except ValueError:

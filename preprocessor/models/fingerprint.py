@@ -1,27 +1,22 @@
 """What may change a result from one release to the next: library versions and a model's own files.
 
-A model's `fingerprint` is one digest over all of it, for caches: it changes whenever anything does. `fingerprint_parts`
-tells the same by name, for comparing with an engine that was set up elsewhere: there a difference must say where it is.
+A model's `fingerprint` is one digest over all of it, for caches: it changes whenever anything does. `fingerprint_parts` has the
+same by name, for comparison with an engine that was set up elsewhere: a mismatch must say what differs.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 from preprocessor.models.digests import digest_vocabulary
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.versions import library_versions
 
-if TYPE_CHECKING:
-    from preprocessor.models.family import Model
-    from preprocessor.models.generic import GenericModel
-    from preprocessor.vision.spec import PixelSpec
-
 CONTRACT_VERSION = "1"
-"""Of the tensors' names, types and meanings; raised when an engine that knew the last ones would misread the next."""
+"""Version of the tensors' names, types and meanings. Raised when an engine written for the last version would misread them."""
 
 
-def fingerprint_parts(model: Model | GenericModel) -> dict[str, str]:
+def fingerprint_parts(model: LoadedModel) -> dict[str, str]:
     """What an engine must agree with, by name; values are text, or JSON where they are numbers or lists.
 
     Returns:
@@ -36,11 +31,11 @@ def fingerprint_parts(model: Model | GenericModel) -> dict[str, str]:
         "preprocessing_sha256": model.fingerprint,
         **{f"library.{library}": installed for library, installed in library_versions().items()},
     }
-    # None of a generic model. The registry has seen to it that video differs from images in its budget alone.
-    pixels: PixelSpec | None = getattr(model, "image", None)
-    if hasattr(model, "family") and pixels is not None:
+    description = model.describe()
+    if description.image is not None:  # the registry has seen to it that video differs from images in its budget alone
+        pixels = description.image
         parts |= {
-            "family": model.family.name,
+            "family": description.family,
             "patch_size": json.dumps(pixels.patch_size),
             "merge_size": json.dumps(pixels.merge_size),
             "temporal_patch_size": json.dumps(pixels.temporal_patch_size),

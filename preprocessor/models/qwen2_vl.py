@@ -2,23 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from preprocessor.errors import ModelNotFound
 from preprocessor.media.sampling import spread_by_steps, whole_patches
-from preprocessor.models.family import Family, Model
+from preprocessor.models.family import Family, ItemLayout, ModelSettings
+from preprocessor.models.loaded import WriteFrame
+from preprocessor.models.probe import ProbedMedium
 from preprocessor.text.prompt import Replacement
-from preprocessor.types.plan import ExpandedPrompt, Grid, ItemPlan
-from preprocessor.types.request import Modality, Sampling
-from preprocessor.vision.geometry import fit_image
-from preprocessor.vision.positions import mrope_positions
-from preprocessor.vision.spec import VideoSpec
+from preprocessor.types.plan import ExpandedPrompt, Grid, ItemPlan, ItemRows
+from preprocessor.types.request import Sampling
+from preprocessor.types.timing import Stopwatch
+from preprocessor.vision.geometry import fit_image, patch_grid
+from preprocessor.vision.patches import write_patches
+from preprocessor.vision.positions import mrope_tensors
+from preprocessor.vision.resize import resizer
+from preprocessor.vision.spec import PixelSpec, VideoSpec, parse_pixel_spec, parse_video_spec
+
+FitVideo = Callable[[int, int, int, VideoSpec], tuple[int, int]]
+"""(frame_count, height, width, settings) → (height, width) in px after resizing."""
 
 # transformers 5.23, Qwen2VLVideoProcessor; fps is that of the reference implementation, which transformers leaves unset.
 VIDEO_DEFAULTS = {"fps": 2, "min_frames": 4, "max_frames": 768, "max_video_tokens": 128_000}
+
+
+def read_pixels(image: Mapping[str, Any], video: Mapping[str, Any], name: str) -> tuple[PixelSpec, VideoSpec]:
+    return read_patch_settings(image, {**VIDEO_DEFAULTS, **without_nulls(video)}, name)
+
+
+def read_patch_settings(image: Mapping[str, Any], video: Mapping[str, Any], name: str) -> tuple[PixelSpec, VideoSpec]:
+    """Settings of images and videos whose patches go into one tensor.
+
+    Args:
+        video: The family's defaults filled in.
+    Raises:
+        ModelNotFound: `UNSUPPORTED_PROCESSOR` where one tensor cannot hold both, or as `parse_pixel_spec`.
+    """
+    images = parse_pixel_spec(image, f"{name}: image processor")
+    videos = parse_video_spec(video, f"{name}: video processor")
+    if dataclasses.replace(videos.pixels, min_pixels=images.min_pixels, max_pixels=images.max_pixels) != images:
+        raise ModelNotFound(
+            f"{name}: image and video processor differ in more than their pixel budget; one pixel tensor cannot hold both",
+            reason="UNSUPPORTED_PROCESSOR",
+        )
+    return images, videos
+
+
+def without_nulls(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A null in a configuration counts as left out."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def sample_indices(total: int, rate: float, sampling: Sampling, spec: VideoSpec) -> npt.NDArray[np.int64]:
@@ -50,31 +87,71 @@ def fit_video(frame_count: int, height: int, width: int, spec: VideoSpec) -> tup
     return fit_image(height, width, factor=pixels.factor, min_pixels=pixels.min_pixels, max_pixels=max_pixels)
 
 
-def replace_video(item: ItemPlan, model: Model) -> Replacement:
-    return Replacement(model.placeholders.tokens[Modality.VIDEO], (item.token_count,))
+def layout(item: ProbedMedium, model: ModelSettings) -> ItemLayout:
+    return patch_layout(item, model, fit_video)
 
 
-def positions(prompt: ExpandedPrompt, items: Sequence[ItemPlan], model: Model) -> tuple[npt.NDArray[np.int32], int]:
-    return mrope_positions(len(prompt.token_ids), prompt.spans, merged_grids(items, model))
+def patch_layout(item: ProbedMedium, model: ModelSettings, fit: FitVideo) -> ItemLayout:
+    """One row a patch, one group a temporal patch, one run of placeholders; each of these is merge_size x merge_size patches.
+
+    Args:
+        fit: The family's size of a video.
+    """
+    pixels = model.pixels_of(item.medium.modality)
+    height, width = item.size_px
+    if item.frames is None:
+        height, width = fit_image(
+            height, width, factor=pixels.factor, min_pixels=pixels.min_pixels, max_pixels=pixels.max_pixels
+        )
+    else:
+        height, width = fit(item.frame_count, height, width, model.video)
+    grid = patch_grid(item.frame_count, height, width, pixels)
+    return ItemLayout(
+        rows=ItemRows(grid.t, grid.h * grid.w, pixels.temporal_patch_size, width, height, grid),
+        spans=Replacement(model.placeholders.tokens[item.medium.modality], (grid.patch_count // pixels.merge_size**2,)),
+        tensors={"grid_thw": np.array([(grid.t, grid.h, grid.w)], np.int64)},
+    )
 
 
-def merged_grids(items: Sequence[ItemPlan], model: Model) -> list[Grid]:
-    """Each item's grid in tokens; its spans are the items."""
-    merge = model.image.merge_size
-    return [Grid(t=item.grid.t, h=item.grid.h // merge, w=item.grid.w // merge) for item in items]
+def patch_writer(item: ItemPlan, model: ModelSettings) -> WriteFrame:
+    """Resizes each frame and cuts it into its part of a temporal patch's rows."""
+    pixels = model.pixels_of(item.modality)
+    source = item.picture
+    resize = resizer((source.height_px, source.width_px), (item.rows.height_px, item.rows.width_px), item.frame_count)
+
+    def write_frame(
+        frame: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8], places: slice, stopwatch: Stopwatch
+    ) -> None:
+        planes = resize(frame)
+        stopwatch.end("resize")
+        write_patches(planes, pixels, rows, places)
+        stopwatch.end("patch")
+
+    return write_frame
 
 
-def no_extra_tensors(items: Sequence[ItemPlan], model: Model) -> dict[str, npt.NDArray[Any]]:
-    return {}
+def prompt_tensors(
+    prompt: ExpandedPrompt, items: Sequence[ItemPlan], model: ModelSettings
+) -> dict[str, npt.NDArray[Any]]:
+    return mrope_tensors(len(prompt.token_ids), prompt.spans, merged_grids(items, model))
+
+
+def merged_grids(items: Sequence[ItemPlan], model: ModelSettings) -> list[Grid]:
+    """Each item's grid in tokens."""
+    merge, merged = model.image.merge_size, []
+    for item in items:
+        grid = item.rows.grid
+        assert grid is not None, "`patch_layout` gives each item one"
+        merged.append(Grid(t=grid.t, h=grid.h // merge, w=grid.w // merge))
+    return merged
 
 
 FAMILY = Family(
     name="qwen2_vl",
     model_types=("qwen2_vl",),
-    video_defaults=VIDEO_DEFAULTS,
+    read_pixels=read_pixels,
     sample_indices=sample_indices,
-    fit_video=fit_video,
-    replace_video=replace_video,
-    positions=positions,
-    extra_tensors=no_extra_tensors,
+    layout=layout,
+    frame_writer=patch_writer,
+    prompt_tensors=prompt_tensors,
 )

@@ -7,23 +7,30 @@ video counts all its frames.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from preprocessor.media.sampling import count_for_fps, spread_evenly
-from preprocessor.models.family import Family, Model
-from preprocessor.models.qwen2_vl import merged_grids, no_extra_tensors
+from preprocessor.models.family import Family, ItemLayout, ModelSettings
+from preprocessor.models.probe import ProbedMedium
+from preprocessor.models.qwen2_vl import merged_grids, patch_layout, patch_writer, read_patch_settings, without_nulls
 from preprocessor.text.prompt import Replacement
 from preprocessor.types.plan import ExpandedPrompt, Grid, ItemPlan
-from preprocessor.types.request import Modality, Sampling
+from preprocessor.types.request import Sampling
 from preprocessor.vision.geometry import fit_video as fit_whole_video
-from preprocessor.vision.positions import mrope_positions
-from preprocessor.vision.spec import VideoSpec
+from preprocessor.vision.positions import mrope_tensors
+from preprocessor.vision.spec import PixelSpec, VideoSpec
 
 VIDEO_DEFAULTS = {"fps": 2, "min_frames": 4, "max_frames": 768, "max_video_tokens": 768}
 """transformers 5.23, Qwen3VLVideoProcessor."""
+
+
+def read_pixels(image: Mapping[str, Any], video: Mapping[str, Any], name: str) -> tuple[PixelSpec, VideoSpec]:
+    return read_patch_settings(image, {**VIDEO_DEFAULTS, **without_nulls(video)}, name)
 
 
 def sample_indices(total: int, rate: float, sampling: Sampling, spec: VideoSpec) -> npt.NDArray[np.int64]:
@@ -62,14 +69,22 @@ def fit_video(frame_count: int, height: int, width: int, spec: VideoSpec) -> tup
     )
 
 
-def replace_video(item: ItemPlan, model: Model) -> Replacement:
-    """A template's own vision markers stay around the whole video: transformers 5.23 replaces the placeholder alone."""
-    assert item.frames is not None
-    pad = model.placeholders.tokens[Modality.VIDEO]
-    start, end = model.vision_markers
+def layout(item: ProbedMedium, model: ModelSettings) -> ItemLayout:
+    """As Qwen2-VL, but for a video's size and text."""
+    laid_out = patch_layout(item, model, fit_video)
+    if item.frames is None:
+        return laid_out
+    pair_count = laid_out.rows.group_count
+    (token_count,) = laid_out.spans.span_lengths
     seconds = pair_times(item.frames.prompt_times_seconds, model.video.pixels.temporal_patch_size)
-    text = "".join(f"<{second:.1f} seconds>{start}{pad}{end}" for second in seconds)
-    return Replacement(text, (item.token_count // item.grid.t,) * item.grid.t)
+    text = video_text(seconds, laid_out.spans.text, model.vision_markers)
+    return dataclasses.replace(laid_out, spans=Replacement(text, (token_count // pair_count,) * pair_count))
+
+
+def video_text(pair_seconds: Sequence[float], placeholder: str, vision_markers: tuple[str, str]) -> str:
+    """A template's own vision markers stay around the whole video: transformers 5.23 replaces the placeholder alone."""
+    start, end = vision_markers
+    return "".join(f"<{second:.1f} seconds>{start}{placeholder}{end}" for second in pair_seconds)
 
 
 def pair_times(times_seconds: npt.NDArray[np.float64], temporal_patch_size: int) -> list[float]:
@@ -85,19 +100,20 @@ def pair_times(times_seconds: npt.NDArray[np.float64], temporal_patch_size: int)
     ]
 
 
-def positions(prompt: ExpandedPrompt, items: Sequence[ItemPlan], model: Model) -> tuple[npt.NDArray[np.int32], int]:
+def prompt_tensors(
+    prompt: ExpandedPrompt, items: Sequence[ItemPlan], model: ModelSettings
+) -> dict[str, npt.NDArray[Any]]:
     """Each span is one frame pair or one image: a grid of t = 1."""
     grids = [Grid(t=1, h=grid.h, w=grid.w) for grid in merged_grids(items, model)]
-    return mrope_positions(len(prompt.token_ids), prompt.spans, [grids[item] for item in prompt.spans[:, 0].tolist()])
+    return mrope_tensors(len(prompt.token_ids), prompt.spans, [grids[item] for item in prompt.spans[:, 0].tolist()])
 
 
 FAMILY = Family(
     name="qwen3_vl",
     model_types=("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "cosmos3_omni"),
-    video_defaults=VIDEO_DEFAULTS,
+    read_pixels=read_pixels,
     sample_indices=sample_indices,
-    fit_video=fit_video,
-    replace_video=replace_video,
-    positions=positions,
-    extra_tensors=no_extra_tensors,
+    layout=layout,
+    frame_writer=patch_writer,
+    prompt_tensors=prompt_tensors,
 )

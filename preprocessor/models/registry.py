@@ -28,7 +28,8 @@ from preprocessor.errors import ModelNotFound
 from preprocessor.models import qwen2_5_vl, qwen2_vl, qwen3_vl
 from preprocessor.models.digests import digest_tokenizer
 from preprocessor.models.family import Family, Model
-from preprocessor.models.generic import GenericModel, load_generic
+from preprocessor.models.generic import load_generic
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.versions import library_versions
 from preprocessor.text.prompt import Placeholders, check_template
 from preprocessor.text.tokenizer import (
@@ -40,7 +41,6 @@ from preprocessor.text.tokenizer import (
     read_stop_token_ids,
 )
 from preprocessor.types.request import Modality
-from preprocessor.vision.spec import VideoSpec, parse_pixel_spec
 
 FAMILIES: tuple[Family, ...] = (qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY)
 
@@ -54,13 +54,13 @@ def builtin_names() -> list[str]:
     return sorted(path.name for path in _BUILTIN.iterdir() if path.is_dir())
 
 
-def load_model(name: str) -> Model | GenericModel:
+def load_model(name: str) -> LoadedModel:
     """Load what preprocessing needs of a model: settings, tokenizer and template, no weights.
 
     Args:
         name: A built-in name, a local directory, or a hub id such as "Qwen/Qwen3-VL-2B-Instruct".
     Raises:
-        ModelNotFound: There is no such model, or one of its files is missing or asks for something unknown.
+        ModelNotFound: There is no such model, or one of its files is missing or has an unsupported setting.
     """
     directory = _BUILTIN / name if name in builtin_names() else _local_directory(name)
     config = _read_json(directory, "config.json")
@@ -68,13 +68,7 @@ def load_model(name: str) -> Model | GenericModel:
     if family is None:
         return load_generic(name, directory)
     settings = _processor_settings(directory)
-    image = parse_pixel_spec(settings["image"], f"{name}: image processor")
-    video = _video_spec({**family.video_defaults, **_without_nulls(settings["video"])}, f"{name}: video processor")
-    if dataclasses.replace(video.pixels, min_pixels=image.min_pixels, max_pixels=image.max_pixels) != image:
-        raise ModelNotFound(
-            f"{name}: image and video processor differ in more than their pixel budget; one pixel tensor cannot hold both",
-            reason="UNSUPPORTED_PROCESSOR",
-        )
+    image, video = family.read_pixels(settings["image"], settings["video"], name)
     if directory.parent == _BUILTIN:
         tokenizer = build_tokenizer(TokenTable(**_read_json(directory, "tokens.json")))
         tokenizer_digest = digest_tokenizer(tokenizer, merges_follow_ids=True)  # as ranks do
@@ -82,7 +76,7 @@ def load_model(name: str) -> Model | GenericModel:
         tokenizer = load_tokenizer(directory)
         tokenizer_digest = digest_tokenizer(tokenizer)
     template = _chat_template(directory, tokenizer)
-    placeholders = _placeholders(config, tokenizer, name)
+    placeholders = _placeholders(config, tokenizer, family, name)
     markers = _vision_markers(config, tokenizer)
     tokens_per_second = (config.get("vision_config") or {}).get("tokens_per_second", _TOKENS_PER_SECOND)
     marks = [
@@ -146,7 +140,7 @@ def _local_directory(name: str) -> Path:
 def _processor_settings(directory: Path) -> dict[str, Mapping[str, Any]]:
     """Image and video processor settings, from either layout that transformers writes.
 
-    A model without video settings of its own uses the image's: so does transformers.
+    A model without video settings of its own uses those for images, as transformers does.
     """
     if (directory / "processor_config.json").is_file():
         combined = _read_json(directory, "processor_config.json")
@@ -158,23 +152,6 @@ def _processor_settings(directory: Path) -> dict[str, Mapping[str, Any]]:
     image = _read_json(directory, "preprocessor_config.json")
     has_video = (directory / "video_preprocessor_config.json").is_file()
     return {"image": image, "video": _read_json(directory, "video_preprocessor_config.json") if has_video else image}
-
-
-def _video_spec(settings: Mapping[str, Any], source: str) -> VideoSpec:
-    """Settings of a video processor, the family's defaults filled in; a null counts as left out."""
-    return VideoSpec(
-        pixels=parse_pixel_spec(settings, source),
-        fps=settings["fps"],
-        min_frames=settings["min_frames"],
-        max_frames=settings["max_frames"],
-        cap_pixels_per_frame=bool(settings.get("cap_pixels_per_frame")),
-        max_video_tokens=settings["max_video_tokens"],
-        frame_count=settings.get("num_frames"),
-    )
-
-
-def _without_nulls(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _chat_template(directory: Path, tokenizer: TokenizersBackend) -> str:
@@ -197,7 +174,7 @@ def _chat_template(directory: Path, tokenizer: TokenizersBackend) -> str:
 
 
 def _as_jinja_reads(template: str) -> str:
-    """Without what it takes away itself: one line's end at the end, and which kind the others are."""
+    """The template with line ends as Jinja normalizes them, and without the one at the end, which it strips."""
     return template.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
 
 
@@ -210,16 +187,20 @@ def _with_floats(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _placeholders(config: Mapping[str, Any], tokenizer: TokenizersBackend, name: str) -> Placeholders:
-    ids = {Modality.IMAGE: config.get("image_token_id"), Modality.VIDEO: config.get("video_token_id")}
-    tokens = {modality: tokenizer.convert_ids_to_tokens(token_id) for modality, token_id in ids.items() if token_id}
-    if None in ids.values() or None in tokens.values():
-        raise ModelNotFound(
-            f"{name}: config.json gives image_token_id {ids[Modality.IMAGE]} and video_token_id {ids[Modality.VIDEO]}; "
-            "both must be ids of the tokenizer",
-            reason="BAD_MODEL_DIRECTORY",
-        )
-    return Placeholders(tokens=tokens, ids={modality: int(token_id) for modality, token_id in ids.items() if token_id})
+def _placeholders(config: Mapping[str, Any], tokenizer: TokenizersBackend, family: Family, name: str) -> Placeholders:
+    ids: dict[Modality, int] = {}
+    tokens: dict[Modality, str] = {}
+    for modality in sorted(family.modalities):
+        setting = f"{modality.name.lower()}_token_id"
+        token_id = config.get(setting)
+        token = tokenizer.convert_ids_to_tokens(token_id) if token_id else None
+        if not token_id or token is None:
+            raise ModelNotFound(
+                f"{name}: config.json gives {setting} {token_id}; it must be an id of the tokenizer",
+                reason="BAD_MODEL_DIRECTORY",
+            )
+        ids[modality], tokens[modality] = int(token_id), token
+    return Placeholders(tokens=tokens, ids=ids)
 
 
 def _vision_markers(config: Mapping[str, Any], tokenizer: TokenizersBackend) -> tuple[str, str]:

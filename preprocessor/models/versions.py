@@ -13,19 +13,19 @@ _LIBRARIES = ("av", "pillow", "torch", "numpy", "tokenizers", "transformers", "o
 
 @functools.cache
 def library_versions() -> dict[str, str]:
-    """Version of every library that pixels and ids depend on. Not to be changed: it is read once, as they are loaded once."""
+    """Version of every library that pixels and ids depend on, read once. Do not modify the result."""
     return {library: version(library) for library in _LIBRARIES}
 
 
 def pixel_settings(medium: Media, decoder: str, form: PixelForm | None) -> str:
     """What decides a medium's pixels beside the model, the file, the chosen frames and their size, for its digest.
 
-    A new field of `Media` that can change a pixel belongs here (`tests/unit/test_digests.py` asks). UINT8, FP32 and NONE are
-    one: float32 holds all that the uint8 values do. BF16 and FP16 round it.
+    A new field of `Media` that can change a pixel must be added here (`tests/unit/test_digests.py` checks). UINT8, FP32 and NONE
+    count as equal: float32 represents every normalized uint8 value. BF16 and FP16 round it.
 
     Args:
         decoder: The libraries that decode the file, with versions.
     """
     rounded_to = form.value if form in (PixelForm.BF16, PixelForm.FP16) else ""
-    on_damage = medium.on_damage.value if medium.modality is Modality.VIDEO else ""  # images and sounds know no policy
+    on_damage = medium.on_damage.value if medium.modality is Modality.VIDEO else ""  # images and sounds have no policy
     return repr((__version__, decoder, rounded_to, on_damage, medium.background))

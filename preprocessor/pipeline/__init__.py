@@ -1,5 +1,5 @@
-"""From a request to a prompt that an engine can run. `pipeline.pipeline` tells the story; what it calls lies beside it."""
+"""From a request to a prompt that an engine can run. `pipeline.pipeline` has the whole story; the other files are its stages."""
 
-from preprocessor.pipeline.pipeline import Checkpoint, RowsWritten, allocate_pixels, plan, prepare, write_pixels
+from preprocessor.pipeline.pipeline import AnnounceRows, allocate_pixels, plan, prepare, write_pixels
 
-__all__ = ["Checkpoint", "RowsWritten", "allocate_pixels", "plan", "prepare", "write_pixels"]
+__all__ = ["AnnounceRows", "allocate_pixels", "plan", "prepare", "write_pixels"]

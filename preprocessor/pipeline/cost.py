@@ -1,20 +1,19 @@
-"""What a plan will cost, and where it can be cut: pure functions of what headers tell.
+"""What a plan will cost, and where it can be cut: pure functions of header facts.
 
-Seconds only order work and bound waits, so they are to be right within a factor of three. Bytes are promises to the memory
-budget and err upwards. The rates were measured on one core of an AMD EPYC (Zen 3).
+Seconds only order work and bound waits; a factor of three is accurate enough. Bytes are reserved from the memory budget, so they
+are upper estimates. The rates were measured on one core of an AMD EPYC (Zen 3).
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from preprocessor.media.clip import IndexedClip
-from preprocessor.types.plan import ItemPlan, PixelPlan
+from preprocessor.types.plan import ItemPlan, PixelPlan, Workload
 from preprocessor.types.request import Media, OnDamage
 from preprocessor.types.source import ImageInfo
 
@@ -35,91 +34,83 @@ _BYTES_AN_IMAGE_PIXEL = {"JPEG2000": 28}  # OpenJPEG holds 4 bytes a channel of 
 _BYTES_A_JOB = 16 << 20  # codec contexts, packet tables, scratch
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """CPU seconds on one core, and bytes that a worker needs beside the tensor itself while it works."""
-
-    cpu_seconds: float
-    working_bytes: int
-
-
-def estimate(planned: PixelPlan, media: Sequence[Media]) -> Workload:
+def estimate(planned: PixelPlan | None, media: Sequence[Media]) -> Workload:
     """The workload of `pipeline.write_pixels`.
 
     Args:
+        planned: None for a plan that leaves no pixels to be made.
         media: The files; a worker holds a copy of its own of each.
     """
-    output_bytes_a_row = planned.size_bytes / max(1, planned.row_count)
     seconds, peak_bytes = 0.0, 0.0
-    for item in planned.items:
-        pixels = item.source.width_px * item.source.height_px
-        resized_bytes = item.width_px * item.height_px * 3
-        seconds += item.grid.patch_count * output_bytes_a_row * _SECONDS_AN_OUTPUT_BYTE
-        if isinstance(item.source, IndexedClip) and item.frames is not None:
-            seconds += _video_seconds(item.source, item.frames.indices, pixels)
-            decoder_count = 1
-            if planned.video_decoder == "opencv":  # PyAV decodes as well, to check it: see `media.opencv`
-                seconds += _seconds_from_the_start(item.source, item.frames.indices, pixels)
-                decoder_count = 2
-            resizing_px = max(pixels, item.source.height_px * item.width_px, resized_bytes // 3)
-            # Rows of uint8, where floats are asked for: those are made of whole rows.
-            group_bytes = _BYTES_A_RESIZED_PIXEL * resizing_px + _frames_a_group(item) * resized_bytes
-            peak_bytes = max(peak_bytes, decoder_count * pixels * _BYTES_A_FRAME_PIXEL + group_bytes)
-        else:
-            name = item.source.format if isinstance(item.source, ImageInfo) else ""
-            seconds += pixels * _SECONDS_AN_IMAGE_PIXEL.get(name, _SECONDS_AN_IMAGE_PIXEL_OF_OTHERS)
-            bytes_a_pixel = _BYTES_AN_IMAGE_PIXEL.get(name, _BYTES_AN_IMAGE_PIXEL_OF_OTHERS)
-            peak_bytes = max(peak_bytes, pixels * bytes_a_pixel + 2 * resized_bytes)
+    if planned is not None:
+        costs = [_item_cost(item, planned.video_decoder) for item in planned.items]
+        seconds = sum(cost[0] for cost in costs) + planned.size_bytes * _SECONDS_AN_OUTPUT_BYTE
+        peak_bytes = max(cost[1] for cost in costs)
     return Workload(seconds, int(peak_bytes) + sum(len(medium.data) for medium in media) + _BYTES_A_JOB)
 
 
-def cut(planned: PixelPlan, media: Sequence[Media], part_count: int) -> list[range]:
-    """Divide the rows into at most `part_count` runs of about the same work, each of which can be made on its own.
+def _item_cost(item: ItemPlan, video_decoder: str) -> tuple[float, float]:
+    """CPU seconds of decoding and resizing one item, and bytes held meanwhile."""
+    source, rows = item.picture, item.rows
+    pixels = source.width_px * source.height_px
+    resized_bytes = rows.width_px * rows.height_px * 3
+    if not isinstance(source, IndexedClip) or item.frames is None:
+        name = source.format if isinstance(source, ImageInfo) else ""
+        seconds = pixels * _SECONDS_AN_IMAGE_PIXEL.get(name, _SECONDS_AN_IMAGE_PIXEL_OF_OTHERS)
+        bytes_a_pixel = _BYTES_AN_IMAGE_PIXEL.get(name, _BYTES_AN_IMAGE_PIXEL_OF_OTHERS)
+        return seconds, pixels * bytes_a_pixel + 2 * resized_bytes
+    seconds, decoder_count = _video_seconds(source, item.frames.indices, pixels), 1
+    if video_decoder == "opencv":  # PyAV decodes as well, to check it: see `media.opencv`
+        seconds += _seconds_from_the_start(source, item.frames.indices, pixels)
+        decoder_count = 2
+    resizing_px = max(pixels, source.height_px * rows.width_px, resized_bytes // 3)
+    # Where floats are requested, a group's rows are first written as uint8.
+    group_bytes = _BYTES_A_RESIZED_PIXEL * resizing_px + rows.group_frames * resized_bytes
+    return seconds, decoder_count * pixels * _BYTES_A_FRAME_PIXEL + group_bytes
 
-    A cut lies between two items, or inside a video where a new group of pictures begins, so that no part decodes much
-    of what another one does. A video whose damage is to be covered by earlier frames stays whole.
+
+def cut(planned: PixelPlan, media: Sequence[Media], part_count: int) -> list[range]:
+    """Divide the rows into at most `part_count` ranges of about equal work, each of which can be made alone.
+
+    A cut lies between two items, or inside a video where a new group of pictures begins, so that parts decode few frames
+    twice. A video with `OnDamage.REPEAT` is not cut: a damaged frame is replaced by an earlier one.
 
     Returns:
-        Row ranges in order, covering all rows; one where there is nowhere to cut.
+        Row ranges in order, covering all rows; a single one where no cut is possible.
     """
     if part_count < 2 or planned.video_decoder != "pyav":
         return [range(planned.row_count)]
     tolerant = {medium.key for medium in media if medium.on_damage is OnDamage.REPEAT}
     places = [
-        item.row_start + group * item.grid.h * item.grid.w
+        item.row_start + group * item.rows.group_rows
         for item in planned.items
-        for group in (_entry_groups(item) if item.key not in tolerant else [0])
+        for group in (_separate_groups(item) if item.key not in tolerant else [0])
     ]
     wanted = (planned.row_count * part // part_count for part in range(1, part_count))
     cuts = sorted({min(places, key=lambda place: abs(place - row)) for row in wanted} - {0})
     return [range(start, stop) for start, stop in itertools.pairwise([0, *cuts, planned.row_count])]
 
 
-def _entry_groups(item: ItemPlan) -> list[int]:
-    """Temporal patches that begin in another group of pictures than the one before them does; 0 included."""
+def _separate_groups(item: ItemPlan) -> list[int]:
+    """Groups of rows whose first frame lies in another group of pictures than that of the group before; 0 included."""
     if item.frames is None or not isinstance(item.source, IndexedClip):
         return [0]
-    entry_of_frame = np.searchsorted(item.source.entry_frames, item.frames.indices, "right")
-    entry_of_group = entry_of_frame[:: _frames_a_group(item)]
-    return [0, *(np.flatnonzero(np.diff(entry_of_group)) + 1).tolist()]
-
-
-def _frames_a_group(item: ItemPlan) -> int:
-    frame_count = 1 if item.frames is None else len(item.frames.indices)
-    return (frame_count + item.padded_frame_count) // item.grid.t
+    access_points = np.searchsorted(item.source.random_access_frames, item.frames.indices, "right")
+    first_of_groups = access_points[:: item.rows.group_frames]
+    return [0, *(np.flatnonzero(np.diff(first_of_groups)) + 1).tolist()]
 
 
 def _video_seconds(clip: IndexedClip, indices: npt.NDArray[np.int64], pixels: int) -> float:
-    """Of decoding the groups of pictures that hold a chosen frame, up to the last one needed in each."""
-    group_starts = np.append(clip.entry_frames, clip.frame_count)
-    last_wanted = np.full(len(clip.entry_frames), -1, np.int64)
-    np.maximum.at(last_wanted, np.searchsorted(clip.entry_frames, indices, "right") - 1, indices)
+    """Seconds for decoding the groups of pictures that hold a chosen frame, up to the last chosen frame in each."""
+    group_starts = np.append(clip.random_access_frames, clip.frame_count)
+    last_wanted = np.full(len(clip.random_access_frames), -1, np.int64)
+    np.maximum.at(last_wanted, np.searchsorted(clip.random_access_frames, indices, "right") - 1, indices)
     decoded = int(np.maximum(last_wanted + 1 - group_starts[:-1], 0).sum())
     return clip.frame_count * _SECONDS_A_PACKET + _decoding_seconds(clip, decoded, len(indices), pixels)
 
 
 def _seconds_from_the_start(clip: IndexedClip, indices: npt.NDArray[np.int64], pixels: int) -> float:
-    """Of decoding every frame up to the last chosen one."""
+    """Seconds for decoding every frame up to the last chosen one."""
     return _decoding_seconds(clip, int(indices.max(initial=-1)) + 1, len(indices), pixels)
 
 

@@ -32,15 +32,14 @@ def decode_item(
         substituted: Called with (index of the chosen frame, index of the frame used instead).
         decoded: Called with how many frames of a video were decoded more, wanted or not.
     Raises:
-        CorruptMedia: The pixels are not what the header promised.
+        CorruptMedia: The pixels are not what the header says.
     """
-    if item.frames is None:
+    if item.frames is None or not isinstance(item.source, ClipInfo):
         yield _decode_image(medium, item)
         return
-    assert isinstance(item.source, ClipInfo)
     indices = item.frames.indices[frames_wanted]
     yield from decode_frames(
-        medium.data,
+        medium.content,
         item.source,
         indices,
         item.key,
@@ -54,8 +53,8 @@ def decode_item(
 
 def _decode_image(medium: Media, item: ItemPlan) -> npt.NDArray[np.uint8]:
     """RGB uint8 [height, width, 3], of the size that was planned."""
-    pixels = decode_image(medium.data, item.key, medium.background)
-    source = item.source
+    pixels = decode_image(medium.content, item.key, medium.background)
+    source = item.picture
     if pixels.shape[:2] != (source.height_px, source.width_px):
         raise CorruptMedia(
             f"{item.key}: the header says {source.width_px}x{source.height_px} and the pixels are "

@@ -23,13 +23,13 @@ from preprocessor.service.metrics import Metrics
 from preprocessor.service.quotas import Accounts, serve_caller
 from preprocessor.service.refused_uploads import RefusedUploads
 from preprocessor.service.status import Context, refuse, request_id_of, status_of
-from preprocessor.service.tokens import TokenFile
+from preprocessor.service.tokens import CallerTokens
 from preprocessor.service.upload_stream import UploadStream
 
 EXEMPT_METHODS = frozenset({"/grpc.health.v1.Health/Check"})
 _SCHEME = "bearer "  # RFC 6750; schemes are case-insensitive, RFC 9110
 _UNARY_CONCURRENCY = 2
-_UNARY_CROWDED_SECONDS = 0.25
+_UNARY_GRACE_SECONDS = 0.25
 MAX_SINGLE_MESSAGE_COUNT = 2 * _UNARY_CONCURRENCY
 """Requests of unary methods that are received at one time: of health checks, and of all others."""
 
@@ -53,14 +53,14 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         self._hold_over: asyncio.Event | None = None
         self._max_open_count = wire.max_open_calls
         self._metrics = metrics
-        self._tokens = TokenFile(access.token_file) if access.token_file else None
+        self._tokens = CallerTokens(access.token_file) if access.token_file else None
         self._caller_metadata = access.caller_metadata
         self._with_certificates = bool(access.tls_client_root)
         self._accounts = Accounts(access)
         self._refused_uploads = RefusedUploads()
         # Health checks have their own, so that other calls' messages do not delay them.
         self._unary_uploads, self._exempt_uploads = (
-            UploadStream(wire, _UNARY_CONCURRENCY, crowded_seconds=_UNARY_CROWDED_SECONDS) for _ in range(2)
+            UploadStream(wire, _UNARY_CONCURRENCY, grace_seconds=_UNARY_GRACE_SECONDS) for _ in range(2)
         )
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:

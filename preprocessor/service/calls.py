@@ -39,6 +39,7 @@ class Call:
         trace: The call's span in the caller's trace.
         deadline_seconds: On `time.monotonic`'s clock; gRPC's own deadline follows the wall clock.
         answer_idle_seconds: The longest time that a message may wait to be read.
+        media_keys: Keys of the request's media, in the order of the spec.
         rows_message_bytes: Size of the next message of rows: small at first, and doubled after each message that is read in
             0.5 s, else halved.
     """
@@ -53,6 +54,7 @@ class Call:
     response_buffer: ResponseBuffer
     rows_message_bytes: int = _MIN_ROWS_BYTES
     received_bytes: int = 0
+    media_keys: tuple[str, ...] = ()
     substitutions: list[pb.Substitution] = field(default_factory=list)
 
     @property
@@ -111,6 +113,7 @@ class Calls:
         trace = self._traces.begin(method, context.invocation_metadata() or (), request_id)
         set_request(request_id, trace.trace_id)
         code, reason = grpc.StatusCode.OK, ""
+        call: Call | None = None
         started_seconds = time.monotonic()
         self._metrics.in_flight.labels(method).inc()
         try:
@@ -119,7 +122,7 @@ class Calls:
                 RequestResources(self._pool, deadline_seconds, timings) as resources,
             ):
                 idle_seconds = self._wire.answer_idle_seconds
-                yield Call(
+                call = Call(
                     request_id,
                     resources,
                     timings,
@@ -129,12 +132,14 @@ class Calls:
                     trace,
                     self._response_buffer,
                 )
+                yield call
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise
         except Exception as error:
             code, reason, _ = status_of(error)
-            refuse(context, error, request_id, log_payloads=self._log_payloads)
+            media_keys = () if call is None else call.media_keys
+            refuse(context, error, request_id, media_keys=media_keys, log_payloads=self._log_payloads)
         finally:
             self._metrics.in_flight.labels(method).dec()
             seconds = time.monotonic() - started_seconds

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from engine_client import EndpointState, Standing
+from engine_client import EndpointHealth, EndpointState
 
 _OUTCOMES: Mapping[str, Callable[[EndpointState], int]] = {
     "answered": lambda state: state.success_count,
@@ -54,8 +54,8 @@ class EndpointMetrics(Collector):
             "preprocessor_engine_ejections", "Times an endpoint was ejected", labels=("endpoint",)
         )
         for state in states:
-            for each in Standing:
-                standing.add_metric((state.name, each.value), float(state.standing is each))
+            for each in EndpointHealth:
+                standing.add_metric((state.name, each.value), float(state.health is each))
             in_flight.add_metric((state.name,), state.in_flight_count)
             for outcome, count_of in _OUTCOMES.items():
                 requests.add_metric((state.name, outcome), count_of(state))

@@ -5,88 +5,61 @@ from __future__ import annotations
 import logging
 import os
 from concurrent.futures import Executor
-from typing import Any
 
 from engine_client import (
     CredentialsError,
     Endpoints,
+    EngineCapabilities,
+    EngineClient,
+    EngineOptions,
     Fingerprint,
+    MappingError,
     OnMismatch,
     OwnedRegion,
-    Profile,
-    ProfileError,
-    TokenFile,
+    PixelType,
+    TokenMetadata,
     Transport,
-    load_profile,
+    UnknownScheme,
+    connect_endpoints,
     remove_abandoned_regions,
     tls_credentials,
-    triton_endpoints,
 )
 from preprocessor.config import EngineSettings, SettingError
-from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.types.request import PixelForm
 from preprocessor.workers.arena import Arena
 
 logger = logging.getLogger(__name__)
 
 
-def create_region(settings: EngineSettings, budget_bytes: int) -> OwnedRegion | None:
-    """Memory for the arena that engines on this host can read; None where tensors are to be sent.
-
-    What an earlier service left behind when it was killed is removed first.
-
-    Raises:
-        SettingError: Shared memory is asked for, and `/dev/shm` has no room for it.
-    """
-    if not settings.address or settings.transport == Transport.GRPC:
-        return None
-    for key in remove_abandoned_regions():
-        logger.info("removed %s, whose owner has ended", key)
-    try:
-        return OwnedRegion.create(Arena.file_bytes(budget_bytes))
-    except OSError as error:
-        if settings.transport == Transport.SHARED_MEMORY:
-            raise SettingError(
-                "--engine-transport", settings.transport, f"a /dev/shm that holds the memory budget ({error})"
-            ) from error
-        logger.warning("tensors are sent to the engine, not shared with it: %s", error)
-        return None
-
-
-def arena_in(region: OwnedRegion, budget_bytes: int) -> Arena:
-    """The arena in a region."""
-    return Arena(os.open(f"/dev/shm{region.key}", os.O_RDWR | os.O_CLOEXEC), budget_bytes, region.buffer)
-
-
-def connect_engine(
-    settings: EngineSettings, model: Model | GenericModel, executor: Executor, region: OwnedRegion | None = None
-) -> Endpoints:
+def connect_engines(settings: EngineSettings, model: LoadedModel, executor: Executor) -> Endpoints:
     """The engines of the settings, as one. Nothing is sent yet.
 
     Args:
         model: What their models must have been set up for.
         executor: Where large messages are encoded.
-        region: Where the tensors of prompts lie, if engines may read them there.
     Raises:
-        SettingError: A file cannot be used.
+        SettingError: A file cannot be used, an address has an unknown scheme, or the engines have nothing in common.
     """
-    return triton_endpoints(
-        settings.address,
-        settings.model,
-        **connection_options(settings),
-        profile=engine_profile(settings),
-        fingerprint=Fingerprint(fingerprint_parts(model), OnMismatch(settings.on_mismatch)),
-        executor=executor,
-        max_silence_seconds=settings.max_silence_seconds,
-        shared_region=region,
-        transport=Transport(settings.transport) if region is not None else Transport.GRPC,
-    )
+    fingerprint = Fingerprint(fingerprint_parts(model), OnMismatch(settings.on_mismatch))
+    options = engine_options(settings, fingerprint, executor)
+    try:
+        return connect_endpoints(settings.address, options)
+    except MappingError as error:
+        raise SettingError(
+            "--engine-profile", settings.profile, f"a tensor mapping that can be read ({error})"
+        ) from error
+    except UnknownScheme as error:
+        raise SettingError("--engine", settings.address, f"addresses with a known scheme ({error})") from error
+    except ValueError as error:
+        raise SettingError("--engine", settings.address, f"engines that can serve as one ({error})") from error
 
 
-def connection_options(settings: EngineSettings) -> dict[str, Any]:
-    """How to prove who is who, as `TritonEngine` takes it.
+def engine_options(
+    settings: EngineSettings, fingerprint: Fingerprint | None = None, executor: Executor | None = None
+) -> EngineOptions:
+    """How to reach the engines, and what they must be.
 
     Raises:
         SettingError: A file cannot be used.
@@ -101,37 +74,59 @@ def connection_options(settings: EngineSettings) -> dict[str, Any]:
         except CredentialsError as error:
             raise SettingError(option, root_or_certificate, f"files that can be used ({error})") from error
     try:
-        token = TokenFile(settings.token_file) if settings.token_file else None
+        token = TokenMetadata(settings.token_file) if settings.token_file else None
     except CredentialsError as error:
         raise SettingError("--engine-token-file", settings.token_file, f"a file that can be used ({error})") from error
-    return {
-        "credentials": credentials,
-        "tls_server_name": settings.tls_server_name or None,
-        "call_metadata": token,
-    }
-
-
-def engine_form(settings: EngineSettings) -> PixelForm | None:
-    """The form in which the engine takes pixels; None is the model's own, uint8 on the fast path.
-
-    Raises:
-        SettingError: As `connect_engine`.
-    """
-    profile = engine_profile(settings)
-    return (
-        None
-        if profile is None or profile.pixel_form.value == PixelForm.UINT8.value
-        else PixelForm(profile.pixel_form.value)
+    return EngineOptions(
+        model_name=settings.model,
+        credentials=credentials,
+        tls_server_name=settings.tls_server_name or None,
+        call_metadata=token,
+        tensor_mapping=settings.profile,
+        fingerprint=fingerprint,
+        executor=executor,
+        max_silence_seconds=settings.max_silence_seconds,
     )
 
 
-def engine_profile(settings: EngineSettings) -> Profile | None:
-    """How the engine wants its tensors; None: as the engine contract has them, unchecked.
+def share_region(engine: EngineClient, settings: EngineSettings, budget_bytes: int) -> OwnedRegion | None:
+    """Memory for the arena that the engine, told of it here, can read; None where tensors are to be sent.
+
+    Regions whose owner was killed are removed first.
 
     Raises:
-        SettingError: It cannot be read.
+        SettingError: Shared memory is asked for, and the engine reads none, or `/dev/shm` has no room for it.
     """
+    is_required = settings.transport == Transport.SHARED_MEMORY
+    if not engine.capabilities.reads_shared_memory:
+        if is_required:
+            raise SettingError(
+                "--engine-transport", settings.transport, "auto or grpc: this engine reads no shared memory"
+            )
+        return None
+    if settings.transport == Transport.GRPC:
+        return None
+    for key in remove_abandoned_regions():
+        logger.info("removed %s, whose owner has ended", key)
     try:
-        return load_profile(settings.profile) if settings.profile else None
-    except ProfileError as error:
-        raise SettingError("--engine-profile", settings.profile, f"a profile that can be read ({error})") from error
+        region = OwnedRegion.create(Arena.file_bytes(budget_bytes))
+    except OSError as error:
+        if is_required:
+            raise SettingError(
+                "--engine-transport", settings.transport, f"a /dev/shm that holds the memory budget ({error})"
+            ) from error
+        logger.warning("tensors are sent to the engine, not shared with it: %s", error)
+        return None
+    engine.share(region, is_required=is_required)
+    return region
+
+
+def arena_in(region: OwnedRegion, budget_bytes: int) -> Arena:
+    """The arena in a region."""
+    return Arena(os.open(f"/dev/shm{region.key}", os.O_RDWR | os.O_CLOEXEC), budget_bytes, region.buffer)
+
+
+def pixel_form_for(capabilities: EngineCapabilities) -> PixelForm | None:
+    """The form in which an engine is given pixels; None is the model's own, uint8 on the fast path."""
+    preferred = capabilities.pixel_types[0]
+    return None if preferred is PixelType.UINT8 else PixelForm(preferred.value)

@@ -1,4 +1,4 @@
-"""The files of a request, by each way they come, to where workers can read them: inline, in chunks, fetched by URL."""
+"""Stores the files of a request where workers can read them, whether sent inline, sent in chunks, or fetched by URL."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from preprocessor.service.concurrency import run_concurrently
 from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.reading import Sources
 from preprocessor.service.upload_stream import Upload
-from preprocessor.types.request import Media, Modality, PreparationRequest
+from preprocessor.types.request import FileData, Media, PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.wire.tensors import MAX_CHUNK_BYTES
 from preprocessor.workers.resources import RequestResources
 from preprocessor.workers.upload_buffer import UploadBuffer
 
-_FETCHES_A_REQUEST = 8  # at once: one request leaves room for others, and is gentle to its host
+_FETCHES_PER_REQUEST = 8  # at once, so that one request does not use all fetches, nor overload its host
 
 
 async def store_inline(
     request: PreparationRequest, sources: Sources, limits: Limits, resources: RequestResources
 ) -> PreparationRequest:
-    """The request with the files that came in the spec stored, all others empty still.
+    """The request with the inline files stored; all others are still empty.
 
-    First, and without a pause: what a spec brought is in memory uncounted until then. What is to follow is refused here where
-    the sizes that the spec tells say so, before a byte of it is sent or fetched.
+    Comes first and never waits: until then the inline files occupy memory that no budget counts. Files that are to follow are
+    refused here, before a byte of them is sent or fetched, if the sizes in the spec exceed a limit or the free memory.
 
     Raises:
         InvalidRequest: `SIZE_MISMATCH`.
@@ -42,7 +42,12 @@ async def store_inline(
     for medium in request.media:
         size_bytes = following.get(medium.key, 0)
         if size_bytes < 0:
-            raise InvalidRequest(f"{medium.key}: {size_bytes} bytes", reason="SIZE_MISMATCH", media_key=medium.key)
+            raise InvalidRequest(
+                f"{medium.key}: {size_bytes} bytes",
+                reason="SIZE_MISMATCH",
+                field="media[].size_bytes",
+                media_key=medium.key,
+            )
         _check_size(medium, size_bytes, limits)
     total.check(sum(following.values()))
     resources.check_memory(total.size_bytes + sum(following.values()))
@@ -52,7 +57,7 @@ async def store_inline(
 async def receive_files(
     request: PreparationRequest, sources: Sources, upload: Upload[Any], limits: Limits, fetcher: Fetcher, call: Call
 ) -> PreparationRequest:
-    """The request as `store_inline` returned it with every other file stored. Chunks and what is fetched come together.
+    """The request that `store_inline` returned, with all other files stored. Chunks are received while URLs are fetched.
 
     Raises:
         InvalidRequest: `CHUNK_OUT_OF_ORDER`, `UNKNOWN_MEDIA_KEY`, `UPLOAD_INCOMPLETE`, `SIZE_MISMATCH`, or as `Upload.chunk`.
@@ -69,7 +74,7 @@ async def receive_files(
         files |= await _receive_chunks(upload, media, sources, total, call.resources)
         return _filled(request, sources, files)
 
-    async def receive() -> dict[str, bytes]:
+    async def receive() -> dict[str, memoryview]:
         received = await _receive_chunks(upload, media, sources, total, call.resources)
         upload.end()
         return received
@@ -79,55 +84,57 @@ async def receive_files(
     return _filled(request, sources, files)
 
 
-def _filled(request: PreparationRequest, sources: Sources, files: Mapping[str, bytes]) -> PreparationRequest:
-    """The request with every file in its place, each of the size that was told."""
+def _filled(request: PreparationRequest, sources: Sources, files: Mapping[str, FileData]) -> PreparationRequest:
+    """The request with every file in its medium, after checking the sizes that the spec states."""
     filled = sources.fill(request, files)
     for medium in filled.media:
-        told_bytes = sources.sizes.get(medium.key, len(medium.data))
-        if told_bytes != len(medium.data):
-            raise _other_size(medium.key, told_bytes, str(len(medium.data)))
+        stated_bytes = sources.sizes.get(medium.key, len(medium.data))
+        if stated_bytes != len(medium.data):
+            raise _other_size(medium.key, stated_bytes, str(len(medium.data)))
     return filled
 
 
 async def _receive_chunks(
     upload: Upload[Any], media: Mapping[str, Media], sources: Sources, total: _Total, resources: RequestResources
-) -> dict[str, bytes]:
-    """Media key → file, of those that follow in chunks. Chunks of several files may interleave."""
-    files: dict[str, bytes] = {}
-    arrivals = {key: _Arrival(media[key], total, resources, sources.sizes.get(key)) for key in sources.chunked}
-    while len(files) < len(arrivals):
+) -> dict[str, memoryview]:
+    """Media key → file, of the media sent in chunks. Chunks of several files may alternate."""
+    files: dict[str, memoryview] = {}
+    receivers = {key: _FileReceiver(media[key], total, resources, sources.sizes.get(key)) for key in sources.chunked}
+    while len(files) < len(receivers):
         chunk = await upload.chunk()
         if chunk is None:
-            missing = sorted(arrivals.keys() - files.keys())
+            missing = sorted(receivers.keys() - files.keys())
             raise InvalidRequest(
                 f"the upload ended before the last chunk of {', '.join(missing)}; send every file whole",
                 reason="UPLOAD_INCOMPLETE",
             )
-        if chunk.key not in arrivals:
+        if chunk.key not in receivers:
             raise InvalidRequest(
-                f"a chunk names {chunk.key!r}, which the spec does not announce as chunked", reason="UNKNOWN_MEDIA_KEY"
+                f"a chunk names {chunk.key!r}, which the spec does not announce as chunked",
+                reason="UNKNOWN_MEDIA_KEY",
+                field="chunk.key",
             )
-        arrival = arrivals[chunk.key]
-        _check_chunk(chunk, arrival.file.size_bytes, is_complete=chunk.key in files)
+        receiver = receivers[chunk.key]
+        _check_chunk(chunk, receiver.file.size_bytes, is_complete=chunk.key in files)
         if chunk.last:
-            arrival.end_after(chunk.data)
-        await arrival.write(chunk.data)
+            receiver.end_after(chunk.data)
+        await receiver.write(chunk.data)
         if chunk.last:
-            files[chunk.key] = await arrival.file.finish()
+            files[chunk.key] = await receiver.file.finish()
     return files
 
 
 async def _fetch_files(
     media: Mapping[str, Media], sources: Sources, total: _Total, fetcher: Fetcher, call: Call
-) -> dict[str, bytes]:
-    """Media key → file, of those that are named by URL."""
-    places = asyncio.Semaphore(_FETCHES_A_REQUEST)
+) -> dict[str, memoryview]:
+    """Media key → file, of the media given by URL."""
+    places = asyncio.Semaphore(_FETCHES_PER_REQUEST)
 
-    async def fetch(key: str, url: str) -> bytes:
-        arrival = _Arrival(media[key], total, call.resources, sources.sizes.get(key))
+    async def fetch(key: str, url: str) -> memoryview:
+        receiver = _FileReceiver(media[key], total, call.resources, sources.sizes.get(key))
         async with places:
-            await fetcher.fetch(url, key, arrival)
-        return await arrival.file.finish()
+            await fetcher.fetch(url, key, receiver)
+        return await receiver.file.finish()
 
     with call.timings.stage("fetch"):
         fetched = await run_concurrently(*(fetch(key, url) for key, url in sources.urls.items()))
@@ -135,7 +142,7 @@ async def _fetch_files(
 
 
 class _Total:
-    """Bytes of all files of one request, however they come."""
+    """Bytes of all files of one request."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -147,7 +154,7 @@ class _Total:
 
     def check(self, more_bytes: int) -> None:
         """Raises:
-        LimitExceeded: `REQUEST_TOO_LARGE` with this much more.
+        LimitExceeded: `REQUEST_TOO_LARGE` if this many more bytes would be too many.
         """
         if self.size_bytes + more_bytes > self.limits.max_request_bytes:
             raise LimitExceeded(
@@ -156,43 +163,42 @@ class _Total:
             )
 
 
-class _Arrival:
-    """One file as it comes; a `fetch.sink.Sink`."""
+class _FileReceiver:
+    """One file while it arrives; a `fetch.sink.Sink`."""
 
-    def __init__(self, medium: Media, total: _Total, resources: RequestResources, told_bytes: int | None) -> None:
+    def __init__(self, medium: Media, total: _Total, resources: RequestResources, stated_bytes: int | None) -> None:
         self.file = UploadBuffer(resources)
         self._medium = medium
         self._total = total
-        self._told_bytes = told_bytes
-        if told_bytes is not None:
-            self.file.announce(told_bytes)
+        self._stated_bytes = stated_bytes
+        if stated_bytes is not None:
+            self.file.announce(stated_bytes)
 
     def announce(self, size_bytes: int) -> None:
-        if self._told_bytes not in (None, size_bytes):
-            raise _other_size(self._medium.key, self._told_bytes, str(size_bytes))
+        if self._stated_bytes not in (None, size_bytes):
+            raise _other_size(self._medium.key, self._stated_bytes, str(size_bytes))
         _check_size(self._medium, size_bytes, self._total.limits)
         self._total.check(size_bytes - self.file.size_bytes)
         self.file.announce(size_bytes)
 
     def end_after(self, data: bytes) -> None:
-        """These will be the file's last bytes."""
+        """Note that the file ends after these bytes, which `write` is to get next."""
         self.announce(self.file.size_bytes + len(data))
 
     async def write(self, data: bytes) -> None:
         size_bytes = self.file.size_bytes + len(data)
         _check_size(self._medium, size_bytes, self._total.limits)
-        if self._told_bytes is not None and size_bytes > self._told_bytes:
-            raise _other_size(self._medium.key, self._told_bytes, "more")
+        if self._stated_bytes is not None and size_bytes > self._stated_bytes:
+            raise _other_size(self._medium.key, self._stated_bytes, "more")
         self._total.add(len(data))
         await self.file.write(data)
 
 
 def _check_size(medium: Media, size_bytes: int, limits: Limits) -> None:
     """Raises:
-    LimitExceeded: `MEDIA_TOO_LARGE` with a file of that size.
+    LimitExceeded: `MEDIA_TOO_LARGE` if a file of this size is too large.
     """
-    is_image = medium.modality is Modality.IMAGE
-    max_bytes = min(limits.max_media_bytes, limits.max_image_bytes) if is_image else limits.max_media_bytes
+    max_bytes = limits.max_file_bytes(medium.modality)
     if size_bytes > max_bytes:
         raise LimitExceeded(
             f"{medium.key}: more than {max_bytes} bytes; send a smaller file",
@@ -201,9 +207,12 @@ def _check_size(medium: Media, size_bytes: int, limits: Limits) -> None:
         )
 
 
-def _other_size(key: str, told_bytes: int | None, come: str) -> InvalidRequest:
+def _other_size(key: str, stated_bytes: int | None, come: str) -> InvalidRequest:
     return InvalidRequest(
-        f"{key}: the spec tells {told_bytes} bytes, and the file has {come}", reason="SIZE_MISMATCH", media_key=key
+        f"{key}: the spec states {stated_bytes} bytes, and the file has {come}",
+        reason="SIZE_MISMATCH",
+        field="media[].size_bytes",
+        media_key=key,
     )
 
 
@@ -212,22 +221,27 @@ def _check_chunk(chunk: pb.MediaChunk, due_bytes: int, *, is_complete: bool) -> 
         raise LimitExceeded(
             f"{chunk.key}: a chunk of {len(chunk.data)} bytes; at most {MAX_CHUNK_BYTES} are accepted",
             reason="CHUNK_TOO_LARGE",
+            field="chunk.data",
             media_key=chunk.key,
         )
     if is_complete or chunk.offset_bytes != due_bytes:
         raise InvalidRequest(
             f"{chunk.key}: a chunk at offset {chunk.offset_bytes} where "
-            + ("the file was complete" if is_complete else f"{due_bytes} was due"),
+            + ("the file was complete" if is_complete else f"{due_bytes} was expected"),
             reason="CHUNK_OUT_OF_ORDER",
+            field="chunk.offset_bytes",
             media_key=chunk.key,
         )
     if not chunk.data and not chunk.last:
         raise InvalidRequest(
-            f"{chunk.key}: an empty chunk that is not the last", reason="EMPTY_CHUNK", media_key=chunk.key
+            f"{chunk.key}: an empty chunk that is not the last",
+            reason="EMPTY_CHUNK",
+            field="chunk.data",
+            media_key=chunk.key,
         )
 
 
-async def _store(data: bytes, resources: RequestResources) -> bytes:
+async def _store(data: FileData, resources: RequestResources) -> memoryview:
     file = UploadBuffer(resources)
     file.announce(len(data))
     await file.write(data)

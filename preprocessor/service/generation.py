@@ -8,10 +8,17 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator
 
-from engine_client import EngineClient, EngineRequest, EngineStep, FinishReason, PendingRows, SamplingParameters
-from engine_client.contract import PIXELS
+from engine_client import (
+    EngineCapabilities,
+    EngineClient,
+    EngineRequest,
+    EngineStep,
+    FinishReason,
+    RowProgress,
+    SamplingParameters,
+)
+from engine_client.contract.tensors import PIXELS
 from preprocessor.errors import PreprocessorError
-from preprocessor.models.generic import GenericPrepared
 from preprocessor.service import writing
 from preprocessor.service.calls import Call
 from preprocessor.service.metrics import Metrics
@@ -20,28 +27,32 @@ from preprocessor.text.detokenizer import Detokenizer
 from preprocessor.types.plan import Plan
 from preprocessor.types.request import PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
-from preprocessor.workers.resources import PixelRun
+from preprocessor.workers.pixel_run import PixelRun
 
 
 @contextlib.asynccontextmanager
 async def engine_request(
     request: PreparationRequest,
-    planned: Plan | GenericPrepared,
+    planned: Plan,
     sampling: SamplingParameters,
     call: Call,
     metrics: Metrics,
+    capabilities: EngineCapabilities,
 ) -> AsyncIterator[EngineRequest]:
-    """The request for the engine. It can be sent while workers still write later rows of its pixels."""
+    """The request for the engine. If the engine takes pieces, it can be sent while workers still write later rows of pixels."""
     tensors = dict(planned.tensors)
-    if not isinstance(planned, Plan) or not planned.pixel_bytes:
+    if planned.pixels is None or capabilities.takes_hashes_only:
         yield EngineRequest(call.request_id, tensors, sampling)
         return
     run = call.resources.pixels(request.media, planned.pixels)
-    tensors[PIXELS] = await run.begun()
-    pending = PendingRows(PIXELS)
-    forwarding = asyncio.create_task(_forward_progress(run, pending, planned, call, metrics))
+    tensors[PIXELS] = pixels = await run.begun()
+    progress = RowProgress(PIXELS)
+    forwarding = asyncio.create_task(_forward_progress(run, progress, planned, call, metrics))
     try:
-        yield EngineRequest(call.request_id, tensors, sampling, pending)
+        if not capabilities.takes_pieces:
+            await forwarding
+            await progress.wait_past(len(pixels) - 1)  # raises what ended the rows early
+        yield EngineRequest(call.request_id, tensors, sampling, progress if capabilities.takes_pieces else None)
         await forwarding
     finally:
         forwarding.cancel()
@@ -60,7 +71,7 @@ async def stream_answer(
     last_token_at, observe_gap = 0.0, metrics.between_tokens.observe
     finish_reason = FinishReason.STOP
     # The memory is reused once the engine has read all of it. That may be after the call, if it ends before its first token.
-    request = dataclasses.replace(request, on_released=call.resources.lend())
+    request = dataclasses.replace(request, on_released=call.resources.retain())
     async with contextlib.aclosing(
         engine.generate(request, timeout_seconds=call.remaining_seconds, metadata=call.trace.start_engine_request())
     ) as steps:
@@ -84,14 +95,14 @@ async def stream_answer(
     return pb.Completion(finish_reason=writing.write_finish_reason(finish_reason), completion_token_count=token_count)
 
 
-async def _forward_progress(run: PixelRun, pending: PendingRows, planned: Plan, call: Call, metrics: Metrics) -> None:
+async def _forward_progress(run: PixelRun, progress: RowProgress, planned: Plan, call: Call, metrics: Metrics) -> None:
     """Report finished rows to the engine client, or the error that ended them."""
     try:
         async for first_row, row_count in run.finished_rows():
-            pending.finish(first_row + row_count)
+            progress.finish(first_row + row_count)
         await finish_pixels(run, planned, call, metrics)
     except PreprocessorError as error:
-        pending.fail(error)
+        progress.fail(error)
 
 
 def _delta(step: EngineStep, detokenizer: Detokenizer) -> pb.Delta:

@@ -1,8 +1,8 @@
-"""JSON of a request → Python values, from text as the caller wrote it, or from a Struct.
+"""JSON of a request → Python values, from JSON text or from a `google.protobuf.Struct`.
 
-Text keeps what a Struct loses: the order of keys, and whole numbers of any size. What is read is what Python's own reader
-makes of it, and so what transformers would render, but for what is no JSON or could not be rendered: numbers that are not
-finite, a key twice in one object, halves of surrogate pairs, and depth without end.
+JSON text keeps what a Struct loses: the order of keys, and whole numbers of any size. It is read with Python's `json`, so the
+chat template renders the values that transformers would render. Refused in addition: numbers that are not finite, a key that
+occurs twice in one object, lone surrogates, and deep nesting.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from google.protobuf import struct_pb2
 from preprocessor.errors import InvalidRequest
 
 MAX_DEPTH = 100
-"""Objects and arrays within one another: many times what any schema needs, and a tenth of what Python's recursion bears."""
+"""Nesting of objects and arrays: many times what any schema needs, and a tenth of Python's recursion limit."""
 
 MAX_DIGITS = 4300
-"""Of a whole number: Python's own bound (`sys.int_info.default_max_str_digits`), beyond which reading takes quadratic time."""
+"""Digits of a whole number. Python's own limit (`sys.int_info.default_max_str_digits`): reading takes quadratic time."""
 
 _KINDS: dict[type[Any], str] = {dict: "an object", list: "an array"}
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
@@ -31,9 +31,10 @@ Kind = TypeVar("Kind", dict[Any, Any], list[Any])
 
 
 def value_count(text: str, enough: int) -> int:
-    """Values at every depth of a JSON text, by the commas and brackets outside its strings; an empty container counts as two.
+    """An upper bound on the values in a JSON text, at every depth.
 
-    For a text that holds no more than `enough` of these signs anywhere, those in strings count too.
+    Counts commas and opening brackets outside strings; an empty object or array counts as two. If the whole text, strings
+    included, has no more than `enough` of them, that number is returned instead: it is cheaper.
     """
 
     def count(part: str) -> int:
@@ -46,8 +47,8 @@ def read_json(text: str, kind: type[Kind], name: str) -> Kind:
     """The value of a JSON text.
 
     Args:
-        kind: What it must be.
-        name: Of the field, for messages.
+        kind: The type that the value must have.
+        name: The field's path, for messages and `PreprocessorError.field`.
     Raises:
         InvalidRequest: `INVALID_JSON`, `DUPLICATE_JSON_KEY`, `NOT_FINITE_NUMBER`, `JSON_TOO_DEEP`.
     """
@@ -66,6 +67,7 @@ def read_json(text: str, kind: type[Kind], name: str) -> Kind:
             raise InvalidRequest(
                 f"{name}: a whole number of {len(literal)} digits; at most {MAX_DIGITS} are accepted",
                 reason="INVALID_JSON",
+                field=name,
             )
         return int(literal)
 
@@ -74,7 +76,9 @@ def read_json(text: str, kind: type[Kind], name: str) -> Kind:
         if len(found) < len(pairs):
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise InvalidRequest(f"{name}: the key {twice!r} stands twice in one object", reason="DUPLICATE_JSON_KEY")
+            raise InvalidRequest(
+                f"{name}: the key {twice!r} stands twice in one object", reason="DUPLICATE_JSON_KEY", field=name
+            )
         return found
 
     try:
@@ -85,19 +89,19 @@ def read_json(text: str, kind: type[Kind], name: str) -> Kind:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise InvalidRequest(
-            f"{name} is not JSON: {error.msg} at character {error.pos}", reason="INVALID_JSON"
+            f"{name} is not JSON: {error.msg} at character {error.pos}", reason="INVALID_JSON", field=name
         ) from error
     except UnicodeEncodeError as error:
         raise InvalidRequest(
-            f"{name}: an escape names half a surrogate pair, which is no character", reason="INVALID_JSON"
+            f"{name}: an escape names half a surrogate pair, which is no character", reason="INVALID_JSON", field=name
         ) from error
     if not isinstance(value, kind):
-        raise InvalidRequest(f"{name} must be {_KINDS[kind]} in JSON", reason="INVALID_JSON")
+        raise InvalidRequest(f"{name} must be {_KINDS[kind]} in JSON", reason="INVALID_JSON", field=name)
     return value
 
 
 def read_struct(message: struct_pb2.Struct, name: str) -> dict[str, Any]:
-    """A Struct's fields; every number is a float, as the wire has it.
+    """A Struct's fields. Every number is a float, as in the Struct itself.
 
     Raises:
         InvalidRequest: `NOT_FINITE_NUMBER`.
@@ -128,12 +132,14 @@ def _check_depth(text: str, name: str) -> None:
         depth += 1 if bracket[0] in "[{" else -1
         if depth > MAX_DEPTH:
             raise InvalidRequest(
-                f"{name}: more than {MAX_DEPTH} objects and arrays within one another", reason="JSON_TOO_DEEP"
+                f"{name}: objects and arrays nested more than {MAX_DEPTH} deep", reason="JSON_TOO_DEEP", field=name
             )
 
 
 def _not_finite(name: str, literal: str) -> InvalidRequest:
     shown = literal if len(literal) <= 20 else f"{literal[:20]}…"
     return InvalidRequest(
-        f"{name}: {shown} is not a finite number, and JSON has no other; leave it out", reason="NOT_FINITE_NUMBER"
+        f"{name}: {shown} is not a finite number, and JSON has no other; leave it out",
+        reason="NOT_FINITE_NUMBER",
+        field=name,
     )

@@ -20,8 +20,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from preprocessor import __version__
 from preprocessor.errors import PreprocessorError
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel, GenericPrepared
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.versions import library_versions
 from preprocessor.types.plan import ItemPlan, Plan
 from preprocessor.types.request import Modality
@@ -56,7 +55,7 @@ _SECONDS_BUCKETS = (
     300.0,
 )
 _LOOP_CHECK_SECONDS = 0.1
-_MAX_REASON_COUNT = 128  # README lists about seventy
+_MAX_REASON_COUNT = 128  # protos/README.md lists about 110
 
 Exemplar = Mapping[str, str]
 
@@ -161,7 +160,7 @@ class Metrics:
         """Calls in flight, over all methods."""
         return int(sum(sample.value for family in self.in_flight.collect() for sample in family.samples))
 
-    def observe_plan(self, planned: Plan | GenericPrepared) -> None:
+    def observe_plan(self, planned: Plan) -> None:
         for item in planned.items:
             self.media.labels(item.modality.name.lower()).inc()
             self.frames.inc(0 if item.frames is None else len(item.frames.indices))
@@ -211,7 +210,7 @@ class Metrics:
 
     # -- reporting -----------------------------------------------------------------------------------------------------
 
-    def describe_build(self, model: Model | GenericModel) -> None:
+    def describe_build(self, model: LoadedModel) -> None:
         """Set the build info metric."""
         libraries = {name.replace("-", "_"): version for name, version in library_versions().items()}
         self.build.info(
@@ -255,4 +254,4 @@ class Metrics:
 
 
 def _pixel_count(item: ItemPlan) -> int:
-    return item.width_px * item.height_px * (1 if item.frames is None else len(item.frames.indices))
+    return item.rows.width_px * item.rows.height_px * item.frame_count

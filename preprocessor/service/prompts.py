@@ -17,9 +17,11 @@ def read_prompt(spec: pb.PrepareSpec) -> ChatPrompt | TextPrompt | TokenPrompt:
     match spec.WhichOneof("prompt"):
         case "chat":
             if not spec.chat.messages:
-                raise InvalidRequest("chat.messages is empty; give at least one message", reason="EMPTY_PROMPT")
+                raise InvalidRequest(
+                    "chat.messages is empty; give at least one message", reason="EMPTY_PROMPT", field="chat.messages"
+                )
             return ChatPrompt(
-                messages=tuple(_read_message(message) for message in spec.chat.messages),
+                messages=tuple(_read_message(one, f"chat.messages[{i}]") for i, one in enumerate(spec.chat.messages)),
                 add_generation_prompt=not spec.chat.omit_generation_prompt,
                 template_arguments=_read_arguments(spec.chat),
             )
@@ -43,33 +45,45 @@ def _read_arguments(chat: pb.ChatPrompt) -> dict[str, Any]:
     return _with_list(arguments, "tools", chat.tools_json, "chat.tools_json", "chat.template_arguments")
 
 
-def _read_message(message: pb.Message) -> Message:
-    extra = _read_fields(message.extra, message.extra_json, "extra")
-    extra = _with_list(extra, "tool_calls", message.tool_calls_json, "tool_calls_json", "extra")
+def _read_message(message: pb.Message, path: str) -> Message:
+    extra = _read_fields(message.extra, message.extra_json, f"{path}.extra")
+    extra = _with_list(extra, "tool_calls", message.tool_calls_json, f"{path}.tool_calls_json", f"{path}.extra")
     if not message.role or not (message.parts or extra):
-        raise InvalidRequest("a message needs a role and at least one part", reason="INVALID_MESSAGE")
+        missing = "parts" if message.role else "role"
+        raise InvalidRequest(
+            f"{path}: a message needs a role and at least one part", reason="INVALID_MESSAGE", field=f"{path}.{missing}"
+        )
     if reserved := extra.keys() & {"role", "content"}:
-        raise InvalidRequest(f"extra holds {min(reserved)!r}, which has a field of its own", reason="INVALID_MESSAGE")
-    return Message(message.role, tuple(_read_part(part) for part in message.parts), extra)
+        raise InvalidRequest(
+            f"{path}.extra holds {min(reserved)!r}, which has a field of its own",
+            reason="INVALID_MESSAGE",
+            field=f"{path}.extra_json" if message.extra_json else f"{path}.extra",
+        )
+    parts = tuple(_read_part(part, f"{path}.parts[{i}]") for i, part in enumerate(message.parts))
+    return Message(message.role, parts, extra)
 
 
 def _read_fields(struct: struct_pb2.Struct, text: str, name: str) -> dict[str, Any]:
-    """What stands in a Struct, or in the JSON text that takes its place."""
+    """The fields of a Struct, or of the JSON text that is given instead."""
     if struct.fields and text:
-        raise InvalidRequest(f"{name} and {name}_json are given together; choose one", reason="FIELD_CONFLICT")
+        raise InvalidRequest(
+            f"{name} and {name}_json are given together; choose one", reason="FIELD_CONFLICT", field=f"{name}_json"
+        )
     return read_json(text, dict, f"{name}_json") if text else read_struct(struct, name)
 
 
 def _with_list(fields: dict[str, Any], key: str, text: str, name: str, holder: str) -> dict[str, Any]:
-    """The fields with a list from its own JSON text."""
+    """The fields, with the list `key` added from its own JSON text."""
     if not text:
         return fields
     if key in fields:
-        raise InvalidRequest(f"{name} is given, and {holder} holds {key!r} too; choose one", reason="FIELD_CONFLICT")
+        raise InvalidRequest(
+            f"{name} is given, and {holder} holds {key!r} too; choose one", reason="FIELD_CONFLICT", field=name
+        )
     return {**fields, key: read_json(text, list, name)}
 
 
-def _read_part(part: pb.Part) -> TextPart | MediaPart:
+def _read_part(part: pb.Part, path: str) -> TextPart | MediaPart:
     match part.WhichOneof("content"):
         case "text":
             return TextPart(part.text)
@@ -77,4 +91,4 @@ def _read_part(part: pb.Part) -> TextPart | MediaPart:
             return TextPart(part.literal_text, is_literal=True)
         case "media_key":
             return MediaPart(part.media_key)
-    raise InvalidRequest("a part is empty; give text, literal_text or media_key", reason="INVALID_MESSAGE")
+    raise InvalidRequest(f"{path} is empty; give text, literal_text or media_key", reason="INVALID_MESSAGE", field=path)

@@ -1,4 +1,4 @@
-"""Request messages → the types of the pipeline. Pure; every rule of the messages that needs no file is checked here."""
+"""Request messages → the types of the pipeline. Pure; checks every rule of the messages that needs no file."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from preprocessor.service.fetch.data_urls import is_data_url, read_data_url
 from preprocessor.service.json_text import value_count
 from preprocessor.service.prompts import json_texts, read_prompt
 from preprocessor.types.request import (
+    FileData,
     Media,
     Modality,
     OnDamage,
@@ -29,6 +30,7 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 
 MAX_INLINE_BYTES = 4 << 20
 MAX_KEY_BYTES = 128
+SHA256_BYTES = 32
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_LENGTH = 256
 MAX_STOP_TOKEN_IDS = 1024
@@ -60,13 +62,13 @@ _DAMAGE_POLICIES = {
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the files come from that a spec does not hold.
+    """Where files come from that are not in the spec itself.
 
     Attributes:
         chunked: Keys of the media whose files follow in chunks.
         urls: Key of a medium → the URL that its file is to be fetched from.
-        same_file: Key of a medium → key of the one whose file it shares.
-        sizes: Key of a medium → size of its file in bytes, where the caller has told it.
+        same_file: Key of a medium → key of the medium that has the same file.
+        sizes: Key of a medium → size of its file in bytes, if the spec states it.
     """
 
     chunked: frozenset[str]
@@ -74,11 +76,11 @@ class Sources:
     same_file: Mapping[str, str]
     sizes: Mapping[str, int] = field(default_factory=dict)
 
-    def fill(self, request: PreparationRequest, files: Mapping[str, bytes]) -> PreparationRequest:
-        """The request with every file in its place.
+    def fill(self, request: PreparationRequest, files: Mapping[str, FileData]) -> PreparationRequest:
+        """The request with every file in its medium.
 
         Args:
-            files: Media key → file; one that is missing is empty.
+            files: Media key → file; a missing file is empty.
         """
         return dataclasses.replace(
             request,
@@ -90,27 +92,29 @@ class Sources:
 
 
 def check_counts(spec: pb.PrepareSpec, limits: Limits, max_spec_parts: int) -> None:
-    """Refuse a spec of so many pieces that to turn them into anything else would hold up everybody.
+    """Refuse a spec with so many elements that converting them would block the event loop.
 
-    A message of 16 MiB has room for millions of empty parts, each of which would become an object.
+    A message of 16 MiB can hold millions of empty parts, and each would become a Python object.
 
     Raises:
         LimitExceeded: `LIMIT_EXCEEDED`, `SPEC_TOO_LARGE`, `PROMPT_TOO_LONG`.
     """
-    if len(spec.media) > limits.max_media_count:
-        raise LimitExceeded(f"{len(spec.media)} media in one request; at most {limits.max_media_count} are accepted")
+    limits.check_media_count(len(spec.media))
     if len(spec.token_ids.ids) > limits.max_prompt_length:
         raise LimitExceeded(
             f"a prompt of {len(spec.token_ids.ids)} token ids; at most {limits.max_prompt_length} are accepted",
             reason="PROMPT_TOO_LONG",
+            field="token_ids.ids",
         )
-    for medium in spec.media:
-        chosen_count = max(len(medium.sampling.indices), len(medium.sampling.times_seconds))
-        if chosen_count > limits.max_clip_frames:
-            raise LimitExceeded(
-                f"{chosen_count} frames asked for of one medium; at most {limits.max_clip_frames} are accepted",
-                reason="SPEC_TOO_LARGE",
-            )
+    for place, medium in enumerate(spec.media):
+        for name in ("indices", "times_seconds"):
+            chosen_count = len(getattr(medium.sampling, name).values)
+            if chosen_count > limits.max_clip_frames:
+                raise LimitExceeded(
+                    f"{chosen_count} frames asked for of one medium; at most {limits.max_clip_frames} are accepted",
+                    reason="SPEC_TOO_LARGE",
+                    field=f"media[{place}].sampling.{name}.values",
+                )
     messages = spec.chat.messages
     count = len(messages)
     structs = [spec.chat.template_arguments]
@@ -124,13 +128,13 @@ def check_counts(spec: pb.PrepareSpec, limits: Limits, max_spec_parts: int) -> N
         count += sum(value_count(text, max_spec_parts) for text in json_texts(spec.chat))
     if count > max_spec_parts:
         raise LimitExceeded(
-            f"more than {max_spec_parts} messages, parts and values of arguments in one spec; say it in fewer",
+            f"more than {max_spec_parts} messages, parts and values of arguments in one spec; send fewer",
             reason="SPEC_TOO_LARGE",
         )
 
 
 def _value_count(structs: list[struct_pb2.Struct], enough: int) -> int:
-    """Values in all of them, at every depth; counting stops above `enough`."""
+    """Number of values in all Structs, at every depth; counting stops above `enough`."""
     count = 0
     waiting: list[Any] = list(structs)
     while waiting and count <= enough:
@@ -147,10 +151,10 @@ def _value_count(structs: list[struct_pb2.Struct], enough: int) -> int:
 
 
 def read_spec(spec: pb.PrepareSpec, background: str = NO_BACKGROUND) -> tuple[PreparationRequest, Sources]:
-    """A spec as a request, in which files that are not inline are empty so far, and where those come from.
+    """A spec as a request, and the sources of the files that are not inline, which are empty in the request.
 
     Args:
-        background: Of images that name none.
+        background: For images that name none.
     Raises:
         InvalidRequest: A required field is missing or out of range; the message names it.
         LimitExceeded: `INLINE_TOO_LARGE`.
@@ -160,14 +164,15 @@ def read_spec(spec: pb.PrepareSpec, background: str = NO_BACKGROUND) -> tuple[Pr
     for key, owner in same_file.items():
         if sources.get(owner) in (None, "same_file_as"):
             raise InvalidRequest(
-                f"{key}: same_file_as names {owner!r}, which is no medium with a file of its own",
+                f"{key}: same_file_as names {owner!r}, which is not a medium with a file of its own",
                 reason="UNKNOWN_MEDIA_KEY",
+                field="media[].same_file_as",
                 media_key=key,
             )
     chunked = frozenset(key for key, source in sources.items() if source == "chunked")
     request = PreparationRequest(
         prompt=read_prompt(spec),
-        media=tuple(_read_media(medium, background) for medium in spec.media),
+        media=tuple(_read_media(medium, place, background) for place, medium in enumerate(spec.media)),
         pixel_form=_lookup(_PIXEL_FORMS, spec.pixel_form, "pixel_form"),
         with_token_types=spec.with_token_types,
         cache_salt=spec.cache_salt,
@@ -178,7 +183,7 @@ def read_spec(spec: pb.PrepareSpec, background: str = NO_BACKGROUND) -> tuple[Pr
 
 
 def read_parameters(message: pb.GenerationParameters, default_stop_token_ids: tuple[int, ...]) -> SamplingParameters:
-    """Generation parameters, absent ones at the engine client's defaults.
+    """Generation parameters; those that are absent have the engine client's defaults.
 
     Raises:
         InvalidRequest: `INVALID_GENERATION_PARAMETERS`.
@@ -187,17 +192,21 @@ def read_parameters(message: pb.GenerationParameters, default_stop_token_ids: tu
         raise InvalidRequest(
             f"{len(message.stop_token_ids)} stop_token_ids; at most {MAX_STOP_TOKEN_IDS} are accepted",
             reason="INVALID_GENERATION_PARAMETERS",
+            field="parameters.stop_token_ids",
         )
     names = ("max_tokens", "temperature", "top_p", "top_k", "seed")
     given = {name: getattr(message, name) for name in names if message.HasField(name)}  # type: ignore[arg-type]
     try:
         return SamplingParameters(stop_token_ids=tuple(message.stop_token_ids) or default_stop_token_ids, **given)
     except ValueError as error:
-        raise InvalidRequest(f"parameters: {error}", reason="INVALID_GENERATION_PARAMETERS") from error
+        name = str(error).partition(" ")[0]  # each message of `SamplingParameters` begins with the field's name
+        raise InvalidRequest(
+            f"parameters: {error}", reason="INVALID_GENERATION_PARAMETERS", field=f"parameters.{name}"
+        ) from error
 
 
 def read_stop_strings(message: pb.GenerationParameters) -> tuple[str, ...]:
-    """Stop strings, checked.
+    """Stop strings.
 
     Raises:
         InvalidRequest: `INVALID_GENERATION_PARAMETERS`.
@@ -207,17 +216,21 @@ def read_stop_strings(message: pb.GenerationParameters) -> tuple[str, ...]:
         raise InvalidRequest(
             f"stop_strings: at most {MAX_STOP_STRINGS}, each of 1 to {MAX_STOP_STRING_LENGTH} characters",
             reason="INVALID_GENERATION_PARAMETERS",
+            field="parameters.stop_strings",
         )
     return stops
 
 
-def _read_media(medium: pb.Media, background: str) -> Media:
+def _read_media(medium: pb.Media, place: int, background: str) -> Media:
+    path = f"media[{place}]"
     if not 0 < len(medium.key.encode()) <= MAX_KEY_BYTES:
-        raise InvalidRequest(f"a media key has 1 to {MAX_KEY_BYTES} bytes", reason="INVALID_MEDIA_KEY")
-    source = medium.WhichOneof("source")
-    if source is None or (source == "chunked" and not medium.chunked) or (source == "url" and not medium.url):
         raise InvalidRequest(
-            f"{medium.key}: no source; give inline_data, chunked = true, same_file_as or url",
+            f"a media key has 1 to {MAX_KEY_BYTES} bytes", reason="INVALID_MEDIA_KEY", field=f"{path}.key"
+        )
+    source = medium.WhichOneof("source")
+    if source is None or (source == "url" and not medium.url):
+        raise InvalidRequest(
+            f"{medium.key}: no source; give inline_data, chunked, same_file_as or url",
             reason="MEDIA_SOURCE_MISSING",
             media_key=medium.key,
         )
@@ -225,20 +238,30 @@ def _read_media(medium: pb.Media, background: str) -> Media:
         raise LimitExceeded(
             f"{medium.key}: {len(medium.inline_data)} bytes inline; above {MAX_INLINE_BYTES} send chunks",
             reason="INLINE_TOO_LARGE",
+            field=f"{path}.inline_data",
             media_key=medium.key,
         )
     data = medium.inline_data
     if is_data_url(medium.url):
         data = read_data_url(medium.url, medium.key, MAX_INLINE_BYTES)
+    content_sha256 = medium.content_sha256 if medium.HasField("content_sha256") else None
+    if content_sha256 is not None and len(content_sha256) != SHA256_BYTES:
+        raise InvalidRequest(
+            f"{medium.key}: a content_sha256 of {len(content_sha256)} bytes; a SHA-256 has {SHA256_BYTES}",
+            reason="INVALID_DIGEST",
+            field=f"{path}.content_sha256",
+            media_key=medium.key,
+        )
     return Media(
         key=medium.key,
-        modality=_lookup(_MODALITIES, medium.modality, f"{medium.key}: modality"),
+        modality=_lookup(_MODALITIES, medium.modality, f"{path}.modality"),
         data=data,
-        sampling=_read_sampling(medium.sampling, medium.key),
-        min_pixels=medium.min_pixels if medium.HasField("min_pixels") else None,
-        max_pixels=medium.max_pixels if medium.HasField("max_pixels") else None,
+        content_sha256=content_sha256,
+        sampling=_read_sampling(medium.sampling, f"{path}.sampling"),
+        min_pixels=medium.min_pixel_count if medium.HasField("min_pixel_count") else None,
+        max_pixels=medium.max_pixel_count if medium.HasField("max_pixel_count") else None,
         cap_pixels_per_frame=medium.cap_pixels_per_frame if medium.HasField("cap_pixels_per_frame") else None,
-        on_damage=_lookup(_DAMAGE_POLICIES, medium.damage_policy, f"{medium.key}: damage_policy"),
+        on_damage=_lookup(_DAMAGE_POLICIES, medium.damage_policy, f"{path}.damage_policy"),
         background=_read_background(medium, background),
     )
 
@@ -249,26 +272,32 @@ def _read_background(medium: pb.Media, default: str) -> str | None:
         colour = parse_background(asked)
     except ValueError as error:
         raise InvalidRequest(
-            f"{medium.key}: background: {error}", reason="INVALID_BACKGROUND", media_key=medium.key
+            f"{medium.key}: background: {error}",
+            reason="INVALID_BACKGROUND",
+            field="media[].background",
+            media_key=medium.key,
         ) from error
     return None if colour == NO_BACKGROUND else colour
 
 
-def _read_sampling(message: pb.Sampling, key: str) -> Sampling:
+def _read_sampling(message: pb.Sampling, path: str) -> Sampling:
+    choice = message.WhichOneof("choice")
     return Sampling(
-        fps=message.fps if message.HasField("fps") else None,
-        frame_count=message.frame_count if message.HasField("frame_count") else None,
-        indices=tuple(message.indices) or None,
-        times_seconds=tuple(message.times_seconds) or None,
-        every_frame=message.every_frame,
+        fps=message.fps if choice == "fps" else None,
+        frame_count=message.frame_count if choice == "frame_count" else None,
+        indices=tuple(message.indices.values) if choice == "indices" else None,
+        times_seconds=tuple(message.times_seconds.values) if choice == "times_seconds" else None,
+        every_frame=choice == "every_frame",
         start_seconds=message.start_seconds if message.HasField("start_seconds") else None,
         end_seconds=message.end_seconds if message.HasField("end_seconds") else None,
-        basis=_lookup(_BASES, message.basis, f"{key}: sampling.basis"),
+        basis=_lookup(_BASES, message.basis, f"{path}.basis"),
     )
 
 
-def _lookup(table: Mapping[Any, Any], number: int, name: str) -> Any:
+def _lookup(table: Mapping[Any, Any], number: int, path: str) -> Any:
     try:
         return table[number]
     except KeyError:
-        raise InvalidRequest(f"{name} is {number}; give one of {sorted(table)}", reason="INVALID_ENUM") from None
+        raise InvalidRequest(
+            f"{path} is {number}; give one of {sorted(table)}", reason="INVALID_ENUM", field=path
+        ) from None

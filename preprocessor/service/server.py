@@ -17,13 +17,12 @@ from grpc_reflection.v1alpha import reflection
 
 from engine_client import Endpoints, EngineClient
 from preprocessor.config import ServeSettings, SettingError, TraceSettings, split_address
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.registry import load_model
 from preprocessor.service import listening
 from preprocessor.service.auth_interceptor import AuthInterceptor
 from preprocessor.service.endpoint_metrics import EndpointMetrics
-from preprocessor.service.engine import arena_in, connect_engine, create_region, engine_form
+from preprocessor.service.engine import arena_in, connect_engines, share_region
 from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
 from preprocessor.service.logs import keep_writing_summaries
@@ -32,9 +31,9 @@ from preprocessor.service.servicer import PreprocessorServicer
 from preprocessor.service.state_metrics import StateMetrics
 from preprocessor.service.tracing import Traces
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
+from preprocessor.workers.fork_server import ForkServer
 from preprocessor.workers.heap import give_back_large_blocks
 from preprocessor.workers.pool import PoolSettings, WorkerPool
-from preprocessor.workers.process import ForkServer
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ class Server:
     def __init__(
         self,
         settings: ServeSettings,
-        model: Model | GenericModel | None = None,
+        model: LoadedModel | None = None,
         engine: EngineClient | None = None,
         fork_server: ForkServer | None = None,
     ) -> None:
@@ -107,12 +106,13 @@ class Server:
         # Encoding copies a prompt's tensors into a message. That takes milliseconds, so threads suffice.
         encoding = ThreadPoolExecutor(2, "encode")
         stack.callback(encoding.shutdown, wait=False, cancel_futures=True)
-        self._region = None
         if self.engine is None and settings.engine.address:
-            self._region = create_region(settings.engine, settings.memory_budget_bytes)
+            self.engine = connect_engines(settings.engine, self.model, encoding)
+        self._region = None
+        if self.engine is not None:
+            self._region = share_region(self.engine, settings.engine, settings.memory_budget_bytes)
             if self._region is not None:
                 stack.callback(self._region.close)
-            self.engine = connect_engine(settings.engine, self.model, encoding, self._region)
         if isinstance(self.engine, Endpoints):
             self.metrics.registry.register(EndpointMetrics(self.engine.states))
         arena = None if self._region is None else arena_in(self._region, settings.memory_budget_bytes)
@@ -134,7 +134,6 @@ class Server:
             self.metrics,
             self.fetcher,
             self.engine,
-            engine_form(settings.engine),
             self.traces,
         )
         pb_grpc.add_PreprocessorServicer_to_server(servicer, self._grpc)
@@ -188,7 +187,7 @@ def _pool_settings(settings: ServeSettings) -> PoolSettings:
     )
 
 
-async def serve(settings: ServeSettings, model: Model | GenericModel, fork_server: ForkServer | None = None) -> None:
+async def serve(settings: ServeSettings, model: LoadedModel, fork_server: ForkServer | None = None) -> None:
     """Serve until SIGTERM or SIGINT; a second signal stops without draining."""
     give_back_large_blocks()
     stop = asyncio.Event()

@@ -17,12 +17,12 @@ from engine_client import EngineClient, EngineUnavailable
 from preprocessor import __version__
 from preprocessor.config import ServeSettings
 from preprocessor.errors import ModelNotFound
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel, GenericPrepared
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.versions import library_versions
 from preprocessor.pipeline.request_checks import check_request
 from preprocessor.service import generation, reading, tensor_stream, writing
 from preprocessor.service.calls import Call, Calls
+from preprocessor.service.engine import pixel_form_for
 from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.files import receive_files, store_inline
 from preprocessor.service.metrics import Metrics
@@ -30,7 +30,7 @@ from preprocessor.service.tracing import Traces
 from preprocessor.service.upload_stream import Upload, UploadStream
 from preprocessor.text.detokenizer import Detokenizer
 from preprocessor.types.plan import Plan
-from preprocessor.types.request import PixelForm, PreparationRequest
+from preprocessor.types.request import PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from preprocessor.workers.pool import WorkerPool
@@ -41,18 +41,16 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
 
     Args:
         engine: For `Generate`; None if this deployment has no engine.
-        engine_form: The form of pixels that the engine takes; None is the model's own.
     """
 
     def __init__(
         self,
-        model: Model | GenericModel,
+        model: LoadedModel,
         settings: ServeSettings,
         pool: WorkerPool,
         metrics: Metrics,
         fetcher: Fetcher,
         engine: EngineClient | None,
-        engine_form: PixelForm | None = None,
         traces: Traces | None = None,
     ) -> None:
         self._model = model
@@ -62,7 +60,6 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         self._metrics = metrics
         self._fetcher = fetcher
         self._engine = engine
-        self._engine_form = engine_form
 
     # -- the four methods ----------------------------------------------------------------------------------------------
 
@@ -77,8 +74,8 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             planned = await self._plan(request, call)
             await call.send(pb.PrepareResponse(header=self._header(request, planned, call)))
             await tensor_stream.send_large_tensors(planned, call, self._metrics)
-            if isinstance(planned, Plan) and planned.pixel_bytes:
-                await tensor_stream.send_pixels(request, planned, call, self._metrics)
+            if planned.pixels is not None:
+                await tensor_stream.send_pixels(request, planned, planned.pixels, call, self._metrics)
             report = writing.write_report(call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions)
             await call.send(pb.PrepareResponse(report=report))
 
@@ -96,11 +93,14 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
                 prompt = spec.prompt
                 del spec
                 request = await self._receive(prompt, upload, call)
-            request = dataclasses.replace(request, pixel_form=self._engine_form)  # in place of the caller's choice
+            # In place of the caller's choice.
+            request = dataclasses.replace(request, pixel_form=pixel_form_for(engine.capabilities))
             planned = await self._plan(request, call)
             await call.send(pb.GenerateResponse(header=self._header(request, planned, call, with_data=False)))
             detokenizer = Detokenizer(self._model.tokenizer, stop_strings)
-            async with generation.engine_request(request, planned, sampling, call, self._metrics) as engine_request:
+            async with generation.engine_request(
+                request, planned, sampling, call, self._metrics, engine.capabilities
+            ) as engine_request:
                 completion = await generation.stream_answer(engine, engine_request, detokenizer, call, self._metrics)
             # After the context: an engine may answer before the worker has reported that all pixels are written.
             report = writing.write_report(call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions)
@@ -110,8 +110,8 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
 
     async def CountTokens(
         self,
-        requests: AsyncIterator[pb.PrepareRequest],
-        context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.CountTokensResponse],
+        requests: AsyncIterator[pb.CountTokensRequest],
+        context: grpc.aio.ServicerContext[pb.CountTokensRequest, pb.CountTokensResponse],
     ) -> pb.CountTokensResponse:
         async with self._calls.open("CountTokens", context) as call:
             async with self._upload_stream.upload(requests, context.peer()) as upload:
@@ -139,6 +139,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         with call.timings.stage("receive"):
             self._require_model(spec.model)
             reading.check_counts(spec, self._settings.limits, self._settings.wire.max_spec_parts)
+            call.media_keys = tuple(medium.key for medium in spec.media)
             request, sources = reading.read_spec(spec, self._settings.background)
             del spec  # it holds a copy of the inline files, which the request has
             check_request(request, self._model.modalities, self._settings.limits)
@@ -152,17 +153,14 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         self._metrics.received_bytes.inc(call.received_bytes)
         return request
 
-    async def _plan(self, request: PreparationRequest, call: Call) -> Plan | GenericPrepared:
+    async def _plan(self, request: PreparationRequest, call: Call) -> Plan:
         planned = await call.resources.plan(request, self._settings.limits)
         call.timings.merge(planned.timings)
         self._metrics.observe_plan(planned)
-        if isinstance(planned, GenericPrepared):
-            call.substitutions = writing.write_substitutions(planned, planned.substitutions)
+        call.substitutions = writing.write_substitutions(planned, planned.substitutions)
         return planned
 
-    def _header(
-        self, request: PreparationRequest, planned: Plan | GenericPrepared, call: Call, *, with_data: bool = True
-    ) -> pb.Header:
+    def _header(self, request: PreparationRequest, planned: Plan, call: Call, *, with_data: bool = True) -> pb.Header:
         sizes = {medium.key: len(medium.data) for medium in request.media}
         return writing.write_header(self._model, planned, sizes, call.request_id, with_data=with_data)
 

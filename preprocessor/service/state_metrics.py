@@ -52,7 +52,7 @@ class StateMetrics(Collector):
             CounterMetricFamily(
                 "preprocessor_abandoned_work", "Tasks whose caller left, by their state", labels=("state",)
             ),
-            pool.abandoned_counts,
+            pool.counters.abandoned_counts,
         )
         causes = health.causes
         yield _gauge("preprocessor_ready", "1 if this replica is ready", not health.causes_of())

@@ -30,7 +30,7 @@ _NAME = re.compile(r"[A-Za-z0-9._@:/-]{1,128}")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
-class TokenFile:
+class CallerTokens:
     """The callers' names by token.
 
     Args:

@@ -1,9 +1,11 @@
-"""The messages of an upload: the spec first, then chunks, from so many callers at a time.
+"""Receives the messages of uploads: the spec first, then chunks. Limits how many calls upload at the same time.
 
-Three clocks run meanwhile, all of them only while the caller is waited for: no silence may be long, the whole must come at
-some least rate, and the call has its deadline. Only so many calls are read from at a time, as what a message holds is in
-memory before anybody can look at it; of the others gRPC's flow control lets in one window. While others wait for their turn,
-whoever sends slowly gives way, and comes behind the others when he calls again: a few who drip must not keep everybody out.
+The limit bounds memory: a message is in memory before anything can check it. From a call that waits for a slot, gRPC's flow
+control accepts one window.
+
+Three limits apply to the time that is spent waiting for a caller's messages: the longest silence, the lowest average rate, and
+the call's deadline. While other calls wait for a slot, slow uploads are ended in their favour, and when such a caller uploads
+again, the others go first. A few callers that trickle bytes thus cannot block everyone.
 """
 
 from __future__ import annotations
@@ -22,153 +24,157 @@ from preprocessor.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from preprocessor.service.quotas import current_caller
 from preprocessor.v1 import preprocessor_pb2 as pb
 
-RequestMessage = TypeVar("RequestMessage", pb.PrepareRequest, pb.GenerateRequest)
+RequestMessage = TypeVar("RequestMessage", pb.PrepareRequest, pb.GenerateRequest, pb.CountTokensRequest)
 
-# Asked of an upload while others wait for their turn, or are refused for lack of memory.
-_CROWDED_SECONDS = 2.0
-_CROWDED_RATE = 1 << 20  # bytes a second
-_WANTED_BY_REFUSED = 4
-_LOOK_SECONDS = 0.25
-_REMEMBERED_SECONDS = 60.0
+# While others wait for a slot, or have just been refused for lack of memory, an upload may be this far behind this rate.
+_GRACE_SECONDS = 2.0
+_CONTENDED_RATE = 1 << 20  # bytes per second
+_CONTENDED_SECONDS = 2.0  # after a refusal for lack of memory
+_ENDED_FOR_REFUSED = 4  # slow uploads to end at once after such a refusal
+_CHECK_SECONDS = 0.25
+_REMEMBERED_SECONDS = 60.0  # how long a slow connection is remembered
 _MAX_REMEMBERED = 4096
 
 
 class UploadStream:
-    """Gives callers their turn to upload."""
+    """Hands out slots, each of which lets one call upload."""
 
-    def __init__(
-        self, wire: WireSettings, count: int | None = None, *, crowded_seconds: float = _CROWDED_SECONDS
-    ) -> None:
-        """`count` callers have their turn at a time, by default as many as the settings say."""
+    def __init__(self, wire: WireSettings, count: int | None = None, *, grace_seconds: float = _GRACE_SECONDS) -> None:
+        """
+        Args:
+            count: Number of slots; that of the settings where None.
+            grace_seconds: How far an upload may be behind the rate that is required while others wait.
+        """
         self._wire = wire
         self._count = count or wire.max_upload_count
-        self._crowded_seconds = crowded_seconds
+        self._grace_seconds = grace_seconds
         self._free_count = self._count
-        self._waiting: list[
-            tuple[float, int, asyncio.Future[None]]
-        ] = []  # a heap: who has dawdled least, then who came first
+        # A heap, ordered by the delay that the connection has caused, then by arrival.
+        self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
-        self._dawdled: dict[str, tuple[float, float]] = {}
-        self._looking: asyncio.TimerHandle | None = None
+        self._delays: dict[
+            str, tuple[float, float]
+        ] = {}  # connection → seconds of delay, and when it was last added to
+        self._check: asyncio.TimerHandle | None = None
         self._uploads: set[Upload[Any]] = set()
-        self._crowded_until_seconds = 0.0
+        self._contended_until_seconds = 0.0
 
     @contextlib.asynccontextmanager
     async def upload(self, requests: AsyncIterator[RequestMessage], peer: str) -> AsyncIterator[Upload[RequestMessage]]:
-        """One call's upload, when its turn has come; others wait until it is left, or has ended.
+        """One call's upload, once there is a slot for it. The slot is released on exit, or by `Upload.end`.
 
         Args:
-            peer: The connection that it comes by.
+            peer: The connection of the call.
         Raises:
-            Overloaded: `UPLOADS_FULL`: its turn did not come.
+            Overloaded: `UPLOADS_FULL`: no slot became free in time.
         """
-        await self._take_turn(peer)
-        with contextlib.ExitStack() as turn:
-            turn.callback(self._pass_turn)
-            upload = Upload(requests, self._wire, turn, self._crowded_seconds)
+        await self._acquire_slot(peer)
+        with contextlib.ExitStack() as slot:
+            slot.callback(self._release_slot)
+            upload = Upload(requests, self._wire, slot, self._grace_seconds)
             self._uploads.add(upload)
-            turn.callback(self._close, upload, peer)
+            slot.callback(self._close, upload, peer)
             try:
                 yield upload
-            except Overloaded:  # for lack of the memory that others fill
-                self._crowded_until_seconds = time.monotonic() + _CROWDED_SECONDS
-                self._look_soon()
+            except Overloaded:  # for lack of memory, which other uploads occupy
+                self._contended_until_seconds = time.monotonic() + _CONTENDED_SECONDS
+                self._check_soon()
                 raise
 
-    async def _take_turn(self, peer: str) -> None:
+    async def _acquire_slot(self, peer: str) -> None:
         if self._free_count:
             self._free_count -= 1
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        dawdled_seconds, at_seconds = self._dawdled.get(peer, (0.0, 0.0))
+        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        delay_seconds, at_seconds = self._delays.get(peer, (0.0, 0.0))
         if time.monotonic() - at_seconds > _REMEMBERED_SECONDS:
-            dawdled_seconds = 0.0
-        heapq.heappush(self._waiting, (dawdled_seconds, next(self._numbers), turn))
-        self._look_soon()
+            delay_seconds = 0.0
+        heapq.heappush(self._waiting, (delay_seconds, next(self._numbers), slot))
+        self._check_soon()
         try:
             async with asyncio.timeout(self._wire.upload_idle_seconds):
-                await turn
+                await slot
         except BaseException as error:
-            if turn.done() and not turn.cancelled():
-                self._pass_turn()
+            if slot.done() and not slot.cancelled():
+                self._release_slot()
             if not isinstance(error, TimeoutError):
                 raise
             raise Overloaded(
-                f"{self._count} other callers upload already; try again, or another replica", reason="UPLOADS_FULL"
+                f"{self._count} other calls are uploading; try again, or another replica", reason="UPLOADS_FULL"
             ) from None
 
-    def _pass_turn(self) -> None:
+    def _release_slot(self) -> None:
         while self._waiting:
-            turn = heapq.heappop(self._waiting)[2]
-            if not turn.done():
-                turn.set_result(None)
+            slot = heapq.heappop(self._waiting)[2]
+            if not slot.done():
+                slot.set_result(None)
                 return
         self._free_count += 1
 
     def _close(self, upload: Upload[Any], peer: str) -> None:
         self._uploads.discard(upload)
-        if upload.dawdled_seconds <= 0:
+        if upload.delay_seconds <= 0:
             return
-        if len(self._dawdled) >= _MAX_REMEMBERED:
-            self._dawdled.pop(next(iter(self._dawdled)))
-        before_seconds, _ = self._dawdled.pop(peer, (0.0, 0.0))
-        self._dawdled[peer] = before_seconds + upload.dawdled_seconds, time.monotonic()
+        if len(self._delays) >= _MAX_REMEMBERED:
+            self._delays.pop(next(iter(self._delays)))
+        before_seconds, _ = self._delays.pop(peer, (0.0, 0.0))
+        self._delays[peer] = before_seconds + upload.delay_seconds, time.monotonic()
 
-    def _look_soon(self) -> None:
-        if self._looking is None:
-            self._looking = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._hurry)
+    def _check_soon(self) -> None:
+        if self._check is None:
+            self._check = asyncio.get_running_loop().call_later(_CHECK_SECONDS, self._end_slow_uploads)
 
-    def _hurry(self) -> None:
-        """While somebody waits, or was refused just now, have the slow give way, the slowest first."""
-        self._looking = None
-        wanted_count = sum(not turn.done() for _, _, turn in self._waiting)
-        if time.monotonic() < self._crowded_until_seconds:
-            wanted_count = max(wanted_count, _WANTED_BY_REFUSED)
+    def _end_slow_uploads(self) -> None:
+        """While calls wait for a slot, or one was just refused for lack of memory, end as many slow uploads, slowest first."""
+        self._check = None
+        wanted_count = sum(not slot.done() for _, _, slot in self._waiting)
+        if time.monotonic() < self._contended_until_seconds:
+            wanted_count = max(wanted_count, _ENDED_FOR_REFUSED)
         if not wanted_count:
             return
         slow = sorted((upload for upload in self._uploads if upload.lag_seconds > 0), key=lambda one: -one.lag_seconds)
         for upload in slow[:wanted_count]:
-            upload.give_way()
-        self._look_soon()
+            upload.preempt()
+        self._check_soon()
 
 
 class Upload(Generic[RequestMessage]):
-    """The messages of one call as they come."""
+    """The messages of one call, as they arrive."""
 
     def __init__(
         self,
         requests: AsyncIterator[RequestMessage],
         wire: WireSettings,
-        turn: contextlib.ExitStack,
-        crowded_seconds: float,
+        slot: contextlib.ExitStack,
+        grace_seconds: float,
     ) -> None:
         self._requests: AsyncIterator[RequestMessage] = requests
         self._wire = wire
-        self._turn = turn
-        self._crowded_seconds = crowded_seconds
+        self._slot = slot
+        self._grace_seconds = grace_seconds
         self._waited_seconds = 0.0
         self._received_bytes = 0
-        self._asked_at_seconds: float | None = None
-        self._clock: asyncio.Timeout | None = None
-        self._gives_way = False
+        self._waiting_since_seconds: float | None = None
+        self._timeout: asyncio.Timeout | None = None
+        self._is_preempted = False
 
     @property
-    def dawdled_seconds(self) -> float:
-        """How much longer it was waited for than at the rate that is asked of it while others wait."""
-        return self._waited_seconds - self._received_bytes / _CROWDED_RATE
+    def delay_seconds(self) -> float:
+        """How much longer its messages took than at the rate that is required while others wait."""
+        return self._waited_seconds - self._received_bytes / _CONTENDED_RATE
 
     @property
     def lag_seconds(self) -> float:
-        """How far it is behind the rate that is asked of it while others wait; below 0 it is ahead, or not waited for."""
-        if self._asked_at_seconds is None:
+        """How far it is too late at that rate, the grace included; negative if it is not, or if no message is awaited."""
+        if self._waiting_since_seconds is None:
             return -math.inf
-        return self.dawdled_seconds + time.monotonic() - self._asked_at_seconds - self._crowded_seconds
+        return self.delay_seconds + time.monotonic() - self._waiting_since_seconds - self._grace_seconds
 
-    def give_way(self) -> None:
-        """End it in favour of those who wait."""
-        if self._clock is not None and not self._clock.expired():
-            self._gives_way = True
-            self._clock.reschedule(asyncio.get_running_loop().time())
+    def preempt(self) -> None:
+        """End the upload with `UPLOAD_TOO_SLOW`, in favour of calls that wait."""
+        if self._timeout is not None and not self._timeout.expired():
+            self._is_preempted = True
+            self._timeout.reschedule(asyncio.get_running_loop().time())
 
     async def spec(self) -> RequestMessage:
         """The first message, which must be a spec.
@@ -183,10 +189,10 @@ class Upload(Generic[RequestMessage]):
         return first
 
     async def only(self) -> Any:
-        """The one message of a method that takes no more.
+        """The request of a method that takes a single one.
 
         Raises:
-            InvalidRequest: `MALFORMED_MESSAGE`: there is none, or it is none.
+            InvalidRequest: `MALFORMED_MESSAGE`: there is none, or it cannot be parsed.
             DeadlineExceeded: As `chunk`.
         """
         message = await self._next()
@@ -199,7 +205,7 @@ class Upload(Generic[RequestMessage]):
 
         Raises:
             InvalidRequest: `SPEC_REPEATED`, `MALFORMED_MESSAGE`.
-            DeadlineExceeded: `UPLOAD_IDLE` where the caller falls silent, `UPLOAD_TOO_SLOW` where it dawdles.
+            DeadlineExceeded: `UPLOAD_IDLE` if nothing arrives for too long, `UPLOAD_TOO_SLOW` if the average rate is too low.
         """
         message = await self._next()
         if message is None:
@@ -209,28 +215,29 @@ class Upload(Generic[RequestMessage]):
         return message.chunk
 
     def end(self) -> None:
-        """Nothing more is read: it is the next caller's turn."""
-        self._turn.close()
+        """Release the slot; nothing more is to be read."""
+        self._slot.close()
 
     async def _next(self) -> RequestMessage | None:
         wire = self._wire
         left_seconds = wire.upload_idle_seconds + self._received_bytes / wire.min_upload_rate - self._waited_seconds
         began_at_seconds = time.monotonic()
-        self._asked_at_seconds = began_at_seconds
+        self._waiting_since_seconds = began_at_seconds
         try:
-            async with asyncio.timeout(min(wire.upload_idle_seconds, left_seconds)) as self._clock:
+            async with asyncio.timeout(min(wire.upload_idle_seconds, left_seconds)) as self._timeout:
                 message = await anext(self._requests, None)
         except TimeoutError:
-            if self._gives_way:
+            if self._is_preempted:
                 raise DeadlineExceeded(
-                    f"{self._received_bytes} bytes came in {self._waited_seconds + time.monotonic() - began_at_seconds:.1f} "
-                    "seconds, and others wait to upload; send faster, in smaller chunks, or try again later",
+                    f"{self._received_bytes} bytes arrived in "
+                    f"{self._waited_seconds + time.monotonic() - began_at_seconds:.1f} seconds while others wait to upload; "
+                    "send faster, in smaller chunks, or try again later",
                     reason="UPLOAD_TOO_SLOW",
                 ) from None
             if left_seconds < wire.upload_idle_seconds:
                 raise DeadlineExceeded(
-                    f"{self._received_bytes} bytes came in {self._waited_seconds + left_seconds:.0f} seconds; send at least "
-                    f"{wire.min_upload_rate} a second",
+                    f"{self._received_bytes} bytes arrived in {self._waited_seconds + left_seconds:.0f} seconds; send at least "
+                    f"{wire.min_upload_rate} per second",
                     reason="UPLOAD_TOO_SLOW",
                 ) from None
             raise DeadlineExceeded(
@@ -238,7 +245,7 @@ class Upload(Generic[RequestMessage]):
                 reason="UPLOAD_IDLE",
             ) from None
         finally:
-            self._asked_at_seconds = self._clock = None
+            self._waiting_since_seconds = self._timeout = None
             self._waited_seconds += time.monotonic() - began_at_seconds
         if message is not None:
             size_bytes = message.ByteSize()

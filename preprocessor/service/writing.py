@@ -1,15 +1,13 @@
-"""What the pipeline knows → answer messages."""
+"""Results of the pipeline → response messages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from engine_client import FinishReason
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericItem, GenericModel, GenericPrepared
-from preprocessor.types.plan import ItemPlan, Plan
+from preprocessor.models.loaded import LoadedModel, ModelPath
+from preprocessor.types.plan import ItemPlan, Plan, Substitution
 from preprocessor.types.request import Modality, SamplingBasis
-from preprocessor.types.result import Substitution
 from preprocessor.types.source import ClipInfo, ImageInfo, SoundInfo
 from preprocessor.types.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -27,25 +25,26 @@ _FINISH_REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH
 
 
 def write_header(
-    model: Model | GenericModel,
-    planned: Plan | GenericPrepared,
+    model: LoadedModel,
+    planned: Plan,
     sizes: Mapping[str, int],
     request_id: str,
     *,
     with_data: bool = True,
 ) -> pb.Header:
-    """Everything known of a plan. Small tensors travel in it whole; large ones, and the pixels, are only described.
+    """The header for a plan. Small tensors are sent in it; large ones, and the pixels, are described without their data.
+
+    The pixel tensor comes last.
 
     Args:
-        sizes: Media key → bytes of its file.
-        with_data: False describes every tensor only.
+        sizes: Media key → size of its file in bytes.
+        with_data: False describes every tensor without its data.
     """
     described = [
         describe_tensor(name, array.dtype, array.shape, array if with_data and is_small(array) else None)
         for name, array in planned.tensors.items()
     ]
-    if isinstance(planned, Plan) and planned.pixel_bytes:
-        pixels = planned.pixels
+    if (pixels := planned.pixels) is not None:
         shape = (pixels.row_count, pixels.feature_count)
         described.append(describe_tensor(pixels.name, PIXEL_DTYPES[pixels.form], shape))
     return pb.Header(
@@ -58,18 +57,18 @@ def write_header(
     )
 
 
-def write_item(item: ItemPlan | GenericItem, size_bytes: int) -> pb.Item:
+def write_item(item: ItemPlan, size_bytes: int) -> pb.Item:
     message = pb.Item(
         key=item.key,
         modality=_MODALITIES[item.modality],
         source=_write_source(item, size_bytes),
         digest=item.digest,
+        token_count=item.token_count,
     )
-    if isinstance(item, ItemPlan):
-        message.grid_t, message.grid_h, message.grid_w = item.grid.t, item.grid.h, item.grid.w
-        message.token_count = item.token_count
-        message.width_px, message.height_px = item.width_px, item.height_px
-        message.padded_frame_count = item.padded_frame_count if item.frames is not None else 0
+    if (grid := item.rows.grid) is not None:
+        message.patches.grid_t, message.patches.grid_h, message.patches.grid_w = grid.t, grid.h, grid.w
+        message.patches.width_px, message.patches.height_px = item.rows.width_px, item.rows.height_px
+        message.patches.padded_frame_count = item.padded_frame_count if item.frames is not None else 0
     if item.frames is not None:
         message.frame_indices.extend(item.frames.indices.tolist())
         message.times_seconds.extend(item.frames.times_seconds.tolist())
@@ -79,24 +78,32 @@ def write_item(item: ItemPlan | GenericItem, size_bytes: int) -> pb.Item:
     return message
 
 
-def _write_source(item: ItemPlan | GenericItem, size_bytes: int) -> pb.SourceInfo:
-    message = pb.SourceInfo(size_bytes=size_bytes, sha256=item.content_sha256, decoder=item.decoder)
+def _write_source(item: ItemPlan, size_bytes: int) -> pb.SourceInfo:
+    message = pb.SourceInfo(size_bytes=size_bytes, content_sha256=item.content_sha256, decoder=item.decoder)
     match item.source:
         case ImageInfo() as image:
-            message.codec = image.format
-            message.width_px, message.height_px = image.width_px, image.height_px
+            message.image.format = image.format
+            message.image.width_px, message.image.height_px = image.width_px, image.height_px
         case ClipInfo() as clip:
-            message.codec = clip.codec
-            message.width_px, message.height_px = clip.width_px, clip.height_px
-            message.frame_count = clip.frame_count
-            message.rate = clip.rate
-            message.duration_seconds = clip.duration_seconds
-            message.rotation_degrees = clip.rotation_degrees
-            message.is_truncated, message.stated_frame_count = clip.is_truncated, clip.stated_frame_count
+            message.video.CopyFrom(_write_video(clip))
         case SoundInfo() as sound:
-            message.rate = sound.sample_rate_hz
-            message.duration_seconds = sound.duration_seconds
+            message.audio.sample_rate_hz = sound.sample_rate_hz
+            message.audio.duration_seconds = sound.duration_seconds
     return message
+
+
+def _write_video(clip: ClipInfo) -> pb.VideoSource:
+    return pb.VideoSource(
+        codec=clip.codec,
+        width_px=clip.width_px,
+        height_px=clip.height_px,
+        frame_count=clip.frame_count,
+        average_fps=clip.rate,
+        duration_seconds=clip.duration_seconds,
+        rotation_degrees=clip.rotation_degrees,
+        truncated=clip.is_truncated,
+        stated_frame_count=clip.stated_frame_count,
+    )
 
 
 def write_report(
@@ -113,9 +120,7 @@ def write_report(
     )
 
 
-def write_substitutions(
-    planned: Plan | GenericPrepared, substitutions: Iterable[Substitution]
-) -> list[pb.Substitution]:
+def write_substitutions(planned: Plan, substitutions: Iterable[Substitution]) -> list[pb.Substitution]:
     return [
         pb.Substitution(
             key=planned.items[one.item_index].key,
@@ -131,28 +136,29 @@ def write_finish_reason(reason: FinishReason) -> pb.FinishReason.ValueType:
     return _FINISH_REASONS[reason]
 
 
-def write_model(model: Model | GenericModel, serves_generate: bool, versions: Mapping[str, str]) -> pb.Model:
+_PATHS = {ModelPath.FAST: pb.PREPROCESSING_PATH_FAST, ModelPath.GENERIC: pb.PREPROCESSING_PATH_GENERIC}
+
+
+def write_model(model: LoadedModel, serves_generate: bool, versions: Mapping[str, str]) -> pb.Model:
+    description = model.describe()
     message = pb.Model(
         name=model.name,
         fingerprint=model.fingerprint,
-        path="generic",
+        family=description.family,
+        path=_PATHS[description.path],
         modalities=[_MODALITIES[modality] for modality in sorted(model.modalities)],
         stop_token_ids=model.stop_token_ids,
         serves_generate=serves_generate,
         versions=dict(versions),
     )
-    if isinstance(model, GenericModel):
-        message.family = type(model.processor).__name__
-        tokens = model.placeholders
-    else:
-        message.family, message.path = model.family.name, "fast"
-        message.image.CopyFrom(_write_pixel_settings(model.image))
-        message.video.CopyFrom(_write_pixel_settings(model.video.pixels))
-        message.video.fps = model.video.fps
-        message.video.min_frame_count = model.video.min_frames
-        message.video.max_frame_count = model.video.max_frames
-        tokens = model.placeholders.tokens
-    message.placeholders.update({modality.name.lower(): token for modality, token in tokens.items()})
+    if description.image is not None:
+        message.image.CopyFrom(_write_pixel_settings(description.image))
+    if (video := description.video) is not None:
+        message.video.CopyFrom(_write_pixel_settings(video.pixels))
+        message.video.fps = video.fps
+        message.video.min_frame_count = video.min_frames
+        message.video.max_frame_count = video.max_frames
+    message.placeholders.update({modality.name.lower(): token for modality, token in description.placeholders.items()})
     return message
 
 
@@ -161,8 +167,8 @@ def _write_pixel_settings(spec: PixelSpec) -> pb.PixelSettings:
         patch_size_px=spec.patch_size,
         merge_size=spec.merge_size,
         temporal_patch_size=spec.temporal_patch_size,
-        min_pixels=spec.min_pixels,
-        max_pixels=spec.max_pixels,
+        min_pixel_count=spec.min_pixels,
+        max_pixel_count=spec.max_pixels,
         mean=spec.mean,
         std=spec.std,
     )

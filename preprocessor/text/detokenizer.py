@@ -11,8 +11,8 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 class Detokenizer:
     """Decodes one answer incrementally.
 
-    A character is held back until all its bytes are there, and text until it cannot be the beginning of a stop string any
-    more. Neither a stop string nor what follows it comes out.
+    A character is held back until all its bytes have arrived, and text as long as it may be the beginning of a stop string.
+    Neither a stop string nor what follows it is returned.
 
     Args:
         stop_strings: Not empty strings; the first to be complete ends the answer.
@@ -53,7 +53,7 @@ class Detokenizer:
         return text
 
     def _release(self, piece: str) -> str:
-        """What of the held text and this piece is certain."""
+        """The part of the held text and this piece that is certain."""
         self._held += piece
         starts = [start for stop in self._stop_strings if (start := self._held.find(stop)) >= 0]
         if starts:

@@ -1,9 +1,9 @@
-"""A prompt's text → token ids, in bounded memory, and with literal parts in which no added token is seen.
+"""A prompt's text → token ids, in bounded memory, and with literal parts in which no added token is recognized.
 
 A tokenizer keeps some hundred bytes for each token until its text is done: millions of digits, a token each, would take
-gigabytes. So a long text is cut, and its pieces are encoded one after another. Cuts lie only where the ids are sure to be the
-same as those of the whole: where Qwen's own pattern ends a word whatever stands around, and outside added tokens. A run without
-such a place (of one letter, say) stays whole, and is refused where it would take too much memory.
+gigabytes. So a long text is cut, and its pieces are encoded one after another. Cuts lie only where the ids are certain to equal
+those of the whole text: where Qwen's own pattern ends a word in any context, and outside added tokens. A run without such a place
+(of one letter, say) is not cut, and is refused where it would take too much memory.
 
 A literal part is encoded as if the tokenizer had no added tokens, with its neighbours as far as the next added token outside of
 it. So a part that spells no added token has the ids that it has as ordinary text.
@@ -29,7 +29,7 @@ from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded
 from preprocessor.text.tokenizer import encode
 
-Piece = tuple[str, bool]
+PromptPiece = tuple[str, bool]
 """A piece of a prompt, and whether it is literal."""
 
 Encode = Callable[[TokenizersBackend, str], list[int]]
@@ -43,18 +43,18 @@ _CUTTABLE_PATTERNS = frozenset(
     )
 )
 
-# Behind a letter or a digit, and before what goes on no word: a digit, which is one, or ASCII space or punctuation, or that of
-# Chinese. None of them is composed by NFC with what stands before it.
+# After a letter or a digit, and before a character that continues no word: a digit (a word by itself), ASCII space or
+# punctuation, or Chinese punctuation. NFC composes none of these with the character before it.
 _CUT = re.compile(r"(?<=[^\W_])(?=[\d\t-\r -/:-@[-`{-~、。！，：；？])")
 _CHUNK_LENGTH = 1 << 16
 
-# Bytes that the tokenizer takes for each byte of UTF-8 that it encodes at once, at most, measured with tokenizers 0.23. What
-# cannot be cut: 80 to 170 for runs of one letter, random letters and ideographs, spaces, punctuation, emoji and combining marks,
-# 269 for superscripts. What another tokenizer's text is not cut at: 432 for digits.
+# Upper bounds on the bytes that the tokenizer takes for each byte of UTF-8 that it encodes at once; measured, tokenizers 0.23.
+# Text that cannot be cut: 80 to 170 for runs of one letter, random letters and ideographs, spaces, punctuation, emoji and
+# combining marks, 269 for superscripts. Text of a tokenizer for which nothing is cut: 432 for digits.
 _BYTES_PER_ASCII, _BYTES_PER_BYTE, _BYTES_PER_BYTE_UNCUT = 200, 300, 500
 
 
-def encode_prompt(tokenizer: TokenizersBackend, pieces: Sequence[Piece], limits: Limits) -> npt.NDArray[np.int32]:
+def encode_prompt(tokenizer: TokenizersBackend, pieces: Sequence[PromptPiece], limits: Limits) -> npt.NDArray[np.int32]:
     """Token ids int32 [L]; of a prompt without literal pieces those of `tokenizer(text)["input_ids"]`.
 
     Raises:
@@ -95,7 +95,7 @@ def check_memory(tokenizer: TokenizersBackend, text: str, limits: Limits, *, is_
         needed = len(text.encode()) * _BYTES_PER_BYTE_UNCUT
     elif text.isascii():
         needed = len(text) * _BYTES_PER_ASCII
-    else:  # of some characters NFC makes three
+    else:  # NFC turns some characters into three
         needed = max(len(text.encode()), len(unicodedata.normalize("NFC", text).encode())) * _BYTES_PER_BYTE
     if needed > limits.max_tokenizing_bytes:
         raise LimitExceeded(
@@ -105,7 +105,7 @@ def check_memory(tokenizer: TokenizersBackend, text: str, limits: Limits, *, is_
         )
 
 
-def spells_added_token(tokenizer: TokenizersBackend, pieces: Sequence[Piece], more: Collection[str] = ()) -> bool:
+def spells_added_token(tokenizer: TokenizersBackend, pieces: Sequence[PromptPiece], more: Collection[str] = ()) -> bool:
     """Whether an added token, white space apart, would be seen in a literal piece, wholly or in part.
 
     Args:
@@ -134,7 +134,7 @@ def spells_added_token(tokenizer: TokenizersBackend, pieces: Sequence[Piece], mo
     return False
 
 
-def _stretches(tokenizer: TokenizersBackend, pieces: Sequence[Piece]) -> Iterator[tuple[str, Encode]]:
+def _stretches(tokenizer: TokenizersBackend, pieces: Sequence[PromptPiece]) -> Iterator[tuple[str, Encode]]:
     """The prompt cut at each added token that lies outside literal pieces; what is between is encoded without any."""
     added = _added_tokens(tokenizer)
     post_processor = tokenizer.backend_tokenizer.post_processor
@@ -201,7 +201,7 @@ def _chunks(tokenizer: TokenizersBackend, text: str, *, is_plain: bool) -> Itera
 
 
 def _can_cut(tokenizer: TokenizersBackend) -> bool:
-    """Whether `_CUT` holds of this tokenizer: Qwen's pattern and its bytes, NFC or nothing, and added tokens that stand alone."""
+    """Whether `_CUT` is valid for this tokenizer: Qwen's pattern and bytes, NFC or nothing, and added tokens that stand alone."""
     backend = tokenizer.backend_tokenizer
     steps = _state(backend.pre_tokenizer).get("pretokenizers", [])
     post_processor = backend.post_processor
@@ -214,16 +214,16 @@ def _can_cut(tokenizer: TokenizersBackend) -> bool:
         and _state(backend.normalizer).get("type", "NFC") == "NFC"
         and (post_processor is None or not post_processor.num_special_tokens_to_add(False))
         and not any(token.lstrip or token.rstrip or token.single_word or token.normalized for token in added)
-        # No two of them can overlap, so that wherever one is spelled, it is one.
+        # No two of them can overlap, so each occurrence is a token.
         and all(token.content[0] not in other.content[1:] for token in added for other in added)
     )
 
 
 def _state(step: Any) -> dict[str, Any]:
-    """The settings of a tokenizer's step; of no step none."""
+    """The settings of a tokenizer's step; empty for None."""
     return {} if step is None else dict(json.loads(step.__getstate__()))
 
 
 def _added_tokens(tokenizer: TokenizersBackend) -> list[AddedToken]:
-    """Those that are not mere white space, as Gemma has them for runs of it: no text is without."""
+    """All but those of white space alone, which Gemma has for runs of it: almost every text contains them."""
     return [token for token in tokenizer.added_tokens_decoder.values() if token.content.strip(" \t\r\n▁")]

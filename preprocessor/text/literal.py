@@ -1,8 +1,8 @@
-"""Literal parts of a chat, which pass the chat template as marks.
+"""Literal parts of a chat, which go through the chat template as marks.
 
-A template renders text, and what it has rendered no longer tells whose a word was. So it gets a mark in the place of each literal
-part: letters and digits that no template takes for anything and that nobody can guess. Behind it the mark is found again, and the
-part's own text is put there, known to be literal.
+Rendered text does not show which words came from a literal part. So the template gets a mark in place of each literal part:
+random letters and digits that mean nothing to a template and cannot be guessed. In the rendered text, each mark is replaced by
+the part's own text, which is then known to be literal.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from preprocessor.errors import InvalidRequest
-from preprocessor.text.encoding import Piece
+from preprocessor.text.encoding import PromptPiece
 from preprocessor.types.request import ChatPrompt, MediaPart, TextPart
 
 
@@ -30,7 +30,7 @@ class PromptText:
     text: str = field(repr=False)
     literals: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> list[PromptPiece]:
         """The text cut at its marks, each with the part that it stands for."""
         if not self.literals:
             return [(self.text, False)]
@@ -43,7 +43,7 @@ class PromptText:
 
 
 def mark_literals(prompt: ChatPrompt) -> tuple[ChatPrompt, dict[str, str]]:
-    """The chat with marks in the place of literal parts, and mark → text. An empty part is left as it is: nothing is in it."""
+    """The chat with marks in the place of literal parts, and mark → text. An empty part is left as it is."""
     secret = secrets.token_hex(8)
     literals: dict[str, str] = {}
 

@@ -28,7 +28,7 @@ from preprocessor.text.tokenizer import encode
 from preprocessor.types.plan import ExpandedPrompt
 from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, TextPart
 
-# Arguments of transformers' own method, which never reach a template: given among a template's they would have no effect.
+# Arguments of transformers' own method, which never reach a template: as template arguments they would have no effect.
 # transformers 5.23, PreTrainedTokenizerBase.apply_chat_template.
 _NOT_THE_TEMPLATES = frozenset(
     {
@@ -44,7 +44,7 @@ _NOT_THE_TEMPLATES = frozenset(
     }
 )
 
-# What a template raises by itself, and what its expressions raise on values of types that it did not expect.
+# What a template raises itself, and what its expressions raise on values of unexpected types.
 _TEMPLATE_FAULTS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
@@ -119,13 +119,13 @@ def render_chat(
 
 
 def check_template(template: str, source: str) -> None:
-    """Refuse a template that is no Jinja, when its model is loaded and not at each prompt.
+    """Refuse a template that is not valid Jinja when its model is loaded, not at each prompt.
 
     Raises:
         ModelNotFound: `BAD_MODEL_DIRECTORY`.
     """
     try:
-        _compile_jinja_template(template)  # transformers' own, which keeps it for the first prompt
+        _compile_jinja_template(template)  # transformers' own, which caches it for the first prompt
     except jinja2.TemplateSyntaxError as error:
         raise ModelNotFound(
             f"{source}: its chat template is no Jinja template (line {error.lineno}: {error.message}); correct it",
@@ -134,7 +134,7 @@ def check_template(template: str, source: str) -> None:
 
 
 def require_template(model: str, template: str, placeholders: Iterable[str]) -> None:
-    """Refuse messages where nothing tells what text to make of them.
+    """Refuse messages for a model without a chat template.
 
     Raises:
         InvalidRequest: `CHAT_TEMPLATE_FAILED`.

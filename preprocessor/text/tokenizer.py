@@ -45,10 +45,10 @@ def load_tokenizer(directory: Path) -> TokenizersBackend:
     Raises:
         ModelNotFound: There is none, or only a slow (pure Python) one.
     """
-    # Without any, transformers makes a tokenizer of no words.
+    # Without any, transformers makes an empty tokenizer.
     if not any(path for pattern in _VOCABULARY_FILES for path in directory.glob(pattern)):
         raise bad_directory(directory, "tokenizer.json is missing; copy it from where the model came from")
-    # Here, for it knows every model there is, which takes a quarter of a second that a built-in does not need.
+    # Imported here: its index of all models takes a quarter of a second, which a built-in does not need.
     from transformers import AutoTokenizer
 
     try:
@@ -84,13 +84,13 @@ def build_tokenizer(table: TokenTable) -> TokenizersBackend:
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
     backend.decoder = decoders.ByteLevel()
-    # Before transformers names any of them: it gives a special token that it does not find the next id.
+    # Before transformers names any of them: it gives the next id to a special token that it does not find.
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in table.special])
     backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in table.markup])
-    # transformers' own class for Qwen makes the same, but with it comes an index of all models, for a quarter of a second.
+    # transformers' own class for Qwen makes the same, but importing its index of all models takes a quarter of a second.
     special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
     tokenizer: TokenizersBackend = TokenizersBackend(tokenizer_object=Tokenizer(BPE()), **special)
-    tokenizer._tokenizer = backend  # handed over above it would be copied, for half a second
+    tokenizer._tokenizer = backend  # as an argument above it would be copied, for half a second
     tokenizer.update_post_processor()
     return tokenizer
 
@@ -124,7 +124,7 @@ def encode(tokenizer: TokenizersBackend, text: str) -> list[int]:
 def _read_ranks(path: Path) -> dict[str, int]:
     """The ranks in a file of tiktoken's form, of its byte strings in the letters that byte-level BPE writes bytes with.
 
-    tiktoken's own reader leaves a copy in the temporary directory and believes it the next time, whoever may have written it.
+    tiktoken's own reader caches a copy in the temporary directory and trusts it the next time, whoever has written it.
     """
     letters = bytes_to_unicode()
     lines = (line.split() for line in path.read_bytes().splitlines())
@@ -135,7 +135,7 @@ def _merges(ranks: dict[str, int]) -> list[tuple[str, str]]:
     """Every pair of tokens that is a token when joined, by the rank of the joined one, then of the first.
 
     Equal to transformers' `TikTokenConverter.extract_vocab_merges_from_model`, in half its time: this is the longest single
-    step of a start.
+    step of start-up.
     """
     merges: list[tuple[str, str]] = []
     for whole in ranks:  # which a rank file lists in order

@@ -1,4 +1,4 @@
-"""What a caller asks for: a prompt, its files, and the form that its pixels should take."""
+"""What a caller requests: a prompt, its files, and the form of its pixels."""
 
 from __future__ import annotations
 
@@ -63,28 +63,49 @@ class Sampling:
     basis: SamplingBasis = SamplingBasis.AUTO
 
 
+FileData = bytes | memoryview
+"""A whole file: bytes, or a view of shared memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Media:
     """One image, video or sound as its encoded file.
 
     Attributes:
         key: The caller's name for it, unique in the request; parts of a chat refer to it.
-        data: The whole file. In the service a view of shared memory stands for it, which workers make bytes of.
+        data: The whole file. In the service's own process it is a view of shared memory; a worker copies it into bytes.
         min_pixels, max_pixels: Override the model's pixel budget; None keeps it. Whether a video's budget counts one frame
             or all is the model family's rule.
         cap_pixels_per_frame: Override the model's setting of that name; None keeps it.
-        background: "#rrggbb" that all that is transparent in an image is laid on; None does as transformers does.
+        background: "#rrggbb" behind the transparent parts of an image; None does as transformers does.
+        content_sha256: What the caller says that the file's SHA-256 is, 32 bytes; None where he does not say.
     """
 
     key: str
     modality: Modality
-    data: bytes = field(repr=False)
+    data: FileData = field(repr=False)
     sampling: Sampling = Sampling()
     min_pixels: int | None = None
     max_pixels: int | None = None
     cap_pixels_per_frame: bool | None = None
     on_damage: OnDamage = OnDamage.FAIL
     background: str | None = None
+    content_sha256: bytes | None = None
+
+    @property
+    def content(self) -> bytes:
+        """`data` where it is bytes, as decoders take it: everywhere but in the service's own process."""
+        assert isinstance(self.data, bytes)
+        return self.data
+
+    def pixel_budget(self, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+        """The model's budget with the caller's bounds in their place.
+
+        A single bound is not held against the model's other one, of which the caller need not know: as in transformers.
+        """
+        least = min_pixels if self.min_pixels is None else self.min_pixels
+        most = max_pixels if self.max_pixels is None else self.max_pixels
+        return least, most
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +150,8 @@ class TextPrompt:
 class TokenPrompt:
     """Token ids with one placeholder id for each medium, in media order.
 
-    Equal to the ids of the same prompt as text wherever the placeholder follows a special token, as templates write it: what
-    a family puts before its frames (a timestamp, say) is tokenized on its own here.
+    Equal to the ids of the same prompt as text wherever the placeholder follows a special token, as templates write it: the
+    text that a family puts before its frames (a timestamp, say) is tokenized separately here.
     """
 
     token_ids: tuple[int, ...] = field(repr=False)
@@ -141,10 +162,10 @@ class PreparationRequest:
     """A prompt, its media, and the form its pixels should take.
 
     Attributes:
-        pixel_form: None leaves it to the model's path: UINT8 on the fast one, the processor's own on the generic one.
+        pixel_form: None: UINT8 on the fast path, the processor's own on the generic path.
         with_token_types: Whether to add `mm_token_type_ids`.
         cache_salt: Mixed into every item's digest.
-        video_decoder: A name in `media.video.DECODERS`; the deployment's choice, not the caller's.
+        video_decoder: A name in `media.video.VIDEO_BACKENDS`; the deployment's choice, not the caller's.
     """
 
     prompt: ChatPrompt | TextPrompt | TokenPrompt

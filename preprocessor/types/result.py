@@ -8,16 +8,8 @@ from typing import Any
 
 import numpy.typing as npt
 
+from preprocessor.types.plan import Plan, Substitution
 from preprocessor.types.timing import Timings
-
-
-@dataclass(frozen=True, slots=True)
-class Substitution:
-    """A chosen frame that could not be decoded, and the frame used in its place (`OnDamage.REPEAT`)."""
-
-    item_index: int
-    frame_index: int
-    used_frame_index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +27,9 @@ class PixelReport:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """A prompt ready for an engine: `tensors` by the engine contract's names, and how they came to be.
+    """A prompt ready for an engine: its plan, and `tensors` with the pixels among them."""
 
-    Attributes:
-        plan: What was planned; for a generic model what its processor made.
-    """
-
-    plan: Any
+    plan: Plan
     tensors: Mapping[str, npt.NDArray[Any]] = field(repr=False)
     timings: Timings
     substitutions: tuple[Substitution, ...] = ()

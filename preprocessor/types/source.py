@@ -1,4 +1,4 @@
-"""What the headers of a file tell, and which of its frames were chosen by that."""
+"""The facts in a file's headers, and which of its frames were chosen."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ class SoundInfo:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipInfo:
-    """What a walk over a video's packets tells, without decoding one.
+    """What is known of a video from its packets, without decoding one.
 
     Attributes:
         codec: FFmpeg's decoder name, such as "h264".
         rate: Frames a second on average: frame_count = rate x duration_seconds.
-        duration_seconds: From the first frame's time to the end of the last one, which may stay long.
+        duration_seconds: From the first frame's time to the end of the last frame's display.
         pts: Presentation timestamps int64 [frame_count], ascending, in units of `time_base_seconds`.
         rotation_degrees: How far the stored picture was turned clockwise to stand upright: 0, 90, 180 or 270.
         is_truncated: The file ends before it says; the frames are those that it still holds whole.
-        stated_frame_count: Frames that the file's index promises; 0 where it does not say.
-        stated_rate: Average frames a second as the container states it, which transformers goes by; 0 where it is `rate`.
+        stated_frame_count: Frame count that the file's index states; 0 where it has none.
+        stated_rate: Average frames a second as the container states it, which transformers uses; 0 where it equals `rate`.
     """
 
     codec: str

@@ -18,8 +18,8 @@ class StageTime:
     """Milliseconds spent in one stage; `cpu_ms` counts the calling thread only.
 
     Attributes:
-        started_seconds, ended_seconds: When it first began and last ended. A stage that takes turns with others, a frame at a
-            time, spent less than what lies between.
+        started_seconds, ended_seconds: When it first began and last ended. A stage that alternates with others, a frame at a
+            time, took less than the time between.
     """
 
     wall_ms: float = 0.0
@@ -34,7 +34,7 @@ class Timings:
 
     Attributes:
         process_id: Where it was measured.
-        parts: What was merged into this: each worker's share, and each wait, as it was.
+        parts: The timings that were merged into this one: each worker's, and each wait.
     """
 
     stages: dict[str, StageTime] = field(default_factory=dict)
@@ -61,13 +61,13 @@ class Timings:
         self._add(name, wall_ms, cpu_ms, ended - wall_ms / 1e3, ended)
 
     def merge(self, other: Timings) -> None:
-        """Count all of another's time too; it stays to be seen among `parts`."""
+        """Add all of another's time; the other is also kept in `parts`."""
         for name, spent in other.stages.items():
             self._add(name, spent.wall_ms, spent.cpu_ms, spent.started_seconds, spent.ended_seconds)
         self.parts.append(other)
 
     def shares(self) -> Iterator[tuple[int, str, StageTime]]:
-        """(process, stage, time) of each part as it was measured, and of what was measured here itself."""
+        """(process, stage, time) of each part as measured, then of the stages that were measured here."""
         elsewhere: set[str] = set()
         for part in self.parts:
             elsewhere |= part.stages.keys()
@@ -98,7 +98,7 @@ class Stopwatch:
         self.restart()
 
     def restart(self) -> None:
-        """Leave out what was done since the last reading."""
+        """Discard the time since the last reading."""
         self._wall, self._cpu = time.monotonic(), time.thread_time()
 
     def end(self, name: str) -> None:

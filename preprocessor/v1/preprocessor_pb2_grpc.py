@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class PreprocessorStub:
-    """Missing associated documentation comment in .proto file."""
+    """Prepares prompts for one model.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -46,7 +47,7 @@ class PreprocessorStub:
                 _registered_method=True)
         self.CountTokens = channel.stream_unary(
                 '/preprocessor.v1.Preprocessor/CountTokens',
-                request_serializer=preprocessor_dot_v1_dot_preprocessor__pb2.PrepareRequest.SerializeToString,
+                request_serializer=preprocessor_dot_v1_dot_preprocessor__pb2.CountTokensRequest.SerializeToString,
                 response_deserializer=preprocessor_dot_v1_dot_preprocessor__pb2.CountTokensResponse.FromString,
                 _registered_method=True)
         self.GetModel = channel.unary_unary(
@@ -57,37 +58,39 @@ class PreprocessorStub:
 
 
 class PreprocessorServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Prepares prompts for one model.
+    """
 
     def Prepare(self, request_iterator, context):
         """Turns a prompt and its media into the tensors that an engine takes.
 
-        In: the spec, then the bytes of every medium that the spec announces in chunks. Out: a header as soon as headers of
-        the files tell the geometry, before pixels; then every tensor above 1 MiB, and the pixels, in runs of rows, in order; then
-        a report. On the generic path (`Model.path`) the header follows the work, for only the processor knows what it makes.
+        Requests: the spec, then the bytes of every medium whose source is `chunked`. Responses: a header as soon as the
+        headers of the files determine every shape, before any pixel is decoded; then every tensor above 1 MiB, and the
+        pixels, as runs of rows in order; then a report. On the generic path the header comes when all work is done,
+        because only the model's processor knows its output.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request_iterator, context):
-        """Prepares a prompt, sends it to the engine behind this service, and streams the answer: tokens and text as they come,
-        then the finish reason with the report. Pixels never pass through the caller.
+        """Prepares a prompt, sends it to the engine behind this service, and streams the answer: tokens and text as they
+        come, then the finish reason with a report. Pixels never pass through the caller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request_iterator, context):
-        """Tells what a prompt would cost, from headers of the files alone: no frame is decoded. On the generic path all of the work
-        is done. Takes what Prepare takes.
+        """Counts the tokens of a prompt. Reads only the headers of the files and decodes no frame; on the generic path it
+        does all of the work. Requests are those of Prepare.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Describes the model served here.
+        """Describes the model that this service serves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,7 +111,7 @@ def add_PreprocessorServicer_to_server(servicer, server):
             ),
             'CountTokens': grpc.stream_unary_rpc_method_handler(
                     servicer.CountTokens,
-                    request_deserializer=preprocessor_dot_v1_dot_preprocessor__pb2.PrepareRequest.FromString,
+                    request_deserializer=preprocessor_dot_v1_dot_preprocessor__pb2.CountTokensRequest.FromString,
                     response_serializer=preprocessor_dot_v1_dot_preprocessor__pb2.CountTokensResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
@@ -125,7 +128,8 @@ def add_PreprocessorServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Preprocessor:
-    """Missing associated documentation comment in .proto file."""
+    """Prepares prompts for one model.
+    """
 
     @staticmethod
     def Prepare(request_iterator,
@@ -196,7 +200,7 @@ class Preprocessor:
             request_iterator,
             target,
             '/preprocessor.v1.Preprocessor/CountTokens',
-            preprocessor_dot_v1_dot_preprocessor__pb2.PrepareRequest.SerializeToString,
+            preprocessor_dot_v1_dot_preprocessor__pb2.CountTokensRequest.SerializeToString,
             preprocessor_dot_v1_dot_preprocessor__pb2.CountTokensResponse.FromString,
             options,
             channel_credentials,

@@ -1,1 +1,1 @@
-"""Frames → patches and positions. Knows a vision encoder's geometry; knows nothing of files."""
+"""Frames → rows and positions. Knows a vision encoder's geometry; knows nothing of files."""

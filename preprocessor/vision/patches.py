@@ -2,11 +2,11 @@
 
 A row of the pixel tensor is one patch, its values ordered channel, frame, y, x. Rows run over time, then over merge
 blocks (merge_size x merge_size patches that become one token), then over the patches of a block. This is the order of
-transformers' `patchify`, reached without its permuted copy: each plane is seen as a grid of elements that are one patch row
+transformers' `patchify`, without its permuted copy: each plane is seen as a grid of elements that are one patch row
 wide (16 bytes for patch 16), and whole elements are moved.
 
-Floats come from a table. A channel has 256 possible inputs, so 256 results computed the way transformers computes them
-give its float32 output bit for bit, and rounding the table to BF16 or FP16 gives what casting that output would.
+Floats come from a table. A channel has 256 possible inputs; computing these the way transformers does gives its float32 output
+bit for bit, and rounding the table to BF16 or FP16 equals casting that output.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def write_patches(
     Args:
         planes: uint8 [3, height, width], sides multiples of `spec.factor`; see `resize.Resize`.
         out: uint8 [patches of one frame, feature_count], C-contiguous.
-        positions: The frame's places among the `temporal_patch_size` of the patch: one, or all that are left where it stands
-            for missing ones too, as an image or the end of an odd clip does.
+        positions: The frame's places among the `temporal_patch_size` of the patch: one, or all that are left where the frame is
+            repeated, as for an image or at the end of an odd clip.
     """
     patch, merge = spec.patch_size, spec.merge_size
     _, height, width = planes.shape
@@ -49,7 +49,7 @@ def write_patches(
     # out (block row, block column, patch row in block, patch column in block, channel, frame, y).
     elements = planes.view(element).reshape(3, block_rows, merge, patch, block_columns, merge)
     target = out.view(element).reshape(block_rows, block_columns, merge, merge, 3, spec.temporal_patch_size, patch)
-    # Channels together: numpy then chooses the order of all its loops, and takes half the time of one call a channel.
+    # One call for all channels: numpy then chooses the loop order itself, in half the time of one call a channel.
     target[..., positions, :] = elements.transpose(1, 4, 2, 5, 0, 3)[..., np.newaxis, :]
 
 
@@ -77,7 +77,7 @@ def _normalization_table(
 
 def normalize_rows(rows: npt.NDArray[np.uint8], table: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
     """Look every value of uint8 patch rows [n, features] up in its channel's table, into `out` of the same shape."""
-    # mode="clip": a uint8 cannot miss 256 entries, and the default mode would buffer the output to be able to raise.
+    # mode="clip": a uint8 is always a valid index into 256 entries, and the default mode would buffer the output.
     if (table == table[0]).all():
         np.take(table[0], rows, out=out, mode="clip")
         return

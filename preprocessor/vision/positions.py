@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +11,22 @@ import numpy.typing as npt
 from preprocessor.types.plan import Grid
 
 
+def mrope_tensors(
+    length: int,
+    spans: npt.NDArray[np.int32],
+    span_grids: Sequence[Grid],
+    time_intervals: Sequence[float | np.floating[Any]] | None = None,
+) -> dict[str, npt.NDArray[Any]]:
+    """`mrope_position_ids` int32 [3, L] and `mrope_position_delta` int32 [1]; see `mrope_positions`."""
+    positions, delta = mrope_positions(length, spans, span_grids, time_intervals)
+    return {"mrope_position_ids": positions, "mrope_position_delta": np.array([delta], np.int32)}
+
+
 def mrope_positions(
     length: int,
     spans: npt.NDArray[np.int32],
     span_grids: Sequence[Grid],
-    time_intervals: Sequence[float] | None = None,
+    time_intervals: Sequence[float | np.floating[Any]] | None = None,
 ) -> tuple[npt.NDArray[np.int32], int]:
     """Positions of a prompt whose media stand in `spans`.
 

@@ -1,9 +1,9 @@
 """Frames → planes of the planned size: bicubic with antialiasing, rounded to uint8.
 
-Every way here ends in one operator of torch's, so results equal torchvision's resize, which calls it on planar tensors. It
-resizes each line, rounds to uint8, and then resizes each column of that; columns take it less than half as long as lines do.
-So the frames of a clip are turned, resized by columns, turned back, and resized by columns again. Columns do not mix, so three
-planes that lie beside each other go through as one picture, and none has to be taken apart afterwards.
+All variants use one torch operator, so results equal torchvision's resize, which calls it on planar tensors. The operator resizes
+each line, rounds to uint8, and then resizes each column of the result; columns take less than half the time of lines. So the
+frames of a clip are transposed, resized by columns, transposed back, and resized by columns again. Columns do not mix, so three
+planes side by side are resized as one picture and need no separation afterwards.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ Resize = Callable[[Pixels], Pixels]
 """RGB uint8 [height, width, 3] → its planes, uint8 [3, new height, new width], each line of them contiguous; valid until the
 next call."""
 
-_MOST_TURNED_PIXELS = 1920 * 1080  # above it a turn misses the cache, and six planes of it are much memory for a worker
+# Above this a transpose misses the cache, and six planes take too much of a worker's memory.
+_MOST_TURNED_PIXELS = 1920 * 1080
 
 
 def resizer(source: Size, target: Size, frame_count: int) -> Resize:
-    """The fastest way for so many frames of one size; it keeps what it works in from one to the next."""
+    """The fastest way to resize this many frames of one size; its buffers are reused from frame to frame."""
     (height, width), new_width = source, target[1]
     if source == target:
         return _Planes(target).take
-    # Where a line shrinks to less than half, each of its values is made of many, and that torch does as fast by lines.
+    # Where a line shrinks to less than half, each value is made of many, and torch is as fast by lines.
     if frame_count > 1 and height * width <= _MOST_TURNED_PIXELS and width <= 2 * new_width:
         return _by_columns(source, target)
     resized = _Planes(target)
@@ -43,7 +44,7 @@ def _by_columns(source: Size, target: Size) -> Resize:
     steps = [(height, new_width), (new_height, new_width)]
     if width != new_width:
         steps = [(height, width), (width, height), (new_width, height), *steps]
-    # Each step reads what the one before has written and nothing else: two pieces of memory in turn stay in cache.
+    # Each step reads only the output of the one before: two buffers used in turn stay in cache.
     pieces = [np.empty(max(map(_planes_bytes, steps[start::2])), np.uint8) for start in (0, 1)]
     planes = [_Planes(size, pieces[number % 2]) for number, size in enumerate(steps)]
 
@@ -65,7 +66,7 @@ def _planes_bytes(size: Size) -> int:
 
 
 class _Planes:
-    """The three planes of a picture, a line of each beside those of the others."""
+    """The three planes of a picture; each line holds the same line of all three, side by side."""
 
     def __init__(self, size: Size, memory: npt.NDArray[np.uint8] | None = None) -> None:
         height, width = size

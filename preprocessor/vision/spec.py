@@ -50,7 +50,7 @@ class VideoSpec:
 
     Attributes:
         fps: Frames a second to sample.
-        frame_count: Frames to sample instead, where the configuration's `num_frames` says so and the family heeds it.
+        frame_count: Frames to sample instead, where the configuration has `num_frames` and the family uses it.
         min_frames, max_frames: Bounds on what `fps` yields.
         cap_pixels_per_frame: Whether the family's further cap on a frame's pixels holds.
         max_video_tokens: What that cap is derived from; a frame's tokens or a video's, by family.
@@ -88,6 +88,23 @@ def parse_pixel_spec(config: Mapping[str, Any], source: str) -> PixelSpec:
         mean=_channels(config, "image_mean", source),
         std=_channels(config, "image_std", source),
         rescale_factor=config.get("rescale_factor", 1 / 255),
+    )
+
+
+def parse_video_spec(config: Mapping[str, Any], source: str) -> VideoSpec:
+    """Settings from a `video_preprocessor_config.json`, the family's defaults filled in.
+
+    Raises:
+        ModelNotFound: As `parse_pixel_spec`.
+    """
+    return VideoSpec(
+        pixels=parse_pixel_spec(config, source),
+        fps=config["fps"],
+        min_frames=config["min_frames"],
+        max_frames=config["max_frames"],
+        cap_pixels_per_frame=bool(config.get("cap_pixels_per_frame")),
+        max_video_tokens=config["max_video_tokens"],
+        frame_count=config.get("num_frames"),
     )
 
 

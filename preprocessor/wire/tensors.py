@@ -46,21 +46,24 @@ def is_small(array: npt.NDArray[Any]) -> bool:
 
 
 def write_rows(
-    name: str,
+    tensor_index: int,
     array: npt.NDArray[Any],
     first_row: int,
     row_count: int,
     piece_bytes: Callable[[], int] = lambda: MAX_ROWS_BYTES,
 ) -> Iterator[bytes]:
-    """Rows [first_row, first_row + row_count) as serialized `PrepareResponse`s, each of at most `piece_bytes` of data, which
-    is asked anew for each, or of one row.
+    """Rows [first_row, first_row + row_count) as serialized `PrepareResponse`s, each with at most `piece_bytes()` of data, or
+    with one row.
 
     Serialized by hand: the bytes are copied once, where protobuf's messages would copy them four times.
+
+    Args:
+        tensor_index: The tensor's place in the header's list.
     """
     start, stop = first_row, first_row + row_count
     while start < stop:
         rows = array[start : min(start + max(1, piece_bytes() // array[0].nbytes), stop)]
-        fields = pb.TensorRows(name=name, first_row=start, row_count=len(rows)).SerializeToString()
+        fields = pb.TensorRows(tensor_index=tensor_index, first_row=start, row_count=len(rows)).SerializeToString()
         fields += _DATA_TAG + _varint(rows.nbytes)
         head = _ROWS_TAG + _varint(len(fields) + rows.nbytes)
         yield b"".join((head, fields, rows.view(np.uint8).data.cast("B")))

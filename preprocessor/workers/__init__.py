@@ -1,1 +1,1 @@
-"""Where CPU work runs, so that the event loop only moves bytes."""
+"""Where CPU-bound tasks run, so that the event loop only moves bytes."""

@@ -1,16 +1,16 @@
 """One shared memory that the service and all its workers have mapped, and the ranges of it that requests hold.
 
-Files go in, pixels come out, and no byte is copied between processes: a range is named by its offset, which means the same
-to everyone. The memory has the size of the byte budget, and pages only where something was written. It is a memfd, which the
-kernel drops with the last process that maps it, however that process ends: there is no file to leave behind. Or its owner
-gives it a name, so that an engine on the same host can map it too.
+Files are written into it and pixels are read from it, and no byte is copied between processes: a range is named by its offset,
+which is the same for all. The arena has the size of the memory budget, and has pages only where something was written. It is a
+memfd, which the kernel frees with the last process that maps it, however that process ends: no file is left behind. Its owner
+may give it a name instead, so that an engine on the same host can map it too.
 
-A named one lies in `/dev/shm`, which others fill too. A store to a mapped page that has no room there ends the process with
-SIGBUS, whosever request it was for. So the service writes by `write`, and workers `reserve` what they are about to fill.
+A named arena lies in `/dev/shm`, which others fill too. A write to a mapped page for which there is no memory left ends the
+process with SIGBUS. So the service writes by `write`, and workers `reserve` a range before they fill it.
 
-Ranges are handed out lowest first, so that a steady load keeps to the same pages, which every worker has mapped already
-(a fresh page costs a fault in each process that touches it). Above `retained_bytes` a range's pages go back to the kernel as
-soon as it is released.
+Ranges are leased lowest first, so that a steady load stays on the same pages, which every worker has mapped already (a fresh
+page costs a page fault in each process that touches it). Above `retained_bytes` the pages of a range are returned to the kernel
+as soon as it is released.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from preprocessor.errors import Overloaded
+from preprocessor.workers.refusals import shared_memory_full
 
 CONTROL_SLOT_COUNT = 1024
 _PAGE_BYTES = mmap.PAGESIZE
-_FULL_BYTES = 1 << 20  # less than a worker takes between two looks
+_FULL_BYTES = 1 << 20  # with less than this free, a worker may have been killed for the lack of it
 _CONTROL_BYTES = max(_PAGE_BYTES, CONTROL_SLOT_COUNT * 8)
 
 
 class Arena:
-    """The mapped memory. The service creates it; a worker opens it by the descriptor that it inherits.
+    """The mapped memory. The service creates it; a worker opens it by an inherited descriptor.
 
     Args:
-        descriptor: Of a file of `file_bytes(size_bytes)`; the arena closes it.
-        memory: The whole file, where it is mapped already.
+        descriptor: A file of `file_bytes(size_bytes)`; the arena closes it.
+        memory: The mapping of the whole file, if it is mapped already.
     Attributes:
-        is_named: Whether its file lies in a file system, which may be full. A memfd's pages are plain memory.
-        size_bytes: Room for ranges.
-        control: uint64 [CONTROL_SLOT_COUNT], one number a worker, written by the service and read at every checkpoint: the
-            job that the worker is to stop.
+        is_named: Whether its file lies in a file system, which may be full. A memfd takes plain memory.
+        size_bytes: Bytes for ranges.
+        control: uint64 [CONTROL_SLOT_COUNT], one task id a worker, written by the service and read at every checkpoint: the
+            task that the worker is to stop.
     """
 
     def __init__(self, descriptor: int, size_bytes: int, memory: mmap.mmap | None = None) -> None:
@@ -59,21 +59,21 @@ class Arena:
 
     @classmethod
     def create(cls, size_bytes: int) -> Self:
-        """A new arena without a name."""
+        """Create an arena without a name."""
         descriptor = os.memfd_create("preprocessor-arena")
         os.truncate(descriptor, cls.file_bytes(size_bytes))
         return cls(descriptor, size_bytes)
 
     @staticmethod
     def file_bytes(size_bytes: int) -> int:
-        """Size of the file behind an arena with that much room."""
+        """Size of the file of an arena with that many bytes for ranges."""
         return _CONTROL_BYTES + _whole_pages(size_bytes)
 
     def view(self, offset: int, size_bytes: int) -> memoryview:
-        """Bytes of a range."""
+        """The bytes of a range; no copy."""
         return self._bytes[offset : offset + size_bytes]
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         """Copy bytes into a range.
 
         Raises:
@@ -90,35 +90,35 @@ class Arena:
             left, offset = left[written:], offset + written
 
     def is_full(self) -> bool:
-        """Whether the file system that a named arena lies in has no room for further pages; a memfd has no such bound."""
+        """Whether the file system of a named arena has no space for more pages; never true of a memfd."""
         space = os.fstatvfs(self.descriptor)
         return space.f_blocks > 0 and space.f_bavail * space.f_frsize < _FULL_BYTES
 
     def array(self, offset: int, shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """A range as an array; a view."""
+        """A range as an array; no copy."""
         size_bytes = math.prod(shape) * dtype.itemsize
         return np.frombuffer(self.view(offset, size_bytes), dtype).reshape(shape)
 
     def offset_of(self, view: memoryview) -> int:
-        """Where a view of this arena begins.
+        """The offset of a view of this arena.
 
         Raises:
             ValueError: It does not lie in this arena.
         """
         offset = int(np.frombuffer(view, np.uint8).ctypes.data) - self._base if view.nbytes else 0
         if not 0 <= offset <= self.size_bytes - view.nbytes:
-            raise ValueError(f"a view of {view.nbytes} bytes that does not lie in the arena")
+            raise ValueError(f"a view of {view.nbytes} bytes does not lie in the arena")
         return offset
 
     def drop_pages(self, start: int, end: int) -> None:
-        """Give the pages of [start, end) back to the kernel; the range then reads as zeros."""
+        """Return the pages of [start, end) to the kernel; the range then reads as zeros."""
         if start < end:
             self._memory.madvise(mmap.MADV_REMOVE, _CONTROL_BYTES + start, end - start)
 
     def reserve(self, offset: int, size_bytes: int) -> None:
-        """Have pages for a range before it is written; costs what writing it for the first time would.
+        """Allocate the pages of a range before it is written; costs what the first write to them would.
 
-        In a file of a full `/dev/shm` a write would end the process with SIGBUS, whosever request it was for.
+        If `/dev/shm` is full, a write without this would end the process with SIGBUS.
 
         Raises:
             Overloaded: `SHARED_MEMORY_FULL`.
@@ -132,17 +132,13 @@ class Arena:
                 raise
             raise shared_memory_full() from error
 
-    def resident_bytes(self) -> int:
-        """Memory that the arena takes now, in all processes together."""
-        return os.fstat(self.descriptor).st_blocks * 512
-
     def close(self) -> None:
-        """Close the descriptor. The mapping goes with the last view of it."""
+        """Close the descriptor. The mapping ends with the last view of it."""
         os.close(self.descriptor)
 
 
 class Lease:
-    """A range of the arena that one owner holds until `release`."""
+    """A range of the arena that has one owner until `release`."""
 
     def __init__(self, ranges: Ranges, offset: int, size_bytes: int) -> None:
         self.offset = offset
@@ -154,25 +150,25 @@ class Lease:
         return self._ranges is None
 
     def release(self) -> None:
-        """Give the range back; doing it twice is fine."""
+        """Release the range. Releasing twice is fine."""
         ranges, self._ranges = self._ranges, None
         if ranges is not None:
-            ranges._take_back(self.offset, self.size_bytes)
+            ranges._release(self.offset, self.size_bytes)
 
 
 class Ranges:
-    """Hands out the ranges of [start, end) of an arena, lowest first; both are brought to the next page.
+    """Leases ranges of [start, end) of an arena, lowest first; both ends are rounded up to whole pages.
 
     Attributes:
-        leased_bytes: Held by owners now, whole pages counted.
-        retained_bytes: From the start on, pages that stay when their range is released.
+        leased_bytes: Size of all leased ranges, in whole pages.
+        retained_bytes: The first so many bytes keep their pages when a range is released.
     """
 
     def __init__(self, arena: Arena, start: int, end: int, retained_bytes: int) -> None:
         self._arena = arena
         self._start, self._end = start and _whole_pages(start), _whole_pages(end)
         self.retained_bytes = min(self._end - self._start, _whole_pages(retained_bytes))
-        self._free = [(self._start, self._end)]  # ascending, never touching
+        self._free = [(self._start, self._end)]  # ascending, never adjacent
         self.leased_bytes = 0
 
     @property
@@ -180,7 +176,7 @@ class Ranges:
         return self._end - self._start
 
     def lease(self, size_bytes: int, *, from_end: bool = False) -> Lease | None:
-        """The lowest free range that is large enough, or the highest; None where there is none."""
+        """Lease the lowest free range that is large enough, or the highest; None if there is none."""
         wanted = _whole_pages(size_bytes)
         positions = range(len(self._free))
         for position in reversed(positions) if from_end else positions:
@@ -195,11 +191,11 @@ class Ranges:
         return None
 
     def drop_free_pages(self) -> None:
-        """Give back the pages of everything that nobody holds."""
+        """Return the pages of all free ranges to the kernel."""
         for start, end in self._free:
             self._arena.drop_pages(start, end)
 
-    def _take_back(self, start: int, size_bytes: int) -> None:
+    def _release(self, start: int, size_bytes: int) -> None:
         self.leased_bytes -= size_bytes
         end = start + size_bytes
         self._arena.drop_pages(max(start, self._start + self.retained_bytes), end)
@@ -210,15 +206,6 @@ class Ranges:
             start = self._free.pop(position - 1)[0]
             position -= 1
         self._free.insert(position, (start, end))
-
-
-def shared_memory_full() -> Overloaded:
-    """The error for a request that found no room although the budget has it."""
-    return Overloaded(
-        "/dev/shm has no room left for the request: others fill it, or it is smaller than --memory-budget; try again, or "
-        "another replica",
-        reason="SHARED_MEMORY_FULL",
-    )
 
 
 def _whole_pages(size_bytes: int) -> int:

@@ -1,8 +1,8 @@
 """Messages between the service and one worker: pickles with a length in front.
 
-What lies in the arena is passed by its place there, not copied. The service trusts nothing that a worker says, for the worker
-has had a stranger's file in its hands: of a worker's pickle it accepts numbers, text, arrays and this project's own data
-classes, and nothing that could be called.
+A view of the arena is sent as its offset and size, not copied. The service does not trust what a worker sends, as the worker
+has decoded a stranger's file: in a worker's pickle it accepts numbers, text, arrays and this project's own data classes, and
+nothing that could be called.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ _DATA_MODULES = frozenset(
     {
         "preprocessor.errors",
         "preprocessor.media.clip",
-        "preprocessor.models.generic.prepare",
         "preprocessor.types.timing",
         "preprocessor.types.request",
         "preprocessor.types.source",
@@ -50,12 +49,12 @@ _CONSTRUCTORS = frozenset(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Command:
-    """Service → worker.
+    """Service → worker: run this payload.
 
     Attributes:
-        job_id: What `Arena.control` will hold where the job is to be stopped.
+        task_id: What `Arena.control` will hold if the task is to stop.
         deadline_seconds: On the machine's monotonic clock.
-        cpu_seconds: What the job may use.
+        cpu_seconds: CPU time that the task may use.
     """
 
     task_id: int
@@ -65,7 +64,7 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
-class RowsWritten:
+class RowsFinished:
     """Worker → service: these rows are final."""
 
     first_row: int
@@ -74,25 +73,25 @@ class RowsWritten:
 
 @dataclass(frozen=True, slots=True)
 class ResultSlotWanted:
-    """Worker → service: the result's large arrays need a range of the arena; a `ResultSlot` answers."""
+    """Worker → service: the result's large arrays need a range of the arena. A `ResultSlot` answers."""
 
     size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class ResultSlot:
-    """Service → worker: where the arrays may go; None: there is no room."""
+    """Service → worker: the offset of the range; None: there is no memory."""
 
     offset: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Worker → service: how the program failed.
+    """Worker → service: an error that no request should be able to cause.
 
     Attributes:
-        trace: As `errors.trace_of`.
-        text: The whole traceback; it may quote what the job was given.
+        trace: As `errors.trace_of` gives it.
+        text: The whole traceback; it may quote the request.
     """
 
     trace: str
@@ -100,24 +99,24 @@ class Fault:
 
 
 class TaskFailed(RuntimeError):
-    """A job failed in a way that no request should be able to cause.
+    """A task failed in a way that no request should be able to cause.
 
     Attributes:
-        trace: Where, in the worker.
+        trace: Where in the worker it failed.
     """
 
     def __init__(self, fault: Fault) -> None:
-        super().__init__(f"a worker failed at its job:\n{fault.text}")
+        super().__init__(f"a task failed in its worker:\n{fault.text}")
         self.trace = fault.trace + "\n"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Finished:
-    """Worker → service: the job's end.
+    """Worker → service: the task has ended.
 
     Attributes:
-        outcome: What `Payload.run` returned, or the error it raised.
-        fault: Where the error is none that a request can cause.
+        outcome: What `Payload.run` returned, or the `PreprocessorError` it raised.
+        fault: Any other error that it raised.
         grown_bytes: Memory that the worker holds now beyond what it was forked with.
     """
 
@@ -126,11 +125,11 @@ class Finished:
     grown_bytes: int
 
     def result(self) -> Any:
-        """What the job returned.
+        """What `Payload.run` returned.
 
         Raises:
-            PreprocessorError: What it raised.
-            TaskFailed: A fault of the program.
+            PreprocessorError: `Payload.run` raised it.
+            TaskFailed: `Payload.run` raised another error.
         """
         if self.fault is not None:
             raise TaskFailed(self.fault)
@@ -140,28 +139,33 @@ class Finished:
 
 
 def dump(message: Any, arena: Arena | None = None, aside: Callable[[pickle.PickleBuffer], Any] | None = None) -> bytes:
-    """Pickle a message; views of the arena go by their place, large arrays to `aside` where it is given."""
+    """Pickle a message.
+
+    Args:
+        arena: Its views are written as offset and size.
+        aside: Called with the buffers of arrays, which are then no part of the pickle.
+    """
     file = io.BytesIO()
     _Pickler(file, arena, aside).dump(message)
     return file.getvalue()
 
 
 def load(data: bytes, arena: Arena) -> Any:
-    """Unpickle what the service sent; views of the arena are views again."""
+    """Unpickle a message of the service; views of the arena are views again."""
     return _ArenaUnpickler(data, arena).load()
 
 
 def load_untrusted(data: bytes, buffers: Sequence[Any] = ()) -> Any:
-    """Unpickle what a worker sent.
+    """Unpickle a message of a worker.
 
     Raises:
-        pickle.UnpicklingError: It names something that is not data.
+        pickle.UnpicklingError: It names anything but data.
     """
     return _DataUnpickler(data, buffers).load()
 
 
 def arena_view(offset: int, size_bytes: int) -> memoryview:
-    """Stands for a view of the arena in a pickle; each side puts its own mapping in its place."""
+    """Stands for a view of the arena in a pickle; the reader replaces it with a view of its own mapping."""
     raise RuntimeError(f"a view of {size_bytes} bytes at {offset} was read without an arena")
 
 
@@ -173,7 +177,7 @@ class _Pickler(pickle.Pickler):
         self._arena = arena
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, enum.Enum):  # by its value: Python 3.11 before .4 would write a call of `getattr`
+        if isinstance(obj, enum.Enum):  # by value: Python before 3.11.4 would write a call of `getattr`
             return type(obj), (obj.value,)
         if isinstance(obj, memoryview) and self._arena is not None:
             return arena_view, (self._arena.offset_of(obj), obj.nbytes)

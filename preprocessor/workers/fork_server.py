@@ -1,232 +1,170 @@
-"""The process from which workers are forked.
+"""The fork server as the service sees it: started, told to fork and kill, and watched.
 
-It holds the imported libraries and the loaded model. A worker is then a fork: ready in milliseconds, and all that it does not
-change is one copy in memory. It runs no thread and no native code on anybody's file, so that a fork of it is always sound,
-and it ends with the service: when the control socket closes, or when the service is killed.
-
-There are two ways to one. `fork_current_process` forks the service itself, before it has threads: the two then share libraries
-and model too. `main` is for a fresh interpreter, which imports and loads them again.
-
-    service → zygote   `Setup` first, to a fresh one; then `Fork` and `Kill`
-    zygote → service   `Ready`, then `Exited` for every worker
+`forking` is the code of the process itself.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import gc
+import functools
+import itertools
 import logging
-import mmap
 import os
 import pickle
-import select
-import selectors
-import signal
 import socket
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+import sys
 from typing import Any
 
-from preprocessor.config.machine import use_one_thread
+from preprocessor.config.machine import SINGLE_THREADED
+from preprocessor.models.loaded import LoadedModel
+from preprocessor.workers import forking
 from preprocessor.workers.arena import Arena
-from preprocessor.workers.heap import give_back_freed_memory
-from preprocessor.workers.sandbox import WorkerLimits, enter_sandbox
+from preprocessor.workers.process import FULL_SECONDS, ProcessWorker
+from preprocessor.workers.sandbox import WorkerLimits
 
-MAX_MESSAGE_BYTES = 1 << 16
+logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """With one descriptor: of a file that holds the pickled model."""
-
-    model_bytes: int
-    log_level: int
+_START_SECONDS = 120.0  # imports from a cold disk, on a busy machine
+_EXIT_SECONDS = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
-    pass
+class ForkServer:
+    """The process that forks workers; see `forking`. Call all methods from one event loop.
 
+    Args:
+        forked: A fork server that is a fork of this process, from `forking.fork_current_process`; None starts a fresh one.
+    Attributes:
+        lost: Set when the process has ended, which ends its workers too.
+    """
 
-@dataclass(frozen=True, slots=True)
-class Fork:
-    """With two descriptors: the worker's end of its channel, and its arena's."""
+    def __init__(
+        self,
+        model: LoadedModel,
+        forked: tuple[forking.ForkedProcess, socket.socket] | None = None,
+    ) -> None:
+        self.lost = asyncio.Event()
+        self._model = model
+        self._forked = forked
+        self._ids = itertools.count(1)
+        self._workers: dict[int, ProcessWorker] = {}
+        self._is_closed = False
 
-    worker_id: int
-    slot: int
-    arena_bytes: int
-    limits: WorkerLimits
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    worker_id: int
-
-
-@dataclass(frozen=True, slots=True)
-class Exited:
-    """A worker's end, as `os.waitstatus_to_exitcode` gives it: below 0 the signal that ended it."""
-
-    worker_id: int
-    code: int
-
-
-@dataclass(slots=True)
-class ForkedProcess:
-    """A zygote that is a fork of this process; what is needed of `subprocess.Popen`'s manners."""
-
-    process_id: int
-    returncode: int | None = None
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Its exit code, once it has ended.
+    async def start(self) -> None:
+        """Start the process; returns once it can fork.
 
         Raises:
-            subprocess.TimeoutExpired: It has not, within `timeout` seconds.
+            RuntimeError: It ended, or was not ready in time.
         """
-        if self.returncode is None:
-            descriptor = os.pidfd_open(self.process_id)
+        loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = loop.create_future()
+        self._process: forking.ForkedProcess | subprocess.Popen[bytes]
+        if self._forked is not None:
+            self._process, self._control = self._forked
+        else:
+            self._process, self._control = self._start_fresh()
+        self._control.setblocking(False)
+        loop.add_reader(self._control, self._receive)
+        if self._forked is None:
+            model_file = await asyncio.to_thread(_pickled, self._model)
+            self.send(forking.Setup(os.fstat(model_file).st_size, logging.getLogger().level), model_file)
+            os.close(model_file)
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await self._ready
+        except TimeoutError as error:
+            self.close()
+            raise RuntimeError(f"the fork server was not ready within {_START_SECONDS:g} seconds") from error
+
+    def _start_fresh(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-c", f"from preprocessor.workers.forking import main; main({theirs.fileno()})"],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={
+                    **os.environ,
+                    **SINGLE_THREADED,
+                    "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
+                },
+                start_new_session=True,  # a terminal sends Ctrl-C to the service alone
+            )
+        return process, control
+
+    async def fork(self, slot: int, arena: Arena, limits: WorkerLimits) -> ProcessWorker:
+        """Fork a worker.
+
+        Args:
+            slot: The worker's place in `Arena.control`.
+        Raises:
+            OSError: No socket can be made.
+        """
+        worker_id = next(self._ids)
+        worker = ProcessWorker(slot, arena, functools.partial(self.send, forking.Kill(worker_id)))
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = forking.Fork(worker_id, slot, arena.size_bytes, limits)
+            while not self.send(command, theirs.fileno(), arena.descriptor):  # noqa: ASYNC110 - it reads soon, or is lost
+                await asyncio.sleep(FULL_SECONDS)
+        self._workers[worker_id] = worker
+        await worker.connect(ours)
+        if self.lost.is_set():  # it ended meanwhile, and will report no exit
+            worker.note_exit(None)
+        return worker
+
+    def send(self, message: Any, *descriptors: int) -> bool:
+        """Send a message; False: the socket is full, try again."""
+        if self._is_closed:
+            return True
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `_receive` notices the end
             try:
-                if timeout is not None and not select.select([descriptor], [], [], timeout)[0]:
-                    raise subprocess.TimeoutExpired("zygote", timeout)
-                _, status = os.waitpid(self.process_id, 0)
-            finally:
-                os.close(descriptor)
-            self.returncode = os.waitstatus_to_exitcode(status)
-        return self.returncode
+                socket.send_fds(self._control, [pickle.dumps(message)], descriptors)
+            except BlockingIOError:
+                return False
+        return True
 
-    def kill(self) -> None:
-        if self.returncode is None:
-            os.kill(self.process_id, signal.SIGKILL)
-
-
-def fork_current_process(model: Any) -> tuple[ForkedProcess, socket.socket] | None:
-    """Fork a zygote with what is imported and loaded here, and the control socket to it.
-
-    Returns:
-        None where this process has threads: a fork of it would not be sound.
-    """
-    if len(list(Path("/proc/self/task").iterdir())) > 1:
-        return None
-    _prepare_to_fork()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    process_id = os.fork()
-    if process_id:
-        theirs.close()
-        return ForkedProcess(process_id), ours
-    code = 1
-    try:
-        ours.close()
-        os.setsid()  # a terminal's Ctrl-C is for the service alone
-        _serve_forks(theirs, model)
-        code = 0
-    finally:
-        if code:
-            logging.getLogger(__name__).exception("the workers' process ends")
-        os._exit(code)
-
-
-def main(descriptor: int) -> None:
-    """Be a zygote in a fresh interpreter, until the service closes the control socket."""
-    control = socket.socket(fileno=descriptor)
-    message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 1)
-    setup: Setup = pickle.loads(message)
-    logging.basicConfig(level=setup.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    with mmap.mmap(descriptors[0], setup.model_bytes, access=mmap.ACCESS_READ) as pickled:
-        model = pickle.loads(pickled)
-    os.close(descriptors[0])
-    _prepare_to_fork()
-    _serve_forks(control, model)
-
-
-def _prepare_to_fork() -> None:
-    """Have in memory only what is in use, and let nobody write to it."""
-    give_back_freed_memory()  # each fork would hold, one by one, what loading has left over
-    gc.freeze()  # a collection writes to every object that it looks at
-
-
-def _serve_forks(control: socket.socket, model: Any) -> None:
-    """Fork and kill as told, until the service is gone: its end shows wherever something is read from it, or told it."""
-    use_one_thread()
-    # A stop is for the service alone, which lets work end first; some send its signal to every process (systemd does).
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    wakeup, alarm = socket.socketpair()
-    wakeup.setblocking(False)
-    alarm.setblocking(False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(alarm.fileno(), warn_on_full_buffer=False)
-    try:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            control.send(pickle.dumps(Ready()))
-            _take_commands(control, wakeup, alarm, model)
-    finally:
-        signal.set_wakeup_fd(-1)  # the sockets behind it are about to close
-
-
-def _take_commands(control: socket.socket, wakeup: socket.socket, alarm: socket.socket, model: Any) -> None:
-    from preprocessor.workers import worker
-
-    workers: dict[int, int] = {}  # process id → worker id
-    with selectors.DefaultSelector() as selector:
-        selector.register(control, selectors.EVENT_READ)
-        selector.register(wakeup, selectors.EVENT_READ)
-        while True:
-            for key, _ in selector.select():
-                if key.fileobj is wakeup:
-                    with contextlib.suppress(BlockingIOError):
-                        wakeup.recv(4096)
-                    _report_ends(control, workers)
-                    continue
-                message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 2)
-                if not message:
-                    return
-                command: Fork | Kill = pickle.loads(message)
-                if isinstance(command, Kill):
-                    for process_id, worker_id in workers.items():
-                        if worker_id == command.worker_id:
-                            os.kill(process_id, signal.SIGKILL)
-                    continue
-                try:
-                    process_id = os.fork()
-                except OSError as error:  # no more processes or memory allowed; it may be otherwise soon
-                    logging.getLogger(__name__).error("no worker can be forked: %s", error)
-                    control.send(pickle.dumps(Exited(command.worker_id, 1)))
-                    process_id = -1
-                if process_id == 0:
-                    for inherited in (control, wakeup, alarm):
-                        inherited.close()
-                    selector.close()
-                    _be_worker(worker.task, descriptors[0], descriptors[1], model, command)
-                if process_id > 0:
-                    workers[process_id] = command.worker_id
-                for descriptor in descriptors:
-                    os.close(descriptor)
-
-
-def _be_worker(task: Callable[..., None], channel: int, arena: int, model: Any, command: Fork) -> None:
-    """The life of a fork; never returns."""
-    code = 1
-    try:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        shared = Arena(arena, command.arena_bytes)
-        enter_sandbox(command.limits)
-        task(socket.socket(fileno=channel), shared, model, command.slot, command.limits.kept_bytes)
-        code = 0
-    except (BrokenPipeError, ConnectionResetError):
-        code = 0  # the service is gone
-    finally:
-        if code:
-            logging.getLogger(__name__).exception("a worker ends")
-        os._exit(code)
-
-
-def _report_ends(control: socket.socket, workers: dict[int, int]) -> None:
-    while workers:
-        process_id, status = os.waitpid(-1, os.WNOHANG)
-        if not process_id:
+    def close(self) -> None:
+        """End the process, which ends every worker."""
+        if self._is_closed:
             return
-        control.send(pickle.dumps(Exited(workers.pop(process_id), os.waitstatus_to_exitcode(status))))
+        self._is_closed = True
+        asyncio.get_running_loop().remove_reader(self._control)
+        self._control.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_EXIT_SECONDS)  # it ends when its socket closes
+        self._process.kill()
+        self._process.wait()
+        self.lost.set()
+        for worker in self._workers.values():
+            worker.note_exit(None)
+
+    def _receive(self) -> None:
+        try:
+            data = self._control.recv(forking.MAX_MESSAGE_BYTES)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self.close()
+            code = self._process.returncode
+            if not self._ready.done():
+                self._ready.set_exception(RuntimeError(f"the fork server ended at its start (exit code {code})"))
+                return
+            logger.error("the fork server ended (exit code %s), and all workers with it", code)
+            return
+        match pickle.loads(data):
+            case forking.Ready():
+                self._ready.set_result(None)
+            case forking.Exited(worker_id, code):
+                self._workers.pop(worker_id).note_exit(code)
+
+
+def _pickled(model: LoadedModel) -> int:
+    """The descriptor of a file without a name that holds the pickled model."""
+    descriptor = os.memfd_create("preprocessor-model")
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        pickle.dump(model, file, 5)
+    return descriptor

@@ -1,10 +1,11 @@
-"""What a process keeps of the memory that it frees.
+"""How much freed memory a process keeps.
 
-glibc gives blocks of more than 32 MB back at once and takes them from the kernel again for the next job, which pays a page
-fault for every 4 KiB: of a 12-megapixel photo more than half of the time. A worker keeps them instead, up to a limit.
+glibc returns freed blocks of more than 32 MB to the kernel at once and takes them back for the next task. That costs a page
+fault for every 4 KiB: more than half of the time that a 12-megapixel photo takes. A worker keeps such blocks instead, up to a
+limit.
 
-The service itself holds messages alone, whose sizes are its callers' choice. Left to itself, glibc keeps ever larger blocks on
-the heap, once it has seen some freed, and a heap for every thread of gRPC's; there they stay between small neighbours.
+The service itself holds messages only, whose sizes its callers choose. By default, glibc keeps ever larger blocks on the heap
+once it has seen some freed, and a heap for each thread of gRPC. There they stay between small neighbours.
 """
 
 from __future__ import annotations
@@ -12,22 +13,24 @@ from __future__ import annotations
 import ctypes
 
 _LIBC = ctypes.CDLL(None)
-_HAS_SETTINGS = hasattr(_LIBC, "mallopt") and hasattr(_LIBC, "malloc_trim")  # not in every libc; there, nothing is kept
+_HAS_SETTINGS = hasattr(_LIBC, "mallopt") and hasattr(
+    _LIBC, "malloc_trim"
+)  # not in every libc; without them, nothing changes
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8  # malloc.h
-_LARGE_BYTES = 4 << 20  # more than a piece of a file or of an answer, which come by the hundred
+_LARGE_BYTES = 4 << 20  # more than a chunk of a file or of an answer, of which there are hundreds
 _SERVICE_ARENAS = 2
 _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """From now on, in this process; `give_back_freed_memory` gives back what lies there when it is called."""
+    """From now on, this process keeps the memory that it frees, until `give_back_freed_memory` is called."""
     if _HAS_SETTINGS:
         _LIBC.mallopt(_MMAP_MAX, 0)
         _LIBC.mallopt(_TRIM_THRESHOLD, _NEVER)
 
 
 def give_back_large_blocks() -> None:
-    """From now on, in this process, as soon as they are freed."""
+    """From now on, this process returns large blocks to the kernel as soon as they are freed."""
     if _HAS_SETTINGS:
         _LIBC.mallopt(_ARENA_MAX, _SERVICE_ARENAS)
         _LIBC.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
@@ -35,5 +38,6 @@ def give_back_large_blocks() -> None:
 
 
 def give_back_freed_memory() -> None:
+    """Return all freed memory to the kernel."""
     if _HAS_SETTINGS:
         _LIBC.malloc_trim(0)

@@ -1,9 +1,9 @@
-"""Who gets memory when it does not suffice for all that waits.
+"""Which task gets memory when there is not enough for all that wait.
 
-Work that does not fit yet lets others by. When it has done so for a second, memory is kept for it: what others give back is
-no longer handed on. Only small work passes even then, in either lane, so that a caller who reads slowly holds up one film and
-not every photo behind it: all that passes holds at most an allowance, which leaves room for the waiting work beside it, and
-lies at the far end of memory, where it cuts no free range in two.
+A task that does not fit yet may be bypassed by others for `MAX_BYPASS_SECONDS`. Then memory is reserved for it: what other
+tasks release is given to nobody else. Only small tasks may still bypass it, in either lane, so that a caller who reads slowly
+delays one large video and not every photo behind it. All bypassing tasks together hold at most an allowance, which leaves
+enough memory for the waiting task. Their tensors lie at the end of memory, where they split no free range.
 """
 
 from __future__ import annotations
@@ -11,60 +11,60 @@ from __future__ import annotations
 import time
 
 from preprocessor.workers.arena import Ranges
+from preprocessor.workers.counters import PoolCounters
 from preprocessor.workers.task import Task
 
-PASSED_OVER_SECONDS = 1.0
+MAX_BYPASS_SECONDS = 1.0
 _ALLOWANCE_SHARE = 8  # one part in so many: dozens of photos, and the plans of hundreds of requests
 
 
 class MemoryAdmission:
-    """Memory for tensors and for what workers need meanwhile.
+    """Admits tasks to the memory for tensors and for what workers need meanwhile.
 
     Attributes:
-        working_bytes: What running work is expected to need beside its tensor.
-        kept_for: Waiting work for which memory is kept.
+        reserved_for: The waiting task that memory is reserved for.
     """
 
-    def __init__(self, rows: Ranges) -> None:
-        self.working_bytes = 0
-        self.kept_for: Task | None = None
+    def __init__(self, rows: Ranges, counters: PoolCounters) -> None:
+        self.reserved_for: Task | None = None
         self._rows = rows
-        self._passed: list[Task] = []
+        self._counters = counters
+        self._bypassing: list[Task] = []
 
     @property
     def free_bytes(self) -> int:
-        return self._rows.size_bytes - self._rows.leased_bytes - self.working_bytes
+        return self._rows.size_bytes - self._counters.row_bytes
 
-    def may_start(self, task: Task) -> bool:
-        """Whether the work is to be taken from its queue now: its memory fits, and it gets it, or its time is over."""
+    def try_admit(self, task: Task) -> bool:
+        """Whether the task leaves its queue now: its memory fits, and its tensor is leased, or its deadline has passed."""
         now = time.monotonic()
         if task.deadline_seconds <= now:
             return True
-        if self.kept_for is not None and self.kept_for.done.done():
-            self.kept_for, self._passed = None, []
-        is_passing = self.kept_for not in (None, task)
-        if wanted_bytes(task) <= (self._allowance_bytes() if is_passing else self.free_bytes) and self._place(
-            task, from_end=is_passing
+        if self.reserved_for is not None and self.reserved_for.is_done:
+            self.reserved_for, self._bypassing = None, []
+        is_bypassing = self.reserved_for not in (None, task)
+        if wanted_bytes(task) <= (self._allowance_bytes() if is_bypassing else self.free_bytes) and self._lease_tensor(
+            task, from_end=is_bypassing
         ):
-            if is_passing:
-                self._passed.append(task)
-            elif task is self.kept_for:
-                self.kept_for, self._passed = None, []
+            if is_bypassing:
+                self._bypassing.append(task)
+            elif task is self.reserved_for:
+                self.reserved_for, self._bypassing = None, []
             return True
-        if self.kept_for is None and now - task.queued_at_seconds > PASSED_OVER_SECONDS:
-            self.kept_for = task
+        if self.reserved_for is None and now - task.queued_at_seconds > MAX_BYPASS_SECONDS:
+            self.reserved_for = task
         return False
 
     def _allowance_bytes(self) -> int:
-        """What may still pass: never more than is free, nor than leaves room for the work that waits."""
-        assert self.kept_for is not None
+        """What a bypassing task may take: never more than is free, and never what the waiting task needs."""
+        assert self.reserved_for is not None
         size_bytes = self._rows.size_bytes
-        self._passed = [task for task in self._passed if _held_bytes(task)]
-        allowance = min(size_bytes // _ALLOWANCE_SHARE, (size_bytes - wanted_bytes(self.kept_for)) // 2)
-        return min(self.free_bytes, allowance - sum(map(_held_bytes, self._passed)))
+        self._bypassing = [task for task in self._bypassing if _held_bytes(task)]
+        allowance = min(size_bytes // _ALLOWANCE_SHARE, (size_bytes - wanted_bytes(self.reserved_for)) // 2)
+        return min(self.free_bytes, allowance - sum(map(_held_bytes, self._bypassing)))
 
-    def _place(self, task: Task, *, from_end: bool) -> bool:
-        """Lease the range of its tensor, where it has one to come."""
+    def _lease_tensor(self, task: Task, *, from_end: bool) -> bool:
+        """Lease the range of its tensor, if it needs one; returns whether there was one."""
         if not task.tensor_bytes or task.tensor is None:
             return True
         task.tensor.lease = self._rows.lease(task.tensor.size_bytes, from_end=from_end)
@@ -75,12 +75,12 @@ class MemoryAdmission:
 
 
 def wanted_bytes(task: Task) -> int:
-    """Memory that the work needs before it can start."""
+    """Memory that a task needs before it can start."""
     return task.tensor_bytes + task.working_bytes
 
 
 def _held_bytes(task: Task) -> int:
-    """What work that has passed holds still: its tensor may stay when it is done, until the caller has read it."""
+    """Memory that a bypassing task still holds: its tensor may outlive it, until the caller has read it."""
     lease = None if task.tensor is None else task.tensor.lease
     tensor_bytes = 0 if lease is None or lease.is_released else lease.size_bytes
-    return tensor_bytes + (0 if task.done.done() else task.working_bytes)
+    return tensor_bytes + (0 if task.is_done else task.working_bytes)

@@ -1,9 +1,9 @@
-"""What a worker is asked to do. The same code runs in a worker process and, for debugging, in a thread."""
+"""What a worker runs. The same code runs in a worker process and, for debugging, in a thread."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,20 +11,16 @@ import cv2
 
 from preprocessor import pipeline
 from preprocessor.config import Limits
-from preprocessor.errors import LimitExceeded
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import CancelCheck, LoadedModel
 from preprocessor.types.plan import PixelPlan
 from preprocessor.types.request import Media, PreparationRequest
 from preprocessor.vision.patches import PIXEL_DTYPES
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.sandbox import memory_left
 
-# News of every frame pair would keep the service busier than its bytes. Runs are whole multiples of this, which is two messages
-# to the caller (`service.tensors`): a little more would be a third.
-_ANNOUNCED_BYTES = 4 << 20
-
-RowsWritten = Callable[[int, int], None]
+# A message for every pair of frames would cost the service more than the bytes do. Batches are whole multiples of this size,
+# which is two messages to the caller (`wire.tensors.MAX_ROWS_BYTES` each).
+_BATCH_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,9 +30,9 @@ class PlanPayload:
     request: PreparationRequest
     limits: Limits
 
-    def run(self, model: Model | GenericModel, arena: Arena, check: pipeline.Checkpoint, announce: RowsWritten) -> Any:
-        request = dataclasses.replace(self.request, media=_own(self.request.media))
-        # A tokenizer that gets no memory aborts the process, so a text that needs more than there is must be refused before.
+    def run(self, model: LoadedModel, arena: Arena, check: CancelCheck, on_rows_written: pipeline.AnnounceRows) -> Any:
+        request = dataclasses.replace(self.request, media=_copied(self.request.media))
+        # A tokenizer that runs out of memory aborts the process, so a text that would need too much is refused first.
         tokenizing_bytes = min(self.limits.max_tokenizing_bytes, memory_left())
         limits = dataclasses.replace(self.limits, max_tokenizing_bytes=max(1, tokenizing_bytes))
         return pipeline.plan(model, request, limits, check)
@@ -47,69 +43,60 @@ class PixelPayload:
     """`pipeline.write_pixels` of some rows into a leased range of the arena.
 
     Attributes:
-        offset: Where the whole tensor begins in the arena.
+        offset: Where the whole tensor begins in the arena, in bytes.
     """
 
     media: tuple[Media, ...]
-    planned: PixelPlan
+    plan: PixelPlan
     offset: int
     rows: range
 
-    def run(self, model: Model | GenericModel, arena: Arena, check: pipeline.Checkpoint, announce: RowsWritten) -> Any:
-        assert isinstance(model, Model), "only the fast path plans pixels"
-        planned = self.planned
-        row_bytes = planned.size_bytes // max(1, planned.row_count)
+    def run(self, model: LoadedModel, arena: Arena, check: CancelCheck, on_rows_written: pipeline.AnnounceRows) -> Any:
+        plan = self.plan
+        row_bytes = plan.size_bytes // max(1, plan.row_count)
         arena.reserve(self.offset + self.rows.start * row_bytes, len(self.rows) * row_bytes)
-        out = arena.array(self.offset, (planned.row_count, planned.feature_count), PIXEL_DTYPES[planned.form])
-        progress = _Gathered(announce, self.rows, max(1, _ANNOUNCED_BYTES // max(1, out[:1].nbytes)))
-        return pipeline.write_pixels(model, _own(self.media), planned, out, progress.add, check, self.rows)
+        out = arena.array(self.offset, (plan.row_count, plan.feature_count), PIXEL_DTYPES[plan.form])
+        batches = _RowBatches(on_rows_written, self.rows, max(1, _BATCH_BYTES // max(1, out[:1].nbytes)))
+        return pipeline.write_pixels(model, _copied(self.media), plan, out, batches.add, check, self.rows)
 
 
 Payload = PlanPayload | PixelPayload
 
 
-def header_bytes(payload: object, model: Model | GenericModel) -> int | None:
-    """What a job may take that only reads headers, whose counts are a stranger's to make up; None for any other.
+def header_bytes(payload: object, model: LoadedModel) -> int | None:
+    """Memory limit of a payload that only reads headers, whose counts cannot be trusted; None for any other payload.
 
-    What others take the plan says, and the budget has it set aside.
+    Others take what their plan says, which the budget has reserved.
     """
-    if not (isinstance(payload, PlanPayload) and isinstance(model, Model)):
+    if not (isinstance(payload, PlanPayload) and model.plans_from_headers):
         return None
     return payload.limits.max_header_bytes + sum(len(medium.data) for medium in payload.request.media)
 
 
-def memory_exhausted() -> LimitExceeded:
-    """The error for a request whose work does not fit into a worker's memory."""
-    return LimitExceeded(
-        "the request needs more memory than a worker may use; send a smaller file, or fewer pixels",
-        reason="WORKER_MEMORY_EXCEEDED",
-    )
-
-
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a library failed to allocate: torch and OpenCV have no class for it."""
+    """Whether a library failed to allocate: torch and OpenCV have no error class for it."""
     if isinstance(error, cv2.error):
         return bool(error.code == cv2.Error.StsNoMem)
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
-def _own(media: Sequence[Media]) -> tuple[Media, ...]:
-    """The files as bytes of this process: decoders then read what nobody else can change."""
+def _copied(media: Sequence[Media]) -> tuple[Media, ...]:
+    """The files copied into this process, so that nobody can change what decoders read."""
     return tuple(dataclasses.replace(medium, data=bytes(medium.data)) for medium in media)
 
 
-class _Gathered:
-    """Passes finished rows on in runs that are worth a message, but for the last: the job's end says that all are finished."""
+class _RowBatches:
+    """Reports finished rows in batches. The last rows are not reported: the end of the task says that all are finished."""
 
-    def __init__(self, announce: RowsWritten, rows: range, run_rows: int) -> None:
-        self._announce = announce
+    def __init__(self, on_rows_written: pipeline.AnnounceRows, rows: range, batch_row_count: int) -> None:
+        self._on_rows_written = on_rows_written
         self._stop = rows.stop
-        self._run_rows = run_rows
-        self._first = rows.start
+        self._batch_row_count = batch_row_count
+        self._first_row = rows.start
 
     def add(self, first_row: int, row_count: int) -> None:
         end = first_row + row_count
-        ready = (end - self._first) // self._run_rows * self._run_rows
-        if ready and end < self._stop:
-            self._announce(self._first, ready)
-            self._first += ready
+        ready_count = (end - self._first_row) // self._batch_row_count * self._batch_row_count
+        if ready_count and end < self._stop:
+            self._on_rows_written(self._first_row, ready_count)
+            self._first_row += ready_count

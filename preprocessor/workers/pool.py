@@ -1,17 +1,19 @@
-"""The worker pool: which work runs when, on whom, in what memory, and what becomes of it.
+"""The worker pool: which task runs when, on which worker and in which memory, and how it ends.
 
 Rules that hold here:
 
-* Everything runs on one event loop, and nothing here computes: jobs do, elsewhere.
-* Work starts when a worker of its lane is idle *and* its memory fits the budget, which `memory_admission` decides.
-  Waiting work is ordered by `queue`.
-* There are two lanes of `worker_count` workers each. Work expected to be short has a lane of its own, so that no image waits
-  for the end of a ten-minute video; the long lane's processes have a lower priority, so that the kernel divides the cores.
-* A worker that dies fails nobody but the work it held, and that is tried once more. What kills two workers is refused.
-* Work whose caller has gone is told to stop and killed where it does not; its memory is free only when it has ended.
+* Everything runs on one event loop, and nothing here computes: payloads run on workers.
+* A task starts when a worker of its lane is idle *and* its memory fits the budget, which `memory_admission` decides.
+  Waiting tasks are ordered by `queue`.
+* There are two lanes of `worker_count` workers each. Tasks that are expected to be short have a lane of their own, so that no
+  image waits for the end of a ten-minute video. The processes of the long lane have a lower priority, so that the kernel
+  divides the cores.
+* The death of a worker affects only the task that it ran. The task is tried once more; one that kills two workers fails.
+* A task whose caller has gone is told to stop, and its worker is killed if it does not. Its memory is free only when it has
+  ended.
 
-Why not a ready-made pool: of Pebble and loky, which would be the candidates, neither has results in shared memory, an order
-by expected work, admission by bytes, a stop without a kill, or workers forked with a loaded model.
+Why not a ready-made pool: Pebble and loky, the candidates, have no results in shared memory, no order by expected cost, no
+admission by bytes, no stop without a kill, and no workers forked with a loaded model.
 """
 
 from __future__ import annotations
@@ -26,18 +28,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Overloaded, WorkerLost
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
-from preprocessor.workers.arena import Arena, Ranges, shared_memory_full
+from preprocessor.config import FILE_SHARE
+from preprocessor.errors import Cancelled, DeadlineExceeded, WorkerLost
+from preprocessor.models.loaded import LoadedModel
+from preprocessor.workers import refusals
+from preprocessor.workers.arena import Arena, Ranges
 from preprocessor.workers.channel import Command
-from preprocessor.workers.heap import give_back_freed_memory
+from preprocessor.workers.counters import PoolCounters
+from preprocessor.workers.fork_server import ForkServer
+from preprocessor.workers.idle_trim import IdleTrim
 from preprocessor.workers.memory_admission import MemoryAdmission, wanted_bytes
 from preprocessor.workers.payloads import PixelPayload
-from preprocessor.workers.process import ForkServer, WorkerDied
+from preprocessor.workers.process import WorkerDied
 from preprocessor.workers.queue import TaskQueue
-from preprocessor.workers.task import Lane, Task, Worker
-from preprocessor.workers.worker import cpu_exhausted
+from preprocessor.workers.task import Lane, Task, TaskState, Worker
 from preprocessor.workers.worker_set import WorkerSet, WorkerSetSettings
 
 logger = logging.getLogger(__name__)
@@ -45,9 +49,7 @@ logger = logging.getLogger(__name__)
 CANCEL_GRACE_SECONDS = 0.1
 
 _TRIES = 2
-_FILES_SHARE = 4  # one part in so many of the budget holds files, the rest pixels and working memory
-_RETAINED_BYTES_A_WORKER = 256 << 20  # pages that stay warm: a tensor at work, and some on their way out
-_IDLE_TRIM_SECONDS = 10.0
+_RETAINED_BYTES_A_WORKER = 256 << 20  # pages that stay mapped: a tensor being written, and some being sent
 _MIN_PART_SECONDS = 0.1  # opening the file again costs a few milliseconds a part
 
 
@@ -61,21 +63,19 @@ class PoolSettings(WorkerSetSettings):
 
 
 class WorkerPool:
-    """Runs CPU work in processes of its own. Requests use it through a `resources.RequestResources`.
+    """Runs tasks in worker processes. Requests use it through a `resources.RequestResources`.
 
     Args:
-        on_worker_end, zygote: As `WorkerSet`'s.
-        arena: Of the size of the budget; None makes one.
+        on_worker_end, fork_server: As for `WorkerSet`.
+        arena: An arena of the size of the budget; None creates one.
     Attributes:
         files, rows: Ranges of the arena for files, and for pixels and other results.
-        pending_count: Requests that wait for a worker or have one.
-        abandoned_counts: Work whose caller went away, by where it was: "queued" or "running".
-        uploading_bytes: Bytes of files that have arrived and are not in the arena yet.
+        counters: Every count, and the only object that changes one.
     """
 
     def __init__(
         self,
-        model: Model | GenericModel,
+        model: LoadedModel,
         settings: PoolSettings,
         on_worker_end: Callable[[str], None] = lambda reason: None,
         fork_server: ForkServer | None = None,
@@ -83,45 +83,48 @@ class WorkerPool:
     ) -> None:
         self.settings = settings
         self.model = model
-        self.pending_count = 0
-        self.uploading_bytes = 0
-        self.abandoned_counts = {"queued": 0, "running": 0}
         budget = settings.memory_budget_bytes
         self.arena = arena or Arena.create(budget)
         retained_bytes = min(budget // 4, settings.worker_count * _RETAINED_BYTES_A_WORKER)
-        self.files = Ranges(self.arena, 0, budget // _FILES_SHARE, retained_bytes // 8)
-        self.rows = Ranges(self.arena, budget // _FILES_SHARE, self.arena.size_bytes, retained_bytes)
+        self.files = Ranges(self.arena, 0, budget // FILE_SHARE, retained_bytes // 8)
+        self.rows = Ranges(self.arena, budget // FILE_SHARE, self.arena.size_bytes, retained_bytes)
+        self.counters = PoolCounters(self.files, self.rows)
         self.worker_set = WorkerSet(model, self.arena, settings, self._dispatch, on_worker_end, fork_server)
         self._task_ids = itertools.count(1)
         self._queues: dict[Lane, TaskQueue[Task]] = {lane: TaskQueue() for lane in Lane}
         self._running: dict[Task, asyncio.Task[None]] = {}
-        self._memory = MemoryAdmission(self.rows)
+        self._memory = MemoryAdmission(self.rows, self.counters)
+        self._idle_trim = IdleTrim(self.counters, self.files, self.rows)
         self._is_closing = False
-        self._trim: asyncio.TimerHandle | None = None
+
+    @property
+    def pending_count(self) -> int:
+        """Requests that wait for a worker or have one."""
+        return self.counters.pending_count
 
     @property
     def queued_count(self) -> int:
-        """Work that waits for a worker or for memory."""
+        """Tasks that wait for a worker or for memory."""
         return sum(map(len, self._queues.values()))
 
     @property
     def running_count(self) -> int:
+        """Tasks that workers have."""
         return len(self._running)
 
     @property
     def used_bytes(self) -> int:
         """The part of the budget that requests hold."""
-        return self.uploading_bytes + self.files.leased_bytes + self.rows.leased_bytes + self._memory.working_bytes
+        return self.counters.used_bytes
 
     @property
     def fullness(self) -> float:
-        """The part taken, 0 to 1, of the memory for files or of that for pixels and work, whichever is fuller."""
-        file_bytes = self.uploading_bytes + self.files.leased_bytes
-        return max(file_bytes / self.files.size_bytes, (self.used_bytes - file_bytes) / self.rows.size_bytes)
+        """See `PoolCounters.fullness`."""
+        return self.counters.fullness
 
     @property
     def expected_seconds(self) -> float:
-        """CPU seconds that all work here, waiting or running, is expected to take from its beginning to its end."""
+        """CPU seconds that all tasks, waiting or running, are expected to take from beginning to end."""
         waiting = sum(queue.cpu_seconds for queue in self._queues.values())
         return waiting + sum(task.cpu_seconds for task in self._running)
 
@@ -130,15 +133,14 @@ class WorkerPool:
         await self.worker_set.start()
 
     async def close(self) -> None:
-        """End every worker, and with it all work. Closing twice is fine."""
+        """End every worker and every task. Closing twice is fine."""
         if self._is_closing:
             return
         self._is_closing = True
-        if self._trim is not None:
-            self._trim.cancel()
+        self._idle_trim.cancel()
         for queue in self._queues.values():
             while (waiting := queue.take(lambda _: True)) is not None:
-                waiting.settle(Cancelled("the service stops"))
+                waiting.finish(Cancelled("the service stops"))
         for task in list(self._running):
             self.abandon(task)
         await self.worker_set.close()
@@ -146,63 +148,60 @@ class WorkerPool:
             await asyncio.wait(self._running.values())
         self.arena.close()
 
-    # -- what a claim asks for -----------------------------------------------------------------------------------------
+    # -- for requests --------------------------------------------------------------------------------------------------
+
+    def begin_request(self) -> None:
+        """Count a request among those that wait for workers, until `end_request`.
+
+        Raises:
+            Overloaded: `QUEUE_FULL`.
+        """
+        worker_count = self.settings.worker_count
+        if self.pending_count >= worker_count + self.settings.max_queued_count:
+            raise refusals.queue_full(self.pending_count, worker_count)
+        self.counters.add_pending()
+
+    def end_request(self) -> None:
+        """The request no longer waits for workers."""
+        self.counters.remove_pending()
 
     def submit(self, task: Task) -> None:
-        """Queue work, to start as soon as it may.
+        """Queue a task. It starts as soon as a worker and its memory are free.
 
         Raises:
             LimitExceeded: `MEMORY_BUDGET_EXCEEDED`: it would not fit even into an idle pool.
-            Overloaded: `WAIT_EXCEEDS_DEADLINE`: so much waits before it that its deadline would pass.
+            Overloaded: `WAIT_EXCEEDS_DEADLINE`: its deadline would pass before the tasks ahead of it are done.
         """
         if wanted_bytes(task) > self.rows.size_bytes:
-            raise LimitExceeded(
-                f"the request needs {wanted_bytes(task) >> 20} MiB of memory, and this deployment gives one request at most "
-                f"{self.rows.size_bytes >> 20}; ask for fewer frames or a smaller max_pixels",
-                reason="MEMORY_BUDGET_EXCEEDED",
-            )
+            raise refusals.budget_exceeded(wanted_bytes(task), self.rows.size_bytes)
         queue = self._queues[task.lane]
         wait_seconds = queue.seconds_ahead(task.cpu_seconds, task.queued_at_seconds) / self.settings.worker_count
         if wait_seconds > task.deadline_seconds - task.queued_at_seconds:
-            raise Overloaded(
-                f"about {wait_seconds:.1f} s of work wait before this request, which is more than its deadline leaves; try "
-                "again later, or another replica",
-                reason="WAIT_EXCEEDS_DEADLINE",
-                retry_after_seconds=wait_seconds,
-            )
+            raise refusals.wait_exceeds_deadline(wait_seconds)
         queue.put(task, task.cpu_seconds, task.queued_at_seconds)
         self._dispatch()
 
     def abandon(self, task: Task) -> None:
-        """Nobody wants this any more: end it soon. `task.done` says when it has ended."""
-        if task.done.done() or task.is_abandoned:
-            return
-        task.is_abandoned = True
-        self.abandoned_counts["queued" if task.worker is None else "running"] += 1
-        if task.worker is None:
+        """End a task soon, as its caller has gone. `task.done` says when it has ended."""
+        if task.state is TaskState.QUEUED:
+            self.counters.add_abandoned(task.state)
             self._queues[task.lane].remove(task)
-            task.settle(Cancelled("the caller went away"))
+            task.finish(Cancelled("the caller went away"))
             self._dispatch()
-            return
-        self.arena.control[task.worker.slot] = task.task_id
-        asyncio.get_running_loop().call_later(CANCEL_GRACE_SECONDS, self._kill, task, task.worker)
+        elif task.state is TaskState.RUNNING:
+            self.counters.add_abandoned(task.state)
+            worker = task.cancel()
+            self.arena.control[worker.slot] = task.task_id
+            asyncio.get_running_loop().call_later(CANCEL_GRACE_SECONDS, self._kill, task, worker)
 
     def released(self) -> None:
-        """Memory was given back: see what fits now."""
+        """Memory was released: start the tasks that fit now."""
         self._dispatch()
-        if not self.used_bytes and self._trim is None and not self._is_closing:
-            self._trim = asyncio.get_running_loop().call_later(_IDLE_TRIM_SECONDS, self._drop_pages)
-
-    def _drop_pages(self) -> None:
-        """After a while without work, keep no page that work has touched."""
-        self._trim = None
-        if not self.used_bytes:
-            self.files.drop_free_pages()
-            self.rows.drop_free_pages()
-            give_back_freed_memory()
+        if not self._is_closing:
+            self._idle_trim.schedule()
 
     def _kill(self, task: Task, worker: Worker) -> None:
-        if task.worker is worker and not self._is_closing:
+        if task.state is TaskState.CANCELLING and not self._is_closing:
             worker.end_reason = "killed"
             worker.kill()
 
@@ -213,17 +212,17 @@ class WorkerPool:
             return
         for lane, queue in self._queues.items():
             while self.worker_set.idle_count(lane):
-                task = queue.take(self._memory.may_start)
+                task = queue.take(self._memory.try_admit)
                 if task is None:
                     break
                 if task.deadline_seconds <= time.monotonic():
-                    task.settle(DeadlineExceeded("the deadline passed while the request waited for a worker"))
+                    task.finish(DeadlineExceeded("the deadline passed while the request waited for a worker"))
                     continue
                 for part in self._parts(task):
                     self._begin(part)
 
     def _parts(self, task: Task) -> list[Task]:
-        """The work, cut over the idle workers where the cores behind them have nothing else to do."""
+        """The task, cut into parts for the idle workers if their cores have nothing else to do."""
         if task.cut is None or self.queued_count:
             return [task]
         part_count = min(
@@ -235,50 +234,46 @@ class WorkerPool:
         return [task, *task.cut(part_count)] if part_count > 1 else [task]
 
     def _begin(self, task: Task) -> None:
-        task.worker = self.worker_set.take(task.lane)
-        task.task_id = next(self._task_ids)
-        task.started_at_seconds = task.started_at_seconds or time.monotonic()
+        worker = self.worker_set.take(task.lane)
+        task.start(worker, next(self._task_ids))
         if isinstance(task.payload, PixelPayload) and task.tensor is not None and task.tensor.lease is not None:
             task.payload = dataclasses.replace(task.payload, offset=task.tensor.lease.offset)
-        self._memory.working_bytes += task.working_bytes
-        if self._memory.working_bytes + self.rows.retained_bytes > self.rows.size_bytes:
-            self.rows.drop_free_pages()  # warm pages are a courtesy of memory that nobody needs
-        self._running[task] = asyncio.get_running_loop().create_task(
-            self._carry_out(task, task.worker), context=task.context
-        )
+        self.counters.add_working(task.working_bytes)
+        if self.counters.working_bytes + self.rows.retained_bytes > self.rows.size_bytes:
+            self.rows.drop_free_pages()  # retained pages take memory that workers need now
+        self._running[task] = asyncio.get_running_loop().create_task(self._run(task, worker), context=task.context)
 
-    async def _carry_out(self, task: Task, worker: Worker) -> None:
+    async def _run(self, task: Task, worker: Worker) -> None:
+        """Run a task on its worker, and finish it or queue it again."""
         command = Command(task.task_id, task.deadline_seconds, self.settings.max_cpu_seconds, task.payload)
         outcome: Any
         try:
-            outcome = await worker.run(command, task.rows_written, task.lease_result)
+            outcome = await worker.run(command, task.on_rows_written, task.lease_result)
         except WorkerDied as death:
-            outcome = self._consequence(task, death)
-        except Exception as error:  # whatever it is, the request that caused it must hear of it and not wait
+            outcome = self._outcome_of_death(task, death)
+        except Exception as error:  # any error must reach the request that caused it, or the request would wait on
             outcome = error
-        self._memory.working_bytes -= task.working_bytes
+        self.counters.remove_working(task.working_bytes)
         del self._running[task]
-        task.worker = None
         self.worker_set.put_back(task.lane, worker)
         if isinstance(outcome, WorkerDied):
+            task.requeue()
             self._queues[task.lane].put(task, task.cpu_seconds, task.queued_at_seconds)
         else:
-            task.settle(outcome)
+            task.finish(outcome)
         self._dispatch()
 
-    def _consequence(self, task: Task, death: WorkerDied) -> Exception:
-        """What a worker's death means for the work it held; the death itself where that is tried again."""
-        if task.is_abandoned or self._is_closing:
+    def _outcome_of_death(self, task: Task, death: WorkerDied) -> Exception:
+        """The error of a task whose worker died; the death itself if the task is tried again."""
+        if task.state is TaskState.CANCELLING:
             return Cancelled("the caller went away")
         if death.code == -signal.SIGXCPU:
-            return cpu_exhausted(self.settings.max_cpu_seconds)
+            return refusals.cpu_seconds_exceeded(self.settings.max_cpu_seconds)
         if death.code == -signal.SIGBUS and self.arena.is_full():
-            logger.warning("%s, as /dev/shm is full: it has less room than --memory-budget, or others fill it", death)
-            return shared_memory_full()
-        task.lost_count += 1
-        logger.warning(
-            "%s; the request it held is %s", death, "tried again" if task.lost_count < _TRIES else "given up"
-        )
-        if task.lost_count < _TRIES:
+            logger.warning("%s because /dev/shm is full: it is smaller than --memory-budget, or others fill it", death)
+            return refusals.shared_memory_full()
+        is_retried = task.start_count < _TRIES
+        logger.warning("%s; its request is %s", death, "tried again" if is_retried else "given up")
+        if is_retried:
             return death
         return WorkerLost(f"{_TRIES} workers in a row died of this request; it is not tried again")

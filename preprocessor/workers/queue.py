@@ -1,8 +1,8 @@
-"""Which work comes next: the shortest, but nothing waits for ever.
+"""The order of waiting tasks: the shortest first, but none waits for ever.
 
-Work of `s` expected seconds that arrived at time `t` ranks by `t + AGEING * s`. So an image overtakes the videos that wait, and
-a video that has waited `AGEING` times as long as it will take is overtaken by nothing that arrives from then on. The rank
-never changes, so a heap keeps the order.
+A task of `s` expected seconds that arrived at time `t` has the rank `t + AGEING * s`; the lowest rank comes first. So an image
+overtakes waiting videos, and once a video has waited `AGEING` times as long as it will take, nothing that arrives later
+overtakes it. A rank never changes, so a heap keeps the order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 
 class TaskQueue(Generic[Item]):
-    """Waiting work with its expected CPU seconds."""
+    """Waiting tasks with their expected CPU seconds."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, float, Item]] = []
@@ -32,30 +32,30 @@ class TaskQueue(Generic[Item]):
         heapq.heappush(self._heap, (rank, next(self._arrivals), cpu_seconds, item))
 
     def take(self, fits: Callable[[Item], bool]) -> Item | None:
-        """Remove and return the first item that fits; those before it are passed over for now."""
-        passed = []
+        """Remove and return the first item that fits; those before it keep their places."""
+        skipped = []
         taken: Item | None = None
         while self._heap:
             entry = heapq.heappop(self._heap)
             if fits(entry[-1]):
                 taken = entry[-1]
                 break
-            passed.append(entry)
-        for entry in passed:
+            skipped.append(entry)
+        for entry in skipped:
             heapq.heappush(self._heap, entry)
         return taken
 
     def remove(self, item: Item) -> None:
-        """Take an item out, where it still waits."""
+        """Remove an item if it is still waiting."""
         self._heap = [entry for entry in self._heap if entry[-1] is not item]
         heapq.heapify(self._heap)
 
     @property
     def cpu_seconds(self) -> float:
-        """CPU seconds of all that waits."""
+        """Expected CPU seconds of all waiting items."""
         return sum(entry[2] for entry in self._heap)
 
     def seconds_ahead(self, cpu_seconds: float, arriving_at_seconds: float) -> float:
-        """CPU seconds of all that would run before such work."""
+        """Expected CPU seconds of all items that would come before a new one of that cost."""
         rank = arriving_at_seconds + AGEING * cpu_seconds
         return sum(entry[2] for entry in self._heap if entry[0] <= rank)

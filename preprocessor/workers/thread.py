@@ -1,4 +1,4 @@
-"""Workers that are threads of the service: for debugging, and to compare. No isolation, no kill, no limits."""
+"""Workers that are threads of the service, for debugging and comparison: without isolation and limits, and never killed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from preprocessor.config.machine import use_one_thread
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.channel import Command
-from preprocessor.workers.worker import Checkpoint
+from preprocessor.workers.worker import StopCheck
 
 
 class ThreadWorker:
-    """Stands in for a `process.ProcessWorker`."""
+    """Has the methods of `process.ProcessWorker`."""
 
-    def __init__(self, slot: int, arena: Arena, model: Model | GenericModel) -> None:
+    def __init__(self, slot: int, arena: Arena, model: LoadedModel) -> None:
         self.slot = slot
         self.task_count = 0
         self.grown_bytes = 0
@@ -30,29 +29,29 @@ class ThreadWorker:
         self._executor = ThreadPoolExecutor(1, "worker", initializer=use_one_thread)
 
     async def run(
-        self, command: Command, rows_written: Callable[[int, int], None], lease_result: Callable[[int], int | None]
+        self, command: Command, on_rows_written: Callable[[int, int], None], lease_result: Callable[[int], int | None]
     ) -> Any:
-        """See `process.ProcessWorker.run`; results stay where they are, so no room is asked for."""
+        """See `process.ProcessWorker.run`. Results stay where they are, so `lease_result` is not called."""
         loop = asyncio.get_running_loop()
 
-        def announce(first_row: int, row_count: int) -> None:
-            loop.call_soon_threadsafe(rows_written, first_row, row_count)
+        def report_rows(first_row: int, row_count: int) -> None:
+            loop.call_soon_threadsafe(on_rows_written, first_row, row_count)
 
-        # CPU time is counted by process, which is everybody's here.
+        # CPU time is measured for the whole process, so it cannot be limited for one thread.
         command = dataclasses.replace(command, cpu_seconds=float("inf"))
-        check = Checkpoint(self._arena, self.slot, command)
+        check = StopCheck(self._arena, self.slot, command)
         try:
             return await loop.run_in_executor(
-                self._executor, lambda: command.payload.run(self._model, self._arena, check, announce)
+                self._executor, lambda: command.payload.run(self._model, self._arena, check, report_rows)
             )
         finally:
             self.task_count += 1
 
     def kill(self) -> None:
-        """A thread cannot be ended from outside: its next checkpoint does it."""
+        """Does nothing: a thread ends only at its next checkpoint."""
 
     def retire(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def on_exit(self, callback: Callable[[], None]) -> None:
-        """A thread ends only when it is told to."""
+        """Never calls back: a thread ends only when it is told to."""

@@ -1,7 +1,7 @@
-"""A worker process: one job after another, each in answer to one order. Synchronous, single-threaded, and never trusted.
+"""A worker process: it runs one payload after another, one for each command. Synchronous, single-threaded, and never trusted.
 
-A job ends at its next checkpoint once the service has written the job's number into the worker's place in the arena, once
-the caller's deadline has passed, or once the job has used the CPU that one job may use.
+A task ends at its next checkpoint once the service has written the task's id into the worker's slot of the arena, once its
+deadline has passed, or once it has used the CPU time that one task may use.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Overloaded, PreprocessorError, trace_of
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.errors import Cancelled, DeadlineExceeded, Overloaded, PreprocessorError, trace_of
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.channel import (
     HEAD,
@@ -24,20 +23,21 @@ from preprocessor.workers.channel import (
     Finished,
     ResultSlot,
     ResultSlotWanted,
-    RowsWritten,
+    RowsFinished,
     dump,
     load,
 )
 from preprocessor.workers.heap import give_back_freed_memory, keep_freed_memory
-from preprocessor.workers.payloads import header_bytes, is_out_of_memory, memory_exhausted
+from preprocessor.workers.payloads import header_bytes, is_out_of_memory
+from preprocessor.workers.refusals import cpu_seconds_exceeded, worker_memory_exceeded
 from preprocessor.workers.sandbox import allow_cpu_seconds, allow_memory_bytes, anonymous_bytes
 
-# Below this, arrays travel in the message: asking for slot would take longer.
+# Up to this size, arrays are part of the message: asking for a range of the arena would take longer.
 _INLINE_BYTES = 1 << 20
 
 
-class Checkpoint:
-    """Called between packets; raises once the job has no reason to go on."""
+class StopCheck:
+    """A `pipeline.Checkpoint`: called between packets; raises once the task is to stop."""
 
     def __init__(self, arena: Arena, slot: int, command: Command) -> None:
         self._control = arena.control
@@ -54,24 +54,16 @@ class Checkpoint:
         now = time.monotonic()
         if now > self._deadline_seconds:
             raise DeadlineExceeded("the request took longer than its deadline allows")
-        # As in `media.cpu`: asked of the kernel only when it can be so.
+        # As in `media.cpu`: the kernel is asked only once so much wall time has passed that it can be true.
         if now > self._earliest_end_seconds and time.process_time() > self._cpu_end_seconds:
-            raise cpu_exhausted(self._cpu_seconds)
+            raise cpu_seconds_exceeded(self._cpu_seconds)
 
 
-def cpu_exhausted(cpu_seconds: float) -> LimitExceeded:
-    return LimitExceeded(
-        f"the request needs more than the {cpu_seconds:g} CPU seconds that one may use; ask for fewer frames, or send a "
-        "smaller file",
-        reason="CPU_SECONDS_EXCEEDED",
-    )
-
-
-def task(channel: socket.socket, arena: Arena, model: Model | GenericModel, slot: int, kept_bytes: int) -> None:
-    """Carry out orders until the service closes the channel.
+def serve(channel: socket.socket, arena: Arena, model: LoadedModel, slot: int, kept_bytes: int) -> None:
+    """Carry out commands until the service closes the channel.
 
     Args:
-        kept_bytes: Of the memory that a job has freed, what stays for the next one.
+        kept_bytes: Freed memory that the worker may keep for its next task.
     """
     keep_freed_memory()
     start_bytes = anonymous_bytes()
@@ -87,49 +79,49 @@ def task(channel: socket.socket, arena: Arena, model: Model | GenericModel, slot
         reply = dump(Finished(outcome, fault, anonymous_bytes() - start_bytes), aside=aside.append)
         buffers = [buffer.raw() for buffer in aside]
         if sum(map(len, buffers)) > _INLINE_BYTES:
-            _send_by_arena(channel, arena, reply, buffers)
+            _send_through_arena(channel, arena, reply, buffers)
         else:
             _send(channel, dump((reply, [bytes(buffer) for buffer in buffers])))
         del command, outcome, aside, buffers
 
 
 def _outcome(
-    command: Command, channel: socket.socket, arena: Arena, model: Model | GenericModel, slot: int
+    command: Command, channel: socket.socket, arena: Arena, model: LoadedModel, slot: int
 ) -> tuple[Any, Fault | None]:
-    """What the job returns or raises, and how the program failed where it did."""
+    """What the payload returned, or the `PreprocessorError` it raised; any other error as a fault."""
 
-    def announce(first_row: int, row_count: int) -> None:
-        _send(channel, dump(RowsWritten(first_row, row_count)))
+    def report_rows(first_row: int, row_count: int) -> None:
+        _send(channel, dump(RowsFinished(first_row, row_count)))
 
     try:
-        return command.payload.run(model, arena, Checkpoint(arena, slot, command), announce), None
+        return command.payload.run(model, arena, StopCheck(arena, slot, command), report_rows), None
     except PreprocessorError as error:
         return error, None
-    except Exception as error:  # the edge of the process: whatever else a job raises is the service's to log
+    except Exception as error:  # the edge of the process: the service logs any other error
         if is_out_of_memory(error):
-            return memory_exhausted(), None
+            return worker_memory_exceeded(), None
         return None, Fault(trace_of(error), traceback.format_exc())
 
 
-def _send_by_arena(channel: socket.socket, arena: Arena, reply: bytes, buffers: Sequence[memoryview]) -> None:
-    """Put a result's large arrays where the service says."""
+def _send_through_arena(channel: socket.socket, arena: Arena, reply: bytes, buffers: Sequence[memoryview]) -> None:
+    """Write a result's large arrays into a range of the arena that the service leases."""
     _send(channel, dump(ResultSlotWanted(sum(len(buffer) for buffer in buffers))))
     answer = _receive(channel)
     slot: ResultSlot = ResultSlot(None) if answer is None else load(answer, arena)
     if slot.offset is None:
-        _send(channel, dump((dump(Finished(memory_exhausted(), None, 0)), [])))
+        _send(channel, dump((dump(Finished(worker_memory_exceeded(), None, 0)), [])))
         return
     try:
         arena.reserve(slot.offset, sum(len(buffer) for buffer in buffers))
     except Overloaded as error:
         _send(channel, dump((dump(Finished(error, None, 0)), [])))
         return
-    offset, places = slot.offset, []
+    offset, ranges = slot.offset, []
     for buffer in buffers:
         arena.view(offset, len(buffer))[:] = buffer.cast("B")
-        places.append((offset, len(buffer)))
+        ranges.append((offset, len(buffer)))
         offset += len(buffer)
-    _send(channel, dump((reply, places)))
+    _send(channel, dump((reply, ranges)))
 
 
 def _send(channel: socket.socket, data: bytes) -> None:
@@ -137,7 +129,7 @@ def _send(channel: socket.socket, data: bytes) -> None:
 
 
 def _receive(channel: socket.socket) -> bytes | None:
-    """The next message; None where the service has closed the channel."""
+    """The next message; None if the service has closed the channel."""
     head = _receive_exactly(channel, HEAD.size)
     return None if head is None else _receive_exactly(channel, *HEAD.unpack(head))
 

@@ -1,7 +1,8 @@
-"""The workers of one pool: who there is, who is idle, and who comes when one ends.
+"""The workers of one pool: which exist, which are idle, and which replace those that end.
 
-Each lane has its number of workers. One that dies is replaced at once, unless workers die before they have done anything:
-then ever more slowly. One that has done its number of jobs, or holds on to too much memory, is replaced when it is idle.
+Each lane has its number of workers. One that dies is replaced at once. If workers keep dying before they have run anything,
+each is replaced later than the one before. One that has run its number of tasks, or holds too much memory, is replaced when it is
+idle.
 """
 
 from __future__ import annotations
@@ -14,18 +15,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from preprocessor.config import retained_bytes
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers.arena import CONTROL_SLOT_COUNT, Arena
-from preprocessor.workers.process import ForkServer
+from preprocessor.workers.fork_server import ForkServer
 from preprocessor.workers.sandbox import WorkerLimits
 from preprocessor.workers.task import Lane, Worker
 from preprocessor.workers.thread import ThreadWorker
 
 logger = logging.getLogger(__name__)
 
-_LONG_LANE_NICENESS = 10  # about a tenth of the processor time of what it competes with; sched(7)
-_GROWN_BYTES = 512 << 20  # a worker that holds on to more than this is replaced
+_LONG_LANE_NICENESS = 10  # about a tenth of the CPU time of what it competes with; sched(7)
+_GROWN_BYTES = 512 << 20  # a worker that holds more than this is replaced
 _MAX_BACKOFF_SECONDS = 1.0
 
 
@@ -40,17 +40,17 @@ class WorkerSetSettings:
 
 
 class WorkerSet:
-    """Keeps the workers.
+    """Starts, lends and replaces workers.
 
     Args:
-        on_idle: Called when there is a worker more to give work to.
-        on_end: Told why a worker ended: "lost", "killed" or "recycled".
-        zygote: Forks the workers, where one holds the model already; it stays its owner's to close.
+        on_idle: Called when there are new idle workers.
+        on_end: Called with why a worker ended: "lost", "killed" or "recycled".
+        fork_server: One that runs already and holds the model; its owner closes it. None starts one.
     """
 
     def __init__(
         self,
-        model: Model | GenericModel,
+        model: LoadedModel,
         arena: Arena,
         settings: WorkerSetSettings,
         on_idle: Callable[[], None],
@@ -74,22 +74,22 @@ class WorkerSet:
 
     @property
     def count(self) -> int:
-        """Workers there are now."""
+        """Workers that exist now."""
         return sum(map(len, self._workers.values()))
 
     @property
     def is_whole(self) -> bool:
-        """Whether every worker is there that should be."""
+        """Whether every lane has its number of workers."""
         return self.count == len(Lane) * self._settings.worker_count
 
     def idle_count(self, lane: Lane) -> int:
         return len(self._idle[lane])
 
     async def start(self) -> None:
-        """Start the workers; returns once they can be given work.
+        """Start the workers; returns once they can run tasks.
 
         Raises:
-            RuntimeError: They cannot be started.
+            RuntimeError: The fork server cannot be started.
         """
         if self._settings.is_in_process:
             self._fork_server = None
@@ -101,11 +101,11 @@ class WorkerSet:
         await self._fill()
 
     def take(self, lane: Lane) -> Worker:
-        """The idle worker that was last at work, whose memory is warm."""
+        """Remove and return the idle worker that ran a task last: its memory is mapped and in caches."""
         return self._idle[lane].pop()
 
     def put_back(self, lane: Lane, worker: Worker) -> None:
-        """A worker is free: keep it, or replace it where it has served its time."""
+        """A worker has run a task: keep it as idle, or replace it if it has run enough or holds too much."""
         if not worker.is_alive:
             worker.retire()  # closes our end of its channel
             return
@@ -116,10 +116,10 @@ class WorkerSet:
         self._workers[lane].discard(worker)
         worker.end_reason = "recycled"
         worker.retire()
-        self._spawn(self._fill_patiently())
+        self._spawn(self._fill_with_retries())
 
     async def close(self) -> None:
-        """End every worker, whatever it does."""
+        """Kill every worker."""
         self._is_closing = True
         for task in self._tasks:
             task.cancel()
@@ -142,13 +142,13 @@ class WorkerSet:
                     worker.on_exit(lambda lane=lane, worker=worker: self._on_worker_exit(lane, worker))  # type: ignore[misc]
         self._on_idle()
 
-    async def _fill_patiently(self) -> None:
-        """`_fill`, as often as it takes where the system gives no descriptors or memory for a worker."""
+    async def _fill_with_retries(self) -> None:
+        """`_fill`, repeated while the system has no descriptors or memory for a worker."""
         while not self._is_closing:
             try:
                 await self._fill()
             except OSError as error:
-                logger.error("no worker can be started, trying again: %s", error)
+                logger.error("no worker can be started; trying again: %s", error)
                 await asyncio.sleep(_MAX_BACKOFF_SECONDS)
             else:
                 return
@@ -169,7 +169,7 @@ class WorkerSet:
             raise
 
     def _on_worker_exit(self, lane: Lane, worker: Worker) -> None:
-        """A worker has ended: put another in its place, unless it was retired and has been replaced."""
+        """A worker has ended: replace it, unless it was retired and has been replaced."""
         self._free_slots.append(worker.slot)
         if self._is_closing:
             return
@@ -179,7 +179,7 @@ class WorkerSet:
         self._workers[lane].discard(worker)
         if worker in self._idle[lane]:
             self._idle[lane].remove(worker)
-            worker.retire()  # closes our end of its channel, which nobody was reading
+            worker.retire()  # closes our end of its channel, which nobody reads
         self._deaths_in_a_row += 1
         self._spawn(self._refill(self._deaths_in_a_row))
 
@@ -187,22 +187,22 @@ class WorkerSet:
         if deaths_in_a_row > 2 * self._settings.worker_count:
             await asyncio.sleep(min(_MAX_BACKOFF_SECONDS, 0.01 * deaths_in_a_row))
         if self._fork_server is not None and not self._fork_server.lost.is_set():
-            await self._fill_patiently()
+            await self._fill_with_retries()
 
     async def _keep_fork_server(self, fork_server: ForkServer) -> None:
-        """Whenever the process that forks workers ends, start another, as often as it takes."""
+        """Start another fork server whenever it ends, and try again if that fails."""
         while True:
             await fork_server.lost.wait()
             fork_server = ForkServer(self._model)
             try:
                 await fork_server.start()
             except (RuntimeError, OSError):
-                logger.exception("the workers' process does not start; trying again")
-                fork_server.lost.set()  # what never started does not say that it ended
+                logger.exception("the fork server does not start; trying again")
+                fork_server.lost.set()  # one that never started does not set it by itself
                 await asyncio.sleep(_MAX_BACKOFF_SECONDS)
                 continue
             self._fork_server, self._owns_fork_server = fork_server, True
-            await self._fill_patiently()
+            await self._fill_with_retries()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

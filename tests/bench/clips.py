@@ -154,7 +154,7 @@ def race(bench: Bench, service: ServicePath, clip: Clip, fps: float) -> Race:
 
 def video_spec(fps: float) -> pb.PrepareSpec:
     """The request of `paths.make_job`, as a message."""
-    medium = pb.Media(key="clip", modality=pb.MODALITY_VIDEO, chunked=True, sampling=pb.Sampling(fps=fps))
+    medium = pb.Media(key="clip", modality=pb.MODALITY_VIDEO, chunked=pb.Chunked(), sampling=pb.Sampling(fps=fps))
     message = pb.Message(role="user", parts=[pb.Part(media_key="clip"), pb.Part(text=TEXT)])
     return pb.PrepareSpec(chat=pb.ChatPrompt(messages=[message]), media=[medium])
 

@@ -22,7 +22,9 @@ RENDER_SERVER_SHARE = 0.4
 
 HF_TO_OURS_ON_IMAGES = 3.0
 
-ESTIMATE_FACTOR = 3.0  # README, "How much is needed"; not two: the rates may come from another machine than this one
+ESTIMATE_FACTOR = (
+    3.0  # deploy/OPERATIONS.md, "Size a deployment"; not two: the rates may come from another machine than this one
+)
 
 PROMPT_MS = 5.0
 READY_SECONDS = 3.0

@@ -131,5 +131,6 @@ def compare_image_paths(job: ImageJob, paths: Mapping[str, ImagePath] = IMAGE_PA
 
 def _prepare(job: ImageJob, form: PixelForm) -> Result:
     prepared = pipeline.prepare(job.model, job.requests[form])
+    assert prepared.plan.pixels is not None
     pixels = prepared.tensors[prepared.plan.pixels.name]
     return Result(pixels, prepared.tensors["grid_thw"].tolist(), len(prepared.plan.items), prepared.timings)

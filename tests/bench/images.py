@@ -64,6 +64,6 @@ def images(bench: Bench) -> Section:
 def _image_spec(count: int) -> pb.PrepareSpec:
     """The request of `image_paths.make_image_job`, as a message."""
     keys = [f"photo {index}" for index in range(count)]
-    media = [pb.Media(key=key, modality=pb.MODALITY_IMAGE, chunked=True) for key in keys]
+    media = [pb.Media(key=key, modality=pb.MODALITY_IMAGE, chunked=pb.Chunked()) for key in keys]
     message = pb.Message(role="user", parts=[*(pb.Part(media_key=key) for key in keys), pb.Part(text=TEXT)])
     return pb.PrepareSpec(chat=pb.ChatPrompt(messages=[message]), media=media)

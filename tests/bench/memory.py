@@ -11,12 +11,12 @@ from pathlib import Path
 import cv2
 import torch
 
-from preprocessor.models.registry import load_model
 from tests.bench.contest import CannotDo
 from tests.bench.image_paths import IMAGE_PATHS, make_image_job
 from tests.bench.paths import PATHS, make_job, seed_processor
 from tests.bench.scripts import auto_processor
 from tests.golden.huggingface import processor_of
+from tests.loading import load_family_model
 
 _RESET_PEAK = "5"  # proc(5), /proc/[pid]/clear_refs
 
@@ -34,7 +34,7 @@ def peak_bytes(path: str, files: Sequence[bytes], fps: float | None, text: str) 
 def _peak_bytes(path: str, files: tuple[bytes, ...], fps: float | None, text: str) -> int | None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    model = load_model("qwen3-vl")
+    model = load_family_model("qwen3-vl")
     auto_processor(model)  # built once by whoever serves, so not a request's
     seed_processor()
     if fps is None:

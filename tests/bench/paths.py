@@ -40,9 +40,9 @@ from preprocessor.types.source import ClipInfo
 from preprocessor.types.timing import Timings
 from tests.bench.contest import CannotDo, Disagreement, Result, stage
 from tests.bench.scripts import auto_processor, chat_text, file_of
-from tests.golden.oracle import VideoMetadata, video_processor
+from tests.golden.oracle import video_processor
 
-from transformers.video_utils import load_video  # isort: skip  # torchvision is imported above
+from transformers.video_utils import VideoMetadata, load_video  # isort: skip  # torchvision is imported above
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,8 +193,8 @@ def needed_packets(data: bytes, wanted_pts: frozenset[int]) -> frozenset[int]:
     """Which packets, counted in decode order, may have to be decoded: a group of pictures that holds a wanted frame from its
     keyframe to the last wanted one, and the group before where a wanted frame is shown before the keyframe.
     """
-    with av.open(io.BytesIO(data)) as container:
-        packets = [(p.pts, p.is_keyframe) for p in container.demux(container.streams.video[0]) if p.size]
+    with av.open(io.BytesIO(data), "r") as container:
+        packets = [(p.pts or 0, p.is_keyframe) for p in container.demux(container.streams.video[0]) if p.size]
     starts = [ordinal for ordinal, (_, is_keyframe) in enumerate(packets) if is_keyframe or ordinal == 0]
     needed: set[int] = set()
     previous = range(0)
@@ -251,5 +251,6 @@ def _prepare(job: Job, form: PixelForm) -> Result:
     prepared = pipeline.prepare(job.model, job.requests[form])
     (item,) = prepared.plan.items
     assert item.frames is not None
+    assert prepared.plan.pixels is not None
     pixels = prepared.tensors[prepared.plan.pixels.name]
     return Result(pixels, prepared.tensors["grid_thw"].tolist(), len(item.frames.indices), prepared.timings)

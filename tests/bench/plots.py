@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 
 from tests.bench import goals
 
-STYLE = {
+STYLE: Any = {  # of the type that matplotlib says, which names each key
     "svg.fonttype": "none",
     "svg.hashsalt": "vlm-preprocessor",
     "font.family": "sans-serif",
@@ -90,8 +90,8 @@ def _draw_stages(section: Mapping[str, Any], folder: Path) -> Path:
                 widths = [row[stage] for row in rows]
                 panel.barh(names, widths, left=left, color=color, label=stage, height=0.68)
                 left = [a + b for a, b in zip(left, widths, strict=True)]
-            for name, total in zip(names, left, strict=True):
-                panel.text(total, name, f" {total:.0f}", va="center", fontsize=8)
+            for row, total in enumerate(left):
+                panel.text(total, row, f" {total:.0f}", va="center", fontsize=8)
             panel.set_title(f"{race['fps']:g} fps, {race['frame_count']} frames")
             panel.set_xlim(0, 1.16 * max(left))
             panel.set_xlabel("CPU, ms a request")
@@ -144,9 +144,9 @@ def _draw_clips(section: Mapping[str, Any], folder: Path) -> Path:
     with _figure(folder / "clips.svg", 1, 1, width=8.4, height=0.6 + 0.3 * len(races)) as (_, (panel,), path):
         colors = [_PATH_COLORS[name.split(" ÷ ")[0]] for name in names]
         panel.barh(labels, values, color=colors, height=0.68)
-        for label, value, name in zip(labels, values, names, strict=True):
+        for row, (value, name) in enumerate(zip(values, names, strict=True)):
             panel.text(
-                value, label, f" {value:.2f}" + ("" if name.startswith("seed") else " (hf)"), va="center", fontsize=8
+                value, row, f" {value:.2f}" + ("" if name.startswith("seed") else " (hf)"), va="center", fontsize=8
             )
         panel.axvline(1, color="black", linewidth=0.8)
         panel.set_title("seed ÷ ours, CPU (above 1: ours is faster)")

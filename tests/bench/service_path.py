@@ -70,9 +70,9 @@ class ServicePath:
 
     def _ask(self, ask: Ask) -> pb.Report:
         """The answer's bytes are taken and not looked at, but for the report."""
-        call = self._channel.stream_stream(ask.method)(iter(ask.messages), timeout=_TIMEOUT_SECONDS)
+        call: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(ask.method)
         last = b""
-        for message in call:
+        for message in call(iter(ask.messages), timeout=_TIMEOUT_SECONDS):
             last = message
         return pb.PrepareResponse.FromString(last).report
 

@@ -12,11 +12,14 @@ from typing import Any
 from preprocessor import pipeline
 from preprocessor.cli.capacity import demand_of
 from preprocessor.config import Limits
+from preprocessor.media.container import keep_going
 from preprocessor.models.family import Model
-from preprocessor.pipeline.request_checks import render_prompt
+from preprocessor.models.family.item import plan_item
+from preprocessor.models.family.prompt import render_prompt
 from preprocessor.text.prompt import expand_text
 from preprocessor.text.tokenizer import encode
 from preprocessor.traffic.seed import TEXT
+from preprocessor.types.plan import Plan
 from preprocessor.types.request import (
     ChatPrompt,
     Media,
@@ -46,17 +49,16 @@ _POLL_SECONDS = 0.005
 def prompt(bench: Bench) -> Section:
     """Template, token ids and positions of a prompt of 13,000 tokens."""
     request = long_request(bench.model, bench.clip)
-    planned = pipeline.plan(bench.model, request, Limits())
-    items, limits = planned.items, Limits()
-    replacements = [bench.model.family.replace_video(item, bench.model) for item in items]
+    limits = Limits()
+    item, layout = plan_item(bench.model, request, request.media[0], 0, limits, keep_going)
     text, _ = render_prompt(bench.model, request, limits)
-    expanded = expand_text(bench.model.tokenizer, bench.model.placeholders, text, replacements)
+    expanded = expand_text(bench.model.tokenizer, bench.model.placeholders, text.text, [layout.spans])
     steps: dict[str, Callable[[], object]] = {
         "template": lambda: render_prompt(bench.model, request, limits),
         "placeholders and token ids": lambda: expand_text(
-            bench.model.tokenizer, bench.model.placeholders, text, replacements
+            bench.model.tokenizer, bench.model.placeholders, text.text, [layout.spans]
         ),
-        "positions": lambda: bench.model.family.positions(expanded, items, bench.model),
+        "positions": lambda: bench.model.family.prompt_tensors(expanded, [item], bench.model),
     }
     medians = {name: _median_ms(step) for name, step in steps.items()}
     section = Section(
@@ -79,11 +81,17 @@ def long_request(model: Model, clip: bytes) -> PreparationRequest:
         message = Message("user", (MediaPart("clip"), TextPart(text)))
         return PreparationRequest(ChatPrompt((message,)), (Media("clip", Modality.VIDEO, clip, Sampling(fps=8)),))
 
-    base_count = len(pipeline.plan(model, request_of(TEXT), Limits()).prompt.token_ids)
+    base_count = len(pipeline.plan(model, request_of(TEXT), Limits()).token_ids)
     missing = _PROMPT_TOKEN_COUNT - base_count
     sentence = " Tell what moves, from where to where, and when it turns."
     each = len(encode(model.tokenizer, sentence))
     return request_of(TEXT + sentence * max(0, round(missing / each)))
+
+
+def _plan(model: Model, request: PreparationRequest) -> Plan:
+    plan = pipeline.plan(model, request, Limits())
+    assert isinstance(plan, Plan)
+    return plan
 
 
 def estimates(bench: Bench) -> Section:
@@ -96,7 +104,7 @@ def estimates(bench: Bench) -> Section:
     )
     for name, medium in _estimated_media():
         request = PreparationRequest(ChatPrompt((Message("user", (MediaPart(medium.key),)),)), (medium,))
-        planned = pipeline.plan(bench.model, request, Limits())
+        planned = _plan(bench.model, request)
         expected = demand_of(planned, request.media).core_seconds - demand_of(planned, request.media, 0.0).core_seconds
         took = min(_cpu_seconds(lambda: pipeline.prepare(bench.model, request)) for _ in range(bench.options.rounds))  # noqa: B023
         factor = max(expected / took, took / expected)

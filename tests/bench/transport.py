@@ -32,7 +32,7 @@ import tritonclient.grpc.aio
 from tritonclient.grpc import InferInput
 
 from deploy.triton.local_server import TritonServer
-from engine_client import EngineRequest, OwnedRegion, PendingRows, SamplingParameters, Transport, TritonEngine
+from engine_client import EngineRequest, OwnedRegion, RowProgress, SamplingParameters, Transport, TritonEngine
 from tests.bench.machine import machine
 
 MODELS = Path(__file__).parents[1] / "engine" / "models"
@@ -127,7 +127,7 @@ async def compare_ways(ways: Mapping[str, tuple[Way, np.ndarray]], round_count: 
         if "one message" in name:
             continue  # that model gives no checksum, which tests/engine/test_shared_memory.py covers
         got = await way(rows, ANSWER_WITH_CRC)
-        wanted = [len(rows), zlib.crc32(rows) & 0x7FFFFFFF]
+        wanted = [len(rows), zlib.crc32(rows.data) & 0x7FFFFFFF]
         if got[1:] != wanted:
             raise SystemExit(f"{name}: the model got {got[1:]}; it should be {wanted}")
     results = {name: Rounds() for name in ways}
@@ -139,7 +139,7 @@ async def compare_ways(ways: Mapping[str, tuple[Way, np.ndarray]], round_count: 
 
 async def last_row_to_reply(engine: TritonEngine, rows: np.ndarray, seconds: float) -> float:
     """Announce the rows evenly over that time; the seconds from the last to the end of the answer."""
-    pending = PendingRows("pixel_patches")
+    pending = RowProgress("pixel_patches")
     tensors = {"input_ids": ANSWER_AT_ONCE, "pixel_patches": rows}
     asking = asyncio.ensure_future(steps_of(engine, EngineRequest("bench", tensors, pending=pending)))
     loop = asyncio.get_running_loop()
@@ -159,7 +159,7 @@ async def steps_of(engine: TritonEngine, request: EngineRequest) -> list[int]:
 
 async def reply_beside_an_open_prompt(engine: TritonEngine, limit_seconds: float) -> float | None:
     """How long a small prompt takes while another waits for its rows; None: longer than the limit."""
-    pending = PendingRows("pixel_patches")
+    pending = RowProgress("pixel_patches")
     slow = EngineRequest(
         "slow", {"input_ids": ANSWER_AT_ONCE, "pixel_patches": np.zeros((10, FEATURE_COUNT), np.uint8)}, pending=pending
     )

@@ -41,7 +41,7 @@ class BegunAnswer:
     """A `Prepare` whose header has come, and whose pixels, more than any buffer on the way holds, wait to be read."""
 
     def __init__(self, channel: grpc.aio.Channel, clip: bytes) -> None:
-        spec = chat("What happens?", video(data=clip, sampling=pb.Sampling(every_frame=True)))
+        spec = chat("What happens?", video(data=clip, sampling=pb.Sampling(every_frame=pb.EveryFrame())))
         call: Any = pb_grpc.PreprocessorStub(channel).Prepare(iter([pb.PrepareRequest(spec=spec)]), timeout=SECONDS)
         self._answer = aiter(call)
         self._messages: list[pb.PrepareResponse] = []

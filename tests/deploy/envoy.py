@@ -9,7 +9,6 @@ import os
 import socket
 import subprocess
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ from typing import Any
 import yaml
 
 from tests.deploy.tools import DEPLOY, envoy_binary
+from tests.local_service import get_text
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 DIRECTORY = DEPLOY / "envoy"
-_LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 WITH_TLS = DEPLOY / "kustomize/components/tls/envoy.yaml"
@@ -82,11 +81,7 @@ class Envoy:
         return int(stats[0]["value"])
 
     async def _ask(self, path: str) -> str:
-        def ask() -> str:
-            with _LOOPBACK.open(f"http://{self._admin_address}{path}", timeout=10) as answer:
-                return answer.read().decode()
-
-        return await asyncio.to_thread(ask)
+        return await get_text(self._admin_address, path)
 
 
 @contextlib.asynccontextmanager

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+import pytest
 import yaml
 
+from preprocessor.cli.sources import load_settings
+from preprocessor.config import ServeSettings
+from tests.deploy.dockerfile import instructions
 from tests.deploy.tools import DEPLOY, tool
 from tests.waiting import PATIENCE_SECONDS
 
 Resource = dict[str, Any]
 
+GIB = 1 << 30
 OVERLAYS = ("base", "overlays/dev", "overlays/prod", "overlays/colocated")
+overlays = pytest.mark.parametrize("overlay", OVERLAYS)
 _UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 
 
@@ -70,3 +77,16 @@ def size_bytes(quantity: str) -> int:
 def cores(quantity: str) -> float:
     """Kubernetes' `4` or `250m`."""
     return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
+
+
+def settings_of(overlay: str, container: Resource) -> ServeSettings:
+    """The settings of `preprocessor serve` from a container's variables and the image's."""
+    image = dict(re.findall(r"(PREPROCESSOR_\w+)=(\S+)", " ".join(text for _, text in instructions("Dockerfile"))))
+    return load_settings(argparse.Namespace(config=""), image | environment_of(overlay, container)).settings
+
+
+def services_of(overlay: str) -> list[tuple[Resource, ServeSettings]]:
+    """Every container of the service, with its settings."""
+    found = [(one, settings_of(overlay, one)) for one, _ in containers(overlay) if one["name"] == "preprocessor"]
+    assert found
+    return found

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
-import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.local_service import SERVING, get_text
 from tests.waiting import eventually
 
-_SERVING = re.compile(r"on grpc (\S+), http (\S+);")
 _START_SECONDS = 100.0  # three at once, on a machine that does other things too
-_LOOPBACK = urllib.request.build_opener(
-    urllib.request.ProxyHandler({})
-)  # never behind a proxy, whatever the environment says
 
 
 class Replica:
@@ -43,8 +37,8 @@ class Replica:
 
     async def listening(self) -> None:
         process = self._running()
-        await eventually(lambda: process.poll() is not None or _SERVING.search(self.log) is not None, _START_SECONDS)
-        found = _SERVING.search(self.log)
+        await eventually(lambda: process.poll() is not None or SERVING.search(self.log) is not None, _START_SECONDS)
+        found = SERVING.search(self.log)
         assert found is not None, self.log
         self.address, self.http_address = found[1], found[2]
 
@@ -92,12 +86,7 @@ class Replica:
 
     async def metric(self, name: str, **labels: str) -> float:
         """Sum of the samples with these labels."""
-
-        def scrape() -> str:
-            with _LOOPBACK.open(f"http://{self.http_address}/metrics", timeout=10) as answer:
-                return answer.read().decode()
-
-        families = text_string_to_metric_families(await asyncio.to_thread(scrape))
+        families = text_string_to_metric_families(await get_text(self.http_address, "/metrics"))
         samples = [sample for family in families for sample in family.samples if sample.name == name]
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 

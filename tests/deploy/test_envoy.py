@@ -28,6 +28,7 @@ from tests.deploy.envoy import DIRECTORY, Envoy, configuration, running_envoy
 from tests.deploy.replicas import Replica, running_replicas
 from tests.deploy.tools import envoy_binary
 from tests.engine.certificates import SERVER_NAME, Authority, Signed
+from tests.local_service import LOOPBACK
 from tests.media import moving_shapes_clip, photo
 from tests.waiting import PATIENCE_SECONDS, eventually
 
@@ -37,7 +38,6 @@ PHOTO = photo(160, 120)
 LARGE_CLIP = moving_shapes_clip(seconds=2, width=640, height=480)
 """Some 50 MB of pixels."""
 SERVICE = "/preprocessor.v1.Preprocessor"
-_LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def ask(address: str, path: str, body: Any = None, **headers: str) -> tuple[int,
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"http://{address}{path}", data, headers)
     try:
-        with _LOOPBACK.open(request, timeout=SECONDS) as answer:
+        with LOOPBACK.open(request, timeout=SECONDS) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -137,7 +137,7 @@ async def test_a_call_that_a_full_replica_refuses_is_served_by_another(balanced:
         refused = asyncio.Event()
 
         async def wait_in_queue() -> None:
-            request = pb.PrepareRequest(spec=pb.PrepareSpec(text="Hi"))
+            request = pb.CountTokensRequest(spec=pb.PrepareSpec(text="Hi"))
             try:
                 await pb_grpc.PreprocessorStub(direct).CountTokens(iter([request]), timeout=SECONDS)
             except grpc.aio.AioRpcError as error:
@@ -163,7 +163,7 @@ async def test_curl_counts_tokens_and_reads_the_model(balanced: Balanced) -> Non
     spec = {"chat": {"messages": [message]}, "media": [inline]}
     status, body = await asyncio.to_thread(ask, balanced.envoy.address, f"{SERVICE}/CountTokens", [{"spec": spec}])
     answer = json.loads(body)
-    assert (status, answer["items"][0]["source"]["codec"]) == (200, "JPEG")
+    assert (status, answer["items"][0]["source"]["image"]["format"]) == (200, "JPEG")
     assert answer["token_count"] > answer["items"][0]["token_count"] > 0
 
 
@@ -173,7 +173,7 @@ async def test_curl_reads_a_stream_of_json_lines(balanced: Balanced) -> None:
         {"key": "photo", "offset_bytes": 0, "data": base64.b64encode(PHOTO[:half]).decode()},
         {"key": "photo", "offset_bytes": half, "data": base64.b64encode(PHOTO[half:]).decode(), "last": True},
     ]
-    media = [{"key": "photo", "modality": "MODALITY_IMAGE", "chunked": True}]
+    media = [{"key": "photo", "modality": "MODALITY_IMAGE", "chunked": {}}]
     message = {"role": "user", "parts": [{"media_key": "photo"}]}
     spec = {"chat": {"messages": [message]}, "media": media}
     body = [{"spec": spec}, *({"chunk": chunk} for chunk in chunks)]
@@ -189,6 +189,22 @@ async def test_an_error_reaches_curl_with_its_reason(balanced: Balanced) -> None
     )
     assert status == 400
     assert json.loads(body)["details"][0]["reason"] == "EMPTY_PROMPT"
+
+
+async def test_a_field_at_fault_reaches_curl(balanced: Balanced) -> None:
+    spec = {"chat": {"messages": []}}
+    status, body = await asyncio.to_thread(ask, balanced.envoy.address, f"{SERVICE}/CountTokens", [{"spec": spec}])
+    assert status == 400
+    assert json.loads(body)["details"][1]["field_violations"][0]["field"] == "chat.messages"
+
+
+async def test_two_ways_to_choose_frames_are_refused_in_json(balanced: Balanced) -> None:
+    sampling = {"fps": 1, "frame_count": 4}
+    medium = {"key": "clip", "modality": "MODALITY_VIDEO", "inline_data": "", "sampling": sampling}
+    status, body = await asyncio.to_thread(
+        ask, balanced.envoy.address, f"{SERVICE}/CountTokens", [{"spec": {"text": "Hi", "media": [medium]}}]
+    )
+    assert (status, "choice" in body) == (400, True), body
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/readyz", f"{SERVICE}/Nothing", "/grpc.health.v1.Health/Check"])

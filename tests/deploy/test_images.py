@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
+import ast
 import re
 import shlex
 import subprocess
 from fnmatch import fnmatch
-from pathlib import PurePosixPath
 
 import pytest
 
@@ -44,19 +43,24 @@ def test_copied_files_exist_and_are_in_the_build_context(path: str) -> None:
                 assert any(fnmatch(source, rule) for rule in let_in), source
 
 
-def test_links_of_copied_models_lead_to_what_is_copied_too() -> None:
-    copied = {
-        PurePosixPath(text.split()[1]): text.split()[0]
-        for word, text in instructions("triton/Dockerfile")
-        if word == "COPY"
+def test_models_find_in_the_image_what_they_import() -> None:
+    """In the folder that Triton puts on a Python model's path: `deploy.triton.local_server` has it there too."""
+    copied = dict(text.split() for word, text in instructions("triton/Dockerfile") if word == "COPY")
+    assert copied == {
+        "engine_client": "/opt/tritonserver/backends/python/engine_client",
+        "deploy/triton/models": "/models",
     }
-    folder = copied[PurePosixPath("/models")]
-    links = [path for path in (REPOSITORY / folder).rglob("*") if path.is_symlink()]
-    assert links
-    for link in links:
-        inside = PurePosixPath("/models") / link.relative_to(REPOSITORY / folder).parent / link.readlink()
-        target = PurePosixPath(os.path.normpath(inside))
-        assert link.resolve() == REPOSITORY / copied[target]
+    models = list((REPOSITORY / "deploy/triton/models").rglob("*"))
+    assert not any(path.is_symlink() for path in models)
+    imported = {
+        str(node.module)
+        for path in models
+        if path.suffix == ".py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("engine_client")
+    }
+    assert imported
+    assert all(name.startswith(("engine_client.contract.", "engine_client.triton.backend.")) for name in imported)
 
 
 @pytest.mark.parametrize("secret", [".git", ".env", ".venv", ".triton", "deploy/kustomize", "tests"])
@@ -104,7 +108,7 @@ def test_a_certificate_given_to_the_image_is_used() -> None:
     assert load_settings(argparse.Namespace(config=""), given).settings.access.tls_certificate == "tls.crt"
 
 
-def test_readme_s_lines_build_and_run_the_image() -> None:
-    text = (REPOSITORY / "README.md").read_text()
+def test_the_documented_lines_build_and_run_the_image() -> None:
+    text = (DEPLOY / "README.md").read_text()
     assert "docker build -f deploy/Dockerfile -t preprocessor .\n" in text
     assert "docker run --rm -p 127.0.0.1:50051:50051 preprocessor\n" in text

@@ -19,7 +19,11 @@ from tests.media import photo
 from tests.service.conftest import Caller, serving
 from tests.waiting import PATIENCE_SECONDS
 
-SERVICE_CONFIG = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}  # README's
+# As deploy/README.md shows it.
+SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "healthCheckConfig": {"serviceName": ""},
+}
 CALLER_OPTIONS = (
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
     ("grpc.dns_min_time_between_resolutions_ms", 100),  # gRPC's own 30 s are too long for a test, not for a cluster

@@ -21,14 +21,14 @@ import torch
 IMAGE_TOKEN, VIDEO_TOKEN = 151655, 151656
 
 
-def normalized(patches, mean, std):
+def normalized(patches: np.ndarray, mean: np.ndarray, std: np.ndarray) -> torch.Tensor:
     """float32 [P, F], from uint8 [P, F] of values in the order channel, temporal, row, column."""
     pixels = torch.from_numpy(patches).reshape(-1, 3, 2, 16, 16).to(torch.float32)
-    mean, std = (torch.tensor(value.tolist()).view(1, 3, 1, 1, 1) * (1.0 / (1 / 255)) for value in (mean, std))
-    return ((pixels - mean) / std).reshape(len(patches), -1)
+    shift, scale = (torch.tensor(value.tolist()).view(1, 3, 1, 1, 1) * (1.0 / (1 / 255)) for value in (mean, std))
+    return ((pixels - shift) / scale).reshape(len(patches), -1)
 
 
-def model_inputs(prompt):
+def model_inputs(prompt: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     ids = torch.from_numpy(prompt["input_ids"]).long()[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if "grid_thw" in prompt:
@@ -46,7 +46,7 @@ def model_inputs(prompt):
     return inputs
 
 
-def main(module_parent, prompts_directory, max_tokens, save_directory=None):
+def main(module_parent: str, prompts_directory: str, max_tokens: str, save_directory: str | None = None) -> None:
     sys.path.insert(0, module_parent)
     model = importlib.import_module("1.checkpoint").build_tiny_model(seed=0 if save_directory is None else 1)
     if save_directory is not None:

@@ -53,7 +53,7 @@ class PromptBuilder:
         return self
 
     def tensors(self) -> dict[str, np.ndarray]:
-        tensors = {"input_ids": np.array(self._ids, np.int32)}
+        tensors: dict[str, np.ndarray] = {"input_ids": np.array(self._ids, np.int32)}
         if self._grids:
             tensors |= {
                 "pixel_patches": np.concatenate(self._rows),

@@ -8,14 +8,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
+import numpy as np
 import pytest
 
 from deploy.triton.local_server import TritonServer
-from engine_client import Endpoints, TritonEngine, kserve, kserve_regions, stream
-from engine_client.kserve_regions import RegisteredRegion
+from engine_client import Endpoints, TritonEngine
+from engine_client.triton import kserve, kserve_regions, stream
+from engine_client.triton.kserve_regions import RegisteredRegion
 from preprocessor import pipeline
 from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
@@ -69,7 +72,7 @@ async def ask(
     spec: pb.PrepareSpec = SPEC,
     timeout_seconds: float = PATIENCE_SECONDS,
     max_tokens: int = 3,
-    **parameters: int,
+    **parameters: Any,
 ) -> Answer:
     """Call `Generate` and take down what comes, in `answer` at once."""
     given = pb.GenerateSpec(prompt=spec, parameters=pb.GenerationParameters(max_tokens=max_tokens, **parameters))
@@ -137,7 +140,7 @@ async def assert_at_rest(caller: Caller) -> None:
     assert pool.files.leased_bytes == pool.rows.leased_bytes == 0
     assert [state.in_flight_count for state in engine.states()] == [0] * len(engine.states())
     # Streams that were left end by themselves, within seconds.
-    await eventually(lambda: not any(each._streams or each._farewells for each in engines_of(caller)))
+    await eventually(lambda: not any(each._streams or each._shutdowns for each in engines_of(caller)))
 
 
 def is_in_shared_memory(key: str) -> bool:
@@ -169,7 +172,9 @@ async def until_ready(caller: Caller, *, is_ready: bool = True) -> str:
 async def registered(server: TritonServer) -> list[RegisteredRegion]:
     """The shared memory that the server has."""
     async with grpc.aio.insecure_channel(server.grpc_address) as channel:
-        call = channel.unary_unary(kserve.SERVICE + "SystemSharedMemoryStatus")
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            kserve.SERVICE + "SystemSharedMemoryStatus"
+        )
         wire = await call(kserve_regions.encode_region_status())
         assert isinstance(wire, bytes)
         return list(kserve_regions.decode_region_status(wire))
@@ -178,4 +183,4 @@ async def registered(server: TritonServer) -> list[RegisteredRegion]:
 def checksum(model: Model, spec: pb.PrepareSpec = SPEC) -> tuple[int, int]:
     """How many rows of pixels the prompt has, and the CRC-32 of them, as the test models tell it."""
     pixels = pipeline.prepare(model, read_spec(spec)[0]).tensors["pixel_patches"]
-    return len(pixels), zlib.crc32(pixels) & 0x7FFFFFFF
+    return len(pixels), zlib.crc32(np.ascontiguousarray(pixels).data) & 0x7FFFFFFF

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def be_impatient(engine: TritonEngine, max_silence_seconds: float | None = 0.3) 
     engine._max_silence_seconds = max_silence_seconds
     for stream in engine._streams:
         stream._max_silence_seconds = max_silence_seconds
-        stream._news.set()  # whoever waits begins to wait anew
+        stream._changed.set()  # whoever waits begins to wait anew
 
 
 def ask_directly(
@@ -112,7 +113,7 @@ def ask_directly(
 ) -> dict[str, list[int]]:
     """What transformers itself answers to each prompt: see `direct_answers.py`, which runs in the models' own Python."""
     for name, tensors in prompts.items():
-        np.savez(directory / f"{name}.npz", **tensors)
+        np.savez(directory / f"{name}.npz", **dict[str, Any](tensors))
     python = os.environ.get("TRITON_PYTHON", INSTALLED / "venv/bin/python")
     script = Path(__file__).with_name("direct_answers.py")
     ran = subprocess.run(

@@ -12,19 +12,21 @@ import numpy as np
 import torch
 
 from deploy.triton.local_server import REPOSITORY
+from engine_client.contract.assembler import PromptAssembler
+from engine_client.contract.prompt import ModelLayout
+from engine_client.triton.backend.rows import TorchRows
 from tests.engine.model_files import model_file
 
 FOLDER = REPOSITORY / "vlm_tensorrt_llm"
 STAND_IN = Path(__file__).parent / "stand_in"
 
 module = partial(model_file, FOLDER.name)
-contract, params, settings = module("prompts.contract"), module("params"), module("settings")
-arrival, pixels, rows = module("prompts.arrival"), module("pixels"), module("prompts.rows")
+params, pixels, settings = module("params"), module("pixels"), module("settings")
 engine, surface = module("engine"), module("surface")
 
 Tensors = dict[str, np.ndarray]
 IMAGE_TOKEN, VIDEO_TOKEN, VOCABULARY_SIZE, MAX_POSITIONS = 97, 98, 100, 64
-LAYOUT = contract.ModelLayout(
+LAYOUT = ModelLayout(
     patch_size=1,
     temporal_patch_size=1,
     merge_size=1,
@@ -36,7 +38,7 @@ LAYOUT = contract.ModelLayout(
 """A patch is a pixel, a token is a patch: every row of a prompt can be written down."""
 
 
-QWEN3_VL_LAYOUT = contract.ModelLayout(
+QWEN3_VL_LAYOUT = ModelLayout(
     patch_size=16,
     temporal_patch_size=2,
     merge_size=2,
@@ -65,19 +67,21 @@ PARAMETERS = {
 
 
 def read_settings(**changed: str) -> Any:
-    """`EngineSettings`, with changed parameters."""
-    return settings.EngineSettings.from_parameters(PARAMETERS | {"checkpoint": "somewhere"} | changed, {})
+    """`ModelParameters`, with changed parameters."""
+    return settings.ModelParameters.from_parameters(PARAMETERS | {"checkpoint": "somewhere"} | changed, {})
 
 
 def build(
     tensors: Tensors, layout: Any, family: str, dtype: torch.dtype = torch.float32, *, reuses_kv_blocks: bool = True
 ) -> Any:
     """`PromptParams` of a prompt that came at once, with its pixels."""
-    cpu, rules = torch.device("cpu"), params.FAMILIES[family]
+    cpu, rules = torch.device("cpu"), params.FAMILY_RULES[family]
     layout = replace(layout, one_span_a_video=rules.one_span_a_video)
-    arrived = arrival.Arrival(tensors, None, layout, cpu, is_whole=True)
-    built = params.build_params(tensors, arrived.prompt, rules, layout.max_positions, reuses_kv_blocks=reuses_kv_blocks)
-    taken = pixels.Pixels(arrived.prompt, arrived.rows, layout.feature_count, cpu, dtype)
+    assembler = PromptAssembler(tensors, None, layout, TorchRows(cpu), is_whole=True)
+    built = params.build_params(
+        tensors, assembler.prompt, rules, layout.max_positions, reuses_kv_blocks=reuses_kv_blocks
+    )
+    taken = pixels.Pixels(assembler.prompt, assembler.rows, layout.feature_count, cpu, dtype)
     taken.take_rows()
     return replace(built, multimodal_data=taken.data() | built.multimodal_data)
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from engine_client.breaker import Breaker, EndpointPolicy, RetryBudget, Standing
+from engine_client.breaker import Breaker, EndpointHealth, EndpointPolicy, RetryBudget
 
 POLICY = EndpointPolicy(max_failures=3, min_backoff_seconds=1.0, max_backoff_seconds=4.0, backoff_jitter=0.0)
 
@@ -42,13 +42,13 @@ def succeed(breaker: Breaker) -> None:
 
 def eject(breaker: Breaker) -> None:
     fail(breaker, POLICY.max_failures)
-    assert breaker.standing is Standing.EJECTED
+    assert breaker.health is EndpointHealth.EJECTED
 
 
 def put_on_trial(breaker: Breaker, clock: Clock) -> None:
     clock.now += breaker.seconds_to_return
     breaker.probe_succeeded()
-    assert breaker.standing is Standing.TRIAL
+    assert breaker.health is EndpointHealth.TRIAL
 
 
 def test_failures_in_a_row_eject(breaker: Breaker) -> None:
@@ -56,14 +56,14 @@ def test_failures_in_a_row_eject(breaker: Breaker) -> None:
     assert breaker.is_open
     fail(breaker)
     assert not breaker.is_open
-    assert (breaker.standing, breaker.last_error, breaker.ejection_count) == (Standing.EJECTED, "boom", 1)
+    assert (breaker.health, breaker.last_error, breaker.ejection_count) == (EndpointHealth.EJECTED, "boom", 1)
 
 
 def test_a_whole_answer_between_failures_keeps_it_in(breaker: Breaker) -> None:
     for _ in range(5):
         fail(breaker, 2)
         succeed(breaker)
-    assert breaker.standing is Standing.HEALTHY
+    assert breaker.health is EndpointHealth.HEALTHY
 
 
 def test_a_first_token_alone_does_not_excuse_failures(breaker: Breaker) -> None:
@@ -71,14 +71,14 @@ def test_a_first_token_alone_does_not_excuse_failures(breaker: Breaker) -> None:
         attempt = breaker.begin()
         breaker.saw_step(attempt)
         breaker.failed(attempt, "broke off")
-    assert breaker.standing is Standing.EJECTED
+    assert breaker.health is EndpointHealth.EJECTED
 
 
 def test_a_successful_probe_does_not_excuse_failed_requests(breaker: Breaker) -> None:
     for _ in range(3):
         fail(breaker)
         breaker.probe_succeeded()
-    assert breaker.standing is Standing.EJECTED
+    assert breaker.health is EndpointHealth.EJECTED
 
 
 def test_probes_that_fail_in_a_row_eject_and_one_that_succeeds_between_does_not(breaker: Breaker) -> None:
@@ -87,28 +87,28 @@ def test_probes_that_fail_in_a_row_eject_and_one_that_succeeds_between_does_not(
             breaker.probe_failed("not ready")
         else:
             breaker.probe_succeeded()
-    assert breaker.standing is Standing.HEALTHY
+    assert breaker.health is EndpointHealth.HEALTHY
     assert not breaker.is_ready
     breaker.probe_failed("not ready")
-    assert breaker.standing is Standing.EJECTED
+    assert breaker.health is EndpointHealth.EJECTED
 
 
 def test_what_every_request_would_meet_ejects_at_once(breaker: Breaker) -> None:
     breaker.failed(breaker.begin(), "another model", is_final=True)
-    assert breaker.standing is Standing.EJECTED
+    assert breaker.health is EndpointHealth.EJECTED
 
 
 def test_what_every_probe_would_meet_ejects_at_once(breaker: Breaker) -> None:
     breaker.probe_failed("another model", is_final=True)
-    assert breaker.standing is Standing.EJECTED
+    assert breaker.health is EndpointHealth.EJECTED
 
 
 def test_a_failure_that_may_not_eject_is_counted(breaker: Breaker) -> None:
     for _ in range(5):
         breaker.failed(breaker.begin(), "boom", may_eject=False)
-    assert breaker.standing is Standing.HEALTHY
+    assert breaker.health is EndpointHealth.HEALTHY
     fail(breaker)
-    assert breaker.standing is Standing.EJECTED
+    assert breaker.health is EndpointHealth.EJECTED
 
 
 def test_a_full_endpoint_stays_in(breaker: Breaker) -> None:
@@ -116,7 +116,7 @@ def test_a_full_endpoint_stays_in(breaker: Breaker) -> None:
         attempt = breaker.begin()
         breaker.refused("full")
         breaker.released(attempt)
-    assert breaker.standing is Standing.HEALTHY
+    assert breaker.health is EndpointHealth.HEALTHY
 
 
 def test_it_returns_only_when_its_time_is_over_and_a_probe_succeeds(breaker: Breaker, clock: Clock) -> None:
@@ -124,11 +124,11 @@ def test_it_returns_only_when_its_time_is_over_and_a_probe_succeeds(breaker: Bre
     clock.now = 0.9
     assert not breaker.needs_probe
     breaker.probe_succeeded()
-    assert breaker.standing is Standing.EJECTED
+    assert breaker.health is EndpointHealth.EJECTED
     clock.now = 1.0
     assert breaker.needs_probe
     breaker.probe_succeeded()
-    assert breaker.standing is Standing.TRIAL
+    assert breaker.health is EndpointHealth.TRIAL
 
 
 def test_on_trial_one_request_at_a_time_is_sent_until_a_token_comes(breaker: Breaker, clock: Clock) -> None:
@@ -138,14 +138,14 @@ def test_on_trial_one_request_at_a_time_is_sent_until_a_token_comes(breaker: Bre
     assert not breaker.is_open
     breaker.saw_step(attempt)
     assert breaker.is_open
-    assert breaker.standing is Standing.HEALTHY
+    assert breaker.health is EndpointHealth.HEALTHY
 
 
 def test_a_trial_that_says_nothing_about_the_endpoint_makes_room_for_the_next(breaker: Breaker, clock: Clock) -> None:
     eject(breaker)
     put_on_trial(breaker, clock)
     breaker.released(breaker.begin())
-    assert breaker.standing is Standing.TRIAL
+    assert breaker.health is EndpointHealth.TRIAL
     assert breaker.is_open
 
 
@@ -209,7 +209,7 @@ def test_answers_begun_before_the_ejection_say_nothing_about_the_trial(breaker: 
     for attempt in stale:
         breaker.saw_step(attempt)
         breaker.failed(attempt, "broke off")
-    assert breaker.standing is Standing.TRIAL
+    assert breaker.health is EndpointHealth.TRIAL
     assert breaker.is_open
 
 
@@ -218,7 +218,7 @@ def test_callers_who_leave_after_a_long_silence_eject(breaker: Breaker, clock: C
         attempt = breaker.begin()
         clock.now += POLICY.min_silence_seconds
         breaker.abandoned(attempt, "left")
-    assert breaker.standing is Standing.EJECTED
+    assert breaker.health is EndpointHealth.EJECTED
 
 
 def test_callers_who_leave_soon_do_not(breaker: Breaker, clock: Clock) -> None:
@@ -226,7 +226,7 @@ def test_callers_who_leave_soon_do_not(breaker: Breaker, clock: Clock) -> None:
         attempt = breaker.begin()
         clock.now += POLICY.min_silence_seconds / 2
         breaker.abandoned(attempt, "left")
-    assert breaker.standing is Standing.HEALTHY
+    assert breaker.health is EndpointHealth.HEALTHY
 
 
 def test_silence_is_no_fault_while_others_are_answered_there(breaker: Breaker, clock: Clock) -> None:
@@ -236,7 +236,7 @@ def test_silence_is_no_fault_while_others_are_answered_there(breaker: Breaker, c
         clock.now += POLICY.min_silence_seconds
         breaker.saw_step(other)
         breaker.abandoned(attempt, "left")
-    assert breaker.standing is Standing.HEALTHY
+    assert breaker.health is EndpointHealth.HEALTHY
 
 
 def test_a_trial_that_is_left_after_a_long_silence_has_failed(breaker: Breaker, clock: Clock) -> None:
@@ -245,7 +245,7 @@ def test_a_trial_that_is_left_after_a_long_silence_has_failed(breaker: Breaker, 
     attempt = breaker.begin()
     clock.now += POLICY.min_silence_seconds
     breaker.abandoned(attempt, "left")
-    assert breaker.standing is Standing.EJECTED
+    assert breaker.health is EndpointHealth.EJECTED
 
 
 def test_retries_run_out_and_whole_answers_earn_new_ones() -> None:

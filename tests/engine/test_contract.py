@@ -1,15 +1,23 @@
-"""The served models' own check of their prompts, without Triton: `deploy/triton/prompts/contract.py`."""
+"""The check of prompts that the served models make, without Triton: `engine_client.contract`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from deploy.triton.prompts import contract, rows
+from deploy.triton.local_server import REPOSITORY
+from engine_client.contract.errors import InvalidPrompt
+from engine_client.contract.prompt import ModelLayout, check_prompt
+from engine_client.contract.sampling import SamplingParameters
+from engine_client.contract.tensors import CONTRACT_INPUTS, FIRST_ROW
+from engine_client.triton.backend.rows import normalize_patches
+from engine_client.triton.kserve import datatype_of
 from tests.engine.model_files import model_file
 from tests.engine.prompts import (
     FEATURE_COUNT,
@@ -26,7 +34,7 @@ from tests.engine.prompts import (
 
 generation = model_file("vlm_transformers", "generation")
 
-LAYOUT = contract.ModelLayout(
+LAYOUT = ModelLayout(
     patch_size=16,
     temporal_patch_size=2,
     merge_size=2,
@@ -39,9 +47,7 @@ Tensors = dict[str, np.ndarray]
 
 
 def build(tensors: Tensors) -> dict[str, torch.Tensor]:
-    inputs: dict[str, torch.Tensor] = generation.build_model_inputs(
-        contract.check_prompt(tensors, LAYOUT), torch.device("cpu")
-    )
+    inputs: dict[str, torch.Tensor] = generation.build_model_inputs(check_prompt(tensors, LAYOUT), torch.device("cpu"))
     return inputs
 
 
@@ -58,13 +64,13 @@ def test_grids_are_dealt_to_their_modality_in_order() -> None:
     assert prompt["grid_thw"].tolist() == [[1, 4, 4], [2, 6, 4], [1, 2, 8]]
     assert inputs["image_grid_thw"].tolist() == [[1, 4, 4], [1, 2, 8]]
     assert inputs["video_grid_thw"].tolist() == [[2, 6, 4]]
-    assert contract.check_prompt(prompt, LAYOUT).row_count == 80
+    assert check_prompt(prompt, LAYOUT).row_count == 80
 
 
 def test_a_prompt_may_be_checked_before_its_rows_have_come() -> None:
     prompt = mixed_prompt()
     del prompt["pixel_patches"]
-    assert contract.check_prompt(prompt, LAYOUT).row_count == 80
+    assert check_prompt(prompt, LAYOUT).row_count == 80
 
 
 def test_token_types_mark_the_placeholders() -> None:
@@ -79,7 +85,7 @@ def test_normalized_patches_equal_the_processors_float32_bit_for_bit() -> None:
     channels = values.reshape(3, -1).astype(np.float32)
     # transformers 5.23, `_fuse_mean_std_and_rescale_factor`: mean and std times 255 in float32, then two float32 steps.
     expected = (channels - MEAN[:, None] * np.float32(255)) / (STD[:, None] * np.float32(255))
-    got = rows.normalize_patches(torch.from_numpy(values), MEAN, STD)
+    got = normalize_patches(torch.from_numpy(values), MEAN, STD)
     assert got.numpy().tobytes() == expected.astype(np.float32).tobytes()
 
 
@@ -142,7 +148,7 @@ def moved_span(row: int, column: int, by: int) -> Callable[[Tensors], Tensors]:
 def test_a_contradiction_is_named(change: Callable[[Tensors], Tensors], complaint: str) -> None:
     prompt = video_prompt()
     assert prompt["item_spans"].tolist() == [[0, 8, 4], [0, 18, 4], [0, 28, 4]]
-    with pytest.raises(contract.InvalidPrompt, match=complaint):
+    with pytest.raises(InvalidPrompt, match=complaint):
         build(change(prompt))
 
 
@@ -150,17 +156,18 @@ def test_two_images_need_text_between_them() -> None:
     prompt = PromptBuilder().image(2, 2).image(2, 2).tensors()
     ids = [IMAGE_TOKEN, IMAGE_TOKEN]  # the runs would be one, and the second image would get no rotary positions
     spans = np.array([[0, 0, 1], [1, 1, 1]], np.int32)
-    with pytest.raises(contract.InvalidPrompt, match="touches the span before it"):
+    with pytest.raises(InvalidPrompt, match="touches the span before it"):
         build(prompt | {"input_ids": np.array(ids, np.int32), "item_spans": spans})
 
 
-def test_sampling_without_tensors_has_the_clients_defaults() -> None:
-    from engine_client import SamplingParameters
+def test_sampling_without_tensors_has_the_defaults() -> None:
+    assert SamplingParameters.from_tensors({}) == SamplingParameters()
 
-    defaults, ours = SamplingParameters(), contract.Sampling.from_tensors({})
-    assert {name: getattr(ours, name) for name in ours.__slots__} == {
-        name: getattr(defaults, name) for name in defaults.__slots__
-    }
+
+@pytest.mark.parametrize("stop_token_ids", [(), (7, 8)])
+def test_sampling_is_what_its_tensors_say(stop_token_ids: tuple[int, ...]) -> None:
+    sampling = SamplingParameters(9, 0.5, 0.25, 3, 2**64 - 1, stop_token_ids)
+    assert SamplingParameters.from_tensors(sampling.tensors()) == sampling
 
 
 @pytest.mark.parametrize(
@@ -176,5 +183,25 @@ def test_sampling_without_tensors_has_the_clients_defaults() -> None:
     ],
 )
 def test_sampling_out_of_range_is_named(name: str, values: list[float], dtype: type[np.generic]) -> None:
-    with pytest.raises(contract.InvalidPrompt, match=name):
-        contract.Sampling.from_tensors({name: np.array(values, dtype)})
+    with pytest.raises(InvalidPrompt, match=name):
+        SamplingParameters.from_tensors({name: np.array(values, dtype)})
+
+
+CONFIGURATIONS = [
+    *sorted(REPOSITORY.glob("*/config.pbtxt")),
+    REPOSITORY.parents[1] / "kustomize/components/model/config.pbtxt",
+]
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.parent.name)
+def test_models_declare_the_contract_s_tensors(path: Path) -> None:
+    declared = {
+        name: (datatype, tuple(map(int, dims.split(","))))
+        for name, datatype, dims in re.findall(
+            r'name: "(\w+)" +data_type: TYPE_(\w+) +dims: \[ ([-\d, ]+) \] +optional: true', path.read_text()
+        )
+    }
+    contract = {
+        tensor.name: (datatype_of(tensor.name, tensor.dtype), tensor.shape) for tensor in CONTRACT_INPUTS.values()
+    }
+    assert declared == contract | {FIRST_ROW: ("INT64", (1,))}

@@ -7,12 +7,12 @@ import asyncio
 import pytest
 
 from engine_client import (
+    EndpointHealth,
     EndpointPolicy,
     EngineFailed,
     EngineMismatch,
     EngineOverloaded,
     EngineUnavailable,
-    Standing,
 )
 from engine_client.testing import FakeEngine
 from tests.engine.several import CALM, broken, by_name, in_order, tokens
@@ -24,7 +24,7 @@ async def test_an_endpoint_that_keeps_failing_gets_no_more_requests() -> None:
     async with in_order(a=dead, b=FakeEngine([5])) as endpoints:
         for _ in range(10):
             assert await tokens(endpoints) == [5]
-        assert by_name(endpoints)["a"].standing is Standing.EJECTED
+        assert by_name(endpoints)["a"].health is EndpointHealth.EJECTED
     assert len(dead.requests) == CALM.max_failures
 
 
@@ -50,21 +50,21 @@ async def test_a_request_that_breaks_engines_does_not_take_out_the_last() -> Non
         for _ in range(20):
             with pytest.raises(EngineFailed):
                 await tokens(endpoints)
-        assert sorted(state.standing for state in endpoints.states()) == ["ejected", "ejected", "healthy"]
+        assert sorted(state.health for state in endpoints.states()) == ["ejected", "ejected", "healthy"]
 
 
 async def test_a_full_engine_is_not_ejected() -> None:
     async with in_order(a=broken(EngineOverloaded("full")), b=FakeEngine([5])) as endpoints:
         for _ in range(10):
             assert await tokens(endpoints) == [5]
-        assert by_name(endpoints)["a"].standing is Standing.HEALTHY
+        assert by_name(endpoints)["a"].health is EndpointHealth.HEALTHY
 
 
 async def test_an_engine_of_another_model_is_out_at_once_and_the_other_answers() -> None:
     wrong = broken(EngineMismatch("engine a", ["patch_size of the engine is 14, of this side 16"]))
     async with in_order(a=wrong, b=FakeEngine([5])) as endpoints:
         assert await tokens(endpoints) == [5]
-        assert by_name(endpoints)["a"].standing is Standing.EJECTED
+        assert by_name(endpoints)["a"].health is EndpointHealth.EJECTED
 
 
 async def test_when_every_engine_is_of_another_model_each_caller_hears_that() -> None:
@@ -93,12 +93,12 @@ async def test_an_ejected_endpoint_returns_by_a_probe_and_a_request() -> None:
     async with in_order(policy, one=one) as endpoints:
         with pytest.raises(EngineUnavailable):
             await endpoints.check_ready()
-        await eventually(lambda: by_name(endpoints)["one"].standing is Standing.EJECTED)
+        await eventually(lambda: by_name(endpoints)["one"].health is EndpointHealth.EJECTED)
         one.is_available = True
-        await eventually(lambda: by_name(endpoints)["one"].standing is Standing.TRIAL)
+        await eventually(lambda: by_name(endpoints)["one"].health is EndpointHealth.TRIAL)
         await endpoints.check_ready()
         assert await tokens(endpoints) == [1]
-        assert by_name(endpoints)["one"].standing is Standing.HEALTHY
+        assert by_name(endpoints)["one"].health is EndpointHealth.HEALTHY
 
 
 async def test_an_engine_that_is_ready_and_fails_every_request_is_not_fully_back_by_probes_alone() -> None:
@@ -108,8 +108,8 @@ async def test_an_engine_that_is_ready_and_fails_every_request_is_not_fully_back
     dead = broken(EngineUnavailable("the model's process has died"))
     async with in_order(policy, dead=dead, alive=FakeEngine([5])) as endpoints:
         for _ in range(3):
-            await eventually(lambda: by_name(endpoints)["dead"].standing is not Standing.EJECTED)
-            while by_name(endpoints)["dead"].standing is not Standing.EJECTED:
+            await eventually(lambda: by_name(endpoints)["dead"].health is not EndpointHealth.EJECTED)
+            while by_name(endpoints)["dead"].health is not EndpointHealth.EJECTED:
                 assert await tokens(endpoints) == [5]
     assert len(dead.requests) == policy.max_failures + 2  # then one on trial each time
 
@@ -126,9 +126,9 @@ async def test_a_probe_that_says_nothing_is_a_failed_one_and_a_broken_one_does_n
     policy = EndpointPolicy(probe_period_seconds=0.01, probe_timeout_seconds=0.01, max_failures=2)
     async with in_order(policy, mute=Mute(), buggy=Buggy(), good=FakeEngine([5])) as endpoints:
         await tokens(endpoints)  # the first use starts the watch
-        await eventually(lambda: [state.standing for state in endpoints.states()[:2]] == [Standing.EJECTED] * 2)
+        await eventually(lambda: [state.health for state in endpoints.states()[:2]] == [EndpointHealth.EJECTED] * 2)
         states = by_name(endpoints)
         await endpoints.check_ready()
     assert "no answer to a probe in 0.01 s" in states["mute"].last_error
     assert "a bug" in states["buggy"].last_error
-    assert states["good"].standing is Standing.HEALTHY
+    assert states["good"].health is EndpointHealth.HEALTHY

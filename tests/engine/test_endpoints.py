@@ -17,15 +17,21 @@ import pytest
 from engine_client import (
     EndpointPolicy,
     Endpoints,
+    EngineCapabilities,
     EngineDeadlineExceeded,
     EngineError,
     EngineFailed,
+    EngineOptions,
     EngineOverloaded,
     EngineRejected,
     EngineRequest,
     EngineStep,
     EngineUnavailable,
-    triton_endpoints,
+    PixelType,
+    TritonEngine,
+    UnknownScheme,
+    connect_endpoints,
+    connect_engine,
 )
 from engine_client.client import Metadata
 from engine_client.testing import FakeEngine
@@ -264,8 +270,37 @@ async def test_it_is_ready_while_one_endpoint_is_and_describes_itself_by_one_tha
 
 
 def test_addresses_are_told_apart_by_commas() -> None:
-    endpoints = triton_endpoints("a:8001, b:8001,[::1]:8001", "model")
+    endpoints = connect_endpoints("a:8001, b:8001,[::1]:8001")
     assert [state.name for state in endpoints.states()] == ["a:8001", "b:8001", "[::1]:8001"]
+
+
+@pytest.mark.parametrize("address", ["a:8001", "triton://a:8001", "dns:///a:8001", "unix:/tmp/engine"])
+def test_an_address_with_no_scheme_or_tritons_is_tritons(address: str) -> None:
+    assert isinstance(connect_engine(address, EngineOptions()), TritonEngine)
+
+
+def test_an_address_of_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(UnknownScheme, match="vllm:// of vllm://a:8001 is unknown; known: triton://"):
+        connect_engine("vllm://a:8001", EngineOptions())
+
+
+def test_several_engines_take_what_each_of_them_takes() -> None:
+    each = [
+        EngineCapabilities(
+            (PixelType.FP16, PixelType.BF16, PixelType.UINT8), takes_pieces=True, reads_shared_memory=True
+        ),
+        EngineCapabilities((PixelType.UINT8, PixelType.BF16), takes_pieces=True),
+    ]
+    endpoints = Endpoints({str(index): FakeEngine(capabilities=one) for index, one in enumerate(each)})
+    assert endpoints.capabilities == EngineCapabilities((PixelType.BF16, PixelType.UINT8), takes_pieces=True)
+
+
+def test_engines_without_a_common_pixel_type_are_refused() -> None:
+    each = {
+        kind.value: FakeEngine(capabilities=EngineCapabilities((kind,))) for kind in (PixelType.FP16, PixelType.BF16)
+    }
+    with pytest.raises(ValueError, match="no pixel type in common: fp16; bf16"):
+        Endpoints(each)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +308,7 @@ def test_addresses_are_told_apart_by_commas() -> None:
 )
 def test_addresses_that_name_no_engine_or_one_twice_are_refused(addresses: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        triton_endpoints(addresses)
+        connect_endpoints(addresses)
 
 
 def test_no_endpoints_at_all_are_refused() -> None:

@@ -13,19 +13,20 @@ import pytest
 
 from deploy.triton.local_server import TritonServer
 from engine_client import (
+    EndpointHealth,
     EndpointPolicy,
     Endpoints,
     EngineDeadlineExceeded,
     EngineError,
+    EngineOptions,
     EngineRejected,
     EngineRequest,
     EngineUnavailable,
     SamplingParameters,
-    Standing,
     TritonEngine,
-    stream,
-    triton_endpoints,
+    connect_endpoints,
 )
+from engine_client.triton import stream
 from tests.engine.prompts import text_prompt
 from tests.engine.relay import Relay
 from tests.engine.servers import LONG_ANSWER, Gate, be_impatient, outcome_count
@@ -49,8 +50,8 @@ async def answer(endpoints: Endpoints, request: EngineRequest) -> list[int]:
         return [token_id async for step in endpoints.generate(request) for token_id in step.token_ids]
 
 
-def both(a: TritonServer, b: TritonServer, policy: EndpointPolicy = BRISK, **options: object) -> Endpoints:
-    return triton_endpoints([a.grpc_address, b.grpc_address], "scripted", policy, chance=Ordered(), **options)
+def both(a: TritonServer, b: TritonServer, policy: EndpointPolicy = BRISK) -> Endpoints:
+    return connect_endpoints([a.grpc_address, b.grpc_address], EngineOptions("scripted"), policy, chance=Ordered())
 
 
 def engine_of(endpoints: Endpoints, name: str) -> TritonEngine:
@@ -64,7 +65,9 @@ async def test_one_of_two_engines_killed_under_load_costs_no_request_that_had_no
     doomed_triton: TritonServer, scripted_triton: TritonServer, gate: Gate
 ) -> None:
     answered = 0
-    async with triton_endpoints([doomed_triton.grpc_address, scripted_triton.grpc_address], "scripted") as endpoints:
+    async with connect_endpoints(
+        [doomed_triton.grpc_address, scripted_triton.grpc_address], EngineOptions("scripted")
+    ) as endpoints:
 
         async def ask(index: int) -> list[int] | EngineError:
             """Half of them wait for their first token when it happens; the rest is in the middle of an answer."""
@@ -97,8 +100,8 @@ async def test_one_of_two_engines_killed_under_load_costs_no_request_that_had_no
     assert len(whole) == 60 - len(broken_off)
     assert all(token_ids == list(range(TOKEN_COUNT)) for token_ids in whole)
     dead, alive = states[doomed_triton.grpc_address], states[scripted_triton.grpc_address]
-    assert dead.standing is Standing.EJECTED
-    assert alive.standing is Standing.HEALTHY
+    assert dead.health is EndpointHealth.EJECTED
+    assert alive.health is EndpointHealth.HEALTHY
     assert alive.retry_count == dead.failure_count - len(broken_off) > 0
     assert dead.in_flight_count == alive.in_flight_count == 0
 
@@ -124,12 +127,12 @@ async def test_an_engine_whose_model_process_died_is_left_though_it_says_ready(
 async def test_an_engine_that_stands_still_is_left_and_comes_back(
     scripted_triton: TritonServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "FAREWELL_SECONDS", 0.2)
+    monkeypatch.setattr(stream, "SHUTDOWN_SECONDS", 0.2)
     async with (
         Relay(scripted_triton.grpc_address) as relay,
-        triton_endpoints(
+        connect_endpoints(
             [relay.address, scripted_triton.grpc_address],
-            "scripted",
+            EngineOptions("scripted"),
             replace(BRISK, max_failures=1),
             chance=Ordered(),
         ) as endpoints,
@@ -138,7 +141,7 @@ async def test_an_engine_that_stands_still_is_left_and_comes_back(
         relay.is_paused = True
         be_impatient(engine_of(endpoints, relay.address))
         assert await answer(endpoints, scripted(FINISH)) == [0, 1, 2]  # by the other, after a silence
-        assert by_name(endpoints)[relay.address].standing is Standing.EJECTED
+        assert by_name(endpoints)[relay.address].health is EndpointHealth.EJECTED
         assert await answer(endpoints, scripted(FINISH)) == [0, 1, 2]
         be_impatient(engine_of(endpoints, relay.address), PATIENCE_SECONDS)
         relay.is_paused = False
@@ -150,13 +153,13 @@ async def test_an_engine_killed_and_started_again_comes_back(
 ) -> None:
     async with (
         Relay(doomed_triton.grpc_address) as relay,
-        triton_endpoints(
-            [relay.address, scripted_triton.grpc_address], "scripted", BRISK, chance=Ordered()
+        connect_endpoints(
+            [relay.address, scripted_triton.grpc_address], EngineOptions("scripted"), BRISK, chance=Ordered()
         ) as endpoints,
     ):
         assert await answer(endpoints, scripted(FINISH)) == [0, 1, 2]
         doomed_triton.kill()
-        while by_name(endpoints)[relay.address].standing is Standing.HEALTHY:
+        while by_name(endpoints)[relay.address].health is EndpointHealth.HEALTHY:
             assert await answer(endpoints, scripted(FINISH)) == [0, 1, 2]
         relay.upstream = scripted_triton.grpc_address  # a server at the old address again
         await until_back(endpoints, relay.address)
@@ -169,7 +172,7 @@ async def until_back(endpoints: Endpoints, name: str) -> None:
         while by_name(endpoints)[name].success_count == before:
             assert await answer(endpoints, scripted(FINISH)) == [0, 1, 2]
             await asyncio.sleep(0.02)
-    assert by_name(endpoints)[name].standing is Standing.HEALTHY
+    assert by_name(endpoints)[name].health is EndpointHealth.HEALTHY
 
 
 async def test_a_slow_engine_is_not_a_dead_one(scripted_triton: TritonServer, gate: Gate) -> None:
@@ -179,7 +182,7 @@ async def test_a_slow_engine_is_not_a_dead_one(scripted_triton: TritonServer, ga
             with pytest.raises(EngineDeadlineExceeded):
                 async for _ in endpoints.generate(scripted(HELD, seed=gate.seed), timeout_seconds=0.1):
                     pass
-        assert by_name(endpoints)["slow"].standing is Standing.HEALTHY
+        assert by_name(endpoints)["slow"].health is EndpointHealth.HEALTHY
         gate.open()
         assert await answer(endpoints, scripted(HELD, seed=gate.seed)) == [0, 1, 2]
 
@@ -220,15 +223,15 @@ async def test_a_wrong_dtype_is_rejected_once_and_blames_no_endpoint(
                 await answer(endpoints, EngineRequest("wrong", {"input_ids": np.array([FINISH], np.int64)}))
         states = endpoints.states()
         assert await answer(endpoints, scripted(FINISH)) == [0, 1, 2]
-    assert [(state.failure_count, state.retry_count, state.standing) for state in states] == [
-        (0, 0, Standing.HEALTHY),
-        (0, 0, Standing.HEALTHY),
+    assert [(state.failure_count, state.retry_count, state.health) for state in states] == [
+        (0, 0, EndpointHealth.HEALTHY),
+        (0, 0, EndpointHealth.HEALTHY),
     ]
 
 
 async def test_leaving_stops_the_engine_that_answers(triton: TritonServer) -> None:
     before = outcome_count(triton, "cancelled")
-    async with triton_endpoints(triton.grpc_address) as endpoints:
+    async with connect_endpoints(triton.grpc_address) as endpoints:
         request = EngineRequest("left", text_prompt(), LONG_ANSWER)
         async with aclosing(endpoints.generate(request)) as steps:
             await anext(steps)

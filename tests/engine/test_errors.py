@@ -14,7 +14,7 @@ from engine_client import (
     EngineRejected,
     EngineUnavailable,
 )
-from engine_client.errors import grpc_errors, reply_error
+from engine_client.triton.status import grpc_errors, reply_error
 
 
 @pytest.mark.parametrize(

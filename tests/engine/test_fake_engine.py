@@ -9,16 +9,21 @@ import numpy as np
 import pytest
 
 from engine_client import (
+    EngineCapabilities,
     EngineClient,
     EngineDeadlineExceeded,
     EngineFailed,
+    EngineRejected,
     EngineRequest,
     EngineStep,
     EngineUnavailable,
     FinishReason,
+    PixelType,
+    RowProgress,
     SamplingParameters,
     TritonEngine,
 )
+from engine_client.contract.tensors import PIXELS
 from engine_client.testing import FakeEngine
 
 
@@ -103,3 +108,21 @@ async def test_a_closed_engine_is_unavailable() -> None:
     await engine.close()
     with pytest.raises(EngineUnavailable, match="closed"):
         await steps(engine, request())
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "is_pending", "complaint"),
+    [
+        (EngineCapabilities(), True, "takes no pieces"),
+        (EngineCapabilities((PixelType.FP16,)), False, "is uint8; .* takes fp16"),
+        (EngineCapabilities(takes_hashes_only=True), False, "takes hashes only"),
+    ],
+    ids=["pieces", "type", "hashes"],
+)
+async def test_what_it_does_not_take_it_rejects(
+    capabilities: EngineCapabilities, is_pending: bool, complaint: str
+) -> None:
+    tensors = {"input_ids": np.array([1], np.int32), PIXELS: np.zeros((2, 3), np.uint8)}
+    asked = EngineRequest("r", tensors, pending=RowProgress(PIXELS) if is_pending else None)
+    with pytest.raises(EngineRejected, match=complaint):
+        await steps(FakeEngine([5], capabilities=capabilities), asked)

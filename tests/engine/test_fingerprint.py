@@ -16,17 +16,19 @@ from tritonclient.grpc import model_config_pb2
 from deploy.triton.local_server import REPOSITORY, TritonServer
 from engine_client import (
     EXACT_PARTS,
+    EndpointHealth,
     Endpoints,
+    EngineCapabilities,
     EngineMismatch,
     EngineRequest,
     EngineUnavailable,
     Fingerprint,
     OnMismatch,
+    PixelType,
     SamplingParameters,
-    Standing,
     TritonEngine,
     format_parameters,
-    load_profile,
+    load_mapping,
 )
 from engine_client.fingerprint import published_parts
 from engine_client.testing import FakeEngine
@@ -47,8 +49,8 @@ def published_triton() -> Iterator[TritonServer]:
 
 
 def engine_for(server: TritonServer, fingerprint: Fingerprint) -> TritonEngine:
-    profile = load_profile("multimodal_encoders")
-    return TritonEngine(server.grpc_address, "legacy_encoders", profile=profile, fingerprint=fingerprint)
+    profile = load_mapping("multimodal_encoders")
+    return TritonEngine(server.grpc_address, "legacy_encoders", mapping=profile, fingerprint=fingerprint)
 
 
 def legacy_request() -> EngineRequest:
@@ -132,11 +134,12 @@ async def test_an_engine_of_another_contract_is_refused(triton: TritonServer, mo
 
 
 async def test_of_two_engines_the_one_that_differs_gets_nothing(published_triton: TritonServer) -> None:
-    engines = {"other": engine_for(published_triton, Fingerprint({"patch_size": "16"})), "same": FakeEngine([5])}
+    same = FakeEngine([5], capabilities=EngineCapabilities((PixelType.FP16,)))
+    engines = {"other": engine_for(published_triton, Fingerprint({"patch_size": "16"})), "same": same}
     async with Endpoints(engines, CALM, chance=Ordered()) as endpoints:
         assert await tokens(endpoints) == [5]
         state = by_name(endpoints)["other"]
-    assert state.standing is Standing.EJECTED
+    assert state.health is EndpointHealth.EJECTED
     assert "patch_size of the engine is 14" in state.last_error
 
 
@@ -149,8 +152,8 @@ async def test_an_engine_that_was_exchanged_between_two_prompts_is_compared_agai
     (copy / "config.pbtxt").write_text(config.replace('"14"', '"16"'))
     with serving("legacy_encoders", tmp_path) as exchanged:
         async with Relay(published_triton.grpc_address) as relay:
-            profile, ours = load_profile("multimodal_encoders"), Fingerprint({"patch_size": "14"})
-            async with TritonEngine(relay.address, "legacy_encoders", profile=profile, fingerprint=ours) as engine:
+            profile, ours = load_mapping("multimodal_encoders"), Fingerprint({"patch_size": "14"})
+            async with TritonEngine(relay.address, "legacy_encoders", mapping=profile, fingerprint=ours) as engine:
                 assert await answer(engine, legacy_request())
                 relay.upstream = exchanged.grpc_address
                 await relay.cut()

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
 
-from engine_client import FinishReason, SamplingParameters, kserve
+from engine_client import FinishReason, SamplingParameters
+from engine_client.triton import kserve
 
 TENSORS = {
     "input_ids": np.arange(5, dtype=np.int32),
@@ -93,8 +94,8 @@ def test_a_request_beyond_the_limit_is_refused_before_it_is_made() -> None:
 
 
 def test_stop_token_ids_are_sent_only_when_there_are_some() -> None:
-    assert "stop_token_ids" not in kserve.sampling_tensors(SamplingParameters())
-    sampling = kserve.sampling_tensors(SamplingParameters(seed=2**64 - 1, stop_token_ids=(7, 8)))
+    assert "stop_token_ids" not in SamplingParameters().tensors()
+    sampling = SamplingParameters(seed=2**64 - 1, stop_token_ids=(7, 8)).tensors()
     assert {name: str(array.dtype) for name, array in sampling.items()} == {
         "max_tokens": "int32",
         "temperature": "float32",

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
 
-from engine_client import EngineRejected, EngineRequest, OwnedRegion, PendingRows
-from engine_client.messages import (
+from engine_client import EngineRejected, EngineRequest, OwnedRegion, RowProgress
+from engine_client.triton.messages import (
     MAX_INLINE_PIECE_BYTES,
     MAX_REFERRED_PIECE_BYTES,
     MIN_PIECE_BYTES,
+    EngineMessage,
     KnownRegion,
-    Outgoing,
     RequestMessages,
 )
 
@@ -29,7 +29,7 @@ def region() -> Iterator[OwnedRegion]:
         yield made
 
 
-def request(rows: np.ndarray, pending: PendingRows | None = None) -> EngineRequest:
+def request(rows: np.ndarray, pending: RowProgress | None = None) -> EngineRequest:
     return EngineRequest("r", {"input_ids": np.arange(3, dtype=np.int32), "pixel_patches": rows}, pending=pending)
 
 
@@ -38,7 +38,7 @@ def cut(asked: EngineRequest, region: OwnedRegion | None = None, *, takes_pieces
     return RequestMessages("m", asked, takes_pieces=takes_pieces, known=known)
 
 
-async def parsed(messages: RequestMessages) -> list[tuple[Outgoing, service_pb2.ModelInferRequest]]:
+async def parsed(messages: RequestMessages) -> list[tuple[EngineMessage, service_pb2.ModelInferRequest]]:
     return [(each, service_pb2.ModelInferRequest.FromString(each.wire)) async for each in messages]
 
 
@@ -127,7 +127,7 @@ async def test_one_message_refers_too(region: OwnedRegion) -> None:
 
 
 async def test_rows_go_as_soon_as_enough_are_final() -> None:
-    rows, pending = np.zeros((ROWS, WIDTH), np.uint8), PendingRows("pixel_patches")
+    rows, pending = np.zeros((ROWS, WIDTH), np.uint8), RowProgress("pixel_patches")
     worth = MIN_PIECE_BYTES // WIDTH
     each = aiter(cut(request(rows, pending)))
     assert not (await anext(each)).is_piece
@@ -146,7 +146,7 @@ async def test_rows_go_as_soon_as_enough_are_final() -> None:
 
 
 async def test_the_last_rows_go_however_few() -> None:
-    rows, pending = random_rows(3), PendingRows("pixel_patches")
+    rows, pending = random_rows(3), RowProgress("pixel_patches")
     pending.finish(3)
     _, (_, piece) = await parsed(cut(request(rows, pending)))
     assert piece.raw_input_contents[1] == rows.tobytes()
@@ -154,14 +154,14 @@ async def test_the_last_rows_go_however_few() -> None:
 
 
 async def test_more_rows_than_there_are_is_the_caller_s_mistake() -> None:
-    pending = PendingRows("pixel_patches")
+    pending = RowProgress("pixel_patches")
     pending.finish(4)
     with pytest.raises(EngineRejected, match="4 rows of pixel_patches are said to be final; it has 3"):
         await parsed(cut(request(random_rows(3), pending)))
 
 
 async def test_rows_that_fail_end_the_messages_with_that_error() -> None:
-    pending = PendingRows("pixel_patches")
+    pending = RowProgress("pixel_patches")
     pending.fail(RuntimeError("the decoder broke"))
     with pytest.raises(RuntimeError, match="the decoder broke"):
         await parsed(cut(request(random_rows(), pending)))

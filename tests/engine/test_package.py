@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import engine_client
 from deploy.triton.local_server import TritonServer
 from tests.waiting import PATIENCE_SECONDS
@@ -16,6 +18,8 @@ PACKAGE = Path(engine_client.__file__).parent
 README = (PACKAGE / "README.md").read_text()
 # What its README says that it needs, by the name to import.
 NEEDED = {"google", "grpc", "ml_dtypes", "numpy", "tritonclient"}
+# Beside these, what runs in Triton's own Python finds there; `tests/engine/test_contract_alone.py` has the rest.
+IN_TRITON = PACKAGE / "triton" / "backend"
 _BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -52,16 +56,16 @@ def test_the_readme_names_every_public_name() -> None:
     assert all(hasattr(engine_client, name) for name in engine_client.__all__)
 
 
-def test_the_package_says_that_it_is_typed_and_ships_its_profiles() -> None:
+def test_the_package_says_that_it_is_typed_and_ships_its_tensor_mappings() -> None:
     assert (PACKAGE / "py.typed").is_file()
     assert [
-        path.stem for path in sorted(PACKAGE.glob("builtin_profiles/*.toml"))
-    ] == engine_client.builtin_profile_names()
+        path.stem for path in sorted(PACKAGE.glob("triton/builtin_mappings/*.toml"))
+    ] == engine_client.builtin_mapping_names()
 
 
 def test_it_imports_nothing_beyond_what_it_says_it_needs() -> None:
     imported: set[str] = set()
-    for path in PACKAGE.rglob("*.py"):
+    for path in set(PACKAGE.rglob("*.py")) - set(IN_TRITON.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}
@@ -78,3 +82,18 @@ def test_it_can_be_imported_where_nothing_else_of_this_project_can() -> None:
         [sys.executable, "-c", block], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=PATIENCE_SECONDS
     )
     assert ran.returncode == 0, ran.stderr
+
+
+def test_importing_the_package_imports_nothing_and_its_names_are_found_all_the_same() -> None:
+    code = (
+        "import sys, engine_client;"
+        "assert not {'grpc', 'numpy', 'google', 'engine_client.types'} & set(sys.modules);"
+        "from engine_client import *;"
+        "assert TritonEngine is engine_client.TritonEngine and 'TritonEngine' in dir(engine_client)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
+    assert ran.returncode == 0, ran.stderr
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        engine_client.no_such_name  # noqa: B018

@@ -7,14 +7,14 @@ import asyncio
 import numpy as np
 import pytest
 
-from engine_client import EngineRequest, PendingRows
+from engine_client import EngineRequest, RowProgress
 
 
 async def test_a_wait_ends_when_more_rows_are_final() -> None:
-    pending = PendingRows("x")
+    pending = RowProgress("x")
     pending.finish(3)
-    assert await pending.wait_beyond(2) == 3
-    waiting = asyncio.create_task(pending.wait_beyond(3))
+    assert await pending.wait_past(2) == 3
+    waiting = asyncio.create_task(pending.wait_past(3))
     pending.finish(3)  # nothing new
     await asyncio.sleep(0)
     assert not waiting.done()
@@ -23,8 +23,8 @@ async def test_a_wait_ends_when_more_rows_are_final() -> None:
 
 
 async def test_all_who_wait_hear_and_each_from_its_own_row() -> None:
-    pending = PendingRows("x")
-    waiting = [asyncio.create_task(pending.wait_beyond(row_count)) for row_count in (0, 4, 4)]
+    pending = RowProgress("x")
+    waiting = [asyncio.create_task(pending.wait_past(row_count)) for row_count in (0, 4, 4)]
     await asyncio.sleep(0)
     pending.finish(2)
     assert await waiting[0] == 2
@@ -33,27 +33,27 @@ async def test_all_who_wait_hear_and_each_from_its_own_row() -> None:
 
 
 async def test_a_failure_reaches_only_those_who_lack_rows() -> None:
-    pending = PendingRows("x")
-    waiting = asyncio.create_task(pending.wait_beyond(2))
+    pending = RowProgress("x")
+    waiting = asyncio.create_task(pending.wait_past(2))
     pending.finish(2)
     pending.fail(RuntimeError("the decoder broke"))
-    assert await pending.wait_beyond(0) == 2
+    assert await pending.wait_past(0) == 2
     with pytest.raises(RuntimeError, match="the decoder broke"):
         await waiting
 
 
 async def test_a_wait_that_is_cancelled_leaves_the_rows_to_others() -> None:
-    pending = PendingRows("x")
-    waiting = asyncio.create_task(pending.wait_beyond(0))
+    pending = RowProgress("x")
+    waiting = asyncio.create_task(pending.wait_past(0))
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     pending.finish(5)
-    assert await pending.wait_beyond(0) == 5
+    assert await pending.wait_past(0) == 5
 
 
 def test_final_rows_stay_final() -> None:
-    pending = PendingRows("x")
+    pending = RowProgress("x")
     pending.finish(3)
     with pytest.raises(ValueError, match="2 rows are said to be final; 3 were before"):
         pending.finish(2)
@@ -63,4 +63,4 @@ def test_final_rows_stay_final() -> None:
 def test_rows_are_those_of_a_tensor_of_the_request(name: str) -> None:
     tensors = {"input_ids": np.zeros(1, np.int32), "scalar": np.array(1.0, np.float32)}
     with pytest.raises(ValueError, match=f"pending is of {name}"):
-        EngineRequest("r", tensors, pending=PendingRows(name))
+        EngineRequest("r", tensors, pending=RowProgress(name))

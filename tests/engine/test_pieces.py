@@ -24,13 +24,12 @@ from engine_client import (
     EngineRejected,
     EngineRequest,
     EngineUnavailable,
-    PendingRows,
+    RowProgress,
     SamplingParameters,
     TritonEngine,
-    messages,
-    stream,
 )
-from engine_client.stream import MAX_UNREAD_PIECES, PromptStream
+from engine_client.triton import messages, stream
+from engine_client.triton.stream import MAX_UNREAD_PIECES, PromptStream
 from tests.engine.prompts import PROMPTS, TOKEN_COUNT
 from tests.engine.servers import (
     LONG_ANSWER,
@@ -63,7 +62,7 @@ def tiny_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 def pending_request(
     name: str, prompt: Mapping[str, np.ndarray], sampling: SamplingParameters = GREEDY
 ) -> EngineRequest:
-    return EngineRequest(name, prompt, sampling, pending=PendingRows("pixel_patches"))
+    return EngineRequest(name, prompt, sampling, pending=RowProgress("pixel_patches"))
 
 
 def only_rows(count: int) -> dict[str, np.ndarray]:
@@ -156,7 +155,7 @@ async def test_an_engine_that_takes_no_pieces_gets_one_message_when_all_rows_are
 ) -> None:
     rows = np.zeros((3000, 1536), np.uint8)
     tensors = {"input_ids": np.array([4], np.int32), "pixel_patches": rows}  # 4: its checksum, see models/scripted
-    request = EngineRequest("r", tensors, SamplingParameters(max_tokens=1), pending=PendingRows("pixel_patches"))
+    request = EngineRequest("r", tensors, SamplingParameters(max_tokens=1), pending=RowProgress("pixel_patches"))
     async with TritonEngine(scripted_triton.grpc_address, "scripted") as engine:
         asking = asyncio.create_task(answer(engine, request))
         await asyncio.sleep(0)
@@ -185,7 +184,7 @@ async def test_leaving_between_two_pieces_frees_the_place_and_leaks_nothing(
     tasks_before, cancelled_before = asyncio.all_tasks(), outcome_count(triton, "cancelled")
     released = asyncio.Event()
     request = EngineRequest(
-        "left", PROMPTS["large"], GREEDY, pending=PendingRows("pixel_patches"), on_released=released.set
+        "left", PROMPTS["large"], GREEDY, pending=RowProgress("pixel_patches"), on_released=released.set
     )
     asking = await start(engine, request)
     asking.cancel()
@@ -197,7 +196,7 @@ async def test_leaving_between_two_pieces_frees_the_place_and_leaks_nothing(
     loop = asyncio.get_running_loop()
     this = asyncio.current_task()
     await eventually(lambda: not asyncio.all_tasks(loop) - tasks_before - {this})
-    await eventually(lambda: not engine._streams and not engine._farewells)
+    await eventually(lambda: not engine._streams and not engine._shutdowns)
 
 
 async def test_rows_that_fail_end_the_answer_with_that_error_and_stop_the_engine(
@@ -256,11 +255,11 @@ async def test_a_prompt_refused_at_its_opening_does_not_wait_for_rows(engine: Tr
 
 LEAVING_CLIENT = """
     import asyncio, sys
-    from engine_client import EngineRequest, PendingRows, SamplingParameters, TritonEngine
+    from engine_client import EngineRequest, RowProgress, SamplingParameters, TritonEngine
     from tests.engine.prompts import image_prompt
 
     async def main():
-        request = EngineRequest("r", image_prompt(), SamplingParameters(), pending=PendingRows("pixel_patches"))
+        request = EngineRequest("r", image_prompt(), SamplingParameters(), pending=RowProgress("pixel_patches"))
         async with TritonEngine(sys.argv[1]) as engine:
             asking = asyncio.create_task(anext(engine.generate(request)))
             while not any(stream.sent_message_count for stream in engine._streams):
@@ -308,7 +307,7 @@ async def test_a_server_killed_between_two_pieces_is_unavailable(doomed_pieces_t
 async def test_a_model_process_killed_between_two_pieces_is_unavailable(
     doomed_pieces_triton: TritonServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "FAREWELL_SECONDS", 0.2)
+    monkeypatch.setattr(stream, "SHUTDOWN_SECONDS", 0.2)
     async with TritonEngine(doomed_pieces_triton.grpc_address, "pieces") as engine:
         request = pending_request("r", only_rows(5000))
         asking = await start(engine, request)

@@ -1,4 +1,4 @@
-"""Rows that come in pieces, without Triton: `deploy/triton/prompts/rows.py`, and `steps.py` of `vlm_transformers`."""
+"""Rows that come in pieces, without Triton: `engine_client.contract.rows`, and `steps.py` of `vlm_transformers`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from deploy.triton.prompts import contract, rows
+from engine_client.contract.errors import InvalidPrompt
+from engine_client.contract.prompt import check_prompt
+from engine_client.contract.rows import RowBuffer
+from engine_client.triton.backend.rows import TorchRows
 from tests.engine.model_files import model_file
 from tests.engine.prompts import FEATURE_COUNT, mixed_prompt
 from tests.engine.test_contract import LAYOUT
@@ -19,7 +22,7 @@ CPU = torch.device("cpu")
 
 def buffer() -> Any:
     prompt = mixed_prompt()  # grids [1, 4, 4], [2, 6, 4], [1, 2, 8]: 16 + 2 · 24 + 16 rows
-    return rows.RowBuffer(contract.check_prompt(prompt, LAYOUT), LAYOUT, CPU)
+    return RowBuffer(check_prompt(prompt, LAYOUT), LAYOUT, TorchRows(CPU))
 
 
 def values(count: int, value: int = 0) -> np.ndarray:
@@ -48,9 +51,9 @@ def test_a_run_is_all_whole_steps_that_have_come(start: int, row_count: int, exp
 
 
 def test_text_alone_has_no_runs_and_lacks_no_rows() -> None:
-    prompt = contract.check_prompt({"input_ids": np.array([1], np.int32)}, LAYOUT)
+    prompt = check_prompt({"input_ids": np.array([1], np.int32)}, LAYOUT)
     assert steps.StepPlan(prompt.grids).run(0, 0) is None
-    assert rows.RowBuffer(prompt, LAYOUT, CPU).is_complete
+    assert RowBuffer(prompt, LAYOUT, TorchRows(CPU)).is_complete
 
 
 def test_rows_are_where_they_belong_and_complete_with_the_last() -> None:
@@ -84,7 +87,7 @@ def test_taken_rows_may_be_overwritten_by_their_sender() -> None:
 def test_a_piece_that_does_not_follow_is_named(first_row: int, piece: np.ndarray, complaint: str) -> None:
     collected = buffer()
     collected.add(0, values(10))
-    with pytest.raises(contract.InvalidPrompt, match=complaint):
+    with pytest.raises(InvalidPrompt, match=complaint):
         collected.add(first_row, piece)
     assert collected.row_count == 10
 

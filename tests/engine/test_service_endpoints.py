@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from deploy.triton.local_server import TritonServer
-from engine_client import Endpoints, Standing
+from engine_client import EndpointHealth, Endpoints
 from preprocessor.models.family import Model
 from tests.engine.served import (
     FINISH,
@@ -96,9 +96,9 @@ async def test_two_engines_replaced_in_turn_cost_no_caller_anything(
             asking = [asyncio.create_task(keep_asking()) for _ in range(4)]
             for server in servers:
                 await asyncio.to_thread(server.stop)
-                await eventually(lambda: any(state.standing is Standing.EJECTED for state in engine.states()))
+                await eventually(lambda: any(state.health is EndpointHealth.EJECTED for state in engine.states()))
                 await asyncio.to_thread(server.restart)
-                await eventually(lambda: all(state.standing is Standing.HEALTHY for state in engine.states()))
+                await eventually(lambda: all(state.health is EndpointHealth.HEALTHY for state in engine.states()))
             is_over.set()
             answers = [answer for one in await asyncio.gather(*asking) for answer in one]
             assert {(answer.code, *answer.token_ids) for answer in answers} == {(grpc.StatusCode.OK, 0, 1, 2)}

@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 
 from deploy.triton.local_server import TritonServer
-from engine_client import kserve, kserve_regions
+from engine_client.triton import kserve, kserve_regions
 from preprocessor.client.calls import CallFailed
 from preprocessor.models.family import Model
 from preprocessor.service import health

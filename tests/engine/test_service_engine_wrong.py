@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from deploy.triton.local_server import TritonServer
-from engine_client import Standing
+from engine_client import EndpointHealth
 from preprocessor.client.calls import CallFailed
 from preprocessor.models.family import Model
 from tests.engine.served import (
@@ -81,7 +81,7 @@ async def test_a_deadline_that_passes_before_the_first_token_blames_no_engine(
             assert (answer.code, answer.token_ids) == (grpc.StatusCode.DEADLINE_EXCEEDED, [])
         await assert_at_rest(caller)
         await until_ready(caller)
-        assert (endpoint.state.standing, endpoint.state.failure_count) == (Standing.HEALTHY, 0)
+        assert (endpoint.state.health, endpoint.state.failure_count) == (EndpointHealth.HEALTHY, 0)
         assert (await ask(caller, Answer())).token_ids == [0, 1, 2]
 
 

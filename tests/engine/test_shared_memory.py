@@ -25,15 +25,14 @@ from engine_client import (
     EngineRequest,
     EngineUnavailable,
     OwnedRegion,
-    PendingRows,
+    RowProgress,
     SamplingParameters,
     Transport,
     TritonEngine,
-    kserve,
-    kserve_regions,
 )
-from engine_client.kserve_regions import RegisteredRegion
-from engine_client.registration import RegionRegistration
+from engine_client.triton import kserve, kserve_regions
+from engine_client.triton.kserve_regions import RegisteredRegion
+from engine_client.triton.registration import RegionRegistration
 from tests.engine.prompts import video_prompt
 from tests.engine.servers import LONG_ANSWER, SCRIPTED_REPOSITORY, answer, serving
 from tests.waiting import PATIENCE_SECONDS, eventually
@@ -65,7 +64,7 @@ def rows_in(region: OwnedRegion, seed: int = 0, offset: int = 8192, row_count: i
     return rows
 
 
-def request(rows: np.ndarray, pending: PendingRows | None = None) -> EngineRequest:
+def request(rows: np.ndarray, pending: RowProgress | None = None) -> EngineRequest:
     return EngineRequest("r", {"input_ids": np.ones(1, np.int32), "pixel_patches": rows}, pending=pending)
 
 
@@ -110,7 +109,7 @@ async def test_rows_beside_the_region_arrive_too(engine: TritonEngine, region: O
 
 
 async def test_rows_arrive_while_they_are_written(engine: TritonEngine, region: OwnedRegion) -> None:
-    rows, pending = rows_in(region), PendingRows("pixel_patches")
+    rows, pending = rows_in(region), RowProgress("pixel_patches")
     final = rows.copy()
     rows[:] = 0
     asking = asyncio.create_task(answer(engine, request(rows, pending)))
@@ -134,7 +133,7 @@ async def test_a_model_that_takes_no_pieces_reads_the_region_too(
 async def test_tokens_are_those_of_the_same_prompt_by_grpc(
     triton: TritonServer, region: OwnedRegion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine_client.messages.MIN_REFERRED_BYTES", 1)
+    monkeypatch.setattr("engine_client.triton.messages.MIN_REFERRED_BYTES", 1)
     prompt = video_prompt()
     count = len(prompt["pixel_patches"])
     shared = rows_in(region, row_count=count)
@@ -196,7 +195,7 @@ async def test_an_engine_that_forgot_the_region_is_told_again_and_answers_all_th
 async def test_rows_that_were_sent_before_the_engine_forgot_are_sent_again(
     pieces_triton: TritonServer, engine: TritonEngine, region: OwnedRegion
 ) -> None:
-    rows, pending = rows_in(region), PendingRows("pixel_patches")
+    rows, pending = rows_in(region), RowProgress("pixel_patches")
     asking = asyncio.create_task(answer(engine, request(rows, pending)))
     pending.finish(5000)
     await eventually(lambda: [stream.sent_message_count for stream in engine._streams] == [2])
@@ -343,7 +342,7 @@ async def test_what_a_killed_client_left_in_the_engine_is_taken_back(
 async def test_the_region_is_released_when_the_engine_has_read_it_and_not_before(
     engine: TritonEngine, region: OwnedRegion
 ) -> None:
-    rows, pending, released = rows_in(region), PendingRows("pixel_patches"), asyncio.Event()
+    rows, pending, released = rows_in(region), RowProgress("pixel_patches"), asyncio.Event()
     asked = EngineRequest(
         "r",
         {"input_ids": np.ones(1, np.int32), "pixel_patches": rows},

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.engine.tensorrt_llm_model import Tensors, contract, image_tensors, mixed_tensors, prepare, text_tensors
+from engine_client.contract.errors import InvalidPrompt
+from engine_client.contract.sampling import SamplingParameters
+from tests.engine.tensorrt_llm_model import Tensors, image_tensors, mixed_tensors, prepare, text_tensors
 from tests.waiting import PATIENCE_SECONDS
 
 # -- prompts -----------------------------------------------------------------------------------------------------------
@@ -23,7 +25,7 @@ OWN_END_ID = 99
 
 
 def sampled(**values: Any) -> Any:
-    return contract.Sampling(**({"max_tokens": 5} | values))
+    return SamplingParameters(**({"max_tokens": 5} | values))
 
 
 def test_a_mixed_prompt_arrives_whole(load_tensorrt_llm: Callable[..., Any]) -> None:
@@ -80,7 +82,7 @@ def test_block_reuse_asks_for_hashes(load_tensorrt_llm: Callable[..., Any]) -> N
         prepare(load_tensorrt_llm(kv_cache_reuse="false"), tensors, sampled()).inputs.multimodal_params.multimodal_input
         is None
     )
-    with pytest.raises(contract.InvalidPrompt, match="item_hash is missing"):
+    with pytest.raises(InvalidPrompt, match="item_hash is missing"):
         prepare(load_tensorrt_llm(), tensors, sampled())
 
 
@@ -96,7 +98,7 @@ def test_a_prompt_too_long_is_refused_before_anything_is_shared(
     load_tensorrt_llm: Callable[..., Any], arguments: str, max_tokens: int, complaint: str
 ) -> None:
     loaded = load_tensorrt_llm(llm_arguments=arguments)
-    with pytest.raises(contract.InvalidPrompt, match=complaint):
+    with pytest.raises(InvalidPrompt, match=complaint):
         prepare(loaded, image_tensors(), sampled(max_tokens=max_tokens))
 
 

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+from engine_client.contract.errors import InvalidPrompt
+from engine_client.contract.sampling import SamplingParameters
 from tests.engine import tensorrt_llm_model
 from tests.engine.tensorrt_llm_model import (
     IMAGE_TOKEN,
     LAYOUT,
     VIDEO_TOKEN,
     Tensors,
-    contract,
     image_tensors,
     mixed_tensors,
     params,
@@ -185,7 +186,7 @@ def with_values(name: str, values: Any, dtype: type[np.generic]) -> Callable[[Te
     ],
 )
 def test_a_contradiction_is_named(change: Callable[[Tensors], Tensors], complaint: str) -> None:
-    with pytest.raises(contract.InvalidPrompt, match=complaint):
+    with pytest.raises(InvalidPrompt, match=complaint):
         build(change(mixed_tensors()))
 
 
@@ -201,7 +202,7 @@ def test_a_mixed_prompt_is_refused_where_features_might_be_dealt_to_the_wrong_it
         "item_hash": np.zeros((2, 32), np.uint8),
     }
     assert build(tensors, "qwen3_vl").item_order
-    with pytest.raises(contract.InvalidPrompt, match="Send one kind a prompt"):
+    with pytest.raises(InvalidPrompt, match="Send one kind a prompt"):
         build(tensors, family)
 
 
@@ -215,7 +216,7 @@ def test_a_video_in_the_form_of_another_family_is_refused(family: str, runs: int
             "item_spans": np.array([[0, 1, 2], [0, 4, 2]], np.int32),
         }
     assert len(build(tensors, family).keys.run_lengths) == runs
-    with pytest.raises(contract.InvalidPrompt, match="must have length"):
+    with pytest.raises(InvalidPrompt, match="must have length"):
         build(tensors, other)
 
 
@@ -223,7 +224,7 @@ def test_a_video_in_the_form_of_another_family_is_refused(family: str, runs: int
 
 
 def test_greedy_is_a_choice_of_one() -> None:
-    assert params.sampling_arguments(contract.Sampling(max_tokens=5, seed=7)) == {
+    assert params.sampling_arguments(SamplingParameters(max_tokens=5, seed=7)) == {
         "max_tokens": 5,
         "top_k": 1,
         "detokenize": False,
@@ -232,7 +233,7 @@ def test_greedy_is_a_choice_of_one() -> None:
 
 
 def test_sampling_always_says_top_p() -> None:
-    arguments = params.sampling_arguments(contract.Sampling(temperature=0.5, seed=7))
+    arguments = params.sampling_arguments(SamplingParameters(temperature=0.5, seed=7))
     assert {name: arguments.get(name) for name in ("temperature", "top_p", "top_k", "seed")} == {
         "temperature": 0.5,
         "top_p": 1.0,
@@ -242,14 +243,14 @@ def test_sampling_always_says_top_p() -> None:
 
 
 def test_top_k_is_handed_on() -> None:
-    assert params.sampling_arguments(contract.Sampling(temperature=1.0, top_k=9))["top_k"] == 9
+    assert params.sampling_arguments(SamplingParameters(temperature=1.0, top_k=9))["top_k"] == 9
 
 
 @pytest.mark.parametrize(("stops", "end_id", "others"), [((), None, None), ((5,), 5, None), ((5, 6, 7), 5, [6, 7])])
 def test_the_first_stop_token_is_the_end_and_the_others_stop_too(
     stops: tuple[int, ...], end_id: int | None, others: list[int] | None
 ) -> None:
-    arguments = params.sampling_arguments(contract.Sampling(stop_token_ids=stops))
+    arguments = params.sampling_arguments(SamplingParameters(stop_token_ids=stops))
     assert (arguments.get("end_id"), arguments.get("stop_token_ids")) == (end_id, others)
 
 

@@ -23,13 +23,12 @@ from engine_client import (
     EngineRequest,
     EngineUnavailable,
     OwnedRegion,
-    PendingRows,
+    RowProgress,
     SamplingParameters,
     Transport,
     TritonEngine,
-    kserve,
-    messages,
 )
+from engine_client.triton import kserve, messages
 from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
 from preprocessor.pipeline import prepare
@@ -99,7 +98,7 @@ def finish(request: EngineRequest) -> None:
 
 
 def pending(tensors: Tensors, name: str = "asked") -> EngineRequest:
-    return EngineRequest(name, tensors, pending=PendingRows("pixel_patches"))
+    return EngineRequest(name, tensors, pending=RowProgress("pixel_patches"))
 
 
 @pytest.fixture
@@ -199,7 +198,7 @@ async def test_sampling_goes_along_with_the_message_that_opens(
 ) -> None:
     tensors, _ = prepared(load("qwen3-vl"), MEDIA["photo"], SAMPLING)
     sampling = SamplingParameters(max_tokens=7, temperature=0.5, top_p=0.25, top_k=3, seed=5)
-    request = EngineRequest("asked", tensors, sampling, pending=PendingRows("pixel_patches"))
+    request = EngineRequest("asked", tensors, sampling, pending=RowProgress("pixel_patches"))
     finish(request)
     assert await answer(client, request) == [7, 500, 250, 3, 5]
 

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from engine_client.contract.assembler import PromptAssembler
+from engine_client.triton.backend.rows import TorchRows, normalize_patches
 from tests.engine.prompts import FEATURE_COUNT, image_prompt, mixed_prompt, text_prompt, video_prompt
-from tests.engine.tensorrt_llm_model import QWEN3_VL_LAYOUT, arrival, pixels, rows
+from tests.engine.tensorrt_llm_model import QWEN3_VL_LAYOUT, pixels
 
 CPU = torch.device("cpu")
 MIXED = mixed_prompt()  # 16 rows of an image, 48 of a video, 16 of an image
@@ -23,11 +25,11 @@ def taken(
     """What the rows become that come up to each cut, then to the end."""
     sent = tensors.get("pixel_patches", np.empty((0, FEATURE_COUNT), np.uint8))
     opening = {name: array for name, array in tensors.items() if name != "pixel_patches"}
-    arrived = arrival.Arrival(opening, None, QWEN3_VL_LAYOUT, device, is_whole=not len(sent))
-    made = pixels.Pixels(arrived.prompt, arrived.rows, FEATURE_COUNT, device, dtype)
+    assembler = PromptAssembler(opening, None, QWEN3_VL_LAYOUT, TorchRows(device), is_whole=not len(sent))
+    made = pixels.Pixels(assembler.prompt, assembler.rows, FEATURE_COUNT, device, dtype)
     made.take_rows()
     for start, stop in pairwise((0, *cuts, len(sent))):
-        arrived.add_rows(start, sent[start:stop].copy(), is_last=False)
+        assembler.add_rows(start, sent[start:stop].copy(), is_last=False)
         made.take_rows()
     data: dict[str, dict[str, torch.Tensor]] = made.data()
     return data
@@ -37,7 +39,7 @@ def floats(tensors: dict[str, np.ndarray], kind: int, dtype: torch.dtype) -> tor
     """Rows of the items of that modality, all normalized at once."""
     kinds = np.repeat(tensors["item_modality"], tensors["grid_thw"].prod(axis=1))
     chosen = torch.from_numpy(tensors["pixel_patches"][kinds == kind])
-    normalized: torch.Tensor = rows.normalize_patches(chosen, tensors["pixel_mean"], tensors["pixel_std"])
+    normalized: torch.Tensor = normalize_patches(chosen, tensors["pixel_mean"], tensors["pixel_std"])
     return normalized.to(dtype)
 
 
@@ -78,8 +80,8 @@ def test_grids_are_dealt_with_the_pixels() -> None:
 
 def test_a_prompt_that_waits_for_its_first_row_takes_no_memory() -> None:
     opening = {name: array for name, array in MIXED.items() if name != "pixel_patches"}
-    arrived = arrival.Arrival(opening, None, QWEN3_VL_LAYOUT, CPU, is_whole=False)
-    made = pixels.Pixels(arrived.prompt, arrived.rows, FEATURE_COUNT, CPU, torch.float32)
+    assembler = PromptAssembler(opening, None, QWEN3_VL_LAYOUT, TorchRows(CPU), is_whole=False)
+    made = pixels.Pixels(assembler.prompt, assembler.rows, FEATURE_COUNT, CPU, torch.float32)
     made.take_rows()
     assert made.data() == {}
 

@@ -27,8 +27,9 @@ from engine_client import (
     FinishReason,
     SamplingParameters,
     TritonEngine,
-    load_profile,
+    load_mapping,
 )
+from engine_client.triton.backend.rows import normalize_patches
 from tests.engine.servers import answer, outcome_count
 from tests.engine.tensorrt_llm_model import (
     FOLDER,
@@ -36,7 +37,6 @@ from tests.engine.tensorrt_llm_model import (
     Tensors,
     image_tensors,
     mixed_tensors,
-    rows,
     settings,
     text_tensors,
 )
@@ -75,7 +75,7 @@ def test_the_configuration_has_every_parameter_that_is_read() -> None:
     written = dict(line.split('key: "')[1].split('"', 1) for line in text.splitlines() if 'key: "' in line)
     values = {name: rest.split('string_value: "')[1].rpartition('"')[0] for name, rest in written.items()}
     assert {name for name in values if not name.startswith("fingerprint.")} == set(PARAMETERS)
-    assert settings.EngineSettings.from_parameters(values, {"VLM_CHECKPOINT": "there"}).pixel_device == "cuda:0"
+    assert settings.ModelParameters.from_parameters(values, {"VLM_CHECKPOINT": "there"}).pixel_device == "cuda:0"
 
 
 def test_both_models_share_what_is_the_same_for_every_engine() -> None:
@@ -120,10 +120,10 @@ async def test_tokens_are_streamed_and_the_last_has_the_reason(client: TritonEng
 
 async def test_it_takes_the_engine_contract_as_it_is(server: TritonServer) -> None:
     profile, fingerprint = (
-        load_profile("vlm_transformers"),
+        load_mapping("vlm_transformers"),
         Fingerprint({"contract_version": "1", "family": "qwen3-vl"}),
     )
-    async with TritonEngine(server.grpc_address, MODEL, profile=profile, fingerprint=fingerprint) as engine:
+    async with TritonEngine(server.grpc_address, MODEL, mapping=profile, fingerprint=fingerprint) as engine:
         await engine.check_ready()
         assert await answer(engine, asked(mixed_tensors(COUNT_UP))) == [0, 1, 2, 3]
 
@@ -143,9 +143,7 @@ async def test_a_stop_token_is_the_last(client: TritonEngine) -> None:
 
 async def test_pixels_arrive_normalized_in_the_models_dtype(client: TritonEngine) -> None:
     tensors = image_tensors(CHECKSUM)
-    floats = rows.normalize_patches(
-        torch.from_numpy(tensors["pixel_patches"]), tensors["pixel_mean"], tensors["pixel_std"]
-    )
+    floats = normalize_patches(torch.from_numpy(tensors["pixel_patches"]), tensors["pixel_mean"], tensors["pixel_std"])
     expected = zlib.crc32(floats.to(torch.bfloat16).float().numpy().tobytes()) & 0x7FFFFFFF
     assert await answer(client, asked(tensors)) == [expected]
 

@@ -19,18 +19,18 @@ from tests.engine.tensorrt_llm_model import PARAMETERS, engine, read_settings, s
 
 
 def test_the_checkpoint_may_come_from_the_environment() -> None:
-    read = settings.EngineSettings.from_parameters(PARAMETERS, {"VLM_CHECKPOINT": "there"})
+    read = settings.ModelParameters.from_parameters(PARAMETERS, {"VLM_CHECKPOINT": "there"})
     assert read.checkpoint == "there"
 
 
 def test_no_checkpoint_is_no_setting() -> None:
     with pytest.raises(settings.InvalidSettings, match="VLM_CHECKPOINT"):
-        settings.EngineSettings.from_parameters(PARAMETERS, {})
+        settings.ModelParameters.from_parameters(PARAMETERS, {})
 
 
 def test_a_parameter_that_is_not_there_is_named() -> None:
     with pytest.raises(settings.InvalidSettings, match="lacks the parameter drain_seconds"):
-        settings.EngineSettings.from_parameters(
+        settings.ModelParameters.from_parameters(
             {name: value for name, value in PARAMETERS.items() if name != "drain_seconds"}, {"VLM_CHECKPOINT": "there"}
         )
 

@@ -16,7 +16,7 @@ from engine_client import (
     EngineRequest,
     EngineUnavailable,
     SamplingParameters,
-    TokenFile,
+    TokenMetadata,
     TritonEngine,
     tls_credentials,
 )
@@ -132,7 +132,7 @@ async def test_mutual_tls_turns_away_clients_without_a_certificate_of_its_author
 
 async def test_a_token_from_a_file_goes_along_with_every_call(guarded_triton: TritonServer, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(f"{SECRET}\n")
-    token = TokenFile(tmp_path / "token", header=SECRET_NAME, scheme="")
+    token = TokenMetadata(tmp_path / "token", header=SECRET_NAME, scheme="")
     async with TritonEngine(guarded_triton.grpc_address, "scripted", call_metadata=token) as engine:
         await engine.check_ready()
         assert await answer(engine, REQUEST) == [0, 1, 2]
@@ -156,7 +156,7 @@ async def test_without_the_token_the_engine_is_unavailable(guarded_triton: Trito
 def test_a_token_that_is_replaced_is_read_again_when_its_time_has_come(tmp_path: Path) -> None:
     path, now = tmp_path / "token", [0.0]
     path.write_text("first")
-    token = TokenFile(path, refresh_seconds=30, clock=lambda: now[0])
+    token = TokenMetadata(path, refresh_seconds=30, clock=lambda: now[0])
     path.write_text("second")
     assert token() == (("authorization", "Bearer first"),)
     now[0] = 30.0
@@ -168,7 +168,7 @@ def test_a_token_file_that_goes_away_leaves_the_last_token_in_use(
 ) -> None:
     path, now = tmp_path / "token", [0.0]
     path.write_text("kept")
-    token = TokenFile(path, refresh_seconds=30, clock=lambda: now[0])
+    token = TokenMetadata(path, refresh_seconds=30, clock=lambda: now[0])
     path.unlink()
     now[0] = 31.0
     with caplog.at_level(logging.WARNING):
@@ -182,7 +182,7 @@ def test_a_file_without_a_token_is_refused_by_its_name_and_its_text_stays_secret
 ) -> None:
     (tmp_path / "token").write_bytes(content)
     with pytest.raises(CredentialsError, match=r"token .*token holds no token") as raised:
-        TokenFile(tmp_path / "token")
+        TokenMetadata(tmp_path / "token")
     assert "words" not in str(raised.value)
     assert "lines" not in str(raised.value)
 
@@ -196,7 +196,7 @@ def test_files_that_are_missing_are_named(tmp_path: Path, client: Signed) -> Non
     with pytest.raises(CredentialsError, match=f"key {gone} cannot be read"):
         tls_credentials(certificate=client.certificate, key=gone)
     with pytest.raises(CredentialsError, match=f"token {gone} cannot be read"):
-        TokenFile(gone)
+        TokenMetadata(gone)
 
 
 def test_files_that_are_something_else_are_named(tmp_path: Path, authority: Authority, client: Signed) -> None:

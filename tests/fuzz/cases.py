@@ -94,9 +94,9 @@ def _messages_case(number: int, source: random.Random) -> Case:
 
 
 def _spec(seed: Seed, source: random.Random) -> pb.PrepareSpec:
-    medium = pb.Media(key="it", modality=seed.modality, chunked=True)
+    medium = pb.Media(key="it", modality=seed.modality, chunked=pb.Chunked())
     if seed.modality == pb.MODALITY_VIDEO:
-        sampling = source.choice((pb.Sampling(), pb.Sampling(frame_count=4), pb.Sampling(every_frame=True)))
+        sampling = source.choice((pb.Sampling(), pb.Sampling(frame_count=4), pb.Sampling(every_frame=pb.EveryFrame())))
         medium.sampling.CopyFrom(sampling)
         if source.random() < 0.5:
             medium.damage_policy = pb.DAMAGE_POLICY_TOLERANT

@@ -92,7 +92,7 @@ def _urls(data: bytes) -> None:
 
     text = data.decode("utf-8", "replace")
     addresses.AddressRules(()).allow(text)
-    urls.WebRules(FetchSettings(hosts="*.example.com,example.com")).read(text, "it")  # type: ignore[arg-type]
+    urls.WebRules(FetchSettings(hosts="*.example.com,example.com")).read(text, "it")
 
 
 def _data_urls(data: bytes) -> None:
@@ -142,7 +142,12 @@ def examples(name: str) -> list[bytes]:
             ]
         case "data urls":
             return [b"image/png;base64,AAAA", b",%41", b";charset=utf-8;base64,AA=="]
-    medium = pb.Media(key="it", modality=pb.MODALITY_VIDEO, chunked=True, sampling=pb.Sampling(indices=[1, 2], fps=2))
+    medium = pb.Media(
+        key="it",
+        modality=pb.MODALITY_VIDEO,
+        chunked=pb.Chunked(),
+        sampling=pb.Sampling(indices=pb.FrameIndices(values=[1, 2]), end_seconds=2),
+    )
     message = pb.Message(role="user", parts=[pb.Part(media_key="it"), pb.Part(text="look")])
     prompt = pb.PrepareSpec(chat=pb.ChatPrompt(messages=[message]), media=[medium])
     parameters = pb.GenerationParameters(max_tokens=4, top_p=0.5, stop_strings=["."])
@@ -168,7 +173,7 @@ def _fuzz_one(name: str, seconds: float, folder: Path) -> None:
     for place, data in enumerate(examples(name)):
         (inputs / f"example-{place}").write_bytes(data)
     options = [
-        f"-max_total_time={int(seconds)}",
+        f"-max_total_time={max(1, int(seconds))}",  # libFuzzer runs without end for 0
         f"-max_len={_MAX_INPUT_BYTES}",
         f"-artifact_prefix={folder}/",
         "-print_final_stats=1",
@@ -181,7 +186,7 @@ def _fuzz_one(name: str, seconds: float, folder: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.guided", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--seconds", type=float, default=140.0, help="for all targets together")
+    parser.add_argument("--seconds", type=float, default=140.0, help="for all targets together, a second each at least")
     parser.add_argument("--folder", type=Path, default=Path("build/fuzz/guided"), help="where inputs are kept")
     parser.add_argument("target", nargs="?", choices=TARGETS, help="one target, in this process")
     given = parser.parse_args()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableSequence
+from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
@@ -37,7 +38,7 @@ def spoil_spec(spec: Message, source: random.Random) -> str:
     told = []
     for _ in range(source.choice((1, 1, 2, 4, 8))):
         holder = source.choice(list(_messages(spec)))
-        field = source.choice(holder.DESCRIPTOR.fields)
+        field: Any = source.choice(list(holder.DESCRIPTOR.fields))  # a FieldDescriptor, in Python or in C
         told.append(f"{holder.DESCRIPTOR.name}.{field.name}")
         if source.random() < 0.15:
             holder.ClearField(field.name)
@@ -123,17 +124,18 @@ def _spoil_list(holder: Message, field: FieldDescriptor, source: random.Random) 
         values.extend(_extreme(field, source) for _ in range(count))
 
 
-def _reorder(values: Sequence[object], source: random.Random) -> None:
+def _reorder(values: MutableSequence[object], source: random.Random) -> None:
     shuffled = list(values)
     source.shuffle(shuffled)
-    values[:] = shuffled  # type: ignore[index]
+    values[:] = shuffled
 
 
 def _is_map(field: FieldDescriptor) -> bool:
     return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
-def _extreme(field: FieldDescriptor, source: random.Random) -> object:
+def _extreme(field: FieldDescriptor, source: random.Random) -> Any:
+    """A value of the field's type at its edge."""
     match field.cpp_type:
         case FieldDescriptor.CPPTYPE_STRING:
             text = source.choice(_STRINGS)

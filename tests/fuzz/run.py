@@ -102,16 +102,18 @@ def send(channel: grpc.Channel, case: Case) -> tuple[str, str]:
 
     Not by grpc.aio, whose callers see INTERNAL, "Internal error from Core", where a call ends before all is sent.
     """
-    call = channel.stream_stream(_SERVICE + case.method)(iter(case.sent), timeout=_PATIENCE_SECONDS)  # type: ignore[arg-type]
+    call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(_SERVICE + case.method)
     try:
-        for _ in call:
+        for _ in call(iter(case.sent), timeout=_PATIENCE_SECONDS):
             pass
     except grpc.RpcError as error:
-        status = status_pb2.Status.FromString(dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b""))  # type: ignore[attr-defined]
+        assert isinstance(error, grpc.Call)
+        sent = {entry.key: entry.value for entry in error.trailing_metadata() or ()}
+        status = status_pb2.Status.FromString(sent.get("grpc-status-details-bin", b""))
         info = error_details_pb2.ErrorInfo()
         for detail in status.details:
             detail.Unpack(info)
-        return error.code().name, info.reason or f"(none) {error.details()}"  # type: ignore[attr-defined]
+        return error.code().name, info.reason or f"(none) {error.details()}"
     return OK, OK
 
 

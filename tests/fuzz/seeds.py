@@ -6,16 +6,17 @@ import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import av
 import numpy as np
 
-from preprocessor.media.image import ACCEPTED_FORMATS
+from preprocessor.media.image_formats import ACCEPTED_FORMATS
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import animation, moving_shapes_clip
 from tests.pictures import KINDS
 
-_SMALL = {"seconds": 0.4, "rate": 30, "width": 64, "height": 48}
+_SMALL: Mapping[str, Any] = {"seconds": 0.4, "rate": 30, "width": 64, "height": 48}
 _GROUPS = (("g", "6"), ("bf", "2"))
 _X265 = (("x265-params", "log-level=none:keyint=6:min-keyint=6"),)
 
@@ -35,8 +36,8 @@ class Seed:
     make: Callable[[], bytes]
 
 
-def _clip(**settings: object) -> Callable[[], bytes]:
-    return lambda: moving_shapes_clip(**{**_SMALL, **settings})  # type: ignore[arg-type]
+def _clip(**settings: Any) -> Callable[[], bytes]:
+    return lambda: moving_shapes_clip(**{**_SMALL, **settings})
 
 
 def _sound(container: str, codec: str, rate: int = 16_000, layout: str = "mono") -> Callable[[], bytes]:
@@ -44,6 +45,7 @@ def _sound(container: str, codec: str, rate: int = 16_000, layout: str = "mono")
         buffer = io.BytesIO()
         with av.open(buffer, "w", format=container) as output:
             stream = output.add_stream(codec, rate=rate, layout=layout)
+            assert isinstance(stream, av.AudioStream)
             count = 0.15 * rate
             wave = (np.sin(np.arange(count) * 0.1) * 20_000).astype(np.int16)
             channels = np.repeat(wave[np.newaxis], stream.codec_context.channels, 0)
@@ -66,7 +68,7 @@ def _fragmented(data: bytes) -> bytes:
     """The clip with a movie fragment for every group of pictures."""
     buffer = io.BytesIO()
     movflags = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
-    with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format="mp4", options=movflags) as output:
+    with av.open(io.BytesIO(data), "r") as source, av.open(buffer, "w", format="mp4", options=movflags) as output:
         stream = output.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
             if packet.dts is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ MEDIA = Path(__file__).parent / "media"
 GOLDENS = Path(__file__).parent / "goldens.json"
 
 # What made the committed files; `make_goldens` runs a maker only where its file is missing.
-MAKERS = {
+MAKERS: Mapping[str, Callable[[], bytes]] = {
     "shapes-374.mp4": lambda: media.moving_shapes_clip(seconds=8),
     "tiny-48x32.mp4": lambda: media.moving_shapes_clip(seconds=1, width=48, height=32),
     "shapes-720p.mp4": lambda: media.moving_shapes_clip(seconds=0.8, width=1280, height=720),
@@ -54,7 +55,7 @@ def _video(name: str, key: str = "video", **sampling: Any) -> Media:
     return Media(key, Modality.VIDEO, (MEDIA / name).read_bytes(), Sampling(**sampling))
 
 
-def _image(name: str, key: str = "image", **budget: int) -> Media:
+def _image(name: str, key: str = "image", **budget: Any) -> Media:
     return Media(key, Modality.IMAGE, (MEDIA / name).read_bytes(), **budget)
 
 

@@ -112,7 +112,10 @@ def video_processor_of(model: Model) -> Any:
 def rope_model_of(model: Model) -> Any:
     """The family's model without weights: only its position code is called."""
     classes = CLASSES[model.family.name]
-    vision = _TINY_VISION | {"spatial_merge_size": model.image.merge_size, "patch_size": model.image.patch_size}
+    vision: dict[str, Any] = _TINY_VISION | {
+        "spatial_merge_size": model.image.merge_size,
+        "patch_size": model.image.patch_size,
+    }
     if model.family.name == "qwen2_5_vl":
         vision["tokens_per_second"] = model.tokens_per_second
     with torch.device("meta"):

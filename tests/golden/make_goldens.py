@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from preprocessor.models.registry import load_model
 from tests.golden import oracle
 from tests.golden.cases import GOLDENS, MAKERS, MEDIA, cases
+from tests.loading import load_family_model
 
 
 def digest(array: npt.NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def golden(found: oracle.Answer) -> dict[str, Any]:
@@ -54,8 +54,8 @@ def main() -> None:
     for name, make in MAKERS.items():
         if not (MEDIA / name).is_file():
             (MEDIA / name).write_bytes(make())
-    models = {name: load_model(name) for name, _ in cases().values()}
-    goldens = {
+    models = {name: load_family_model(name) for name, _ in cases().values()}
+    goldens: dict[str, Any] = {
         "made_with": oracle.stamp(),
         "media": {name: hashlib.sha256((MEDIA / name).read_bytes()).hexdigest() for name in sorted(MAKERS)},
         "cases": {name: golden(oracle.answer(models[model], request)) for name, (model, request) in cases().items()},

@@ -201,11 +201,11 @@ def _rendered(processor: Any, request: PreparationRequest) -> tuple[str, list[Me
 
 def _sampled_clip(medium: Media, processor: Any) -> _Clip:
     """Every frame decoded, then Hugging Face's choice of them."""
-    with av.open(io.BytesIO(medium.data)) as container:
+    with av.open(io.BytesIO(medium.data), "r") as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-        rate = float(stream.average_rate)
+        rate = float(stream.average_rate or 0)
     indices = chosen_indices(processor, len(frames), rate, medium.sampling).tolist()
     chosen = np.stack([frames[index] for index in indices])
     return _Clip(frames=chosen, indices=indices, total=len(frames), rate=rate)
@@ -256,7 +256,7 @@ def _pixels(media: list[Media], grids: list[Any], output: Any, dtype: type[np.ge
         for name, modality in (("pixel_values", Modality.IMAGE), ("pixel_values_videos", Modality.VIDEO))
     )
     joined = torch.cat(_merged(media, images, videos)).numpy()
-    cast = joined.astype(dtype)
+    cast: npt.NDArray[Any] = joined.astype(dtype)
     assert (cast == joined).all(), "values do not fit the dtype exactly"
     return cast
 

@@ -89,12 +89,15 @@ def _draw_figure(axes: Axes, panel: Mapping[str, Any], series: Series) -> None:
     axes.text(0.5, 0.5, f"{value:.3g} {defaults['unit']}", ha="center", va="center", fontsize=16)
 
 
+def _legend(template: str, labels: Mapping[str, str]) -> str:
+    """The template with the values of the labels that it names."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda name: labels.get(name[1], ""), template)
+
+
 def _draw_lines(axes: Axes, panel: Mapping[str, Any], given: Sequence[tuple[Mapping[str, Any], Series]]) -> None:
     for target, series in given:
         for one in series:
-            legend = re.sub(
-                r"\{\{(\w+)\}\}", lambda name, of=one: of["metric"].get(name[1], ""), target["legendFormat"]
-            )
+            legend = _legend(target["legendFormat"], one["metric"])
             times, values = zip(*one["values"], strict=True)
             axes.plot([at - times[-1] for at in times], [float(value) for value in values], label=legend, linewidth=1)
     defaults = panel["fieldConfig"]["defaults"]

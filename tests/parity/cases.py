@@ -152,14 +152,14 @@ def make_request(asked: Case, model: Model) -> PreparationRequest:
         kinds = [kind for _, kind in KINDS[:5]]
         items = [image("i"), video("v", str(random.choice(kinds)))]
         items += [image("j", THEMES[0]), video("w", str(random.choice(kinds)), THEMES[0])]
-        random.shuffle(items)  # type: ignore[arg-type]
+        random.shuffle(items)
     forms = [PixelForm.UINT8, PixelForm.FP32, PixelForm.BF16, PixelForm.FP16]
     return PreparationRequest(_chat(random, items), tuple(items), pixel_form=forms[random.integers(4)])
 
 
 def describe(request: PreparationRequest) -> str:
     """What a person needs to see why a case differs."""
-    lines = [f"form {request.pixel_form.value}", str(request.prompt)]
+    lines = [f"form {request.pixel_form.value if request.pixel_form else None}", str(request.prompt)]
     return "\n  ".join(lines + [f"{medium}, {len(medium.data)} bytes" for medium in request.media])
 
 
@@ -256,8 +256,8 @@ def _uneven_times(random: Random, count: int) -> tuple[int, ...]:
 
 
 def _stated_rate(data: bytes) -> float:
-    with av.open(io.BytesIO(data)) as container:
-        return float(container.streams.video[0].average_rate)
+    with av.open(io.BytesIO(data), "r") as container:
+        return float(container.streams.video[0].average_rate or 0)
 
 
 def _words(random: Random, most: int) -> TextPart:

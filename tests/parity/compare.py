@@ -39,9 +39,10 @@ def differences(model: Model, request: PreparationRequest, processor: Any = None
         "second_per_grid_ts": (tensors.get("second_per_grid_ts"), theirs.seconds_per_grid),
     }
     if request.media:
+        assert ours.plan.pixels is not None
         name = ours.plan.pixels.name
         pairs["grid_thw"] = (tensors["grid_thw"], theirs.grid_thw)
-        pairs[name] = (_bits(tensors[name]), _bits(pixels_in_form(theirs, request.pixel_form)))
+        pairs[name] = (_bits(tensors[name]), _bits(pixels_in_form(theirs, request.pixel_form or PixelForm.UINT8)))
     found = [f"{name} {told}" for name, pair in pairs.items() if (told := _difference(*pair))]
     frames = [None if item.frames is None else item.frames.indices.tolist() for item in ours.plan.items]
     if frames != theirs.frame_indices:
@@ -73,7 +74,8 @@ def pixels_in_form(theirs: oracle.Answer, form: PixelForm) -> npt.NDArray[Any]:
         return theirs.patches
     fp32 = torch.from_numpy(theirs.pixels)
     if form is PixelForm.BF16:
-        return fp32.to(torch.bfloat16).view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        bits: npt.NDArray[np.int16] = fp32.to(torch.bfloat16).view(torch.int16).numpy()
+        return bits.view(ml_dtypes.bfloat16)
     return fp32.to(torch.float16).numpy() if form is PixelForm.FP16 else theirs.pixels
 
 

@@ -13,8 +13,9 @@ from transformers.models.qwen3_5.tokenization_qwen3_5 import PRETOKENIZE_REGEX
 
 from preprocessor.models import registry
 from preprocessor.models.family import Model
-from preprocessor.models.registry import builtin_names, load_model
+from preprocessor.models.registry import builtin_names
 from preprocessor.text.tokenizer import TokenTable, build_tokenizer
+from tests.loading import load_family_model
 
 BUILTIN = Path(registry.__file__).parent / "builtin"
 QWEN3_5_IDS = {token: token_id for token_id, token in QWEN3_5_SPECIAL_TOKENS}
@@ -28,7 +29,7 @@ MODEL_NAMES = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5")
 @cache
 def model_named(name: str, folder: Path) -> Model:
     """A built-in, or Qwen3.5 from the directory that `save_qwen3_5` wrote into `folder`."""
-    return load_model(name if name in builtin_names() else str(folder / name))
+    return load_family_model(name if name in builtin_names() else str(folder / name))
 
 
 def save_qwen3_5(folder: Path) -> None:

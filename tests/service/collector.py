@@ -27,7 +27,7 @@ class Received:
         return _values(self.span.attributes)
 
 
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[misc]  # generated, untyped
     """Keeps what it gets.
 
     Attributes:

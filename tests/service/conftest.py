@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -20,11 +21,11 @@ from engine_client import EngineClient
 from preprocessor.client.calls import CHANNEL_OPTIONS, CallFailed, PrepareResult, generate, prepare
 from preprocessor.config import EngineSettings, Limits, ServeSettings
 from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.service.server import Server
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
-from tests.fork_servers import zygote_of
+from tests.fork_servers import fork_server_of
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 PREPARE = "/preprocessor.v1.Preprocessor/Prepare"
@@ -52,8 +53,10 @@ class Caller:
 
         def call() -> list[pb.PrepareResponse]:
             with grpc.insecure_channel(self.server.address, options=CHANNEL_OPTIONS) as channel:
-                method = channel.stream_stream(PREPARE, response_deserializer=pb.PrepareResponse.FromString)
-                return list(method(raw, metadata=metadata))
+                method: grpc.StreamStreamMultiCallable[bytes, pb.PrepareResponse] = channel.stream_stream(
+                    PREPARE, response_deserializer=pb.PrepareResponse.FromString
+                )
+                return list(method(raw, metadata=tuple(metadata)))
 
         return await asyncio.to_thread(call)
 
@@ -115,18 +118,23 @@ class Caller:
 
 @asynccontextmanager
 async def serving(
-    model: Model | GenericModel,
+    model: LoadedModel,
     engine: EngineClient | None = None,
     limits: Limits | None = None,
     engine_settings: EngineSettings | None = None,
-    **settings: object,
+    **settings: Any,
 ) -> AsyncIterator[Caller]:
     """A server for one test, with its own settings."""
-    free = {"address": "127.0.0.1:0", "http_address": "127.0.0.1:0", "worker_count": 2, "drain_seconds": 5.0}
+    free: dict[str, Any] = {
+        "address": "127.0.0.1:0",
+        "http_address": "127.0.0.1:0",
+        "worker_count": 2,
+        "drain_seconds": 5.0,
+    }
     options = ServeSettings(
         **{**free, **settings}, limits=limits or Limits(), engine=engine_settings or EngineSettings()
-    )  # type: ignore[arg-type]
-    fork_server = None if options.is_in_process else await zygote_of(model)
+    )
+    fork_server = None if options.is_in_process else await fork_server_of(model)
     async with (
         Server(options, model, engine, fork_server) as server,
         grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel,
@@ -164,7 +172,7 @@ def image(key: str = "photo", data: bytes | None = None, **fields: object) -> pb
 
 
 def _media(modality: pb.Modality.ValueType, key: str, data: bytes | None, fields: Mapping[str, object]) -> pb.Media:
-    source: dict[str, object] = {"chunked": True} if data is None else {"inline_data": data}
+    source: dict[str, object] = {"chunked": {}} if data is None else {"inline_data": data}
     return pb.Media(key=key, modality=modality, **source, **fields)  # type: ignore[arg-type]
 
 

@@ -83,7 +83,7 @@ class RawConnection:
 
     def frames_until(self, *kinds: int) -> list[tuple[int, int, bytes]]:
         """(kind, stream, payload) of every frame up to the first of a kind asked for, or to the connection's end."""
-        frames = []
+        frames: list[tuple[int, int, bytes]] = []
         while True:
             head = self._read(9)
             if len(head) < 9:

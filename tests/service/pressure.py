@@ -153,8 +153,8 @@ def _until(count: int, *parts: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _call(channel: grpc.Channel, messages: Iterator[bytes]) -> grpc.Call:
-    call: grpc.Call = channel.stream_stream(PREPARE)(messages, timeout=_STUB_SECONDS)
-    return call
+    method: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(PREPARE)
+    return method(messages, timeout=_STUB_SECONDS)
 
 
 def _ending(channel: grpc.Channel, first: Iterable[bytes], rest: Iterable[bytes]) -> str:

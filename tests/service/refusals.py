@@ -14,12 +14,15 @@ from google.rpc import error_details_pb2, status_pb2
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A status, its `ErrorInfo.reason` (empty where gRPC itself has refused), and `RetryInfo`'s seconds, if any."""
+    """A status, its `ErrorInfo.reason` (empty where gRPC itself has refused), `RetryInfo`'s seconds, if any, and the paths
+    of `BadRequest`.
+    """
 
     code: grpc.StatusCode
     reason: str
     message: str
     retry_seconds: float | None
+    fields: tuple[str, ...] = ()
 
 
 async def refusal_of(
@@ -39,10 +42,12 @@ async def refusal_of(
 def read_refusal(error: grpc.aio.AioRpcError | grpc.Call) -> Refusal:
     trailing: dict[str, Any] = dict(error.trailing_metadata() or ())
     status = status_pb2.Status.FromString(trailing.get("grpc-status-details-bin", b""))
-    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    info, retry, bad = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), error_details_pb2.BadRequest()
     retry_seconds = None
     for detail in status.details:
         detail.Unpack(info)
+        detail.Unpack(bad)
         if detail.Unpack(retry):
             retry_seconds = retry.retry_delay.ToTimedelta().total_seconds()
-    return Refusal(error.code(), info.reason, error.details() or "", retry_seconds)
+    fields = tuple(violation.field for violation in bad.field_violations)
+    return Refusal(error.code(), info.reason, error.details() or "", retry_seconds, fields)

@@ -13,7 +13,7 @@ call.on('error', error => { ended = true;
   console.log(JSON.stringify({code: error.code, message: error.details, details: details.length ? details[0].toString('latin1') : ''}));
   client.close();
 });
-const medium = {key: 'clip', modality: 'MODALITY_VIDEO', chunked: true};
+const medium = {key: 'clip', modality: 'MODALITY_VIDEO', chunked: {}};
 if (told === 'told') medium.size_bytes = pieces * (1 << 20);
 call.write({spec: {chat: {messages: [{role: 'user', parts: [{media_key: 'clip'}]}]}, media: [medium]}});
 let sent = 0;

@@ -325,7 +325,7 @@ def test_an_invalid_token_file_is_refused_and_not_quoted(tmp_path: Path, content
     path = tmp_path / "tokens"
     path.write_text(content)
     with pytest.raises(SettingError) as caught:
-        tokens.TokenFile(str(path))
+        tokens.CallerTokens(str(path))
     assert caught.value.option == "--token-file"
     assert "0123456789" not in str(caught.value)
     assert "12ab" not in str(caught.value)
@@ -335,13 +335,13 @@ def test_a_token_has_one_owner(tmp_path: Path) -> None:
     path = tmp_path / "tokens"
     path.write_text(f"gateway {TOKEN}\nbatch {TOKEN}\n")
     with pytest.raises(SettingError, match="line 2"):
-        tokens.TokenFile(str(path))
+        tokens.CallerTokens(str(path))
 
 
 def test_an_owner_may_have_several_tokens(tmp_path: Path) -> None:
     path = tmp_path / "tokens"
     path.write_text(f"gateway {TOKEN}\ngateway {OTHER_TOKEN}\n")
-    table = tokens.TokenFile(str(path))
+    table = tokens.CallerTokens(str(path))
     assert {table.name_of(TOKEN), table.name_of(OTHER_TOKEN)} == {"gateway"}
     assert table.name_of("") is None
 

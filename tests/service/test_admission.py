@@ -14,7 +14,7 @@ from preprocessor.errors import LimitExceeded, WorkerLost
 from preprocessor.models.family import Model
 from preprocessor.service.status import status_of
 from preprocessor.v1 import preprocessor_pb2 as pb
-from preprocessor.workers.task import SHORT_SECONDS, Work
+from preprocessor.workers.task import SHORT_SECONDS, Task
 from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import Caller, chat, image, serving, video
 from tests.waiting import eventually
@@ -31,7 +31,7 @@ def is_idle(caller: Caller) -> bool:
 
 async def test_a_request_larger_than_the_budget_is_refused_with_a_reason_of_its_own(model: Model) -> None:
     async with serving(model, memory_budget_bytes=64 * MIB) as caller:
-        whole = chat(video("clip", LONG_CLIP, sampling=pb.Sampling(every_frame=True)))
+        whole = chat(video("clip", LONG_CLIP, sampling=pb.Sampling(every_frame=pb.EveryFrame())))
         failed = await caller.refusal(whole)
         assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MEMORY_BUDGET_EXCEEDED")
         assert failed.retry_after_seconds is None
@@ -65,7 +65,7 @@ async def test_a_caller_that_does_not_read_blocks_no_other_caller(model: Model) 
         await eventually(lambda: is_idle(caller))
 
 
-async def test_the_pixels_memory_is_free_while_the_engine_answers(model: Model) -> None:
+async def test_the_memory_of_pixels_is_free_while_the_engine_answers(model: Model) -> None:
     go_on = asyncio.Event()
 
     class Slow(FakeEngine):
@@ -84,27 +84,27 @@ async def test_the_pixels_memory_is_free_while_the_engine_answers(model: Model) 
 
 
 async def test_photos_overtake_a_queue_of_long_videos(model: Model) -> None:
-    long = chat(video("clip", moving_shapes_clip(), sampling=pb.Sampling(every_frame=True)))
+    long = chat(video("clip", moving_shapes_clip(), sampling=pb.Sampling(every_frame=pb.EveryFrame())))
     async with serving(model, worker_count=1) as caller:
         pool = caller.server.pool
         videos = [asyncio.create_task(caller.prepare(long)) for _ in range(3)]
         await eventually(lambda: pool.running_count > 0 and pool.queued_count == 2)
         for _ in range(3):
             await caller.prepare(chat(image("photo", photo(100, 80))))
-        assert pool.queued_count > 0, f"the videos were over; they must take more than {SHORT_SECONDS} s each"
+        assert pool.queued_count > 0, f"the videos have ended; each must take more than {SHORT_SECONDS} s"
         results = await asyncio.gather(*videos)
         assert len({result.tensors["pixel_patches"].tobytes() for result in results}) == 1
 
 
-async def test_one_clip_on_an_idle_service_is_cut_over_its_workers(model: Model) -> None:
+async def test_one_clip_on_an_idle_service_is_cut_into_parts_for_its_workers(model: Model) -> None:
     clip = moving_shapes_clip(seconds=40, width=374, height=374, options=(("g", "30"),))
     spec = chat(video("clip", clip, sampling=pb.Sampling(fps=8)))
     async with serving(model, worker_count=2) as caller, serving(model, worker_count=1) as single:
         pool, running = caller.server.pool, set()
         begin = pool._begin
 
-        def watched(work: Work) -> None:
-            begin(work)
+        def watched(task: Task) -> None:
+            begin(task)
             running.add(pool.running_count)
 
         pool._begin = watched  # type: ignore[method-assign]

@@ -66,16 +66,20 @@ BAD_SPECS = {
     "fps below zero": (sampled(fps=-1.0), "INVALID_SAMPLING"),
     "fps that is no number": (sampled(fps=float("nan")), "INVALID_SAMPLING"),
     "no frames": (sampled(frame_count=0), "INVALID_SAMPLING"),
-    "fps and frame count together": (sampled(fps=1.0, frame_count=4), "SAMPLING_CONFLICT"),
-    "two ways to sample": (sampled(every_frame=True, indices=[1]), "SAMPLING_CONFLICT"),
-    "an index beyond the clip": (sampled(indices=[60]), "FRAME_OUT_OF_RANGE"),
-    "a time beyond the clip": (sampled(times_seconds=[2.5]), "FRAME_OUT_OF_RANGE"),
+    "indices of no frame": (sampled(indices=pb.FrameIndices()), "INVALID_SAMPLING"),
+    "times of no frame": (sampled(times_seconds=pb.FrameTimes()), "INVALID_SAMPLING"),
+    "indices in a window": (sampled(indices=pb.FrameIndices(values=[1]), start_seconds=0.5), "SAMPLING_CONFLICT"),
+    "an index beyond the clip": (sampled(indices=pb.FrameIndices(values=[60])), "FRAME_OUT_OF_RANGE"),
+    "a time beyond the clip": (sampled(times_seconds=pb.FrameTimes(values=[2.5])), "FRAME_OUT_OF_RANGE"),
     "a window beyond the clip": (sampled(start_seconds=9), "NO_FRAMES_IN_RANGE"),
     "a window upside down": (sampled(start_seconds=1, end_seconds=0.5), "INVALID_SAMPLING"),
     "an image with sampling": (chat(image("photo", PHOTO, sampling=pb.Sampling(fps=1))), "INVALID_SAMPLING"),
     "a background that is no colour": (chat(image("photo", PHOTO, background="pink")), "INVALID_BACKGROUND"),
     "a video on a background": (chat(video("clip", CLIP, background="white")), "INVALID_BACKGROUND"),
-    "a pixel budget upside down": (chat(image("photo", PHOTO, min_pixels=9, max_pixels=3)), "INVALID_PIXEL_BUDGET"),
+    "a pixel budget upside down": (
+        chat(image("photo", PHOTO, min_pixel_count=9, max_pixel_count=3)),
+        "INVALID_PIXEL_BUDGET",
+    ),
     "an extreme aspect ratio": (chat(image("photo", photo(2100, 10, "PNG"))), "EXTREME_ASPECT_RATIO"),
     "no prompt": (pb.PrepareSpec(), "EMPTY_PROMPT"),
     "an empty text": (pb.PrepareSpec(text=""), "EMPTY_PROMPT"),
@@ -218,8 +222,8 @@ async def test_the_header_memory_limit_does_not_limit_later_stages(model: Model)
             with pytest.raises(CallFailed) as caught:
                 await caller.prepare(chat(video("clip", claims)))
             reasons.append(caught.value.reason)
-            every = pb.Sampling(every_frame=True)
-            spec = chat(video("clip", sampling=every, min_pixels=1 << 24), pixel_form=pb.PIXEL_FORM_FP32)
+            every = pb.Sampling(every_frame=pb.EveryFrame())
+            spec = chat(video("clip", sampling=every, min_pixel_count=1 << 24), pixel_form=pb.PIXEL_FORM_FP32)
             assert (await caller.prepare(spec, {"clip": CLIP})).tensors["pixel_values"].nbytes > 64 << 20
             ends = caller.server.metrics.registry.get_sample_value("preprocessor_worker_ends_total", {"reason": "lost"})
             assert not ends
@@ -279,10 +283,13 @@ async def test_a_silent_upload_is_ended(model: Model) -> None:
 
 async def test_a_request_beyond_the_queue_is_refused_with_retry_info(model: Model) -> None:
     async with serving(model, worker_count=1, max_queued_count=1) as caller:
-        caller.server.pool.pending_count += 2  # one running, one waiting
+        counters = caller.server.pool.counters
+        for _ in range(2):  # one running, one waiting
+            counters.add_pending()
         with pytest.raises(CallFailed) as caught:
             await caller.prepare(chat("hello"))
-        caller.server.pool.pending_count -= 2
+        for _ in range(2):
+            counters.remove_pending()
         await caller.prepare(chat("hello"))
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
     assert caught.value.retry_after_seconds == 1.0

@@ -53,22 +53,47 @@ class Unhurried:
         self.open_count += 1
         self.most_open_count = max(self.most_open_count, self.open_count)
         try:
-            await asyncio.sleep(self.seconds)
+            await self.wait()
             yield b""
         finally:
             self.open_count -= 1
 
+    async def wait(self) -> None:
+        await asyncio.sleep(self.seconds)
+
+
+class Stalling(Unhurried):
+    """A server that answers nobody until some time after its first call, and then everybody at once.
+
+    Attributes:
+        answers_from_seconds: When that is, on the monotonic clock.
+    """
+
+    answers_from_seconds = 0.0
+
+    async def wait(self) -> None:
+        self.answers_from_seconds = self.answers_from_seconds or time.monotonic() + self.seconds
+        await asyncio.sleep(max(0.0, self.answers_from_seconds - time.monotonic()) + 0.01)
+
 
 @contextlib.asynccontextmanager
-async def unhurried(seconds: float) -> AsyncIterator[tuple[Unhurried, str]]:
-    server, handler = grpc.aio.server(), Unhurried(seconds)
+async def running(handler: Unhurried) -> AsyncIterator[str]:
+    """The address of a server of its own."""
+    server = grpc.aio.server()
     server.add_generic_rpc_handlers([handler])  # type: ignore[list-item]
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        yield handler, f"127.0.0.1:{port}"
+        yield f"127.0.0.1:{port}"
     finally:
         await server.stop(None)
+
+
+@contextlib.asynccontextmanager
+async def unhurried(seconds: float) -> AsyncIterator[tuple[Unhurried, str]]:
+    server = Unhurried(seconds)
+    async with running(server) as address:
+        yield server, address
 
 
 def connect_to(address: str) -> functools.partial[grpc.aio.Channel]:
@@ -144,16 +169,20 @@ async def test_an_impossible_load_is_refused(option: str, value: str) -> None:
 
 
 async def test_a_stall_shows_in_an_open_loop_s_latencies() -> None:
-    """Two may be open, each takes 0.1 s or more, and 40 are due a second: the last of 20 is sent 0.4 s late."""
+    """Two may be open, 20 become due within 0.5 s, and the server answers nobody in the first 0.6 s: 18 wait for it."""
     endings: list[Ending] = []
-    async with unhurried(0.1) as (server, address):
+    server = Stalling(0.6)
+    async with running(server) as address:
         await drive(connect_to(address), Load((TEXT,), 2, seconds=0.5, rate_per_second=40), endings.append)
     assert len(endings) == 20
     assert server.most_open_count == 2
     assert {ending.outcome for ending in endings} == {ANSWERED}
-    last = max(endings, key=lambda ending: ending.due_at_seconds)
-    assert last.seconds > 0.5
-    assert last.ended_at_seconds - last.began_at_seconds < last.seconds - 0.4
+    waited = sorted(endings, key=lambda ending: ending.due_at_seconds)[2:]
+    assert all(
+        ending.due_at_seconds < server.answers_from_seconds <= ending.began_at_seconds <= ending.ended_at_seconds
+        for ending in waited
+    )
+    assert all(ending.seconds >= server.answers_from_seconds - ending.due_at_seconds for ending in waited)
 
 
 async def test_requests_past_their_deadline_are_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:

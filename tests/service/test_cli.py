@@ -29,6 +29,7 @@ from preprocessor.types.request import (
     MediaPart,
     Message,
     Modality,
+    PixelForm,
     PreparationRequest,
     Sampling,
     TextPart,
@@ -112,9 +113,8 @@ def test_prepare_saves_the_tensors_by_the_contract_s_names(
     assert main(["prepare", *place, *asked]) == 0  # in this process, which has loaded torch
     saved = load_file(output)
     message = Message("user", (MediaPart("clip"), TextPart("Hi")))
-    form = next(form for form in pipeline.PIXEL_DTYPES if form.value == dtype)
     media = (Media("clip", Modality.VIDEO, CLIP, Sampling(frame_count=5)),)
-    expected = pipeline.prepare(model, PreparationRequest(ChatPrompt((message,)), media, form)).tensors
+    expected = pipeline.prepare(model, PreparationRequest(ChatPrompt((message,)), media, PixelForm(dtype))).tensors
     assert saved.keys() == expected.keys()
     assert {pixels, "input_ids", "grid_thw", "item_modality", "item_spans", "mrope_position_ids"} <= saved.keys()
     for name, array in expected.items():
@@ -161,6 +161,20 @@ def test_an_option_for_the_whole_request_is_given_once(option: str, capsys: pyte
         main(["prepare", option, "1", option, "2"])
     assert ended.value.code == 2
     assert f"{option} is given twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("--fps=1", "--num-frames=4"), ("--every-frame", "--fps=1"), ("--num-frames=4", "--every-frame")],
+)
+def test_two_ways_to_choose_frames_are_refused_by_name(
+    one: str, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["prepare", "--video", "clip.mp4", one, other])
+    assert ended.value.code == 2
+    names = [option.partition("=")[0] for option in (other, one)]
+    assert "argument {}: not allowed with argument {}".format(*names) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

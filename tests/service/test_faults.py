@@ -38,7 +38,7 @@ from tests.waiting import PATIENCE_SECONDS, eventually
 MIB = 1 << 20
 CLIP = moving_shapes_clip(seconds=4, width=374, height=374)
 PHOTO = photo(90, 60)
-WORK = chat(video("clip", CLIP, sampling=pb.Sampling(every_frame=True)))
+WORK = chat(video("clip", CLIP, sampling=pb.Sampling(every_frame=pb.EveryFrame())))
 SHARED = ("--engine", "127.0.0.1:1", "--engine-transport", "shared-memory")
 """An engine that nobody runs, towards which the arena is a file in /dev/shm all the same."""
 

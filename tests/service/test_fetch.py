@@ -113,7 +113,7 @@ async def test_a_url_used_twice_is_fetched_once(fetching: Caller, host: Host) ->
     before = len(host.requests)
     again = pb.Media(key="again", modality=pb.MODALITY_VIDEO, same_file_as="clip")
     spec = chat(clip_at(url(host, "/clip")), again)
-    counted = await fetching.stub.CountTokens(iter([pb.PrepareRequest(spec=spec)]))
+    counted = await fetching.stub.CountTokens(iter([pb.CountTokensRequest(spec=spec)]))
     assert counted.items[0].digest == counted.items[1].digest
     assert len(host.requests) == before + 1
 

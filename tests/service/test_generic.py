@@ -13,7 +13,6 @@ from safetensors import safe_open
 from preprocessor import pipeline
 from preprocessor.__main__ import main
 from preprocessor.client.calls import CallFailed
-from preprocessor.models.generic import GenericModel
 from preprocessor.models.registry import load_model
 from preprocessor.service.reading import read_spec
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -36,7 +35,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def gemma(folder: Path) -> AsyncIterator[Caller]:
     MAKERS["gemma3"](folder / "gemma3")
     model = load_model(str(folder / "gemma3"))
-    assert isinstance(model, GenericModel)
     # In process: the oracle's torchvision is in this interpreter alone, and its classes are what is compared with.
     async with serving(model, is_in_process=True) as caller:
         yield caller
@@ -54,15 +52,21 @@ async def test_the_processor_s_tensors_equal_the_pipeline_s(gemma: Caller) -> No
 
 async def test_the_model_says_that_it_takes_the_generic_path(gemma: Caller) -> None:
     answer = await gemma.stub.GetModel(pb.GetModelRequest())
-    assert (answer.path, answer.family) == ("generic", "Gemma3Processor")
+    assert (answer.path, answer.family) == (pb.PREPROCESSING_PATH_GENERIC, "Gemma3Processor")
     assert list(answer.modalities) == [pb.MODALITY_IMAGE]
 
 
 async def test_a_modality_it_does_not_take_is_refused_before_the_upload(gemma: Caller) -> None:
-    spec = chat(pb.Media(key="v", modality=pb.MODALITY_VIDEO, chunked=True))
+    spec = chat(pb.Media(key="v", modality=pb.MODALITY_VIDEO, chunked=pb.Chunked()))
     with pytest.raises(CallFailed) as caught:
         await gemma.prepare(spec)
     assert caught.value.reason == "UNSUPPORTED_MODALITY"
+
+
+async def test_a_file_with_another_digest_than_stated_is_refused(gemma: Caller) -> None:
+    with pytest.raises(CallFailed) as caught:
+        await gemma.prepare(chat(image("a", PHOTO, content_sha256=bytes(32))))
+    assert (caught.value.reason, caught.value.fields) == ("DIGEST_MISMATCH", ("media[0].content_sha256",))
 
 
 async def test_uint8_pixels_are_refused(gemma: Caller) -> None:
@@ -100,4 +104,4 @@ async def test_a_model_of_sound_takes_it_from_any_file(folder: Path) -> None:
         sound = pb.Media(key="sound", modality=pb.MODALITY_AUDIO, inline_data=encoded("mp4", "aac", seconds=0.5))
         result = await caller.prepare(chat(sound, "What is heard?"))
     assert "input_features" in result.tensors
-    assert result.header.items[0].source.duration_seconds == pytest.approx(0.5, abs=0.1)
+    assert result.header.items[0].source.audio.duration_seconds == pytest.approx(0.5, abs=0.1)

@@ -123,14 +123,14 @@ async def test_a_stop_keeps_connections_open_until_calls_end(model: Model, monke
     monkeypatch.setattr("preprocessor.service.server._FLUSH_SECONDS", 0.1)
     async with serving(model, worker_count=1, drain_seconds=40.0) as caller:
         upload = caller.stub.CountTokens(timeout=PATIENCE_SECONDS)
-        await upload.write(pb.PrepareRequest(spec=chat("What is this?", image())))
+        await upload.write(pb.CountTokensRequest(spec=chat("What is this?", image())))
         await eventually(lambda: caller.server.metrics.open_call_count() == 1)
         retiring = asyncio.create_task(caller.server.retire())
         await eventually(lambda: caller.server.health.trouble == "draining")
         late = await refusal_of(caller.stub.GetModel(pb.GetModelRequest(), timeout=PATIENCE_SECONDS))
         assert (late.code, late.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
         assert not retiring.done()
-        await upload.write(pb.PrepareRequest(chunk=pb.MediaChunk(key="photo", data=photo(100, 80), last=True)))
+        await upload.write(pb.CountTokensRequest(chunk=pb.MediaChunk(key="photo", data=photo(100, 80), last=True)))
         await upload.done_writing()
         assert (await upload).token_count > 0
         await asyncio.wait_for(retiring, PATIENCE_SECONDS)

@@ -55,7 +55,7 @@ async def test_the_typescript_of_the_readme_prepares_a_photo(caller: Caller, nod
 
     def by_python() -> dict[str, list[int]]:
         part = {"role": "user", "parts": [{"media_key": "photo"}, {"text": "What is this?"}]}
-        medium = {"key": "photo", "modality": pb.MODALITY_IMAGE, "chunked": True}
+        medium = {"key": "photo", "modality": pb.MODALITY_IMAGE, "chunked": {}}
         with open_channel(caller.server.address) as channel:
             result = prepare(channel, pb.PrepareSpec(chat={"messages": [part]}, media=[medium]), {"photo": image})
         return {name: list(tensor.shape) for name, tensor in result.tensors.items()}

@@ -27,7 +27,7 @@ async def test_the_load_ratio_is_expected_core_seconds_per_core(model: Model) ->
     async with serving(model, worker_count=1) as caller:
         pool = caller.server.pool
         assert (await caller.samples())[("preprocessor_load_ratio",)] == 0
-        calls = [asyncio.create_task(caller.prepare(whole(every_frame=True))) for _ in range(3)]
+        calls = [asyncio.create_task(caller.prepare(whole(every_frame=pb.EveryFrame()))) for _ in range(3)]
         await eventually(lambda: pool.queued_count > 0 and pool.running_count > 0)
         samples = await caller.samples(under_way=True)
         waiting = [entry for queue in pool._queues.values() for entry in queue._heap]
@@ -49,12 +49,12 @@ async def test_a_clip_split_over_workers_counts_no_more_load_than_a_whole_one(mo
             begin(work)  # type: ignore[arg-type]
             parts = [one for one in pool._running if one.tensor is not None]
             if len(parts) > 1:
-                job = parts[0].job
-                whole_seconds = estimate(job.planned, job.media).cpu_seconds  # type: ignore[union-attr]
+                payload = parts[0].payload
+                whole_seconds = estimate(payload.plan, payload.media).cpu_seconds  # type: ignore[union-attr]
                 seen.append((len(parts), sum(part.cpu_seconds for part in parts), whole_seconds))
 
         pool._begin = watched  # type: ignore[method-assign]
-        await caller.prepare(whole(every_frame=True))
+        await caller.prepare(whole(every_frame=pb.EveryFrame()))
     assert seen
     for _, of_parts, of_the_whole in seen:
         assert of_parts == pytest.approx(of_the_whole)
@@ -77,7 +77,7 @@ async def test_abandoned_tasks_are_counted_by_state(model: Model) -> None:
         pool = caller.server.pool
         running = [caller.stub.Prepare() for _ in range(3)]
         for call in running:
-            await call.write(pb.PrepareRequest(spec=whole(every_frame=True)))
+            await call.write(pb.PrepareRequest(spec=whole(every_frame=pb.EveryFrame())))
             await call.done_writing()
         await eventually(lambda: pool.queued_count > 0 and pool.running_count > 0)
         for call in running:

@@ -88,7 +88,7 @@ async def test_files_may_interleave(caller: Caller) -> None:
             yield pb.PrepareRequest(chunk=pb.MediaChunk(key=key, offset_bytes=half, data=PHOTO[half:], last=True))
 
     header = await anext(aiter(caller.stub.Prepare(messages())))
-    assert header.header.items[0].source.sha256 == header.header.items[1].source.sha256
+    assert header.header.items[0].source.content_sha256 == header.header.items[1].source.content_sha256
 
 
 @pytest.mark.parametrize("part_seconds", [100.0, 0.01], ids=["whole", "in parts"])
@@ -115,7 +115,7 @@ async def test_the_header_comes_first_then_rows_in_order_then_the_report(
 
 def test_a_message_of_rows_is_at_most_half_of_grpc_s_default_limit() -> None:
     rows = np.zeros((4000, 1536), np.uint8)
-    sizes = [len(message) for message in write_rows("pixel_patches", rows, 0, len(rows))]
+    sizes = [len(message) for message in write_rows(0, rows, 0, len(rows))]
     assert max(sizes) <= (4 << 20) // 2 + 1000
     assert len(sizes) == -(-rows.nbytes // (MAX_ROWS_BYTES // 1536 * 1536)) > 2
 
@@ -149,8 +149,9 @@ async def test_the_response_names_the_frames_used(caller: Caller) -> None:
     item = result.header.items[0]
     assert list(item.frame_indices) == [0, 15, 30, 44, 59]
     assert item.times_seconds == pytest.approx([index / 30 for index in item.frame_indices])
-    assert item.padded_frame_count == 1
-    assert (item.source.codec, item.source.frame_count, item.source.rate) == ("h264", 60, 30.0)
+    assert item.patches.padded_frame_count == 1
+    source = item.source.video
+    assert (source.codec, source.frame_count, source.average_fps) == ("h264", 60, 30.0)
 
 
 async def test_without_pixels_all_other_results_are_the_same(caller: Caller) -> None:
@@ -164,7 +165,7 @@ async def test_counting_tokens_agrees_with_preparing_and_decodes_nothing(caller:
     spec = chat(video("clip", CLIP), image("photo", PHOTO))
 
     async def messages():  # type: ignore[no-untyped-def]
-        yield pb.PrepareRequest(spec=spec)
+        yield pb.CountTokensRequest(spec=spec)
 
     counted = await caller.stub.CountTokens(messages())
     prepared = await caller.prepare(spec)
@@ -182,17 +183,17 @@ async def test_another_tenant_s_salt_changes_the_digest_and_nothing_else(caller:
 
 async def test_the_model_describes_itself(caller: Caller, model: Model) -> None:
     answer = await caller.stub.GetModel(pb.GetModelRequest())
-    assert (answer.name, answer.family, answer.path) == ("qwen3-vl", "qwen3_vl", "fast")
+    assert (answer.name, answer.family, answer.path) == ("qwen3-vl", "qwen3_vl", pb.PREPROCESSING_PATH_FAST)
     assert answer.fingerprint == model.fingerprint
-    assert (answer.image.min_pixels, answer.image.max_pixels) == (65_536, 16_777_216)
-    assert (answer.video.min_pixels, answer.video.max_pixels) == (4_096, 25_165_824)
+    assert (answer.image.min_pixel_count, answer.image.max_pixel_count) == (65_536, 16_777_216)
+    assert (answer.video.min_pixel_count, answer.video.max_pixel_count) == (4_096, 25_165_824)
     assert answer.placeholders == {"image": "<|image_pad|>", "video": "<|video_pad|>"}
     assert not answer.serves_generate
     assert "ffmpeg" in answer.versions
 
 
 async def test_frames_can_be_named_by_time_within_a_file(caller: Caller) -> None:
-    spec = chat(video("clip", CLIP, sampling=pb.Sampling(times_seconds=[0.0, 0.51, 1.99])))
+    spec = chat(video("clip", CLIP, sampling=pb.Sampling(times_seconds=pb.FrameTimes(values=[0.0, 0.51, 1.99]))))
     item = (await caller.prepare(spec)).header.items[0]
     assert list(item.frame_indices) == [0, 15, 59]
     assert list(item.prompt_times_seconds) == [0.0, 0.51, 1.99]
@@ -203,7 +204,7 @@ async def test_a_time_window_gives_frames_within_it(caller: Caller) -> None:
     sampling = pb.Sampling(fps=10, start_seconds=0.5, end_seconds=1.0)
     item = (await caller.prepare(chat(video("clip", CLIP, sampling=sampling)))).header.items[0]
     assert list(item.frame_indices) == [15, 19, 22, 25, 29]
-    assert item.source.frame_count == 60
+    assert item.source.video.frame_count == 60
 
 
 async def test_token_types_are_returned_if_requested(caller: Caller) -> None:
@@ -227,7 +228,7 @@ async def test_one_upload_may_be_used_by_two_media(caller: Caller) -> None:
     )
     items = (await caller.prepare(spec, {"whole": CLIP})).header.items
     assert [len(item.frame_indices) for item in items] == [2, 4]
-    assert items[0].source.sha256 == items[1].source.sha256
+    assert items[0].source.content_sha256 == items[1].source.content_sha256
 
 
 async def test_a_prompt_too_long_for_one_message_arrives_completely(caller: Caller, model: Model) -> None:
@@ -253,8 +254,8 @@ async def test_a_damaged_frame_is_replaced_and_reported_if_requested(caller: Cal
 
 async def test_a_truncated_file_gives_its_complete_frames_if_requested(caller: Caller) -> None:
     cut = chat(video("clip", truncated_clip(), damage_policy=pb.DAMAGE_POLICY_TOLERANT))
-    source = (await caller.prepare(cut)).header.items[0].source
-    assert source.is_truncated
+    source = (await caller.prepare(cut)).header.items[0].source.video
+    assert source.truncated
     assert 0 < source.frame_count < source.stated_frame_count
 
 

@@ -81,7 +81,7 @@ async def test_a_budget_that_stays_full_makes_the_replica_unready_until_memory_i
 ) -> None:
     """A caller that reads nothing holds the pixels of a clip, which fill the budget."""
     clip = moving_shapes_clip(seconds=4, width=160, height=120)
-    spec = chat(video("clip", clip, sampling=pb.Sampling(every_frame=True)))
+    spec = chat(video("clip", clip, sampling=pb.Sampling(every_frame=pb.EveryFrame())))
     async with serving(model, memory_budget_bytes=64 << 20, budget_full_seconds=0.1) as caller:
         health, pool = caller.server.health, caller.server.pool
         lease = pool.rows.lease(int(pool.rows.size_bytes * 0.96))

@@ -1,4 +1,4 @@
-"""README names tests for every guarantee about faults: those tests exist."""
+"""deploy/OPERATIONS.md names tests for every guarantee about faults: those tests exist."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-README = (TESTS.parent / "README.md").read_text()
+PAGE = (TESTS.parent / "deploy/OPERATIONS.md").read_text()
 
 
 def table_after(heading: str) -> list[str]:
     """Rows of the first table below a heading."""
-    section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    section = PAGE.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
     return [line for line in section.splitlines() if line.startswith("|")][2:]
 
 

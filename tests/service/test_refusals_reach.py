@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -79,6 +80,36 @@ async def test_a_file_of_the_announced_size_is_accepted(small: Caller) -> None:
     inline = image("inline", PHOTO, size_bytes=len(PHOTO))
     result = await small.prepare(chat(chunked, inline), {"chunked": PHOTO})
     assert result.report.received_bytes == 2 * len(PHOTO)
+
+
+@pytest.mark.parametrize("way", ["inline", "chunks"])
+async def test_a_file_with_another_digest_than_stated_is_refused(small: Caller, way: str) -> None:
+    stated = hashlib.sha256(PHOTO + b"x").digest()
+    spec = chat(image("photo", PHOTO if way == "inline" else None, content_sha256=stated))
+    failed = await small.refusal(spec, {} if way == "inline" else {"photo": PHOTO})
+    assert (failed.code, failed.reason) == (INVALID, "DIGEST_MISMATCH")
+    assert failed.fields == ("media[0].content_sha256",)
+
+
+async def test_a_file_that_was_damaged_on_its_way_is_told_from_a_damaged_file(small: Caller) -> None:
+    stated = hashlib.sha256(PHOTO).digest()
+    failed = await small.refusal(chat(image("photo", PHOTO[: len(PHOTO) // 2], content_sha256=stated)))
+    assert failed.reason == "DIGEST_MISMATCH"
+
+
+async def test_a_file_with_the_digest_that_was_stated_is_taken(small: Caller) -> None:
+    digest = hashlib.sha256(PHOTO).digest()
+    again = pb.Media(key="again", modality=pb.MODALITY_IMAGE, same_file_as="photo", content_sha256=digest)
+    result = await small.prepare(chat(image("photo", content_sha256=digest), again), {"photo": PHOTO})
+    assert [item.source.content_sha256 for item in result.header.items] == [digest, digest]
+
+
+@pytest.mark.parametrize("size_bytes", [0, 31, 33, 64])
+async def test_what_is_no_digest_is_refused_before_the_file_comes(small: Caller, size_bytes: int) -> None:
+    call = small.stub.Prepare()
+    await call.write(pb.PrepareRequest(spec=chat(image("photo", content_sha256=bytes(size_bytes)))))
+    found = await refusal_of(call)
+    assert (found.code, found.reason) == (INVALID, "INVALID_DIGEST")
 
 
 def test_the_client_announces_file_sizes() -> None:

@@ -1,7 +1,7 @@
 """Endurance: killed processes, cancelled calls, hours of load. The server is a separate process, observed from outside.
 
-Whatever happens, every request ends, with the right answer or with a status that says why there is none, and afterwards the
-server holds nothing that it did not hold before. The long forms are marked `slow`; `make soak` runs for SOAK_SECONDS.
+Every request must end, with the right answer or with a status that says why there is none, and afterwards the server must hold
+nothing that it did not hold before. The long forms are marked `slow`; `make soak` runs for SOAK_SECONDS.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from tests.waiting import PATIENCE_SECONDS, eventually
 
 DEADLINE_SECONDS = 200.0
 MEMORY_SLACK_BYTES = 200 << 20
-"""Pages of the arena that are kept for the next requests, and heaps that have seen their first of every kind of work."""
+"""Pages of the arena that are retained for the next requests, and what heaps keep after the first request of each kind."""
 LARGE = "1 minute clip at 8 fps"
-"""More work than the short lane takes, and 75 MB of pixels."""
+"""A task of the long lane, with 75 MB of pixels."""
 WORKER_PROCESS_COUNT = 4
 REFUSED = (too_large, told_too_large, unknown_key, bad_spec, many_inline, data_url, leaves, slow_sender)
 CROWDED = ("MEMORY_BUDGET_FULL", "UPLOAD_TOO_SLOW", "ANSWER_IDLE")
@@ -53,7 +53,7 @@ OPTIONS = ("--workers", "2", "--memory-budget", "1GiB", "--max-queued", "600")
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[WatchedServer]:
-    """A server that the tests leave whole."""
+    """A server that every test leaves with all workers and without requests."""
     with WatchedServer(*OPTIONS) as one:
         yield one
 
@@ -98,14 +98,14 @@ async def test_calls_cancelled_at_random_moments_release_everything(
 ) -> None:
     await warm_up(server, asks)
     descriptors_before = server.descriptor_count()
-    # Half of them ask for so much that nobody has it in that time.
+    # Half of them ask for so much that it takes longer than that.
     mixed = asks + (by_name(asks, LARGE),) * len(asks)
     load = storm(mixed, count=count, concurrency=count, cancel_share=1.0, cancel_within_seconds=count / 150)
     traffic = await drive(server.address, load)
     assert len(traffic.endings) == count
     left_at_seconds = [end.ended_at_seconds for end in traffic.endings if end.outcome == LEFT]
     assert len(left_at_seconds) > count / 3, "too few left in time"
-    if request.node.get_closest_marker("slow"):  # and so not one of those that must pass on any machine, however busy
+    if request.node.get_closest_marker("slow"):  # not one of the tests that must pass on any machine, however busy
         since_seconds = time.monotonic() - max(left_at_seconds)
         assert since_seconds + seconds_until_idle(server.process, within_seconds=20) < 1.0
     await eventually(server.is_at_rest)
@@ -120,7 +120,7 @@ async def test_callers_that_never_read_release_their_memory_when_cancelled(
     await eventually(server.is_at_rest)
     async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
         calls = [channel.stream_stream(PREPARE)(iter(large.messages), timeout=DEADLINE_SECONDS) for _ in range(4)]
-        await eventually(lambda: all_is_made_and_waits_to_be_read(server, len(calls)))
+        await eventually(lambda: all_pixels_are_written_and_unread(server, len(calls)))
         for call in calls:
             call.cancel()
         await eventually(server.is_at_rest)
@@ -138,7 +138,7 @@ async def test_workers_are_replaced_when_the_fork_server_is_lost(
         fork_server = server.fork_server()
         assert fork_server is not None
         fork_server.kill()
-        if turn % 2:  # the next one too, before it has forked anybody or while it does
+        if turn % 2:  # kill the next one too, before it has forked workers or while it does
             await eventually(lambda: server.fork_server() not in (None, fork_server))  # noqa: B023
             await asyncio.sleep(random.uniform(0, 3))
             (server.fork_server() or fork_server).kill()
@@ -157,10 +157,10 @@ async def test_a_killed_service_takes_everything_with_it(asks: tuple[Ask, ...]) 
         server.process.kill()
         server.wait()
         _, alive = psutil.wait_procs(tree[1:], timeout=PATIENCE_SECONDS)
-        # Whoever is to reap orphans here may take its time.
+        # Orphans stay zombies until the init process reaps them.
         assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
         traffic = await traffic_task
-        # One that was sending just then may hear of it from `grpc.aio` alone: see `traffic.callers`.
+        # A call that was sending at that moment may get its error from `grpc.aio` alone: see `traffic.callers`.
         assert_ended_well(traffic, 40, "UNAVAILABLE", STATUS_LOST)
         assert traffic.refusals()["UNAVAILABLE"] > 0
         await assert_nothing_is_left(server)
@@ -174,7 +174,7 @@ async def test_memory_and_descriptors_stay_flat_for_hours(asks: tuple[Ask, ...])
         await warm_up(server, asks)
         descriptors_before = server.descriptor_count()
         load = storm(asks, seconds=seconds, check_share=0.1, cancel_share=0.1, cancel_within_seconds=0.5)
-        # Beside it, callers who are refused again and again and at once.
+        # At the same time, callers whose requests are refused at once, again and again.
         with server.watched_pss(every_seconds=1.0) as samples, pressure(server.address, REFUSED):
             traffic = await drive(server.address, load)
         await eventually(server.is_at_rest)
@@ -202,14 +202,14 @@ def by_name(asks: tuple[Ask, ...], name: str) -> Ask:
 
 
 async def warm_up(server: WatchedServer, asks: tuple[Ask, ...]) -> None:
-    """Have workers see each kind of work, and wait until nothing is left of it."""
+    """Send requests of each kind, and wait until they have ended."""
     count = 3 * len(asks)
     assert_ended_well(await drive(server.address, storm(asks, count=count, concurrency=4, check_share=1)), count)
     await eventually(server.is_at_rest)
 
 
 def assert_ended_well(traffic: Traffic, count: int, *allowed: str) -> None:
-    """Every request ended as it should or as allowed, so none by its deadline; and most as they should."""
+    """Every request ended with the right answer or an allowed error, so none by its deadline; most with the right answer."""
     strange = {end for end in traffic.outcomes() if end[1] not in ("right", "answered, not read", *allowed)}
     assert strange == set()
     assert len(traffic.endings) == count
@@ -217,14 +217,14 @@ def assert_ended_well(traffic: Traffic, count: int, *allowed: str) -> None:
 
 
 async def assert_nothing_is_left(server: WatchedServer) -> None:
-    """No file in the server's temporary directory, and none in /dev/shm that stays; others may come and go there."""
+    """No file is left in the server's temporary directory or in /dev/shm; files of other programs may come and go there."""
     left = server.files_left()
     await eventually(lambda: not left & server.files_left())
 
 
 @asynccontextmanager
 async def killing(server: WatchedServer, endings: list[Ending], *, every: int) -> AsyncIterator[list[int]]:
-    """Meanwhile a worker is killed for each so many requests that have ended; the list holds their ids."""
+    """In the background, kill a worker after every so many requests that have ended; the list holds the process ids."""
     killed: list[int] = []
 
     async def kill() -> None:
@@ -249,7 +249,7 @@ def is_busy(server: WatchedServer) -> bool:
     return server.metrics()["preprocessor_running_work"] > 0
 
 
-def all_is_made_and_waits_to_be_read(server: WatchedServer, call_count: int) -> bool:
+def all_pixels_are_written_and_unread(server: WatchedServer, call_count: int) -> bool:
     now = server.metrics()
     return (
         now.get("preprocessor_requests_in_flight", 0) == call_count

@@ -157,8 +157,14 @@ TOO_MUCH = {
     "values in JSON": (in_json("[" + "1," * 50_000 + "1]"), "SPEC_TOO_LARGE"),
     "arrays in JSON": (in_json("[" * 1_000_000), "SPEC_TOO_LARGE"),
     "token ids": (pb.PrepareSpec(token_ids=pb.TokenIds(ids=[1] * 4_000_001)), "PROMPT_TOO_LONG"),
-    "frames": (chat(video("clip", CLIP, sampling=pb.Sampling(indices=[1] * 1_000_001))), "SPEC_TOO_LARGE"),
-    "times": (chat(video("clip", CLIP, sampling=pb.Sampling(times_seconds=[0.5] * 1_000_001))), "SPEC_TOO_LARGE"),
+    "frames": (
+        chat(video("clip", CLIP, sampling=pb.Sampling(indices=pb.FrameIndices(values=[1] * 1_000_001)))),
+        "SPEC_TOO_LARGE",
+    ),
+    "times": (
+        chat(video("clip", CLIP, sampling=pb.Sampling(times_seconds=pb.FrameTimes(values=[0.5] * 1_000_001)))),
+        "SPEC_TOO_LARGE",
+    ),
 }
 
 
@@ -264,11 +270,11 @@ async def test_a_caller_that_waits_too_long_to_upload_is_refused(model: Model, m
     uploads = UploadStream(wire)
     monkeypatch.setattr(servicer, "UploadStream", lambda _: uploads)
     async with serving(model, wire=wire) as caller:
-        await uploads._take_turn("a peer")  # as an upload does that goes on
+        await uploads._acquire_slot("a peer")  # as an upload does that goes on
         try:
             found = await refusal_of(caller.stub.Prepare(iter([pb.PrepareRequest(spec=chat("hi"))])))
         finally:
-            uploads._pass_turn()
+            uploads._release_slot()
         assert (found.code, found.reason) == (EXHAUSTED, "UPLOADS_FULL")
         assert found.retry_seconds == 1.0
         await eventually_answered(

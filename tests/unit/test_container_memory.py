@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from preprocessor.config import ServeSettings, WireSettings, bytes_beside_budget, retained_bytes
-from preprocessor.config.serve import (
+from preprocessor.config.memory import (
     AT_REST_BYTES,
     DISCARDED_BYTES,
     RESPONSE_BYTES,

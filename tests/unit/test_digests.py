@@ -7,6 +7,7 @@ field fails here until it is listed too.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,6 +56,7 @@ MEDIA: Mapping[str, tuple[list[Case], list[Case]]] = {  # field → (another dig
     "max_pixels": ([(IMAGE, {"max_pixels": 100_000}), (VIDEO, {"max_pixels": 100_000})], []),
     "cap_pixels_per_frame": ([(dataclasses.replace(LARGE, max_pixels=10**7), {"cap_pixels_per_frame": True})], []),
     "background": ([(IMAGE, {"background": "#ffffff"})], []),
+    "content_sha256": ([], [(IMAGE, {"content_sha256": hashlib.sha256(IMAGE.data).digest()})]),
     "on_damage": ([(VIDEO, {"on_damage": OnDamage.REPEAT})], [(IMAGE, {"on_damage": OnDamage.REPEAT})]),
 }
 SAMPLING: Mapping[str, Case] = {  # each chooses other frames

@@ -15,7 +15,7 @@ from preprocessor.models import qwen2_5_vl, qwen2_vl, qwen3_vl
 from preprocessor.models.family import Family, Model
 from preprocessor.models.registry import FAMILIES
 from preprocessor.pipeline import plan, prepare
-from preprocessor.types.plan import ExpandedPrompt, Grid, ItemPlan
+from preprocessor.types.plan import ExpandedPrompt, Grid, ItemPlan, ItemRows
 from preprocessor.types.request import Media, Modality, PreparationRequest, Sampling, SamplingBasis, TextPrompt
 from preprocessor.types.source import ClipInfo, FrameChoice
 from preprocessor.vision.spec import PixelSpec, VideoSpec
@@ -40,14 +40,10 @@ def item(grid: Grid, *, sampled_fps: float | None = None, times: tuple[float, ..
         source=None,  # type: ignore[arg-type]  # no family looks at it
         decoder="",
         frames=frames,
-        padded_frame_count=0,
-        grid=grid,
-        width_px=28,
-        height_px=28,
-        row_start=0,
-        token_count=grid.patch_count // 4,
         content_sha256=b"",
         digest=b"",
+        rows=ItemRows(grid.t, grid.h * grid.w, 2, 28, 28, grid),
+        token_count=grid.patch_count // 4,
     )
 
 
@@ -171,8 +167,8 @@ def test_pair_times_leaves_an_odd_list_as_it_was() -> None:
 
 def test_qwen2_5_seconds_per_grid_come_from_the_sampled_rate(load: LoadModel) -> None:
     items = [item(Grid(1, 4, 4)), item(Grid(2, 4, 4), sampled_fps=0.8), item(Grid(2, 4, 4), sampled_fps=3)]
-    seconds = qwen2_5_vl.seconds_per_grid(items, load("qwen2.5-vl"))
-    assert seconds.tolist() == [0, 2.5, np.float32(2 / 3)]
+    seconds = [qwen2_5_vl.seconds_per_grid(one.frames, load("qwen2.5-vl")) for one in items]
+    assert seconds == [0, 2.5, np.float32(2 / 3)]
 
 
 @pytest.mark.parametrize(("name", "expected"), [("qwen2-vl", False), ("qwen2.5-vl", True), ("qwen3-vl", False)])
@@ -191,7 +187,7 @@ def video_ids(model: Model) -> list[str]:
     clip = moving_shapes_clip(0.4, 10, 64, 64)
     video = Media("v", Modality.VIDEO, clip, Sampling(every_frame=True), 3_136, 4 * 64 * 64)
     planned = plan(model, PreparationRequest(TextPrompt("a<|video_pad|>b"), (video,)), Limits())
-    tokens = model.tokenizer.convert_ids_to_tokens(planned.prompt.token_ids.tolist())
+    tokens = model.tokenizer.convert_ids_to_tokens(planned.token_ids.tolist())
     runs: list[str] = []
     for token in tokens:
         if token != "<|video_pad|>":
@@ -214,10 +210,8 @@ def test_qwen3_writes_a_video_pair_by_pair_behind_its_time(load: LoadModel) -> N
     assert video_ids(load("qwen3-vl")) == ["a", *first, *second, "b"]
 
 
-def test_qwen3_writes_the_models_own_vision_markers(load: LoadModel) -> None:
-    model = dataclasses.replace(load("qwen3-vl"), vision_markers=("[", "]"))
-    video = item(Grid(1, 2, 2), sampled_fps=2, times=(0.0, 1.0))
-    assert qwen3_vl.replace_video(video, model).text == "<0.5 seconds>[<|video_pad|>]"
+def test_qwen3_writes_the_models_own_vision_markers() -> None:
+    assert qwen3_vl.video_text([0.5], "<|video_pad|>", ("[", "]")) == "<0.5 seconds>[<|video_pad|>]"
 
 
 # -- positions -----------------------------------------------------------------------------------------------------
@@ -227,7 +221,7 @@ def time_axis(
     family: ModuleType, model: Model, items: list[ItemPlan], spans: list[list[int]], length: int
 ) -> list[int]:
     prompt = ExpandedPrompt(np.zeros(length, np.int32), np.array(spans, np.int32))
-    positions, _ = family.FAMILY.positions(prompt, items, model)
+    positions = family.FAMILY.prompt_tensors(prompt, items, model)["mrope_position_ids"]
     return positions[0].tolist()
 
 

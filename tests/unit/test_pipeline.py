@@ -102,7 +102,7 @@ def test_an_images_two_temporal_rows_are_equal(model: Model) -> None:
 def test_an_odd_last_frame_is_repeated(model: Model) -> None:
     prepared = prepare(model, ask(video(frame_count=5)))
     (item,) = prepared.plan.items
-    last = prepared.tensors["pixel_patches"][-item.grid.h * item.grid.w :].reshape(-1, 3, 2, 256)
+    last = prepared.tensors["pixel_patches"][-item.rows.grid.h * item.rows.grid.w :].reshape(-1, 3, 2, 256)
     assert np.array_equal(last[:, :, 0], last[:, :, 1])
 
 
@@ -112,7 +112,7 @@ def test_a_padded_frame_is_reported(model: Model) -> None:
 
 def test_a_video_of_one_frame_is_padded_to_a_pair(model: Model) -> None:
     """transformers 5.23 refuses it; a clip of one frame is a clip all the same."""
-    assert plan(model, ask(video(frame_count=1)), LIMITS).items[0].grid.t == 1
+    assert plan(model, ask(video(frame_count=1)), LIMITS).items[0].rows.grid.t == 1
 
 
 def test_more_frames_than_the_clip_has_give_each_once(model: Model) -> None:
@@ -124,7 +124,7 @@ def test_more_frames_than_the_clip_has_give_each_once(model: Model) -> None:
 
 def test_a_spans_length_is_its_share_of_the_tokens(model: Model) -> None:
     planned = plan(model, ask(image(), video()), LIMITS)
-    spans = planned.prompt.spans
+    spans = planned.tensors["item_spans"]
     lengths = [int(spans[spans[:, 0] == index, 2].sum()) for index in range(2)]
     assert lengths == [item.token_count for item in planned.items]
 
@@ -223,7 +223,7 @@ def test_no_pixels_means_no_decode(model: Model, medium: Media, monkeypatch: pyt
 def test_without_pixels_the_prompt_is_the_same(model: Model) -> None:
     with_pixels = plan(model, ask(image(), video()), LIMITS)
     without = plan(model, ask(image(), video(), form=PixelForm.NONE), LIMITS)
-    assert without.prompt.token_ids.tolist() == with_pixels.prompt.token_ids.tolist()
+    assert without.token_ids.tolist() == with_pixels.token_ids.tolist()
 
 
 @pytest.mark.parametrize(("form", "width"), [(PixelForm.UINT8, 1), (PixelForm.BF16, 2), (PixelForm.FP32, 4)])
@@ -242,8 +242,8 @@ def test_a_request_survives_pickling() -> None:
 
 def test_a_pickled_model_plans_the_same_prompt(model: Model) -> None:
     copy = pickle.loads(pickle.dumps(model))
-    ours = plan(copy, ask(image(), video()), LIMITS).prompt.token_ids
-    assert ours.tolist() == plan(model, ask(image(), video()), LIMITS).prompt.token_ids.tolist()
+    ours = plan(copy, ask(image(), video()), LIMITS).token_ids
+    assert ours.tolist() == plan(model, ask(image(), video()), LIMITS).token_ids.tolist()
 
 
 def test_a_pickled_plan_gives_the_same_pixels(model: Model) -> None:

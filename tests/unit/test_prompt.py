@@ -111,7 +111,7 @@ def test_user_text_that_holds_a_placeholder_is_refused(model: Model) -> None:
 
 def test_a_medium_shown_twice_stands_twice_in_the_prompt(model: Model) -> None:
     items = planned(model, chat(MediaPart("i"), TextPart("again:"), MediaPart("i")), image()).items
-    assert [(item.key, item.row_start) for item in items] == [("i", 0), ("i", items[0].grid.patch_count)]
+    assert [(item.key, item.row_start) for item in items] == [("i", 0), ("i", items[0].rows.grid.patch_count)]
 
 
 def test_media_shown_more_often_than_the_limit_are_refused(model: Model) -> None:
@@ -137,15 +137,15 @@ def test_media_follow_the_order_of_the_chat(model: Model) -> None:
 def test_a_text_prompt_equals_the_chat_that_renders_to_it(model: Model) -> None:
     prompt = chat(TextPart("Look: "), MediaPart("i"), MediaPart("v"), TextPart("?"))
     text = render_chat(model.tokenizer, model.chat_template, prompt, {"i": IMAGE, "v": VIDEO})
-    ours = planned(model, TextPrompt(text), image(), video()).prompt.token_ids
-    assert ours.tolist() == planned(model, prompt, image(), video()).prompt.token_ids.tolist()
+    ours = planned(model, TextPrompt(text), image(), video()).token_ids
+    assert ours.tolist() == planned(model, prompt, image(), video()).token_ids.tolist()
 
 
 def test_a_token_prompt_equals_the_text_it_was_made_from(model: Model) -> None:
     text = f"<|im_start|>user\n{IMAGE_PAD} then <|vision_start|>{VIDEO_PAD}<|vision_end|> naïve 你好<|im_end|>\n"
-    from_text = planned(model, TextPrompt(text), image(), video()).prompt.token_ids
+    from_text = planned(model, TextPrompt(text), image(), video()).token_ids
     token_prompt = TokenPrompt(tuple(encode(model.tokenizer, text)))
-    assert planned(model, token_prompt, image(), video()).prompt.token_ids.tolist() == from_text.tolist()
+    assert planned(model, token_prompt, image(), video()).token_ids.tolist() == from_text.tolist()
 
 
 @pytest.mark.parametrize("token_id", [-1, 10**6])
@@ -170,7 +170,7 @@ def test_the_generation_prompt_can_be_left_out(model: Model) -> None:
 
 
 def test_each_frame_pair_of_a_video_stands_behind_its_time(model: Model) -> None:
-    token_ids = planned(model, TextPrompt(VIDEO_PAD), video()).prompt.token_ids
+    token_ids = planned(model, TextPrompt(VIDEO_PAD), video()).token_ids
     text = model.tokenizer.decode(token_ids).replace(VIDEO_PAD, "")
     markers = "<|vision_start|><|vision_end|>"
     assert text == f"<0.1 seconds>{markers}<0.8 seconds>{markers}"  # frames 0, 3, 6, 9 at 10 a second: 0.15 and 0.75 s
@@ -190,7 +190,7 @@ TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type"
 
 def rendered(model: Model, prompt: ChatPrompt, *media: Media) -> str:
     """The text that the template made, read back from the ids; runs of placeholders cut to one."""
-    text = model.tokenizer.decode(planned(model, prompt, *media).prompt.token_ids.tolist())
+    text = model.tokenizer.decode(planned(model, prompt, *media).token_ids.tolist())
     return re.sub(r"(<\|image_pad\|>)+", IMAGE_PAD, text)
 
 
@@ -234,4 +234,4 @@ def test_media_of_earlier_turns_keep_their_places(model: Model) -> None:
     )
     plan_of = planned(model, ChatPrompt(messages), video(), image())
     assert [item.key for item in plan_of.items] == ["i", "v"]
-    assert plan_of.prompt.spans[:, 0].tolist() == [0, 1, 1]
+    assert plan_of.tensors["item_spans"][:, 0].tolist() == [0, 1, 1]

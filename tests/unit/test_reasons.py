@@ -1,4 +1,4 @@
-"""README's table of reasons is whole: what the code can say stands there, and what stands there the code can say."""
+"""The table of reasons in protos/README.md is complete: it has every reason that the code can give, and no other."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -20,9 +21,19 @@ from preprocessor.errors import ModelNotFound
 from preprocessor.models import registry
 from preprocessor.models.family import Model
 from preprocessor.models.registry import builtin_names, load_model
-from preprocessor.pipeline import plan
-from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, TextPart
+from preprocessor.pipeline import plan, prepare
+from preprocessor.types.request import (
+    ChatPrompt,
+    Media,
+    MediaPart,
+    Message,
+    Modality,
+    PreparationRequest,
+    TextPart,
+    TextPrompt,
+)
 from tests.media import photo
+from tests.unit.tiles import TILES
 
 BUILTIN = Path(registry.__file__).parent / "builtin" / "qwen3-vl"
 
@@ -98,8 +109,8 @@ def test_a_directory_gives_the_token_ids_of_the_built_in(model: Model, saved: Pa
     request = PreparationRequest(
         ChatPrompt((Message("user", parts),)), (Media("i", Modality.IMAGE, photo(64, 64, "PNG")),)
     )
-    ours = plan(load_model(str(saved)), request, Limits()).prompt.token_ids
-    assert ours.tolist() == plan(model, request, Limits()).prompt.token_ids.tolist()
+    ours = plan(load_model(str(saved)), request, Limits()).token_ids
+    assert ours.tolist() == plan(model, request, Limits()).token_ids.tolist()
 
 
 def test_a_directory_gives_the_settings_of_the_built_in(model: Model, small: Path) -> None:
@@ -183,6 +194,20 @@ def test_a_processor_setting_that_is_not_done_here_is_refused(directory: Path, s
     edit(directory / "preprocessor_config.json", **{setting: value})
     error = refusal(str(directory))
     assert (error.reason, setting in error.message) == ("UNSUPPORTED_PROCESSOR", True)
+
+
+def test_a_further_family_is_one_more_entry_of_the_registry(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads its own processor's settings, and may take images alone."""
+    family = dataclasses.replace(TILES, modalities=frozenset({Modality.IMAGE}))
+    monkeypatch.setattr(registry, "FAMILIES", (*registry.FAMILIES, family))
+    edit(directory / "config.json", model_type="tiles", video_token_id=None)
+    (directory / "video_preprocessor_config.json").unlink()
+    settings = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (directory / "preprocessor_config.json").write_text(json.dumps(settings))
+    loaded = load_model(str(directory))
+    assert (loaded.describe().family, loaded.modalities) == ("tiles", {Modality.IMAGE})
+    request = PreparationRequest(TextPrompt("<|image_pad|>"), (Media("i", Modality.IMAGE, photo(64, 64, "PNG")),))
+    assert prepare(loaded, request).tensors["pixel_patches"].shape == (5, 3 * 32 * 32)
 
 
 def test_placeholder_ids_that_the_tokenizer_lacks_are_refused(directory: Path) -> None:

@@ -289,23 +289,23 @@ def test_what_is_shown_is_a_file_that_gives_the_same_settings(file: Path) -> Non
 def test_a_table_that_is_not_current_is_found_and_renewed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{reference.replace_table(f'{reference._BEGIN}{reference._END}')}\nafter\n")
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{reference.replace_table(f'{reference._BEGIN}{reference._END}')}\nafter\n")
 
     def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["reference", *arguments, str(readme)])
+        monkeypatch.setattr(sys, "argv", ["reference", *arguments, str(page)])
         return reference.main()
 
     assert run("--check") == 0
-    current = readme.read_text()
+    current = page.read_text()
     assert all(f"| `{option.flag}` | `{option.key}` |" in current for option in OPTIONS)
-    readme.write_text(current.replace("`--workers`", "`--hands`"))
+    page.write_text(current.replace("`--workers`", "`--hands`"))
     assert run("--check") == 1
     assert "not current; run make reference" in capsys.readouterr().err
     assert run() == 0
-    assert readme.read_text() == current
+    assert page.read_text() == current
 
 
-def test_a_readme_without_a_place_for_the_table_is_refused() -> None:
+def test_a_page_without_a_place_for_the_table_is_refused() -> None:
     with pytest.raises(ValueError, match="once each"):
         reference.replace_table("# no place\n")

@@ -19,10 +19,10 @@ def test_rows_are_the_bytes_that_protobuf_would_write(dtype: type, row_count: in
     first_row = row_count // 3
     read = np.zeros_like(array)
     next_row = first_row
-    for wire in write_rows("pixel_patches", array, first_row, row_count - first_row):
+    for wire in write_rows(3, array, first_row, row_count - first_row):
         message = pb.PrepareResponse.FromString(wire)
         assert message.SerializeToString() == wire
-        assert (message.rows.name, message.rows.first_row) == ("pixel_patches", next_row)
+        assert (message.rows.tensor_index, message.rows.first_row) == (3, next_row)
         assert len(message.rows.data) <= max(MAX_ROWS_BYTES, array[0].nbytes)
         next_row += message.rows.row_count
         read[message.rows.first_row : next_row] = np.frombuffer(message.rows.data, dtype).reshape(-1, features)

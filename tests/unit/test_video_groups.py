@@ -33,8 +33,8 @@ def test_groups_without_a_chosen_frame_are_not_decoded(name: str) -> None:
     data = clip_of(SKIPPING[name])
     whole = decoded_frames(data)
     facts = probe_video(data, LIMITS)
-    group = int(np.searchsorted(facts.entry_frames, 41, "right")) - 1
-    first_packet = int(facts.entry_packets[group])
+    group = int(np.searchsorted(facts.random_access_frames, 41, "right")) - 1
+    first_packet = int(facts.random_access_packets[group])
     broken = damaged(data, *range(1, first_packet))
     assert np.array_equal(next(decode_frames(broken, facts, np.array([41]))), whole[41])
 
@@ -44,8 +44,8 @@ def test_a_group_is_decoded_no_further_than_its_last_chosen_frame(name: str) -> 
     data = clip_of(SKIPPING[name])
     whole = decoded_frames(data)
     facts = probe_video(data, LIMITS)
-    chosen = [int(facts.entry_frames[1]), int(facts.entry_frames[3])]
-    broken = damaged(data, *range(int(facts.entry_packets[1]) + 1, int(facts.entry_packets[2])))
+    chosen = [int(facts.random_access_frames[1]), int(facts.random_access_frames[3])]
+    broken = damaged(data, *range(int(facts.random_access_packets[1]) + 1, int(facts.random_access_packets[2])))
     found = [frame.copy() for frame in decode_frames(broken, facts, np.array(chosen))]
     assert np.array_equal(found, [whole[index] for index in chosen])
 
@@ -53,16 +53,16 @@ def test_a_group_is_decoded_no_further_than_its_last_chosen_frame(name: str) -> 
 def test_a_chosen_frame_of_an_open_group_needs_the_group_before_and_its_own_keyframe() -> None:
     data = clip_of(SKIPPING["hevc, open groups"])
     facts = probe_video(data, LIMITS)
-    entry, keyframe = int(facts.entry_packets[2]), int(facts.entry_frames[2])
+    point, keyframe = int(facts.random_access_packets[2]), int(facts.random_access_frames[2])
     leading = keyframe - 1
     packet = int(np.flatnonzero(facts.frame_of_packet == leading)[0])
-    assert packet > entry
-    for needed in (int(facts.entry_packets[1]), entry):
+    assert packet > point
+    for needed in (int(facts.random_access_packets[1]), point):
         with pytest.raises(CorruptMedia):
             list(decode_frames(damaged(data, needed), facts, np.array([leading])))
 
 
-def test_recovery_points_of_h264_that_are_no_idr_are_no_entries() -> None:
+def test_recovery_points_of_h264_that_are_no_idr_are_no_random_access_points() -> None:
     options = (("g", "10"), ("x264-params", "intra-refresh=1"))
     facts = probe_video(clip_of({"options": options, "container": "matroska"}), LIMITS)
-    assert facts.entry_packets.tolist() == [0]
+    assert facts.random_access_packets.tolist() == [0]

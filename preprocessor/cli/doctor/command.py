@@ -1,6 +1,6 @@
-"""`preprocessor doctor`: what `serve` with the same options would run on, and what to do about it.
+"""`preprocessor doctor`: checks of the machine, files and engines that `serve` with the same options would use, each with a fix.
 
-Exit status: 0 where the service would do what it is set up for, warnings included; 1 where it would not.
+Exit status: 0 if the service would start and work, with or without warnings; 1 if it would not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def _examine(options: argparse.Namespace) -> list[Finding]:
         from preprocessor.cli.doctor.examine import examine_software
 
         return [failed("settings", str(error), "correct it: `serve` does not start like this"), *examine_software()]
-    from preprocessor.cli.doctor.examine import examine  # seconds of torch, which a wrong setting need not wait for
+    from preprocessor.cli.doctor.examine import (
+        examine,
+    )  # takes seconds to import torch; a wrong setting is reported before
 
     given = len(loaded.given.values)
     found = f"accepted; {given} given, the rest by default; `preprocessor serve --show-config` lists them"

@@ -1,29 +1,37 @@
-"""The engines: reachable, ready, of the right contract, set up for the same model, and how tensors would reach them."""
+"""Checks of the engines: reachable, ready, with the right tensors, set up for the same model, and how tensors reach them."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
 from engine_client import (
+    EngineClient,
     EngineDeadlineExceeded,
     EngineError,
     EngineInfo,
+    EngineOptions,
     EngineUnavailable,
     Fingerprint,
+    MappingError,
     OnMismatch,
     OwnedRegion,
-    Profile,
+    TensorMapping,
     Transport,
     TritonEngine,
+    UnknownScheme,
+    connect_engine,
+    load_mapping,
 )
 from engine_client.fingerprint import published_parts
 from preprocessor.cli.doctor.finding import Finding, failed, ok, warning
 from preprocessor.config import EngineSettings, SettingError
-from preprocessor.service.engine import connection_options, engine_profile
+from preprocessor.service.engine import engine_options
 
-# Longer than a probe's: an engine that is far or busy is not to be called down.
+# Longer than a probe's: an engine that is far away or busy is not down.
 _PATIENCE_SECONDS = 5.0
+_CORRECT_THE_FILE = "correct the file or the setting that names it"
 
 
 async def check_engines(settings: EngineSettings, parts: Mapping[str, str] | None, region_bytes: int) -> list[Finding]:
@@ -36,29 +44,50 @@ async def check_engines(settings: EngineSettings, parts: Mapping[str, str] | Non
     if not settings.address:
         return [ok("engine", "none is set; Generate is not served")]
     try:
-        options, profile = connection_options(settings), engine_profile(settings)
+        options = engine_options(settings)
+        mapping = load_mapping(settings.profile) if settings.profile else None
     except SettingError as error:
-        return [failed("engine", str(error), "correct the file or the setting that names it")]
+        return [failed("engine", str(error), _CORRECT_THE_FILE)]
+    except MappingError as error:
+        return [failed("engine", f"--engine-profile: {error}", _CORRECT_THE_FILE)]
     region = _create_region(settings, region_bytes)
-    findings: list[Finding] = [] if options["credentials"] or not options["call_metadata"] else [_token_in_the_open()]
+    findings: list[Finding] = [] if options.credentials or not options.call_metadata else [_token_in_the_open()]
+    # Tensors and fingerprint are compared here, each with a finding of its own.
+    options = dataclasses.replace(options, tensor_mapping="", fingerprint=None)
     try:
         for address in map(str.strip, settings.address.split(",")):
-            engine = TritonEngine(
-                address, settings.model, **options, shared_region=region, transport=_asked_transport(region)
-            )
-            async with engine:
-                findings += await _check_engine(address, engine, settings, profile, parts)
+            findings += await _check_address(address, options, settings, region, mapping, parts)
     finally:
         if region is not None:
             region.close()
     return findings
 
 
+async def _check_address(
+    address: str,
+    options: EngineOptions,
+    settings: EngineSettings,
+    region: OwnedRegion | None,
+    mapping: TensorMapping | None,
+    parts: Mapping[str, str] | None,
+) -> list[Finding]:
+    try:
+        engine = connect_engine(address, options)
+    except UnknownScheme as error:
+        return [failed("engine", str(error), "--engine with an address of an engine that is known here")]
+    try:
+        if region is not None and engine.capabilities.reads_shared_memory:
+            engine.share(region, is_required=True)  # what it says against it is reported, and not only logged
+        return await _check_engine(address, engine, settings, mapping, parts)
+    finally:
+        await engine.close()
+
+
 async def _check_engine(
     address: str,
-    engine: TritonEngine,
+    engine: EngineClient,
     settings: EngineSettings,
-    profile: Profile | None,
+    mapping: TensorMapping | None,
     parts: Mapping[str, str] | None,
 ) -> list[Finding]:
     try:
@@ -68,21 +97,20 @@ async def _check_engine(
         fix = "start it or mend the network, see its log; --engine, --engine-model and --engine-tls-* must be the engine's"
         return [failed("engine", f"{address}: {error}", fix)]
     versions = ", ".join(info.model_versions)
-    return [
-        ok(
-            "engine",
-            f"{address}: ready; {info.server_name} {info.server_version}, {info.model_name} version {versions}",
-        ),
-        check_contract(address, info, profile),
-        check_fingerprint(address, info, parts, OnMismatch(settings.on_mismatch)),
-        await _check_transport(address, engine, settings.transport),
-    ]
+    ready = ok(
+        "engine", f"{address}: ready; {info.server_name} {info.server_version}, {info.model_name} version {versions}"
+    )
+    fingerprint = check_fingerprint(address, info, parts, OnMismatch(settings.on_mismatch))
+    if not isinstance(engine, TritonEngine):
+        return [ready, fingerprint]
+    transport = await _check_transport(address, engine, settings.transport)
+    return [ready, check_contract(address, info, mapping), fingerprint, transport]
 
 
-def check_contract(address: str, info: EngineInfo, profile: Profile | None) -> Finding:
+def check_contract(address: str, info: EngineInfo, mapping: TensorMapping | None) -> Finding:
     """Whether the engine's model takes the tensors that would be sent."""
-    mismatches = (profile or Profile()).mismatches(info)
-    wanted = "those of the profile" if profile else "those of the engine contract"
+    mismatches = (mapping or TensorMapping()).mismatches(info)
+    wanted = "those of the tensor mapping" if mapping else "those of the engine contract"
     if mismatches:
         fix = "--engine-profile that describes this model (engine_client/README.md), or --engine-model of another"
         return failed("engine contract", f"{address}: {'; '.join(mismatches)}", fix)
@@ -127,18 +155,13 @@ async def _check_transport(address: str, engine: TritonEngine, asked: str) -> Fi
 
 
 def _create_region(settings: EngineSettings, region_bytes: int) -> OwnedRegion | None:
-    """As the service would, in size and mode; it takes no memory until something is written."""
+    """A region of the size and mode that the service uses; it takes no memory until something is written."""
     if settings.transport == Transport.GRPC or not Path("/dev/shm").is_dir():
         return None
     try:
         return OwnedRegion.create(region_bytes)
     except OSError:
         return None
-
-
-def _asked_transport(region: OwnedRegion | None) -> Transport:
-    """Shared memory where it can be: what the engine says against it is told, which AUTO would only log."""
-    return Transport.GRPC if region is None else Transport.SHARED_MEMORY
 
 
 def _token_in_the_open() -> Finding:

@@ -1,4 +1,4 @@
-"""Everything that is looked at, in the order in which it is told."""
+"""All checks, in the order in which their findings are listed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from preprocessor.workers.arena import Arena
 
 
 def examine_software() -> list[Finding]:
-    """What does not depend on settings."""
+    """The checks that do not depend on settings."""
     return [
         software.check_libraries(software.required_libraries(), software.tested_versions()),
         software.check_decoders(*software.decoders_here()),
@@ -23,7 +23,7 @@ def examine_software() -> list[Finding]:
 
 
 def examine(settings: ServeSettings) -> list[Finding]:
-    """What `serve` with these settings would run on. Takes seconds: it loads the model, and asks every engine."""
+    """Check all that `serve` with these settings would use. Takes seconds: it loads the model, and asks every engine."""
     region_bytes = Arena.file_bytes(settings.memory_budget_bytes)
     found_model, model = files.check_model(settings.model)
     parts = None if model is None else fingerprint_parts(model)

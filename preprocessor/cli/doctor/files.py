@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 from preprocessor.cli.doctor.finding import Finding, failed, ok
-from preprocessor.config import ServeSettings
+from preprocessor.config import ServeSettings, SettingError
+from preprocessor.config.credentials import read_key
 from preprocessor.config.declare import groups_of, options_of
 from preprocessor.errors import PreprocessorError
-from preprocessor.models.family import Model
-from preprocessor.models.generic import GenericModel
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.registry import builtin_names, load_model
 
 
@@ -30,14 +29,15 @@ def check_files(settings: ServeSettings) -> Finding:
     return ok("files", f"readable: {', '.join(paths)}" if paths else "no setting names one")
 
 
-def check_model(name: str) -> tuple[Finding, Model | GenericModel | None]:
+def check_model(name: str) -> tuple[Finding, LoadedModel | None]:
     """Whether the model loads; and the model, for those who compare it."""
     try:
         model = load_model(name)
     except PreprocessorError as error:
         fix = f"--model with a built-in ({', '.join(builtin_names())}), a local directory, or a hub id that can be fetched"
         return failed("model", str(error), fix), None
-    path = "generic path" if isinstance(model, GenericModel) else f"fast path, family {model.family.name}"
+    description = model.describe()
+    path = f"{description.path.value} path, family {description.family}"
     return ok("model", f"{name}: {path}; fingerprint {model.fingerprint[:16]}"), model
 
 
@@ -57,11 +57,6 @@ def _unfitting_keys(settings: ServeSettings) -> Iterator[str]:
         certificate, key = getattr(holder, "tls_certificate", ""), getattr(holder, "tls_key", "")
         if certificate and key:
             try:
-                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=_refuse_password)
-            except (ssl.SSLError, ValueError) as error:
-                yield f"{key} and {certificate}: {getattr(error, 'reason', None) or error}"
-
-
-def _refuse_password() -> str:
-    """Asked for an encrypted key; without it OpenSSL would ask the terminal."""
-    raise ValueError("the key is encrypted, and gRPC takes a plain one")
+                read_key("", key, certificate)
+            except SettingError as error:
+                yield f"{key}: needs {error.accepted}"

@@ -1,4 +1,4 @@
-"""What a check says."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from enum import StrEnum
 class Verdict(StrEnum):
     OK = "ok"
     WARNING = "warning"
-    """The service runs, with less than could be had or with a risk."""
+    """The service runs, but slower than it could or with a risk."""
     FAILED = "failed"
-    """It would not start, or not do what it is set up for."""
+    """The service would not start, or would not work as its settings say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,8 @@ class Finding:
 
     Attributes:
         name: Of the check, stable; several findings may share it, as of several engines.
-        found: What is, with the values compared.
-        fix: What to do; empty where all is well.
+        found: What was found, with the values that were compared.
+        fix: What to do; empty if the verdict is OK.
     """
 
     name: str
@@ -44,6 +44,6 @@ def failed(name: str, found: str, fix: str) -> Finding:
 
 
 def worst(findings: Iterable[Finding]) -> Verdict:
-    """The gravest verdict; OK where there is none."""
+    """The worst verdict; OK if there are no findings."""
     gravity = list(Verdict)
     return max((finding.verdict for finding in findings), key=gravity.index, default=Verdict.OK)

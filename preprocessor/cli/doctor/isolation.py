@@ -1,4 +1,4 @@
-"""Whether workers can give up what they should: tried out in a process that is thrown away.
+"""Whether workers can be sandboxed, tried in a process that then ends.
 
 python -m preprocessor.cli.doctor.isolation    # enters the sandbox and prints what holds, as JSON
 """
@@ -17,7 +17,7 @@ from preprocessor.cli.doctor.finding import Finding, failed, ok, warning
 from preprocessor.workers.sandbox import WorkerLimits, enter_sandbox
 
 _PATIENCE_SECONDS = 30.0
-# What `try_sandbox` finds, and what does without it.
+# Each means that `try_sandbox` looks for, with what is possible without it.
 _MEANS: Mapping[str, str] = {
     "no_new_privs": "no_new_privs: a program that a worker starts may gain privileges",
     "seccomp": "the seccomp filter: workers keep the network and may start programs",
@@ -30,7 +30,7 @@ def check_isolation(is_in_process: bool, holds: Mapping[str, bool], trouble: str
     """Whether each means of isolation holds.
 
     Args:
-        holds: As `try_sandbox` found; empty where it could not look.
+        holds: As `try_sandbox` found; empty if it could not try.
         trouble: Why it could not.
     """
     if is_in_process:
@@ -45,7 +45,7 @@ def check_isolation(is_in_process: bool, holds: Mapping[str, bool], trouble: str
 
 
 def try_sandbox() -> tuple[dict[str, bool], str]:
-    """What holds in a process that entered the sandbox; nothing, and why, where none could."""
+    """Which means of isolation work in a process that entered the sandbox; empty with the reason if none could."""
     try:
         ran = subprocess.run(
             [sys.executable, "-m", __name__], capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=False
@@ -58,7 +58,7 @@ def try_sandbox() -> tuple[dict[str, bool], str]:
 
 
 def main() -> None:
-    """Enter the sandbox, see what holds, and print it."""
+    """Enter the sandbox, find out which means work, and print them."""
     enter_sandbox(WorkerLimits(memory_bytes=1 << 30, niceness=0))
     status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
     try:

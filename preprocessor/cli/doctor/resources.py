@@ -1,4 +1,4 @@
-"""What the machine gives, against what the settings take."""
+"""Checks of cores, memory, descriptors and shared memory against the settings."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def check_open_files(limit: int, worker_count: int) -> Finding:
 
 
 def check_shared_memory(transport: str, has_engine: bool, free_bytes: int, needed_bytes: int) -> Finding:
-    """Whether `/dev/shm` holds the budget, which an engine on the same host could then read where it lies.
+    """Whether `/dev/shm` holds the memory budget, so that an engine on the same host can read it in place.
 
     Args:
         transport: As `--engine-transport`.

@@ -1,4 +1,4 @@
-"""Libraries, and what they were built with."""
+"""Checks of the installed libraries and the codecs that they were built with."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _DISTRIBUTION = "vlm-preprocessor"
 _TESTED = Path(__file__).parents[1] / "constraints.txt"  # what `preprocessor constraints` prints
 _INSTALL = "preprocessor constraints > tested.txt; pip install --constraint tested.txt vlm-preprocessor"
 
-# README, "Files": any of these decoders of FFmpeg reads the codec.
-DECODERS: Mapping[str, tuple[str, ...]] = {
+# preprocessor/media/README.md, "Formats": any of these decoders of FFmpeg reads the codec.
+EXPECTED_CODECS: Mapping[str, tuple[str, ...]] = {
     "H.264": ("h264",),
     "HEVC": ("hevc",),
     "VP8": ("vp8", "libvpx"),
@@ -34,7 +34,7 @@ DECODERS: Mapping[str, tuple[str, ...]] = {
     "Vorbis": ("vorbis", "libvorbis"),
     "PCM": ("pcm_s16le",),
 }
-# Pillow's names for what it may be built without.
+# Pillow's names of optional formats.
 IMAGE_FORMATS: Mapping[str, str] = {"JPEG": "jpg", "PNG": "zlib", "TIFF": "libtiff", "WebP": "webp", "AVIF": "avif"}
 
 
@@ -93,28 +93,28 @@ def check_libraries(
 
 
 def check_decoders(available: Collection[str], ffmpeg: str) -> Finding:
-    """Whether this FFmpeg reads what README promises.
+    """Whether this FFmpeg reads the documented formats.
 
     Args:
         available: Names of its decoders.
         ffmpeg: Its version.
     """
-    missing = [codec for codec, names in DECODERS.items() if not set(names) & set(available)]
+    missing = [codec for codec, names in EXPECTED_CODECS.items() if not set(names) & set(available)]
     if missing:
         return failed(
             "decoders",
             f"PyAV's FFmpeg {ffmpeg} has no decoder for {', '.join(missing)}",
             "install PyAV's own wheel (pip install av): it carries them all; a system's FFmpeg may leave some out",
         )
-    return ok("decoders", f"FFmpeg {ffmpeg}: {', '.join(DECODERS)}")
+    return ok("decoders", f"FFmpeg {ffmpeg}: {', '.join(EXPECTED_CODECS)}")
 
 
 def check_images(available: Collection[str], has_heif: bool) -> Finding:
-    """Whether Pillow reads what README promises.
+    """Whether Pillow reads the documented formats.
 
     Args:
         available: Those of `IMAGE_FORMATS`' features that it was built with.
-        has_heif: Whether `pillow_heif` is there, which is nobody's duty.
+        has_heif: Whether `pillow_heif`, which is optional, is installed.
     """
     missing = [name for name, feature in IMAGE_FORMATS.items() if feature not in available]
     if missing:
@@ -127,7 +127,7 @@ def decoders_here() -> tuple[set[str], str]:
     """The decoders of PyAV's FFmpeg, and its version."""
     import av
 
-    names = {name for names in DECODERS.values() for name in names}
+    names = {name for names in EXPECTED_CODECS.values() for name in names}
     return {name for name in names if name in av.codecs_available and _decodes(name)}, str(av.ffmpeg_version_info)
 
 

@@ -1,12 +1,10 @@
-"""Media of a generic model's request: headers first, then what a Hugging Face processor takes as their content."""
+"""Media of a generic model's request: headers first, then the content in the form that a Hugging Face processor takes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import av
 import numpy as np
 import numpy.typing as npt
 
@@ -15,37 +13,19 @@ from preprocessor.errors import CorruptMedia, LimitExceeded
 from preprocessor.media.audio import extract_audio
 from preprocessor.media.cpu import within_cpu_seconds
 from preprocessor.media.frames import unreported
-from preprocessor.media.image import load_picture, probe_image
+from preprocessor.media.image import load_picture
 from preprocessor.media.sampling import choose_frames, count_for_fps, spread_evenly
-from preprocessor.media.video import decode_frames, probe_video, video_decoder_of
+from preprocessor.media.video import decode_frames
+from preprocessor.models.probe import ChooseFrames, ProbedMedium, probe_medium
 from preprocessor.types.request import Media, Modality, SamplingBasis
-from preprocessor.types.source import ClipInfo, FrameChoice, ImageInfo
-
-ChooseFrames = Callable[[ClipInfo, Media], FrameChoice]
+from preprocessor.types.source import ClipInfo, FrameChoice
 
 # What transformers' video processors of chat models sample by where they sample (5.23, Qwen3VLVideoProcessor).
 _FPS, _MIN_FRAMES, _MAX_FRAMES = 2.0, 4, 768
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ProbedMedium:
-    """A medium and what is known before it is decoded: nothing of a sound, and frames of a video only."""
-
-    medium: Media
-    source: ImageInfo | ClipInfo | None
-    frames: FrameChoice | None
-
-    @property
-    def decoded_bytes(self) -> int:
-        """Size of its RGB pixels; 0 for a sound, which `extract_audio` bounds."""
-        if self.source is None:
-            return 0
-        frame_count = 1 if self.frames is None else len(self.frames.indices)
-        return frame_count * self.source.height_px * self.source.width_px * 3
-
-
 def choose_evenly(clip: ClipInfo, medium: Media) -> FrameChoice:
-    """What the caller asks for; without a wish 2 frames a second, at least 4 and at most 768, spread from first to last."""
+    """The caller's choice; by default 2 frames a second, at least 4 and at most 768, spread evenly from first to last."""
 
     def spread(total: int, rate: float) -> npt.NDArray[np.int64]:
         count = medium.sampling.frame_count
@@ -60,7 +40,7 @@ def choose_evenly(clip: ClipInfo, medium: Media) -> FrameChoice:
 def probe_media(
     media: Sequence[Media], limits: Limits, check: Callable[[], None], choose: ChooseFrames
 ) -> list[ProbedMedium]:
-    """Read all headers and choose frames, so that nothing is decoded in vain.
+    """Read all headers and choose frames before anything is decoded.
 
     Raises:
         UnsupportedMedia, CorruptMedia, InvalidRequest: As `probe_image`, `probe_video` and `choose`.
@@ -69,16 +49,9 @@ def probe_media(
     probed = []
     for medium in media:
         check()
-        check_file = within_cpu_seconds(limits.max_file_cpu_seconds, check, medium.key)
-        if medium.modality is Modality.IMAGE:
-            probed.append(ProbedMedium(medium, probe_image(medium.data, limits, medium.key), None))
-        elif medium.modality is Modality.VIDEO:
-            clip = probe_video(medium.data, limits, medium.key, check_file, medium.on_damage)
-            probed.append(ProbedMedium(medium, clip, choose(clip, medium)))
-        else:
-            probed.append(ProbedMedium(medium, None, None))
-    # The one bound there is before the work: what a processor makes grows with what it is fed.
-    refuse_above(sum(one.decoded_bytes for one in probed), limits, "the decoded media")
+        probed.append(probe_medium(medium, limits, check, choose))
+    # The only bound before the work: the size of a processor's output grows with its input.
+    refuse_above(sum(map(_decoded_bytes, probed)), limits, "the decoded media")
     return probed
 
 
@@ -94,7 +67,7 @@ def decode(
 
     Args:
         sample_rate_hz: What the processor wants sounds in.
-        video_decoder: A name in `media.video.DECODERS`.
+        video_decoder: A name in `media.video.VIDEO_BACKENDS`.
         substituted: Called with (index of the chosen frame, index of the frame used instead).
     Raises:
         CorruptMedia: The header is sound and the content is not.
@@ -102,26 +75,16 @@ def decode(
     medium = probed.medium
     check = within_cpu_seconds(limits.max_file_cpu_seconds, check, medium.key)
     if medium.modality is Modality.IMAGE:
-        return load_picture(medium.data, medium.key, medium.background)  # processors read the layout off PIL's type
+        return load_picture(medium.content, medium.key, medium.background)  # processors read the layout off PIL's type
     if medium.modality is Modality.VIDEO:
         return _decode_video(probed, check, video_decoder, substituted)
-    return extract_audio(medium.data, sample_rate_hz, limits, medium.key, check)
-
-
-def decoder_of(probed: ProbedMedium, video_decoder: str) -> str:
-    """The libraries that decode it, with versions."""
-    match probed.source:
-        case ImageInfo() as image:
-            return image.decoder
-        case ClipInfo() as clip:
-            return video_decoder_of(clip, video_decoder)
-    return f"FFmpeg {av.ffmpeg_version_info}"
+    return extract_audio(medium.content, sample_rate_hz, limits, medium.key, check)
 
 
 def metadata_of(probed: ProbedMedium) -> dict[str, Any]:
     """What transformers computes timestamps from: the fields of its `VideoMetadata`, which of the file's frames these are.
 
-    Frames chosen by time are told on a clock of milliseconds, for index / rate is not when they are shown.
+    Frames chosen by time are numbered by milliseconds, since index / rate is not when they are shown.
     """
     clip, frames = probed.source, probed.frames
     assert isinstance(clip, ClipInfo) and frames is not None
@@ -151,6 +114,14 @@ def refuse_above(size: int, limits: Limits, what: str) -> None:
         )
 
 
+def _decoded_bytes(probed: ProbedMedium) -> int:
+    """Size of its RGB pixels; 0 for a sound, which `extract_audio` bounds."""
+    if probed.source is None:
+        return 0
+    height, width = probed.size_px
+    return probed.frame_count * height * width * 3
+
+
 def _decode_video(
     probed: ProbedMedium, check: Callable[[], None], decoder: str, substituted: Callable[[int, int], None]
 ) -> npt.NDArray[np.uint8]:
@@ -158,7 +129,7 @@ def _decode_video(
     indices, key = probed.frames.indices, probed.medium.key
     frames: npt.NDArray[np.uint8] | None = None
     decoded = decode_frames(
-        probed.medium.data,
+        probed.medium.content,
         probed.source,
         indices,
         key,

@@ -1,231 +1,44 @@
-"""Loading any model through transformers' own `AutoProcessor`, for those that no fast family knows.
-
-Code comes from the installed transformers alone: a repository that brings Python of its own is refused, never run. What a
-processor needs beyond this package (torchvision for most video parts, num2words for SmolVLM) is asked for by name.
-
-torchvision decides which classes transformers takes: its own where it can be imported, Pillow's where it cannot. The two
-resize differently, so both the library and the classes are part of the fingerprint.
-"""
+"""A loaded model that no family is known for."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import hashlib
-import importlib
-import json
-import logging
-import pickle
-import sys
-import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from preprocessor.config import Limits
+from preprocessor.models.generic.prepare import prepare_generic
+from preprocessor.models.generic.processor import ProcessorSettings
+from preprocessor.models.loaded import CancelCheck, ModelDescription, ModelPath, RowWriter, header_workload
+from preprocessor.types.plan import ItemPlan, Plan, Workload
+from preprocessor.types.request import PixelForm, PreparationRequest
 
-from transformers.tokenization_utils_tokenizers import TokenizersBackend
-from transformers.utils import import_utils
-
-from preprocessor.errors import ModelNotFound
-from preprocessor.models.digests import digest_files
-from preprocessor.models.versions import library_versions
-from preprocessor.text.prompt import check_template
-from preprocessor.text.tokenizer import one_line, read_stop_token_ids
-from preprocessor.types.request import Modality
-
-_LOGGER = logging.getLogger(__name__)
-
-_CONFIG_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "additional_chat_templates/*.jinja")
-_ATTRIBUTES = {Modality.IMAGE: "image_processor", Modality.VIDEO: "video_processor", Modality.AUDIO: "audio_processor"}
+# What a processor makes of a file shows only when it has run: taken to be large, and slow.
+_SECONDS = 1.0
+_BYTES_A_FILE_BYTE = 40
+_BYTES = 256 << 20
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class GenericModel:
-    """A model whose own processor does the work. It pickles.
+class GenericModel(ProcessorSettings):
+    """A `LoadedModel` whose plans hold its pixels: its processor runs while it plans."""
 
-    Attributes:
-        name: As the user gave it.
-        processor: transformers' `ProcessorMixin`. To be called under `lock` only: transformers promises nothing to threads,
-            and its tokenizer may set padding or truncation on a Rust object, which fails while another thread encodes.
-        chat_template: The processor's, else the tokenizer's; empty where there is none.
-        modalities: What the processor takes beside text.
-        placeholders: The token that a prompt holds for each medium, for those modalities where the processor names it.
-        stop_token_ids: Ids that end an answer.
-        fingerprint: SHA-256 over the configuration files, the classes and the libraries; changes whenever the same request
-            could come out differently.
-        inner_tokens: Those that the processor writes in a placeholder's place, and nobody else may: features fill them.
-        tokenizer: A copy of the processor's, safe for readers (decoding, templates) in any thread without the lock.
-    """
+    __slots__ = ()
 
-    name: str
-    processor: Any = field(repr=False)
-    chat_template: str = field(repr=False)
-    modalities: frozenset[Modality]
-    placeholders: Mapping[Modality, str]
-    stop_token_ids: tuple[int, ...]
-    fingerprint: str
-    inner_tokens: frozenset[str] = frozenset()
-    tokenizer: TokenizersBackend = field(init=False, repr=False)
-    lock: threading.Lock = field(init=False, repr=False)
+    @property
+    def plans_from_headers(self) -> bool:
+        return False
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "tokenizer", copy.deepcopy(self.processor.tokenizer))
-        object.__setattr__(self, "lock", threading.Lock())
+    def plan(self, request: PreparationRequest, limits: Limits, check: CancelCheck) -> Plan:
+        """See `LoadedModel`."""
+        return prepare_generic(self, request, limits, check)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        # Bytes inside the pickle: the classes in them may be imported only once torchvision is settled.
-        state = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
-        return _restore, (pickle.dumps(state),)
+    def planning_workload(self, request: PreparationRequest, most_bytes: int) -> Workload:
+        """See `LoadedModel`."""
+        if not request.media:
+            return header_workload(request)
+        file_bytes = sum(len(medium.data) for medium in request.media)
+        return Workload(_SECONDS, min(file_bytes * _BYTES_A_FILE_BYTE + _BYTES, most_bytes))
 
+    def row_writer(self, item: ItemPlan, form: PixelForm) -> RowWriter:
+        """Never called: no plan of this model has `pixels`."""
+        raise AssertionError(f"{self.name}: its plans hold their pixels")
 
-def _restore(state: bytes) -> GenericModel:
-    settle_torchvision()
-    return GenericModel(**pickle.loads(state))
-
-
-def load_generic(name: str, directory: Path) -> GenericModel:
-    """Load a model's processor; no weights, no network, no code but transformers' own.
-
-    Args:
-        name: What the user called it, for messages.
-        directory: Its configuration and tokenizer files, as a hub repository holds them.
-    Raises:
-        ModelNotFound: `BAD_MODEL_DIRECTORY` for a file that is missing or damaged; `UNSUPPORTED_MODEL` for a processor that
-            this transformers does not know, that needs a library which is not here, or that has no fast tokenizer.
-    """
-    vision_library = settle_torchvision()
-    from transformers.processing_utils import ProcessorMixin  # only now: it may import torchvision
-
-    _refuse_other_models(name, directory)
-    processor = _load_processor(name, directory)
-    tokenizer = getattr(processor, "tokenizer", None)
-    modalities = frozenset(modality for modality in _ATTRIBUTES if part_of(processor, modality) is not None)
-    if not isinstance(processor, ProcessorMixin) or not modalities:
-        raise _unsupported(name, f"{type(processor).__name__} takes no images, videos or sounds")
-    if not isinstance(tokenizer, TokenizersBackend):
-        raise _unsupported(name, "its tokenizer has no fast form (tokenizer.json)")
-    parts = [type(part_of(processor, modality)).__name__ for modality in sorted(modalities)]
-    template = _chat_template(processor, tokenizer, name)
-    placeholders = _placeholders(processor, modalities)
-    return GenericModel(
-        name=name,
-        processor=processor,
-        chat_template=template,
-        modalities=modalities,
-        placeholders=placeholders,
-        stop_token_ids=read_stop_token_ids(directory, tokenizer),
-        fingerprint=_fingerprint(directory, [type(processor).__name__, *parts, vision_library]),
-        inner_tokens=_inner_tokens(processor, tokenizer, placeholders, template),
-    )
-
-
-def part_of(processor: Any, modality: Modality) -> Any:
-    """The part of a processor that takes this modality, or None; older processors call the one for sounds otherwise."""
-    part = getattr(processor, _ATTRIBUTES[modality], None)
-    if modality is Modality.AUDIO:
-        part = part or getattr(processor, "feature_extractor", None)
-        return part if hasattr(part, "sampling_rate") else None  # once, images had a feature extractor too
-    return part
-
-
-def settle_torchvision() -> str:
-    """Decide whether transformers may use torchvision; returns its version, or "absent".
-
-    The package index's torchvision cannot be imported beside a CPU-only torch, yet transformers sees it installed and fails
-    in every image class. Hidden, it lets transformers take its Pillow classes.
-    """
-    try:
-        torchvision = importlib.import_module("torchvision")
-    except ImportError:
-        return "absent"
-    except Exception as error:  # whatever a library built for another torch raises
-        _LOGGER.warning("torchvision is installed and cannot be imported; going on without it: %s", error)
-        sys.modules["torchvision"] = None  # type: ignore[assignment]  # how Python itself says "not importable"
-        import_utils.is_torchvision_available.cache_clear()
-        import_utils.is_torchvision_v2_available.cache_clear()
-        import_utils.is_torchvision_greater_or_equal.cache_clear()
-        return "absent"
-    return str(torchvision.__version__)
-
-
-def _refuse_other_models(name: str, directory: Path) -> None:
-    """An audio tokenizer is a model with weights, which transformers would load from wherever the file points.
-
-    Source: transformers 5.23, ProcessorMixin.get_processor_dict.
-    """
-    path = directory / "processor_config.json"
-    try:
-        settings = json.loads(path.read_text()) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise _damaged(name, f"{path.name} cannot be read ({error})") from error
-    if "audio_tokenizer" in settings or (directory / "audio_tokenizer_config.json").is_file():
-        raise _unsupported(name, "its audio tokenizer is a model of its own, which is not loaded here")
-
-
-def _load_processor(name: str, directory: Path) -> Any:
-    from transformers import AutoProcessor  # only now: it may import torchvision
-
-    try:
-        return AutoProcessor.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except ImportError as error:
-        reason = " ".join(str(error).split())
-        if "torchvision" in reason.lower():
-            raise _unsupported(
-                name,
-                f"{reason.split(' but it ')[0]}; install the torchvision built for this torch (a CPU build beside a CPU torch)",
-            ) from error
-        raise _unsupported(name, reason) from error
-    except ValueError as error:
-        if "trust_remote_code" in str(error):
-            raise _unsupported(name, "it brings Python code of its own, which is never run here") from error
-        if "Unrecognized" in str(error):
-            raise _unsupported(name, f"transformers {version('transformers')} has no processor for it") from error
-        raise _damaged(name, one_line(error)) from error
-    except Exception as error:  # tokenizers raises it bare; a wrong type in a setting surfaces anyhow
-        raise _damaged(name, one_line(error)) from error
-
-
-def _chat_template(processor: Any, tokenizer: TokenizersBackend, name: str) -> str:
-    """The default template; a processor may hold several by name."""
-    template = processor.chat_template or tokenizer.chat_template or ""
-    if isinstance(template, Mapping):
-        if "default" not in template:
-            raise _unsupported(name, f"none of its chat templates is the default: {', '.join(sorted(template))}")
-        template = template["default"]
-    check_template(str(template), name)
-    return str(template)
-
-
-def _placeholders(processor: Any, modalities: frozenset[Modality]) -> dict[Modality, str]:
-    tokens = {modality: getattr(processor, f"{modality.name.lower()}_token", None) for modality in sorted(modalities)}
-    return {modality: str(token) for modality, token in tokens.items() if token}
-
-
-def _inner_tokens(
-    processor: Any, tokenizer: TokenizersBackend, placeholders: Mapping[Modality, str], template: str
-) -> frozenset[str]:
-    """Such as Gemma 3's `<image_soft_token>`, written for `<start_of_image>`: what token types are told by, and the tokenizer's
-    own token of a modality (transformers 5.23, ProcessorMixin.image_token_ids and its like); not what the template writes.
-    """
-    found: set[str] = set()
-    for modality in placeholders:
-        name = modality.name.lower()
-        ids = [one for one in getattr(processor, f"{name}_token_ids", None) or () if isinstance(one, int)]
-        tokens = [*tokenizer.convert_ids_to_tokens(ids), getattr(tokenizer, f"{name}_token", None)]
-        found.update(str(token) for token in tokens if token)
-    return frozenset(token for token in found - set(placeholders.values()) if token not in template)
-
-
-def _fingerprint(directory: Path, classes: list[str]) -> str:
-    files = sorted({path for pattern in _CONFIG_FILES for path in directory.glob(pattern)})
-    return hashlib.sha256(json.dumps([classes, library_versions(), digest_files(files)]).encode()).hexdigest()
-
-
-def _unsupported(name: str, what: str) -> ModelNotFound:
-    return ModelNotFound(f"{name}: this model cannot be prepared: {what}", reason="UNSUPPORTED_MODEL")
-
-
-def _damaged(name: str, what: str) -> ModelNotFound:
-    what = f"its processor cannot be loaded ({what}); copy its files again from where the model came from"
-    return ModelNotFound(f"{name}: {what}", reason="BAD_MODEL_DIRECTORY")
+    def describe(self) -> ModelDescription:
+        """See `LoadedModel`."""
+        return ModelDescription(ModelPath.GENERIC, type(self.processor).__name__, self.placeholders)

@@ -1,17 +1,17 @@
-"""Any model that transformers has a processor for: its own code runs, its own tensors leave.
+"""Any model that transformers has a processor for: its code runs, and its tensors are the result.
 
-The fast families know what a processor does and do it in a fraction of the time. Everything else comes here: media are
-decoded as on the fast path, the chat is rendered by the model's template, and transformers does the rest.
+The fast families reimplement a processor and take a fraction of its time. All other models come here: media are decoded as on
+the fast path, the chat is rendered by the model's template, and transformers does the rest.
 
 Rules that hold here:
 
 * The result equals `processor.apply_chat_template(…, tokenize=True, return_dict=True, return_tensors="pt")` with the same
   pixels: media go in nested in a list, and BOS is not added to a text that already begins with it.
-* Sampling happens once, on the file's own frames; the processor is told not to sample (`do_sample_frames=False`) and which
-  frames it got (`video_metadata`), so that its timestamps are true.
-* Nothing is known before the processor has run: neither token count nor bytes. Only what is decoded is bounded ahead.
-* How an item comes out may depend on its neighbours (one image is tiled, two are not; all are padded to the largest), so the
-  digest of each holds the content of all.
+* Sampling happens once, on the file's own frames. The processor does not sample (`do_sample_frames=False`); it gets the
+  indices of its frames (`video_metadata`), so that its timestamps are right.
+* Neither token count nor bytes are known before the processor has run. Only the size of the decoded media is checked before.
+* The result of an item may depend on the other items (one image is tiled, two are not; all are padded to the largest), so the
+  digest of each covers the content of all.
 """
 
 from __future__ import annotations
@@ -19,97 +19,38 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, PreprocessorError, trace_of
 from preprocessor.media.container import keep_going
-from preprocessor.models.generic.media import (
-    ChooseFrames,
-    ProbedMedium,
-    choose_evenly,
-    decode,
-    decoder_of,
-    metadata_of,
-    probe_media,
-    refuse_above,
-)
-from preprocessor.models.generic.model import GenericModel, part_of
+from preprocessor.media.content import content_digest
+from preprocessor.models.generic.media import choose_evenly, decode, metadata_of, probe_media, refuse_above
+from preprocessor.models.generic.processor import ProcessorSettings, part_of
 from preprocessor.models.generic.prompt import render
 from preprocessor.models.generic.tensors import TEXT_TENSORS, ragged, to_tensors
+from preprocessor.models.probe import ChooseFrames, ProbedMedium, decoder_of
 from preprocessor.models.versions import pixel_settings
+from preprocessor.types.plan import ItemPlan, Plan, Substitution
 from preprocessor.types.request import Media, Modality, PixelForm, PreparationRequest
-from preprocessor.types.result import Substitution
-from preprocessor.types.source import ClipInfo, FrameChoice, ImageInfo, SoundInfo
+from preprocessor.types.source import ClipInfo, ImageInfo, SoundInfo
 from preprocessor.types.timing import Timings
 
-_LOCK_POLL_SECONDS = 0.05  # how soon a request that waits for the processor notices that its caller has left
+_LOCK_POLL_SECONDS = 0.05  # how soon a request that waits for the processor notices that it was cancelled
 _MESSAGE_LENGTH = 500  # of transformers' own words in an error
 
-# How transformers' processors word a wrong number of placeholders; they raise nothing more telling than ValueError.
+# How transformers' processors word a wrong number of placeholders; the type is ValueError for this as for all else.
 _COUNTS_DIFFER = re.compile(r"\b(image|video|audio)s?\b.*\b(tokens?|number|placeholders?)\b", re.IGNORECASE)
 _RAGGED = re.compile(r"Unable to convert output '(\w+)'")  # transformers 5.23, BatchFeature.convert_to_tensors
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class GenericItem:
-    """One medium of a request, as used.
-
-    Attributes:
-        source: Header facts.
-        decoder: The libraries that decode it, with versions.
-        frames: The frames used of a video; None for all else.
-        content_sha256: Digest of the file.
-        digest: SHA-256 of the caller's salt and of everything that can change a value made of it, for caches.
-    """
-
-    key: str
-    modality: Modality
-    source: ImageInfo | ClipInfo | SoundInfo
-    decoder: str
-    frames: FrameChoice | None
-    content_sha256: bytes
-    digest: bytes
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class GenericPrepared:
-    """A prompt ready for an engine.
-
-    Attributes:
-        token_ids: int32 [L], placeholders expanded; the same array as `tensors["input_ids"]`.
-        tensors: All that the processor returned, under its own names; see `tensors.to_tensors`.
-        items: The media in prompt order.
-        substitutions: Damaged frames and what stands in their place.
-    """
-
-    token_ids: npt.NDArray[np.int32]
-    tensors: Mapping[str, npt.NDArray[Any]] = field(repr=False)
-    items: tuple[GenericItem, ...]
-    timings: Timings
-    substitutions: tuple[Substitution, ...] = ()
-
-    @property
-    def token_count(self) -> int:
-        return len(self.token_ids)
-
-    @property
-    def pixel_bytes(self) -> int:
-        """Bytes of everything but the text's tensors."""
-        return sum(tensor.nbytes for name, tensor in self.tensors.items() if name not in TEXT_TENSORS)
-
-
 def prepare_generic(
-    model: GenericModel,
+    model: ProcessorSettings,
     request: PreparationRequest,
     limits: Limits,
     check: Callable[[], None] = keep_going,
     choose: ChooseFrames = choose_evenly,
-) -> GenericPrepared:
+) -> Plan:
     """Prepare a request with the model's own processor.
 
     Args:
@@ -120,7 +61,8 @@ def prepare_generic(
         choose: Which frames of a video to use.
     Raises:
         InvalidRequest: As `prompt.render`; `UNSUPPORTED_PIXEL_FORM` for UINT8; `INVALID_PIXEL_BUDGET` for a budget that this
-            processor does not take; `PROCESSOR_REFUSED`, with transformers' own words, for what its code refuses.
+            processor does not take; `DIGEST_MISMATCH`; `PROCESSOR_REFUSED`, with transformers' own words, for what its code
+            refuses.
         UnsupportedMedia: `UNSUPPORTED_MODALITY`, `RAGGED_TENSORS`, `UNKNOWN_TENSOR`, or a file that is not what it should be.
         CorruptMedia: A file that cannot be decoded.
         LimitExceeded: More than `limits` allows, before or after processing.
@@ -131,6 +73,7 @@ def prepare_generic(
         form = _form(request.pixel_form)
         sizes = {modality: _size(model, request.media, modality) for modality in (Modality.IMAGE, Modality.VIDEO)}
         text, media = render(model, request, limits)
+        digests = [content_digest(medium) for medium in media]
         probed = probe_media(media, limits, check, choose)
     with timings.stage("decode"):
         sample_rate_hz = getattr(part_of(model.processor, Modality.AUDIO), "sampling_rate", 0)
@@ -153,8 +96,9 @@ def prepare_generic(
     ]
     decoders = [decoder_of(one, request.video_decoder) for one in probed]
     settings = [pixel_settings(one.medium, decoder, form) for one, decoder in zip(probed, decoders, strict=True)]
-    items = _items(probed, sources, decoders, repr((model.fingerprint, sizes, settings, request.cache_salt)))
-    return GenericPrepared(tensors["input_ids"], tensors, items, timings, tuple(substitutions))
+    items = _items(probed, digests, sources, decoders, repr((model.fingerprint, sizes, settings, request.cache_salt)))
+    pixel_bytes = sum(tensor.nbytes for name, tensor in tensors.items() if name not in TEXT_TENSORS)
+    return Plan(items, tensors, timings, None, pixel_bytes, tuple(substitutions))
 
 
 def _form(asked: PixelForm | None) -> PixelForm | None:
@@ -166,11 +110,11 @@ def _form(asked: PixelForm | None) -> PixelForm | None:
     return asked
 
 
-def _size(model: GenericModel, media: Sequence[Media], modality: Modality) -> dict[str, int] | None:
-    """The processor's `size` argument for the caller's pixel budget; None where he gives none.
+def _size(model: ProcessorSettings, media: Sequence[Media], modality: Modality) -> dict[str, int] | None:
+    """The processor's `size` argument for the caller's pixel budget; None without a budget.
 
-    Only processors that fit an image to whole merged patches within a budget (the Qwen and GLM way) count pixels in `size`;
-    elsewhere the same words are lengths of an edge.
+    Only processors that fit an image to whole merged patches within a budget (Qwen's and GLM's) count pixels in `size`. Others
+    give lengths of an edge under the same names.
     """
     kind = modality.name.lower()
     given = {(one.min_pixels, one.max_pixels, one.cap_pixels_per_frame) for one in media if one.modality is modality}
@@ -183,9 +127,8 @@ def _size(model: GenericModel, media: Sequence[Media], modality: Modality) -> di
         raise _bad_budget(f"this model's processor takes no such pixel budget for its {kind}s; leave it out")
     if len(given) > 1:
         raise _bad_budget(f"this model's processor takes one pixel budget for all {kind}s of a request")
-    ((min_pixels, max_pixels, _),) = given
-    least = own["shortest_edge"] if min_pixels is None else min_pixels
-    most = own["longest_edge"] if max_pixels is None else max_pixels
+    first = next(one for one in media if one.modality is modality)
+    least, most = first.pixel_budget(own["shortest_edge"], own["longest_edge"])
     return {"shortest_edge": least, "longest_edge": most}
 
 
@@ -194,7 +137,7 @@ def _bad_budget(message: str) -> InvalidRequest:
 
 
 def _arguments(
-    model: GenericModel,
+    model: ProcessorSettings,
     text: str,
     probed: Sequence[ProbedMedium],
     contents: Sequence[Any],
@@ -230,7 +173,7 @@ def _arguments(
 
 
 def _one_rate(probed: Sequence[ProbedMedium]) -> float:
-    """Sampled frames a second, for processors that want it said (Qwen-Omni's take 2 else) and take one for all videos.
+    """Sampled frames a second, for processors that need it (Qwen-Omni's assume 2) and take one value for all videos.
 
     Raises:
         InvalidRequest: `SAMPLING_CONFLICT`: the videos' rates differ by more than a thousandth.
@@ -245,11 +188,11 @@ def _one_rate(probed: Sequence[ProbedMedium]) -> float:
     return rates[0]
 
 
-def _process(model: GenericModel, arguments: Mapping[str, Any], check: Callable[[], None]) -> Mapping[str, Any]:
+def _process(model: ProcessorSettings, arguments: Mapping[str, Any], check: Callable[[], None]) -> Mapping[str, Any]:
     """Call the processor, one thread at a time.
 
-    transformers raises ValueError for input that it does not accept. Any other type is a fault of its code or ours, not known
-    to be the caller's, and goes on as it is.
+    transformers raises ValueError for input that it does not accept. An exception of any other type may be a bug of its code or
+    ours, and is not caught.
     """
     while not model.lock.acquire(timeout=_LOCK_POLL_SECONDS):
         check()
@@ -259,20 +202,19 @@ def _process(model: GenericModel, arguments: Mapping[str, Any], check: Callable[
             output: Mapping[str, Any] = model.processor(**arguments)
         except ValueError as error:
             refusal = _refusal(model, error)
-            refusal.trace = trace_of(
-                error
-            )  # a wrong setting of the model's or a fault of its code may say ValueError, too
+            # A wrong setting of the model or a bug in its code may raise ValueError, too.
+            refusal.trace = trace_of(error)
             raise refusal from error
     finally:
         model.lock.release()
     return output
 
 
-def _refusal(model: GenericModel, error: ValueError) -> PreprocessorError:
+def _refusal(model: ProcessorSettings, error: ValueError) -> PreprocessorError:
     message = " ".join(str(error).split())[:_MESSAGE_LENGTH] or type(error).__name__
     if found := _RAGGED.match(message):
         return ragged(found[1])
-    # Named placeholders are counted before; of the others only the processor knows.
+    # Placeholders that are known were counted before; the others only the processor knows.
     reason = "PROCESSOR_REFUSED"
     if not model.modalities <= model.placeholders.keys() and _COUNTS_DIFFER.search(message):
         reason = "PLACEHOLDER_MISMATCH"
@@ -281,11 +223,11 @@ def _refusal(model: GenericModel, error: ValueError) -> PreprocessorError:
 
 def _items(
     probed: Sequence[ProbedMedium],
+    contents: Sequence[bytes],
     sources: Sequence[ImageInfo | ClipInfo | SoundInfo],
     decoders: Sequence[str],
     processing: str,
-) -> tuple[GenericItem, ...]:
-    contents = [hashlib.sha256(one.medium.data).digest() for one in probed]
+) -> tuple[ItemPlan, ...]:
     indices = [None if one.frames is None else one.frames.indices.tolist() for one in probed]
     modalities = [int(one.medium.modality) for one in probed]
     whole = hashlib.sha256(repr((processing, modalities, indices)).encode() + b"".join(contents))
@@ -294,7 +236,7 @@ def _items(
         digest = whole.copy()
         digest.update(position.to_bytes(4, "big"))
         items.append(
-            GenericItem(
+            ItemPlan(
                 key=one.medium.key,
                 modality=one.medium.modality,
                 source=source,

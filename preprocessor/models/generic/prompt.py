@@ -6,7 +6,7 @@ import re
 
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest
-from preprocessor.models.generic.model import GenericModel
+from preprocessor.models.generic.processor import ProcessorSettings
 from preprocessor.text.encoding import check_memory, literal_refused, spells_added_token
 from preprocessor.text.literal import PromptText, check_marks, mark_literals
 from preprocessor.text.prompt import (
@@ -23,7 +23,7 @@ from preprocessor.types.request import ChatPrompt, Media, Modality, PreparationR
 _LOOP_OVER_CONTENT = re.compile(r"\{%[-+]?\s*for\s+\w+\s+in\s+(?:(?!\bif\b|%\}).)*\bcontent\b")
 
 
-def render(model: GenericModel, request: PreparationRequest, limits: Limits) -> tuple[str, list[Media]]:
+def render(model: ProcessorSettings, request: PreparationRequest, limits: Limits) -> tuple[str, list[Media]]:
     """The prompt's text, one placeholder a medium, and the media in its order.
 
     Raises:
@@ -70,12 +70,12 @@ def render(model: GenericModel, request: PreparationRequest, limits: Limits) -> 
 def needs_parts(template: str) -> bool:
     """Whether a template goes through a message's content part by part, so that a bare string would vanish in it.
 
-    Templates of LLaVA, Idefics3 and Pixtral do; most others take either form and give the same text for both.
+    Templates of LLaVA, Idefics3 and Pixtral do. Most others accept both forms and render the same text.
     """
     return _LOOP_OVER_CONTENT.search(template) is not None
 
 
-def _render_chat(model: GenericModel, prompt: ChatPrompt, modalities: dict[str, Modality]) -> str:
+def _render_chat(model: ProcessorSettings, prompt: ChatPrompt, modalities: dict[str, Modality]) -> str:
     as_parts = needs_parts(model.chat_template)
     require_template(model.name, model.chat_template, model.placeholders.values())
     return render_chat(model.tokenizer, model.chat_template, prompt, modalities, as_parts=as_parts)

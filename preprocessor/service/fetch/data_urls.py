@@ -96,7 +96,10 @@ _HEX = _hex_values()
 
 def _too_large(key: str, max_bytes: int) -> LimitExceeded:
     return LimitExceeded(
-        f"{key}: more than {max_bytes} bytes in a data: URL; send chunks", reason="INLINE_TOO_LARGE", media_key=key
+        f"{key}: more than {max_bytes} bytes in a data: URL; send chunks",
+        reason="INLINE_TOO_LARGE",
+        field="media[].url",
+        media_key=key,
     )
 
 
@@ -104,5 +107,6 @@ def _invalid(key: str, why: str) -> InvalidRequest:
     return InvalidRequest(
         f"{key}: the data: URL cannot be read: {why}; write data:image/png;base64, and the file in base64",
         reason="INVALID_DATA_URL",
+        field="media[].url",
         media_key=key,
     )

@@ -70,6 +70,7 @@ class Fetcher:
             raise InvalidRequest(
                 f"{key}: this service fetches {' and '.join(sorted(self._sources)) or 'nothing by URL'}; upload the file",
                 reason="FETCH_DISABLED",
+                field="media[].url",
                 media_key=key,
             )
 

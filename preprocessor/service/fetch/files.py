@@ -90,6 +90,7 @@ class FileSource:
         return InvalidRequest(
             f"{key}: no file below {' or '.join(map(str, self._roots))} has this path",
             reason="PATH_NOT_ALLOWED",
+            field="media[].url",
             media_key=key,
         )
 

@@ -56,6 +56,7 @@ class StoreSource:
             raise InvalidRequest(
                 f"{key}: objects are read only below {' or '.join(self._stores)}",
                 reason="PATH_NOT_ALLOWED",
+                field="media[].url",
                 media_key=key,
             )
         system = self._systems[url.partition(":")[0]]

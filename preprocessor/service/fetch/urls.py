@@ -53,12 +53,14 @@ class WebRules:
             raise InvalidRequest(
                 f"{key}: files are not fetched from {host}; upload the file, or have the host allowed",
                 reason="HOST_NOT_ALLOWED",
+                field="media[].url",
                 media_key=key,
             )
         if port not in self._ports:
             raise InvalidRequest(
                 f"{key}: files are not fetched from port {port}; allowed: {', '.join(map(str, sorted(self._ports)))}",
                 reason="PORT_NOT_ALLOWED",
+                field="media[].url",
                 media_key=key,
             )
         url = URL(f"{scheme}://{host}:{port}{match['path'] or '/'}{match['query'] or ''}", encoded=True)
@@ -76,6 +78,7 @@ def invalid_url(key: str, complaint: str) -> InvalidRequest:
     return InvalidRequest(
         f"{key}: the URL cannot be used: {complaint}; write https://host/path in ASCII, other characters percent-encoded",
         reason="INVALID_URL",
+        field="media[].url",
         media_key=key,
     )
 

@@ -169,6 +169,7 @@ def _failures(key: str) -> Iterator[None]:
         raise InvalidRequest(  # without the address, which the caller must not learn
             f"{key}: the host is in a network from which files are not fetched; upload the file",
             reason="ADDRESS_NOT_ALLOWED",
+            field="media[].url",
             media_key=key,
         ) from None
     except aiohttp.ClientSSLError as error:

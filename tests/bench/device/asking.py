@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from preprocessor.traffic.seed import TEXT
 from preprocessor.types.request import (
     ChatPrompt,
     Media,
@@ -21,14 +22,13 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.wire.tensors import MAX_CHUNK_BYTES
 from tests.bench.device.clips import SEED, clip
 
-TEXT = "frame" + " frame" * 49  # 50 tokens
 TIMEOUT_SECONDS = 120.0
 
 
 def question(fps: float, max_tokens: int, name: str = SEED) -> tuple[pb.GenerateRequest, ...]:
     """A clip, by default the workload's, and 50 tokens of text; the answer is greedy."""
     data = clip(name)
-    medium = pb.Media(key="clip", modality=pb.MODALITY_VIDEO, chunked=True, sampling=pb.Sampling(fps=fps))
+    medium = pb.Media(key="clip", modality=pb.MODALITY_VIDEO, chunked=pb.Chunked(), sampling=pb.Sampling(fps=fps))
     message = pb.Message(role="user", parts=[pb.Part(media_key="clip"), pb.Part(text=TEXT)])
     prompt = pb.PrepareSpec(chat=pb.ChatPrompt(messages=[message]), media=[medium])
     spec = pb.GenerateSpec(prompt=prompt, parameters=pb.GenerationParameters(max_tokens=max_tokens, temperature=0))

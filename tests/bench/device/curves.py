@@ -72,7 +72,11 @@ def _draw_idle(figures: Mapping[str, Any], path: Path) -> None:
         for (system, fps), points in lines.items():
             callers = [point["callers"] for point in points]
             color = _COLORS[system != "one process"]
-            look = {"color": color, "linestyle": "-" if fps == 1 else "--", "label": f"{system}, {fps:g} fps"}
+            look: dict[str, Any] = {
+                "color": color,
+                "linestyle": "-" if fps == 1 else "--",
+                "label": f"{system}, {fps:g} fps",
+            }
             share.plot(callers, [point["gpu_idle"] for point in points], **look)
             rate.plot(callers, [point["answers_a_second"] for point in points], **look)
         share.set_title("share of the time in which the GPU is idle")

@@ -65,7 +65,7 @@ def generate(llm: Any, prompt: oracle.Answer, device: torch.device) -> list[int]
 
 def main(checkpoint: str) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    llm = model_file("vlm_transformers", "checkpoint").load_model(checkpoint, device)
+    llm = model_file("vlm_transformers", "checkpoint").load_checkpoint(checkpoint, device)
     model = seed_model()
     found = {
         name: generate(llm, oracle.answer(model, same_for_the_pipeline(fps, of_clip)), device)

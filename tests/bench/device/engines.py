@@ -82,7 +82,7 @@ def worker_count() -> int:
 
 def _write_model(folder: Path, form: str, takes_pieces: bool) -> None:
     """The deployed model, changed in what it takes."""
-    shutil.copytree(DEPLOYED, folder)  # follows links
+    shutil.copytree(DEPLOYED, folder)
     config = folder / "config.pbtxt"
     text = _replaced(config.read_text(), r'name: "vlm_transformers"', f'name: "{folder.name}"')
     if not takes_pieces:

@@ -19,14 +19,14 @@ import cv2
 import numpy as np
 import torch
 
+from engine_client.contract.sampling import SamplingParameters
 from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
-from tests.bench.device.asking import TEXT
+from preprocessor.traffic.seed import TEXT
 from tests.engine.model_files import model_file
-from tests.golden.oracle import (
-    VideoMetadata,
-    processor_of,
-)  # it makes torchvision importable, which transformers looks for as it loads a model
+from tests.golden.huggingface import processor_of  # first: torchvision is imported there
+
+from transformers.video_utils import VideoMetadata  # isort: skip
 
 MAX_RUNNING = 4  # vlm_transformers/config.pbtxt
 
@@ -46,9 +46,8 @@ class InProcess:
 
     def __init__(self, checkpoint: Path) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._llm = model_file("vlm_transformers", "checkpoint").load_model(str(checkpoint), self._device)
+        self._llm = model_file("vlm_transformers", "checkpoint").load_checkpoint(str(checkpoint), self._device)
         self._generation = model_file("vlm_transformers", "generation")
-        self._sampling_of = model_file("vlm_transformers", "prompts.contract").Sampling
         model = load_model("qwen3-vl")
         assert isinstance(model, Model)
         self._processor = processor_of(model)
@@ -72,7 +71,7 @@ class InProcess:
             self._generation.generate_tokens(
                 self._llm,
                 inputs,
-                self._sampling_of(max_tokens=max_tokens),
+                SamplingParameters(max_tokens=max_tokens),
                 emit=emit,
                 is_cancelled=lambda: self.is_stopped,
             )

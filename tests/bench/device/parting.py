@@ -6,12 +6,17 @@ the same kernels to choose from. What still differs is named by the first step a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from engine_client.contract.prompt import ModelLayout, check_prompt
+from engine_client.contract.rows import RowBuffer
+from engine_client.contract.sampling import SamplingParameters
+from engine_client.triton.backend.rows import TorchRows, normalize_patches
 from preprocessor import pipeline
 from preprocessor.types.request import PixelForm
 from preprocessor.vision.patches import normalization_table, normalize_rows
@@ -28,7 +33,7 @@ ROUNDS = 4
 def parting(checkpoint: Path) -> dict[str, Any]:
     """By question: what is equal at each step, and how many tokens from the first on are."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    llm = model_file("vlm_transformers", "checkpoint").load_model(str(checkpoint), device)
+    llm = model_file("vlm_transformers", "checkpoint").load_checkpoint(str(checkpoint), device)
     return {name: _steps(llm, device, fps, of_clip) for name, (fps, of_clip) in direct.QUESTIONS.items()}
 
 
@@ -36,18 +41,16 @@ def _steps(llm: Any, device: torch.device, fps: float, of_clip: str) -> dict[str
     model, request = direct.seed_model(), same_for_the_pipeline(fps, of_clip)
     theirs = oracle.answer(model, request)
     tensors = pipeline.prepare(model, request).tensors
-    contract = model_file("vlm_transformers", "prompts.contract")
-    rows_file = model_file("vlm_transformers", "prompts.rows")
     generation = model_file("vlm_transformers", "generation")
     normalized = np.empty(theirs.pixels.shape, np.float32)
     normalize_rows(tensors["pixel_patches"], normalization_table(model.video.pixels, PixelForm.FP32), normalized)
 
-    layout = contract.ModelLayout.from_config(llm.config)
-    prompt = contract.check_prompt(tensors, layout)
+    layout = ModelLayout.from_config(llm.config)
+    prompt = check_prompt(tensors, layout)
     rows = torch.from_numpy(tensors["pixel_patches"]).to(device)
-    ours_on_device = rows_file.normalize_patches(rows, prompt.mean, prompt.std).to(llm.dtype)
+    ours_on_device = normalize_patches(rows, *prompt.normalization).to(llm.dtype)
     theirs_on_device = torch.from_numpy(theirs.pixels).to(device, llm.dtype)
-    collected = rows_file.RowBuffer(prompt, layout, device)
+    collected = RowBuffer(prompt, layout, TorchRows(device))
     collected.take_all(tensors["pixel_patches"])
     encoding = model_file("vlm_transformers", "vision").VisionEncoding(llm, prompt, collected)
     encoding.take_rows()
@@ -60,11 +63,11 @@ def _steps(llm: Any, device: torch.device, fps: float, of_clip: str) -> dict[str
     their_features = [torch.cat(whole.pooler_output), *(torch.cat(layer) for layer in whole.deepstack_features)]
 
     inputs = generation.build_model_inputs(prompt, device)
-    ways = {
+    ways: dict[str, Callable[[], Any]] = {
         "theirs": lambda: direct.generate(llm, theirs, device),
-        "ours": lambda: _generate(llm, generation, contract, inputs | {"mm_encoder_outputs": outputs}),
+        "ours": lambda: _generate(llm, generation, inputs | {"mm_encoder_outputs": outputs}),
         "ours, encoded by generate": lambda: _generate(
-            llm, generation, contract, inputs | {"pixel_values_videos": theirs_on_device}
+            llm, generation, inputs | {"pixel_values_videos": theirs_on_device}
         ),
     }
     answers = {name: [answer() for _ in range(ROUNDS)] for name, answer in ways.items()}
@@ -79,12 +82,12 @@ def _steps(llm: Any, device: torch.device, fps: float, of_clip: str) -> dict[str
     }
 
 
-def _generate(llm: Any, generation: Any, contract: Any, inputs: dict[str, Any]) -> list[int]:
+def _generate(llm: Any, generation: Any, inputs: dict[str, Any]) -> list[int]:
     tokens: list[int] = []
     generation.generate_tokens(
         llm,
         inputs,
-        contract.Sampling(max_tokens=direct.ANSWER_TOKENS),
+        SamplingParameters(max_tokens=direct.ANSWER_TOKENS),
         emit=lambda token_id, _: tokens.append(token_id),
         is_cancelled=lambda: False,
     )

@@ -51,7 +51,7 @@ def _wall_ms(address: str, messages: list[bytes]) -> float:
     """Answers are counted and not read."""
     with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
         grpc.channel_ready_future(channel).result(timeout=30)
-        call = channel.stream_stream(PREPARE, None, None)
+        call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(PREPARE, None, None)
         began = time.perf_counter()
         received = sum(len(message) for message in call(iter(messages), timeout=120))
         wall_ms = (time.perf_counter() - began) * 1e3

@@ -5,11 +5,16 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from engine_client.contract.prompt import ModelLayout, check_prompt
+from engine_client.contract.rows import RowBuffer
+from engine_client.contract.sampling import SamplingParameters
+from engine_client.triton.backend.rows import TorchRows, normalize_patches
 from preprocessor import pipeline
 from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
@@ -27,28 +32,26 @@ def _stages(server: InProcess, fps: float, rounds: int) -> dict[str, float]:
     model = load_model("qwen3-vl")
     assert isinstance(model, Model)
     llm, device = server._llm, server._device
-    rows_file = model_file("vlm_transformers", "prompts.rows")
-    contract = model_file("vlm_transformers", "prompts.contract")
     vision = model_file("vlm_transformers", "vision")
     generation = model_file("vlm_transformers", "generation")
     tensors = pipeline.prepare(model, same_for_the_pipeline(fps)).tensors
-    layout = contract.ModelLayout.from_config(llm.config)
-    prompt = contract.check_prompt(tensors, layout)
+    layout = ModelLayout.from_config(llm.config)
+    prompt = check_prompt(tensors, layout)
     rows = torch.from_numpy(tensors["pixel_patches"])
     on_device = rows.to(device)
     found: dict[str, float] = {"rows": len(rows), "tokens": len(prompt.input_ids), "uint8 MB": rows.nbytes / 1e6}
     for name, dtype in (("uint8", torch.uint8), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
         pageable = rows.to(dtype)
-        found[f"{name} to the device, pageable"] = _median_ms(lambda p=pageable: p.to(device), rounds)
+        found[f"{name} to the device, pageable"] = _median_ms(partial(pageable.to, device), rounds)
         if device.type == "cuda":
             pinned = pageable.pin_memory()
-            found[f"{name} to the device, pinned"] = _median_ms(lambda p=pinned: p.to(device), rounds)
+            found[f"{name} to the device, pinned"] = _median_ms(partial(pinned.to, device), rounds)
     found["normalize on the device"] = _median_ms(
-        lambda: rows_file.normalize_patches(on_device, prompt.mean, prompt.std).to(llm.dtype), rounds
+        lambda: normalize_patches(on_device, *prompt.normalization).to(llm.dtype), rounds
     )
 
     def encode() -> Any:
-        collected = rows_file.RowBuffer(prompt, layout, device)
+        collected = RowBuffer(prompt, layout, TorchRows(device))
         collected.take_all(tensors["pixel_patches"])
         encoding = vision.VisionEncoding(llm, prompt, collected)
         encoding.take_rows()
@@ -60,7 +63,7 @@ def _stages(server: InProcess, fps: float, rounds: int) -> dict[str, float]:
         generation.generate_tokens(
             llm,
             inputs,
-            contract.Sampling(max_tokens=max_tokens),
+            SamplingParameters(max_tokens=max_tokens),
             emit=lambda *_: None,
             is_cancelled=lambda: False,
         )

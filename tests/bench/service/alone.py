@@ -18,8 +18,7 @@ from preprocessor.config.machine import use_one_thread
 from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
 from preprocessor.traffic.load import WRONG, Ask
-from preprocessor.types.plan import Plan
-from preprocessor.types.request import PreparationRequest
+from preprocessor.types.request import FileData, PreparationRequest
 from preprocessor.types.timing import Timings
 from preprocessor.workers.pool import PoolSettings, WorkerPool
 from preprocessor.workers.resources import RequestResources
@@ -152,7 +151,7 @@ async def _claims(ask: Ask, count: float, seconds: float, concurrency: int) -> S
     return Spent(begun_count, time.perf_counter() - wall, tree_cpu_seconds(psutil.Process()) - cpu)
 
 
-async def _stored(data: bytes, claim: RequestResources) -> bytes:
+async def _stored(data: FileData, claim: RequestResources) -> memoryview:
     file = UploadBuffer(claim)
     await file.write(data)
     return await file.finish()
@@ -164,7 +163,7 @@ async def _claim(request: PreparationRequest, *, is_checked: bool = False) -> st
         media = [replace(medium, data=await _stored(medium.data, claim)) for medium in request.media]
         request = replace(request, media=tuple(media))
         planned = await claim.plan(request, Limits())
-        assert isinstance(planned, Plan)
+        assert planned.pixels is not None
         run = claim.pixels(request.media, planned.pixels)
         async for _ in run.finished_rows():
             pass

@@ -18,14 +18,14 @@ from tests.bench.service import checksum
 
 def video_ask(model: Model, name: str, data: bytes, fps: float) -> Ask:
     """A clip and 50 tokens of text."""
-    medium = pb.Media(key="clip", modality=pb.MODALITY_VIDEO, chunked=True, sampling=pb.Sampling(fps=fps))
+    medium = pb.Media(key="clip", modality=pb.MODALITY_VIDEO, chunked=pb.Chunked(), sampling=pb.Sampling(fps=fps))
     return make_ask(model, name, _spec(medium), {"clip": data})
 
 
 def image_ask(model: Model, name: str, data: bytes) -> Ask:
     """A picture and 50 tokens of text."""
     return make_ask(
-        model, name, _spec(pb.Media(key="photo", modality=pb.MODALITY_IMAGE, chunked=True)), {"photo": data}
+        model, name, _spec(pb.Media(key="photo", modality=pb.MODALITY_IMAGE, chunked=pb.Chunked())), {"photo": data}
     )
 
 

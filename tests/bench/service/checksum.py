@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,9 +21,9 @@ class Checksum:
     """Of an answer's tensors, in whatever runs of rows they come; ids and timings, which always differ, do not count."""
 
     def __init__(self) -> None:
-        self._tensors: dict[str, pb.Tensor] = {}
-        self._hashes: dict[str, Any] = {}
-        self._next_rows: Counter[str] = Counter()
+        self._tensors: list[pb.Tensor] = []
+        self._hashes: list[Any] = []
+        self._next_rows: list[int] = []
         self._is_ended = False
 
     def add(self, message: bytes) -> None:
@@ -35,15 +34,17 @@ class Checksum:
         """
         response = pb.PrepareResponse.FromString(message)
         for tensor in response.header.tensors:
-            self._tensors[tensor.name] = tensor
-            self._hashes[tensor.name] = hashlib.sha256(tensor.data)
-            self._next_rows[tensor.name] = tensor.shape[0] if tensor.data or not tensor.total_bytes else 0
+            self._tensors.append(tensor)
+            self._hashes.append(hashlib.sha256(tensor.data))
+            self._next_rows.append(tensor.shape[0] if tensor.data or not tensor.total_bytes else 0)
         rows = response.rows
         if rows.row_count:
-            if rows.first_row != self._next_rows[rows.name]:
-                raise ValueError(f"{rows.name}: row {rows.first_row} where {self._next_rows[rows.name]} was due")
-            self._hashes[rows.name].update(rows.data)
-            self._next_rows[rows.name] += rows.row_count
+            index = rows.tensor_index
+            if rows.first_row != self._next_rows[index]:
+                name = self._tensors[index].name
+                raise ValueError(f"{name}: row {rows.first_row} where {self._next_rows[index]} was due")
+            self._hashes[index].update(rows.data)
+            self._next_rows[index] += rows.row_count
         self._is_ended = response.HasField("report")
 
     def result(self) -> str:
@@ -52,12 +53,13 @@ class Checksum:
         Raises:
             ValueError: The answer is not whole.
         """
-        for name, tensor in self._tensors.items():
-            if self._next_rows[name] != tensor.shape[0]:
-                raise ValueError(f"{name}: {self._next_rows[name]} rows of {tensor.shape[0]}")
+        for tensor, row_count in zip(self._tensors, self._next_rows, strict=True):
+            if row_count != tensor.shape[0]:
+                raise ValueError(f"{tensor.name}: {row_count} rows of {tensor.shape[0]}")
         if not self._is_ended:
             raise ValueError("the answer ended without a report")
-        return _joined((name, tuple(self._tensors[name].shape), digest) for name, digest in self._hashes.items())
+        digests = zip(self._tensors, self._hashes, strict=True)
+        return _joined((tensor.name, tuple(tensor.shape), digest) for tensor, digest in digests)
 
 
 def _joined(parts: Iterable[tuple[str, Sequence[int], Any]]) -> str:

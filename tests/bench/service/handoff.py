@@ -8,6 +8,7 @@ already, as that of all processes: this service, its workers and Triton.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -25,9 +26,9 @@ import psutil
 import uvloop
 
 from deploy.triton.local_server import TritonServer
-from engine_client import Endpoints, EngineRequest, EngineStep, PendingRows
+from engine_client import Endpoints, EngineRequest, EngineStep, RowProgress
 from engine_client.client import Metadata
-from engine_client.contract import PIXELS
+from engine_client.contract.tensors import PIXELS
 from preprocessor import pipeline
 from preprocessor.client.calls import CHANNEL_OPTIONS
 from preprocessor.config import EngineSettings, ServeSettings
@@ -73,8 +74,8 @@ class Timed(Endpoints):
             yield step
         await watching
 
-    async def _note_finish(self, pending: PendingRows, row_count: int) -> None:
-        await pending.wait_beyond(row_count - 1)
+    async def _note_finish(self, pending: RowProgress, row_count: int) -> None:
+        await pending.wait_past(row_count - 1)
         self.finished_at_seconds = time.perf_counter()
 
 
@@ -88,11 +89,15 @@ class Rounds:
     alone: list[float] = field(default_factory=list)
     alone_cpu: list[float] = field(default_factory=list)
 
+    def seconds(self, name: str) -> list[float]:
+        found: list[float] = getattr(self, name)
+        return found
+
     def median_ms(self, name: str) -> float:
-        return statistics.median(getattr(self, name)) * 1e3
+        return 1e3 * statistics.median(self.seconds(name))
 
     def share(self, name: str, of: str) -> float:
-        return statistics.median(a / b for a, b in zip(getattr(self, name), getattr(self, of), strict=True))
+        return statistics.median(a / b for a, b in zip(self.seconds(name), self.seconds(of), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +154,7 @@ def handoff(bench: Bench) -> Section:
             transport=transport,
             share=share,
             cpu_share=cpu_share,
-            seconds={each: getattr(rounds, each) for each in Rounds.__slots__},  # type: ignore[attr-defined]
+            seconds=dataclasses.asdict(rounds),
         )
         if transport == "shared-memory":
             section.check(f"hand-off ÷ request, time, {name}", share, "≤", goals.HANDOFF_SHARE)
@@ -179,7 +184,7 @@ async def _measure(bench: Bench, triton: TritonServer, folder: Path) -> dict[tup
 async def _check(bench: Bench, running: Running, ask: Ask) -> None:
     rows = pipeline.prepare(bench.model, request_of(ask)).tensors[PIXELS]
     _, *got = await running.generate(ask)
-    if got != [len(rows), zlib.crc32(rows) & 0x7FFFFFFF]:
+    if got != [len(rows), zlib.crc32(np.ascontiguousarray(rows).data) & 0x7FFFFFFF]:
         raise WrongAnswer(f"{ask.name}: the engine got {got}, which is not what the pipeline makes")
 
 
@@ -204,7 +209,7 @@ async def _time(bench: Bench, running: Running, ask: Ask, rounds: Rounds) -> Non
     np.copyto(rows, tensors[PIXELS])
 
     async def alone() -> None:
-        pending = PendingRows(PIXELS)
+        pending = RowProgress(PIXELS)
         pending.finish(len(rows))
         async for _ in running.engine.generate(EngineRequest("alone", {**tensors, PIXELS: rows}, pending=pending)):
             pass
@@ -237,7 +242,7 @@ async def _service(
         memory_budget_bytes=GIB,
         engine=EngineSettings(address=triton.grpc_address, model="pieces", transport=transport, profile=str(profile)),
     )
-    with mock.patch("engine_client.endpoints.Endpoints", Timed):
+    with mock.patch("engine_client.schemes.Endpoints", Timed):
         server = service.Server(settings, bench.model)
         await server.__aenter__()
     try:

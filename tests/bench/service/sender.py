@@ -41,7 +41,8 @@ class Piece:
 def record(address: str, ask: Ask) -> list[Piece]:
     """The answer that a server gives."""
     with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-        messages: list[bytes] = list(channel.stream_stream(ask.method)(iter(ask.messages)))
+        call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(ask.method)
+        messages = list(call(iter(ask.messages)))
     pieces = []
     for message in messages:
         rows = pb.PrepareResponse.FromString(message).rows.data
@@ -123,7 +124,7 @@ async def _answer(pieces: Sequence[Piece], memory: mmap.mmap, news: socket.socke
 
     server = grpc.aio.server(options=_OPTIONS)
     service, method = PREPARE.removeprefix("/").split("/")
-    handler = grpc.stream_stream_rpc_method_handler(prepare)
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(prepare)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

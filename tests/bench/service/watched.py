@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -21,9 +20,10 @@ from typing import Self
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.local_service import SERVING
+
 START_SECONDS = 120.0
 _STOP_SECONDS = 100.0
-_READY = re.compile(r"on grpc (\S+), http (\S+);")
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -175,7 +175,7 @@ class WatchedServer:
         assert self._popen.stderr is not None
         for line in self._popen.stderr:
             self.log.append(line)
-            if found := _READY.search(line):
+            if found := SERVING.search(line):
                 self.address, self.http_address = found.groups()
                 self._is_ready.set()
         self._is_ready.set()

@@ -13,8 +13,9 @@ import torch
 from preprocessor.errors import UnsupportedMedia
 from preprocessor.models.generic import GenericModel, prepare_generic
 from preprocessor.models.generic.media import choose_evenly, metadata_of, probe_media
-from preprocessor.models.generic.tensors import to_tensors
+from preprocessor.models.generic.tensors import CARRIED_DTYPES, to_tensors
 from preprocessor.types.request import OnDamage, PixelForm, PreparationRequest, Sampling, SamplingBasis
+from preprocessor.wire.tensors import DTYPES
 from tests.media import photo
 from tests.odd_clips import broken_middle, encode, interlaced, run_of
 from tests.unit.generic.cases import LIMITS, chat, image, refusal, sound, video
@@ -51,6 +52,25 @@ def test_without_pixels_the_text_is_all_there_is(loaded: dict[str, GenericModel]
     without = prepare_generic(loaded["idefics3"], chat(image("i"), pixel_form=PixelForm.NONE), LIMITS)
     assert without.tensors.keys() == {"input_ids", "attention_mask"}
     assert without.token_ids.tolist() == with_pixels.token_ids.tolist()
+
+
+def test_what_the_api_has_no_type_for_is_carried_without_loss_or_rounded() -> None:
+    tensors = to_tensors({"mask": np.array([True, False]), "seconds": [0.1, 0.5]}, None)
+    assert (tensors["mask"].dtype, tensors["mask"].tolist()) == (np.uint8, [1, 0])
+    assert (tensors["seconds"].dtype, tensors["seconds"].tolist()) == (np.float32, np.float32([0.1, 0.5]).tolist())
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.complex64])
+def test_numbers_of_a_type_that_the_api_has_not_are_refused(dtype: type) -> None:
+    with pytest.raises(UnsupportedMedia, match="returns counts as torch") as caught:
+        to_tensors({"counts": np.ones(3, dtype)}, None)
+    assert caught.value.reason == "UNKNOWN_TENSOR"
+
+
+def test_the_generic_path_carries_what_the_wire_does() -> None:
+    assert {to_tensors({"one": torch.zeros(1, dtype=dtype)}, None)["one"].dtype for dtype in CARRIED_DTYPES} == set(
+        DTYPES.values()
+    )
 
 
 def test_equal_tensors_in_a_list_are_stacked() -> None:

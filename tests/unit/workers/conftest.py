@@ -1,8 +1,9 @@
-"""A pool of real worker processes, and work for it."""
+"""A pool of real worker processes, and helpers that run payloads in it."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,17 +11,20 @@ from typing import Any
 
 import pytest_asyncio
 
+from preprocessor.workers.arena import Arena
 from preprocessor.workers.pool import PoolSettings, WorkerPool
 from preprocessor.workers.task import Task, TensorSlot
-from tests.fork_servers import zygote_of
+from tests.fork_servers import fork_server_of
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 MIB = 1 << 20
 
 
 @asynccontextmanager
-async def open_pool(*, has_own_zygote: bool = False, **settings: Any) -> AsyncIterator[WorkerPool]:
-    """A pool whose jobs need no model. `pool.ends` lists why its workers ended."""
+async def open_pool(
+    *, has_own_fork_server: bool = False, model: Any = None, **settings: Any
+) -> AsyncIterator[WorkerPool]:
+    """A pool whose payloads need no model: `model` is the service's own alone. `pool.ends` lists why its workers ended."""
     given: dict[str, Any] = {
         "is_in_process": False,
         "worker_count": 1,
@@ -31,9 +35,11 @@ async def open_pool(*, has_own_zygote: bool = False, **settings: Any) -> AsyncIt
         "max_jobs_a_worker": 1000,
     }
     ends: list[str] = []
-    no_model: Any = None
     pool = WorkerPool(
-        no_model, PoolSettings(**{**given, **settings}), ends.append, None if has_own_zygote else await zygote_of(None)
+        model,
+        PoolSettings(**{**given, **settings}),
+        ends.append,
+        None if has_own_fork_server else await fork_server_of(None),
     )
     pool.ends = ends  # type: ignore[attr-defined]
     await pool.start()
@@ -51,7 +57,7 @@ async def shared_pool() -> AsyncIterator[WorkerPool]:
 
 @pytest_asyncio.fixture
 async def pool(shared_pool: WorkerPool) -> AsyncIterator[WorkerPool]:
-    """One worker a lane; every test leaves it whole and empty."""
+    """One worker a lane; every test leaves it with all workers and without tasks."""
     shared_pool.ends.clear()  # type: ignore[attr-defined]
     yield shared_pool
     await eventually(lambda: shared_pool.worker_set.is_whole)
@@ -68,23 +74,32 @@ def submit(
     tensor_bytes: int = 0,
     lease_result: Callable[[int], int | None] = lambda size_bytes: None,
 ) -> Task:
-    """Give a pool a job that takes `seconds` as far as it knows."""
+    """Submit a task whose expected cost is `seconds` of CPU."""
     task = Task(
         payload=payload,
         cpu_seconds=seconds,
         working_bytes=working_bytes,
         deadline_seconds=time.monotonic() + timeout_seconds,
-        rows_written=lambda first_row, row_count: None,
+        on_rows_written=lambda first_row, row_count: None,
         lease_result=lease_result,
         tensor=TensorSlot(tensor_bytes) if tensor_bytes else None,
     )
-    if (tensor := task.tensor) is not None:
-        task.done.add_done_callback(lambda _: tensor.lease is not None and tensor.lease.release())
+
+    def release(_: object) -> None:
+        if task.tensor is not None and task.tensor.lease is not None:
+            task.tensor.lease.release()
+
+    task.done.add_done_callback(release)
     pool.submit(task)
     return task
 
 
 async def outcome(task: Task) -> Any:
-    """What became of it; an error is returned, not raised."""
+    """The task's result; an error is returned, not raised."""
     await asyncio.wait_for(asyncio.wait([task.done]), PATIENCE_SECONDS)
     return task.done.exception() or task.done.result()
+
+
+def resident_bytes(arena: Arena) -> int:
+    """Memory that the arena takes now, in all processes together."""
+    return os.fstat(arena.descriptor).st_blocks * 512

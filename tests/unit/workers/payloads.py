@@ -1,4 +1,4 @@
-"""Jobs that do to a worker what files may do: they run in real worker processes."""
+"""Payloads that do to a worker what hostile files may do. They run in real worker processes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Checkpoint = Callable[[], None]
 
 @dataclass(frozen=True)
 class Step(ABC):
-    """A job of any kind. Its fields reach the worker by pickle, as those of the real ones do."""
+    """A payload. Its fields reach the worker by pickle, as those of real payloads do."""
 
-    def run(self, model: Any, arena: Any, check: Checkpoint, announce: Callable[[int, int], None]) -> Any:
+    def run(self, model: Any, arena: Any, check: Checkpoint, on_rows_written: Callable[[int, int], None]) -> Any:
         return self.do(check)
 
     @abstractmethod
@@ -35,7 +35,7 @@ class Step(ABC):
 
 @dataclass(frozen=True)
 class TellProcess(Step):
-    """The id of the process that it runs in."""
+    """Return the id of the process that it runs in."""
 
     def do(self, check: Checkpoint) -> int:
         return os.getpid()
@@ -43,7 +43,7 @@ class TellProcess(Step):
 
 @dataclass(frozen=True)
 class Die(Step):
-    """End the process: by a signal, or by an exit code where it is 0 or above. Counts its tries in a file."""
+    """End the process: by the signal -code, or by an exit code of 0 or above. Counts its tries in a file."""
 
     code: int
     tries: Path
@@ -78,7 +78,7 @@ class TakeMemory(Step):
 
 @dataclass(frozen=True)
 class UseMemory(Step):
-    """Fill a block and free it; returns how much more the process holds than when the job began."""
+    """Fill a block and free it; returns how much more the process holds than before."""
 
     block_bytes: int
 
@@ -91,15 +91,15 @@ class UseMemory(Step):
 
 @dataclass(frozen=True)
 class Spin(Step):
-    """Use the processor: until it is told to stop, or, where it is deaf, without ever asking. Says that it began."""
+    """Use CPU until it is told to stop; or, with `ignores_stop`, for ever. Writes its process id to a file when it begins."""
 
     began: Path
-    is_deaf: bool = False
+    ignores_stop: bool = False
 
     def do(self, check: Checkpoint) -> None:
         self.began.write_text(str(os.getpid()))
         while True:
-            if not self.is_deaf:
+            if not self.ignores_stop:
                 check()
 
 
@@ -134,7 +134,7 @@ class Fail(Step):
 
 @dataclass(frozen=True)
 class TellLimits(Step):
-    """What the process may not do."""
+    """The limits of the process, and the errors of what it may not do."""
 
     def do(self, check: Checkpoint) -> dict[str, Any]:
         limits = {
@@ -142,20 +142,21 @@ class TellLimits(Step):
             "files": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
             "niceness": os.nice(0),
         }
-        for name, attempt in (
+        attempts: tuple[tuple[str, Callable[[], object]], ...] = (
             ("socket", lambda: socket.socket().close()),
             ("exec", lambda: os.execv("/bin/true", ["true"])),
-        ):
+        )
+        for name, attempt in attempts:
             try:
                 attempt()
             except OSError as error:
-                limits[name] = error.errno
+                limits[name] = error.errno or 0
         return limits
 
 
 @dataclass(frozen=True)
 class Babble(Step):
-    """Write what is no message to every socket that the process has."""
+    """Write a malformed message to every socket of the process."""
 
     garbage: bytes
 

@@ -1,4 +1,4 @@
-"""Shared memory: ranges never overlap, come back whole, and leave nothing behind."""
+"""Shared memory: ranges never overlap, merge again when released, and keep no pages."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from preprocessor.workers.arena import Arena, Lease, Ranges
+from tests.unit.workers.conftest import resident_bytes
 
 PAGE = mmap.PAGESIZE
 SIZE = 64 * PAGE
@@ -25,7 +26,7 @@ def ranges(arena: Arena) -> Ranges:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_ranges_of_two_owners_never_overlap_and_all_come_back(ranges: Ranges, seed: int) -> None:
+def test_leased_ranges_never_overlap_and_merge_again_when_released(ranges: Ranges, seed: int) -> None:
     random = np.random.default_rng(seed)
     held: list[Lease] = []
     for _ in range(2000):
@@ -43,13 +44,13 @@ def test_ranges_of_two_owners_never_overlap_and_all_come_back(ranges: Ranges, se
     assert (whole.offset, whole.size_bytes) == (0, SIZE)
 
 
-def test_a_range_starts_at_a_page_and_has_at_least_the_bytes_asked_for(ranges: Ranges) -> None:
+def test_a_range_starts_at_a_page_and_has_at_least_the_wanted_size(ranges: Ranges) -> None:
     first, second = ranges.lease(1), ranges.lease(PAGE + 1)
     assert first is not None and second is not None
     assert (first.offset, first.size_bytes, second.offset, second.size_bytes) == (0, PAGE, PAGE, 2 * PAGE)
 
 
-def test_the_lowest_range_that_is_large_enough_is_taken(ranges: Ranges) -> None:
+def test_the_lowest_range_that_is_large_enough_is_leased(ranges: Ranges) -> None:
     for lease in [ranges.lease(PAGE * size) for size in (4, 1, 2, 1)][::2]:
         assert lease is not None
         lease.release()
@@ -57,13 +58,13 @@ def test_the_lowest_range_that_is_large_enough_is_taken(ranges: Ranges) -> None:
     assert offsets == [0, PAGE * 8]
 
 
-def test_there_is_no_range_where_none_is_large_enough(ranges: Ranges) -> None:
+def test_no_range_is_leased_if_none_is_large_enough(ranges: Ranges) -> None:
     assert ranges.lease(SIZE + 1) is None
     assert ranges.lease(SIZE) is not None
     assert ranges.lease(1) is None
 
 
-def test_releasing_twice_gives_back_once(ranges: Ranges) -> None:
+def test_releasing_twice_releases_once(ranges: Ranges) -> None:
     lease = ranges.lease(PAGE)
     assert lease is not None
     lease.release()
@@ -72,16 +73,16 @@ def test_releasing_twice_gives_back_once(ranges: Ranges) -> None:
     assert ranges.lease(SIZE) is not None
 
 
-def test_pages_above_what_is_retained_go_back_to_the_kernel(arena: Arena, ranges: Ranges) -> None:
-    empty_bytes = arena.resident_bytes()
+def test_pages_above_the_retained_bytes_return_to_the_kernel(arena: Arena, ranges: Ranges) -> None:
+    empty_bytes = resident_bytes(arena)
     lease = ranges.lease(SIZE)
     assert lease is not None
     arena.view(0, SIZE)[:] = b"x" * SIZE
-    assert arena.resident_bytes() - empty_bytes == SIZE
+    assert resident_bytes(arena) - empty_bytes == SIZE
     lease.release()
-    assert arena.resident_bytes() - empty_bytes == 8 * PAGE
+    assert resident_bytes(arena) - empty_bytes == 8 * PAGE
     ranges.drop_free_pages()
-    assert arena.resident_bytes() == empty_bytes
+    assert resident_bytes(arena) == empty_bytes
 
 
 def test_two_mappings_see_the_same_bytes(arena: Arena) -> None:
@@ -91,16 +92,16 @@ def test_two_mappings_see_the_same_bytes(arena: Arena) -> None:
     assert (other.array(PAGE, (3, 4), np.dtype(np.float32)) == 7).all()
     arena.control[5] = 2**63
     assert other.control[5] == 2**63
-    assert other.view(0, 8).tobytes() == bytes(8)  # what controls workers lies outside all ranges
+    assert other.view(0, 8).tobytes() == bytes(8)  # the control slots lie outside all ranges
 
 
-def test_a_view_knows_its_place(arena: Arena) -> None:
+def test_the_offset_of_a_view_is_found(arena: Arena) -> None:
     assert arena.offset_of(arena.view(3 * PAGE + 5, 10)) == 3 * PAGE + 5
     with pytest.raises(ValueError, match="does not lie in the arena"):
         arena.offset_of(memoryview(bytearray(10)))
 
 
-def test_odd_sizes_are_brought_to_whole_pages(arena: Arena) -> None:
+def test_odd_sizes_are_rounded_up_to_whole_pages(arena: Arena) -> None:
     ranges = Ranges(arena, PAGE + 1, 9 * PAGE - 1, retained_bytes=PAGE + 1)
     lease = ranges.lease(7 * PAGE)
     assert lease is not None

@@ -1,4 +1,4 @@
-"""What passes between the service and its workers, and what the service does not take from them."""
+"""Messages between the service and its workers, and what the service refuses to read from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from preprocessor.errors import CorruptMedia, Overloaded
 from preprocessor.models.family import Model
 from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest
 from preprocessor.workers.arena import Arena
-from preprocessor.workers.channel import Command, Finished, ResultSlotWanted, RowsWritten, dump, load, load_untrusted
+from preprocessor.workers.channel import Command, Finished, ResultSlotWanted, RowsFinished, dump, load, load_untrusted
 from preprocessor.workers.payloads import PlanPayload
 from tests.media import moving_shapes_clip, photo
 
@@ -24,7 +24,7 @@ CLIP = moving_shapes_clip(seconds=1, width=64, height=64)
 
 
 class Evil:
-    """Runs a command where it is unpickled, as any pickle may."""
+    """Calls a function when it is unpickled, as any pickle may."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self._reduced = function, arguments
@@ -33,13 +33,13 @@ class Evil:
         return self._reduced
 
 
-def test_a_plan_comes_back_whole(model: Model) -> None:
+def test_a_plan_is_sent_unchanged(model: Model) -> None:
     media = (Media("a", Modality.VIDEO, CLIP), Media("b", Modality.IMAGE, photo(40, 30)))
     prompt = ChatPrompt((Message("user", (MediaPart("a"), MediaPart("b"))),))
-    planned = pipeline.plan(model, PreparationRequest(prompt, media), Limits())
-    received = load_untrusted(dump(Finished(planned, None, 0))).result()
-    assert repr(received) == repr(planned)
-    assert all(np.array_equal(received.tensors[name], array) for name, array in planned.tensors.items())
+    plan = pipeline.plan(model, PreparationRequest(prompt, media), Limits())
+    received = load_untrusted(dump(Finished(plan, None, 0))).result()
+    assert repr(received) == repr(plan)
+    assert all(np.array_equal(received.tensors[name], array) for name, array in plan.tensors.items())
 
 
 @pytest.mark.parametrize(
@@ -52,14 +52,14 @@ def test_a_plan_comes_back_whole(model: Model) -> None:
     ],
     ids=["integers", "bfloat16", "not contiguous", "a scalar"],
 )
-def test_arrays_of_every_kind_pass(array: Any) -> None:
+def test_arrays_of_every_kind_are_sent_unchanged(array: Any) -> None:
     assert np.array_equal(load_untrusted(dump(array)), array)
     buffers: list[pickle.PickleBuffer] = []
     data = dump(array, aside=buffers.append)
     assert np.array_equal(load_untrusted(data, [bytes(buffer.raw()) for buffer in buffers]), array)
 
 
-def test_an_error_passes_with_its_reason_and_metadata() -> None:
+def test_an_error_is_sent_with_its_reason_and_metadata() -> None:
     error = CorruptMedia("clip: broken", reason="TRUNCATED_MEDIA", media_key="clip")
     with pytest.raises(CorruptMedia) as caught:
         load_untrusted(dump(Finished(error, None, 0))).result()
@@ -72,8 +72,8 @@ def test_an_enumeration_is_written_by_its_value_on_every_python() -> None:
     assert b"getattr" not in data
 
 
-def test_news_pass() -> None:
-    for message in (RowsWritten(4, 2), ResultSlotWanted(100)):
+def test_progress_messages_are_sent_unchanged() -> None:
+    for message in (RowsFinished(4, 2), ResultSlotWanted(100)):
         assert load_untrusted(dump(message)) == message
 
 
@@ -93,18 +93,18 @@ def test_news_pass() -> None:
     ],
     ids=lambda message: getattr(message, "_reduced", [message])[0].__qualname__,
 )
-def test_nothing_that_could_be_called_is_taken_from_a_worker(message: object) -> None:
+def test_a_message_of_a_worker_that_names_a_callable_is_refused(message: object) -> None:
     with pytest.raises(pickle.UnpicklingError, match="not data"):
         load_untrusted(dump(message))
 
 
-def test_a_name_with_dots_reaches_nothing_behind_a_data_class() -> None:
-    forged = b"\x80\x04\x8c\x18preprocessor.types.asked\x94\x8c\x12Modality.__class__\x94\x93."
+def test_a_dotted_name_does_not_reach_attributes_of_a_data_class() -> None:
+    forged = b"\x80\x04\x8c\x1apreprocessor.types.request\x94\x8c\x12Modality.__class__\x94\x93."
     with pytest.raises(pickle.UnpicklingError, match="not data"):
         load_untrusted(forged)
 
 
-def test_a_file_in_the_arena_is_passed_by_its_place() -> None:
+def test_a_file_in_the_arena_is_sent_as_offset_and_size() -> None:
     arena = Arena.create(1 << 20)
     arena.view(8192, len(CLIP))[:] = CLIP
     medium = Media("a", Modality.VIDEO, arena.view(8192, len(CLIP)))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The process that forks workers, at its end."""
+"""How the process that forks workers ends."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import sys
 
 _SERVICE_GONE = """
 import socket
-from preprocessor.workers.fork_server import _serve_forks
+from preprocessor.workers.forking import _serve_forks
 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 ours.close()
 _serve_forks(theirs, None)
 """
 
 
-def test_a_service_that_is_gone_when_it_is_told_something_is_an_end_without_a_trace() -> None:
+def test_the_fork_server_ends_without_a_traceback_if_the_service_is_gone_when_it_sends() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _SERVICE_GONE], capture_output=True, text=True, timeout=60, check=False
     )

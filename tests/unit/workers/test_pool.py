@@ -1,4 +1,4 @@
-"""What the pool promises when workers die, hang, starve or lie. The workers are real processes."""
+"""What the pool does when workers die, hang, run out of memory or send malformed messages. The workers are real processes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+
+from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Overloaded, WorkerLost
+from preprocessor.workers.arena import Lease
+from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.task import SHORT_SECONDS, Task
+from tests.unit.workers.conftest import MIB, open_pool, outcome, resident_bytes, submit
 from tests.unit.workers.payloads import (
     Babble,
     Die,
@@ -25,12 +31,6 @@ from tests.unit.workers.payloads import (
     UseMemory,
     WaitFor,
 )
-
-from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Overloaded, WorkerLost
-from preprocessor.workers.arena import Lease
-from preprocessor.workers.pool import WorkerPool
-from preprocessor.workers.task import SHORT_SECONDS, Task
-from tests.unit.workers.conftest import MIB, open_pool, outcome, submit
 from tests.waiting import GROWING_SECONDS, eventually
 
 LONG = SHORT_SECONDS * 2
@@ -42,7 +42,7 @@ async def process_of(pool: WorkerPool, **options: Any) -> int:
 
 
 async def begun(path: Path) -> int:
-    """The process in which a job has begun that says so in a file."""
+    """Wait for a payload that writes its process id to a file; returns the id."""
     told = ""
 
     def is_told() -> bool:
@@ -58,7 +58,7 @@ async def begun(path: Path) -> int:
 
 
 @pytest.mark.parametrize("code", [-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGABRT, 3, 0])
-async def test_work_that_kills_two_workers_is_not_tried_again(pool: WorkerPool, tmp_path: Path, code: int) -> None:
+async def test_a_task_that_kills_two_workers_is_not_tried_again(pool: WorkerPool, tmp_path: Path, code: int) -> None:
     error = await outcome(submit(pool, Die(code, tmp_path / "tries")))
     assert isinstance(error, WorkerLost)
     assert error.reason == "WORKER_LOST"
@@ -68,18 +68,18 @@ async def test_work_that_kills_two_workers_is_not_tried_again(pool: WorkerPool, 
     assert pool.ends == ["lost", "lost"]
 
 
-async def test_work_whose_worker_died_once_is_done_by_another(pool: WorkerPool, tmp_path: Path) -> None:
+async def test_a_task_whose_worker_died_once_is_run_by_another(pool: WorkerPool, tmp_path: Path) -> None:
     assert await outcome(submit(pool, Die(-signal.SIGKILL, tmp_path / "tries", deadly_tries=1))) == 2
 
 
-async def test_a_crash_in_native_code_costs_its_own_request_alone(tmp_path: Path) -> None:
+async def test_a_crash_in_native_code_fails_only_its_own_request(tmp_path: Path) -> None:
     async with open_pool(worker_count=2) as pool:
         bystander = submit(pool, WaitFor(tmp_path / "go", tmp_path / "began"))
         await begun(tmp_path / "began")
         assert isinstance(await outcome(submit(pool, ReadNothing())), WorkerLost)
         (tmp_path / "go").touch()
         assert await outcome(bystander) == "seen"
-        assert bystander.lost_count == 0
+        assert bystander.start_count == 1
 
 
 async def test_an_idle_worker_that_dies_is_replaced(pool: WorkerPool) -> None:
@@ -89,7 +89,7 @@ async def test_an_idle_worker_that_dies_is_replaced(pool: WorkerPool) -> None:
     assert await process_of(pool) != before
 
 
-async def test_without_the_process_that_forks_workers_the_pool_heals_itself(pool: WorkerPool, tmp_path: Path) -> None:
+async def test_a_pool_replaces_its_fork_server(pool: WorkerPool, tmp_path: Path) -> None:
     task = submit(pool, WaitFor(tmp_path / "go", tmp_path / "began"))
     worker = psutil.Process(await begun(tmp_path / "began"))
     worker.parent().kill()
@@ -99,13 +99,13 @@ async def test_without_the_process_that_forks_workers_the_pool_heals_itself(pool
     await eventually(lambda: pool.worker_set.is_whole)
 
 
-async def test_a_worker_that_says_what_none_would_is_ended(pool: WorkerPool) -> None:
+async def test_a_worker_that_sends_a_malformed_message_is_killed(pool: WorkerPool) -> None:
     for garbage in (b"\xff" * 64, b"\x04\x00\x00\x00abcd", b"\x03\x00\x00\x00N.."):
         assert isinstance(await outcome(submit(pool, Babble(garbage))), WorkerLost)
     assert await process_of(pool) > 0
 
 
-async def test_a_fault_of_the_program_is_no_worker_s_end(pool: WorkerPool) -> None:
+async def test_an_unexpected_error_does_not_end_its_worker(pool: WorkerPool) -> None:
     before = await process_of(pool)
     error = await outcome(submit(pool, Fail()))
     assert isinstance(error, RuntimeError)
@@ -116,7 +116,7 @@ async def test_a_fault_of_the_program_is_no_worker_s_end(pool: WorkerPool) -> No
 # -- limits ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_worker_that_wants_too_much_memory_refuses_and_lives() -> None:
+async def test_a_task_that_needs_too_much_memory_is_refused_and_its_worker_stays() -> None:
     async with open_pool(worker_memory_bytes=256 * MIB) as pool:
         before = await process_of(pool)
         error = await outcome(submit(pool, TakeMemory(512 * MIB)))
@@ -126,22 +126,22 @@ async def test_a_worker_that_wants_too_much_memory_refuses_and_lives() -> None:
         assert await process_of(pool) == before
 
 
-@pytest.mark.parametrize("is_deaf", [False, True], ids=["at a checkpoint", "by the kernel"])
-async def test_cpu_seconds_are_limited(tmp_path: Path, is_deaf: bool) -> None:
+@pytest.mark.parametrize("ignores_stop", [False, True], ids=["at a checkpoint", "by the kernel"])
+async def test_cpu_seconds_are_limited(tmp_path: Path, ignores_stop: bool) -> None:
     async with open_pool(max_cpu_seconds=0.2) as pool:
-        error = await outcome(submit(pool, Spin(tmp_path / "began", is_deaf)))
+        error = await outcome(submit(pool, Spin(tmp_path / "began", ignores_stop)))
         assert isinstance(error, LimitExceeded)
         assert error.reason == "CPU_SECONDS_EXCEEDED"
         assert await process_of(pool) > 0
 
 
-async def test_a_worker_has_no_network_starts_nothing_and_leaves_no_core(pool: WorkerPool) -> None:
+async def test_a_worker_has_no_network_starts_no_program_and_dumps_no_core(pool: WorkerPool) -> None:
     limits = await outcome(submit(pool, TellLimits()))
     assert limits == {"core": 0, "files": 64, "niceness": os.nice(0), "socket": errno.EPERM, "exec": errno.EPERM}
     assert (await outcome(submit(pool, TellLimits(), seconds=LONG)))["niceness"] > os.nice(0)
 
 
-async def test_workers_are_replaced_after_their_number_of_jobs() -> None:
+async def test_workers_are_replaced_after_their_number_of_tasks() -> None:
     async with open_pool(max_jobs_a_worker=2) as pool:
         processes = [await process_of(pool) for _ in range(6)]
         assert len(set(processes)) == 3
@@ -149,7 +149,7 @@ async def test_workers_are_replaced_after_their_number_of_jobs() -> None:
 
 
 @pytest.mark.parametrize(("budget_mib", "is_kept"), [(1024, True), (256, False)])
-async def test_a_worker_keeps_what_a_job_freed_up_to_its_share_of_the_budget(budget_mib: int, is_kept: bool) -> None:
+async def test_a_worker_keeps_freed_memory_up_to_its_share_of_the_budget(budget_mib: int, is_kept: bool) -> None:
     """An eighth of the budget is for two workers here, 64 MiB or 16 MiB each."""
     async with open_pool(memory_budget_bytes=budget_mib * MIB) as pool:
         first, second = [await outcome(submit(pool, UseMemory(48 * MIB), working_bytes=48 * MIB)) for _ in range(2)]
@@ -157,10 +157,10 @@ async def test_a_worker_keeps_what_a_job_freed_up_to_its_share_of_the_budget(bud
         assert (second < 8 * MIB) == is_kept
 
 
-# -- leaving -----------------------------------------------------------------------------------------------------------
+# -- cancelling --------------------------------------------------------------------------------------------------------
 
 
-async def test_work_that_nobody_wants_any_more_stops_and_its_worker_stays(pool: WorkerPool, tmp_path: Path) -> None:
+async def test_an_abandoned_task_stops_and_its_worker_stays(pool: WorkerPool, tmp_path: Path) -> None:
     task = submit(pool, Spin(tmp_path / "began"))
     worker = await begun(tmp_path / "began")
     pool.abandon(task)
@@ -168,8 +168,8 @@ async def test_work_that_nobody_wants_any_more_stops_and_its_worker_stays(pool: 
     assert await process_of(pool) == worker
 
 
-async def test_work_that_does_not_stop_is_killed(pool: WorkerPool, tmp_path: Path) -> None:
-    task = submit(pool, Spin(tmp_path / "began", is_deaf=True), tensor_bytes=MIB)
+async def test_the_worker_of_an_abandoned_task_that_does_not_stop_is_killed(pool: WorkerPool, tmp_path: Path) -> None:
+    task = submit(pool, Spin(tmp_path / "began", ignores_stop=True), tensor_bytes=MIB)
     worker = psutil.Process(await begun(tmp_path / "began"))
     pool.abandon(task)
     assert isinstance(await outcome(task), Cancelled)
@@ -177,7 +177,7 @@ async def test_work_that_does_not_stop_is_killed(pool: WorkerPool, tmp_path: Pat
     await eventually(lambda: pool.ends == ["killed"] and pool.worker_set.is_whole)
 
 
-async def test_waiting_work_that_is_abandoned_never_begins(pool: WorkerPool, tmp_path: Path) -> None:
+async def test_an_abandoned_queued_task_never_starts(pool: WorkerPool, tmp_path: Path) -> None:
     first = submit(pool, WaitFor(tmp_path / "go", tmp_path / "began"))
     second = submit(pool, Spin(tmp_path / "never"))
     pool.abandon(second)
@@ -188,7 +188,9 @@ async def test_waiting_work_that_is_abandoned_never_begins(pool: WorkerPool, tmp
     assert not (tmp_path / "never").exists()
 
 
-async def test_a_deadline_ends_running_work_and_lets_waiting_work_not_begin(pool: WorkerPool, tmp_path: Path) -> None:
+async def test_a_deadline_ends_running_tasks_and_keeps_queued_ones_from_starting(
+    pool: WorkerPool, tmp_path: Path
+) -> None:
     for seconds in GROWING_SECONDS:
         running = submit(pool, Spin(tmp_path / "began"), timeout_seconds=seconds)
         waiting = submit(pool, Spin(tmp_path / "never"), timeout_seconds=seconds / 2)
@@ -201,8 +203,8 @@ async def test_a_deadline_ends_running_work_and_lets_waiting_work_not_begin(pool
 
 
 async def test_closing_ends_everything(tmp_path: Path) -> None:
-    async with open_pool(has_own_zygote=True) as pool:
-        tasks = [submit(pool, Spin(tmp_path / f"began{n}", is_deaf=n == 0)) for n in range(3)]
+    async with open_pool(has_own_fork_server=True) as pool:
+        tasks = [submit(pool, Spin(tmp_path / f"began{n}", ignores_stop=n == 0)) for n in range(3)]
         worker = psutil.Process(await begun(tmp_path / "began0"))
         family = [worker, worker.parent()]
     for task in tasks:
@@ -213,25 +215,25 @@ async def test_closing_ends_everything(tmp_path: Path) -> None:
 # -- admission ---------------------------------------------------------------------------------------------------------
 
 
-async def test_work_larger_than_the_budget_is_refused_at_once() -> None:
+async def test_a_task_larger_than_the_budget_is_refused_at_once() -> None:
     async with open_pool(memory_budget_bytes=256 * MIB) as pool:
         with pytest.raises(LimitExceeded) as caught:
             submit(pool, TellProcess(), tensor_bytes=128 * MIB, working_bytes=128 * MIB)
         assert caught.value.reason == "MEMORY_BUDGET_EXCEEDED"
 
 
-async def test_work_waits_until_its_memory_is_free(tmp_path: Path) -> None:
+async def test_a_task_waits_until_its_memory_is_free(tmp_path: Path) -> None:
     async with open_pool(worker_count=2, memory_budget_bytes=256 * MIB) as pool:
         holder = submit(pool, WaitFor(tmp_path / "go", tmp_path / "began"), working_bytes=150 * MIB)
         large = submit(pool, TellProcess(), working_bytes=100 * MIB)
-        assert await process_of(pool, working_bytes=10 * MIB) > 0  # what fits is let by
+        assert await process_of(pool, working_bytes=10 * MIB) > 0  # what fits bypasses it
         assert not large.done.done()
         (tmp_path / "go").touch()
         assert await outcome(holder) == "seen"
         assert await outcome(large) > 0
 
 
-async def test_work_that_would_wait_past_its_deadline_is_refused_with_a_time_to_retry(
+async def test_a_task_that_would_wait_past_its_deadline_is_refused_with_a_time_to_retry(
     pool: WorkerPool, tmp_path: Path
 ) -> None:
     running = submit(pool, WaitFor(tmp_path / "go", tmp_path / "began"))
@@ -245,7 +247,7 @@ async def test_work_that_would_wait_past_its_deadline_is_refused_with_a_time_to_
         await outcome(task)
 
 
-async def test_short_work_does_not_wait_for_long_work(pool: WorkerPool, tmp_path: Path) -> None:
+async def test_short_tasks_do_not_wait_for_long_ones(pool: WorkerPool, tmp_path: Path) -> None:
     long = [submit(pool, WaitFor(tmp_path / "go", tmp_path / "began"), seconds=LONG) for _ in range(3)]
     await begun(tmp_path / "began")
     assert await process_of(pool) > 0
@@ -256,40 +258,40 @@ async def test_short_work_does_not_wait_for_long_work(pool: WorkerPool, tmp_path
 async def test_a_large_result_comes_through_shared_memory(pool: WorkerPool) -> None:
     leases: list[Lease] = []
 
-    def memory_admission(size_bytes: int) -> int:
+    def lease_result(size_bytes: int) -> int:
         lease = pool.rows.lease(size_bytes)
         assert lease is not None
         leases.append(lease)
         return lease.offset
 
-    result = await outcome(submit(pool, MakeArray(8 * MIB), lease_result=memory_admission))
+    result = await outcome(submit(pool, MakeArray(8 * MIB), lease_result=lease_result))
     assert np.array_equal(result, np.arange(8 * MIB, dtype=np.uint8))
     assert [lease.size_bytes for lease in leases] == [8 * MIB]
-    assert len(await outcome(submit(pool, MakeArray(1000), lease_result=memory_admission))) == 1000
+    assert len(await outcome(submit(pool, MakeArray(1000), lease_result=lease_result))) == 1000
     assert len(leases) == 1
     leases[0].release()
 
 
-async def test_a_result_for_which_there_is_no_room_is_refused(pool: WorkerPool) -> None:
+async def test_a_result_for_which_there_is_no_memory_is_refused(pool: WorkerPool) -> None:
     before = await process_of(pool)
     error = await outcome(submit(pool, MakeArray(8 * MIB)))
     assert isinstance(error, LimitExceeded)
     assert await process_of(pool) == before
 
 
-async def test_memory_goes_back_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("preprocessor.workers.pool._IDLE_TRIM_SECONDS", 0.01)
+async def test_the_memory_of_an_idle_pool_returns_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preprocessor.workers.idle_trim._IDLE_SECONDS", 0.01)
     async with open_pool(memory_budget_bytes=512 * MIB) as pool:
         lease = pool.rows.lease(200 * MIB)
         assert lease is not None
         pool.arena.view(lease.offset, lease.size_bytes)[:] = b"x" * lease.size_bytes
-        assert pool.arena.resident_bytes() >= 200 * MIB
+        assert resident_bytes(pool.arena) >= 200 * MIB
         lease.release()
         pool.released()
-        await eventually(lambda: pool.arena.resident_bytes() < MIB)
+        await eventually(lambda: resident_bytes(pool.arena) < MIB)
 
 
-async def test_many_small_jobs_by_many_callers_all_come_back() -> None:
+async def test_many_small_tasks_are_all_run() -> None:
     async with open_pool(worker_count=2) as pool:
         tasks: list[Task] = [submit(pool, TellProcess(), seconds=n % 7 / 20) for n in range(300)]
         answers = await asyncio.gather(*(outcome(task) for task in tasks))

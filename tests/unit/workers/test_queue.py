@@ -1,4 +1,4 @@
-"""The order of waiting work."""
+"""The order of waiting tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def taken(queue: TaskQueue[str]) -> list[str]:
     return items
 
 
-def test_short_work_overtakes_long_work() -> None:
+def test_short_tasks_overtake_long_ones() -> None:
     queue = TaskQueue[str]()
     queue.put("video", 10.0, arrived_at_seconds=0.0)
     queue.put("photo", 0.01, arrived_at_seconds=1.0)
@@ -20,14 +20,14 @@ def test_short_work_overtakes_long_work() -> None:
     assert taken(queue) == ["photo", "clip", "video"]
 
 
-def test_equal_work_keeps_its_order() -> None:
+def test_equal_tasks_keep_their_order() -> None:
     queue = TaskQueue[str]()
     for name in "abc":
         queue.put(name, 1.0, arrived_at_seconds=5.0)
     assert taken(queue) == ["a", "b", "c"]
 
 
-def test_long_work_is_not_overtaken_for_ever() -> None:
+def test_a_long_task_is_not_overtaken_for_ever() -> None:
     queue = TaskQueue[str]()
     queue.put("video", 10.0, arrived_at_seconds=0.0)
     queue.put("early photo", 0.01, arrived_at_seconds=10.0 * AGEING - 1)
@@ -35,7 +35,7 @@ def test_long_work_is_not_overtaken_for_ever() -> None:
     assert taken(queue) == ["early photo", "video", "late photo"]
 
 
-def test_what_does_not_fit_is_passed_over_and_keeps_its_place() -> None:
+def test_a_task_that_does_not_fit_is_skipped_and_keeps_its_place() -> None:
     queue = TaskQueue[str]()
     for position, name in enumerate(("large", "small", "smaller")):
         queue.put(name, 1.0, arrived_at_seconds=position)
@@ -43,7 +43,7 @@ def test_what_does_not_fit_is_passed_over_and_keeps_its_place() -> None:
     assert taken(queue) == ["large", "smaller"]
 
 
-def test_removed_work_is_gone_and_the_order_stays() -> None:
+def test_removing_a_task_keeps_the_order_of_the_others() -> None:
     queue = TaskQueue[str]()
     names = list("abcdef")
     for position, name in enumerate(names):
@@ -53,7 +53,7 @@ def test_removed_work_is_gone_and_the_order_stays() -> None:
     assert taken(queue) == ["f", "e", "d", "b", "a"]
 
 
-def test_only_work_that_would_run_first_counts_as_ahead() -> None:
+def test_only_tasks_that_would_run_first_count_as_ahead() -> None:
     queue = TaskQueue[str]()
     queue.put("video", 10.0, arrived_at_seconds=0.0)
     queue.put("clip", 1.0, arrived_at_seconds=0.0)

@@ -1,4 +1,4 @@
-"""Which rows are said to be finished, and when: a whole message at a time while a job runs, and the rest by its end."""
+"""Which rows are reported as finished, and when: in whole messages while a task runs, and the rest by its end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from preprocessor.workers.payloads import PixelPayload
 from preprocessor.workers.pool import PoolSettings, WorkerPool
 from preprocessor.workers.resources import RequestResources
 from preprocessor.workers.upload_buffer import UploadBuffer
-from tests.fork_servers import zygote_of
+from tests.fork_servers import fork_server_of
 from tests.media import moving_shapes_clip
 from tests.waiting import PATIENCE_SECONDS
 
@@ -29,37 +29,37 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def request_of_a_clip(model: Model) -> PreparationRequest:
-    """19 MB of rows, and a keyframe a second: several messages, and worth cutting in parts."""
+    """19 MB of rows and a keyframe a second: several messages, and worth cutting into parts."""
     data = moving_shapes_clip(seconds=8, width=512, height=384, options=(("g", "30"),))
     medium = Media("clip", Modality.VIDEO, data, sampling=Sampling(fps=4))
     return PreparationRequest(ChatPrompt((Message("user", (MediaPart("clip"),)),)), (medium,))
 
 
-def test_whole_messages_are_announced_and_the_last_rows_are_not(
+def test_rows_are_reported_in_whole_messages_and_the_last_rows_are_not(
     model: Model, request_of_a_clip: PreparationRequest
 ) -> None:
-    planned = pipeline.plan(model, request_of_a_clip, Limits())
-    assert isinstance(planned, Plan)
+    plan = pipeline.plan(model, request_of_a_clip, Limits())
+    assert isinstance(plan, Plan)
     arena = Arena.create(64 * MIB)
-    announced: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
 
-    PixelPayload(request_of_a_clip.media, planned.pixels, 0, range(planned.pixels.row_count)).run(
-        model, arena, lambda: None, lambda first_row, row_count: announced.append((first_row, row_count))
+    PixelPayload(request_of_a_clip.media, plan.pixels, 0, range(plan.pixels.row_count)).run(
+        model, arena, lambda: None, lambda first_row, row_count: reported.append((first_row, row_count))
     )
 
-    rows_a_message = MAX_ROWS_BYTES // planned.pixels.feature_count
-    assert len(announced) >= 2
-    assert announced[0][0] == 0
-    assert [first for first, _ in announced[1:]] == [first + count for first, count in announced[:-1]]
-    assert all(count % rows_a_message < 2 and count >= rows_a_message for _, count in announced)
-    assert sum(announced[-1]) < planned.pixels.row_count
+    rows_a_message = MAX_ROWS_BYTES // plan.pixels.feature_count
+    assert len(reported) >= 2
+    assert reported[0][0] == 0
+    assert [first for first, _ in reported[1:]] == [first + count for first, count in reported[:-1]]
+    assert all(count % rows_a_message < 2 and count >= rows_a_message for _, count in reported)
+    assert sum(reported[-1]) < plan.pixels.row_count
 
 
 @pytest.mark.parametrize("worker_count", [1, 4])
-async def test_all_rows_come_in_order_and_are_final_when_they_come(
+async def test_rows_are_reported_in_order_and_are_final(
     model: Model, request_of_a_clip: PreparationRequest, worker_count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("preprocessor.workers.pool._MIN_PART_SECONDS", 0.01)  # so that a short clip is cut in parts
+    monkeypatch.setattr("preprocessor.workers.pool._MIN_PART_SECONDS", 0.01)  # so that a short clip is cut into parts
     expected = pipeline.prepare(model, request_of_a_clip).tensors["pixel_patches"]
     settings = PoolSettings(
         worker_count=worker_count,
@@ -70,22 +70,22 @@ async def test_all_rows_come_in_order_and_are_final_when_they_come(
         max_jobs_a_worker=100,
         is_in_process=False,
     )
-    pool = WorkerPool(model, settings, fork_server=await zygote_of(model))
+    pool = WorkerPool(model, settings, fork_server=await fork_server_of(model))
     await pool.start()
     try:
         async with RequestResources(pool, time.monotonic() + PATIENCE_SECONDS, Timings()) as resources:
             file = UploadBuffer(resources)
             await file.write(request_of_a_clip.media[0].data)
             media = (dataclasses.replace(request_of_a_clip.media[0], data=await file.finish()),)
-            planned = await resources.plan(dataclasses.replace(request_of_a_clip, media=media), Limits())
-            assert isinstance(planned, Plan)
-            run = resources.pixels(media, planned.pixels)
+            plan = await resources.plan(dataclasses.replace(request_of_a_clip, media=media), Limits())
+            assert isinstance(plan, Plan)
+            run = resources.pixels(media, plan.pixels)
             array, next_row = await run.begun(), 0
             async for first_row, row_count in run.finished_rows():
                 assert first_row == next_row
                 next_row += row_count
                 np.testing.assert_array_equal(array[first_row:next_row], expected[first_row:next_row])
-            assert next_row == planned.pixels.row_count
+            assert next_row == plan.pixels.row_count
             assert (len(run.tasks) > 1) == (worker_count > 1)
     finally:
         await pool.close()

@@ -1,4 +1,4 @@
-"""What the pool logs of a work is logged as its own request's, whoever's end let it start."""
+"""What the pool logs about a task carries the id of its request, whichever task's end starts it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.workers.conftest import outcome, submit
 from tests.unit.workers.payloads import Die, WaitFor
 
 
-async def test_a_death_is_logged_as_the_request_s_that_died(
+async def test_a_worker_s_death_is_logged_with_the_id_of_the_request_it_ran(
     pool: WorkerPool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.handler.setFormatter(JsonLines())
@@ -33,7 +33,7 @@ async def test_a_death_is_logged_as_the_request_s_that_died(
     with caplog.at_level(logging.WARNING):
         first = submitted("first", WaitFor(go, tmp_path / "began"))
         second = submitted("second", Die(-signal.SIGKILL, tmp_path / "tries", deadly_tries=1))
-        assert pool.queued_count == 1, "the first one's end lets the second begin"
+        assert pool.queued_count == 1, "the end of the first starts the second"
         go.touch()
         await outcome(first)
         await outcome(second)

@@ -17,7 +17,7 @@ class SamplingParams:
     ignore_eos: bool = False
     detokenize: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.top_p is not None and not 0 <= self.top_p <= 1:
             raise ValueError(f"require 0 <= top_p <= 1, got {self.top_p}")
         if self.top_k is not None and self.top_k < 0:

@@ -1,7 +1,7 @@
 """Drives TensorRT-LLM: the only file that touches what `surface.py` found.
 
-    Arrival ──▶ Build: params at once, pixels as rows come ──▶ share: MultimodalParams, to_handle
-                                                                  └──▶ generate_async ──▶ steps ──▶ emit(token ids, …)
+    PromptAssembler ──▶ Build: params at once, pixels as rows come ──▶ share: MultimodalParams, to_handle
+                                                                          └──▶ generate_async ──▶ steps ──▶ emit(token ids, …)
 
 Kept thin, because it could not be run where it was written (README.md). It does by hand what `LLM._preprocess` does
 after an input processor has made the tensors, in the same order and by TensorRT-LLM's own functions.
@@ -23,12 +23,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from .params import FAMILIES, ItemKeys, PromptParams, build_params, missing_stop_token, sampling_arguments
+from engine_client.contract.assembler import PromptAssembler
+from engine_client.contract.errors import InvalidPrompt, Refused
+from engine_client.contract.prompt import ModelLayout
+from engine_client.contract.sampling import SamplingParameters
+from engine_client.contract.tensors import CANCELLED, LENGTH, STOP
+from engine_client.triton.backend.rows import TorchRows
+
+from .params import FAMILY_RULES, ItemKeys, PromptParams, build_params, missing_stop_token, sampling_arguments
 from .pixels import Pixels
-from .prompts.arrival import Arrival
-from .prompts.contract import CANCELLED, LENGTH, STOP, ModelLayout, Sampling
-from .prompts.errors import InvalidPrompt, Refused
-from .settings import EngineSettings
+from .settings import ModelParameters
 from .surface import KNOWN, Surface, UnsupportedEngine, find_surface
 
 CANCEL_POLL_SECONDS = 0.05  # a flag is looked at; nobody is asked
@@ -39,7 +43,7 @@ class EngineGone(Refused):
     """The engine takes no prompts any more."""
 
 
-def load_engine(settings: EngineSettings) -> Engine:
+def load_engine(settings: ModelParameters) -> Engine:
     """Load the checkpoint; minutes.
 
     Raises:
@@ -95,16 +99,16 @@ class SharedPrompt:
 class Engine:
     """One loaded checkpoint. `generate` runs on one event loop; the rest on any thread."""
 
-    def __init__(self, llm: Any, surface: Surface, settings: EngineSettings) -> None:
+    def __init__(self, llm: Any, surface: Surface, settings: ModelParameters) -> None:
         self._llm = llm
         self._surface = surface
         self._processor = llm.input_processor
         config = self._processor.config
-        if config.model_type not in FAMILIES:
+        if config.model_type not in FAMILY_RULES:
             raise UnsupportedEngine(
-                f"checkpoint {settings.checkpoint} is of family {config.model_type}; supported: {', '.join(FAMILIES)}"
+                f"checkpoint {settings.checkpoint} is of family {config.model_type}; supported: {', '.join(FAMILY_RULES)}"
             )
-        self._family = FAMILIES[config.model_type]
+        self._family = FAMILY_RULES[config.model_type]
         layout = ModelLayout.from_config(config)
         self._layout = dataclasses.replace(
             layout,
@@ -127,16 +131,16 @@ class Engine:
 
     def begin(
         self, tensors: Mapping[str, np.ndarray], owner: object = None, *, is_whole: bool = True
-    ) -> tuple[Arrival, Build]:
-        """Check the message that opens a prompt; see `Arrival` for the arguments.
+    ) -> tuple[PromptAssembler, Build]:
+        """Check the message that opens a prompt; see `PromptAssembler` for the arguments.
 
         Raises:
             InvalidPrompt: it is no prompt, or one that this engine does not take.
         """
-        arrival = Arrival(tensors, owner, self._layout, self._device, is_whole=is_whole)
+        assembler = PromptAssembler(tensors, owner, self._layout, TorchRows(self._device), is_whole=is_whole)
         params = build_params(
             tensors,
-            arrival.prompt,
+            assembler.prompt,
             self._family,
             self._layout.max_positions,
             reuses_kv_blocks=self._reuses_kv_blocks,
@@ -147,8 +151,8 @@ class Engine:
         most = getattr(self._llm.args, "max_num_tokens", None)
         if most and length > most and not getattr(self._llm.args, "enable_chunked_prefill", False):
             raise InvalidPrompt(f"input_ids has {length} tokens; max_num_tokens of this engine is {most}")
-        pixels = Pixels(arrival.prompt, arrival.rows, self._layout.feature_count, self._device, self._dtype)
-        return arrival, Build(params, pixels)
+        pixels = Pixels(assembler.prompt, assembler.rows, self._layout.feature_count, self._device, self._dtype)
+        return assembler, Build(params, pixels)
 
     def share(self, build: Build) -> SharedPrompt:
         """Put the tensors of a whole prompt where the workers find them.
@@ -180,7 +184,7 @@ class Engine:
     async def generate(
         self,
         prompt: SharedPrompt,
-        sampling: Sampling,
+        sampling: SamplingParameters,
         *,
         emit: Callable[[list[int], str | None], None],
         is_cancelled: Callable[[], bool],

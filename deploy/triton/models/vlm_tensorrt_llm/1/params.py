@@ -1,7 +1,7 @@
 """The engine contract's tensors, checked and laid out as TensorRT-LLM's own input processors lay them out.
 
 Pure: arrays in, plain data and torch tensors out; no Triton and no TensorRT-LLM, so that every rule here is tested by
-table. What a prompt must be is checked by `prompts.contract`, which both models share; here is only what TensorRT-LLM
+table. What a prompt must be is checked by `engine_client.contract`, which both models share; here is only what TensorRT-LLM
 wants beside it, but for the pixels, which come later (`pixels`). The comments name its source by file; README.md says
 which snapshots of it were read.
 
@@ -20,16 +20,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from .pixels import NAMES
-from .prompts.contract import Prompt, Sampling
-from .prompts.errors import InvalidPrompt
+from engine_client.contract.errors import InvalidPrompt
+from engine_client.contract.prompt import Prompt
+from engine_client.contract.sampling import SamplingParameters
+from engine_client.contract.tensors import HASH_BYTES
 
-HASH_BYTES = 32
+from .pixels import NAMES
+
 TENSORS_OF_THIS_ENGINE = ("item_hash", "mrope_position_ids", "mrope_position_delta")
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class FamilyRules:
     """What a model family's prompts look like to TensorRT-LLM."""
 
     one_span_a_video: bool
@@ -38,11 +40,11 @@ class Family:
     `mm_encoder_groups`). Elsewhere a mixed prompt is refused: features would be dealt to the wrong placeholders."""
 
 
-FAMILIES: Mapping[str, Family] = {
-    "qwen2_vl": Family(one_span_a_video=True, mixes_modalities=False),
-    "qwen2_5_vl": Family(one_span_a_video=True, mixes_modalities=False),
-    "qwen3_vl": Family(one_span_a_video=False, mixes_modalities=True),
-    "qwen3_vl_moe": Family(one_span_a_video=False, mixes_modalities=True),
+FAMILY_RULES: Mapping[str, FamilyRules] = {
+    "qwen2_vl": FamilyRules(one_span_a_video=True, mixes_modalities=False),
+    "qwen2_5_vl": FamilyRules(one_span_a_video=True, mixes_modalities=False),
+    "qwen3_vl": FamilyRules(one_span_a_video=False, mixes_modalities=True),
+    "qwen3_vl_moe": FamilyRules(one_span_a_video=False, mixes_modalities=True),
 }
 
 
@@ -79,7 +81,12 @@ class PromptParams:
 
 
 def build_params(
-    tensors: Mapping[str, np.ndarray], prompt: Prompt, family: Family, max_positions: int, *, reuses_kv_blocks: bool
+    tensors: Mapping[str, np.ndarray],
+    prompt: Prompt,
+    family: FamilyRules,
+    max_positions: int,
+    *,
+    reuses_kv_blocks: bool,
 ) -> PromptParams:
     """Make one prompt's parameters, all but its pixels; nothing of `tensors` is referred to afterwards.
 
@@ -117,7 +124,7 @@ def build_params(
     return PromptParams(token_ids, data, order, None if hashes is None else keys)
 
 
-def sampling_arguments(sampling: Sampling) -> dict[str, Any]:
+def sampling_arguments(sampling: SamplingParameters) -> dict[str, Any]:
     """Make the keyword arguments of TensorRT-LLM's `SamplingParams`.
 
     Without stop tokens `end_id` stays unset, and TensorRT-LLM takes the checkpoint's own; with them those are replaced,

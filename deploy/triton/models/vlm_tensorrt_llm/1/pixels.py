@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .prompts.contract import IMAGE, VIDEO, Prompt
-from .prompts.rows import RowBuffer, normalize_patches
+from engine_client.contract.prompt import Prompt
+from engine_client.contract.rows import RowBuffer
+from engine_client.contract.tensors import IMAGE, VIDEO
+from engine_client.triton.backend.rows import normalize_patches
 
 # Names of the pixels and of the grids by modality; modeling_qwen2vl.py, `call_with_text_prompt`.
 NAMES = {IMAGE: ("image", "pixel_values", "image_grid_thw"), VIDEO: ("video", "pixel_values_videos", "video_grid_thw")}
@@ -62,7 +64,7 @@ class Pixels:
             for first in range(max(start, part.start), min(stop, part.stop), self._rows_a_slice):
                 last = min(first + self._rows_a_slice, stop, part.stop)
                 target = part.target[first - part.start : last - part.start]
-                target.copy_(normalize_patches(self._rows.between(first, last), self._prompt.mean, self._prompt.std))
+                target.copy_(normalize_patches(self._rows.between(first, last), *self._prompt.normalization))
         self._taken_row_count = stop
 
     def data(self) -> dict[str, dict[str, torch.Tensor]]:

@@ -18,7 +18,7 @@ class InvalidSettings(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class EngineSettings:
+class ModelParameters:
     """How to load the checkpoint and how much to take on; see `config.pbtxt` for what each means."""
 
     checkpoint: str
@@ -35,7 +35,7 @@ class EngineSettings:
     llm_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_parameters(cls, parameters: Mapping[str, str], environment: Mapping[str, str]) -> EngineSettings:
+    def from_parameters(cls, parameters: Mapping[str, str], environment: Mapping[str, str]) -> ModelParameters:
         """Read `config.pbtxt`'s parameters.
 
         Args:
@@ -93,12 +93,12 @@ class _Reader:
         return self.value(name, str, ("true", "false").__contains__, "true or false") == "true"
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def _json_object(text: str) -> Mapping[str, Any]:
     parsed = json.loads(text or "{}")
     if not isinstance(parsed, dict):
         raise ValueError("not an object")
     return parsed
 
 
-def _names_none_of_ours(arguments: dict[str, Any]) -> bool:
+def _names_none_of_ours(arguments: Mapping[str, Any]) -> bool:
     return not set(arguments) & set(OWN_ARGUMENTS)

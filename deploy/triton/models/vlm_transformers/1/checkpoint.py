@@ -13,15 +13,15 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-# contract.py checks Qwen3-VL's prompts: one span a temporal step of a video. Its mixture-of-experts sister is left out:
-# transformers 5.23 switches the experts' implementation on the model itself while it decodes, so two prompts generating
+# `engine_client.contract` checks Qwen3-VL's prompts: one span a temporal step of a video. Its mixture-of-experts sister is left
+# out: transformers 5.23 switches the experts' implementation on the model itself while it decodes, so two prompts generating
 # at once could leave the memory-hungry one in place for the next long prefill.
 SUPPORTED_FAMILIES = ("qwen3_vl",)
 END_OF_TURN_TOKEN_ID = 151645  # <|im_end|> of Qwen3's tokenizer
 RANDOM_WEIGHTS = "random-weights"  # in the place of a checkpoint; no hub id lacks its owner
 
 
-def load_model(checkpoint: str, device: torch.device) -> Any:
+def load_checkpoint(checkpoint: str, device: torch.device) -> Any:
     """Load a checkpoint for inference.
 
     Args:

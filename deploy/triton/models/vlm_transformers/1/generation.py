@@ -23,7 +23,9 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from .prompts.contract import CANCELLED, IMAGE, LENGTH, STOP, VIDEO, Prompt, Sampling
+from engine_client.contract.prompt import Prompt
+from engine_client.contract.sampling import SamplingParameters
+from engine_client.contract.tensors import CANCELLED, IMAGE, LENGTH, STOP, VIDEO
 
 
 def build_model_inputs(prompt: Prompt, device: torch.device) -> dict[str, torch.Tensor]:
@@ -48,7 +50,7 @@ def build_model_inputs(prompt: Prompt, device: torch.device) -> dict[str, torch.
 def generate_tokens(
     model: Any,
     inputs: Mapping[str, torch.Tensor],
-    sampling: Sampling,
+    sampling: SamplingParameters,
     *,
     emit: Callable[[int, str | None], None],
     is_cancelled: Callable[[], bool],
@@ -56,7 +58,7 @@ def generate_tokens(
     """Generate until a stop token, the length limit or a cancellation, whichever comes first.
 
     Args:
-        model: From `load_model`.
+        model: From `load_checkpoint`.
         inputs: From `build_model_inputs`; batch of one.
         sampling: The request's.
         emit: Called with each token id, a stop token included, and on the last with the finish reason.
@@ -96,7 +98,7 @@ def _own_stop_token_ids(model: Any) -> tuple[int, ...]:
     return () if own is None else (own,) if isinstance(own, int) else tuple(own)
 
 
-def _sampler(sampling: Sampling, device: torch.device) -> LogitsProcessorList:
+def _sampler(sampling: SamplingParameters, device: torch.device) -> LogitsProcessorList:
     """Processors after which the largest score is a draw from the warped distribution (greedy: none)."""
     if sampling.temperature == 0:
         return LogitsProcessorList()
@@ -109,7 +111,7 @@ def _sampler(sampling: Sampling, device: torch.device) -> LogitsProcessorList:
     return processors
 
 
-class _GumbelNoise(LogitsProcessor):
+class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed
     """Makes argmax a draw from softmax: the largest of score + Gumbel noise is distributed so (Gumbel-max).
 
     transformers 5.23 samples with `torch.multinomial` and takes no generator, which would tie a request's tokens to
@@ -124,7 +126,7 @@ class _GumbelNoise(LogitsProcessor):
         return scores - exponential.log()
 
 
-class _Cancellation(StoppingCriteria):
+class _Cancellation(StoppingCriteria):  # type: ignore[misc]
     def __init__(self, is_cancelled: Callable[[], bool]) -> None:
         self._is_cancelled = is_cancelled
 
@@ -132,7 +134,7 @@ class _Cancellation(StoppingCriteria):
         return torch.full((len(input_ids),), self._is_cancelled(), dtype=torch.bool, device=input_ids.device)
 
 
-class _TokenStream(BaseStreamer):
+class _TokenStream(BaseStreamer):  # type: ignore[misc]
     """Receives the prompt first, then one token at a time, from within `generate`."""
 
     def __init__(

@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
-from .prompts.contract import IMAGE, VIDEO, Prompt
-from .prompts.rows import RowBuffer, normalize_patches
+from engine_client.contract.prompt import Prompt
+from engine_client.contract.rows import RowBuffer
+from engine_client.contract.tensors import IMAGE, VIDEO
+from engine_client.triton.backend.rows import normalize_patches
+
 from .steps import Run, StepPlan
 
 
@@ -31,7 +34,7 @@ class VisionEncoding:
     """The features of one prompt, made as its rows come.
 
     Args:
-        model: From `load_model`.
+        model: From `load_checkpoint`.
         prompt: Whose rows they are.
         rows: Those that have come.
     """
@@ -59,7 +62,7 @@ class VisionEncoding:
             return {}
         embeddings = torch.cat([run.embeddings for run in runs])
         deepstack = [torch.cat(layers) for layers in zip(*(run.deepstack for run in runs), strict=True)]
-        # Placeholders stand in the order of the items, one a merged patch: `contract` has checked it.
+        # Placeholders stand in the order of the items, one a merged patch: `engine_client.contract.prompt` has checked it.
         types = self._prompt.token_types
         kinds = torch.from_numpy(types[types != 0]).to(embeddings.device)
         return {
@@ -76,7 +79,7 @@ def _encode_run(model: Any, rows: torch.Tensor, run: Run, prompt: Prompt) -> Fea
     """Run the vision encoder over `rows`, which are those of `run`; uint8 [P, F], on the model's device."""
     grids = torch.tensor(run.grids, dtype=torch.int64, device=rows.device)
     with torch.inference_mode():
-        pixels = normalize_patches(rows, prompt.mean, prompt.std).to(model.dtype)
+        pixels = normalize_patches(rows, *prompt.normalization).to(model.dtype)
         # It does the same for images and for videos (transformers 5.23: get_video_features calls it).
         output = model.get_image_features(pixels, grids, return_dict=True)
         deepstack = tuple(torch.cat(features) for features in output.deepstack_features)

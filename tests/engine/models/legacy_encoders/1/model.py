@@ -1,6 +1,7 @@
 """Answers with what it was given, as token ids: shapes, grid, sums, a CRC-32; so that a test sees what arrived."""
 
 import zlib
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -9,7 +10,7 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class TritonPythonModel:
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> None:
         for request in requests:
             given = {
                 name: pb_utils.get_input_tensor_by_name(request, name).as_numpy()

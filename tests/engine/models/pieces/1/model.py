@@ -5,6 +5,7 @@ The CRC is left out, as 0, where `input_ids` is [0]: a benchmark wants to know w
 
 import json
 import zlib
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -15,10 +16,10 @@ END = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
 
 
 class TritonPythonModel:
-    def initialize(self, args):
-        self._open = {}
+    def initialize(self, args: dict[str, str]) -> None:
+        self._open: dict[int, dict[str, Any]] = {}
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> None:
         for request in requests:
             key, flags, sender = request.correlation_id(), request.flags(), request.get_response_sender()
             if flags & START or not key:
@@ -32,7 +33,7 @@ class TritonPythonModel:
             if prompt is not None and (flags & END or not key):
                 self._answer(self._open.pop(key))
 
-    def _add(self, prompt, request):
+    def _add(self, prompt: dict[str, Any], request: Any) -> None:
         prompt["messages"] += 1
         rows, first_row = _tensor(request, "pixel_patches"), _tensor(request, "first_row")
         if rows is not None:
@@ -41,7 +42,7 @@ class TritonPythonModel:
             if prompt["wants_crc"]:
                 prompt["crc"] = zlib.crc32(rows, prompt["crc"])
 
-    def _answer(self, prompt):
+    def _answer(self, prompt: dict[str, Any]) -> None:
         got = np.array([prompt["messages"], prompt["rows"], prompt["crc"] & 0x7FFFFFFF], np.int32)
         reason = np.array([b"stop"], np.object_)
         tensors = [pb_utils.Tensor("token_ids", got), pb_utils.Tensor("finish_reason", reason)]
@@ -49,6 +50,6 @@ class TritonPythonModel:
         prompt["sender"].send(flags=FINAL)
 
 
-def _tensor(request, name):
+def _tensor(request: Any, name: str) -> Any:
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     return None if tensor is None else tensor.as_numpy()

@@ -7,6 +7,7 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -17,11 +18,11 @@ PACE_SECONDS = 0.001  # an answer of many tokens should last, and not keep a cor
 
 
 class TritonPythonModel:
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> None:
         for request in requests:
             threading.Thread(target=self._answer, args=(request, request.get_response_sender())).start()
 
-    def _answer(self, request, sender):
+    def _answer(self, request: Any, sender: Any) -> None:
         ending = _number(request, "input_ids")
         gate = Path(f"/dev/shm/scripted-{_number(request, 'seed')}")
         stop_before = _number(request, "top_k") if ending == HELD else -1
@@ -29,25 +30,27 @@ class TritonPythonModel:
             while index == stop_before and gate.exists() and not sender.is_cancelled():
                 time.sleep(PACE_SECONDS)
             if sender.is_cancelled():
-                return sender.send(flags=FINAL)
+                sender.send(flags=FINAL)
+                return
             sender.send(_step(index))
             time.sleep(PACE_SECONDS)
         if ending == FAIL:
             error = pb_utils.TritonError("the script says so", pb_utils.TritonError.INTERNAL)
-            return sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
+            sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
+            return
         if ending == CHECKSUM:
             patches = pb_utils.get_input_tensor_by_name(request, "pixel_patches").as_numpy()
             sender.send(_step(zlib.crc32(patches) & 0x7FFFFFFF))
         if ending != NO_REASON:
             sender.send(_step(reason=b"bored" if ending == UNKNOWN_REASON else b"length"))
-        return sender.send(flags=FINAL)
+        sender.send(flags=FINAL)
 
 
-def _number(request, name):
+def _number(request: Any, name: str) -> int:
     return int(pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0])
 
 
-def _step(*token_ids, reason=None):
+def _step(*token_ids: int, reason: bytes | None = None) -> Any:
     outputs = [pb_utils.Tensor("token_ids", np.array(token_ids, np.int32))]
     if reason:
         outputs.append(pb_utils.Tensor("finish_reason", np.array([reason], np.object_)))

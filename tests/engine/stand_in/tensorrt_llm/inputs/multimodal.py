@@ -23,7 +23,7 @@ class MultimodalInput:
     multimodal_run_positions: list[int] | None = None
     multimodal_run_lengths: list[int] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not all(isinstance(digest, list) and len(digest) == 8 for digest in self.multimodal_hashes):
             raise TypeError("each of multimodal_hashes must be a list of eight")
         torch.tensor(self.multimodal_hashes, dtype=torch.int32)  # as `to_tensor`: a number beyond int32 raises
@@ -45,13 +45,13 @@ class MultimodalParams:
     multimodal_runtime: Any = None
     mm_item_order: list[dict[str, str | int]] | None = None
 
-    def to_handle(self, element):
+    def to_handle(self, element: str) -> None:
         if element != "multimodal_data":
             raise ValueError(f"Unsupported element '{element}'")
         self.multimodal_data = _shared(self.multimodal_data)
 
 
-def _shared(value):
+def _shared(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return Handle(value)
     if isinstance(value, list):

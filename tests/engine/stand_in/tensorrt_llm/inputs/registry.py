@@ -1,7 +1,11 @@
+from typing import Any
+
 import torch
 
 
-def maybe_compute_mm_embed_cumsum(prompt_token_ids, extra_processed_inputs, input_processor):
+def maybe_compute_mm_embed_cumsum(
+    prompt_token_ids: list[int], extra_processed_inputs: dict[str, Any], input_processor: Any
+) -> None:
     ids = torch.as_tensor(prompt_token_ids)
     placeholders = input_processor.get_mm_token_ids()
     if placeholders is None:

@@ -40,17 +40,17 @@ class CompletionOutput:
 
 
 class InputProcessor:
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.config = config
         self.dtype = torch.bfloat16
 
-    def get_mm_token_ids(self):
+    def get_mm_token_ids(self) -> list[int]:
         return [self.config.image_token_id, self.config.video_token_id]
 
-    def get_mm_encoder_item_metadata(self, prompt_token_ids, multimodal_data):
+    def get_mm_encoder_item_metadata(self, prompt_token_ids: list[int], multimodal_data: dict[str, Any]) -> Any:
         return ("items", len(prompt_token_ids), sorted(multimodal_data))
 
-    def _postprocess(self, input_ids):
+    def _postprocess(self, input_ids: Any) -> Any:
         return input_ids
 
 
@@ -62,17 +62,17 @@ class LLM:
 
     def __init__(
         self,
-        model,
-        tokenizer=None,
-        tokenizer_mode="auto",
-        skip_tokenizer_init=False,
-        trust_remote_code=False,
-        tensor_parallel_size=1,
-        dtype="auto",
-        revision=None,
-        tokenizer_revision=None,
-        **kwargs,
-    ):
+        model: str,
+        tokenizer: Any = None,
+        tokenizer_mode: str = "auto",
+        skip_tokenizer_init: bool = False,
+        trust_remote_code: bool = False,
+        tensor_parallel_size: int = 1,
+        dtype: str = "auto",
+        revision: str | None = None,
+        tokenizer_revision: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         unknown = kwargs.keys() - FURTHER_ARGUMENTS
         if unknown:
             raise ValueError(f"Extra inputs are not permitted: {sorted(unknown)}")
@@ -86,8 +86,13 @@ class LLM:
         LLM.made.append(self)
 
     def generate_async(
-        self, inputs, sampling_params=None, lora_request=None, prompt_adapter_request=None, streaming=False
-    ):
+        self,
+        inputs: Any,
+        sampling_params: Any = None,
+        lora_request: Any = None,
+        prompt_adapter_request: Any = None,
+        streaming: bool = False,
+    ) -> "RequestOutput":
         asyncio.get_running_loop()  # the real one makes its queue for the loop that it is called on
         assert isinstance(inputs, PreprocessedInputs)
         assert streaming
@@ -103,27 +108,27 @@ class LLM:
         print(f"the stand-in takes a prompt of {len(inputs.prompt_token_ids)} tokens", flush=True)
         return output
 
-    def shutdown(self):
+    def shutdown(self) -> None:
         self.is_shut_down = True
         print("the stand-in is shut down", flush=True)
 
 
 class RequestOutput:
-    def __init__(self, inputs, sampling):
+    def __init__(self, inputs: PreprocessedInputs, sampling: Any) -> None:
         self.inputs, self.sampling = inputs, sampling
         self.outputs = [CompletionOutput()]
         self.finished = False
         self.is_aborted = False
         self._is_aborted = asyncio.Event()
 
-    def abort(self):
+    def abort(self) -> None:
         self.is_aborted = True
         self._is_aborted.set()
 
-    def __aiter__(self):
+    def __aiter__(self) -> "RequestOutput":
         return self
 
-    async def __anext__(self):
+    async def __anext__(self) -> "RequestOutput":
         if self.finished:
             raise StopAsyncIteration
         answer = self.outputs[0]
@@ -144,7 +149,7 @@ class RequestOutput:
             self._finish("length")
         return self
 
-    def _end(self, course):
+    def _end(self, course: int) -> "RequestOutput":
         if course == script.FAIL:
             self.finished = True
             raise RequestError("the script fails")
@@ -155,25 +160,25 @@ class RequestOutput:
             self.outputs[0].stop_reason = stop
         return self._finish("timeout" if course == script.TIME_OUT else "stop")
 
-    def _finish(self, reason):
+    def _finish(self, reason: str) -> "RequestOutput":
         self.finished = True
         self.outputs[0].finish_reason = reason
         return self
 
 
-def _checksum(output):
+def _checksum(output: RequestOutput) -> list[int]:
     data = output.inputs.multimodal_params.multimodal_data
     pixels = [data[kind][name].tensor for kind, name in _PIXELS if kind in data]
     return [zlib.crc32(torch.cat(pixels).float().numpy().tobytes()) & 0x7FFFFFFF]
 
 
-def _keys(output):
+def _keys(output: RequestOutput) -> list[int]:
     keys = output.inputs.multimodal_params.multimodal_input
     hashes = [number for digest in keys.multimodal_hashes for number in digest]
     return [*hashes, *keys.multimodal_run_positions, *keys.multimodal_run_lengths]
 
 
-def _sampling(output):
+def _sampling(output: RequestOutput) -> list[int]:
     given = output.sampling
     return [given.max_tokens, round(1000 * given.temperature), round(1000 * given.top_p), given.top_k, given.seed]
 

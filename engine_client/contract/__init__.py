@@ -1,0 +1,12 @@
+"""What both ends of the wire agree on: the sender of a prompt, and the model that answers it.
+
+    tensors     names, types and shapes of a prompt's tensors
+    sampling    how tokens are chosen, and the tensors that say so
+    prompt      the tensors of one prompt, checked against the model's configuration
+    rows        the rows of one prompt's pixels, whole or in pieces
+    assembler   one prompt from its first message until all of it is there
+    errors      why a prompt is not answered
+
+An inference server loads this package too, in a Python environment of its own. So it needs Python 3.10, numpy 1.26 and
+nothing else, imports nothing from the rest of `engine_client`, and does no input or output.
+"""

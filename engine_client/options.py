@@ -1,0 +1,34 @@
+"""How to reach an engine, and what it must be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import grpc
+
+from engine_client.client import Metadata
+from engine_client.fingerprint import Fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What the client of any engine is made from, beside an address."""
+
+    model_name: str = "vlm_transformers"
+    """The model to ask, as the engine calls it."""
+    credentials: grpc.ChannelCredentials | None = None
+    """For TLS; None is plain text. `tls_credentials` makes them from files."""
+    tls_server_name: str | None = None
+    """The name in the engine's certificate, where it is not the host of the address."""
+    call_metadata: Callable[[], Metadata] | None = None
+    """Asked before every call for what to send along beside the caller's own, such as a token."""
+    tensor_mapping: str = ""
+    """How the model takes prompts: a built-in mapping's name or a file; empty is the engine contract, unchecked."""
+    fingerprint: Fingerprint | None = None
+    """What the engine must have been set up for; None compares nothing."""
+    executor: Executor | None = None
+    """Where large messages are encoded; None is the event loop's own."""
+    max_silence_seconds: float | None = 120.0
+    """How long the engine may take to the first token, and from one to the next; None waits as long as the request may."""

@@ -1,0 +1,8 @@
+"""What the models in `deploy/triton/models` share. It runs inside Triton's Python backend and needs PyTorch there.
+
+    receiver   messages to prompts: admission, stops, time limits
+    answers    one answer, to its end: tokens, errors, counts
+    rows       rows in the memory of a torch device, and the floats that they stand for
+
+Of the rest of `engine_client` it imports `engine_client.contract` alone.
+"""

@@ -1,0 +1,119 @@
+"""One answer: its steps, and its one end, which is always a FINAL response. Without it Triton keeps the stream open for ever.
+
+stop, length   the last token came with this finish reason
+cancelled      the client stopped it or left; nothing more is sent
+rejected       InvalidPrompt                                  INVALID_ARG
+refused        Refused: no place, no rows, an engine gone     UNAVAILABLE
+failed         anything else                                  INTERNAL, and logged with its traceback
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from engine_client.contract.errors import InvalidPrompt, Refused
+from engine_client.contract.tensors import CANCELLED, FINISH_REASON, LENGTH, STOP, TOKEN_IDS
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+REJECTED, REFUSED, FAILED = "rejected", "refused", "failed"
+
+
+class Outcomes:
+    """Counts prompts by how they ended, in `vlm_generations_total{model,outcome}` of Triton's metrics."""
+
+    def __init__(self, model_name: str) -> None:
+        self._family = pb_utils.MetricFamily(
+            name="vlm_generations_total", description="Prompts by how they ended", kind=pb_utils.MetricFamily.COUNTER
+        )
+        self._counters = {
+            outcome: self._family.Metric(labels={"model": model_name, "outcome": outcome})
+            for outcome in (STOP, LENGTH, CANCELLED, REJECTED, REFUSED, FAILED)
+        }
+        # Two threads that count at the same moment abort the whole server (2.51: lock_exception in its Python backend).
+        self._lock = threading.Lock()
+
+    def count(self, outcome: str) -> None:
+        with self._lock:
+            self._counters[outcome].increment(1)
+
+    def close(self) -> None:
+        """To be called before the model is gone: metrics that outlive it crash the process (server issue 8662)."""
+        self._counters.clear()
+        del self._family
+
+
+class Answer:
+    """One answer, to whoever sent `request`.
+
+    Args:
+        model_name: For the log.
+        request: Triton's.
+        outcomes: Where its end is counted.
+        on_end: Called once, before the end is sent.
+    """
+
+    def __init__(self, model_name: str, request: Any, outcomes: Outcomes, on_end: Callable[[], None]) -> None:
+        self._who = f"{model_name}: request {request.request_id()!r}"
+        self._sender = request.get_response_sender()
+        self._outcomes = outcomes
+        self._on_end = on_end
+        self._is_ended = False
+        self._lock = threading.Lock()
+
+    def send(self, token_ids: Sequence[int], finish_reason: str | None) -> None:
+        """Send the next tokens; `finish_reason` on the last, after which `end` is still to be called."""
+        outputs = [pb_utils.Tensor(TOKEN_IDS, np.array(token_ids, np.int32))]
+        if finish_reason is not None:
+            outputs.append(pb_utils.Tensor(FINISH_REASON, np.array([finish_reason.encode()], np.object_)))
+        self._sender.send(pb_utils.InferenceResponse(output_tensors=outputs))
+
+    def is_left(self) -> bool:
+        """Whether its client is gone. Triton does not call back, so it must be asked."""
+        with self._lock:  # what is asked is freed with the end (2.51: ResponseFactory)
+            return not self._is_ended and bool(self._sender.is_cancelled())
+
+    def end(self, outcome: str) -> None:
+        """It ended as `outcome` says, and everything was sent."""
+        self._finish(outcome, None)
+
+    def fail(self, failure: BaseException) -> None:
+        """It ended in an error, the caller's or ours: the table above says whose."""
+        if isinstance(failure, InvalidPrompt):
+            self._finish(REJECTED, error("INVALID_ARGUMENT", str(failure)))
+        elif isinstance(failure, Refused):
+            self._finish(REFUSED, error("UNAVAILABLE", str(failure)))
+        else:
+            trace = "".join(traceback.format_exception(failure))
+            pb_utils.Logger.log_error(f"{self._who}: {trace}")
+            self._finish(FAILED, error("INTERNAL", f"generation: {failure!r}"))
+
+    def _finish(self, outcome: str, error_or_none: Any) -> None:
+        self._on_end()
+        self._outcomes.count(outcome)
+        with self._lock:
+            self._is_ended = True
+            finish(self._sender, error_or_none)
+
+
+def finish(sender: Any, error_or_none: Any = None) -> None:
+    """Send the FINAL that ends the replies to one message, with an error if there is one."""
+    if error_or_none is None:
+        sender.send(flags=FINAL)
+    else:
+        sender.send(pb_utils.InferenceResponse(error=error_or_none), flags=FINAL)
+
+
+def error(status: str, text: str) -> Any:
+    """An error with the gRPC status in its text as well: a stream's replies carry the text alone."""
+    codes = {
+        "INVALID_ARGUMENT": pb_utils.TritonError.INVALID_ARG,
+        "UNAVAILABLE": pb_utils.TritonError.UNAVAILABLE,
+        "INTERNAL": pb_utils.TritonError.INTERNAL,
+    }
+    return pb_utils.TritonError(f"{status}: {text}", codes[status])

@@ -1,0 +1,100 @@
+"""The connection to one engine: made on first use, and whatever is sent along with every call on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import grpc
+import grpc.aio
+
+from engine_client.client import Metadata
+from engine_client.errors import EngineUnavailable
+from engine_client.triton import kserve
+from engine_client.triton.status import grpc_errors
+
+_OPTIONS: Sequence[tuple[str, int | str]] = (
+    ("grpc.max_send_message_length", kserve.MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", kserve.MAX_MESSAGE_BYTES),
+    # Not more often than gRPC servers allow by default (Triton's `grpc-http2-min-recv-ping-interval-without-data`): a
+    # server counts faster pings as abuse and drops the connection with every answer on it, during a long prefill too.
+    # The timeout also bounds how long sent bytes may stay unacknowledged, which finds a dead host much sooner.
+    ("grpc.keepalive_time_ms", 300_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # gRPC would move a prompt whose connection has just ended to the next one by itself: to an engine not compared yet.
+    ("grpc.enable_retries", 0),
+    # An engine that restarted is found again within these, and until then each request fails at once. gRPC's own are a
+    # second, for one that was away for a moment, and two minutes; on a local network a vain attempt costs next to nothing.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # One that comes back as a new pod has another address under its name, which gRPC would ask for every 30 seconds at most.
+    ("grpc.dns_min_time_between_resolutions_ms", 2_000),
+)
+
+
+class Connection:
+    """A gRPC channel that speaks KServe v2 in bytes.
+
+    Args:
+        address: host:port, or any gRPC target.
+        who: Starts the messages of errors; names the engine.
+        credentials: For TLS; None is plain text.
+        tls_server_name: The name in the engine's certificate, where it is not the host of `address`.
+        call_metadata: Asked before every call for what to send along.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        who: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        tls_server_name: str | None = None,
+        call_metadata: Callable[[], Metadata] | None = None,
+    ) -> None:
+        self._address = address
+        self._who = who
+        self._credentials = credentials
+        self._options = list(_OPTIONS)
+        if tls_server_name is not None:
+            self._options.append(("grpc.ssl_target_name_override", tls_server_name))
+        self._call_metadata = call_metadata or (lambda: ())
+        self._channel: grpc.aio.Channel | None = None
+        self._is_closed = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it stands; where it does not, what answers next may be another process."""
+        return self._opened().get_state() is grpc.ChannelConnectivity.READY
+
+    async def ask(self, method: str, wire: bytes, timeout_seconds: float) -> bytes:
+        """Call a method of the service that has one answer.
+
+        Raises:
+            EngineError: there is none.
+        """
+        with grpc_errors(self._who):
+            call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._opened().unary_unary(kserve.SERVICE + method)
+            return await call(wire, timeout=timeout_seconds, metadata=tuple(self._call_metadata()))
+
+    def open_stream(self, metadata: Metadata) -> grpc.aio.StreamStreamCall[bytes, bytes]:
+        """Begin a `ModelStreamInfer`; `metadata` is the caller's own."""
+        method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
+        method = self._opened().stream_stream(kserve.SERVICE + "ModelStreamInfer")
+        return method(metadata=(*metadata, *self._call_metadata()))
+
+    async def close(self) -> None:
+        """Let go of it; every call then raises EngineUnavailable."""
+        self._is_closed = True
+        if self._channel is not None:
+            await self._channel.close()
+
+    def _opened(self) -> grpc.aio.Channel:
+        """The channel, made on first use: it belongs to the event loop that is running then."""
+        if self._is_closed:
+            raise EngineUnavailable(f"the client of {self._who} is closed")
+        if self._channel is None:
+            if self._credentials is None:
+                self._channel = grpc.aio.insecure_channel(self._address, options=self._options)
+            else:
+                self._channel = grpc.aio.secure_channel(self._address, self._credentials, options=self._options)
+        return self._channel

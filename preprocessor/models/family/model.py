@@ -1,0 +1,43 @@
+"""A loaded model of a known family."""
+
+from __future__ import annotations
+
+from preprocessor.config import Limits
+from preprocessor.models.family.plan import plan_from_headers
+from preprocessor.models.family.rules import ModelSettings
+from preprocessor.models.loaded import CancelCheck, ModelDescription, ModelPath, RowWriter, header_workload
+from preprocessor.types.plan import ItemPlan, Plan, Workload
+from preprocessor.types.request import Modality, PixelForm, PreparationRequest
+from preprocessor.vision.patches import normalization_table
+
+
+class Model(ModelSettings):
+    """A `LoadedModel` that plans from headers alone."""
+
+    __slots__ = ()
+
+    @property
+    def modalities(self) -> frozenset[Modality]:
+        """What the model takes beside text."""
+        return frozenset(self.placeholders.ids)
+
+    @property
+    def plans_from_headers(self) -> bool:
+        return True
+
+    def plan(self, request: PreparationRequest, limits: Limits, check: CancelCheck) -> Plan:
+        """See `LoadedModel`."""
+        return plan_from_headers(self, request, limits, check)
+
+    def planning_workload(self, request: PreparationRequest, most_bytes: int) -> Workload:
+        """See `LoadedModel`."""
+        return header_workload(request)
+
+    def row_writer(self, item: ItemPlan, form: PixelForm) -> RowWriter:
+        """See `LoadedModel`."""
+        table = None if form is PixelForm.UINT8 else normalization_table(self.image, form)
+        return RowWriter(self.family.frame_writer(item, self), table)
+
+    def describe(self) -> ModelDescription:
+        """See `LoadedModel`."""
+        return ModelDescription(ModelPath.FAST, self.family.name, self.placeholders.tokens, self.image, self.video)

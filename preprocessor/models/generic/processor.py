@@ -1,0 +1,96 @@
+"""A model's own processor, and the parts of it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import logging
+import pickle
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+from transformers.utils import import_utils
+
+from preprocessor.types.request import Modality
+
+_LOGGER = logging.getLogger(__name__)
+
+_ATTRIBUTES = {Modality.IMAGE: "image_processor", Modality.VIDEO: "video_processor", Modality.AUDIO: "audio_processor"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ProcessorSettings:
+    """A model whose own processor does the work, as far as preparing reads it. It pickles.
+
+    Attributes:
+        name: As the user gave it.
+        processor: transformers' `ProcessorMixin`. Call it under `lock` only: it is not documented as thread-safe, and its
+            tokenizer may set padding or truncation on a Rust object, which fails while another thread encodes.
+        chat_template: The processor's, else the tokenizer's; empty where there is none.
+        modalities: What the processor takes beside text.
+        placeholders: The token that a prompt holds for each medium, for those modalities where the processor names it.
+        stop_token_ids: Ids that end an answer.
+        fingerprint: SHA-256 over the configuration files, the classes and the libraries; changes whenever the same request
+            could come out differently.
+        inner_tokens: Tokens that only the processor may write, in a placeholder's place: the model puts features there.
+        tokenizer: A copy of the processor's, safe for readers (decoding, templates) in any thread without the lock.
+    """
+
+    name: str
+    processor: Any = field(repr=False)
+    chat_template: str = field(repr=False)
+    modalities: frozenset[Modality]
+    placeholders: Mapping[Modality, str]
+    stop_token_ids: tuple[int, ...]
+    fingerprint: str
+    inner_tokens: frozenset[str] = frozenset()
+    tokenizer: TokenizersBackend = field(init=False, repr=False)
+    lock: threading.Lock = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokenizer", copy.deepcopy(self.processor.tokenizer))
+        object.__setattr__(self, "lock", threading.Lock())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Bytes inside the pickle: the classes in them may be imported only once torchvision is settled.
+        state = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        return _restore, (type(self), pickle.dumps(state))
+
+
+def _restore(kind: type[ProcessorSettings], state: bytes) -> ProcessorSettings:
+    settle_torchvision()
+    return kind(**pickle.loads(state))
+
+
+def part_of(processor: Any, modality: Modality) -> Any:
+    """The part of a processor that takes this modality, or None. Older processors have another name for the audio part."""
+    part = getattr(processor, _ATTRIBUTES[modality], None)
+    if modality is Modality.AUDIO:
+        part = part or getattr(processor, "feature_extractor", None)
+        return part if hasattr(part, "sampling_rate") else None  # old image processors are feature extractors too
+    return part
+
+
+def settle_torchvision() -> str:
+    """Decide whether transformers may use torchvision; returns its version, or "absent".
+
+    The torchvision of the package index cannot be imported beside a CPU-only torch. transformers sees that it is installed, and
+    every image class then fails. Where the import fails, torchvision is hidden, and transformers uses its Pillow classes.
+    """
+    try:
+        torchvision = importlib.import_module("torchvision")
+    except ImportError:
+        return "absent"
+    except Exception as error:  # whatever a library built for another torch raises
+        _LOGGER.warning("torchvision is installed but cannot be imported; continuing without it: %s", error)
+        sys.modules["torchvision"] = None  # type: ignore[assignment]  # how Python itself says "not importable"
+        import_utils.is_torchvision_available.cache_clear()
+        import_utils.is_torchvision_v2_available.cache_clear()
+        import_utils.is_torchvision_greater_or_equal.cache_clear()
+        return "absent"
+    return str(torchvision.__version__)
