@@ -1,23 +1,23 @@
-"""What can go wrong, as one tree.
+"""The errors of this package, as one tree.
 
     PreprocessorError
-    ├── InvalidRequest       the caller asked for something contradictory or out of range
-    ├── Unauthenticated      nobody knows who the caller is
-    ├── ModelNotFound        no such model here
-    ├── UnsupportedMedia     a file or a feature of it that this service does not read
-    ├── CorruptMedia         a file that claims to be media and cannot be decoded
-    ├── FetchFailed          a URL that may be fetched and did not give its file
-    ├── LimitExceeded        a request larger than this deployment accepts
-    ├── Overloaded           no room right now; the same request may succeed later
-    ├── Draining             this process is about to end; another replica has room
-    ├── DeadlineExceeded     the caller's time ran out
-    ├── Cancelled            the caller went away
-    └── WorkerLost           the worker that held the request died
+    ├── InvalidRequest       the request is contradictory or out of range
+    ├── Unauthenticated      the caller is unknown
+    ├── ModelNotFound        this service does not serve the model
+    ├── UnsupportedMedia     a file, or a feature of it, that this service does not support
+    ├── CorruptMedia         a damaged media file
+    ├── FetchFailed          a URL that is allowed and could not be fetched
+    ├── LimitExceeded        a request beyond this deployment's limits
+    ├── Overloaded           a lack of capacity; the same request may succeed later
+    ├── Draining             this process is stopping; use another replica
+    ├── DeadlineExceeded     the deadline of the call has passed
+    ├── Cancelled            the caller cancelled
+    └── WorkerLost           the worker process died during the request
 
 The engine's own errors come from `engine_client.errors` and are mapped beside these in `service/status.py`.
 
-Each error carries a `reason`: UPPER_SNAKE, stable across releases, sent to callers as `google.rpc.ErrorInfo.reason`. The
-message says what was wrong, the value, and what would be accepted; it never holds prompt text or media bytes.
+Each error has a `reason`: UPPER_SNAKE, stable across releases, sent to callers as `google.rpc.ErrorInfo.reason`. The message
+says what is wrong, the value, and what is accepted; it never contains prompt text or media bytes.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ import traceback
 
 
 class PreprocessorError(Exception):
-    """Base of every error a caller may see.
+    """Base of all errors that callers may receive.
 
     Args:
         message: One or two sentences for the caller.
-        reason: Stable UPPER_SNAKE identifier; the class's own when not given.
+        reason: Stable UPPER_SNAKE identifier; by default the class's own.
         field: Path of the request's field at fault, such as "media[].sampling.fps", where `media[]` stands for the medium with
             the key `media_key`. Empty where no single field is at fault.
-        metadata: Short strings that help a program react, such as the media key.
+        metadata: Short strings for programs, such as the media key.
 
     Attributes:
-        trace: Where a foreign error arose that this one tells of, as `trace_of`; for the log alone. Empty where there is none.
+        trace: `trace_of` the foreign error that caused this one, for the log only; empty if there is none.
     """
 
     default_reason = "PREPROCESSOR_ERROR"
@@ -50,7 +50,7 @@ class PreprocessorError(Exception):
         self.trace = ""
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions pickle by their positional arguments alone; workers send these errors across processes whole.
+        # By default exceptions pickle only their positional arguments; workers send these errors to the service.
         return _rebuild, (type(self), self.message, self.reason, self.field, self.metadata, self.trace)
 
 
@@ -91,7 +91,7 @@ class LimitExceeded(PreprocessorError):
 
 
 class Overloaded(PreprocessorError):
-    """No room now. `retry_after_seconds` is a hint for the caller's back-off."""
+    """A lack of capacity. `retry_after_seconds` is sent to the caller as `RetryInfo`."""
 
     default_reason = "OVERLOADED"
 
@@ -103,7 +103,7 @@ class Overloaded(PreprocessorError):
 
 
 class Draining(PreprocessorError):
-    """This process is about to end; another replica has room."""
+    """This process is stopping; use another replica."""
 
     default_reason = "DRAINING"
 
@@ -121,9 +121,9 @@ class WorkerLost(PreprocessorError):
 
 
 def trace_of(error: BaseException) -> str:
-    """Where in the program an error arose, and the types of it and its causes, without a word of what they say.
+    """The traceback of an error and its causes, with their types and without their messages.
 
-    The texts of foreign exceptions quote what they were given: a piece of a prompt, say.
+    Messages of foreign exceptions quote their input, which may be a part of a prompt.
     """
     text, seen = "", error
     while True:
@@ -136,9 +136,9 @@ def trace_of(error: BaseException) -> str:
 
 
 def forget_frames(error: BaseException) -> None:
-    """Cut an error, and those that it came of, loose from the frames that it went through, once it has been told.
+    """Remove the tracebacks of an error and its causes, once it has been reported.
 
-    A frame that holds its own error is a cycle, which keeps all that the frame holds until a collector comes by.
+    A frame that refers to its own error is a reference cycle, which keeps all objects of the frame until garbage collection.
     """
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()

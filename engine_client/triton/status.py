@@ -41,6 +41,8 @@ _UNAVAILABLE_PHRASES = (
     # grpc.aio itself, as INTERNAL: the stream was over before a message was written, and why it was is lost.
     "Internal error from Core",
 )
+# gRPC core's own, where the other side closes or resets a connection with calls open.
+_CONNECTION_LOST_DETAILS = ("Socket closed", "recvmsg:Connection reset by peer", "Connection reset by peer")
 # Triton's own full queue; and this project's models, which have no better status to send than UNAVAILABLE.
 _OVERLOADED_PHRASES = ("maximum queue size", "too many prompts")
 # How Triton 2.51 begins what it says of a request that it turns away before the model sees it.
@@ -59,11 +61,19 @@ def grpc_errors(who: str) -> Iterator[None]:
     try:
         yield
     except AioRpcError as error:
-        details = error.details() or "no details"
+        details = _details_of(error)
         kind = _BY_STATUS.get(error.code(), EngineFailed)
         if kind in (EngineFailed, EngineUnavailable):
             kind = _told_by_text(details, kind)
         raise kind(f"{who}: {details} ({error.code().name})") from error
+
+
+def _details_of(error: AioRpcError) -> str:
+    """The status message, or what gRPC's own texts for a lost connection mean."""
+    details = error.details() or "no details"
+    if error.code() is grpc.StatusCode.UNAVAILABLE and details in _CONNECTION_LOST_DETAILS:
+        return f"the engine closed the connection during the call ({details})"
+    return details
 
 
 def reply_error(who: str, text: str) -> EngineError:

@@ -18,7 +18,7 @@ from preprocessor.config.declare import SettingError, option_of, setting
 from preprocessor.config.engine import EngineSettings
 from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
-from preprocessor.config.memory import FILE_SHARE, KEPT_SHARE, bytes_beside_budget, largest_budget, require_memory
+from preprocessor.config.memory import FILE_SHARE, bytes_beside_budget, largest_budget, require_memory, retained_bytes
 from preprocessor.config.serve import ServeSettings
 from preprocessor.config.trace import TraceSettings
 from preprocessor.config.values import parse_bytes
@@ -26,7 +26,6 @@ from preprocessor.config.wire import WireSettings
 
 __all__ = [
     "FILE_SHARE",
-    "KEPT_SHARE",
     "AccessSettings",
     "EngineSettings",
     "FetchSettings",
@@ -43,6 +42,7 @@ __all__ = [
     "require_memory",
     "require_positive_int",
     "require_seconds",
+    "retained_bytes",
     "setting",
     "split_address",
 ]

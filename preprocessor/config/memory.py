@@ -8,28 +8,41 @@ from preprocessor.config.values import format_bytes
 
 FILE_SHARE = 4
 """1/4 of the memory budget holds files; the rest holds pixels, results and the working memory of tasks."""
-KEPT_SHARE = 8
-"""All workers together keep at most 1/8 of the memory budget between tasks."""
 LEAST_BUDGET_BYTES = 64 << 20
 """The decoding of one photo does not fit less."""
-COUNTED_UPLOAD_BYTES = 256 << 20
-"""Of messages being received, as `bytes_beside_budget` counts them."""
+_MIB = 1 << 20
 _GIB = 1 << 30
+
+# What the service takes at most beside the budget, whatever callers do.
+AT_REST_BYTES = 260 * _MIB  # measured: the service, its model and idle workers
+UPLOAD_BYTES = 256 * _MIB  # `max_upload_count` messages of `max_message_bytes` being received
+SINGLE_MESSAGE_BYTES = 64 * _MIB  # requests of unary methods being received, see `service.auth_interceptor`
+DISCARDED_BYTES = 32 * _MIB  # uploads of refused callers that are read to their end, see `service.refused_uploads`
+RESPONSE_BYTES = 64 * _MIB  # response messages being sent, once here and once in gRPC
+WINDOW_BYTES = 64 * _MIB  # flow-control windows of `max_open_calls`
+_SPARE_BYTES = 28 * _MIB
+_SERVICE_BYTES = (
+    AT_REST_BYTES + UPLOAD_BYTES + SINGLE_MESSAGE_BYTES + DISCARDED_BYTES + RESPONSE_BYTES + WINDOW_BYTES + _SPARE_BYTES
+)
+_RETAINED_SHARE = 8
 
 
 def bytes_beside_budget(memory_budget_bytes: int) -> int:
-    """What a container needs beside the memory budget, whatever callers do.
+    """The memory that a container needs beside the memory budget, whatever callers do."""
+    return _GIB + max(0, memory_budget_bytes - 4 * _GIB) // _RETAINED_SHARE
 
-    Measured, in MiB: 260 for the service, its model and idle workers; 256 for `max_upload_count` messages being received, and
-    64 for single messages and those of refused callers; 64 for answers being sent; 64 for the windows of `max_open_calls`; and
-    what workers keep between tasks, up to 1/`KEPT_SHARE` of the budget, of which 512 fit in what is left of the first GiB.
+
+def retained_bytes(memory_budget_bytes: int) -> int:
+    """The freed memory that all workers together may retain between tasks.
+
+    An eighth of the budget, or less where the container, sized by `bytes_beside_budget`, has less.
     """
-    return _GIB + max(0, memory_budget_bytes - 4 * _GIB) // KEPT_SHARE
+    return min(memory_budget_bytes // _RETAINED_SHARE, bytes_beside_budget(memory_budget_bytes) - _SERVICE_BYTES)
 
 
 def largest_budget(container_bytes: int) -> int:
     """The largest budget that fits a container of that size with `bytes_beside_budget`; 0 if none does."""
-    above_4_gib = (container_bytes - _GIB + 4 * _GIB // KEPT_SHARE) * KEPT_SHARE // (KEPT_SHARE + 1)
+    above_4_gib = (container_bytes - _GIB + 4 * _GIB // _RETAINED_SHARE) * _RETAINED_SHARE // (_RETAINED_SHARE + 1)
     return max(0, min(container_bytes - _GIB, above_4_gib))
 
 

@@ -11,7 +11,7 @@ from preprocessor.config.engine import EngineSettings
 from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
 from preprocessor.config.machine import available_cpu_count
-from preprocessor.config.memory import COUNTED_UPLOAD_BYTES, LEAST_BUDGET_BYTES, default_budget
+from preprocessor.config.memory import LEAST_BUDGET_BYTES, UPLOAD_BYTES, default_budget
 from preprocessor.config.trace import TraceSettings
 from preprocessor.config.values import NO_BACKGROUND, parse_background, parse_bytes
 from preprocessor.config.wire import WireSettings
@@ -84,8 +84,8 @@ class ServeSettings:
 
     @property
     def more_incoming_bytes(self) -> int:
-        """What messages on their way in may take beyond what `bytes_beside_budget` counts."""
-        return max(0, self.wire.max_upload_count * self.wire.max_message_bytes - COUNTED_UPLOAD_BYTES)
+        """Memory for messages being received that `bytes_beside_budget` does not include."""
+        return max(0, self.wire.max_upload_count * self.wire.max_message_bytes - UPLOAD_BYTES)
 
     def __post_init__(self) -> None:
         require_positive_int("--workers", self.worker_count)

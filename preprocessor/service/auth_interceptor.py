@@ -1,9 +1,9 @@
-"""The one door: every call of every service passes here, whoever adds one.
+"""Authentication and admission of calls: an interceptor that every call of every service on this server passes.
 
-A call is let in when it is known whose it is, its owner's quota has room, and not too many calls are open. `Health.Check`
-alone is free: it tells nobody more than whether this replica serves, and a kubelet or balancer has no token to show.
+A call is admitted if its caller is authenticated and within its quota, and if fewer than `max_open_calls` calls are open.
+`Health.Check` is exempt: it only says whether this replica serves, and kubelets and load balancers have no token.
 
-Bytes that are no message are told apart here too: gRPC would end such a call as if the service had broken.
+Malformed messages are refused here as well. Without that gRPC would end the call with INTERNAL, as for a fault of the service.
 """
 
 from __future__ import annotations
@@ -19,47 +19,49 @@ from google.protobuf.message import DecodeError
 
 from preprocessor.config import AccessSettings, WireSettings
 from preprocessor.errors import Draining, InvalidRequest, Overloaded, PreprocessorError, Unauthenticated
-from preprocessor.service.lingering import Lingering
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.quotas import Accounts, serve_caller
+from preprocessor.service.refused_uploads import RefusedUploads
 from preprocessor.service.status import Context, refuse, request_id_of, status_of
 from preprocessor.service.tokens import CallerTokens
 from preprocessor.service.upload_stream import UploadStream
 
-FREE_METHODS = frozenset({"/grpc.health.v1.Health/Check"})
-_SCHEME = "bearer "  # RFC 6750; the scheme's case does not matter, RFC 9110
-_SINGLES_AT_ONCE = 2
-_SINGLE_GRACE_SECONDS = 0.25
+EXEMPT_METHODS = frozenset({"/grpc.health.v1.Health/Check"})
+_SCHEME = "bearer "  # RFC 6750; schemes are case-insensitive, RFC 9110
+_UNARY_CONCURRENCY = 2
+_UNARY_GRACE_SECONDS = 0.25
+MAX_SINGLE_MESSAGE_COUNT = 2 * _UNARY_CONCURRENCY
+"""Requests of unary methods that are received at one time: of health checks, and of all others."""
 
 
 class AuthInterceptor(grpc.aio.ServerInterceptor):
-    """Lets calls in.
+    """Admits or refuses calls.
 
     Attributes:
-        open_count: Calls that are in.
-        is_closed: No further ones are let in, for this process is about to end.
-        waiting_count: Calls that wait to hear whether they are; see `keeping_waiting`.
+        open_count: Admitted calls that have not ended.
+        is_draining: Further calls are refused with `Draining`, because this process is about to stop.
+        held_count: Calls that are neither admitted nor refused yet; see `hold_new_calls`.
 
     Raises:
-        SettingError: The file of tokens cannot be used.
+        SettingError: The token file cannot be used.
     """
 
     def __init__(self, access: AccessSettings, wire: WireSettings, metrics: Metrics) -> None:
         self.open_count = 0
-        self.is_closed = False
-        self.waiting_count = 0
-        self._wait_over: asyncio.Event | None = None
+        self.is_draining = False
+        self.held_count = 0
+        self._hold_over: asyncio.Event | None = None
         self._max_open_count = wire.max_open_calls
         self._metrics = metrics
         self._tokens = CallerTokens(access.token_file) if access.token_file else None
         self._caller_metadata = access.caller_metadata
         self._with_certificates = bool(access.tls_client_root)
         self._accounts = Accounts(access)
-        self._lingering = Lingering()
-        # Of health checks apart, which nobody else's messages shall keep waiting.
-        self._singles = [
-            UploadStream(wire, _SINGLES_AT_ONCE, grace_seconds=_SINGLE_GRACE_SECONDS) for _ in ("others", "free")
-        ]
+        self._refused_uploads = RefusedUploads()
+        # Health checks have their own, so that other calls' messages do not delay them.
+        self._unary_uploads, self._exempt_uploads = (
+            UploadStream(wire, _UNARY_CONCURRENCY, grace_seconds=_UNARY_GRACE_SECONDS) for _ in range(2)
+        )
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(details)
@@ -68,7 +70,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
             behaviour = getattr(handler, kind)
             if behaviour is not None:
-                guarded = self._guarded(behaviour, details.method, takes_one=kind.startswith("unary"))
+                guarded = self._guarded(behaviour, details.method, is_unary=kind.startswith("unary"))
                 as_streams = {
                     kind: None,
                     "stream_stream": guarded,
@@ -78,82 +80,89 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
                 return handler._replace(**as_streams, request_deserializer=_tolerant(handler.request_deserializer))
         return handler
 
-    def _guarded(self, behaviour: Any, path: str, *, takes_one: bool) -> Any:
-        """The same handler behind the door.
+    def _guarded(self, behaviour: Any, path: str, *, is_unary: bool) -> Any:
+        """The handler, called for admitted calls alone.
 
-        All of them take streams and give streams, on the wire the same. Of a single message gRPC would take in all of it, 16 MiB
-        say, before anybody could say whether there is room; and before the status of a refusal it would send an empty one, which
-        Envoy's JSON takes for the answer.
+        Every handler becomes one that streams both ways, which is the same on the wire. gRPC reads a unary request whole, 16 MiB
+        for example, before the handler can refuse it; and with the status of a refused unary call it would send an empty
+        response, which Envoy's JSON transcoder takes for the answer.
         """
-        method, is_free = path.rpartition("/")[2], path in FREE_METHODS
+        method, is_exempt = path.rpartition("/")[2], path in EXEMPT_METHODS
+        unary_uploads = self._exempt_uploads if is_exempt else self._unary_uploads
 
-        async def asked(context: Context) -> Any:
-            messages = _WellFormed(context)
-            if not takes_one:
+        async def read_request(context: Context) -> Any:
+            messages = _WellFormedMessages(context)
+            if not is_unary:
                 return messages
-            async with self._singles[is_free].upload(messages, str(context.peer())) as upload:
+            async with unary_uploads.upload(messages, str(context.peer())) as upload:
                 return await upload.only()
 
-        async def answer(request: Any, context: Context) -> AsyncIterator[Any]:
-            answered = None
+        async def single_response(request: Any, context: Context) -> AsyncIterator[Any]:
+            response = None
             try:
-                await self._kept_waiting(is_free=is_free)
-                with self._held_place(context, is_free=is_free):
-                    answered = await behaviour(await asked(context), context)
+                await self._wait_while_held(is_exempt=is_exempt)
+                with self._admitted(context, is_exempt=is_exempt):
+                    response = await behaviour(await read_request(context), context)
             except PreprocessorError as error:
                 self._refuse(method, context, error)
-            if not takes_one:
-                await self._lingering.linger(context)
-            if answered is not None:
-                yield answered
+            if not is_unary:
+                await self._refused_uploads.discard(context)
+            if response is not None:
+                yield response
 
-        async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
+        async def response_stream(request: Any, context: Context) -> AsyncIterator[Any]:
             try:
-                await self._kept_waiting(is_free=is_free)
-                with self._held_place(context, is_free=is_free):
-                    async for message in behaviour(await asked(context), context):
+                await self._wait_while_held(is_exempt=is_exempt)
+                with self._admitted(context, is_exempt=is_exempt):
+                    async for message in behaviour(await read_request(context), context):
                         yield message
             except PreprocessorError as error:
                 self._refuse(method, context, error)
 
-        return answers if inspect.isasyncgenfunction(behaviour) else answer
+        return response_stream if inspect.isasyncgenfunction(behaviour) else single_response
 
     def _refuse(self, method: str, context: Context, error: PreprocessorError) -> None:
-        """For a call that gets no place, or whose bytes are no message."""
+        """For a call that is not admitted, or whose request is malformed."""
         code, reason, _ = status_of(error)
         self._metrics.count_end(method, code.name, reason)
         refuse(context, error, request_id_of(context))
 
     @contextlib.contextmanager
-    def keeping_waiting(self) -> Iterator[None]:
-        """Meanwhile calls that come are neither let in nor refused; at the end they are, as `is_closed` says."""
-        self._wait_over = asyncio.Event()
+    def hold_new_calls(self) -> Iterator[None]:
+        """Meanwhile new calls are neither admitted nor refused; afterwards they are, depending on `is_draining`."""
+        self._hold_over = asyncio.Event()
         try:
             yield
         finally:
-            self._wait_over.set()
+            self._hold_over.set()
 
-    async def _kept_waiting(self, *, is_free: bool) -> None:
-        if is_free or self._wait_over is None or self.waiting_count >= self._max_open_count:
+    async def _wait_while_held(self, *, is_exempt: bool) -> None:
+        if is_exempt or self._hold_over is None or self.held_count >= self._max_open_count:
             return
-        self.waiting_count += 1
+        self.held_count += 1
         try:
-            await self._wait_over.wait()
+            await self._hold_over.wait()
         finally:
-            self.waiting_count -= 1
+            self.held_count -= 1
 
     @contextlib.contextmanager
-    def _held_place(self, context: Context, *, is_free: bool) -> Iterator[None]:
-        if is_free:
+    def _admitted(self, context: Context, *, is_exempt: bool) -> Iterator[None]:
+        """The call counts as open until this is left.
+
+        Raises:
+            Draining, Unauthenticated: The call is not admitted.
+            Overloaded: `TOO_MANY_CALLS`, or a reason of `Account.begin_call`.
+        """
+        if is_exempt:
             serve_caller(self._accounts.of(""))
             yield
             return
-        if self.is_closed:
-            raise Draining("this replica is about to end; try again, at another one")
-        account = self._accounts.of(self._name_of(context))
+        if self.is_draining:
+            raise Draining("this replica is stopping; try again on another replica")
+        account = self._accounts.of(self._caller_of(context))
         if self.open_count >= self._max_open_count:
             raise Overloaded(
-                f"{self.open_count} calls are open, which is as many as may be; try again, or another replica",
+                f"{self.open_count} calls are open, the most that are allowed; try again, or on another replica",
                 reason="TOO_MANY_CALLS",
             )
         account.begin_call()
@@ -165,55 +174,62 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             self.open_count -= 1
             account.end_call()
 
-    def _name_of(self, context: Context) -> str:
-        """Who calls: by token where there are any, else by a proxy's word, else by certificate, else by address.
+    def _caller_of(self, context: Context) -> str:
+        """The caller's name: by token if tokens are configured, else by a proxy's metadata, by certificate, or by address.
 
         Raises:
-            Unauthenticated: There is no token, or it is nobody's.
+            Unauthenticated: The token is missing or unknown.
         """
         if self._tokens is not None:
             given = _text_of(context, "authorization")
             name = self._tokens.name_of(given[len(_SCHEME) :]) if given.lower().startswith(_SCHEME) else None
             if name is None:
-                what = "nobody's token was sent" if given else "no token was sent"
+                what = "the token is unknown" if given else "no token was sent"
                 raise Unauthenticated(f"{what}; send the metadata authorization: Bearer TOKEN")
             return name
-        if self._caller_metadata and (said := _text_of(context, self._caller_metadata)):
-            return said
+        if self._caller_metadata and (name := _text_of(context, self._caller_metadata)):
+            return name
         if self._with_certificates:
             return certificate_name(context.auth_context())
         return address_of(str(context.peer()))
 
 
 def _text_of(context: Context, key: str) -> str:
-    """A text of the call's metadata; empty where there is none."""
+    """A text value of the call's metadata; empty if it is missing."""
     given = dict(context.invocation_metadata() or ()).get(key, "")
     return given if isinstance(given, str) else ""
 
 
 def certificate_name(facts: Mapping[str, Iterable[bytes]]) -> str:
-    """Whom a verified certificate names: its SPIFFE id, else its first alternative name, else its common name."""
+    """The subject of a verified certificate: its SPIFFE ID, else its first alternative name, else its common name.
+
+    Raises:
+        Unauthenticated: It has none of these.
+    """
     names: list[str] = [name.decode(errors="replace") for name in facts.get("x509_subject_alternative_name", ())]
     common: list[str] = [name.decode(errors="replace") for name in facts.get("x509_common_name", ())]
     found = [*(name for name in names if name.startswith("spiffe://")), *names, *common]
     if not found:
-        raise Unauthenticated("the certificate names nobody; give it a subject alternative name or a common name")
+        raise Unauthenticated(
+            "the certificate names no subject; issue one with a subject alternative name or a common name"
+        )
     return found[0]
 
 
 def address_of(peer: str) -> str:
-    """The host of gRPC's `ipv4:127.0.0.1:5678`."""
+    """gRPC's peer without its port: `ipv4:127.0.0.1` of `ipv4:127.0.0.1:5678`."""
     return peer.rpartition(":")[0]
 
 
 class _Malformed:
-    """Stands for bytes that are no message of the kind that was due."""
+    """Takes the place of a message that could not be parsed."""
 
 
-class _WellFormed:
-    """A caller's messages up to the first that is none.
+class _WellFormedMessages:
+    """A caller's messages; the first malformed one raises.
 
-    Read one by one: the generator that gRPC hands to a handler is part of a cycle, with the last message in it.
+    They are read from the context: the generator that gRPC passes to a handler is part of a reference cycle that holds the
+    last message.
     """
 
     def __init__(self, context: Context) -> None:
@@ -232,7 +248,7 @@ class _WellFormed:
 def _checked(message: Any) -> Any:
     if isinstance(message, _Malformed):
         raise InvalidRequest(
-            "a message is not what the method takes, in protobuf's encoding with text in UTF-8",
+            "a message is malformed; send the method's request type in protobuf's encoding, strings in UTF-8",
             reason="MALFORMED_MESSAGE",
         )
     return message

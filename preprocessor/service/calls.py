@@ -1,4 +1,4 @@
-"""Around every call: its id, its deadline, what it holds, and the one edge at which it is counted and, if need be, refused."""
+"""What every call needs: a request ID, a deadline, resources, and one place that counts it and maps errors to statuses."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import grpc
 
 from preprocessor.config import WireSettings
-from preprocessor.service.logs import about
+from preprocessor.service.logs import set_request
 from preprocessor.service.metrics import Metrics
-from preprocessor.service.outgoing import Outgoing
+from preprocessor.service.response_buffer import ResponseBuffer
 from preprocessor.service.status import Context, refuse, request_id_of, status_of
 from preprocessor.service.tracing import CallTrace, Traces
 from preprocessor.types.timing import Timings
@@ -26,21 +26,22 @@ from preprocessor.workers.resources import RequestResources
 
 logger = logging.getLogger(__name__)
 
-_FIRST_PIECE_BYTES = 256 << 10
-_SLOW_SECONDS = 0.5  # for a message to be taken
+_MIN_ROWS_BYTES = 256 << 10
+_SLOW_WRITE_SECONDS = 0.5
 
 
 @dataclass(slots=True)
 class Call:
-    """What one call carries from stage to stage.
+    """The state of one call.
 
     Attributes:
-        claim: What it holds of the worker pool.
-        trace: Its place in its caller's trace.
-        deadline_seconds: On `time.monotonic`'s clock; gRPC's own account of it follows the wall clock.
-        answer_idle_seconds: The longest that a message waits to be read.
+        resources: Worker pool resources held by the call.
+        trace: The call's span in the caller's trace.
+        deadline_seconds: On `time.monotonic`'s clock; gRPC's own deadline follows the wall clock.
+        answer_idle_seconds: The longest time that a message may wait to be read.
         media_keys: Keys of the request's media, in the order of the spec.
-        piece_bytes: Rows worth a message: few until the caller is seen to read, and while he reads slowly.
+        rows_message_bytes: Size of the next message of rows: small at first, and doubled after each message that is read in
+            0.5 s, else halved.
     """
 
     request_id: str
@@ -50,8 +51,8 @@ class Call:
     deadline_seconds: float
     answer_idle_seconds: float
     trace: CallTrace
-    outgoing: Outgoing
-    piece_bytes: int = _FIRST_PIECE_BYTES
+    response_buffer: ResponseBuffer
+    rows_message_bytes: int = _MIN_ROWS_BYTES
     received_bytes: int = 0
     media_keys: tuple[str, ...] = ()
     substitutions: list[pb.Substitution] = field(default_factory=list)
@@ -61,25 +62,25 @@ class Call:
         return max(0.0, self.deadline_seconds - time.monotonic())
 
     async def send(self, message: Any) -> None:
-        """Write a message of the answer, once the caller has read enough of those before it.
+        """Send a response message, serialized or not; returns once gRPC has accepted it under the caller's flow control.
 
         Raises:
-            DeadlineExceeded: `ANSWER_IDLE`: it does not read, and what it holds is wanted by others.
+            DeadlineExceeded: `ANSWER_IDLE`: the caller did not read for `answer_idle_seconds`, or less while others waited.
         """
         size_bytes = len(message) if isinstance(message, bytes) else message.ByteSize()
-        began_at_seconds = time.monotonic()
-        async with self.outgoing.sending(size_bytes, self.answer_idle_seconds):
+        started_seconds = time.monotonic()
+        async with self.response_buffer.sending(size_bytes, self.answer_idle_seconds):
             await self.context.write(message)
-        is_slow = time.monotonic() - began_at_seconds > _SLOW_SECONDS
-        wanted_bytes = self.piece_bytes // 2 if is_slow else self.piece_bytes * 2
-        self.piece_bytes = min(max(wanted_bytes, _FIRST_PIECE_BYTES), MAX_ROWS_BYTES)
+        is_slow = time.monotonic() - started_seconds > _SLOW_WRITE_SECONDS
+        next_bytes = self.rows_message_bytes // 2 if is_slow else self.rows_message_bytes * 2
+        self.rows_message_bytes = min(max(next_bytes, _MIN_ROWS_BYTES), MAX_ROWS_BYTES)
 
 
 class Calls:
     """Opens calls.
 
     Args:
-        log_payloads: As `status.abort`'s.
+        log_payloads: As in `status.refuse`.
     """
 
     def __init__(
@@ -96,19 +97,21 @@ class Calls:
         self._metrics = metrics
         self._wire = wire
         self._log_payloads = log_payloads
-        self._outgoing = Outgoing()
+        self._response_buffer = ResponseBuffer()
 
     @contextlib.asynccontextmanager
     async def open(self, method: str, context: Context) -> AsyncIterator[Call]:
-        """Whatever the call holds is given back at its end, and whatever it raises becomes its status and goes no further."""
-        asked_seconds = context.time_remaining()
-        timeout_seconds = self._wire.default_timeout_seconds if asked_seconds is None else max(0.0, asked_seconds)
+        """The state of a call. On leaving, resources are released, and an exception becomes the call's status."""
+        requested_seconds = context.time_remaining()
+        timeout_seconds = (
+            self._wire.default_timeout_seconds if requested_seconds is None else max(0.0, requested_seconds)
+        )
         timeout_seconds = min(timeout_seconds, self._wire.max_timeout_seconds)
         deadline_seconds = time.monotonic() + timeout_seconds
         timings = Timings()
         request_id = request_id_of(context)
         trace = self._traces.begin(method, context.invocation_metadata() or (), request_id)
-        about(request_id, trace.trace_id)
+        set_request(request_id, trace.trace_id)
         code, reason = grpc.StatusCode.OK, ""
         call: Call | None = None
         started_seconds = time.monotonic()
@@ -120,7 +123,14 @@ class Calls:
             ):
                 idle_seconds = self._wire.answer_idle_seconds
                 call = Call(
-                    request_id, resources, timings, context, deadline_seconds, idle_seconds, trace, self._outgoing
+                    request_id,
+                    resources,
+                    timings,
+                    context,
+                    deadline_seconds,
+                    idle_seconds,
+                    trace,
+                    self._response_buffer,
                 )
                 yield call
         except asyncio.CancelledError:

@@ -1,6 +1,6 @@
-"""Metrics of each engine endpoint, read from what `engine_client` knows of it when they are scraped.
+"""Metrics of each engine endpoint, read from `engine_client` when they are scraped.
 
-Labels are bounded: `endpoint` is an address of `--engine`, `outcome` and `standing` are of the lists here.
+Label values are bounded: `endpoint` is an address of `--engine`; `outcome` and `standing` come from the lists here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OUTCOMES: Mapping[str, Callable[[EndpointState], int]] = {
 
 
 class EndpointMetrics(Collector):
-    """Register it once.
+    """A collector for one registry.
 
     Args:
         states: `Endpoints.states`.
@@ -31,27 +31,27 @@ class EndpointMetrics(Collector):
         self._states = states
 
     def collect(self) -> Iterator[Metric]:
-        """One family after another, each with every endpoint."""
+        """Each metric family, with a sample for every endpoint."""
         states = self._states()
         standing = GaugeMetricFamily(
             "preprocessor_engine_standing",
-            "1 for what an endpoint may get: healthy any request, trial one at a time, ejected none",
+            "1 for the state of an endpoint: healthy (gets any request), trial (one at a time), ejected (none)",
             labels=("endpoint", "standing"),
         )
         in_flight = GaugeMetricFamily(
-            "preprocessor_engine_requests_in_flight", "Requests at an endpoint now", labels=("endpoint",)
+            "preprocessor_engine_requests_in_flight", "Requests in flight at an endpoint", labels=("endpoint",)
         )
         requests = CounterMetricFamily(
             "preprocessor_engine_requests",
-            "Requests that an endpoint answered to the end, failed, rejected as wrong, or whose caller left (a deadline or a "
-            "stop string too)",
+            "Requests by outcome: answered, failed, rejected as invalid, or left (cancelled, deadline exceeded, or ended by a "
+            "stop string)",
             labels=("endpoint", "outcome"),
         )
         retries = CounterMetricFamily(
-            "preprocessor_engine_retries", "Requests that came after another endpoint failed them", labels=("endpoint",)
+            "preprocessor_engine_retries", "Requests retried here after another endpoint failed", labels=("endpoint",)
         )
         ejections = CounterMetricFamily(
-            "preprocessor_engine_ejections", "Times that an endpoint was taken out", labels=("endpoint",)
+            "preprocessor_engine_ejections", "Times an endpoint was ejected", labels=("endpoint",)
         )
         for state in states:
             for each in EndpointHealth:

@@ -9,6 +9,7 @@ from typing import Any
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded
 from preprocessor.service.calls import Call
+from preprocessor.service.concurrency import run_concurrently
 from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.reading import Sources
 from preprocessor.service.upload_stream import Upload
@@ -72,17 +73,15 @@ async def receive_files(
     if not sources.urls:
         files |= await _receive_chunks(upload, media, sources, total, call.resources)
         return _filled(request, sources, files)
-    failure: BaseException | None = None
-    try:
-        async with asyncio.TaskGroup() as group:
-            fetching = group.create_task(_fetch_files(media, sources, total, fetcher, call))
-            files |= await _receive_chunks(upload, media, sources, total, call.resources)
-            upload.end()
-    except BaseExceptionGroup as failures:  # the first ends the others
-        failure = _first(failures)
-    if failure is not None:
-        raise failure
-    return _filled(request, sources, files | fetching.result())
+
+    async def receive() -> dict[str, memoryview]:
+        received = await _receive_chunks(upload, media, sources, total, call.resources)
+        upload.end()
+        return received
+
+    for some in await run_concurrently(receive(), _fetch_files(media, sources, total, fetcher, call)):
+        files |= some
+    return _filled(request, sources, files)
 
 
 def _filled(request: PreparationRequest, sources: Sources, files: Mapping[str, FileData]) -> PreparationRequest:
@@ -138,9 +137,8 @@ async def _fetch_files(
         return await receiver.file.finish()
 
     with call.timings.stage("fetch"):
-        async with asyncio.TaskGroup() as group:
-            tasks = {key: group.create_task(fetch(key, url)) for key, url in sources.urls.items()}
-    return {key: task.result() for key, task in tasks.items()}
+        fetched = await run_concurrently(*(fetch(key, url) for key, url in sources.urls.items()))
+    return dict(zip(sources.urls, fetched, strict=True))
 
 
 class _Total:
@@ -248,9 +246,3 @@ async def _store(data: FileData, resources: RequestResources) -> memoryview:
     file.announce(len(data))
     await file.write(data)
     return await file.finish()
-
-
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The exception that ended a task group; if there are several, the first."""
-    first = failures.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -1,8 +1,8 @@
-"""Is this replica alive, and should it get work? Answered over gRPC health and over HTTP, from one truth.
+"""Liveness and readiness of this replica, over gRPC health checking and over HTTP, from the same state.
 
-Alive means that the event loop answers: whatever stops it, a restart cures. Ready is said for each method, since what keeps
-one from being served may not concern the others: without an engine a replica still prepares. The replica as a whole is ready
-while it prepares. No `Cause` would be cured by a restart, so none leads to one.
+Live: the event loop responds. Restart the process if it does not. Ready: reported for each method, because a cause may affect
+only some of them: without an engine a replica still serves `Prepare`. The replica as a whole is ready if it serves `Prepare`.
+A restart removes no `Cause`, so no `Cause` makes a replica fail its liveness probe.
 """
 
 from __future__ import annotations
@@ -26,45 +26,45 @@ logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 2.0
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Preprocessor"].full_name
-_FULL = 0.95  # what is left then fits no video
+_FULL = 0.95  # the rest is too small for a video
 
 
 class Cause(enum.Enum):
-    """Why a replica should get no work, or none of some kind."""
+    """Why a replica is not ready, for all methods or for some."""
 
     DRAINING = "draining"
-    """A stop is under way."""
+    """The process is stopping."""
     WORKERS = "workers"
-    """There is no worker process; they are being started."""
+    """No worker process is running; new ones are being started."""
     ENGINE = "engine"
-    """The engine, without which `Generate` is not served, does not answer."""
+    """The engine, which `Generate` needs, is not ready."""
     BUDGET = "budget"
-    """Memory has been full for a while: what comes would wait, or be refused, while another replica has room."""
+    """The memory budget has been full for `budget_full_seconds`: new requests would wait or be refused."""
 
 
-_PREPARING = frozenset({Cause.DRAINING, Cause.WORKERS, Cause.BUDGET})
+_PREPARE_CAUSES = frozenset({Cause.DRAINING, Cause.WORKERS, Cause.BUDGET})
 CONCERNS: Mapping[str, frozenset[Cause]] = {
-    "": _PREPARING,
-    "Prepare": _PREPARING,
-    "CountTokens": _PREPARING,
+    "": _PREPARE_CAUSES,
+    "Prepare": _PREPARE_CAUSES,
+    "CountTokens": _PREPARE_CAUSES,
     "Generate": frozenset(Cause),
     "GetModel": frozenset({Cause.DRAINING}),
 }
-"""What keeps each method from being served; under the empty name, what takes the whole replica out."""
+"""The causes that make each method unready; under the empty name, those that make the whole replica unready."""
 _NO_ENGINE = "no engine is configured here; start the service with --engine"
 
 
 def health_name(method: str) -> str:
-    """The name by which `grpc.health.v1` tells of a method: protobuf's own, `preprocessor.v1.Preprocessor.Generate`."""
+    """The service name of a method in `grpc.health.v1`: its full protobuf name, `preprocessor.v1.Preprocessor.Generate`."""
     return f"{SERVICE_NAME}.{method}"
 
 
 class Health:
-    """Keeps the truth current: `run` watches the engine, the workers and the memory, `drain` begins the end.
+    """Tracks readiness: `run` checks engine, workers and memory, `drain` marks the replica as stopping.
 
     Args:
-        budget_full_seconds: How long memory may be full.
-        clock: Seconds that only ever grow.
+        budget_full_seconds: How long the memory budget may be full before the replica is unready.
+        clock: Monotonic clock, in seconds.
     """
 
     def __init__(
@@ -80,15 +80,15 @@ class Health:
         self._budget_full_seconds = budget_full_seconds
         self._clock = clock
         self._full_since: float | None = None
-        self._engine_trouble = "" if engine is None else "the engine has not been asked yet"
-        self._engine_reason = "not asked"
+        self._engine_trouble = "" if engine is None else "the engine has not been checked yet"
+        self._engine_reason = "not checked"
         self._is_draining = False
         self._logged: frozenset[Cause] = frozenset()
         self._published: dict[str, bool] = {}
 
     @property
     def causes(self) -> Mapping[Cause, str]:
-        """What is wrong, each with what to say of it, whichever methods it concerns."""
+        """All current causes, each with a description."""
         found = {}
         if self._is_draining:
             found[Cause.DRAINING] = "draining"
@@ -101,10 +101,10 @@ class Health:
         return found
 
     def causes_of(self, method: str = "") -> Mapping[Cause, str]:
-        """Why this replica should get no call of a method, or, without one, no call at all; empty when it should.
+        """The causes that make a method unready, or, for the empty name, the whole replica; empty if it is ready.
 
         Raises:
-            KeyError: There is no such method.
+            KeyError: The method does not exist.
         """
         concerns = CONCERNS[method]
         if self._engine is None and Cause.ENGINE in concerns:
@@ -113,26 +113,26 @@ class Health:
 
     @property
     def trouble(self) -> str:
-        """The causes in a line, with the methods that they concern where it is not all."""
+        """The causes in one line, after the methods that they affect unless those are all."""
         causes = self.causes
         if not causes:
             return ""
         unready = [method for method in METHODS if CONCERNS[method] & causes.keys()]
-        whom = "" if unready == list(METHODS) else f"{', '.join(unready)}: "
-        return whom + "; ".join(causes.values())
+        prefix = "" if unready == list(METHODS) else f"{', '.join(unready)}: "
+        return prefix + "; ".join(causes.values())
 
     @property
     def is_engine_ready(self) -> bool:
         return self._engine is not None and not self._engine_trouble
 
     async def run(self) -> None:
-        """Look every few seconds until cancelled."""
+        """Refresh every `CHECK_SECONDS` until cancelled."""
         while True:
             await self.refresh()
             await asyncio.sleep(CHECK_SECONDS)
 
     async def refresh(self) -> None:
-        """Look at the memory, ask the engine, and publish."""
+        """Check memory and engine, then publish readiness over gRPC."""
         if self._pool.fullness < _FULL:
             self._full_since = None
         elif self._full_since is None:
@@ -144,14 +144,13 @@ class Health:
                 self._engine_trouble = ""
             except EngineError as error:
                 self._engine_trouble, self._engine_reason = str(error), error.reason
-            if (
-                before != self._engine_reason
-            ):  # the text may differ each time: it tells, say, when the engine is asked next
+            # Compared by reason: the message differs each time, for example in when the engine is checked next.
+            if before != self._engine_reason:
                 logger.info("engine: %s", self._engine_trouble or "ready")
         await self._publish()
 
     async def drain(self) -> None:
-        """From now on: not ready."""
+        """Mark the replica as stopping; it stays unready."""
         self._is_draining = True
         await self._publish()
 
@@ -180,7 +179,7 @@ def probe_application(health: Health, metrics: Metrics) -> web.Application:
     async def readyz(request: web.Request) -> web.Response:
         method = request.query.get("method", "")
         if method not in CONCERNS:
-            return web.Response(text=f"no such method; ask for one of {', '.join(METHODS)}\n", status=404)
+            return web.Response(text=f"unknown method; known are {', '.join(METHODS)}\n", status=404)
         causes = health.causes_of(method)
         if causes:
             return web.Response(text="\n".join(causes.values()) + "\n", status=503)

@@ -1,4 +1,4 @@
-"""How the service listens: what gRPC itself may take of the network, and what it asks of those who connect."""
+"""The gRPC server's sockets and transport limits."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from preprocessor.service.tls import server_credentials
 
 logger = logging.getLogger(__name__)
 
-_KEEPALIVE_SECONDS = 60.0  # a caller whose machine is gone is noticed after this, and what it holds is free
+_KEEPALIVE_SECONDS = 60.0  # after this an unreachable caller is detected and its resources are released
 _KEEPALIVE_TIMEOUT_SECONDS = 20.0
-_HANDSHAKE_SECONDS = 10.0  # a connection that says nothing; gRPC's own two minutes hold its descriptor
-_PING_STRIKES = 2  # gRPC's own
+_HANDSHAKE_SECONDS = 10.0  # an idle connection keeps its file descriptor that long; gRPC's default is two minutes
+_PING_STRIKES = 2  # gRPC's default
 _MAX_BACKLOG = 16_384
-"""Calls that have come and that Python has not yet been given, those already taken back among them. Above it gRPC ends new
-calls as CANCELLED, at random, and from twice as many on all of them. gRPC's own 1,000 let one caller who opens and resets
-calls without pause have other callers' calls ended so; memory at its highest is the same (0.5 GB, 180,000 such calls)."""
+"""Calls that gRPC core has accepted and not yet passed to Python, including those that were cancelled meanwhile. Above this gRPC
+ends new calls with CANCELLED at random, and above twice as many all of them. With gRPC's default of 1,000 one caller that opens
+and resets calls continuously made other callers' calls fail; peak memory is the same (0.5 GB with 180,000 such calls)."""
 
 
-def create_server(wire: WireSettings, gate: grpc.aio.ServerInterceptor) -> grpc.aio.Server:
-    """A server without services, in which every call passes the gate."""
-    return grpc.aio.server(options=_channel_options(wire), interceptors=[gate, _Serialized()])
+def create_server(wire: WireSettings, auth_interceptor: grpc.aio.ServerInterceptor) -> grpc.aio.Server:
+    """A server without services; every call passes the interceptor."""
+    return grpc.aio.server(options=_channel_options(wire), interceptors=[auth_interceptor, _SerializedResponses()])
 
 
 def bind(server: grpc.aio.Server, address: str, access: AccessSettings) -> str:
-    """Listen there; returns the address with the port as bound.
+    """Listen on an address; returns it with the bound port.
 
     Raises:
-        SettingError: The address is taken or no address of this machine, or a file of TLS cannot be used.
+        SettingError: The address is in use or not one of this machine, or a TLS file cannot be used.
     """
     host, wanted_port = split_address("--address", address)
     credentials = server_credentials(access)
@@ -44,27 +44,33 @@ def bind(server: grpc.aio.Server, address: str, access: AccessSettings) -> str:
     except OSError as error:
         raise unusable_address("--address", address, error) from error
     if credentials is None and not is_loopback(host):
-        logger.warning("%s listens without TLS: whoever can connect can call, and be overheard", address)
+        logger.warning(
+            "listening on %s without TLS: anyone who can connect can call, and traffic is not encrypted", address
+        )
     try:
         port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError as error:
-        raise SettingError("--address", address, f"an address that is free ({error})") from error
+        raise SettingError("--address", address, f"an unused address ({error})") from error
     return f"{host}:{port}"
 
 
 def unusable_address(option: str, address: str, error: OSError) -> SettingError:
-    """Why nothing can listen there, and what to give instead."""
+    """The error for an address that cannot be bound."""
     if error.errno == errno.EADDRINUSE:
-        return SettingError(option, address, "an address that is free: something listens there, perhaps this service")
-    said = error.strerror if isinstance(error, socket.gaierror) or not error.errno else os.strerror(error.errno)
-    return SettingError(option, address, f"an address of this machine that this user may listen on ({said})")
+        return SettingError(
+            option,
+            address,
+            "an unused address: another process listens there, perhaps another instance of this service",
+        )
+    cause = error.strerror if isinstance(error, socket.gaierror) or not error.errno else os.strerror(error.errno)
+    return SettingError(option, address, f"an address of this machine that this user may listen on ({cause})")
 
 
 def _try_to_bind(host: str, port: int) -> None:
-    """gRPC itself says of an address that it cannot bind only where to look for more.
+    """Bind and close a socket, because gRPC's own error does not say why an address cannot be bound.
 
     Raises:
-        OSError: Nothing can listen there.
+        OSError: The address cannot be bound.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, kind, protocol, _, place = found[0]
@@ -77,13 +83,16 @@ def _try_to_bind(host: str, port: int) -> None:
 def _channel_options(wire: WireSettings) -> Sequence[tuple[str, int]]:
     """Source of the names: grpc/impl/channel_arg_names.h of gRPC 1.85."""
     return (
-        ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server
+        ("grpc.so_reuseport", 0),  # a port in use is an error; it is not shared
         ("grpc.max_receive_message_length", wire.max_message_bytes),
-        ("grpc.max_send_message_length", -1),  # a header of a long prompt; rows are cut to 2 MiB
-        # A stream that nobody reads from holds a window of 64 KiB; where gRPC measures the network, one of 4 MiB from the start.
-        # A message that is waited for opens it as far as it needs, so uploads are as fast.
+        (
+            "grpc.max_send_message_length",
+            -1,
+        ),  # the header of a long prompt is large; messages of rows are 2 MiB at most
+        # A stream that is not read from buffers one flow-control window: 64 KiB, or 4 MiB with gRPC's BDP probing. A pending read
+        # enlarges the window to the message's size, so uploads are as fast without probing.
         ("grpc.http2.bdp_probe", 0),
-        # Between the two gRPC refuses at random, the likelier the more there is; together they are one limit.
+        # Between these two sizes gRPC refuses at random; equal values make one exact limit.
         ("grpc.max_metadata_size", wire.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", wire.max_metadata_bytes),
         ("grpc.max_concurrent_streams", wire.max_streams_a_connection),
@@ -105,8 +114,8 @@ def _milliseconds(seconds: float) -> int:
     return min(round(seconds * 1e3), 2**31 - 1)
 
 
-class _Serialized(grpc.aio.ServerInterceptor):
-    """Lets the handler of `Prepare` write messages that are serialized already."""
+class _SerializedResponses(grpc.aio.ServerInterceptor):
+    """Lets the handler of `Prepare` write responses that are already serialized."""
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(details)

@@ -1,10 +1,10 @@
-"""The log: lines of text for people, or a JSON object a line for machines, each with the request that it is about.
+"""Logging: lines of text, or one JSON object a line, each with the request that it belongs to.
 
-Who logs need not say which request is being served: `about` has it. Nothing here adds what a caller sent but his request id,
-which is printable, short, and meant for this.
+Code that logs need not name the request: `set_request` does, once a call. Of what a caller sent, the log contains only the
+request ID, which is printable and short.
 
-A line of one kind may come thousands of times a second, such as a refusal during a stop. The first few in a while are written,
-the rest are counted, and a line says how many they were. Below level info nothing is left out.
+Similar records may come thousands of times a second, for example refusals during a stop. The first `MAX_SIMILAR` in
+`SUMMARY_SECONDS` are written; the rest are counted, and one summary line gives their number. At level debug all are written.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TextIO
 
-SUM_SECONDS = 10.0
-MAX_ALIKE = 10
-"""Lines of one kind that are written in so many seconds."""
+SUMMARY_SECONDS = 10.0
+MAX_SIMILAR = 10
+"""Similar records that are written in `SUMMARY_SECONDS`."""
 _MAX_KINDS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """The request that runs here now."""
+class RequestIds:
+    """The request that the current task serves."""
 
     request_id: str
     trace_id: str
 
 
-_SUBJECT: ContextVar[Subject | None] = ContextVar("subject", default=None)
+_REQUEST: ContextVar[RequestIds | None] = ContextVar("request", default=None)
 
 
-def about(request_id: str, trace_id: str) -> None:
-    """From now on this task, and those it starts, serve this request."""
-    _SUBJECT.set(Subject(request_id, trace_id))
+def set_request(request_id: str, trace_id: str) -> None:
+    """Log records of this task, and of tasks that it starts, belong to this request from now on."""
+    _REQUEST.set(RequestIds(request_id, trace_id))
 
 
 class TextLines(logging.Formatter):
@@ -51,19 +51,19 @@ class TextLines(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        subject = _SUBJECT.get()
-        trace = f" [trace {subject.trace_id}]" if subject is not None and subject.trace_id else ""
+        request = _REQUEST.get()
+        trace = f" [trace {request.trace_id}]" if request is not None and request.trace_id else ""
         return super().formatMessage(record) + trace
 
 
 class JsonLines(logging.Formatter):
-    """One object a line: `time`, `level`, `logger`, `message`, `request_id`, `trace_id`, `exception`; none is empty.
+    """One object a line: `time`, `level`, `logger`, `message`, `request_id`, `trace_id`, `exception`; empty ones are omitted.
 
-    The line for those that were not written has their `count`.
+    A summary line also has `count`.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        subject = _SUBJECT.get()
+        request = _REQUEST.get()
         moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         line = {
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -71,8 +71,8 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             "count": getattr(record, "count", 0),
-            "request_id": "" if subject is None else subject.request_id,
-            "trace_id": "" if subject is None else subject.trace_id,
+            "request_id": "" if request is None else request.request_id,
+            "trace_id": "" if request is None else request.trace_id,
             "exception": self.formatException(record.exc_info) if record.exc_info else "",
         }
         return json.dumps({key: value for key, value in line.items() if value}, ensure_ascii=False)
@@ -80,21 +80,20 @@ class JsonLines(logging.Formatter):
 
 @dataclass(slots=True)
 class _Kind:
-    """Lines of one kind since its time began: how many came, and the last that was not written."""
+    """Similar records since `started_seconds`: their number, and the last one that was not written."""
 
-    began_seconds: float
-    came_count: int = 0
+    started_seconds: float
+    record_count: int = 0
     last: logging.LogRecord | None = None
 
 
-class SummingHandler(logging.StreamHandler[TextIO]):
-    """Writes lines, and for those of a kind beyond `MAX_ALIKE` in `SUM_SECONDS` one line with their number.
+class SummarizingHandler(logging.StreamHandler[TextIO]):
+    """Writes records, and one summary line for similar ones beyond `MAX_SIMILAR` in `SUMMARY_SECONDS`.
 
-    Of one kind are lines of one logger and one text, before arguments are put in; and of one `kind`, where they bring one as
-    `extra`.
+    Records are similar if they have the same logger, the same text before formatting, and the same `extra["kind"]`, if any.
 
     Args:
-        clock: Seconds that only ever grow.
+        clock: Monotonic clock, in seconds.
     """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
@@ -103,47 +102,49 @@ class SummingHandler(logging.StreamHandler[TextIO]):
         self._kinds: dict[Hashable, _Kind] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.write_sums()
+        self.write_summaries()
         key = (record.name, str(record.msg), getattr(record, "kind", ""))
         if key not in self._kinds and len(self._kinds) >= _MAX_KINDS:
-            self.write_sums(all_of_them=True)
+            self.write_summaries(write_all=True)
         kind = self._kinds.setdefault(key, _Kind(self._clock()))
-        kind.came_count += 1
-        if kind.came_count <= MAX_ALIKE:
+        kind.record_count += 1
+        if kind.record_count <= MAX_SIMILAR:
             super().emit(record)
         else:
             kind.last = record
 
-    def write_sums(self, *, all_of_them: bool = False) -> None:
-        """Say of each kind whose time is over how many lines were not written, and begin anew with it."""
+    def write_summaries(self, *, write_all: bool = False) -> None:
+        """For each kind whose period is over, write how many records were omitted, and forget the kind."""
         with self.lock or contextlib.nullcontext():
             now = self._clock()
-            over = [key for key, kind in self._kinds.items() if all_of_them or now - kind.began_seconds >= SUM_SECONDS]
-            for kind in [self._kinds.pop(key) for key in over]:
+            due = [
+                key for key, kind in self._kinds.items() if write_all or now - kind.started_seconds >= SUMMARY_SECONDS
+            ]
+            for kind in [self._kinds.pop(key) for key in due]:
                 if kind.last is not None:
-                    # Not about the request that happens to be served here.
-                    contextvars.Context().run(super().emit, _sum_of(kind, kind.last, now))
+                    # The summary does not belong to the request of the current task.
+                    contextvars.Context().run(super().emit, _summary_of(kind, kind.last, now))
 
 
-def _sum_of(kind: _Kind, last: logging.LogRecord, now_seconds: float) -> logging.LogRecord:
-    count, seconds = kind.came_count - MAX_ALIKE, now_seconds - kind.began_seconds
+def _summary_of(kind: _Kind, last: logging.LogRecord, now_seconds: float) -> logging.LogRecord:
+    count, seconds = kind.record_count - MAX_SIMILAR, now_seconds - kind.started_seconds
     text = last.getMessage().partition("\n")[0]
     message = f"{count} more like this in {seconds:.0f} s; the last: {text}"
     facts = {"name": last.name, "levelno": last.levelno, "levelname": last.levelname, "msg": message, "count": count}
     return logging.makeLogRecord(facts)
 
 
-async def keep_writing_sums() -> None:
-    """Do so when their time is over, until cancelled; then at once."""
-    handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, SummingHandler)]
+async def keep_writing_summaries() -> None:
+    """Write summaries every `SUMMARY_SECONDS` until cancelled, and once more then."""
+    handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, SummarizingHandler)]
     try:
         while True:
-            await asyncio.sleep(SUM_SECONDS)
+            await asyncio.sleep(SUMMARY_SECONDS)
             for handler in handlers:
-                handler.write_sums()
+                handler.write_summaries()
     finally:
         for handler in handlers:
-            handler.write_sums(all_of_them=True)
+            handler.write_summaries(write_all=True)
 
 
 FORMATS: dict[str, type[logging.Formatter]] = {"text": TextLines, "json": JsonLines}
@@ -153,8 +154,8 @@ def configure(level: str, form: str) -> None:
     """Log to standard error.
 
     Args:
-        level, form: As `config.ServeSettings` has them.
+        level, form: `log_level` and `log_format` of `config.ServeSettings`.
     """
-    handler = logging.StreamHandler(sys.stderr) if level.upper() == "DEBUG" else SummingHandler(sys.stderr)
+    handler = logging.StreamHandler(sys.stderr) if level.upper() == "DEBUG" else SummarizingHandler(sys.stderr)
     handler.setFormatter(FORMATS[form]())
     logging.basicConfig(level=level.upper(), handlers=[handler])

@@ -1,7 +1,7 @@
-"""Prometheus metrics of what happens: calls, stages, media, bytes, tokens. What is, `state_metrics` reads when it is asked.
+"""Prometheus metrics of events: calls, stages, media, bytes, tokens. Metrics of state are in `state_metrics`.
 
-The parent process alone counts. A label never holds an id, nor anything else that a caller or a worker may choose: its values
-are of a list, or there are at most so many. deploy/prometheus/README.md tells them all; a test compares.
+Only the service process counts, never a worker. Label values come from fixed lists or are limited in number: a label never
+holds an ID or other text that a caller or a worker chooses. deploy/prometheus/README.md lists all metrics; a test compares.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from preprocessor.types.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 METHODS = tuple(pb.DESCRIPTOR.services_by_name["Preprocessor"].methods_by_name)
-# The stages of workers come first: only theirs is CPU time of one request alone.
-_WORK_STAGES = ("plan", "tokenize", "decode", "resize", "patch", "normalize", "process", "convert")
-STAGES = (*_WORK_STAGES, "receive", "fetch", "queue", "send", "first_token", "between_tokens", "generate")
+# Stages that run in a worker; only their CPU time belongs to a single request.
+_WORKER_STAGES = ("plan", "tokenize", "decode", "resize", "patch", "normalize", "process", "convert")
+STAGES = (*_WORKER_STAGES, "receive", "fetch", "queue", "send", "first_token", "between_tokens", "generate")
 _OTHER = "other"
 
-# From a short prompt's tokens to a ten-minute video.
+# From tokenizing a short prompt to preparing a ten-minute video.
 _SECONDS_BUCKETS = (
     0.0005,
     0.001,
@@ -54,60 +54,60 @@ _SECONDS_BUCKETS = (
     60.0,
     300.0,
 )
-_LOOP_LOOK_SECONDS = 0.1
+_LOOP_CHECK_SECONDS = 0.1
 _MAX_REASON_COUNT = 128  # protos/README.md lists about 110
 
 Exemplar = Mapping[str, str]
 
 
 class Metrics:
-    """One registry a server, so that several may live in one process."""
+    """The metrics of one server. Each server has its own registry, so that one process may run several."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.build = self._info("preprocessor_build", "Versions, and the model that is served")
+        self.build = self._info("preprocessor_build", "Versions, and the model served")
 
-        self.requests = self._counter("preprocessor_requests", "Calls ended, by method and gRPC code", "method", "code")
+        self.requests = self._counter(
+            "preprocessor_requests", "Completed calls by method and gRPC status code", "method", "code"
+        )
         self.errors = self._counter(
-            "preprocessor_errors", "Calls ended with an error, by method and stable reason", "method", "reason"
+            "preprocessor_errors", "Failed calls by method and error reason", "method", "reason"
         )
-        self.in_flight = self._gauge("preprocessor_requests_in_flight", "Calls open now", "method")
-        self.request_seconds = self._histogram(
-            "preprocessor_request_duration_seconds", "Time from the start of a call to its end", "method"
-        )
-        self.stage_seconds = self._histogram("preprocessor_stage_duration_seconds", "Wall time of a stage", "stage")
+        self.in_flight = self._gauge("preprocessor_requests_in_flight", "Calls in flight", "method")
+        self.request_seconds = self._histogram("preprocessor_request_duration_seconds", "Duration of a call", "method")
+        self.stage_seconds = self._histogram("preprocessor_stage_duration_seconds", "Wall time per stage", "stage")
         self.stage_cpu_seconds = self._counter(
-            "preprocessor_stage_cpu_seconds", "CPU time of a stage that workers do", "stage"
+            "preprocessor_stage_cpu_seconds", "CPU time per stage, of stages that run in a worker", "stage"
         )
 
-        self.media = self._counter("preprocessor_media", "Images, videos and sounds planned", "modality")
+        self.media = self._counter("preprocessor_media", "Images, videos and audio clips planned", "modality")
         self.frames = self._counter("preprocessor_frames_used", "Video frames used")
-        self.frames_decoded = self._counter("preprocessor_frames_decoded", "Video frames decoded, used or not")
-        self.frames_skipped = self._counter("preprocessor_frames_skipped", "Video frames that never had to be decoded")
-        self.pixels = self._counter("preprocessor_pixels", "Pixels made, of images and frames as resized", "modality")
-        self.pixel_bytes = self._counter("preprocessor_pixel_bytes", "Pixel bytes made")
+        self.frames_decoded = self._counter("preprocessor_frames_decoded", "Video frames decoded, used or unused")
+        self.frames_skipped = self._counter("preprocessor_frames_skipped", "Video frames that did not need decoding")
+        self.pixels = self._counter(
+            "preprocessor_pixels", "Output pixels of images and video frames, after resizing", "modality"
+        )
+        self.pixel_bytes = self._counter("preprocessor_pixel_bytes", "Bytes of pixel tensors produced")
         self.prompt_tokens = self._counter("preprocessor_prompt_tokens", "Prompt tokens produced")
-        self.answer_tokens = self._counter("preprocessor_answer_tokens", "Tokens the engine answered")
+        self.answer_tokens = self._counter("preprocessor_answer_tokens", "Tokens generated by the engine")
         self.received_bytes = self._counter("preprocessor_received_bytes", "Media bytes received")
-        self.sent_bytes = self._counter("preprocessor_sent_bytes", "Tensor bytes handed on, by to whom", "to")
+        self.sent_bytes = self._counter("preprocessor_sent_bytes", "Tensor bytes sent, by receiver", "to")
 
         self.fetch_seconds = self._histogram(
             "preprocessor_fetch_duration_seconds",
-            "Time of fetching a file, by the URL's scheme and how it ended",
+            "Duration of fetching a file, by URL scheme and outcome",
             "scheme",
             "outcome",
         )
-        self.fetching = self._gauge("preprocessor_fetches_in_flight", "Files being fetched now")
+        self.fetching = self._gauge("preprocessor_fetches_in_flight", "Files being fetched")
         self.fetched_bytes = self._counter("preprocessor_fetched_bytes", "Bytes fetched", "scheme")
-        self.loop_delay = self._histogram(
-            "preprocessor_event_loop_delay_seconds", "How late the event loop turns to what is due"
-        )
-        self.worker_ends = self._counter("preprocessor_worker_ends", "Worker processes ended, by why", "reason")
+        self.loop_delay = self._histogram("preprocessor_event_loop_delay_seconds", "Delay of timers on the event loop")
+        self.worker_ends = self._counter("preprocessor_worker_ends", "Worker processes ended, by reason", "reason")
 
-        # A counter that begins at 1 has no rate for its first event, so those whose labels are known begin at 0.
+        # rate() misses the first event of a series that starts at 1, so series with known labels start at 0.
         self._stages = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
-        self._cpu = {stage: self.stage_cpu_seconds.labels(stage) for stage in _WORK_STAGES}
+        self._cpu = {stage: self.stage_cpu_seconds.labels(stage) for stage in _WORKER_STAGES}
         for method in METHODS:
             self.in_flight.labels(method)
             self.request_seconds.labels(method)
@@ -120,13 +120,13 @@ class Metrics:
         self._reasons: set[str] = set()
         self.between_tokens = self._stages["between_tokens"]
 
-    # -- what happens --------------------------------------------------------------------------------------------------
+    # -- counting --------------------------------------------------------------------------------------------------
 
     def count_end(self, method: str, code: str, reason: str) -> None:
-        """Count the end of a call, or a call that was turned away before it began.
+        """Count a completed call, or one that was refused before its handler started.
 
         Args:
-            reason: Of its error; empty where there is none.
+            reason: The error's reason; empty on success.
         """
         self.requests.labels(method, code).inc()
         if reason:
@@ -141,23 +141,23 @@ class Metrics:
         timings: Timings,
         exemplar: Exemplar | None = None,
     ) -> None:
-        """Count a call that has ended, with what it took.
+        """Count a completed call with its duration and its stages.
 
         Args:
-            exemplar: Labels that lead from a bucket to this call's trace, if it is kept.
+            exemplar: Labels that link a histogram bucket to this call's trace; None unless the trace is sampled.
         """
         self.count_end(method, code, reason)
         self.request_seconds.labels(method).observe(seconds, exemplar)  # type: ignore[arg-type]
         for stage, spent in timings.stages.items():
             if not (math.isfinite(spent.wall_ms) and math.isfinite(spent.cpu_ms)):
-                continue  # a worker's word; a sum never recovers from it
+                continue  # a worker reported it; one NaN would spoil the sum for good
             observed = self._stages.get(stage) or self.stage_seconds.labels(_OTHER)
             observed.observe(spent.wall_ms / 1e3, exemplar)  # type: ignore[arg-type]
             if stage in self._cpu and spent.cpu_ms > 0:
                 self._cpu[stage].inc(spent.cpu_ms / 1e3)
 
     def open_call_count(self) -> int:
-        """Calls that have begun and not ended, of every method."""
+        """Calls in flight, over all methods."""
         return int(sum(sample.value for family in self.in_flight.collect() for sample in family.samples))
 
     def observe_plan(self, planned: Plan) -> None:
@@ -167,7 +167,7 @@ class Metrics:
         self.prompt_tokens.inc(planned.token_count)
 
     def observe_pixels(self, planned: Plan, decoded_frame_count: int) -> None:
-        """Count pixels that were made, and the frames that were decoded for them."""
+        """Count the pixels produced, and the frames decoded for them."""
         self.pixel_bytes.inc(planned.pixel_bytes)
         in_files = 0
         for item in planned.items:
@@ -175,12 +175,12 @@ class Metrics:
             if item.modality is Modality.VIDEO and isinstance(item.source, ClipInfo):
                 in_files += item.source.frame_count
         self.frames_decoded.inc(max(0, decoded_frame_count))
-        # Parts of a clip cut in the midst of a group of pictures may decode a frame twice.
+        # If a clip is split within a group of pictures, some frames are decoded twice.
         self.frames_skipped.inc(max(0, in_files - decoded_frame_count))
 
     @contextlib.contextmanager
     def time_fetch(self, scheme: str) -> Iterator[None]:
-        """Around the fetch of one file. Its outcome is "ok", "cancelled", "internal", or an error's reason in lower case."""
+        """Time the fetch of one file. The outcome is "ok", "cancelled", "internal", or an error's reason in lower case."""
         started, outcome = time.perf_counter(), "internal"
         self.fetching.inc()
         try:
@@ -197,21 +197,21 @@ class Metrics:
             self.fetch_seconds.labels(scheme, outcome).observe(time.perf_counter() - started)
 
     def count_worker_end(self, reason: str) -> None:
-        """See `WorkerPool`."""
+        """The callback of `WorkerPool` for ended workers."""
         self.worker_ends.labels(reason).inc()
 
     async def watch_event_loop(self) -> None:
-        """Until cancelled, see how late this task is woken: everything that the loop serves waits as long."""
+        """Until cancelled, measure how late this task is woken; every other task of the loop is delayed as much."""
         loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + _LOOP_LOOK_SECONDS
-            await asyncio.sleep(_LOOP_LOOK_SECONDS)
+            due = loop.time() + _LOOP_CHECK_SECONDS
+            await asyncio.sleep(_LOOP_CHECK_SECONDS)
             self.loop_delay.observe(max(0.0, loop.time() - due))
 
-    # -- what is said of it --------------------------------------------------------------------------------------------
+    # -- reporting -----------------------------------------------------------------------------------------------------
 
     def describe_build(self, model: LoadedModel) -> None:
-        """Say once what runs here."""
+        """Set the build info metric."""
         libraries = {name.replace("-", "_"): version for name, version in library_versions().items()}
         self.build.info(
             {
@@ -225,32 +225,32 @@ class Metrics:
         )
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
-        """All metrics in the format that an HTTP `Accept` header asks for, and its content type.
+        """All metrics in the format that an HTTP `Accept` header requests, and its content type.
 
-        OpenMetrics, which Prometheus asks for, has exemplars; the plain text format, the default, has none.
+        OpenMetrics, which Prometheus requests, has exemplars; the plain text format, the default, has none.
         """
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
 
     def _bounded(self, reason: str) -> str:
-        """The reason, unless there are too many: errors come from workers, too, which have had strangers' files in hand."""
+        """The reason, or "other" beyond `_MAX_REASON_COUNT`: a compromised worker could send any number of reasons."""
         if reason not in self._reasons:
             if len(self._reasons) >= _MAX_REASON_COUNT:
                 return _OTHER
             self._reasons.add(reason)
         return reason
 
-    def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
-        return Counter(name, meaning, labels, registry=self.registry)
+    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
+        return Counter(name, documentation, labels, registry=self.registry)
 
-    def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
-        return Gauge(name, meaning, labels, registry=self.registry)
+    def _gauge(self, name: str, documentation: str, *labels: str) -> Gauge:
+        return Gauge(name, documentation, labels, registry=self.registry)
 
-    def _histogram(self, name: str, meaning: str, *labels: str) -> Histogram:
-        return Histogram(name, meaning, labels, buckets=_SECONDS_BUCKETS, registry=self.registry)
+    def _histogram(self, name: str, documentation: str, *labels: str) -> Histogram:
+        return Histogram(name, documentation, labels, buckets=_SECONDS_BUCKETS, registry=self.registry)
 
-    def _info(self, name: str, meaning: str) -> Info:
-        return Info(name, meaning, registry=self.registry)
+    def _info(self, name: str, documentation: str) -> Info:
+        return Info(name, documentation, registry=self.registry)
 
 
 def _pixel_count(item: ItemPlan) -> int:

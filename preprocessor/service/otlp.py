@@ -1,9 +1,9 @@
-"""Spans of each call, sent to an OpenTelemetry collector: the call itself, its stages in every process, the engine's part.
+"""Spans of each call for an OpenTelemetry collector: the call, its stages in every process, and the engine request.
 
-Workers know nothing of this. They send their timings along, on a clock that all processes of a machine share, and the
-spans are made of those when the call has ended. `server` imports this file only where there is a collector to send to.
+Workers create no spans. They report their timings on the monotonic clock that all processes of a machine share, and the
+spans are created from those when the call ends. `server` imports this file only if a collector is configured.
 
-A span holds times, sizes and names that this service gave; never a prompt, a file, or a token.
+A span holds times, sizes and names chosen by this service; never a prompt, a file, or a token.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from preprocessor.service.health import SERVICE_NAME as GRPC_SERVICE_NAME
 from preprocessor.service.tracing import CallTrace, Metadata, Traces, context_of
 from preprocessor.types.timing import StageTime, Timings
 
-# The codes that are the server's fault, by OpenTelemetry's conventions for gRPC; the others are no errors of a server's span.
-_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
+# Status codes that make a server span an error, by OpenTelemetry's semantic conventions for gRPC.
+_ERROR_CODES = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 _PROPAGATOR = TraceContextTextMapPropagator()
 _ENGINE_STAGE = "generate"
 _CLOSE_SECONDS = 2.0
 
 
 class OtlpTraces(Traces):
-    """See `Traces`. Sends in a thread of its own, in batches, and drops spans when the collector does not keep up.
+    """Implements `Traces`. A background thread exports spans in batches, and drops spans if the collector is too slow.
 
-    What `OTEL_RESOURCE_ATTRIBUTES` says of this replica goes along; `OTEL_EXPORTER_OTLP_*` and `OTEL_BSP_*` hold where the
-    settings here say nothing.
+    `OTEL_RESOURCE_ATTRIBUTES` is added to the resource; `OTEL_EXPORTER_OTLP_*` and `OTEL_BSP_*` apply where the settings here
+    have no counterpart.
     """
 
     def __init__(self, settings: TraceSettings) -> None:
@@ -51,7 +51,7 @@ class OtlpTraces(Traces):
         self._tracer = self._provider.get_tracer("preprocessor", __version__)
 
     def begin(self, method: str, metadata: Metadata, request_id: str) -> CallTrace:
-        """Begin the call's span, below the caller's where there is one."""
+        """Start the call's span, as a child of the caller's span if there is one."""
         span = self._tracer.start_span(
             f"{GRPC_SERVICE_NAME}/{method}",
             context=_PROPAGATOR.extract(context_of(metadata)),
@@ -66,11 +66,11 @@ class OtlpTraces(Traces):
         return _RecordedTrace(self._tracer, span)
 
     def close(self) -> None:
-        """Send what is left, unless the collector does not take it soon: a stop has no half minute for that."""
-        giving_up = threading.Timer(_CLOSE_SECONDS, self._exporter.shutdown)
-        giving_up.start()
+        """Export the remaining spans, for `_CLOSE_SECONDS` at most; the exporter's own limit is 30 s."""
+        give_up_timer = threading.Timer(_CLOSE_SECONDS, self._exporter.shutdown)
+        give_up_timer.start()
         self._provider.shutdown()
-        giving_up.cancel()
+        give_up_timer.cancel()
 
 
 class _RecordedTrace(CallTrace):
@@ -79,25 +79,25 @@ class _RecordedTrace(CallTrace):
         super().__init__((), f"{context.trace_id:032x}", is_sampled=context.trace_flags.sampled)
         self._tracer = tracer
         self._span = span
-        self._inside = trace.set_span_in_context(span)
+        self._parent_context = trace.set_span_in_context(span)
         self._engine_span: Span | None = None
 
-    def ask_engine(self) -> Sequence[tuple[str, str]]:
-        self._engine_span = self._tracer.start_span("engine", context=self._inside, kind=SpanKind.CLIENT)
+    def start_engine_request(self) -> Sequence[tuple[str, str]]:
+        self._engine_span = self._tracer.start_span("engine", context=self._parent_context, kind=SpanKind.CLIENT)
         carrier: dict[str, str] = {}
         _PROPAGATOR.inject(carrier, trace.set_span_in_context(self._engine_span))
         return tuple(carrier.items())
 
     def end(self, code: str, reason: str, timings: Timings) -> None:
-        """Make the stages' spans and end the call's."""
+        """Create the stages' spans and end the call's."""
         if self._span.is_recording():
             for process_id, stage, spent in timings.shares():
-                if stage != _ENGINE_STAGE:  # the engine's own span shows it
+                if stage != _ENGINE_STAGE:  # the engine span covers it
                     self._add_stage(process_id, stage, spent)
             self._span.set_attribute("rpc.grpc.status_code", code)
             if reason:
                 self._span.set_attribute("error.type", reason)
-            if code in _FAULTS:
+            if code in _ERROR_CODES:
                 self._span.set_status(Status(StatusCode.ERROR, reason))
         if self._engine_span is not None:
             generated = timings.stages.get(_ENGINE_STAGE)
@@ -105,10 +105,10 @@ class _RecordedTrace(CallTrace):
         self._span.end()
 
     def _add_stage(self, process_id: int, stage: str, spent: StageTime) -> None:
-        """A span from a stage's first beginning to its last end; what it spent of that stands in its attributes."""
+        """Add a span from a stage's first start to its last end; attributes give the time spent in it."""
         span = self._tracer.start_span(
             stage,
-            context=self._inside,
+            context=self._parent_context,
             start_time=_epoch_ns(spent.started_seconds),
             attributes={
                 "process.pid": process_id,
@@ -120,5 +120,5 @@ class _RecordedTrace(CallTrace):
 
 
 def _epoch_ns(monotonic_seconds: float) -> int:
-    """A time of `time.monotonic` as a span tells it. The wall clock is read for this alone, and anew: it may be set."""
+    """A time of `time.monotonic` in nanoseconds since the epoch. The wall clock is read each time, because it may be set."""
     return time.time_ns() - int((time.monotonic() - monotonic_seconds) * 1e9)

@@ -1,7 +1,7 @@
-"""How much one caller may ask: calls a second, uploaded bytes a second, calls open at a time.
+"""Quotas of each caller: calls per second, uploaded bytes per second, concurrent calls.
 
-Rates are token buckets that hold ten seconds' worth. Bytes are known only as they come, so an upload may take its owner's
-bucket below nothing, and the next call waits until it is above: no upload is broken off, and the mean holds.
+Rates are token buckets that hold ten seconds' worth. The size of an upload is known only when it ends, so it may make the
+bucket negative; further calls are refused until it is positive again. No upload is interrupted, and the mean rate holds.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _MAX_IDLE_ACCOUNTS = 4096
 
 @dataclass(slots=True)
 class Bucket:
-    """So much a second, and `BURST_SECONDS` of that at once.
+    """A token bucket that holds `BURST_SECONDS` of its rate.
 
     Attributes:
-        rate: A second; infinite sets no bound.
-        level: What may be taken; below 0 it is owed.
+        rate: Tokens per second; infinite for no limit.
+        level: Tokens available; may be negative.
     """
 
     rate: float
@@ -33,27 +33,28 @@ class Bucket:
     level: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.level = self.most
+        self.level = self.capacity
 
     @property
-    def most(self) -> float:
+    def capacity(self) -> float:
         return max(1.0, self.rate * BURST_SECONDS)
 
     def fill(self, now_seconds: float) -> None:
         if math.isfinite(self.rate):
-            self.level = min(self.most, self.level + (now_seconds - self.filled_at_seconds) * self.rate)
+            self.level = min(self.capacity, self.level + (now_seconds - self.filled_at_seconds) * self.rate)
         self.filled_at_seconds = now_seconds
 
     def seconds_until(self, level: float) -> float:
-        """Until that much may be taken, as of the last `fill`."""
+        """Time until the level is reached, counted from the last `fill`."""
         return max(0.0, (level - self.level) / self.rate)
 
 
 class Account:
-    """What one caller has used.
+    """The usage of one caller.
 
     Attributes:
-        name: Who it is, as certificates or tokens say; empty where nobody is asked.
+        name: The caller's name from its token, certificate, proxy or address; empty for exempt methods.
+        open_count: Its calls that have not ended.
     """
 
     def __init__(self, name: str, settings: AccessSettings, clock: Callable[[], float]) -> None:
@@ -66,7 +67,7 @@ class Account:
         self._clock = clock
 
     def begin_call(self) -> None:
-        """Count a call, which is open until `end_call`.
+        """Count a call; it is open until `end_call`.
 
         Raises:
             Overloaded: `TOO_MANY_CALLS`, `CALL_RATE_EXCEEDED` or `BYTE_RATE_EXCEEDED`.
@@ -74,18 +75,18 @@ class Account:
         self._fill()
         if self.open_count >= self._max_open_count:
             raise Overloaded(
-                f"{self.open_count} calls of {self.name or 'this service'} are open, which is as many as may be; end one",
+                f"{self.name} has {self.open_count} calls open, the most that are allowed; wait until one ends",
                 reason="TOO_MANY_CALLS",
             )
         if self._calls.level < 1:
             raise Overloaded(
-                f"more calls than {self._calls.rate:g} a second; call less often",
+                f"more than {self._calls.rate:g} calls per second; call less often",
                 reason="CALL_RATE_EXCEEDED",
                 retry_after_seconds=self._calls.seconds_until(1),
             )
         if self._bytes.level <= 0:
             raise Overloaded(
-                f"more uploaded bytes than {self._bytes.rate:g} a second; send less, or less often",
+                f"more than {self._bytes.rate:g} uploaded bytes per second; send less, or less often",
                 reason="BYTE_RATE_EXCEEDED",
                 retry_after_seconds=self._bytes.seconds_until(1),
             )
@@ -96,15 +97,15 @@ class Account:
         self.open_count -= 1
 
     def add_bytes(self, size_bytes: int) -> None:
-        """Count bytes that have come."""
+        """Count received bytes."""
         self._fill()
         self._bytes.level -= size_bytes
 
     @property
     def is_forgettable(self) -> bool:
-        """Whether a new account would be the same."""
+        """Whether it equals a new account."""
         self._fill()
-        return not self.open_count and all(bucket.level == bucket.most for bucket in (self._calls, self._bytes))
+        return not self.open_count and all(bucket.level == bucket.capacity for bucket in (self._calls, self._bytes))
 
     def _fill(self) -> None:
         now = self._clock()
@@ -113,20 +114,20 @@ class Account:
 
 
 class Accounts:
-    """An account for everyone who calls; those that nothing is known of are forgotten before they are too many."""
+    """The account of each caller. Accounts that equal a new one are removed when there are too many."""
 
     def __init__(self, settings: AccessSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
         self._clock = clock
         self._accounts: dict[str, Account] = {}
-        self._swept_at_count = _MAX_IDLE_ACCOUNTS
+        self._sweep_at_count = _MAX_IDLE_ACCOUNTS
 
     def of(self, name: str) -> Account:
         account = self._accounts.get(name)
         if account is None:
-            if len(self._accounts) >= self._swept_at_count:
+            if len(self._accounts) >= self._sweep_at_count:
                 self._accounts = {name: one for name, one in self._accounts.items() if not one.is_forgettable}
-                self._swept_at_count = max(_MAX_IDLE_ACCOUNTS, 2 * len(self._accounts))
+                self._sweep_at_count = max(_MAX_IDLE_ACCOUNTS, 2 * len(self._accounts))
             account = self._accounts[name] = Account(name, self._settings, self._clock)
         return account
 
@@ -135,10 +136,10 @@ _CALLER: ContextVar[Account] = ContextVar("caller")
 
 
 def current_caller() -> Account:
-    """Whose call the running handler serves."""
+    """The caller that the running handler serves."""
     return _CALLER.get()
 
 
 def serve_caller(account: Account) -> None:
-    """The running handler serves a call of theirs."""
+    """Set the caller that the running handler serves."""
     _CALLER.set(account)

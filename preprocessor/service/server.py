@@ -1,4 +1,4 @@
-"""The server's life: load, listen, drain, stop."""
+"""The server's life cycle: load, listen, drain, stop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from preprocessor.service.endpoint_metrics import EndpointMetrics
 from preprocessor.service.engine import arena_in, connect_engines, share_region
 from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
-from preprocessor.service.logs import keep_writing_sums
+from preprocessor.service.logs import keep_writing_summaries
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.servicer import PreprocessorServicer
 from preprocessor.service.state_metrics import StateMetrics
@@ -37,16 +37,16 @@ from preprocessor.workers.pool import PoolSettings, WorkerPool
 
 logger = logging.getLogger(__name__)
 
-_FLUSH_SECONDS = 2.0  # for what a caller has not read yet of an answer that is complete
-_LOOK_SECONDS = 0.05
-_GOODBYE_SECONDS = 1.0  # until every connection has heard of a stop
+_FLUSH_SECONDS = 2.0  # for callers to read the rest of completed responses
+_POLL_SECONDS = 0.05
+_GOAWAY_SECONDS = 1.0  # until every connection has received GOAWAY
 
 
 class Server:
     """A running service, as an async context manager; leaving it drains and stops.
 
     Attributes:
-        address, http_address: Where it listens, the ports as bound.
+        address, http_address: Where it listens, with the bound ports.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Server:
         engine: EngineClient | None = None,
         fork_server: ForkServer | None = None,
     ) -> None:
-        """`model`, `engine` and `fork_server` stand in for those that it would make itself, where a program has them already."""
+        """`model`, `engine` and `fork_server` replace those that the server would create from the settings."""
         self.settings = settings
         self.model = model or load_model(settings.model)
         self.engine = engine
@@ -66,53 +66,53 @@ class Server:
         self._drain_seconds = settings.drain_seconds
 
     async def __aenter__(self) -> Server:
-        async with (
-            AsyncExitStack() as undoing
-        ):  # a start that fails half way leaves nothing behind, in /dev/shm least of all
-            await self._start(undoing)
-            self._undoing = undoing.pop_all()
+        # A start that fails midway releases everything, in particular files in /dev/shm.
+        async with AsyncExitStack() as stack:
+            await self._start(stack)
+            self._stack = stack.pop_all()
         return self
 
     async def retire(self) -> None:
-        """Tell balancers, and let calls under way end on connections that stay open, for half of the drain time.
+        """Become unready, and wait for calls in flight while connections stay open, for half of the drain time at most.
 
-        The stop that follows closes a connection with its last call, and a proxy that still holds a part of that call's answer
-        for a slow caller may throw it away: Envoy 1.40 does. Calls that come meanwhile are refused, for another replica to serve.
+        The stop that follows closes a connection together with its last call. A proxy that is still forwarding that call's
+        response to a slow caller may then discard the rest, as Envoy 1.40 does. New calls are refused meanwhile, so that callers
+        use another replica.
         """
         await self.health.drain()
-        self.gate.is_closed = True
-        begun = time.monotonic()
+        self.auth_interceptor.is_draining = True
+        started_seconds = time.monotonic()
         if self.metrics.open_call_count():
-            for _ in range(int(self._drain_seconds / 2 / _LOOK_SECONDS)):
+            for _ in range(int(self._drain_seconds / 2 / _POLL_SECONDS)):
                 if not self.metrics.open_call_count():
                     break
-                await asyncio.sleep(_LOOK_SECONDS)
+                await asyncio.sleep(_POLL_SECONDS)
             await asyncio.sleep(min(_FLUSH_SECONDS, self._drain_seconds / 4))
-        self._drain_seconds -= time.monotonic() - begun
+        self._drain_seconds -= time.monotonic() - started_seconds
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Tell balancers, let calls under way finish within the drain time, then cancel what is left. Twice is fine."""
-        await self._undoing.aclose()
+        """Become unready, let calls in flight finish within the drain time, then cancel the rest."""
+        await self._stack.aclose()
 
-    async def _start(self, undoing: AsyncExitStack) -> None:
+    async def _start(self, stack: AsyncExitStack) -> None:
         settings = self.settings
         self.traces = _create_traces(settings.trace)
-        undoing.push_async_callback(asyncio.to_thread, self.traces.close)
+        stack.push_async_callback(asyncio.to_thread, self.traces.close)
         self.metrics = Metrics()
         self.metrics.describe_build(self.model)
-        self.fetcher = await undoing.enter_async_context(Fetcher(settings.fetch, self.metrics))
-        # Encoding copies a prompt's tensors into a message: milliseconds of memory traffic, not a worker's kind of work.
+        self.fetcher = await stack.enter_async_context(Fetcher(settings.fetch, self.metrics))
+        # Encoding copies a prompt's tensors into a message. That takes milliseconds, so threads suffice.
         encoding = ThreadPoolExecutor(2, "encode")
-        undoing.callback(encoding.shutdown, wait=False, cancel_futures=True)
+        stack.callback(encoding.shutdown, wait=False, cancel_futures=True)
         if self.engine is None and settings.engine.address:
             self.engine = connect_engines(settings.engine, self.model, encoding)
         self._region = None
         if self.engine is not None:
             self._region = share_region(self.engine, settings.engine, settings.memory_budget_bytes)
             if self._region is not None:
-                undoing.callback(self._region.close)
+                stack.callback(self._region.close)
         if isinstance(self.engine, Endpoints):
             self.metrics.registry.register(EndpointMetrics(self.engine.states))
         arena = None if self._region is None else arena_in(self._region, settings.memory_budget_bytes)
@@ -120,13 +120,13 @@ class Server:
             self.model, _pool_settings(settings), self.metrics.count_worker_end, self._fork_server, arena
         )
         await self.pool.start()
-        undoing.push_async_callback(self.pool.close)
+        stack.push_async_callback(self.pool.close)
         if self.engine is not None:
-            undoing.push_async_callback(self.engine.close)
+            stack.push_async_callback(self.engine.close)
         self.health = Health(self.engine, self.pool, settings.budget_full_seconds)
         self.metrics.registry.register(StateMetrics(self.pool, self.health))
-        self.gate = AuthInterceptor(settings.access, settings.wire, self.metrics)
-        self._grpc = listening.create_server(settings.wire, self.gate)
+        self.auth_interceptor = AuthInterceptor(settings.access, settings.wire, self.metrics)
+        self._grpc = listening.create_server(settings.wire, self.auth_interceptor)
         servicer = PreprocessorServicer(
             self.model,
             settings,
@@ -141,28 +141,28 @@ class Server:
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
         self.address = listening.bind(self._grpc, settings.address, settings.access)
         await self._grpc.start()
-        undoing.push_async_callback(self._grpc.stop, grace=None)
+        stack.push_async_callback(self._grpc.stop, grace=None)
         self._http = web.AppRunner(probe_application(self.health, self.metrics), access_log=None)
         await self._http.setup()
-        undoing.push_async_callback(self._http.cleanup)
+        stack.push_async_callback(self._http.cleanup)
         self.http_address = await self._bind_http(settings.http_address)
         await self.health.refresh()
-        undoing.callback(asyncio.create_task(self.health.run()).cancel)
-        undoing.callback(asyncio.create_task(self.metrics.watch_event_loop()).cancel)
-        undoing.push_async_callback(self._let_calls_finish)
+        stack.callback(asyncio.create_task(self.health.run()).cancel)
+        stack.callback(asyncio.create_task(self.metrics.watch_event_loop()).cancel)
+        stack.push_async_callback(self._drain_calls)
 
-    async def _let_calls_finish(self) -> None:
-        """Probes answer "draining" meanwhile."""
+    async def _drain_calls(self) -> None:
+        """Stop the gRPC server once its calls have ended; readiness probes report "draining" meanwhile."""
         await self.health.drain()
-        if not self.gate.is_closed:
+        if not self.auth_interceptor.is_draining:
             await self._grpc.stop(grace=self._drain_seconds)
             return
-        # A call that comes after gRPC's stop, and before its caller has heard of it, is ended as CANCELLED. Who asks again as
-        # soon as he is refused would be one of those: he is kept waiting until his connection has been told to end.
-        with self.gate.keeping_waiting():
-            await asyncio.sleep(_LOOK_SECONDS)
+        # gRPC ends a call with CANCELLED if it arrives after the stop and before its caller has received GOAWAY. Callers that
+        # retry at once after a refusal would run into this, so their calls are held until every connection has received GOAWAY.
+        with self.auth_interceptor.hold_new_calls():
+            await asyncio.sleep(_POLL_SECONDS)
             stopping = asyncio.create_task(self._grpc.stop(grace=self._drain_seconds))
-            await asyncio.wait([stopping], timeout=min(_GOODBYE_SECONDS, max(0.0, self._drain_seconds / 4)))
+            await asyncio.wait([stopping], timeout=min(_GOAWAY_SECONDS, max(0.0, self._drain_seconds / 4)))
         await stopping
 
     async def _bind_http(self, address: str) -> str:
@@ -188,18 +188,18 @@ def _pool_settings(settings: ServeSettings) -> PoolSettings:
 
 
 async def serve(settings: ServeSettings, model: LoadedModel, fork_server: ForkServer | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; a second signal does not wait for the drain."""
+    """Serve until SIGTERM or SIGINT; a second signal stops without draining."""
     give_back_large_blocks()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    summing = asyncio.create_task(keep_writing_sums())
+    summaries = asyncio.create_task(keep_writing_summaries())
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if fork_server is not None:
         await fork_server.start()
     async with Server(settings, model, fork_server=fork_server) as server:
         logger.info(
-            "serving %s on grpc %s, http %s; %d workers; %d MiB for requests; engine %s; FFmpeg %s",
+            "serving %s on grpc %s, http %s; %d workers; memory budget %d MiB; engine %s; FFmpeg %s",
             server.model.name,
             server.address,
             server.http_address,
@@ -211,20 +211,20 @@ async def serve(settings: ServeSettings, model: LoadedModel, fork_server: ForkSe
         await stop.wait()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
-        logger.info("stopping; calls under way have %g seconds", settings.drain_seconds)
+        logger.info("stopping; calls in flight may take %g more seconds", settings.drain_seconds)
         await server.retire()
     if fork_server is not None:
         fork_server.close()
-    summing.cancel()
-    await asyncio.wait([summing])
+    summaries.cancel()
+    await asyncio.wait([summaries])
     logger.info("stopped")
 
 
 def _create_traces(settings: TraceSettings) -> Traces:
-    """As the settings have it.
+    """Traces as configured.
 
     Raises:
-        SettingError: Spans are to be sent, and OpenTelemetry is not installed.
+        SettingError: A trace endpoint is set, and OpenTelemetry is not installed.
     """
     if not settings.endpoint:
         return Traces()
@@ -232,6 +232,6 @@ def _create_traces(settings: TraceSettings) -> Traces:
         from preprocessor.service.otlp import OtlpTraces
     except ImportError as error:
         raise SettingError(
-            "--trace-endpoint", settings.endpoint, "it where pip install 'vlm-preprocessor[otel]' was done"
+            "--trace-endpoint", settings.endpoint, "OpenTelemetry to be installed: pip install 'vlm-preprocessor[otel]'"
         ) from error
     return OtlpTraces(settings)

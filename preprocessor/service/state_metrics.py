@@ -1,7 +1,4 @@
-"""Prometheus metrics of the present state: tasks, workers, memory, readiness.
-
-Each is read from its owner when it is scraped. So they cost requests nothing, and are never out of date.
-"""
+"""Prometheus metrics of state: tasks, workers, memory, readiness. They are read at each scrape, so requests pay nothing."""
 
 from __future__ import annotations
 
@@ -17,69 +14,67 @@ from preprocessor.workers.pool import WorkerPool
 
 
 class StateMetrics(Collector):
-    """Reads the state at each scrape. Register it once."""
+    """A collector for one registry."""
 
     def __init__(self, pool: WorkerPool, health: Health) -> None:
         self._pool = pool
         self._health = health
 
     def collect(self) -> Iterator[Metric]:
-        """One metric family after another."""
+        """Each metric family."""
         pool, health = self._pool, self._health
         cores = pool.settings.worker_count
         yield _gauge("preprocessor_queued_requests", "Tasks waiting for a worker or for memory", pool.queued_count)
-        yield _gauge("preprocessor_running_work", "Tasks that workers run now", pool.running_count)
-        yield _gauge("preprocessor_workers", "Cores that tasks may use", cores)
-        yield _gauge("preprocessor_worker_processes", "Worker processes alive", pool.worker_set.count)
+        yield _gauge("preprocessor_running_work", "Tasks running on workers", pool.running_count)
+        yield _gauge("preprocessor_workers", "Workers per lane: the number of cores to use", cores)
+        yield _gauge("preprocessor_worker_processes", "Live worker processes", pool.worker_set.count)
         yield _gauge(
             "preprocessor_load_ratio",
-            "CPU seconds that all waiting and running tasks are expected to take, divided by the cores: the signal to scale by",
+            "Expected core-seconds of all tasks, waiting and running, divided by the cores; for autoscaling",
             pool.expected_seconds / cores,
         )
-        yield _gauge("preprocessor_budget_bytes", "Memory budget of all requests", pool.settings.memory_budget_bytes)
-        yield _gauge("preprocessor_budget_used_bytes", "Memory that requests hold", pool.used_bytes)
+        yield _gauge("preprocessor_budget_bytes", "Memory budget for all requests", pool.settings.memory_budget_bytes)
+        yield _gauge("preprocessor_budget_used_bytes", "Memory held by requests", pool.used_bytes)
         yield _gauge(
             "preprocessor_budget_full_ratio",
-            "Part taken, 0 to 1, of the memory for files or for pixels, whichever is fuller",
+            "Used fraction of the memory for files or for pixels, whichever is larger",
             pool.fullness,
         )
         yield _gauge(
-            "preprocessor_memory_limit_bytes",
-            "Memory that all processes of the replica may take",
-            available_memory_bytes(),
+            "preprocessor_memory_limit_bytes", "Memory limit of the container or machine", available_memory_bytes()
         )
         yield _gauge(
-            "preprocessor_memory_used_bytes", "Memory that they take, without idle pages of files", used_memory_bytes()
+            "preprocessor_memory_used_bytes",
+            "Memory used of that limit, without inactive page cache",
+            used_memory_bytes(),
         )
         yield _by_label(
             CounterMetricFamily(
-                "preprocessor_abandoned_work",
-                "Tasks whose caller went away, by the state they were in",
-                labels=("state",),
+                "preprocessor_abandoned_work", "Tasks whose caller left, by their state", labels=("state",)
             ),
             pool.counters.abandoned_counts,
         )
         causes = health.causes
-        yield _gauge("preprocessor_ready", "1 while this replica should get calls", not health.causes_of())
+        yield _gauge("preprocessor_ready", "1 if this replica is ready", not health.causes_of())
         yield _by_label(
             GaugeMetricFamily(
-                "preprocessor_method_ready", "1 while it should get calls of a method", labels=("method",)
+                "preprocessor_method_ready", "1 if this replica is ready for a method", labels=("method",)
             ),
             {method: not health.causes_of(method) for method in METHODS},
         )
         yield _by_label(
             GaugeMetricFamily(
                 "preprocessor_unready",
-                "1 for each cause why it should get no calls, or none of some method",
+                "1 for each cause that makes this replica unready, for all methods or for some",
                 labels=("cause",),
             ),
             {cause.value: cause in causes for cause in Cause},
         )
-        yield _gauge("preprocessor_engine_ready", "1 while the engine answers", health.is_engine_ready)
+        yield _gauge("preprocessor_engine_ready", "1 if the engine is ready", health.is_engine_ready)
 
 
-def _gauge(name: str, meaning: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, meaning, float(value))
+def _gauge(name: str, documentation: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, documentation, float(value))
 
 
 def _by_label(family: CounterMetricFamily | GaugeMetricFamily, values: Mapping[str, float]) -> Metric:

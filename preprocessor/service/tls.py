@@ -1,7 +1,7 @@
-"""The service's side of TLS, from files that may be renewed while it runs.
+"""Server TLS credentials, from files that may be replaced while the service runs.
 
-gRPC asks for the certificate at every handshake, on a thread of its own. Files whose stamps have changed are read again, all
-of them, and used once they fit together: whoever renews them replaces several, and a handshake may come in between.
+gRPC requests the certificate for every handshake, on a thread of its own. If a file's stamp has changed, all files are read
+again and used if they match. They may not match for a moment, because a renewal replaces several files one after another.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def server_credentials(settings: AccessSettings) -> grpc.ServerCredentials | None:
-    """Credentials to listen with; None where the settings have no certificate.
+    """Credentials for the listening port; None if no certificate is configured.
 
     Raises:
         SettingError: A file cannot be used.
@@ -30,13 +30,13 @@ def server_credentials(settings: AccessSettings) -> grpc.ServerCredentials | Non
     files = _Files(settings)
     return grpc.dynamic_ssl_server_credentials(
         files.read(),
-        cast("Any", files.read_if_changed),  # the stubs do not know that None is "as before"
+        cast("Any", files.read_if_changed),  # None means "unchanged", which the stubs do not allow
         require_client_authentication=bool(settings.tls_client_root),
     )
 
 
 class _Files:
-    """Certificate, key, and the authorities of callers."""
+    """Certificate, key, and the CA certificates for callers."""
 
     def __init__(self, settings: AccessSettings) -> None:
         self._settings = settings
@@ -45,10 +45,10 @@ class _Files:
         self._stamps: Sequence[Any] = ()
 
     def read(self) -> grpc.ServerCertificateConfiguration:
-        """What the files hold now.
+        """Read all files.
 
         Raises:
-            SettingError: One cannot be used.
+            SettingError: A file cannot be used.
         """
         settings = self._settings
         self._stamps = self._stamp()
@@ -60,17 +60,17 @@ class _Files:
         )
 
     def read_if_changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """What the files hold now; None leaves in use what was read last, as where the new files do not fit together."""
+        """Read all files if one has changed; None keeps the last configuration, also if the new files do not match."""
         with self._lock:
             if self._stamp() == self._stamps:
                 return None
             try:
                 renewed = self.read()
             except SettingError as error:
-                logger.warning("the last certificate stays in use: %s", error)
-                self._stamps = ()  # to be looked at again at the next handshake
+                logger.warning("the previous certificate stays in use: %s", error)
+                self._stamps = ()  # read them again at the next handshake
                 return None
-            logger.info("the certificate was renewed: %s", self._settings.tls_certificate)
+            logger.info("certificate renewed: %s", self._settings.tls_certificate)
             return renewed
 
     def _stamp(self) -> Sequence[Any]:

@@ -1,14 +1,13 @@
-"""Bearer tokens: who a caller is, by a file that may be replaced while it is in use.
+"""Bearer tokens that identify callers, from a file that may be replaced while the service runs.
 
-A line of the file is a name and a token, or a name and the token's SHA-256, so that the file alone lets nobody in:
+A line of the file is a caller's name and its token, or the token's SHA-256, with which the file alone gives no access:
 
-    # the gateway; both lines are good until its new token is everywhere
+    # the gateway: both tokens are valid during a rotation
     gateway    sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
     gateway    sha256:60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11e752
     batch-jobs 3T9hQx...
 
-Tokens are compared by their digests. Nobody can steer a digest towards one that is in the table, so the time that a look-up
-takes tells nothing; the match itself is compared in constant time all the same.
+Tokens are compared by their digests, in constant time.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 class CallerTokens:
-    """Names by their tokens.
+    """The callers' names by token.
 
     Args:
-        clock: Seconds that only ever grow.
+        clock: Monotonic clock, in seconds.
     Raises:
-        SettingError: The file cannot be read or used; the text names the line and never what it holds.
+        SettingError: The file cannot be read or is invalid; the message gives the line number and never its content.
     """
 
     def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -48,17 +47,17 @@ class CallerTokens:
         self._checked_at_seconds = clock()
 
     def name_of(self, token: str) -> str | None:
-        """Whose token it is; None where it is nobody's."""
+        """The name of the token's owner; None for an unknown token."""
         self._refresh()
         digest = hashlib.sha256(token.encode()).digest()
         found = None
-        for known, name in self._names.items():  # all of them, so that time does not tell which matched
+        for known, name in self._names.items():  # no early exit, so that the duration does not depend on the match
             if hmac.compare_digest(known, digest):
                 found = name
         return found
 
     def _refresh(self) -> None:
-        """Take a new file into use; one that cannot be used leaves the last in use."""
+        """Read the file if it has changed; if the new one is invalid, the previous tokens stay in use."""
         now = self._clock()
         if now - self._checked_at_seconds < REFRESH_SECONDS:
             return
@@ -70,13 +69,13 @@ class CallerTokens:
         try:
             self._names = _read(self._path)
         except SettingError as error:
-            logger.warning("the last tokens stay in use: %s", error)
+            logger.warning("the previous tokens stay in use: %s", error)
         else:
-            logger.info("%d tokens read from %s", len(self._names), self._path)
+            logger.info("read %d tokens from %s", len(self._names), self._path)
 
 
 def _read(path: str) -> Mapping[bytes, str]:
-    """SHA-256 of a token → its owner's name."""
+    """The owners' names by the tokens' SHA-256 digests."""
     names: dict[bytes, str] = {}
     try:
         lines = read_file("--token-file", path).decode("ascii").splitlines()
@@ -87,7 +86,9 @@ def _read(path: str) -> Mapping[bytes, str]:
             continue
         fields = line.split()
         if len(fields) != 2 or not _NAME.fullmatch(fields[0]):
-            raise SettingError("--token-file", path, f"a name and a token, or sha256: and its digest, in line {number}")
+            raise SettingError(
+                "--token-file", path, f"a name and a token, or a name and sha256:DIGEST, in line {number}"
+            )
         name, token = fields
         digest = _DIGEST.fullmatch(token)
         if digest is None and (token.startswith("sha256:") or len(token) < MIN_TOKEN_LENGTH):
@@ -98,7 +99,7 @@ def _read(path: str) -> Mapping[bytes, str]:
             )
         key = bytes.fromhex(digest[1]) if digest else hashlib.sha256(token.encode()).digest()
         if names.setdefault(key, name) != name:
-            raise SettingError("--token-file", path, f"a token of its own for {name} in line {number}")
+            raise SettingError("--token-file", path, f"a token in line {number} that no other name has")
     if not names:
         raise SettingError("--token-file", path, "at least one name with a token")
     return names

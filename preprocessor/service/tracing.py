@@ -1,7 +1,7 @@
-"""A call's place in its caller's trace: W3C trace context in from the caller's metadata, and on to the engine.
+"""Trace context propagation: W3C trace context from the caller's metadata to the engine's.
 
-Without a collector to send spans to this is all there is: what came in goes on unchanged, its id stands in logs and in
-exemplars, and OpenTelemetry is not imported. With one, `otlp.OtlpTraces` takes the place of `Traces`: `server` chooses.
+Without a collector this is all: the context is forwarded unchanged, its trace ID appears in logs and exemplars, and
+OpenTelemetry is not imported. With a collector, `server` uses `otlp.OtlpTraces` in place of `Traces`.
 
 Source: W3C Trace Context (https://www.w3.org/TR/trace-context/), version 00.
 """
@@ -17,7 +17,7 @@ from preprocessor.types.timing import Timings
 Metadata = Iterable[tuple[str, str | bytes]]
 
 KEYS = ("traceparent", "tracestate")
-# version - trace id - parent id - flags; later versions may append to it. 255 is no version, and ids are not zero.
+# version - trace ID - parent ID - flags; later versions may append to it. Version ff and all-zero IDs are invalid.
 _TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-(?P<flags>[0-9a-f]{2})(-.*)?"
 )
@@ -25,10 +25,10 @@ _SAMPLED = 1
 
 
 class CallTrace:
-    """One call in its trace.
+    """The trace of one call.
 
     Attributes:
-        trace_id: 32 hexadecimal digits; empty where the call belongs to no trace.
+        trace_id: 32 hexadecimal digits; empty if the call belongs to no trace.
     """
 
     def __init__(self, context: Sequence[tuple[str, str]], trace_id: str = "", *, is_sampled: bool = False) -> None:
@@ -38,24 +38,24 @@ class CallTrace:
 
     @property
     def exemplar(self) -> Exemplar | None:
-        """What leads from a metric to this trace; None where nobody keeps it."""
+        """Labels that link a metric to this trace; None unless the trace is sampled."""
         return {"trace_id": self.trace_id} if self._is_sampled else None
 
-    def ask_engine(self) -> Sequence[tuple[str, str]]:
-        """Metadata for the engine, which is asked from now on."""
+    def start_engine_request(self) -> Sequence[tuple[str, str]]:
+        """Trace metadata for the engine request, which starts now."""
         return self._context
 
     def end(self, code: str, reason: str, timings: Timings) -> None:
-        """The call has ended.
+        """End the call's trace.
 
         Args:
-            code: gRPC's name for it.
-            reason: Of its error; empty where there is none.
+            code: Name of the gRPC status code.
+            reason: The error's reason; empty on success.
         """
 
 
 class Traces:
-    """Begins the trace of each call."""
+    """Starts the trace of each call."""
 
     def begin(self, method: str, metadata: Metadata, request_id: str) -> CallTrace:
         context = context_of(metadata)
@@ -65,9 +65,9 @@ class Traces:
         return CallTrace(tuple(context.items()), found["trace"], is_sampled=bool(int(found["flags"], 16) & _SAMPLED))
 
     def close(self) -> None:
-        """Send what is still to be sent; blocks."""
+        """Export the remaining spans; blocks."""
 
 
 def context_of(metadata: Metadata) -> Mapping[str, str]:
-    """What of a caller's metadata is trace context."""
+    """The trace context in a caller's metadata."""
     return {key: value for key, value in metadata if key in KEYS and isinstance(value, str)}

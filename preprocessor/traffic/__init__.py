@@ -1,10 +1,10 @@
-"""Requests put on a running service, in an open or a closed loop, and what came of them.
+"""A load generator for a running service, with an open or a closed loop, and its results.
 
-A closed loop keeps so many callers busy: each asks again once it is answered, so a service that stalls is asked less, and
-the requests that it would have kept waiting are missing from the figures ("coordinated omission"). An open loop asks at a
-rate that the service does not influence, and counts every latency from the moment at which the request was due: one that
-could not be sent in time because others were still open is that much later.
+A closed loop has a fixed number of callers, each of which sends its next request after the response to the last one. If the
+service stalls, fewer requests are sent, and those that would have waited are missing from the latencies ("coordinated omission").
+An open loop sends requests at a rate that does not depend on the service, and measures latency from the time at which a request
+was due, so a request that is sent late, because too many were open, counts the delay.
 
-`load` says what to do, `schedule` when, `callers` does it, `tally` counts, `processes` divides it, `seed` makes a clip.
-Nothing here loads torch.
+`load` describes a load, `schedule` gives the times, `callers` sends requests, `tally` counts, `processes` distributes the load
+over processes, `seed` makes a clip. Nothing here loads torch.
 """

@@ -1,7 +1,7 @@
 """Callers on one event loop.
 
-Bytes go out and come in as they are, so that a caller costs little beside the service under test. An answer is parsed only
-where it is to be counted or checked.
+Messages are sent and received as bytes, so that the load generator uses little CPU. Responses are parsed only if they are to be
+counted or checked.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from preprocessor.traffic.load import (
 from preprocessor.traffic.schedule import due_times
 from preprocessor.v1 import preprocessor_pb2 as pb
 
-# grpc/grpc#36066, open in grpcio 1.85: where a service refuses a call before all of the upload is sent, `grpc.aio` now and then
-# puts an error of its own in the place of the service's status.
+# grpc/grpc#36066, open in grpcio 1.85: if a service refuses a call during the upload, `grpc.aio` sometimes reports its own error
+# in place of the service's status.
 _STATUS_LOST_MESSAGE = "Internal error from Core"
 
 Ended = Callable[[Ending], None]
-"""Told of each request as it ends."""
+"""Called with each request that has ended."""
 
 
 class NobodyAnswers(Exception):
-    """No connection came about in time."""
+    """No connection could be made in time."""
 
 
 async def drive(
@@ -60,10 +60,10 @@ async def drive(
     """Put a load on a service from this event loop.
 
     Args:
-        when_to_start: Asked once there is a connection: when to begin, on the monotonic clock. Several processes begin
-            together so.
-        connection_count: Requests go over so many connections in turn.
-        stop: No request is begun once it is set.
+        when_to_start: Called once there is a connection; returns the start time on the monotonic clock, so that several
+            processes can start together.
+        connection_count: Number of connections, used in turn.
+        stop: Once it is set no further request is sent.
     Raises:
         NobodyAnswers: There is no connection within `connect_seconds`.
     """
@@ -133,13 +133,13 @@ class _Callers:
                 calls.create_task(call(due_at_seconds))
 
     def _due_times(self) -> Iterator[float]:
-        """This share of them."""
+        """The due times of this share."""
         load = self._load
         every = due_times(load.rate_per_second, load.warm_up_seconds + load.seconds, arrivals_seed=load.arrivals_seed)
         return (due for number, due in enumerate(every) if number % load.of == load.share)
 
     async def _sleep_until(self, at_seconds: float) -> None:
-        """Until then, or until the stop."""
+        """Sleep until then, or until the stop."""
         patience_seconds = at_seconds - time.monotonic()
         if patience_seconds > 0:
             with suppress(TimeoutError):
@@ -147,7 +147,7 @@ class _Callers:
                     await self._stop.wait()
 
     async def _call(self, due_at_seconds: float) -> float:
-        """One request; the seconds to wait before asking again."""
+        """Send one request; returns the seconds to wait before the next one."""
         load = self._load
         ask = load.asks[self._begun_count % len(load.asks)]
         channel = self._channels[self._begun_count % len(self._channels)]
@@ -187,12 +187,12 @@ class _Callers:
             answer = _Answer(None, False, begun)
             await _ask(self._channels[0], ask, self._load.timeout_seconds, self._load.metadata, answer)
             if answer.outcome != ANSWERED:
-                raise RuntimeError(f"{ask.name}, asked beside the load, was refused: {answer.outcome}")
+                raise RuntimeError(f"{ask.name}, sent beside the load, failed: {answer.outcome}")
 
 
 @dataclass(slots=True)
 class _Answer:
-    """What has come of one request so far."""
+    """The response to one request so far."""
 
     check: Check | None
     is_counted: bool
@@ -228,9 +228,9 @@ class _Answer:
 async def _ask(
     channel: grpc.aio.Channel, ask: Ask, timeout_seconds: float, metadata: tuple[tuple[str, str], ...], answer: _Answer
 ) -> None:
-    """Fill in the answer. Leaving it cancels the call.
+    """Send a request and fill in the answer; cancelling it cancels the call.
 
-    Every method is called as one that streams both ways: on the wire a single answer is a stream of one message.
+    Every method is called as one that streams both ways: on the wire a single response is a stream of one message.
     """
     call: Any = channel.stream_stream(ask.method)(
         iter(ask.messages),  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What callers are to do, and how one request ended."""
+"""The description of a load, and the outcome of one request."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Ask:
 
     Attributes:
         messages: Serialized requests of `method`, the spec first.
-        right_outcome: What a `Check` makes of the right answer, or the reason of the right refusal; empty where nobody knows.
+        right_outcome: The `Check.result` of the right response, or the reason of the right refusal; empty if unknown.
     """
 
     name: str
@@ -39,32 +39,32 @@ class Ask:
 
 
 class Check(Protocol):
-    """Reads one answer, to compare it with the right one."""
+    """Reads one response, to compare it with the right one."""
 
     def add(self, message: bytes) -> None:
-        """Take the answer's next message."""
+        """Take the response's next message."""
 
     def result(self) -> str:
-        """What compares equal to `Ask.right_outcome`."""
+        """A value that equals `Ask.right_outcome` if the response is right."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What callers are to do, and for how long: `seconds`, or `count` requests; all that was begun is then ended.
+    """A load, which runs for `seconds` or for `count` requests; open requests are then completed.
 
     Attributes:
-        asks: Asked in turn by all callers together.
-        concurrency: Closed loop: callers, each with one request open. Open loop: the most requests open at once; one that is
-            due meanwhile is sent late.
-        rate_per_second: Makes it an open loop; 0 is a closed one.
+        asks: Requests, sent in turn by all callers together.
+        concurrency: Closed loop: number of callers, each with one open request. Open loop: the largest number of open requests;
+            one that is due beyond it is sent late.
+        rate_per_second: Rate of an open loop; 0 for a closed loop.
         arrivals_seed: See `schedule.due_times`.
-        share, of: An open loop's requests are numbered; this is every `of`-th, from `share` on.
-        warm_up_seconds: Run like this before `seconds` begin.
-        beside: Each is asked again and again by a caller of its own, from before the first of `asks` until after the last.
-        check: Makes a reader for an answer that is to be compared; `check_share` of them are, the first for one.
-        is_counted: Whether rows and tokens of answers are counted, for which messages have to be parsed.
-        cancel_share: So many of the requests are cancelled at a random moment within `cancel_within_seconds`.
-        timeout_seconds: Of a request, from when it was due.
+        share, of: This load sends every `of`-th request of an open loop, beginning with number `share`.
+        warm_up_seconds: The same load before `seconds` begin.
+        beside: Each is sent repeatedly by its own caller, from before the first of `asks` until after the last.
+        check: Makes a reader for a response to compare; the share `check_share` of them is compared, and always the first.
+        is_counted: Whether rows and tokens of responses are counted, which requires parsing.
+        cancel_share: Share of requests that are cancelled at a random time within `cancel_within_seconds`.
+        timeout_seconds: Timeout of a request, from when it was due.
         metadata: Sent with each request.
     """
 
@@ -93,12 +93,12 @@ class Ending:
     """How one request ended. Times are on the machine's monotonic clock.
 
     Attributes:
-        due_at_seconds: When it should have been sent; a closed loop's requests are due when they begin.
-        first_at_seconds: When the answer's first message came; 0 if none did.
+        due_at_seconds: When it should have been sent; in a closed loop, when it was sent.
+        first_at_seconds: When the response's first message arrived; 0 if none did.
         outcome: ANSWERED, the right one, LEFT, WRONG, NOT_SENT, STATUS_LOST, or a refusal's reason (the status code's name
             where there is none).
-        code: Name of the gRPC status; empty where the caller ended it.
-        received_bytes: Of all messages of the answer.
+        code: Name of the gRPC status; empty if the caller cancelled.
+        received_bytes: Of all messages of the response.
     """
 
     ask: Ask
@@ -118,12 +118,12 @@ class Ending:
 
     @property
     def seconds(self) -> float:
-        """From when it was due."""
+        """Latency, from when it was due."""
         return self.ended_at_seconds - self.due_at_seconds
 
 
 Connect = Callable[[], grpc.aio.Channel]
-"""Opens a channel to the service; called on the event loop that is to use it, in the process that is to use it."""
+"""Opens a channel to the service; called on the event loop, and in the process, that uses it."""
 
 
 def ask_prepare(name: str, prompt: Prompt) -> Ask:

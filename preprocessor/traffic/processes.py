@@ -1,7 +1,7 @@
-"""A load divided over processes, since one interpreter receives a gigabyte a second at best; all begin at one moment.
+"""A load distributed over processes, because one interpreter receives at most about 1 GB/s. All start at the same time.
 
-A pipe to each carries the start and the stop one way, what was counted so far and at the end the other. A process whose
-pipe closes stops as if told to, so none is left behind.
+A pipe to each process carries start and stop in one direction, and counts, repeatedly and at the end, in the other. A process
+also stops when its pipe is closed, so none remains.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from preprocessor.traffic.tally import Tally
 
 REPORT_SECONDS = 0.5
 _START_SECONDS = 60.0  # imports from a cold disk
-_GRACE_SECONDS = 10.0
+_END_SECONDS = 10.0
 
 Progress = Callable[[Tally], None]
-"""Told of everything counted so far, twice a second."""
+"""Called twice a second with the counts so far."""
 
 
 class CallersLost(Exception):
-    """A process of callers ended without saying what it counted."""
+    """A process of callers ended without reporting its counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one process is to do."""
+    """The part of one process."""
 
     connect: Connect
     load: Load
@@ -54,9 +54,10 @@ def put_load(
     connect_seconds: float = 10.0,
     progress: Progress | None = None,
 ) -> Tally:
-    """Put a load on a service and count what comes of it.
+    """Put a load on a service and count the results.
 
-    An interrupt (Ctrl-C) begins no more requests, waits for the open ones, and counts what there was; a second does not wait.
+    After an interrupt (Ctrl-C) no more requests are sent, open ones are completed, and the results so far are returned. A second
+    interrupt does not wait.
 
     Args:
         connect: Must pickle.
@@ -73,18 +74,18 @@ def put_load(
         start_at_seconds = time.monotonic() + 0.05
         for pipe in pipes:
             pipe.send(start_at_seconds)
-        deadline = start_at_seconds + load.warm_up_seconds + load.seconds + load.timeout_seconds + _GRACE_SECONDS
+        deadline = start_at_seconds + load.warm_up_seconds + load.seconds + load.timeout_seconds + _END_SECONDS
         with _stopped_by_an_interrupt(pipes):
             return _gather(pipes, progress, deadline)
 
 
 @contextmanager
 def _stopped_by_an_interrupt(pipes: list[Connection]) -> Iterator[None]:
-    """Tells the processes to stop where Ctrl-C is pressed, and leaves a second one to whoever had it.
+    """Tell the processes to stop at the first Ctrl-C; a second one is handled as before.
 
-    An exception instead could come in the middle of a message, and the rest of it would be taken for the next.
+    A KeyboardInterrupt instead could be raised while a message is read from a pipe, and its rest would be taken for the next one.
     """
-    if threading.current_thread() is not threading.main_thread():  # where Python delivers no signal
+    if threading.current_thread() is not threading.main_thread():  # signals are delivered to the main thread only
         yield
         return
 
@@ -103,8 +104,8 @@ def _stopped_by_an_interrupt(pipes: list[Connection]) -> Iterator[None]:
 
 @contextmanager
 def _started(parts: list[_Part]) -> Iterator[list[Connection]]:
-    """The processes' pipes; leaving it ends whatever is left of them."""
-    context = get_context("spawn")  # a fork would inherit gRPC's threads half
+    """Start the processes and yield their pipes; on leaving, remaining processes are ended."""
+    context = get_context("spawn")  # a fork would not have gRPC's threads
     processes: list[SpawnProcess] = []
     pipes: list[Connection] = []
     try:
@@ -127,7 +128,7 @@ def _started(parts: list[_Part]) -> Iterator[list[Connection]]:
 
 
 def _gather(pipes: list[Connection], progress: Progress | None, deadline_seconds: float) -> Tally:
-    """Follow the processes until each has said its last."""
+    """Collect counts until each process has reported its last."""
     latest: dict[Connection, Tally] = {}
     open_pipes = list(pipes)
     while open_pipes:
@@ -153,7 +154,7 @@ def _sum(tallies: list[Tally]) -> Tally:
 
 
 def _receive(pipe: Connection, deadline_seconds: float) -> tuple[Tally, bool]:
-    """What was counted, and whether that is all."""
+    """The counts, and whether they are the last."""
     if not pipe.poll(max(0.0, deadline_seconds - time.monotonic())):
         raise CallersLost("a process of callers did not start in time")
     try:
@@ -167,13 +168,13 @@ def _receive(pipe: Connection, deadline_seconds: float) -> tuple[Tally, bool]:
 
 def _call(pipe: Connection, part: _Part) -> None:
     """A process of callers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sends the stop
     try:
         asyncio.run(_drive(pipe, part))
     except NobodyAnswers as error:
         pipe.send(error)
     except BrokenPipeError:
-        pass  # nobody is left to tell
+        pass  # the parent has ended
 
 
 async def _drive(pipe: Connection, part: _Part) -> None:

@@ -11,12 +11,14 @@ def due_times(rate_per_second: float, seconds: float, *, arrivals_seed: int | No
 
     Args:
         rate_per_second: Requests a second, above 0.
-        arrivals_seed: None spaces them evenly. A seed makes them arrive as independent callers do (a Poisson process): the
-            gaps between them are exponential, with the same mean.
+        arrivals_seed: None spaces them evenly. With a seed they form a Poisson process, like requests of independent callers:
+            gaps are exponentially distributed with the same mean.
     """
     if arrivals_seed is None:
         index = 0
-        while (due := index / rate_per_second) < seconds:  # from the start each time: adding gaps would drift
+        while (
+            due := index / rate_per_second
+        ) < seconds:  # computed from the start: adding gaps would accumulate errors
             yield due
             index += 1
         return

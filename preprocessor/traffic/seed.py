@@ -1,6 +1,6 @@
 """The workload of TensorRT-LLM PR 15598, made here: a 30 s clip of moving shapes, 374x374 at 30 frames a second, and 50 tokens.
 
-Seeded: the same pictures everywhere. Encoded bytes may differ from one machine to another (encoders choose code by CPU).
+The pictures are the same on every machine. Encoded bytes may differ, because encoders select code paths by CPU.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import numpy.typing as npt
 
 SECONDS, RATE, SIDE_PX = 30, 30, 374
 TEXT = "frame" + " frame" * 49
-"""50 tokens of every tokenizer that knows " frame"."""
+"""50 tokens with every tokenizer that has a token " frame"."""
 
 _SHAPE_COUNT = 3
-_SPEED = 0.012  # at most, of the shorter side, a frame: x264 then makes 4 I, 390 P and 506 B frames of the clip
+_SPEED = (
+    0.012  # largest step per frame, as a fraction of the shorter side; x264 then encodes 4 I, 390 P and 506 B frames
+)
 
 
 def seed_clip(seconds: float = SECONDS) -> bytes:
-    """The clip as an mp4, encoded by x264 with its defaults; some seconds of CPU."""
+    """The clip as an mp4 file, encoded by x264 with its defaults; takes some seconds of CPU."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as output:
         stream = output.add_stream("libx264", rate=RATE)
@@ -61,14 +63,14 @@ def moving_shapes(
 
 
 def gradient(width: int, height: int) -> npt.NDArray[np.uint8]:
-    """Each channel runs from 0 to 255 in a direction of its own."""
+    """A gradient, uint8 [height, width, 3]: each channel runs from 0 to 255 in its own direction."""
     y, x = np.mgrid[0:height, 0:width]
     planes = [x * 255 // max(1, width - 1), y * 255 // max(1, height - 1), (x + y) * 255 // max(1, width + height - 2)]
     return np.stack(planes, axis=-1).astype(np.uint8)
 
 
 def with_grain(pixels: npt.NDArray[np.uint8], amplitude: int, random: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """The picture with even noise from -amplitude to amplitude on every value."""
+    """The picture with uniform noise from -amplitude to amplitude on every value."""
     noise = random.integers(-amplitude, amplitude + 1, pixels.shape, dtype=np.int16)
     noisy: npt.NDArray[np.int16] = np.clip(pixels + noise, 0, 255)
     return noisy.astype(np.uint8)

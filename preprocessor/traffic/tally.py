@@ -1,8 +1,8 @@
-"""What came of a load, counted as it comes, in memory that does not grow with it.
+"""The results of a load, counted in constant memory.
 
-Latencies go into an HDR histogram (the library `hdrhistogram`, Gil Tene's design): every value from a microsecond to an
-hour within 0.1 %, histograms of several processes added exactly, and an encoding that other tools read. Samples would
-have to be kept for all of a run to give its p99.9, and averages of percentiles mean nothing.
+Latencies go into an HDR histogram (the library `hdrhistogram`, Gil Tene's design). It keeps every value from a microsecond to an
+hour within 0.1 %, adds histograms of several processes exactly, and has an encoding that other tools read. Raw samples would need
+memory for the whole run to give p99.9, and percentiles of several processes cannot be averaged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DIGITS = 3
 
 
 class Latencies:
-    """A histogram of seconds; what lies outside a microsecond to an hour counts as the nearer of the two."""
+    """A histogram of seconds; values are clamped to the range from a microsecond to an hour."""
 
     def __init__(self, encoded: str = "") -> None:
         self._histogram: Any = HdrHistogram(1, _MOST_SECONDS * 1_000_000, _DIGITS)
@@ -46,7 +46,7 @@ class Latencies:
         return float(self._histogram.get_mean_value()) / 1e3 if self.count else 0.0
 
     def at_percent_ms(self, percent: float) -> float:
-        """The latency that so many in a hundred do not exceed; 0 where there are none."""
+        """The latency at a percentile, in milliseconds; 0 if there is no value."""
         return float(self._histogram.get_value_at_percentile(percent)) / 1e3 if self.count else 0.0
 
     def encoded(self) -> str:
@@ -56,20 +56,20 @@ class Latencies:
 
 @dataclass(slots=True)
 class Tally:
-    """Requests of a window of time.
+    """Requests of a time window.
 
-    Requests that were due within the window are counted, however late they ended. `ended_count` alone counts the answers
-    that came within it, whenever they were due: over the length of the window they are the rate of the service.
+    Requests that were due within the window are counted, however late they ended. Only `ended_count` counts responses that ended
+    within it, whenever they were due: divided by the window's length it is the service's rate.
 
     Attributes:
         window_start_seconds, window_stop_seconds: On the monotonic clock.
         due_count: Requests that were due and have ended.
-        endings: How many ended so, by (status code, outcome), but for the answered.
-        late_count: Those of an open loop that were sent more than `LATE_SECONDS` after they were due.
-        worst_late_seconds: The longest that one was sent late.
-        received_bytes, row_count, token_count: Of answers.
-        latency: Of answers, from when they were due; `first_message` to the first message of each.
-        client_cpu_seconds: CPU of the processes of callers, start to end.
+        endings: Counts by (status code, outcome), without the successful ones.
+        late_count: Requests of an open loop that were sent more than `LATE_SECONDS` after they were due.
+        worst_late_seconds: The longest delay of a request that was sent late.
+        received_bytes, row_count, token_count: Of successful responses.
+        latency: Of successful responses, from when they were due; `first_message`, until the first message of each.
+        client_cpu_seconds: CPU time of the callers' processes.
     """
 
     window_start_seconds: float = 0.0
@@ -130,4 +130,4 @@ class Tally:
 
 
 LATE_SECONDS = 0.01
-"""What an event loop with much to do may be late without meaning that requests had to wait for room."""
+"""Delays up to this are those of a busy event loop; longer ones mean that too many requests were open."""

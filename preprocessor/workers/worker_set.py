@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from preprocessor.config import KEPT_SHARE
+from preprocessor.config import retained_bytes
 from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers.arena import CONTROL_SLOT_COUNT, Arena
 from preprocessor.workers.fork_server import ForkServer
@@ -160,7 +160,7 @@ class WorkerSet:
         limits = WorkerLimits(
             memory_bytes=self._settings.worker_memory_bytes,
             niceness=_LONG_LANE_NICENESS if lane is Lane.LONG else 0,
-            kept_bytes=self._arena.size_bytes // KEPT_SHARE // (len(Lane) * self._settings.worker_count),
+            kept_bytes=retained_bytes(self._arena.size_bytes) // (len(Lane) * self._settings.worker_count),
         )
         try:
             return await self._fork_server.fork(slot, self._arena, limits)

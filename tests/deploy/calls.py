@@ -1,4 +1,4 @@
-"""Calls that stand still where a test wants them: an upload under way, or an answer that nobody reads on."""
+"""Calls that pause where a test needs it: in the middle of an upload, or of a response."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECONDS = 120.0
 
 
 class HeldUpload:
-    """A `Prepare` that has sent half of its file: accepted, and nothing answered yet."""
+    """A `Prepare` that has sent half of its file: accepted, without a response yet."""
 
     def __init__(self, channel: grpc.aio.Channel, file: bytes) -> None:
         self._call: Any = pb_grpc.PreprocessorStub(channel).Prepare(timeout=SECONDS)

@@ -1,4 +1,4 @@
-"""The real Envoy with the deployment's own configuration: only addresses and paths are this machine's."""
+"""The real Envoy with the deployed configuration; only addresses and paths are changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Envoy adds: the same calls with and without it, in turn.
+"""The latency that Envoy adds: the same calls with and without it, in turn.
 
     python -m tests.deploy.latency
 

@@ -1,4 +1,4 @@
-"""What Kustomize makes of deploy/kustomize: the real Kustomize, which kubectl carries."""
+"""The rendered manifests of deploy/kustomize, by the Kustomize in kubectl."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def cores(quantity: str) -> float:
 
 
 def settings_of(overlay: str, container: Resource) -> ServeSettings:
-    """What `preprocessor serve` would make of a container's variables, the image's own included."""
+    """The settings of `preprocessor serve` from a container's variables and the image's."""
     image = dict(re.findall(r"(PREPROCESSOR_\w+)=(\S+)", " ".join(text for _, text in instructions("Dockerfile"))))
     return load_settings(argparse.Namespace(config=""), image | environment_of(overlay, container)).settings
 

@@ -1,4 +1,4 @@
-"""A name server for one name, as a cluster's DNS answers for a headless Service: an address for every ready pod."""
+"""A name server for one name, like a cluster's DNS for a headless Service: the address of every ready pod."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replicas as pods run them: `preprocessor serve`, a process each, which tests may stop, kill and start again."""
+"""Replicas: `preprocessor serve` processes that tests may stop, kill and restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lower bounds of pyproject.toml: that generated code which needs more is found. `make test-lowest` installs them."""
+"""The lower bounds in pyproject.toml satisfy the generated code. `make test-lowest` installs them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_library_without_a_lower_bound_is_refused() -> None:
         lower_bounds(PROJECT.replace("pinned==3", "anything<2"))
 
 
-def test_a_bound_below_what_the_generated_code_needs_is_named(tmp_path: Path) -> None:
+def test_a_bound_below_the_generated_code_s_requirement_is_reported(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_pb2_grpc.py").write_text("import grpc\nGRPC_GENERATED_VERSION = '1.85.1'\n")
     (tmp_path / "preprocessor_pb2.py").write_text("# source: x\n# Protobuf Python Version: 7.35.1\n")
     [sentence] = too_low(lower_bounds(PROJECT), generated_with(tmp_path))
@@ -40,7 +40,7 @@ def test_versions_are_compared_as_versions() -> None:
     assert not list(too_low({"grpcio": Version("1.100")}, {"grpcio": Version("1.85.1")}))
 
 
-def test_generated_code_that_says_nothing_of_its_version_is_no_pass(tmp_path: Path) -> None:
+def test_generated_code_without_a_version_fails_the_check(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_pb2_grpc.py").write_text("import grpc\n")
     with pytest.raises(ValueError, match="grpcio"):
         generated_with(tmp_path)

@@ -1,4 +1,4 @@
-"""Components on their own, those that no overlay uses above all, and what goes with them."""
+"""Each Kustomize component on its own, in particular those that no overlay uses."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_cert_manager_makes_every_secret_that_is_mounted(tmp_path: Path) -> None
     assert mounted <= made
 
 
-def test_certificates_have_the_names_by_which_they_are_asked_for(tmp_path: Path) -> None:
+def test_certificates_have_the_names_that_clients_verify(tmp_path: Path) -> None:
     names = {
         one["metadata"]["name"]: one["spec"].get("dnsNames", ())
         for one in with_components(tmp_path, "cert-manager")
@@ -101,7 +101,7 @@ def test_the_adapter_has_the_metric_that_the_autoscaler_asks_for() -> None:
 
 def test_the_autoscaler_s_targets_are_those_of_the_document() -> None:
     text = (DEPLOY / "prometheus/README.md").read_text()
-    load, cpu = re.search(r"mean of \*\*(\d+)\*\*", text), re.search(r"cores too, at (\d+) %", text)
+    load, cpu = re.search(r"mean of \*\*(\d+)\*\*", text), re.search(r"CPU as well, at (\d+) %", text)
     assert load is not None
     assert cpu is not None
     (autoscaler,) = of_kind("overlays/prod", "HorizontalPodAutoscaler")

@@ -78,7 +78,7 @@ async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet
         yield Fleet(triton, replicas, envoy, channel)
 
 
-async def test_a_triton_that_is_replaced_costs_no_prepare_and_generate_is_refused_plainly_until_it_is_back(
+async def test_during_a_triton_rollout_prepare_is_served_and_generate_is_unavailable(
     fleet: Fleet,
 ) -> None:
     await fleet.envoy.until_healthy(fleet.ports, "generate")

@@ -1,4 +1,4 @@
-"""Three real replicas behind a real Envoy, which has the deployment's own configuration."""
+"""Three real replicas behind a real Envoy with the deployed configuration."""
 
 from __future__ import annotations
 
@@ -208,12 +208,12 @@ async def test_two_ways_to_choose_frames_are_refused_in_json(balanced: Balanced)
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/readyz", f"{SERVICE}/Nothing", "/grpc.health.v1.Health/Check"])
-async def test_nothing_else_is_let_through(balanced: Balanced, path: str) -> None:
+async def test_other_paths_are_not_found(balanced: Balanced, path: str) -> None:
     assert (await asyncio.to_thread(ask, balanced.envoy.address, path))[0] == 404
 
 
 def test_envoy_reads_the_file_itself(tmp_path: Path) -> None:
-    """Elsewhere it gets what Python makes of it; anchors, say, are for each reader to understand."""
+    """Other tests write it with Python; here Envoy parses the original, for example its YAML anchors."""
     path = tmp_path / "envoy.yaml"
     path.write_text((DIRECTORY / "envoy.yaml").read_text().replace("/etc/envoy/", f"{DIRECTORY}/"))
     command = [envoy_binary(), "--mode", "validate", "--config-path", path]
@@ -232,7 +232,7 @@ async def test_reflection_passes_for_grpcurl(balanced: Balanced) -> None:
     assert "preprocessor.v1.Preprocessor" in {one.name for one in answer.list_services_response.service}
 
 
-async def test_callers_with_tls_are_served_and_others_turned_away(balanced: Balanced, tmp_path: Path) -> None:
+async def test_callers_with_tls_are_served_and_others_refused(balanced: Balanced, tmp_path: Path) -> None:
     authority, stranger = Authority(tmp_path, "authority"), Authority(tmp_path, "stranger")
     ports = [replica.port for replica in balanced.replicas]
     async with running_envoy(tmp_path, ports, tls=certificates(tmp_path, authority)) as envoy:
@@ -268,8 +268,8 @@ def calls_logged(envoy: Envoy, method: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["method"] == f"{SERVICE}/{method}"]
 
 
-async def test_quotas_count_the_caller_whom_envoy_names_and_not_envoy(tmp_path: Path) -> None:
-    """By certificate; what he says himself of who he is does not count."""
+async def test_quotas_apply_to_the_caller_that_envoy_names(tmp_path: Path) -> None:
+    """By certificate; the caller's own header is ignored."""
     authority = Authority(tmp_path, "authority")
     quota = ("--caller-metadata", "x-caller", "--max-calls-per-second", "0.1")
     async with (
@@ -296,7 +296,7 @@ async def test_quotas_count_the_caller_whom_envoy_names_and_not_envoy(tmp_path: 
         ]
 
 
-async def test_without_certificates_the_caller_s_address_goes_on(balanced: Balanced) -> None:
+async def test_without_client_certificates_envoy_sends_the_caller_s_address(balanced: Balanced) -> None:
     await asyncio.to_thread(ask, balanced.envoy.address, f"{SERVICE}/GetModel", {}, **{"x-caller": "somebody"})
     await eventually(lambda: bool(calls_logged(balanced.envoy, "GetModel")))
     assert {line["caller"] for line in calls_logged(balanced.envoy, "GetModel")} == {"127.0.0.1"}
@@ -310,8 +310,8 @@ async def test_prometheus_reads_statistics_and_nothing_else_of_the_admin_interfa
         assert (await asyncio.to_thread(ask, balanced.envoy.http_address, path, body))[0] == 404, path
 
 
-async def test_replicas_that_drain_or_die_lose_nothing_but_answers_that_had_begun(balanced: Balanced) -> None:
-    """One is told to stop, another is killed, in the middle of their calls and with more coming."""
+async def test_replicas_that_drain_or_die_lose_only_started_responses(balanced: Balanced) -> None:
+    """One is stopped and another killed during calls, while more calls arrive."""
     drained, killed, left = balanced.replicas
     answers: list[BegunAnswer] = []
     begun = [0, 0, 0]

@@ -1,4 +1,4 @@
-"""What Envoy tries again and what not, with the deployment's own configuration and a service that fails as it is told to."""
+"""Envoy's retries, with the deployed configuration and a service that fails on request."""
 
 from __future__ import annotations
 
@@ -93,26 +93,26 @@ def scripted(scripted_service: Scripted) -> Scripted:
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"])
-async def test_a_refusal_before_any_message_is_tried_elsewhere(scripted: Scripted, code: str) -> None:
+async def test_a_refusal_before_any_message_is_retried_on_another_replica(scripted: Scripted, code: str) -> None:
     scripted.script.code, scripted.script.failure_count = grpc.StatusCode[code], 1
     assert await scripted.call() is grpc.StatusCode.OK
     assert len(scripted.script.seen_seconds) == 2
 
 
 @pytest.mark.parametrize("code", ["INVALID_ARGUMENT", "NOT_FOUND", "INTERNAL", "DEADLINE_EXCEEDED"])
-async def test_what_would_fail_elsewhere_too_is_not(scripted: Scripted, code: str) -> None:
+async def test_errors_that_would_recur_are_not_retried(scripted: Scripted, code: str) -> None:
     scripted.script.code, scripted.script.failure_count = grpc.StatusCode[code], 1
     assert await scripted.call() is scripted.script.code
     assert len(scripted.script.seen_seconds) == 1
 
 
-async def test_an_answer_that_has_begun_is_never_begun_again(scripted: Scripted) -> None:
+async def test_a_started_response_is_never_retried(scripted: Scripted) -> None:
     scripted.script.code, scripted.script.failure_count, scripted.script.begins = grpc.StatusCode.UNAVAILABLE, 1, True
     assert await scripted.call() is grpc.StatusCode.UNAVAILABLE
     assert len(scripted.script.seen_seconds) == 1
 
 
-async def test_tries_come_to_an_end(scripted: Scripted) -> None:
+async def test_retries_are_limited(scripted: Scripted) -> None:
     scripted.script.code, scripted.script.failure_count = grpc.StatusCode.RESOURCE_EXHAUSTED, 100
     assert await scripted.call() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert len(scripted.script.seen_seconds) == 4
@@ -121,7 +121,7 @@ async def test_tries_come_to_an_end(scripted: Scripted) -> None:
 @pytest.mark.parametrize(
     ("size_bytes", "is_tried_again"), [(KEPT_BYTES - (1 << 20), True), (KEPT_BYTES + (1 << 20), False)]
 )
-async def test_an_upload_is_kept_for_a_second_try_up_to_a_limit(
+async def test_an_upload_is_buffered_for_a_retry_up_to_a_limit(
     scripted: Scripted, size_bytes: int, is_tried_again: bool
 ) -> None:
     scripted.script.code, scripted.script.failure_count = grpc.StatusCode.UNAVAILABLE, 1
@@ -129,7 +129,7 @@ async def test_an_upload_is_kept_for_a_second_try_up_to_a_limit(
     assert code is (grpc.StatusCode.OK if is_tried_again else grpc.StatusCode.UNAVAILABLE)
 
 
-async def test_a_long_upload_passes_all_the_same(scripted: Scripted) -> None:
+async def test_a_long_upload_passes(scripted: Scripted) -> None:
     assert await scripted.call(64 << 20) is grpc.StatusCode.OK
 
 
@@ -138,7 +138,7 @@ async def test_the_caller_s_deadline_reaches_the_service(scripted: Scripted) -> 
     assert SECONDS / 2 < scripted.script.seen_seconds[0] < SECONDS + 1  # gRPC rounds up
 
 
-async def test_a_caller_cannot_ask_for_other_tries(scripted: Scripted) -> None:
+async def test_a_caller_cannot_change_the_retry_policy(scripted: Scripted) -> None:
     scripted.script.code, scripted.script.failure_count = grpc.StatusCode.INTERNAL, 1
     metadata = (("x-envoy-retry-grpc-on", "internal"), ("x-envoy-max-retries", "9"))
     assert await scripted.call(metadata=metadata) is grpc.StatusCode.INTERNAL

@@ -1,4 +1,4 @@
-"""The images: what hadolint thinks of them, and what must be true of them that it does not look at."""
+"""The Dockerfiles: hadolint, and checks beyond it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ images = pytest.mark.parametrize("path", IMAGES)
 
 
 @images
-def test_hadolint_has_nothing_to_say(path: str) -> None:
+def test_hadolint_reports_nothing(path: str) -> None:
     done = subprocess.run([tool("hadolint"), DEPLOY / path], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stdout
 
@@ -33,7 +33,7 @@ def test_containers_run_as_the_user_that_pods_name(path: str) -> None:
 
 
 @images
-def test_what_is_copied_from_the_repository_is_there_and_let_in(path: str) -> None:
+def test_copied_files_exist_and_are_in_the_build_context(path: str) -> None:
     rules = (REPOSITORY / ".dockerignore").read_text().splitlines()
     let_in = [rule[1:] for rule in rules if rule.startswith("!")]
     for keyword, text in instructions(path):
@@ -64,7 +64,7 @@ def test_models_find_in_the_image_what_they_import() -> None:
 
 
 @pytest.mark.parametrize("secret", [".git", ".env", ".venv", ".triton", "deploy/kustomize", "tests"])
-def test_nothing_else_reaches_the_builder(secret: str) -> None:
+def test_other_files_are_not_in_the_build_context(secret: str) -> None:
     rules = (REPOSITORY / ".dockerignore").read_text().splitlines()
     assert "*" in rules
     assert not any(fnmatch(secret, rule[1:]) for rule in rules if rule.startswith("!"))

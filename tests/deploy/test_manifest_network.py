@@ -59,7 +59,7 @@ def test_named_ports_exist(overlay: str) -> None:
         assert opened <= ports
 
 
-def test_whoever_is_scraped_lets_prometheus_in() -> None:
+def test_network_policies_let_prometheus_reach_its_targets() -> None:
     monitors = of_kind("overlays/prod", "PodMonitor")
     assert {one["metadata"]["name"] for one in monitors} == {name for name, _ in pods("overlays/prod")}
     for monitor in monitors:
@@ -78,7 +78,7 @@ def test_whoever_is_scraped_lets_prometheus_in() -> None:
         assert {one["port"] for one in monitor["spec"]["podMetricsEndpoints"]} <= let_in
 
 
-def test_whom_a_pod_calls_it_may_reach() -> None:
+def test_network_policies_allow_the_calls_that_pods_make() -> None:
     def ways_out(name: str) -> set[tuple[str, int]]:
         (policy,) = (one for one in of_kind("overlays/prod", "NetworkPolicy") if one["metadata"]["name"] == name)
         return {
@@ -92,7 +92,7 @@ def test_whom_a_pod_calls_it_may_reach() -> None:
     assert ways_out("envoy") == {("dns", 53), ("preprocessor", 50051)}
 
 
-def test_envoy_s_word_of_who_calls_counts_where_envoy_is() -> None:
+def test_caller_metadata_is_configured_only_behind_envoy() -> None:
     config = yaml.safe_load((DEPLOY / "envoy/envoy.yaml").read_text())
     http = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     (host,) = http["route_config"]["virtual_hosts"]
@@ -115,7 +115,7 @@ def test_envoy_with_tls_is_envoy_with_a_transport_socket() -> None:
     assert "DownstreamTlsContext" in config["envoy.yaml"]
 
 
-def test_addresses_in_settings_are_names_of_services() -> None:
+def test_addresses_in_settings_name_existing_services() -> None:
     (_, settings), *_ = services_of("overlays/prod")
     (engines,) = of_kind("overlays/prod", "StatefulSet")
     service = engines["spec"]["serviceName"]

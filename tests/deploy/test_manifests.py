@@ -1,4 +1,4 @@
-"""Every overlay as Kustomize renders it: accepted by Kubernetes' own schemas, and its pods fit what the service is."""
+"""Every overlay as Kustomize renders it: valid by Kubernetes' schemas, and its pods fit what the service is."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_kubernetes_knows_every_field(overlay: str, version: str) -> None:
 
 @overlays
 def test_pods_pass_the_restricted_pod_security_standard(overlay: str) -> None:
-    """And more: no file of the image can be changed, no token of the cluster lies in it."""
+    """And beyond it: the root file system is read-only, and no service account token is mounted."""
     for container, pod in containers(overlay):
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -70,7 +70,7 @@ def test_every_container_says_what_it_takes(overlay: str) -> None:
 
 
 @overlays
-def test_what_is_mounted_is_there_and_can_be_written_where_it_must(overlay: str) -> None:
+def test_mounted_volumes_exist_and_are_writable_where_needed(overlay: str) -> None:
     for container, pod in containers(overlay):
         volumes = {volume["name"] for volume in pod["volumes"]}
         mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
@@ -89,7 +89,7 @@ def test_the_service_accepts_its_settings(overlay: str) -> None:
 
 
 @overlays
-def test_memory_holds_the_budget_and_what_is_beside_it(overlay: str) -> None:
+def test_memory_limits_hold_the_budget_and_the_service_s_own_memory(overlay: str) -> None:
     for container, settings in services_of(overlay):
         assert size_bytes(container["resources"]["limits"]["memory"]) >= settings.memory_budget_bytes + GIB
         assert float(container["resources"]["limits"]["cpu"]).is_integer(), "--workers is the limit rounded down"
@@ -124,7 +124,7 @@ def test_probes_ask_what_is_there(overlay: str) -> None:
         assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
 
 
-def test_an_autoscaler_s_deployment_states_no_number_of_its_own() -> None:
+def test_a_deployment_with_an_autoscaler_sets_no_replica_count() -> None:
     (autoscaler,) = of_kind("overlays/prod", "HorizontalPodAutoscaler")
     target = autoscaler["spec"]["scaleTargetRef"]
     (deployment,) = (one for one in of_kind("overlays/prod", "Deployment") if one["metadata"]["name"] == target["name"])

@@ -1,4 +1,4 @@
-"""Balancing without a proxy: a headless Service's addresses, callers that use all of them, connections that end now and then."""
+"""Client-side load balancing over a headless Service, with a maximum connection age."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def served_count(replica: Caller) -> int:
 
 
 @pytest.mark.parametrize(("age_seconds", "call_count", "is_found"), [(0.5, 3000, True), (3600.0, 100, False)])
-async def test_callers_find_a_new_replica_when_their_connections_are_ended(
+async def test_callers_find_a_new_replica_when_their_connections_reach_the_maximum_age(
     model: Model, age_seconds: float, call_count: int, is_found: bool
 ) -> None:
     """All replicas of a headless Service listen on one port, so here they have addresses of 127.0.0.0/8."""

@@ -80,3 +80,10 @@ def test_reasons_are_stable() -> None:
         "EngineRejected": "ENGINE_REJECTED",
         "EngineFailed": "ENGINE_FAILED",
     }
+
+
+def test_a_closed_connection_is_unavailable_and_said_to_be_closed() -> None:
+    foreign = AioRpcError(grpc.StatusCode.UNAVAILABLE, Metadata(), Metadata(), details="Socket closed")
+    expected = r"engine x: the engine closed the connection during the call \(Socket closed\) \(UNAVAILABLE\)"
+    with pytest.raises(EngineUnavailable, match=expected), grpc_errors("engine x"):
+        raise foreign

@@ -1,4 +1,4 @@
-"""The metrics that deploy/prometheus/README.md promises, and the names in a query."""
+"""The metrics documented in deploy/prometheus/README.md, and the metric names in a query."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def metric_of(series: str) -> str:
 
 
 def names_in(query: str) -> set[str]:
-    """The metrics that a query names; what stands in quotes is none."""
+    """The metric names in a query, without text in quotes."""
     return {metric_of(name) for name in _NAME.findall(re.sub(r'"[^"]*"', '""', query))}
 
 
@@ -54,7 +54,7 @@ def dashboard_queries() -> Mapping[str, str]:
 
 
 def variable_queries() -> list[str]:
-    """What the dashboard asks to fill its menus."""
+    """The queries of the dashboard's variables."""
     variables = json.loads(DASHBOARD.read_text())["templating"]["list"]
     return [variable["definition"] for variable in variables if variable["type"] == "query"]
 

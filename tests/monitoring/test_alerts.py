@@ -39,7 +39,7 @@ def test_each_alert_has_a_test_in_which_it_fires() -> None:
     assert fired == {rule["alert"] for rule in rules()}
 
 
-def test_each_alert_is_shown_to_be_silent_where_it_must_be() -> None:
+def test_each_alert_has_a_test_in_which_it_does_not_fire() -> None:
     cases = yaml.safe_load(ALERT_TESTS.read_text())["tests"]
     silent = {one["alertname"] for case in cases for one in case["alert_rule_test"] if not one["exp_alerts"]}
     assert silent == {rule["alert"] for rule in rules()}
@@ -50,7 +50,7 @@ def test_each_alert_names_metrics_that_exist() -> None:
         assert names_in(rule["expr"]) <= documented().keys(), rule["alert"]
 
 
-def test_each_alert_leads_to_its_own_section() -> None:
+def test_each_alert_links_to_its_runbook_section() -> None:
     for rule in rules():
         page, _, section = rule["annotations"]["runbook_url"].partition("#")
         assert page.endswith(str(METRIC_TABLE.relative_to(ROOT)))

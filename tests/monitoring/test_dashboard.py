@@ -1,4 +1,4 @@
-"""The Grafana dashboard asks only for what there is. That a Prometheus answers it, `test_prometheus` shows."""
+"""The Grafana dashboard queries existing metrics. `test_prometheus` runs its queries."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def test_menus_are_filled_from_a_metric_that_exists() -> None:
         assert names_in(query) == {"preprocessor_build_info"}
 
 
-def test_it_opens_with_single_figures_that_change_colour_where_it_matters() -> None:
+def test_the_first_row_has_single_values_with_thresholds() -> None:
     row, *panels = json.loads(DASHBOARD.read_text())["panels"]
     figures = [panel for panel in panels if panel["gridPos"]["y"] == row["gridPos"]["h"]]
     assert [panel["type"] for panel in figures] == ["stat"] * 6
     steps = {panel["title"]: panel["fieldConfig"]["defaults"]["thresholds"]["steps"] for panel in figures}
-    assert [title for title, of_title in steps.items() if len(of_title) == 1] == ["Answers a second"]
+    assert [title for title, of_title in steps.items() if len(of_title) == 1] == ["Successful calls per second"]
 
 
-def test_a_red_line_is_where_an_alert_fires() -> None:
+def test_thresholds_equal_those_of_the_alerts() -> None:
     """By the last number of an alert's rule, for panels that name one."""
     limits = {
         rule["alert"]: float(re.findall(r"> ([\d.]+)", rule["expr"])[-1]) for rule in rules() if ">" in rule["expr"]
@@ -53,7 +53,7 @@ def test_a_red_line_is_where_an_alert_fires() -> None:
         assert panel["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] == limits[alert[0]], panel["title"]
 
 
-def test_alerts_that_fired_stand_in_every_panel() -> None:
+def test_every_panel_is_annotated_with_alerts() -> None:
     (annotation,) = json.loads(DASHBOARD.read_text())["annotations"]["list"]
     assert annotation["expr"].startswith('ALERTS{alertname=~"Preprocessor.*",alertstate="firing"')
     assert all(rule["alert"].startswith("Preprocessor") for rule in rules())

@@ -1,4 +1,4 @@
-"""deploy/prometheus/README.md says of `/metrics` what it really says."""
+"""deploy/prometheus/README.md documents the metrics of a real service."""
 
 from __future__ import annotations
 

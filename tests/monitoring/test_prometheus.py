@@ -64,7 +64,7 @@ async def test_rates_and_quantiles_have_values(watched: Watched) -> None:
     assert math.isfinite(float(decode["value"][1]))
 
 
-async def test_a_bucket_leads_to_the_trace_of_a_call(watched: Watched) -> None:
+async def test_histogram_buckets_have_exemplars_with_trace_ids(watched: Watched) -> None:
     now = time.time_ns() / 1e9
     found = await watched.prometheus.get(
         "query_exemplars",

@@ -1,4 +1,4 @@
-"""One service that has met everything: each kind of media, an answer, an error, a trace."""
+"""A service after calls of all kinds: each kind of media, a response, an error, a trace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A control group with a limit on memory, where this machine lets one be made; cgroups(7)."""
+"""A cgroup with a memory limit, if this machine allows creating one; cgroups(7)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _MOUNTS = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class MemoryGroup:
-    """A group whose processes together may take so much."""
+    """A cgroup with a memory limit."""
 
     folder: Path
 
     @property
     def under(self) -> tuple[str, ...]:
-        """A command that puts itself into the group and becomes the one that follows it."""
+        """A command prefix: it enters the cgroup and executes the command that follows."""
         return "sh", "-c", f'echo $$ > {self.folder}/cgroup.procs && exec "$@"', "sh"
 
     @property
     def kill_count(self) -> int:
-        """How many of its processes the kernel has killed for memory."""
+        """The number of its processes that the OOM killer has killed."""
         for name in ("memory.events", "memory.oom_control"):
             with contextlib.suppress(FileNotFoundError):
                 lines = (self.folder / name).read_text().splitlines()
@@ -38,7 +38,7 @@ class MemoryGroup:
 
 @contextmanager
 def memory_group(limit_bytes: int) -> Iterator[MemoryGroup | None]:
-    """A new group beside this process, None where none may be made."""
+    """A new cgroup in this process's cgroup; None if it cannot be created."""
     made = next(filter(None, (_make(folder, name, limit_bytes) for folder, name in _places())), None)
     if made is None:
         yield None
@@ -50,7 +50,7 @@ def memory_group(limit_bytes: int) -> Iterator[MemoryGroup | None]:
 
 
 def _places() -> Iterator[tuple[Path, str]]:
-    """Folders in which a group may be made, and the name of the file with its limit; of version 2 first."""
+    """Parent folders for a new cgroup, with the name of the limit's file."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0":
@@ -74,7 +74,7 @@ def _make(parent: Path, limit_name: str, limit_bytes: int) -> Path | None:
 
 
 def _remove(folder: Path) -> None:
-    """Its last processes may take a moment to be gone."""
+    """Remove it once its last processes have ended."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:

@@ -1,4 +1,4 @@
-"""A real OTLP receiver in this process: what an OpenTelemetry collector is to the service."""
+"""An OTLP receiver in this process, in place of an OpenTelemetry collector."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A span with what was said of its sender."""
+    """A span with its resource."""
 
     span: Span
     resource: Mapping[str, Any]
@@ -65,7 +65,7 @@ async def collecting() -> AsyncIterator[Collector]:
 
 
 async def flush(traces: Any) -> None:
-    """Have everything sent that has ended; spans otherwise go in batches, seconds later."""
+    """Export all ended spans now; otherwise they are exported in batches, seconds later."""
     force: Callable[[], bool] = traces._provider.force_flush
     assert await asyncio.to_thread(force)
 

@@ -34,7 +34,7 @@ PREPARE = "/preprocessor.v1.Preprocessor/Prepare"
 
 @dataclass
 class Caller:
-    """Calls one server the way a gateway would, off this test's event loop."""
+    """Calls one server as a gateway would, outside the test's event loop."""
 
     server: Server
     channel: grpc.aio.Channel
@@ -52,7 +52,7 @@ class Caller:
     ) -> list[pb.PrepareResponse]:
         """What `Prepare` answers to messages, bytes sent as they are.
 
-        By the blocking API: where the service ends a call that still sends, grpc.aio may say INTERNAL for whatever it was.
+        By the blocking API: grpc.aio may report INTERNAL if the service ends a call during its upload.
         """
         raw = (one if isinstance(one, bytes) else one.SerializeToString() for one in messages)
 
@@ -117,7 +117,7 @@ class Caller:
         }
 
     async def refusal(self, spec: pb.PrepareSpec, files: Mapping[str, bytes] | None = None) -> CallFailed:
-        """The error that a request ends with; the next request must work."""
+        """The error of a request; the next request must succeed."""
         with pytest.raises(CallFailed) as caught:
             await self.prepare(spec, files)
         assert (await self.prepare(chat("still there?"))).header.token_count > 0
@@ -132,7 +132,7 @@ async def serving(
     engine_settings: EngineSettings | None = None,
     **settings: Any,
 ) -> AsyncIterator[Caller]:
-    """A server of its own for a test with settings of its own."""
+    """A server for one test, with its own settings."""
     free: dict[str, Any] = {
         "address": "127.0.0.1:0",
         "http_address": "127.0.0.1:0",
@@ -152,7 +152,7 @@ async def serving(
 
 @pytest_asyncio.fixture(scope="session")
 async def caller(model: Model) -> AsyncIterator[Caller]:
-    """The server that most tests share; they must leave it as it was."""
+    """A server shared by most tests; they must not change its state."""
     async with serving(model) as one:
         yield one
 
@@ -171,7 +171,7 @@ def chat(*parts: str | pb.Media, **spec: object) -> pb.PrepareSpec:
 
 
 def video(key: str = "clip", data: bytes | None = None, **fields: object) -> pb.Media:
-    """A video, inline where its bytes are given, else to follow in chunks."""
+    """A video: inline if its bytes are given, else uploaded in chunks."""
     return _media(pb.MODALITY_VIDEO, key, data, fields)
 
 
@@ -185,7 +185,7 @@ def _media(modality: pb.Modality.ValueType, key: str, data: bytes | None, fields
 
 
 async def eventually_answered(ask: Callable[[], Awaitable[object]], *passing: grpc.StatusCode) -> None:
-    """Ask until there is an answer, while what comes instead is only one of the errors that pass."""
+    """Repeat a call until it succeeds; only the given status codes are tolerated meanwhile."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:

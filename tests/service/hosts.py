@@ -1,4 +1,4 @@
-"""Hosts to fetch from: real servers whose every byte a test decides, and resolvers that answer as a test wants."""
+"""HTTP servers whose every byte a test controls, and resolvers with given answers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from preprocessor.config import FetchSettings
+from preprocessor.errors import PreprocessorError
 from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.metrics import Metrics
 
@@ -21,7 +23,7 @@ Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Host:
-    """An HTTP server of sorts, as an async context manager.
+    """A minimal HTTP server, as an async context manager.
 
     Attributes:
         answers: Path → what to answer; may be changed at any time. Another path gets a 404.
@@ -73,7 +75,7 @@ class Host:
 
 
 def respond(body: bytes = b"", status: str = "200 OK", **headers: str) -> Answer:
-    """A whole answer; a header's name is written with underscores."""
+    """A complete response; write header names with underscores."""
     given = {"Content-Length": str(len(body)), **{name.replace("_", "-"): value for name, value in headers.items()}}
     head = "".join(f"{name}: {value}\r\n" for name, value in given.items())
     return send(f"HTTP/1.1 {status}\r\n{head}\r\n".encode("latin-1", "surrogateescape") + body)
@@ -96,7 +98,7 @@ def send(data: bytes, close: bool = False) -> Answer:
 
 
 def chunked(*pieces: bytes, endless: bool = False) -> Answer:
-    """A body of unknown length; endless, it goes on with its last piece for as long as somebody takes it."""
+    """A chunked body; if endless, the last piece is repeated until the client leaves."""
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -111,7 +113,7 @@ def chunked(*pieces: bytes, endless: bool = False) -> Answer:
 
 
 def hang(data: bytes = b"") -> Answer:
-    """Some bytes, then silence until the other side goes."""
+    """Some bytes, then silence until the client leaves."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(data)
@@ -123,7 +125,7 @@ def hang(data: bytes = b"") -> Answer:
 
 
 def drip(head: bytes, piece: bytes) -> Answer:
-    """A head, then a little again and again, until the other side goes."""
+    """The header, then a small piece repeatedly until the client leaves."""
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(head)
@@ -136,7 +138,7 @@ def drip(head: bytes, piece: bytes) -> Answer:
 
 
 def reset(data: bytes) -> Answer:
-    """Some bytes, then a connection that is reset instead of closed."""
+    """Some bytes, then a connection reset."""
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(data)
@@ -149,7 +151,7 @@ def reset(data: bytes) -> Answer:
 
 
 class Resolver(AbstractResolver):
-    """Answers each question with the next of its answers, the last one for ever; any name means the same.
+    """Resolves every name to the next of its answers, and to the last one from then on.
 
     Attributes:
         names: What was asked.
@@ -183,7 +185,7 @@ class Resolver(AbstractResolver):
 
 
 class Collected:
-    """A `Sink` that keeps what it is given."""
+    """A `Sink` that collects the bytes."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -197,7 +199,7 @@ class Collected:
 
 
 def fetching(*hosts: Host, resolver: AbstractResolver | None = None, **settings: object) -> Fetcher:
-    """A fetcher that may reach 127.0.0.1 by any name in .test, and these hosts' ports alone."""
+    """A fetcher that may reach 127.0.0.1 by any name in .test, on these hosts' ports only."""
     allowed = {"hosts": "*.test", "networks": "127.0.0.1/32", "ports": ",".join(str(host.port) for host in hosts)}
     options = FetchSettings(**{**allowed, "read_seconds": 5.0, "total_seconds": 20.0, **settings})  # type: ignore[arg-type]
     return Fetcher(options, Metrics(), resolver or Resolver())
@@ -207,3 +209,15 @@ async def fetch(fetcher: Fetcher, url: str) -> bytes:
     sink = Collected()
     await fetcher.fetch(url, "clip", sink)
     return sink.data
+
+
+async def refusal(fetcher: Fetcher, url: str) -> PreprocessorError:
+    """The error of a fetch, whose message and metadata name the medium."""
+    with pytest.raises(PreprocessorError) as caught:
+        await fetch(fetcher, url)
+    assert caught.value.metadata["media_key"] == "clip" and caught.value.message.startswith("clip: ")
+    return caught.value
+
+
+async def reason(fetcher: Fetcher, url: str) -> str:
+    return (await refusal(fetcher, url)).reason

@@ -1,4 +1,7 @@
-"""HTTP/2 by hand, for what no gRPC library would send. Frames: RFC 9113; headers without compression: RFC 7541, 6.2.2."""
+"""HTTP/2 frames written by hand, for requests that no gRPC library sends.
+
+Frames: RFC 9113; headers without compression: RFC 7541, 6.2.2.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 class RawConnection:
-    """A connection whose every frame the test writes and reads itself."""
+    """An HTTP/2 connection on which the test writes and reads each frame."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
@@ -37,7 +40,7 @@ class RawConnection:
         self._socket.close()
 
     def send(self, kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0) -> None:
-        """Write a frame; one that the server no longer takes is lost, as on any network."""
+        """Write a frame; errors of a closed connection are ignored."""
         head = struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._socket.sendall(head + payload)

@@ -1,4 +1,4 @@
-"""Callers who do a service no good: every way to be refused, to send and to read, again and again and at once.
+"""Misbehaving callers: all kinds of refused, slow and cancelled calls, repeatedly and concurrently.
 
 Each way is a function that makes one call on a channel and returns how it ended, a reason or a status code.
 """
@@ -35,7 +35,7 @@ def chunks(key: str = "clip", size_bytes: int = LARGE_BYTES) -> Iterator[bytes]:
 
 
 def too_large(channel: grpc.Channel) -> str:
-    """An upload beyond every limit, its size not told."""
+    """An upload beyond the limit, without an announced size."""
     return _ending(channel, [_spec(video())], chunks())
 
 
@@ -61,7 +61,7 @@ def no_model(channel: grpc.Channel) -> str:
 
 
 def many_inline(channel: grpc.Channel) -> str:
-    """As much inline as a message may hold, none of it a picture."""
+    """As many inline bytes as a message may hold, none of them an image."""
     return _ending(channel, [_spec(*(image(f"p{number}", _PIECE * 3) for number in range(5)))], ())
 
 
@@ -79,12 +79,12 @@ def message_too_large(channel: grpc.Channel) -> str:
 
 
 def noise(channel: grpc.Channel) -> str:
-    """A file that is received whole and is no video."""
+    """A file that is received completely and is no video."""
     return _ending(channel, [_spec(video())], chunks(size_bytes=12 * MIB))
 
 
 def leaves(channel: grpc.Channel) -> str:
-    """A caller who is gone half-way."""
+    """A call cancelled during the upload."""
     call = _call(channel, _until(8, [_spec(video())], chunks()))
     threading.Event().wait(0.05)
     call.cancel()
@@ -102,7 +102,7 @@ def slow_sender(channel: grpc.Channel) -> str:
 
 
 def slow_reader(channel: grpc.Channel) -> str:
-    """Asks for many rows and takes none."""
+    """Requests many rows and reads none."""
     call = _call(channel, iter([_spec(image("p", _large_picture()))]))
     threading.Event().wait(8.0)
     call.cancel()
@@ -117,9 +117,9 @@ WAYS: tuple[Way, ...] = (
 
 @contextlib.contextmanager
 def pressure(address: str, ways: Iterable[Way] = WAYS, *, each: int = 1) -> Iterator[Counter[tuple[str, str]]]:
-    """Meanwhile `each` callers for each way call without a pause, each on a connection of its own.
+    """Run `each` callers of every way continuously, each on its own connection.
 
-    Yields what is complete when the context is left: how often which way ended how.
+    Yields counts by way and ending, which are complete when the context is left.
     """
     endings: Counter[tuple[str, str]] = Counter()
     stop = threading.Event()

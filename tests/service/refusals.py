@@ -1,4 +1,4 @@
-"""What a call was refused with, however it was made."""
+"""The status of a refused call, of any kind of client."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from preprocessor.client.errors import failure_of
 async def refusal_of(
     call: Awaitable[Any] | grpc.aio.StreamStreamCall[Any, Any] | grpc.aio.UnaryStreamCall[Any, Any],
 ) -> CallFailed:
-    """How the call ends, which must be an error. What it answers before is read."""
+    """The error of a call, whose response is read up to it."""
     with pytest.raises(grpc.RpcError) as caught:
         if isinstance(call, grpc.aio.StreamStreamCall | grpc.aio.UnaryStreamCall):
             while await call.read() is not grpc.aio.EOF:

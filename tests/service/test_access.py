@@ -1,4 +1,4 @@
-"""Who may call, how that is found out, and how much each may ask."""
+"""TLS, authentication and quotas."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def service_files(authority: Authority, tmp_path: Path) -> Signed:
 
 
 def replaced(folder: Path, signed: Signed) -> Signed:
-    """Put a certificate and its key where the service looks for them, each whole at once."""
+    """Replace the certificate and its key, each atomically."""
     files = Signed(folder / "tls.crt", folder / "tls.key")
     for source, target in ((signed.certificate, files.certificate), (signed.key, files.key)):
         shutil.copyfile(source, target.with_suffix(".new"))
@@ -75,7 +75,7 @@ def towards_service(authority: Authority, own: Signed | None = None) -> Credenti
 
 
 async def ask(caller: Caller, credentials: Credentials, spec: pb.PrepareSpec = SPEC) -> PrepareResult:
-    """Call over a connection of its own."""
+    """Call over a new connection."""
 
     def call() -> PrepareResult:
         with Client(caller.server.address, credentials, retry_seconds=0) as client:
@@ -101,7 +101,7 @@ async def model_of(caller: Caller, token: str = "") -> pb.Model:
 # -- TLS ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_by_tls_the_service_answers_those_who_trust_its_authority(
+async def test_with_tls_callers_that_trust_the_ca_are_served(
     model: Model, authority: Authority, service_files: Signed, tmp_path: Path
 ) -> None:
     async with serving(model, access=with_tls(service_files)) as caller:
@@ -112,7 +112,7 @@ async def test_by_tls_the_service_answers_those_who_trust_its_authority(
         assert in_the_open.code is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_by_mutual_tls_only_callers_with_a_certificate_get_in(
+async def test_with_mutual_tls_callers_need_a_certificate(
     model: Model, authority: Authority, service_files: Signed, tmp_path: Path
 ) -> None:
     access = with_tls(service_files, tls_client_root=str(authority.certificate))
@@ -138,14 +138,14 @@ async def test_a_renewed_certificate_serves_new_connections_without_a_restart(
             assert answer.header.token_count > 0, "a connection that is open goes on"
 
 
-async def test_files_that_do_not_fit_together_leave_the_last_certificate_in_use(
+async def test_mismatched_files_leave_the_previous_certificate_in_use(
     model: Model, authority: Authority, service_files: Signed, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(model, access=with_tls(service_files)) as caller:
         renewed = authority.sign(SERVICE)
         service_files.certificate.write_bytes(renewed.certificate.read_bytes())  # its key is still to come
         assert (await ask(caller, towards_service(authority))).header.token_count > 0
-        assert "the last certificate stays in use" in caplog.text
+        assert "the previous certificate stays in use" in caplog.text
         service_files.key.write_bytes(b"no key")
         assert (await ask(caller, towards_service(authority))).header.token_count > 0
         replaced(tmp_path, renewed)
@@ -177,11 +177,11 @@ async def test_a_certificate_s_owner_has_a_quota_of_his_own(
         assert (await ask(caller, batch)).header.token_count > 0
 
 
-# -- in the open -------------------------------------------------------------------------------------------------------
+# -- without TLS -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:50051", "[::]:50051", "10.1.2.3:50051", "preprocessor.test:50051"])
-def test_to_listen_in_the_open_must_be_asked_for_by_name(address: str) -> None:
+def test_listening_without_tls_needs_insecure(address: str) -> None:
     with pytest.raises(SettingError, match="--insecure"):
         ServeSettings(address=address)
     assert ServeSettings(address=address, access=AccessSettings(is_insecure=True)).address == address
@@ -189,11 +189,11 @@ def test_to_listen_in_the_open_must_be_asked_for_by_name(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1"])
-def test_this_machine_may_be_listened_to_in_the_open(address: str) -> None:
+def test_loopback_addresses_need_no_tls(address: str) -> None:
     assert ServeSettings(address=address).address == address
 
 
-def test_the_command_line_refuses_to_listen_in_the_open_and_names_the_option() -> None:
+def test_the_command_line_refuses_to_listen_without_tls_and_names_the_option() -> None:
     command = [sys.executable, "-m", "preprocessor", "serve", "--address", "0.0.0.0:0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert done.returncode == 2
@@ -201,7 +201,7 @@ def test_the_command_line_refuses_to_listen_in_the_open_and_names_the_option() -
     assert done.stderr.count("\n") == 1
 
 
-async def test_a_certificate_goes_before_the_leave_to_listen_in_the_open(
+async def test_a_certificate_has_priority_over_insecure(
     model: Model, authority: Authority, service_files: Signed
 ) -> None:
     async with serving(model, access=with_tls(service_files, is_insecure=True), is_in_process=True) as caller:
@@ -209,7 +209,7 @@ async def test_a_certificate_goes_before_the_leave_to_listen_in_the_open(
         assert (await refusal(caller, Credentials())).code is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_in_the_open_by_name_the_service_answers(model: Model) -> None:
+async def test_with_insecure_the_service_listens_without_tls(model: Model) -> None:
     access = AccessSettings(is_insecure=True)
     async with serving(model, address="0.0.0.0:0", access=access, is_in_process=True) as caller:
         assert (await caller.prepare(SPEC)).header.token_count > 0
@@ -229,15 +229,13 @@ async def test_in_the_open_by_name_the_service_answers(model: Model) -> None:
         ({"max_calls_a_caller": -1}, "--max-calls-a-caller"),
     ],
 )
-def test_access_settings_that_cannot_be_are_refused_by_their_options_name(
-    fields: dict[str, object], option: str
-) -> None:
+def test_invalid_access_settings_are_refused_by_option_name(fields: dict[str, object], option: str) -> None:
     with pytest.raises(SettingError) as refused:
         AccessSettings(**fields)  # type: ignore[arg-type]
     assert refused.value.option == option
 
 
-def test_a_caller_does_not_send_prompts_in_the_open_unless_that_is_asked_for() -> None:
+def test_the_client_connects_without_tls_only_with_insecure() -> None:
     with pytest.raises(SettingError, match="--insecure"):
         Client("preprocessor.test:50051")
     Client("preprocessor.test:50051", Credentials(insecure=True)).close()
@@ -246,7 +244,7 @@ def test_a_caller_does_not_send_prompts_in_the_open_unless_that_is_asked_for() -
 # -- tokens ------------------------------------------------------------------------------------------------------------
 
 
-async def test_only_callers_with_a_known_token_get_in(model: Model, token_file: Path) -> None:
+async def test_callers_need_a_known_token(model: Model, token_file: Path) -> None:
     async with serving(model, access=AccessSettings(token_file=str(token_file))) as caller:
         for token in (TOKEN, OTHER_TOKEN):
             assert (await model_of(caller, token)).name == "qwen3-vl"
@@ -279,7 +277,7 @@ async def test_health_checks_need_no_token(model: Model, token_file: Path) -> No
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_reflection_answers_those_who_may_call(model: Model, token_file: Path) -> None:
+async def test_reflection_needs_authentication_too(model: Model, token_file: Path) -> None:
     async with serving(model, access=AccessSettings(token_file=str(token_file))) as caller:
         stub = reflection_pb2_grpc.ServerReflectionStub(caller.channel)
         asking = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
@@ -298,7 +296,7 @@ async def test_tokens_are_rotated_while_the_service_runs(
         assert (await refusal_of(model_of(caller, TOKEN))).code is UNAUTHENTICATED
         rewrite(token_file, "a file that was cut o")
         assert (await model_of(caller, "its-new-token-0123456789")).name
-        assert "the last tokens stay in use" in caplog.text
+        assert "the previous tokens stay in use" in caplog.text
         rewrite(token_file, None)
         assert (await model_of(caller, "its-new-token-0123456789")).name
 
@@ -323,7 +321,7 @@ def rewrite(path: Path, text: str | None) -> None:
         "näme token-0123456789",
     ],
 )
-def test_a_file_of_tokens_that_cannot_be_used_is_refused_and_not_quoted(tmp_path: Path, content: str) -> None:
+def test_an_invalid_token_file_is_refused_and_not_quoted(tmp_path: Path, content: str) -> None:
     path = tmp_path / "tokens"
     path.write_text(content)
     with pytest.raises(SettingError) as caught:
@@ -358,7 +356,7 @@ async def metered(model: Model, token_file: Path, **quota: float | str) -> Async
         yield caller
 
 
-async def test_calls_a_second_are_counted_by_caller(model: Model, token_file: Path) -> None:
+async def test_calls_per_second_are_limited_by_caller(model: Model, token_file: Path) -> None:
     async with metered(model, token_file, max_calls_per_second=0.3) as caller:
         for _ in range(3):
             await model_of(caller, TOKEN)
@@ -369,7 +367,7 @@ async def test_calls_a_second_are_counted_by_caller(model: Model, token_file: Pa
         await model_of(caller, OTHER_TOKEN)
 
 
-async def test_a_proxy_s_word_tells_callers_apart_and_without_it_the_address_does(model: Model) -> None:
+async def test_callers_are_identified_by_a_proxy_s_metadata_or_else_by_address(model: Model) -> None:
     access = AccessSettings(caller_metadata="x-caller", max_calls_per_second=0.1)
     async with serving(model, access=access) as caller:
 
@@ -383,14 +381,16 @@ async def test_a_proxy_s_word_tells_callers_apart_and_without_it_the_address_doe
         assert await asking(("x-caller", "")) == EXHAUSTED
 
 
-async def test_a_token_goes_before_a_proxy_s_word(model: Model, token_file: Path) -> None:
+async def test_a_token_has_priority_over_a_proxy_s_metadata(model: Model, token_file: Path) -> None:
     async with metered(model, token_file, caller_metadata="x-caller", max_calls_per_second=0.1) as caller:
         await model_of(caller, TOKEN)
         call = caller.stub.GetModel(pb.GetModelRequest(), metadata=(*bearer(TOKEN), ("x-caller", "b")), timeout=60)
         assert await call.code() == EXHAUSTED
 
 
-async def test_bytes_a_second_are_counted_by_caller_and_break_no_upload_off(model: Model, token_file: Path) -> None:
+async def test_bytes_per_second_are_limited_by_caller_and_no_upload_is_interrupted(
+    model: Model, token_file: Path
+) -> None:
     async with metered(model, token_file, max_bytes_per_second=100) as caller:
         spec = chat(image("photo", photo(200, 200)))
         assert spec.ByteSize() > 1000, "more than ten seconds' worth"
@@ -406,7 +406,7 @@ async def test_bytes_a_second_are_counted_by_caller_and_break_no_upload_off(mode
         assert (await asking(OTHER_TOKEN))[-1].WhichOneof("message") == "report"
 
 
-async def test_open_calls_are_counted_by_caller(model: Model, token_file: Path) -> None:
+async def test_open_calls_are_limited_by_caller(model: Model, token_file: Path) -> None:
     async with metered(model, token_file, max_calls_a_caller=1) as caller:
         idle = caller.stub.Prepare(metadata=bearer(TOKEN))
         await idle.write(pb.PrepareRequest(spec=chat(image("photo"))))

@@ -1,4 +1,4 @@
-"""What a full service does with another request, and what it holds after a request has ended."""
+"""Admission: what a fully used service does with another request, and that completed requests release everything."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def test_a_request_larger_than_the_budget_is_refused_with_a_reason_of_its_
         await eventually(lambda: is_idle(caller))
 
 
-async def test_a_file_for_which_there_is_no_memory_is_refused_with_a_time_to_retry(model: Model) -> None:
+async def test_a_file_that_does_not_fit_the_memory_is_refused_with_retry_info(model: Model) -> None:
     async with serving(model, memory_budget_bytes=64 * MIB) as caller:
         failed = await caller.refusal(chat(video("clip")), {"clip": bytes(17 * MIB)})
         assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MEMORY_BUDGET_FULL")
@@ -46,7 +46,7 @@ async def test_a_file_for_which_there_is_no_memory_is_refused_with_a_time_to_ret
         await eventually(lambda: is_idle(caller))
 
 
-async def test_requests_that_do_not_fit_together_run_one_after_another(model: Model) -> None:
+async def test_requests_that_do_not_fit_the_memory_together_run_one_after_another(model: Model) -> None:
     spec = chat(video("clip", CLIP, sampling=pb.Sampling(fps=8)))
     async with serving(model, memory_budget_bytes=80 * MIB) as caller:
         expected = (await caller.prepare(spec)).tensors["pixel_patches"]
@@ -56,7 +56,7 @@ async def test_requests_that_do_not_fit_together_run_one_after_another(model: Mo
         await eventually(lambda: is_idle(caller))
 
 
-async def test_a_caller_who_does_not_read_holds_its_memory_and_delays_nobody(model: Model) -> None:
+async def test_a_caller_that_does_not_read_blocks_no_other_caller(model: Model) -> None:
     async with serving(model, worker_count=1) as caller:
         slow = caller.stub.Prepare(iter([pb.PrepareRequest(spec=chat(video("clip", CLIP)))]))
         await anext(aiter(slow))
@@ -113,7 +113,7 @@ async def test_one_clip_on_an_idle_service_is_cut_into_parts_for_its_workers(mod
         assert np.array_equal(divided.tensors["pixel_patches"], whole.tensors["pixel_patches"])
 
 
-async def test_a_damaged_clip_fails_the_same_way_cut_or_whole(model: Model) -> None:
+async def test_a_damaged_clip_fails_the_same_way_split_or_whole(model: Model) -> None:
     clip = moving_shapes_clip(seconds=40, width=374, height=374, options=(("g", "30"),))
     spoilt = clip[: len(clip) // 3] + bytes(4000) + clip[len(clip) // 3 + 4000 :]
     spec = chat(video("clip", spoilt, sampling=pb.Sampling(fps=8)))
@@ -128,6 +128,6 @@ async def test_a_damaged_clip_fails_the_same_way_cut_or_whole(model: Model) -> N
         await eventually(lambda: is_idle(caller))
 
 
-def test_a_request_that_killed_its_workers_is_not_one_that_a_gateway_retries() -> None:
+def test_worker_lost_has_no_status_that_gateways_retry() -> None:
     assert status_of(WorkerLost("two died"))[:2] == (grpc.StatusCode.INTERNAL, "WORKER_LOST")
     assert status_of(LimitExceeded("x", reason="CPU_SECONDS_EXCEEDED"))[0] is grpc.StatusCode.INVALID_ARGUMENT

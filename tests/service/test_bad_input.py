@@ -1,4 +1,4 @@
-"""Every kind of bad input gets its status and reason at once, and the next request works."""
+"""Every kind of bad input is refused at once with its status and reason, and the next request works."""
 
 from __future__ import annotations
 
@@ -188,7 +188,9 @@ async def test_a_bad_upload_is_refused_with_its_reason(caller: Caller, case: str
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_what_exceeds_a_limit_is_refused(model: Model, limits: Limits, spec: pb.PrepareSpec, reason: str) -> None:
+async def test_requests_beyond_a_limit_are_refused(
+    model: Model, limits: Limits, spec: pb.PrepareSpec, reason: str
+) -> None:
     async with serving(model, limits=limits) as caller:
         with pytest.raises(CallFailed) as caught:
             await caller.prepare(spec, {"photo": PHOTO})
@@ -211,8 +213,8 @@ async def test_a_video_beyond_the_limits_is_refused(model: Model, limits: Limits
     assert (caught.value.code, caught.value.reason) == (INVALID, reason)
 
 
-async def test_headers_get_so_much_memory_and_the_work_after_them_more(model: Model) -> None:
-    """FFmpeg makes 180 MB of index of the file's 2 KB, and does without it where there is no room."""
+async def test_the_header_memory_limit_does_not_limit_later_stages(model: Model) -> None:
+    """FFmpeg builds an index of 180 MB from the file's 2 KB, and omits it if there is too little memory."""
     claims = samples_of_one_size(5_000_000)
     reasons = []
     for size_bytes in (1 << 30, 64 << 20):
@@ -228,7 +230,7 @@ async def test_headers_get_so_much_memory_and_the_work_after_them_more(model: Mo
     assert reasons == ["TRUNCATED_MEDIA", "CORRUPT_MEDIA"]
 
 
-async def test_a_message_that_is_none_is_refused(caller: Caller) -> None:
+async def test_a_malformed_message_is_refused(caller: Caller) -> None:
     async with grpc.aio.insecure_channel(caller.server.address) as channel:
         call = channel.stream_stream("/preprocessor.v1.Preprocessor/Prepare")(iter([b"\xff\xff no message"]))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -236,8 +238,8 @@ async def test_a_message_that_is_none_is_refused(caller: Caller) -> None:
     assert (caught.value.code(), reason_of(caught.value)) == (INVALID, "MALFORMED_MESSAGE")
 
 
-async def test_what_a_caller_sent_is_quoted_so_far_that_he_gets_the_answer(caller: Caller) -> None:
-    """A status of 16 KiB and more is dropped by gRPC, and with it the reason."""
+async def test_quoted_input_is_cut_so_that_the_status_fits_grpc_s_metadata_limit(caller: Caller) -> None:
+    """gRPC drops a status of 16 KiB or more, and the reason with it."""
     spec = chat("hi", model="é" * 60_000)
     failure = await caller.refusal(spec)
     assert failure.reason == "MODEL_NOT_FOUND"
@@ -252,7 +254,7 @@ async def test_an_inline_file_over_the_limit_is_refused(model: Model) -> None:
     assert caught.value.reason == "MEDIA_TOO_LARGE"
 
 
-async def test_a_caller_who_leaves_during_the_upload_leaves_nothing_behind(caller: Caller) -> None:
+async def test_cancelling_during_the_upload_releases_everything(caller: Caller) -> None:
     call = caller.stub.Prepare()
     await call.write(SPEC)
     await call.write(chunk(PHOTO[:100]))
@@ -261,7 +263,7 @@ async def test_a_caller_who_leaves_during_the_upload_leaves_nothing_behind(calle
     await caller.prepare(chat("still there?"))
 
 
-async def test_a_caller_who_leaves_during_the_answer_frees_the_worker(caller: Caller) -> None:
+async def test_cancelling_during_the_response_frees_the_worker(caller: Caller) -> None:
     call = caller.stub.Prepare(iter([pb.PrepareRequest(spec=chat(video("clip", moving_shapes_clip(seconds=10))))]))
     await anext(aiter(call))
     call.cancel()
@@ -279,7 +281,7 @@ async def test_a_silent_upload_is_ended(model: Model) -> None:
     assert reason_of(caught.value) == "UPLOAD_IDLE"
 
 
-async def test_a_request_beyond_the_queue_is_refused_with_a_time_to_retry(model: Model) -> None:
+async def test_a_request_beyond_the_queue_is_refused_with_retry_info(model: Model) -> None:
     async with serving(model, worker_count=1, max_queued_count=1) as caller:
         counters = caller.server.pool.counters
         for _ in range(2):  # one running, one waiting
@@ -293,7 +295,7 @@ async def test_a_request_beyond_the_queue_is_refused_with_a_time_to_retry(model:
     assert caught.value.retry_after_seconds == 1.0
 
 
-async def test_an_error_of_ours_shows_nothing_of_the_inside(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_internal_error_reveals_no_details(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("secret detail")
 

@@ -41,7 +41,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Unhurried:
-    """A server that answers every call after a while, however many are open."""
+    """A server that answers every call after a delay, whatever the concurrency."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -110,7 +110,7 @@ async def run(*arguments: str | Path, status: int = 0) -> tuple[str, str]:
     return output, errors
 
 
-async def test_a_closed_loop_reports_what_was_answered(caller: Caller, picture: Path) -> None:
+async def test_a_closed_loop_reports_answers(caller: Caller, picture: Path) -> None:
     output, _ = await run(
         "--address", caller.server.address, "--image", picture, "--text", "What is it?", "--concurrency", 3,
         "--seconds", 1, "--warm-up-seconds", 0.2, "--json",
@@ -148,7 +148,7 @@ async def test_tokens_can_be_counted_and_the_table_says_so(caller: Caller, tmp_p
     assert " tokens, " in output
 
 
-async def test_refusals_are_named_and_without_an_answer_the_status_is_1(caller: Caller) -> None:
+async def test_refusals_are_reported_and_without_any_answer_the_exit_status_is_1(caller: Caller) -> None:
     output, _ = await run(
         "--address", caller.server.address, "--text", "Hi", "--model", "another", "--concurrency", 1,
         "--seconds", 0.5, "--warm-up-seconds", 0, status=1,
@@ -156,7 +156,7 @@ async def test_refusals_are_named_and_without_an_answer_the_status_is_1(caller: 
     assert "NOT_FOUND MODEL_NOT_FOUND" in output
 
 
-async def test_nobody_listening_is_said_so() -> None:
+async def test_a_closed_port_is_reported() -> None:
     with pytest.raises(NobodyAnswers):
         await drive(connect_to("127.0.0.1:1"), Load((TEXT,), 1), lambda _: None, connect_seconds=0.2)
 
@@ -164,12 +164,12 @@ async def test_nobody_listening_is_said_so() -> None:
 @pytest.mark.parametrize(
     ("option", "value"), [("--rate", "0"), ("--concurrency", "-1"), ("--seconds", "inf"), ("--warm-up-seconds", "nan")]
 )
-async def test_a_load_that_cannot_be_is_refused(option: str, value: str) -> None:
+async def test_an_impossible_load_is_refused(option: str, value: str) -> None:
     _, errors = await run(f"{option}={value}", status=2)
     assert option in errors
 
 
-async def test_a_service_that_stalls_shows_in_an_open_loop_s_latencies() -> None:
+async def test_a_stall_shows_in_an_open_loop_s_latencies() -> None:
     """Two may be open, 20 become due within 0.5 s, and the server answers nobody in the first 0.6 s: 18 wait for it."""
     endings: list[Ending] = []
     server = Stalling(0.6)
@@ -186,7 +186,7 @@ async def test_a_service_that_stalls_shows_in_an_open_loop_s_latencies() -> None
     assert all(ending.seconds >= server.answers_from_seconds - ending.due_at_seconds for ending in waited)
 
 
-async def test_what_is_due_for_longer_than_its_deadline_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_past_their_deadline_are_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """The callers' own machine stalls for 40 s, on a clock of the test's own, while 100 requests become due."""
     endings: list[Ending] = []
     stalled_seconds = 0.0
@@ -207,7 +207,7 @@ async def test_what_is_due_for_longer_than_its_deadline_is_not_sent(monkeypatch:
     assert endings[-1].outcome == ANSWERED
 
 
-async def test_a_closed_loop_keeps_so_many_open_and_no_more() -> None:
+async def test_a_closed_loop_keeps_its_concurrency() -> None:
     endings: list[Ending] = []
     async with unhurried(0.01) as (server, address):
         await drive(connect_to(address), Load((TEXT,), 5, count=50), endings.append)
@@ -225,7 +225,7 @@ async def test_a_full_queue_is_counted_with_its_reason(model: Model) -> None:
     assert tally.due_count == tally.answered_count + tally.endings.total()
 
 
-async def test_progress_is_told_while_it_runs(caller: Caller) -> None:
+async def test_progress_is_reported_while_it_runs(caller: Caller) -> None:
     seen: list[int] = []
     load = Load((TEXT,), 2, seconds=1.5)
     tally = await asyncio.to_thread(
@@ -251,7 +251,7 @@ async def test_an_interrupt_ends_the_load_and_reports_what_there_was(caller: Cal
     assert figures["seconds"] < 600
 
 
-async def test_callers_that_are_killed_are_missed(caller: Caller) -> None:
+async def test_killed_caller_processes_are_reported(caller: Caller) -> None:
     def kill_all(_: object) -> None:
         for child in multiprocessing.active_children():
             child.kill()

@@ -1,4 +1,4 @@
-"""The command line, as a user's shell runs it."""
+"""The command line, run as by a shell."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_prepare_saves_the_tensors_by_the_contract_s_names(
         np.testing.assert_array_equal(saved[name].view(np.uint8), array.view(np.uint8), err_msg=name)
 
 
-def test_prepare_lays_what_is_transparent_on_a_background(tmp_path: Path, address: str) -> None:
+def test_prepare_puts_transparent_images_on_a_background(tmp_path: Path, address: str) -> None:
     source, result = tmp_path / "clear.png", tmp_path / "prompt.safetensors"
     source.write_bytes(file_of("png rgba"))
     digests = set()
@@ -143,14 +143,14 @@ def test_a_refusal_is_one_line_with_its_reason(address: str, picture: Path) -> N
     assert done.stderr.count("\n") == 1
 
 
-def test_a_file_that_is_not_there_is_named(address: str) -> None:
+def test_a_missing_file_is_named(address: str) -> None:
     assert "nowhere.mp4" in run("prepare", "--address", address, "--video", "nowhere.mp4", status=1).stderr
 
 
 @pytest.mark.parametrize(
     "command", [("prepare",), ("generate",), ("plan", "--rps", "1")], ids=lambda command: command[0]
 )
-def test_to_ask_for_nothing_is_refused(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_request_is_refused(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command]) == 1
     assert "give --text, --video or --image" in capsys.readouterr().err
 
@@ -190,7 +190,7 @@ def test_two_ways_to_choose_frames_are_refused_by_name(
         ("--timeout-seconds", "nan"),
     ],
 )
-def test_a_number_that_no_request_can_hold_is_refused_by_its_option(
+def test_a_number_out_of_range_is_refused_by_its_option(
     option: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -200,7 +200,7 @@ def test_a_number_that_no_request_can_hold_is_refused_by_its_option(
 
 
 @pytest.mark.parametrize("output", ["no/such/directory/out.safetensors", ".", "/dev/null"])
-def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+def test_an_unwritable_output_is_refused_before_the_request(
     output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -210,9 +210,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     )
 
 
-def test_an_output_for_which_the_disk_has_no_room_is_told_as_such(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_reported_for_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def save_file(*_: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
@@ -221,7 +219,7 @@ def test_an_output_for_which_the_disk_has_no_room_is_told_as_such(
         save_tensors(tmp_path / "out.safetensors", {})
 
 
-def test_a_check_of_the_output_leaves_what_is_there_and_nothing_else(tmp_path: Path) -> None:
+def test_checking_the_output_path_changes_no_file(tmp_path: Path) -> None:
     before = tmp_path / "before.safetensors"
     before.write_bytes(b"as it was")
     for path in (before, tmp_path / "new.safetensors"):
@@ -233,7 +231,7 @@ def test_a_check_of_the_output_leaves_what_is_there_and_nothing_else(tmp_path: P
 @pytest.mark.parametrize(
     ("option", "content"), [("--video", None), ("--image", None), ("--tools", None), ("--tools", b"\xff\xfe")]
 )
-def test_a_file_that_cannot_be_read_is_told_in_a_line(
+def test_an_unreadable_file_is_reported_in_one_line(
     option: str, content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "file"
@@ -246,7 +244,7 @@ def test_a_file_that_cannot_be_read_is_told_in_a_line(
     assert said.count("\n") == 1
 
 
-def test_bytes_of_the_command_line_that_are_no_text_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_arguments_that_are_not_utf8_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "--text", "caf\udce9"]) == 2
     assert "--text: 'caf?' is not accepted; give text in UTF-8" in capsys.readouterr().err
 
@@ -258,7 +256,7 @@ def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
     assert "GRPC" not in done.stderr
 
 
-def test_nobody_listening_is_said_so() -> None:
+def test_a_closed_port_is_reported() -> None:
     assert "UNAVAILABLE" in run("prepare", "--address", "127.0.0.1:1", "--text", "Hi", status=1).stderr
 
 
@@ -278,14 +276,14 @@ def test_a_bad_address_is_refused_at_start(option: str) -> None:
     assert option in run("serve", option, "localhost", status=2).stderr
 
 
-def test_a_variable_of_ours_that_nothing_reads_is_refused_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_environment_variable_of_the_service_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREPROCESSOR_WORKRES", "3")
     assert run("serve", status=2).stderr == (
         "preprocessor: PREPROCESSOR_WORKRES: there is no such setting; give PREPROCESSOR_WORKERS\n"
     )
 
 
-def test_a_port_that_is_taken_is_named_as_its_user_did(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_in_use_is_reported_by_its_option(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREPROCESSOR_ADDRESS", address)
     done = run("serve", "--http-address", "127.0.0.1:0", status=2)
     assert (

@@ -1,4 +1,4 @@
-"""What `/metrics` says of each engine endpoint, scraped as Prometheus does."""
+"""The metrics of each engine endpoint, scraped as by Prometheus."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def several(policy: EndpointPolicy = CALM, **engines: EngineClient) -> Endpoints
 
 
 async def requests(caller: Caller) -> Mapping[tuple[str, ...], float]:
-    """Requests by endpoint and outcome, those that there were."""
+    """Requests by endpoint and outcome, without zeros."""
     samples = await caller.samples()
     return {key[1:]: value for key, value in samples.items() if key[0] == ENGINE + "requests_total" and value}
 
 
-async def test_a_request_counts_where_it_was_answered_and_where_it_failed_before(model: Model) -> None:
+async def test_a_retried_request_is_counted_at_both_endpoints(model: Model) -> None:
     broken = FakeEngine(error=EngineUnavailable("gone"))
     async with serving(model, several(a=broken, b=FakeEngine([1, 2]))) as caller:
         await caller.generate(HELLO)
@@ -50,7 +50,7 @@ async def test_a_request_counts_where_it_was_answered_and_where_it_failed_before
 @pytest.mark.parametrize(
     ("error", "outcome"), [(EngineRejected("too long"), "rejected"), (EngineFailed("broke"), "failed")]
 )
-async def test_what_an_endpoint_rejects_and_what_it_breaks_at_are_told_apart(
+async def test_rejected_and_failed_requests_are_counted_separately(
     model: Model, error: Exception, outcome: str
 ) -> None:
     async with serving(model, several(a=FakeEngine(error=error))) as caller:
@@ -72,7 +72,7 @@ async def test_a_request_is_in_flight_until_its_caller_leaves(model: Model) -> N
     assert await call.code() is grpc.StatusCode.CANCELLED
 
 
-async def test_an_endpoint_that_is_taken_out_shows_it(model: Model) -> None:
+async def test_an_ejected_endpoint_shows_in_metrics(model: Model) -> None:
     policy = EndpointPolicy(probe_period_seconds=60.0, max_failures=1, min_backoff_seconds=60.0, max_backoff_seconds=60)
     broken = FakeEngine(error=EngineUnavailable("gone"))
     async with serving(model, several(policy, a=broken, b=FakeEngine([1]))) as caller:
@@ -90,5 +90,5 @@ async def test_an_endpoint_that_is_taken_out_shows_it(model: Model) -> None:
     assert (samples[ENGINE + "ejections_total", "a"], samples[ENGINE + "ejections_total", "b"]) == (1, 0)
 
 
-async def test_a_service_without_an_engine_says_nothing_of_endpoints(caller: Caller) -> None:
+async def test_a_service_without_an_engine_has_no_endpoint_metrics(caller: Caller) -> None:
     assert {key[0] for key in await caller.samples() if key[0].startswith(ENGINE)} == {ENGINE + "ready"}

@@ -1,4 +1,4 @@
-"""What the service asks of an engine, and what it makes of the engine's answers and of its settings."""
+"""The requests that the service sends to an engine, how it handles the responses, and its engine settings."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class ReadsOn(FakeEngine):
         yield
 
 
-async def test_memory_that_a_failed_engine_may_still_read_is_kept_from_others_until_it_has(model: Model) -> None:
+async def test_memory_that_a_failed_engine_may_still_read_is_not_reused(model: Model) -> None:
     engine = ReadsOn()
     async with serving(model, engine) as caller:
         with pytest.raises(CallFailed, match="the stream broke"):
@@ -170,7 +170,7 @@ async def test_memory_that_a_failed_engine_may_still_read_is_kept_from_others_un
         assert pool.used_bytes == 0
 
 
-async def test_an_engine_that_is_full_is_worth_trying_again(model: Model) -> None:
+async def test_an_overloaded_engine_is_reported_with_retry_info(model: Model) -> None:
     async with serving(model, FakeEngine(error=EngineOverloaded("64 prompts wait already"))) as caller:
         with pytest.raises(CallFailed) as caught:
             await caller.generate(chat("hello"))
@@ -187,9 +187,7 @@ async def test_an_engine_that_is_full_is_worth_trying_again(model: Model) -> Non
     ],
     ids=["authorities", "token", "profile"],
 )
-def test_a_file_that_cannot_be_used_is_refused_at_the_start(
-    model: Model, settings: EngineSettings, option: str
-) -> None:
+def test_an_unusable_file_is_refused_at_startup(model: Model, settings: EngineSettings, option: str) -> None:
     with ThreadPoolExecutor(1) as executor, pytest.raises(SettingError, match=option):
         connect_engines(settings, model, executor)
 

@@ -1,4 +1,4 @@
-"""What of a caller's metadata goes on to the engine."""
+"""The caller's metadata that is forwarded to the engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TRACE = ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01
 STATE = ("tracestate", "vendor=1")
 
 
-async def test_the_trace_goes_on_to_the_engine_and_what_is_the_caller_s_own_does_not(model: Model) -> None:
+async def test_the_engine_gets_trace_context_and_no_other_metadata(model: Model) -> None:
     engine = FakeEngine(token_ids=(11,))
 
     async def messages() -> AsyncIterator[pb.GenerateRequest]:

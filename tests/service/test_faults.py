@@ -1,4 +1,4 @@
-"""What becomes of accepted work when the machine fails the service: nothing is lost silently, and nothing needs a restart."""
+"""Accepted requests when the machine fails: nothing is lost silently, and nothing needs a restart."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ import pytest_asyncio
 from preprocessor.client import CallFailed, Client, PrepareResult, Prompt
 from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.config import split_address
-from preprocessor.service.logs import MAX_ALIKE
+from preprocessor.service.logs import MAX_SIMILAR
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.bench.service.watched import WatchedServer
@@ -45,7 +45,7 @@ SHARED = ("--engine", "127.0.0.1:1", "--engine-transport", "shared-memory")
 
 
 async def ask(address: str, spec: pb.PrepareSpec = chat("hello")) -> PrepareResult:  # noqa: B008 - read, never written
-    """Call over a connection of its own."""
+    """Call over a new connection."""
 
     def call() -> PrepareResult:
         with Client(address, retry_seconds=0) as client:
@@ -92,7 +92,7 @@ async def test_a_stop_under_load_finishes_what_was_accepted_and_refuses_the_rest
 
 @dataclass
 class Stop:
-    """How the calls of callers who never stop asking ended, and what the log says of it."""
+    """The endings of calls during a stop, and the log."""
 
     codes: Counter[grpc.StatusCode]
     log: list[str]
@@ -100,7 +100,7 @@ class Stop:
 
 @pytest_asyncio.fixture(scope="module")
 async def stop_under_calls() -> Stop:
-    """A service that is told to stop while 48 callers, on four connections, ask again as soon as they have an answer."""
+    """A service that is stopped while 48 callers, on four connections, call continuously."""
     codes: Counter[grpc.StatusCode] = Counter()
     is_over = asyncio.Event()
     with WatchedServer("--workers", "1", "--drain-seconds", "60") as server:
@@ -133,19 +133,19 @@ async def stop_under_calls() -> Stop:
     return Stop(codes, list(server.log))
 
 
-def test_a_stop_tells_callers_unavailable_and_nothing_else(stop_under_calls: Stop) -> None:
+def test_a_stop_refuses_calls_with_unavailable_only(stop_under_calls: Stop) -> None:
     assert set(stop_under_calls.codes) == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}, stop_under_calls.codes
 
 
-def test_a_stop_says_how_many_it_refused_in_a_few_lines(stop_under_calls: Stop) -> None:
+def test_a_stop_logs_its_refusals_in_summary_lines(stop_under_calls: Stop) -> None:
     about_refusals = [line for line in stop_under_calls.log if "refused" in line]
     sums = [int(found[1]) for line in about_refusals if (found := re.search(r": (\d+) more like this in", line))]
     assert sum(sums) >= 400
-    assert len(about_refusals) <= (MAX_ALIKE + 1) * len(sums)
+    assert len(about_refusals) <= (MAX_SIMILAR + 1) * len(sums)
 
 
-async def test_a_stop_signal_to_every_process_costs_no_worker_its_work() -> None:
-    """Some send it so: systemd, and whoever kills a control group."""
+async def test_a_stop_signal_to_every_process_interrupts_no_task() -> None:
+    """As systemd does, and everyone who signals a whole cgroup."""
     with WatchedServer("--workers", "1", "--memory-budget", "1GiB", "--drain-seconds", "60") as server:
         async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
             accepted = [
@@ -166,7 +166,7 @@ async def last_kind(call: grpc.aio.StreamStreamCall[pb.PrepareRequest, pb.Prepar
     return kind
 
 
-async def test_what_is_not_done_within_the_drain_time_is_ended_as_unavailable() -> None:
+async def test_calls_beyond_the_drain_time_end_as_unavailable() -> None:
     with WatchedServer("--workers", "1", "--drain-seconds", "0.2") as server:
         async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
             uploading = pb_grpc.PreprocessorStub(channel).Prepare()
@@ -177,7 +177,7 @@ async def test_what_is_not_done_within_the_drain_time_is_ended_as_unavailable() 
         assert await asyncio.to_thread(server.wait) == 0
 
 
-async def test_what_a_killed_service_leaves_the_next_start_sweeps() -> None:
+async def test_the_next_start_removes_the_files_of_a_killed_service() -> None:
     options = ("--workers", "1", "--memory-budget", "64MiB", *SHARED)
     with WatchedServer(*options) as server:
         await ask(server.address, chat(image("photo", PHOTO)))
@@ -201,11 +201,11 @@ def regions_of(process: psutil.Process) -> set[Path]:
     return {Path(found) for found in re.findall(r"/dev/shm/vlm-preprocessor-\w+", maps)}
 
 
-# -- resources that run out --------------------------------------------------------------------------------------------
+# -- exhausted resources -----------------------------------------------------------------------------------------------
 
 
 def own_mounts(*mounts: str) -> tuple[str, ...]:
-    """A command that runs another one with file systems of its own mounted.
+    """A command prefix that mounts private file systems and executes the command that follows.
 
     Skips the test where no mount namespace may be made, as in a container without CAP_SYS_ADMIN.
     """
@@ -219,7 +219,7 @@ def own_mounts(*mounts: str) -> tuple[str, ...]:
     return command
 
 
-async def test_a_full_shared_memory_costs_requests_and_not_the_service() -> None:
+async def test_full_shared_memory_fails_requests_and_not_the_service() -> None:
     within = own_mounts("-o size=80m none /dev/shm")
     with WatchedServer("--workers", "1", "--memory-budget", "64MiB", *SHARED, under=within) as server:
         assert await ask(server.address, chat(image("photo", PHOTO)))
@@ -292,7 +292,7 @@ def is_listening(port: int) -> bool:
 _ALL_TAKEN = 3  # the numbers below are standard input, output and errors
 
 
-async def test_without_descriptors_open_calls_go_on_and_all_comes_back_with_them() -> None:
+async def test_open_calls_survive_a_lack_of_file_descriptors() -> None:
     with WatchedServer("--workers", "1") as server:
         async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
             stub = pb_grpc.PreprocessorStub(channel)
@@ -376,7 +376,7 @@ def skew(offset: Path, seconds: int) -> None:
         file.write(struct.pack("q", seconds))
 
 
-async def test_a_wall_clock_that_jumps_ends_no_call_early_or_late(skewed: tuple[dict[str, str], Path]) -> None:
+async def test_a_wall_clock_jump_ends_no_call_early_or_late(skewed: tuple[dict[str, str], Path]) -> None:
     environment, offset = skewed
     options = ("--workers", "1", "--upload-idle-seconds", "60", "--max-timeout-seconds", "120")
     with WatchedServer(*options, environment=environment) as server:

@@ -46,7 +46,7 @@ def photo_at(url: str, key: str = "photo") -> pb.Media:
 
 
 def local(*hosts: Host, **settings: object) -> FetchSettings:
-    """Settings that allow these hosts, by the name that every machine has for itself."""
+    """Settings that allow these hosts, by the name localhost."""
     allowed = {"hosts": "localhost", "networks": "127.0.0.1/32", "ports": ",".join(str(host.port) for host in hosts)}
     return FetchSettings(**{**allowed, **settings})  # type: ignore[arg-type]
 
@@ -59,7 +59,7 @@ async def host() -> AsyncIterator[Host]:
 
 @pytest_asyncio.fixture(scope="module")
 async def fetching(model: Model, host: Host) -> AsyncIterator[Caller]:
-    """A service that may fetch from the host; tests give each answer a path of its own."""
+    """A service that may fetch from the host; each test uses its own paths."""
     async with serving(model, fetch=local(host, read_seconds=5.0, total_seconds=20.0)) as one:
         yield one
 
@@ -77,7 +77,7 @@ def tensors_are_equal(one: PrepareResult, other: PrepareResult) -> bool:
     return one.tensors.keys() == other.tensors.keys() and all(same.values())
 
 
-async def test_a_file_by_url_gives_what_the_file_itself_gives(fetching: Caller, host: Host) -> None:
+async def test_a_file_by_url_gives_the_same_result_as_an_upload(fetching: Caller, host: Host) -> None:
     given = await fetching.prepare(chat(image("photo", PHOTO), video("clip", CLIP), "What happens?"))
     fetched = await fetching.prepare(
         chat(photo_at(url(host, "/photo")), clip_at(url(host, "/clip")), "What happens?"),
@@ -89,7 +89,7 @@ async def test_a_file_by_url_gives_what_the_file_itself_gives(fetching: Caller, 
     await eventually(lambda: is_idle(fetching))
 
 
-async def test_a_file_comes_by_url_while_another_is_uploaded(fetching: Caller, host: Host) -> None:
+async def test_one_file_is_fetched_while_another_is_uploaded(fetching: Caller, host: Host) -> None:
     given = await fetching.prepare(chat(image("photo", PHOTO), video("clip", CLIP)))
     spec = chat(photo_at(url(host, "/photo")), video("clip"))
     assert tensors_are_equal(await fetching.prepare(spec, {"clip": CLIP}), given)
@@ -109,7 +109,7 @@ async def test_many_files_of_one_request_come_a_few_at_once(fetching: Caller, ho
     assert len(at_once) == 20 and max(at_once) <= 8
 
 
-async def test_a_url_can_be_shared_and_counted(fetching: Caller, host: Host) -> None:
+async def test_a_url_used_twice_is_fetched_once(fetching: Caller, host: Host) -> None:
     before = len(host.requests)
     again = pb.Media(key="again", modality=pb.MODALITY_VIDEO, same_file_as="clip")
     spec = chat(clip_at(url(host, "/clip")), again)
@@ -119,19 +119,19 @@ async def test_a_url_can_be_shared_and_counted(fetching: Caller, host: Host) -> 
 
 
 @pytest.mark.parametrize("kind", ["text/html", "image/svg+xml", "application/x-sh", "video/mp4"])
-async def test_what_a_host_calls_a_file_does_not_matter(fetching: Caller, host: Host, kind: str) -> None:
+async def test_content_type_and_extension_are_ignored(fetching: Caller, host: Host, kind: str) -> None:
     host.answers["/photo.exe"] = respond(PHOTO, Content_Type=kind)
     assert (await fetching.prepare(chat(photo_at(url(host, "/photo.exe"))))).header.token_count > 0
 
 
-async def test_a_page_that_calls_itself_an_image_is_none(fetching: Caller, host: Host) -> None:
+async def test_a_web_page_with_an_image_content_type_is_refused(fetching: Caller, host: Host) -> None:
     host.answers["/page"] = respond(b"<html><body>Sign in</body></html>" * 20, Content_Type="image/jpeg")
     error = await fetching.refusal(chat(photo_at(url(host, "/page"))))
     assert (error.code, error.reason) == (INVALID, "UNSUPPORTED_FORMAT")
     assert "HTML" in str(error)
 
 
-async def test_an_empty_file_is_told_as_such(fetching: Caller, host: Host) -> None:
+async def test_an_empty_file_is_reported_as_empty(fetching: Caller, host: Host) -> None:
     host.answers["/empty"] = respond(b"")
     assert (await fetching.refusal(chat(photo_at(url(host, "/empty"))))).reason == "EMPTY_MEDIA"
 
@@ -152,7 +152,7 @@ async def test_an_empty_file_is_told_as_such(fetching: Caller, host: Host) -> No
         (send(b"no HTTP\r\n\r\n", close=True), FAILED, "BAD_ANSWER"),
     ],
 )
-async def test_a_host_that_does_not_give_the_file_fails_the_call(
+async def test_a_host_that_does_not_send_the_file_fails_the_call(
     fetching: Caller, host: Host, answer: Answer, code: grpc.StatusCode, expected: str
 ) -> None:
     host.answers["/away"] = answer
@@ -162,7 +162,7 @@ async def test_a_host_that_does_not_give_the_file_fails_the_call(
     await eventually(lambda: is_idle(fetching))
 
 
-async def test_inside_a_service_that_may_name_any_host_no_private_address_is_reached(model: Model) -> None:
+async def test_with_any_host_allowed_no_private_address_is_reached(model: Model) -> None:
     async with Host({"/": respond(PHOTO)}) as inside:
         settings = FetchSettings(hosts="*", ports=f"80,{inside.port}")
         async with serving(model, fetch=settings) as caller:
@@ -198,7 +198,7 @@ async def test_a_data_url_needs_no_fetching(caller: Caller) -> None:
     assert (await caller.refusal(chat(photo_at(large)))).reason == "INLINE_TOO_LARGE"
 
 
-async def test_a_file_of_this_host_is_read_below_its_root_alone(model: Model, tmp_path: Path) -> None:
+async def test_local_files_are_read_only_below_a_root(model: Model, tmp_path: Path) -> None:
     (tmp_path / "media").mkdir()
     (tmp_path / "media" / "photo.jpg").write_bytes(PHOTO)
     (tmp_path / "media" / "link.jpg").symlink_to("../secret.jpg")
@@ -238,7 +238,7 @@ PROMISED = send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
         (Limits(max_request_bytes=999_999), PROMISED, "REQUEST_TOO_LARGE"),
     ],
 )
-async def test_a_file_larger_than_accepted_is_left_where_it_is(
+async def test_a_file_larger_than_the_limit_is_not_read(
     model: Model, limits: Limits, answer: Answer, expected: str
 ) -> None:
     async with Host({"/": answer}) as host, serving(model, limits=limits, fetch=local(host)) as caller:
@@ -251,14 +251,14 @@ async def test_a_file_larger_than_accepted_is_left_where_it_is(
         assert (fetched or 0) < 3 << 20
 
 
-async def test_an_endless_file_stops_where_the_memory_for_files_does(model: Model) -> None:
+async def test_an_endless_file_is_ended_when_the_memory_for_files_is_full(model: Model) -> None:
     async with Host({"/": ENDLESS}) as host, serving(model, fetch=local(host), memory_budget_bytes=64 << 20) as caller:
         error = await caller.refusal(chat(clip_at(url(host, "/"))))
         assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MEMORY_BUDGET_FULL")
         await eventually(lambda: host.busy_count == 0 and is_idle(caller))
 
 
-async def test_a_promise_of_much_takes_no_memory_from_others(model: Model) -> None:
+async def test_a_declared_size_alone_reserves_no_memory(model: Model) -> None:
     promise = hang(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (15 << 20) + bytes(1 << 20))
     async with Host({"/": promise}) as host, serving(model, fetch=local(host), memory_budget_bytes=64 << 20) as caller:
         calls = [caller.stub.Prepare(iter([pb.PrepareRequest(spec=chat(clip_at(url(host, "/"))))])) for _ in range(4)]
@@ -272,8 +272,8 @@ async def test_a_promise_of_much_takes_no_memory_from_others(model: Model) -> No
         await eventually(lambda: host.busy_count == 0 and is_idle(caller))
 
 
-async def test_a_large_file_of_known_size_arrives_in_the_place_where_it_stays(model: Model) -> None:
-    """Five files of 3 MiB fit into 16 MiB of room for files only if none of them is held, or counted, twice."""
+async def test_a_large_file_of_known_size_is_received_into_its_final_memory(model: Model) -> None:
+    """Five files of 3 MiB fit into 16 MiB of memory for files only if none is held, or counted, twice."""
     padded = CLIP + struct.pack(">I4s", 3 << 20, b"free") + bytes((3 << 20) - 8)
     async with (
         Host({"/": respond(padded)}) as host,
@@ -289,7 +289,7 @@ async def test_a_large_file_of_known_size_arrives_in_the_place_where_it_stays(mo
 
 
 @pytest.mark.parametrize("answer", [hang(), drip(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b"x")])
-async def test_a_caller_who_leaves_ends_the_fetch(fetching: Caller, host: Host, answer: Answer) -> None:
+async def test_cancelling_a_call_ends_its_fetch(fetching: Caller, host: Host, answer: Answer) -> None:
     host.answers["/slow"] = answer
     before = host.connection_count
     call = fetching.stub.Prepare(iter([pb.PrepareRequest(spec=chat(clip_at(url(host, "/slow"))))]))
@@ -310,7 +310,7 @@ async def test_the_calls_own_deadline_ends_the_fetch(fetching: Caller, host: Hos
     await eventually(lambda: host.busy_count == 0 and is_idle(fetching))
 
 
-async def test_a_fetch_that_fails_does_not_wait_for_the_upload(fetching: Caller, host: Host) -> None:
+async def test_a_failed_fetch_ends_the_call_during_the_upload(fetching: Caller, host: Host) -> None:
     call = fetching.stub.Prepare()
     await call.write(pb.PrepareRequest(spec=chat(photo_at(url(host, "/nowhere")), video("clip"))))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -349,5 +349,5 @@ def test_fsspec_is_imported_only_where_a_store_is_configured() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=PATIENCE_SECONDS).returncode == 0
 
 
-def test_a_failure_to_fetch_is_not_for_a_proxy_to_eject_the_service_for() -> None:
+def test_a_failed_fetch_has_no_status_for_which_proxies_eject_a_service() -> None:
     assert status_of(FetchFailed("x", reason="FETCH_STATUS"))[:2] == (FAILED, "FETCH_STATUS")

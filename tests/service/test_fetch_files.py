@@ -1,4 +1,4 @@
-"""file: URLs below their roots, whatever lies there; and objects of stores."""
+"""`file:` URLs below configured roots, for files of every kind."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import fsspec
 import pytest
 import pytest_asyncio
 
 from preprocessor.config import SettingError
 from preprocessor.errors import InvalidRequest, PreprocessorError
 from preprocessor.service.fetch.fetcher import Fetcher
-from preprocessor.service.status import status_of
-from tests.service.hosts import Collected, fetch, fetching
+from tests.service.hosts import Collected, fetch, fetching, reason
 from tests.waiting import eventually
 
 BODY = bytes(range(256)) * 10_000
@@ -43,13 +41,6 @@ async def fetcher(root: Path) -> AsyncIterator[Fetcher]:
         yield one
 
 
-async def reason(fetcher: Fetcher, url: str) -> str:
-    with pytest.raises(PreprocessorError) as caught:
-        await fetch(fetcher, url)
-    assert caught.value.metadata["media_key"] == "clip"
-    return caught.value.reason
-
-
 @pytest.mark.parametrize(
     "form",
     [
@@ -67,13 +58,13 @@ async def reason(fetcher: Fetcher, url: str) -> str:
         "file://{root}/%63lip.mp4",
     ],
 )
-async def test_a_file_below_the_root_comes_whole(fetcher: Fetcher, root: Path, form: str) -> None:
+async def test_a_file_below_the_root_is_read_completely(fetcher: Fetcher, root: Path, form: str) -> None:
     sink = Collected()
     await fetcher.fetch(form.format(root=root), "clip", sink)
     assert (sink.data, sink.announced_bytes) == (BODY, len(BODY))
 
 
-async def test_links_are_followed_as_far_as_they_stay_below(fetcher: Fetcher, root: Path) -> None:
+async def test_symbolic_links_are_followed_within_the_roots(fetcher: Fetcher, root: Path) -> None:
     (root / "near").symlink_to("sub folder/ü.mp4")
     (root / "around").symlink_to(root.parent / "root" / "near")
     (root / "folder").symlink_to("sub folder")
@@ -81,7 +72,7 @@ async def test_links_are_followed_as_far_as_they_stay_below(fetcher: Fetcher, ro
         assert await fetch(fetcher, f"file://{root}/{path}") == BODY
 
 
-async def test_a_root_may_itself_be_a_link(root: Path) -> None:
+async def test_a_root_may_be_a_symbolic_link(root: Path) -> None:
     (root.parent / "link").symlink_to(root)
     async with fetching(hosts="", ports="80", roots=f"{root.parent / 'link'}, {root.parent / 'root-too'}") as fetcher:
         assert await fetch(fetcher, f"file://{root.parent}/link/clip.mp4") == BODY
@@ -115,7 +106,7 @@ async def test_a_root_may_itself_be_a_link(root: Path) -> None:
         ),
     ],
 )
-async def test_what_does_not_lie_below_or_is_no_file_is_refused_with_one_answer(
+async def test_paths_outside_the_roots_and_non_files_get_the_same_error(
     fetcher: Fetcher, root: Path, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (root / "link").symlink_to("../secret")
@@ -156,12 +147,12 @@ async def test_what_does_not_lie_below_or_is_no_file_is_refused_with_one_answer(
         ),
     ],
 )
-async def test_a_file_url_that_is_none_is_refused(fetcher: Fetcher, root: Path, url: str) -> None:
+async def test_an_invalid_file_url_is_refused(fetcher: Fetcher, root: Path, url: str) -> None:
     assert await reason(fetcher, url.format(root=root)) == "INVALID_URL"
 
 
-async def test_a_link_that_changes_all_the_time_never_leads_outside(fetcher: Fetcher, root: Path) -> None:
-    """A thread swaps a good link and a bad one as fast as it can; a check of the path would be passed and then betrayed."""
+async def test_a_link_that_keeps_changing_never_leads_outside_the_roots(fetcher: Fetcher, root: Path) -> None:
+    """A thread keeps swapping an allowed link and a forbidden one, so a check of the path would be outdated at its use."""
     link, done = root / "swapped", threading.Event()
 
     def swap() -> None:
@@ -210,7 +201,7 @@ async def test_a_file_that_grows_or_shrinks_while_it_is_read_is_refused(
     assert len(sink.data) <= (sink.announced_bytes or 0) == 4 << 20
 
 
-async def test_a_size_that_a_sink_refuses_is_not_read(fetcher: Fetcher, root: Path) -> None:
+async def test_a_file_whose_announced_size_is_refused_is_not_read(fetcher: Fetcher, root: Path) -> None:
     class TooLarge(Exception):
         pass
 
@@ -226,7 +217,7 @@ async def test_a_size_that_a_sink_refuses_is_not_read(fetcher: Fetcher, root: Pa
     assert sink.data == b""
 
 
-async def test_readers_who_leave_leave_no_descriptors(fetcher: Fetcher, root: Path) -> None:
+async def test_cancelled_reads_leave_no_open_descriptors(fetcher: Fetcher, root: Path) -> None:
     def open_files() -> int:
         links = []
         for entry in Path("/proc/self/fd").iterdir():
@@ -246,98 +237,7 @@ async def test_readers_who_leave_leave_no_descriptors(fetcher: Fetcher, root: Pa
 
 
 @pytest.mark.parametrize("roots", ["media", "/srv/none-such", "/etc/passwd"])
-async def test_a_root_that_is_no_directory_is_refused_at_the_start(roots: str) -> None:
+async def test_a_root_that_is_no_directory_is_refused_at_startup(roots: str) -> None:
     with pytest.raises(SettingError, match="--fetch-roots"):
         async with fetching(hosts="", ports="80", roots=roots):
-            pass
-
-
-# -- stores ------------------------------------------------------------------------------------------------------------
-
-
-@pytest_asyncio.fixture
-async def store() -> AsyncIterator[Fetcher]:
-    """A fetcher of a store in memory, a real file system of fsspec's."""
-    system = fsspec.filesystem("memory")
-    for path, data in (("/bucket/clips/a.mp4", BODY), ("/bucket/secret", SECRET), ("/bucket/clips-too/b", SECRET)):
-        system.pipe(path, data)
-    async with fetching(hosts="", ports="80", stores="memory://bucket/clips") as one:
-        yield one
-    system.rm("/bucket", recursive=True)
-
-
-async def test_an_object_below_the_store_comes_whole(store: Fetcher) -> None:
-    sink = Collected()
-    await store.fetch("memory://bucket/clips/a.mp4", "clip", sink)
-    assert (sink.data, sink.announced_bytes) == (BODY, len(BODY))
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("memory://bucket/secret", "PATH_NOT_ALLOWED"),
-        ("memory://bucket/clips/../secret", "PATH_NOT_ALLOWED"),
-        ("memory://bucket/clips/./a.mp4", "PATH_NOT_ALLOWED"),
-        ("memory://bucket/clips-too/b", "PATH_NOT_ALLOWED"),
-        ("memory://bucket/clips", "PATH_NOT_ALLOWED"),
-        ("memory:bucket/clips/a.mp4", "PATH_NOT_ALLOWED"),
-        ("MEMORY://bucket/clips/a.mp4", "PATH_NOT_ALLOWED"),
-        ("memory://bucket/clips/a.mp4::file:///etc/passwd", "INVALID_URL"),
-        ("memory://bucket/clips/a\n.mp4", "INVALID_URL"),
-        ("memory://bucket/clips/nothing", "FETCH_NOT_FOUND"),
-        ("memory://bucket/clips/", "FETCH_NOT_FOUND"),
-        ("simplecache::memory://bucket/clips/a.mp4", "FETCH_DISABLED"),
-        ("s3://bucket/clips/a.mp4", "FETCH_DISABLED"),
-        ("file:///etc/passwd", "FETCH_DISABLED"),
-    ],
-)
-async def test_nothing_else_is_read_through_a_store(store: Fetcher, url: str, expected: str) -> None:
-    assert await reason(store, url) == expected
-
-
-class DriverError(Exception):
-    """Of a driver's own kind."""
-
-
-def breaks_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(type(fsspec.filesystem("memory")), "_open", broken)
-
-
-@pytest.mark.parametrize("name", [None, "botocore.exceptions.BotoCoreError", "gcsfs.retry.HttpError"])
-async def test_a_store_that_fails_is_told_as_such_and_leaves_a_trace(
-    store: Fetcher, monkeypatch: pytest.MonkeyPatch, name: str | None
-) -> None:
-    kind: type[Exception] = PermissionError
-    if name is not None:
-        module, _, of_driver = name.rpartition(".")
-        known = type(of_driver, (Exception,), {"__module__": module})
-        kind = type("Refused", (known,), {})
-    breaks_with(kind("a secret of the driver's"), monkeypatch)
-    with pytest.raises(PreprocessorError) as caught:
-        await fetch(store, "memory://bucket/clips/a.mp4")
-    assert caught.value.reason == "FETCH_UNREACHABLE"
-    assert "in broken" in caught.value.trace
-    assert "secret" not in caught.value.message + caught.value.trace
-
-
-@pytest.mark.parametrize("kind", [DriverError, TypeError])
-async def test_a_fault_of_a_stores_driver_is_not_told_as_the_stores(
-    store: Fetcher, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
-) -> None:
-    breaks_with(kind("a secret of the driver's"), monkeypatch)
-    with pytest.raises(kind) as caught:
-        await fetch(store, "memory://bucket/clips/a.mp4")
-    assert status_of(caught.value)[1] == "INTERNAL"
-
-
-@pytest.mark.parametrize(
-    "stores",
-    ["file:///srv", "https://host/x", "local://srv", "bucket/clips", "s3://", "s3:/bucket", "no-such-kind://bucket/"],
-)
-async def test_a_store_that_cannot_be_is_refused_at_the_start(stores: str) -> None:
-    with pytest.raises(SettingError, match="--fetch-stores"):
-        async with fetching(hosts="", ports="80", stores=stores):
             pass

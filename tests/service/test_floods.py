@@ -1,4 +1,4 @@
-"""Floods: of calls, of pings, of connections, of large messages that never end. Memory stays flat, and others are served."""
+"""Floods of calls, pings, connections and endless messages: memory stays flat, and other callers are served."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CANCEL = (8).to_bytes(4, "big")
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[WatchedServer]:
-    """A small server; the tests leave it whole."""
+    """A small server; the tests do not change its state."""
     with WatchedServer("--workers", "1", "--memory-budget", "256MiB", "--max-uploads", "4") as one:
         yield one
 
@@ -48,7 +48,7 @@ def own_bytes(server: WatchedServer) -> int:
 
 
 async def is_served(server: WatchedServer) -> bool:
-    """Whether an ordinary caller gets an ordinary answer."""
+    """Whether an ordinary call succeeds."""
 
     def ask() -> bool:
         with Client(server.address) as client:
@@ -59,7 +59,7 @@ async def is_served(server: WatchedServer) -> bool:
 
 
 def reset_streams(address: str, count: int, first: int = 1) -> None:
-    """Open calls and take each back at once, as in CVE-2023-44487, as fast as the server reads."""
+    """Open calls and reset each at once, as in CVE-2023-44487, as fast as the server reads."""
     with RawConnection(address) as connection:
         for number in range(count):
             connection.open_stream(first + 2 * number, PREPARE)
@@ -67,7 +67,7 @@ def reset_streams(address: str, count: int, first: int = 1) -> None:
 
 
 def empty_streams(address: str, count: int) -> None:
-    """Calls that end before they have said anything."""
+    """Calls that end without a message."""
     with RawConnection(address) as connection:
         for number in range(count):
             stream = 1 + 2 * number
@@ -91,7 +91,7 @@ async def test_memory_is_flat_under_a_flood_of_tiny_calls(server: WatchedServer,
 
 
 async def test_memory_is_bounded_where_large_messages_never_end(server: WatchedServer) -> None:
-    """Forty messages of 15 MiB, of each all but its end: 600 MiB, of which so many uploads are read as may be."""
+    """Forty incomplete messages of 15 MiB: 600 MiB, of which at most `max_upload_count` are read."""
     assert await is_served(server)
     before = own_bytes(server)
     message = pb.PrepareRequest(spec=pb.PrepareSpec(text="x" * (15 * MIB))).SerializeToString()
@@ -107,7 +107,7 @@ async def test_memory_is_bounded_where_large_messages_never_end(server: WatchedS
 
 
 @pytest.mark.parametrize("path", ["/preprocessor.v1.Preprocessor/GetModel", "/grpc.health.v1.Health/Check"])
-async def test_methods_of_one_message_take_in_no_more_of_it_than_others(server: WatchedServer, path: str) -> None:
+async def test_unary_requests_are_received_under_the_same_limits(server: WatchedServer, path: str) -> None:
     assert await is_served(server)
     before = own_bytes(server)
     message = bytes(15 * MIB)
@@ -121,7 +121,7 @@ async def test_methods_of_one_message_take_in_no_more_of_it_than_others(server: 
 
 
 def unfinished(address: str, message: bytes, path: str = PREPARE) -> RawConnection:
-    """A call that sends of one message as much as it may and stops short of its end."""
+    """A call that sends an incomplete message, as far as flow control allows."""
     connection = RawConnection(address).__enter__()
     connection.open_stream(1, path)
     rest = b"\0" + len(message).to_bytes(4, "big") + message[:-1]
@@ -142,7 +142,7 @@ async def test_pings_in_quick_succession_end_the_connection(server: WatchedServe
     assert await is_served(server)
 
 
-async def test_a_connection_carries_only_so_many_calls(model: Model) -> None:
+async def test_streams_per_connection_are_limited(model: Model) -> None:
     def crowd(address: str) -> list[int]:
         """Numbers of the streams that are refused."""
         with RawConnection(address) as connection:
@@ -155,9 +155,9 @@ async def test_a_connection_carries_only_so_many_calls(model: Model) -> None:
         await caller.prepare(chat("still there?"))
 
 
-async def test_only_so_many_connections_are_open(model: Model) -> None:
+async def test_open_connections_are_limited(model: Model) -> None:
     def connect(address: str) -> list[bool]:
-        """Of ten connections, which of them are greeted."""
+        """Of ten connections, those that the server accepts."""
         with contextlib.ExitStack() as stack:
             connections = [stack.enter_context(RawConnection(address)) for _ in range(10)]
             return [connection.frames_until(SETTINGS) != [] for connection in connections]

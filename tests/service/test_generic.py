@@ -40,7 +40,7 @@ async def gemma(folder: Path) -> AsyncIterator[Caller]:
         yield caller
 
 
-async def test_the_processor_s_tensors_arrive_as_the_pipeline_makes_them(gemma: Caller) -> None:
+async def test_the_processor_s_tensors_equal_the_pipeline_s(gemma: Caller) -> None:
     spec = chat(image("a", PHOTO), "and", image("b", photo(90, 60, "PNG")), "?")
     expected = pipeline.prepare(gemma.server.model, read_spec(spec)[0])
     result = await gemma.prepare(spec)
@@ -88,7 +88,7 @@ async def test_the_command_line_takes_such_a_model_like_any_other(
         assert tensors.get_slice("pixel_values").get_dtype() == ("BF16" if form else "F32")
 
 
-async def test_the_command_line_says_which_forms_there_are(
+async def test_the_command_line_lists_the_pixel_forms(
     gemma: Caller, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "photo.jpg").write_bytes(PHOTO)

@@ -27,14 +27,14 @@ async def health_of(caller: Caller, service: str = "") -> str:
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 
-async def test_a_server_that_runs_is_live_and_ready(caller: Caller) -> None:
+async def test_a_running_server_is_live_and_ready(caller: Caller) -> None:
     assert (await caller.get("/livez"))[0] == 200
     assert (await caller.get("/readyz"))[0] == 200
     assert await health_of(caller) == "SERVING"
     assert await health_of(caller, SERVICE) == "SERVING"
 
 
-async def test_an_engine_that_is_down_makes_it_unready_for_generate_alone(model: Model) -> None:
+async def test_an_engine_outage_makes_only_generate_unready(model: Model) -> None:
     async with serving(model, FakeEngine(is_available=False)) as caller:
         assert (await caller.get("/livez"))[0] == 200
         status, why = await caller.get("/readyz?method=Generate")
@@ -58,13 +58,13 @@ async def test_without_an_engine_all_but_generate_is_served(caller: Caller) -> N
     assert await caller.get("/readyz") == (200, "ok\n")
 
 
-async def test_readiness_for_a_method_that_is_none_is_not_found(caller: Caller) -> None:
+async def test_readiness_of_an_unknown_method_is_not_found(caller: Caller) -> None:
     status, why = await caller.get("/readyz?method=Complete")
     assert status == 404
     assert all(method in why for method in METHODS)
 
 
-async def test_an_engine_that_comes_back_makes_it_ready_again(model: Model) -> None:
+async def test_a_recovered_engine_makes_the_replica_ready_again(model: Model) -> None:
     engine = FakeEngine(is_available=False)
     async with serving(model, engine) as caller:
         engine.is_available = True
@@ -73,7 +73,7 @@ async def test_an_engine_that_comes_back_makes_it_ready_again(model: Model) -> N
         assert await health_of(caller, f"{SERVICE}.Generate") == "SERVING"
 
 
-async def test_a_drain_makes_it_unready_first(model: Model) -> None:
+async def test_draining_makes_the_replica_unready(model: Model) -> None:
     async with serving(model) as caller:
         await caller.server.health.drain()
         assert await caller.get("/readyz") == (503, "draining\n")
@@ -119,9 +119,7 @@ async def test_reflection_lists_the_services_and_their_file(caller: Caller) -> N
     assert [method.name for method in described.service[0].method] == ["Prepare", "Generate", "CountTokens", "GetModel"]
 
 
-async def test_a_stop_lets_calls_end_on_connections_that_stay_open(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_stop_keeps_connections_open_until_calls_end(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("preprocessor.service.server._FLUSH_SECONDS", 0.1)
     async with serving(model, worker_count=1, drain_seconds=40.0) as caller:
         upload = caller.stub.CountTokens(timeout=PATIENCE_SECONDS)
@@ -138,6 +136,6 @@ async def test_a_stop_lets_calls_end_on_connections_that_stay_open(
         await asyncio.wait_for(retiring, PATIENCE_SECONDS)
 
 
-async def test_a_stop_without_calls_waits_for_nothing(model: Model) -> None:
+async def test_a_stop_without_calls_does_not_wait(model: Model) -> None:
     async with serving(model, worker_count=1, drain_seconds=1e6) as caller:
         await asyncio.wait_for(caller.server.retire(), PATIENCE_SECONDS)

@@ -1,4 +1,4 @@
-"""The signal to scale by, the frames that are counted, and the bound on what a label may be."""
+"""The load ratio for autoscaling, counts of frames, and limits on label values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def whole(**sampling: object) -> pb.PrepareSpec:
     return chat(video("clip", CLIP, sampling=pb.Sampling(**sampling)))  # type: ignore[arg-type]
 
 
-async def test_the_load_is_the_expected_work_over_the_cores_and_nothing_when_it_is_done(model: Model) -> None:
+async def test_the_load_ratio_is_expected_core_seconds_per_core(model: Model) -> None:
     async with serving(model, worker_count=1) as caller:
         pool = caller.server.pool
         assert (await caller.samples())[("preprocessor_load_ratio",)] == 0
@@ -39,7 +39,7 @@ async def test_the_load_is_the_expected_work_over_the_cores_and_nothing_when_it_
         assert (await caller.samples())[("preprocessor_load_ratio",)] == 0
 
 
-async def test_a_clip_that_is_cut_over_cores_weighs_no_more_than_whole(model: Model) -> None:
+async def test_a_clip_split_over_workers_counts_no_more_load_than_a_whole_one(model: Model) -> None:
     async with serving(model, worker_count=2) as caller:
         pool = caller.server.pool
         seen: list[tuple[int, float, float]] = []
@@ -72,7 +72,7 @@ async def test_frames_are_counted_as_used_decoded_or_skipped(model: Model) -> No
     assert used < decoded < 600, "reference frames are decoded too, the others are not"
 
 
-async def test_work_that_its_caller_left_is_counted_by_where_it_was(model: Model) -> None:
+async def test_abandoned_tasks_are_counted_by_state(model: Model) -> None:
     async with serving(model, worker_count=1) as caller:
         pool = caller.server.pool
         running = [caller.stub.Prepare() for _ in range(3)]
@@ -89,7 +89,7 @@ async def test_work_that_its_caller_left_is_counted_by_where_it_was(model: Model
     assert samples["preprocessor_requests_total", "CANCELLED", "Prepare"] == 3
 
 
-def test_labels_stay_bounded_whatever_a_worker_says() -> None:
+def test_labels_stay_bounded_whatever_a_worker_reports() -> None:
     metrics, timings = Metrics(), Timings()
     for number in range(1000):
         timings.add(f"stage-{number}", 1.0)

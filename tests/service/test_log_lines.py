@@ -1,4 +1,4 @@
-"""The log of a real `preprocessor serve`, from its start to its stop: objects that say which request they are about."""
+"""The JSON log of a real `preprocessor serve`, from start to stop, with request IDs."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_line_about_a_request_names_it_and_its_trace(stopped: Service) -> None
     assert all("request_id" not in line for line in about_none)
 
 
-def test_no_line_holds_what_a_caller_sent(stopped: Service) -> None:
+def test_no_log_line_contains_request_content(stopped: Service) -> None:
     log = "\n".join(stopped.lines)
     assert SECRET not in log
     assert SECRET_FILE.decode() not in log

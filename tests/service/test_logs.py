@@ -1,4 +1,4 @@
-"""What the log of a busy service holds, at its most talkative: nothing that callers have sent."""
+"""The log of a busy service, at level debug, contains no request content."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def secret_image() -> bytes:
 
 
 def secret_specs() -> list[pb.PrepareSpec]:
-    """Requests that succeed, and requests that fail at every stage, each with the secret wherever there is room."""
+    """Requests that succeed, and requests that fail at every stage, each with the secret in every field that takes text."""
     clip = moving_shapes_clip(seconds=1, width=160, height=120)
     fine = chat(SECRET, image("photo", secret_image()), video("clip", clip), cache_salt=SECRET)
     fine.chat.template_arguments[SECRET] = SECRET
@@ -57,7 +57,7 @@ def secret_specs() -> list[pb.PrepareSpec]:
     ]
 
 
-def test_a_busy_service_logs_nothing_that_callers_sent(tmp_path: Path) -> None:
+def test_a_busy_service_logs_no_request_content(tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(f"gateway {TOKEN}\n")
     options = ("--workers", "1", "--log-level", "debug", "--token-file", str(tmp_path / "tokens"))
     verbose = {"GRPC_VERBOSITY": "INFO", "PYTHONASYNCIODEBUG": "1"}
@@ -104,7 +104,7 @@ def fail_with_a_secret() -> None:
         raise ValueError(f"cannot use {SECRET}") from error
 
 
-def test_a_fault_is_described_by_its_place_and_kind_alone() -> None:
+def test_a_fault_is_logged_by_location_and_type_only() -> None:
     with pytest.raises(ValueError, match=SECRET) as caught:
         fail_with_a_secret()
     quiet = describe_fault(caught.value, log_payloads=False)
@@ -114,7 +114,7 @@ def test_a_fault_is_described_by_its_place_and_kind_alone() -> None:
     assert SECRET in describe_fault(caught.value, log_payloads=True)
 
 
-def test_a_worker_s_fault_is_described_by_its_place_in_the_worker() -> None:
+def test_a_worker_s_fault_is_logged_by_its_location_in_the_worker() -> None:
     with pytest.raises(ValueError, match=SECRET) as caught:
         fail_with_a_secret()
     failed = TaskFailed(Fault(trace_of(caught.value), f"… {SECRET} …"))
@@ -124,7 +124,7 @@ def test_a_worker_s_fault_is_described_by_its_place_in_the_worker() -> None:
     assert SECRET in describe_fault(failed, log_payloads=True)
 
 
-async def test_a_refusal_that_stands_for_a_foreign_error_is_logged_with_its_trace(
+async def test_a_refusal_caused_by_a_foreign_error_is_logged_with_its_traceback(
     model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuses(*_: object) -> None:
@@ -140,7 +140,7 @@ async def test_a_refusal_that_stands_for_a_foreign_error_is_logged_with_its_trac
 
 
 @pytest.mark.parametrize("log_payloads", [False, True])
-async def test_a_fault_s_own_words_are_logged_only_where_that_is_asked_for(
+async def test_a_fault_s_message_is_logged_only_if_enabled(
     model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, log_payloads: bool
 ) -> None:
     def broken(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""In a cgroup of the budget and 1 GiB nothing that callers do ends the service, and what they are refused leaves nothing."""
+"""In a cgroup of the budget and 1 GiB callers cannot kill the service, and refused requests leave no memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(group: MemoryGroup | None) -> Iterator[WatchedServer]:
-    """A server that the tests leave whole, in a real cgroup where one may be made."""
+    """A server shared by the tests, in a real cgroup if one can be created."""
     with WatchedServer(*OPTIONS, under=() if group is None else group.under) as one:
         yield one
 
@@ -56,7 +56,7 @@ def anonymous_bytes(server: WatchedServer) -> int:
 async def stand(
     server: WatchedServer, group: MemoryGroup | None, ways: tuple[Way, ...], *, each: int, rounds: int
 ) -> Counter[tuple[str, str]]:
-    """Have every way come to so many ends, an ordinary caller being answered meanwhile; the service must live through it."""
+    """Run every way for `rounds` endings, with ordinary calls meanwhile; the service must survive."""
     processes, before = {server.process.pid}, anonymous_bytes(server)
     most = before
     with pressure(server.address, ways, each=each) as endings:
@@ -84,14 +84,14 @@ def ask(address: str) -> None:
         client.prepare(Prompt(chat(image("photo", photo(64, 48)))), timeout_seconds=120)
 
 
-async def test_refusals_of_every_kind_end_no_service(server: WatchedServer, group: MemoryGroup | None) -> None:
+async def test_refusals_of_every_kind_do_not_kill_the_service(server: WatchedServer, group: MemoryGroup | None) -> None:
     ways = tuple(way for way in WAYS if way not in (slow_sender, slow_reader))
     endings = await stand(server, group, ways, each=1, rounds=1)
     lost = {ending for ending in endings if ending[1] in ("INTERNAL", "UNAVAILABLE", "UNKNOWN", "CANCELLED")}
     assert lost == set()
 
 
-async def test_what_was_refused_or_left_is_not_kept(server: WatchedServer) -> None:
+async def test_refused_and_cancelled_uploads_leave_no_memory(server: WatchedServer) -> None:
     await eventually(server.is_at_rest)
     await asyncio.to_thread(ask, server.address)
     before = anonymous_bytes(server)
@@ -103,7 +103,7 @@ async def test_what_was_refused_or_left_is_not_kept(server: WatchedServer) -> No
 
 
 @pytest.mark.slow
-async def test_callers_whom_nobody_knows_are_read_from_no_further(token_file: Path) -> None:
+async def test_uploads_of_unauthenticated_callers_are_not_read(token_file: Path) -> None:
     with WatchedServer(*OPTIONS, "--token-file", str(token_file)) as server:
         before = anonymous_bytes(server)
         with grpc.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
@@ -114,6 +114,8 @@ async def test_callers_whom_nobody_knows_are_read_from_no_further(token_file: Pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-async def test_crowds_of_bad_callers_end_no_service(server: WatchedServer, group: MemoryGroup | None) -> None:
+async def test_many_misbehaving_callers_do_not_kill_the_service(
+    server: WatchedServer, group: MemoryGroup | None
+) -> None:
     await stand(server, group, WAYS, each=5, rounds=20)
     await eventually(server.is_at_rest)

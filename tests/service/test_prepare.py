@@ -1,4 +1,4 @@
-"""What `Prepare`, `CountTokens` and `GetModel` answer, over a real server."""
+"""The responses of `Prepare`, `CountTokens` and `GetModel`, from a real server."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ def assert_same_tensors(received: dict[str, np.ndarray], expected: dict[str, np.
         np.testing.assert_array_equal(received[name].view(np.uint8), array.view(np.uint8), err_msg=name)
 
 
-async def test_a_prompt_with_a_video_and_two_images_comes_back_as_the_pipeline_makes_it(
-    caller: Caller, model: Model
-) -> None:
+async def test_a_prompt_with_a_video_and_two_images_equals_the_pipeline_s_result(caller: Caller, model: Model) -> None:
     spec = chat(
         "Compare", image("a", PHOTO), "with", video("b", CLIP), "and", image("c", photo(90, 400, "PNG")), "briefly."
     )
@@ -58,7 +56,7 @@ async def test_every_form_of_the_pixels_arrives_bit_for_bit(caller: Caller, mode
     assert_same_tensors(result.tensors, dict(in_process(model, spec).tensors))
 
 
-async def test_a_file_in_chunks_gives_what_the_same_file_inline_gives(caller: Caller, model: Model) -> None:
+async def test_a_file_in_chunks_gives_the_same_result_as_inline(caller: Caller, model: Model) -> None:
     large = photo(1400, 1000, "BMP")
     assert len(large) > 4 << 20, "the file must need several chunks"
     chunked = await caller.prepare(chat(image("large"), image("small"), "?"), {"large": large, "small": PHOTO})
@@ -69,7 +67,7 @@ async def test_a_file_in_chunks_gives_what_the_same_file_inline_gives(caller: Ca
     )
 
 
-async def test_a_deployment_s_background_lies_under_images_that_name_none(model: Model) -> None:
+async def test_the_configured_background_applies_to_images_without_their_own(model: Model) -> None:
     clear = encoded(picture("RGBA"), "PNG")
     async with serving(model, background="white") as caller:
         spec = chat(image("a", clear), image("b", clear, background="#102030"), image("c", clear, background="none"))
@@ -115,9 +113,7 @@ async def test_the_header_comes_first_then_rows_in_order_then_the_report(
     assert b"".join(one.data for one in rows) == expected.tobytes()
 
 
-async def test_a_tensor_that_the_header_cannot_hold_comes_in_rows_before_the_pixels(
-    caller: Caller, model: Model
-) -> None:
+async def test_a_large_tensor_is_sent_in_rows_before_the_pixels(caller: Caller, model: Model) -> None:
     """12 bytes of positions for each token: 1.08 MB."""
     ids = [*[9] * 90_000, model.tokenizer.convert_tokens_to_ids("<|image_pad|>")]
     spec = pb.PrepareSpec(token_ids=pb.TokenIds(ids=ids), media=[image("photo", PHOTO)])
@@ -128,14 +124,14 @@ async def test_a_tensor_that_the_header_cannot_hold_comes_in_rows_before_the_pix
     assert_same_tensors((await caller.prepare(spec)).tensors, in_process(model, spec).tensors)
 
 
-def test_a_message_of_rows_is_half_of_what_a_grpc_client_takes_unless_told_otherwise() -> None:
+def test_a_message_of_rows_is_at_most_half_of_grpc_s_default_limit() -> None:
     rows = np.zeros((4000, 1536), np.uint8)
     sizes = [len(message) for message in write_rows(0, rows, 0, len(rows))]
     assert max(sizes) <= (4 << 20) // 2 + 1000
     assert len(sizes) == -(-rows.nbytes // (MAX_ROWS_BYTES // 1536 * 1536)) > 2
 
 
-async def test_a_rendered_prompt_and_ready_ids_give_what_the_chat_gives(caller: Caller, model: Model) -> None:
+async def test_a_rendered_prompt_and_token_ids_give_the_same_result_as_the_chat(caller: Caller, model: Model) -> None:
     media = [video("clip", CLIP), image("photo", PHOTO)]
     text = (
         "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>And <|vision_start|><|image_pad|><|vision_end|>?"
@@ -159,7 +155,7 @@ async def test_a_system_prompt_and_history_are_rendered_in_order(caller: Caller,
     assert model.tokenizer.decode(ids) == expected
 
 
-async def test_the_answer_says_which_frames_were_used(caller: Caller) -> None:
+async def test_the_response_names_the_frames_used(caller: Caller) -> None:
     result = await caller.prepare(chat(video("clip", CLIP, sampling=pb.Sampling(frame_count=5))))
     item = result.header.items[0]
     assert list(item.frame_indices) == [0, 15, 30, 44, 59]
@@ -169,7 +165,7 @@ async def test_the_answer_says_which_frames_were_used(caller: Caller) -> None:
     assert (source.codec, source.frame_count, source.average_fps) == ("h264", 60, 30.0)
 
 
-async def test_without_pixels_everything_else_is_the_same(caller: Caller) -> None:
+async def test_without_pixels_all_other_results_are_the_same(caller: Caller) -> None:
     whole = await caller.prepare(chat(video("clip", CLIP)))
     bare = await caller.prepare(chat(video("clip", CLIP), pixel_form=pb.PIXEL_FORM_NONE))
     pixels = {"pixel_patches", "pixel_mean", "pixel_std"}
@@ -215,14 +211,14 @@ async def test_frames_can_be_named_by_time_within_a_file(caller: Caller) -> None
     assert item.basis == pb.SAMPLING_BASIS_TIME
 
 
-async def test_a_window_of_a_file_gives_frames_of_that_window(caller: Caller) -> None:
+async def test_a_time_window_gives_frames_within_it(caller: Caller) -> None:
     sampling = pb.Sampling(fps=10, start_seconds=0.5, end_seconds=1.0)
     item = (await caller.prepare(chat(video("clip", CLIP, sampling=sampling)))).header.items[0]
     assert list(item.frame_indices) == [15, 19, 22, 25, 29]
     assert item.source.video.frame_count == 60
 
 
-async def test_token_types_come_where_they_are_asked_for(caller: Caller) -> None:
+async def test_token_types_are_returned_if_requested(caller: Caller) -> None:
     spec = chat(image("photo", PHOTO), video("clip", CLIP), with_token_types=True)
     result = await caller.prepare(spec)
     types = result.tensors["mm_token_type_ids"]
@@ -231,7 +227,7 @@ async def test_token_types_come_where_they_are_asked_for(caller: Caller) -> None
     assert (types > 0).sum() == result.tensors["item_spans"][:, 2].sum()
 
 
-async def test_one_upload_may_serve_two_media(caller: Caller) -> None:
+async def test_one_upload_may_be_used_by_two_media(caller: Caller) -> None:
     spec = pb.PrepareSpec(
         text="<|video_pad|><|video_pad|>",
         media=[
@@ -246,14 +242,14 @@ async def test_one_upload_may_serve_two_media(caller: Caller) -> None:
     assert items[0].source.content_sha256 == items[1].source.content_sha256
 
 
-async def test_a_prompt_too_long_for_one_message_arrives_whole(caller: Caller, model: Model) -> None:
+async def test_a_prompt_too_long_for_one_message_arrives_completely(caller: Caller, model: Model) -> None:
     spec = pb.PrepareSpec(text="word " * 300_000)
     result = await caller.prepare(spec)
     assert result.tensors["input_ids"].nbytes > 1 << 20
     assert_same_tensors(result.tensors, dict(in_process(model, spec).tensors))
 
 
-async def test_a_damaged_frame_is_replaced_and_reported_where_that_is_asked_for(caller: Caller) -> None:
+async def test_a_damaged_frame_is_replaced_and_reported_if_requested(caller: Caller) -> None:
     frames = keyframe_packets(GRAINY)[1]
     sampling = pb.Sampling(frame_count=30)
     spoiled = damaged(GRAINY, *range(frames, frames + 5))
@@ -267,7 +263,7 @@ async def test_a_damaged_frame_is_replaced_and_reported_where_that_is_asked_for(
     assert list(result.header.items[0].frame_indices) == list(range(30)), "no time is shifted"
 
 
-async def test_a_truncated_file_gives_its_whole_frames_where_that_is_asked_for(caller: Caller) -> None:
+async def test_a_truncated_file_gives_its_complete_frames_if_requested(caller: Caller) -> None:
     cut = chat(video("clip", truncated_clip(), damage_policy=pb.DAMAGE_POLICY_TOLERANT))
     source = (await caller.prepare(cut)).header.items[0].source.video
     assert source.truncated

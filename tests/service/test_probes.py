@@ -1,4 +1,4 @@
-"""What kubelet and balancers are told, through every change of a real service."""
+"""Health and readiness as kubelets and load balancers see them, through all state changes of a real service."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ READY = (200, "ok\n")
 
 @pytest.fixture
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The service looks at its engine and its memory all the time."""
+    """Makes the service check engine and memory continuously."""
     monkeypatch.setattr("preprocessor.service.health.CHECK_SECONDS", 0.05)
 
 
 async def status_changes(caller: Caller, service: str) -> AsyncIterator[str]:
-    """What `Watch` tells, as it comes."""
+    """The status updates of `Watch`."""
     call = health_pb2_grpc.HealthStub(caller.channel).Watch(health_pb2.HealthCheckRequest(service=service))
     async for answer in call:
         yield health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 
 async def following(watches: Sequence[AsyncIterator[str]]) -> str:
-    """What all of them tell next."""
+    """The next update of each."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         [status] = {await anext(changes) for changes in watches}
     return status
 
 
-async def test_a_watch_follows_an_outage_of_the_engine_where_it_concerns_it_and_the_drain_everywhere(
+async def test_health_watches_report_engine_outages_for_generate_and_draining_for_all(
     model: Model, brisk: None
 ) -> None:
     engine = FakeEngine()
@@ -61,7 +61,7 @@ async def test_a_watch_follows_an_outage_of_the_engine_where_it_concerns_it_and_
         assert await following([*generating, *preparing]) == "NOT_SERVING", "the outage was none of the others' news"
 
 
-async def test_workers_that_are_gone_make_it_unready_until_others_have_come(model: Model) -> None:
+async def test_the_replica_is_unready_until_lost_workers_are_replaced(model: Model) -> None:
     async with serving(model, worker_count=1) as caller:
         worker_set = caller.server.pool.worker_set
         workers = [worker for lane in worker_set._workers.values() for worker in lane]
@@ -76,45 +76,47 @@ async def test_workers_that_are_gone_make_it_unready_until_others_have_come(mode
         assert await caller.get("/readyz") == READY
 
 
-async def test_a_budget_that_stays_full_makes_it_unready_until_there_is_room(model: Model, brisk: None) -> None:
-    """A caller who reads nothing holds the pixels of a clip; the budget has room for that clip alone."""
+async def test_a_budget_that_stays_full_makes_the_replica_unready_until_memory_is_free(
+    model: Model, brisk: None
+) -> None:
+    """A caller that reads nothing holds the pixels of a clip, which fill the budget."""
     clip = moving_shapes_clip(seconds=4, width=160, height=120)
     spec = chat(video("clip", clip, sampling=pb.Sampling(every_frame=pb.EveryFrame())))
     async with serving(model, memory_budget_bytes=64 << 20, budget_full_seconds=0.1) as caller:
         health, pool = caller.server.health, caller.server.pool
-        room = pool.rows.lease(int(pool.rows.size_bytes * 0.96))
-        assert room is not None
+        lease = pool.rows.lease(int(pool.rows.size_bytes * 0.96))
+        assert lease is not None
         await eventually(lambda: Cause.BUDGET in health.causes)
         status, why = await caller.get("/readyz")
         assert (status, why.startswith("the memory budget has been full for")) == (503, True)
         assert (await caller.samples())["preprocessor_unready", "budget"] == 1
-        room.release()
+        lease.release()
         await eventually(lambda: not health.causes)
         assert await caller.get("/readyz") == READY
         await caller.prepare(spec)
 
 
-async def test_a_budget_that_is_full_for_a_moment_changes_nothing(model: Model) -> None:
+async def test_a_briefly_full_budget_keeps_the_replica_ready(model: Model) -> None:
     now = 0.0
     async with serving(model, memory_budget_bytes=64 << 20) as caller:
         pool = caller.server.pool
         health = Health(None, pool, budget_full_seconds=10.0, clock=lambda: now)
         for seconds_later, is_full, is_ready in ((0, True, True), (9, True, True), (0.5, False, True), (9, True, True)):
             now += seconds_later
-            room = pool.rows.lease(int(pool.rows.size_bytes * 0.96)) if is_full else None
+            lease = pool.rows.lease(int(pool.rows.size_bytes * 0.96)) if is_full else None
             await health.refresh()
             assert (not health.causes) is is_ready
-            if room is not None:
-                room.release()
-        room = pool.files.lease(int(pool.files.size_bytes * 0.96))
-        assert room is not None
+            if lease is not None:
+                lease.release()
+        lease = pool.files.lease(int(pool.files.size_bytes * 0.96))
+        assert lease is not None
         await health.refresh()
         now += 10
         assert list(health.causes) == [Cause.BUDGET], "files have memory of their own, which may be full by itself"
-        room.release()
+        lease.release()
 
 
-async def test_readiness_tells_every_cause_at_once(model: Model) -> None:
+async def test_readiness_reports_every_cause(model: Model) -> None:
     async with serving(model, FakeEngine(is_available=False)) as caller:
         await caller.server.health.drain()
         assert await caller.get("/readyz") == (503, "draining\n")
@@ -127,21 +129,19 @@ async def test_readiness_tells_every_cause_at_once(model: Model) -> None:
     assert samples[("preprocessor_ready",)] == 0
 
 
-async def test_a_service_that_nobody_registered_is_unknown(caller: Caller) -> None:
+async def test_the_health_of_an_unknown_service_is_not_found(caller: Caller) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await health_pb2_grpc.HealthStub(caller.channel).Check(health_pb2.HealthCheckRequest(service="preprocessor"))
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_it_looks_more_often_than_a_kubelet_does() -> None:
+def test_health_is_refreshed_more_often_than_a_kubelet_probes() -> None:
     assert CHECK_SECONDS < 10  # Kubernetes' default periodSeconds
 
 
-async def test_an_outage_of_the_engine_is_one_line_of_the_log_whatever_it_says_meanwhile(
-    model: Model, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_engine_outage_is_logged_once(model: Model, caplog: pytest.LogCaptureFixture) -> None:
     class Fickle(FakeEngine):
-        """Says something else each time, as one does that counts the seconds to the next try."""
+        """An engine whose error message differs each time, like one that counts the seconds to its next check."""
 
         asked_count = 0
 

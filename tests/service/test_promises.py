@@ -1,4 +1,4 @@
-"""deploy/OPERATIONS.md names a test for every promise about faults: those tests exist."""
+"""deploy/OPERATIONS.md names tests for every guarantee about faults: those tests exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def table_after(heading: str) -> list[str]:
     return [line for line in section.splitlines() if line.startswith("|")][2:]
 
 
-def test_every_promise_about_a_fault_names_tests_that_exist() -> None:
+def test_every_guarantee_about_faults_names_existing_tests() -> None:
     there = {
         node.name
         for path in TESTS.rglob("test_*.py")

@@ -1,4 +1,4 @@
-"""A refusal comes before the files where sizes are told, and in the midst of an upload with its reason, by every client."""
+"""Refusals: before the upload if sizes are announced, and during the upload with the reason, for every kind of client."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NODE_MODULES = Path(os.environ.get("NODE_PATH", HERE / "node_modules"))
 
 @pytest_asyncio.fixture(scope="module")
 async def small(model: Model) -> AsyncIterator[Caller]:
-    """A server with little room, which the tests leave as it was: 20 MiB for files."""
+    """A shared server with 20 MiB of memory for files."""
     async with serving(model, limits=LIMITS, memory_budget_bytes=80 * MIB, worker_count=1) as one:
         yield one
 
@@ -56,7 +56,7 @@ async def small(model: Model) -> AsyncIterator[Caller]:
         (chat(video(size_bytes=-1)), INVALID, "SIZE_MISMATCH"),
     ],
 )
-async def test_a_size_that_is_told_is_refused_before_the_file_comes(
+async def test_an_announced_size_beyond_the_limit_is_refused_before_the_upload(
     small: Caller, spec: pb.PrepareSpec, code: grpc.StatusCode, reason: str
 ) -> None:
     call = small.stub.Prepare()
@@ -71,13 +71,13 @@ PHOTO = photo(90, 60)
 
 @pytest.mark.parametrize("told_bytes", [len(PHOTO) - 1, len(PHOTO) + 1, 0])
 @pytest.mark.parametrize("way", ["inline", "chunks"])
-async def test_a_file_of_another_size_than_told_is_refused(small: Caller, way: str, told_bytes: int) -> None:
+async def test_a_file_of_another_size_than_announced_is_refused(small: Caller, way: str, told_bytes: int) -> None:
     spec = chat(image("photo", PHOTO if way == "inline" else None, size_bytes=told_bytes))
     failed = await small.refusal(spec, {} if way == "inline" else {"photo": PHOTO})
     assert (failed.code, failed.reason) == (INVALID, "SIZE_MISMATCH")
 
 
-async def test_a_file_of_the_size_that_was_told_is_taken(small: Caller) -> None:
+async def test_a_file_of_the_announced_size_is_accepted(small: Caller) -> None:
     chunked = image("chunked", size_bytes=len(PHOTO))
     inline = image("inline", PHOTO, size_bytes=len(PHOTO))
     result = await small.prepare(chat(chunked, inline), {"chunked": PHOTO})
@@ -114,7 +114,7 @@ async def test_what_is_no_digest_is_refused_before_the_file_comes(small: Caller,
     assert (found.code, found.reason) == (INVALID, "INVALID_DIGEST")
 
 
-def test_the_client_tells_the_sizes_of_the_files_that_it_sends() -> None:
+def test_the_client_announces_file_sizes() -> None:
     spec = with_sizes(Prompt(chat(video("a"), image("b", PHOTO), video("c")), {"a": bytes(7)}))
     assert [(one.key, one.HasField("size_bytes"), one.size_bytes) for one in spec.media] == [
         ("a", True, 7),
@@ -123,7 +123,7 @@ def test_the_client_tells_the_sizes_of_the_files_that_it_sends() -> None:
     ]
 
 
-# -- in the midst of an upload -----------------------------------------------------------------------------------------
+# -- during an upload --------------------------------------------------------------------------------------------------
 
 
 def upload(told: bool) -> list[bytes]:
@@ -132,21 +132,21 @@ def upload(told: bool) -> list[bytes]:
 
 
 @pytest.mark.parametrize("told", [True, False])
-async def test_the_blocking_client_hears_the_reason(small: Caller, told: bool) -> None:
+async def test_the_blocking_client_receives_the_reason(small: Caller, told: bool) -> None:
     for _ in range(5):
         found = await refusal_of(small.send(upload(told)))
         assert found.reason == ("MEDIA_TOO_LARGE" if told else "MEMORY_BUDGET_FULL")
 
 
 @pytest.mark.parametrize("told", [True, False])
-async def test_an_aio_client_that_gives_its_messages_hears_the_reason(small: Caller, told: bool) -> None:
+async def test_an_aio_client_with_a_request_iterator_receives_the_reason(small: Caller, told: bool) -> None:
     for _ in range(5):
         found = await refusal_of(small.channel.stream_stream(PREPARE)(iter(upload(told))))
         assert found.reason == ("MEDIA_TOO_LARGE" if told else "MEMORY_BUDGET_FULL")
 
 
 @pytest.mark.parametrize("told", [True, False])
-async def test_an_aio_client_that_writes_its_messages_hears_the_reason(small: Caller, told: bool) -> None:
+async def test_an_aio_client_that_calls_write_receives_the_reason(small: Caller, told: bool) -> None:
     for _ in range(5):
         call = small.channel.stream_stream(PREPARE)()
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
@@ -162,7 +162,7 @@ async def test_an_aio_client_that_writes_its_messages_hears_the_reason(small: Ca
     reason="no Node.js with @grpc/grpc-js and @grpc/proto-loader in NODE_PATH",
 )
 @pytest.mark.parametrize("told", [True, False])
-async def test_a_node_client_hears_the_reason(small: Caller, told: bool) -> None:
+async def test_a_node_client_receives_the_reason(small: Caller, told: bool) -> None:
     arguments = [small.server.address, PROTOS, str(SIZE_BYTES // MIB), "told" if told else ""]
     done = await asyncio.to_thread(
         subprocess.run,
@@ -178,10 +178,10 @@ async def test_a_node_client_hears_the_reason(small: Caller, told: bool) -> None
     assert expected[1] in failed["details"]
 
 
-# -- waits -------------------------------------------------------------------------------------------------------------
+# -- retries -----------------------------------------------------------------------------------------------------------
 
 
-async def test_the_client_waits_as_it_is_told_and_is_answered(small: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_client_retries_after_retry_info(small: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     holding = small.server.pool.files.lease(19 * MIB)
     assert holding is not None
@@ -208,17 +208,17 @@ async def test_the_client_waits_as_it_is_told_and_is_answered(small: Caller, mon
     ("retry_after_seconds", "retry_seconds", "timeout_seconds"),
     [(None, 60.0, None), (1.0, 0.0, None), (1.0, 60.0, 0.5)],
 )
-def test_the_client_does_not_wait_where_that_is_no_use(
+def test_the_client_does_not_retry_when_it_cannot_succeed_in_time(
     retry_after_seconds: float | None, retry_seconds: float, timeout_seconds: float | None
 ) -> None:
     refused = CallFailed(EXHAUSTED, "MEMORY_BUDGET_FULL", "full", retry_after_seconds)
     assert Retries(retry_seconds, timeout_seconds).delay_after(refused) is None
 
 
-# -- turns -------------------------------------------------------------------------------------------------------------
+# -- slow uploads ------------------------------------------------------------------------------------------------------
 
 
-async def test_who_sends_nothing_gives_way_to_who_waits(model: Model) -> None:
+async def test_an_idle_upload_is_ended_while_others_wait(model: Model) -> None:
     async with serving(model, worker_count=1, wire=WireSettings(max_upload_count=1)) as caller:
         silent = caller.stub.Prepare()
         await silent.write(pb.PrepareRequest(spec=chat(image("photo"))))

@@ -1,4 +1,4 @@
-"""A server under killed processes, callers that leave, and hours of traffic. The server is a process of its own.
+"""Endurance: killed processes, cancelled calls, hours of load. The server is a separate process, observed from outside.
 
 Every request must end, with the right answer or with a status that says why there is none, and afterwards the server must hold
 nothing that it did not hold before. The long forms are marked `slow`; `make soak` runs for SOAK_SECONDS.
@@ -74,7 +74,7 @@ def asks(model: Model) -> tuple[Ask, ...]:
 
 
 @pytest.mark.parametrize("count", [120, pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
-async def test_killed_workers_cost_no_request_more_than_a_clean_refusal(
+async def test_killed_workers_cause_clean_refusals_at_most(
     server: WatchedServer, asks: tuple[Ask, ...], count: int
 ) -> None:
     await warm_up(server, asks)
@@ -93,7 +93,7 @@ async def test_killed_workers_cost_no_request_more_than_a_clean_refusal(
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(500, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
-async def test_callers_that_leave_at_random_moments_leave_nothing_behind(
+async def test_calls_cancelled_at_random_moments_release_everything(
     server: WatchedServer, asks: tuple[Ask, ...], count: int, request: pytest.FixtureRequest
 ) -> None:
     await warm_up(server, asks)
@@ -113,7 +113,7 @@ async def test_callers_that_leave_at_random_moments_leave_nothing_behind(
     await assert_nothing_is_left(server)
 
 
-async def test_callers_that_never_read_and_then_leave_give_their_memory_back(
+async def test_callers_that_never_read_release_their_memory_when_cancelled(
     server: WatchedServer, asks: tuple[Ask, ...]
 ) -> None:
     large = by_name(asks, LARGE)
@@ -127,7 +127,7 @@ async def test_callers_that_never_read_and_then_leave_give_their_memory_back(
 
 
 @pytest.mark.parametrize("kill_count", [1, pytest.param(12, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
-async def test_without_their_fork_server_workers_are_lost_and_replaced(
+async def test_workers_are_replaced_when_the_fork_server_is_lost(
     server: WatchedServer, asks: tuple[Ask, ...], kill_count: int
 ) -> None:
     await warm_up(server, asks)

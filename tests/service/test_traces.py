@@ -1,4 +1,4 @@
-"""Spans of real calls, as a collector gets them."""
+"""Spans of real calls, as a collector receives them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def clip_prompt() -> pb.PrepareSpec:
     return chat(video("clip", clip), image("photo", photo(90, 60)), SECRET)
 
 
-async def test_each_stage_is_a_span_below_the_call_s_and_that_below_the_caller_s(
+async def test_stage_spans_are_children_of_the_call_s_span_and_that_of_the_caller_s(
     model: Model, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # One clock for all: each end of each span is otherwise put into the wall clock's terms by itself, between two readings of two
@@ -99,7 +99,7 @@ async def test_each_stage_is_a_span_below_the_call_s_and_that_below_the_caller_s
 _ROUNDING_NS = 10_000  # stages tell when they began as when they ended less what they took, in floats
 
 
-def test_a_stage_s_time_is_told_by_the_wall_clock() -> None:
+def test_span_times_follow_the_wall_clock() -> None:
     before, began = time.time_ns(), time.monotonic()
     told = otlp._epoch_ns(began)
     after, elapsed_ns = time.time_ns(), int((time.monotonic() - began) * 1e9)
@@ -120,9 +120,7 @@ async def test_the_engine_gets_the_trace_with_its_own_span_as_parent(model: Mode
     assert not collector.named("generate"), "the engine's span shows it"
 
 
-async def test_what_the_service_is_at_fault_for_is_an_error_and_what_a_caller_is_is_not(
-    model: Model, collector: Collector
-) -> None:
+async def test_server_faults_are_span_errors_and_caller_errors_are_not(model: Model, collector: Collector) -> None:
     engine = FakeEngine(error=EngineFailed("it broke"))
     async with serving(model, engine, trace=TraceSettings(collector.address)) as caller:
         with pytest.raises(grpc.aio.AioRpcError):
@@ -140,7 +138,7 @@ async def test_what_the_service_is_at_fault_for_is_an_error_and_what_a_caller_is
     )
 
 
-async def test_a_caller_s_decision_against_a_trace_holds_and_the_ratio_is_for_those_who_made_none(
+async def test_the_caller_s_sampling_decision_has_priority_over_the_sample_ratio(
     model: Model, collector: Collector
 ) -> None:
     async with serving(model, trace=TraceSettings(collector.address, sample_ratio=0.0)) as caller:
@@ -151,7 +149,7 @@ async def test_a_caller_s_decision_against_a_trace_holds_and_the_ratio_is_for_th
     assert len(collector.named(PREPARE)) == 1
 
 
-async def test_no_span_holds_what_a_caller_sent(model: Model, collector: Collector) -> None:
+async def test_no_span_contains_request_content(model: Model, collector: Collector) -> None:
     async with serving(model, FakeEngine([11]), trace=TraceSettings(collector.address)) as caller:
         await generate(caller, clip_prompt())
         await flush(caller.server.traces)
@@ -159,20 +157,20 @@ async def test_no_span_holds_what_a_caller_sent(model: Model, collector: Collect
     assert not [one.span for one in collector.spans if SECRET in str(one.span)]
 
 
-async def test_a_stop_sends_what_has_ended(model: Model, collector: Collector) -> None:
+async def test_a_stop_exports_completed_spans(model: Model, collector: Collector) -> None:
     async with serving(model, trace=TraceSettings(collector.address)) as caller:
         await prepare(caller, chat("hello"))
     assert collector.named(PREPARE)
 
 
-async def test_a_collector_that_is_not_there_costs_no_call(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_succeed_if_the_collector_is_unreachable(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(otlp, "_CLOSE_SECONDS", 0.1)
     async with serving(model, trace=TraceSettings("http://127.0.0.1:9")) as caller:  # RFC 863's port; nobody listens
         await prepare(caller, chat("hello"))
         await prepare(caller, chat("hello"))
 
 
-def test_spans_without_the_extra_are_refused_by_the_option_s_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trace_endpoint_without_the_otel_extra_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "preprocessor.service.otlp", None)  # as an import that fails
     with pytest.raises(SettingError, match=r"--trace-endpoint.*vlm-preprocessor\[otel\]"):
         server._create_traces(TraceSettings("http://127.0.0.1:4317"))

@@ -1,4 +1,4 @@
-"""What a caller is told of a service that does not answer: one sentence, made by trying the address again."""
+"""The explanation for a service that does not answer: one sentence, found by probing the address."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def free_address() -> str:
 
 
 @pytest.mark.parametrize("command", ASKING, ids=lambda command: command[0])
-def test_where_nobody_listens_it_says_how_to_start_a_service(
+def test_a_closed_port_error_says_how_to_start_a_service(
     command: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRPC_VERBOSITY", "NONE")
@@ -91,32 +91,32 @@ def test_where_nobody_listens_it_says_how_to_start_a_service(
     assert said.count("\n") == 1
 
 
-def test_a_server_that_is_no_preprocessor_is_said_to_be_another(capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_grpc_server_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with grpc_server() as address:
         assert main(["prepare", "--address", address, "--text", "Hi"]) == 1
     assert "another gRPC server listens there" in capsys.readouterr().err
 
 
-def test_a_deadline_says_which_option_gives_more_time() -> None:
+def test_a_deadline_error_names_the_option_to_extend_it() -> None:
     late = CallFailed(grpc.StatusCode.DEADLINE_EXCEEDED, "", "Deadline Exceeded", None)
     with grpc_server() as address:
         said = explain(late, argparse.Namespace(address=address, timeout_seconds=2.0), Credentials())
     assert "no whole answer within 2 s; give more --timeout-seconds" in said
 
 
-def test_a_grpc_server_that_can_be_reached_has_nothing_wrong(authority: Authority, signed: Signed) -> None:
+def test_a_reachable_server_gives_no_explanation(authority: Authority, signed: Signed) -> None:
     trusting = Credentials(tls_root=str(authority.certificate), tls_server_name=SERVICE)
     with grpc_server() as plain, grpc_server(signed) as encrypted:
         assert why_unanswered(plain, Credentials()) == ""
         assert why_unanswered(encrypted, trusting) == ""
 
 
-def test_plain_text_to_a_service_with_tls_is_told_to_add_it(signed: Signed) -> None:
+def test_plain_text_to_a_tls_service_is_reported(signed: Signed) -> None:
     with grpc_server(signed) as address:
         assert "speaks TLS; add --tls" in why_unanswered(address, Credentials())
 
 
-def test_tls_to_a_service_without_is_told_to_leave_it_out(authority: Authority) -> None:
+def test_tls_to_a_plain_text_service_is_reported(authority: Authority) -> None:
     with grpc_server() as address:
         said = why_unanswered(address, Credentials(tls_root=str(authority.certificate)))
     assert "does not speak TLS; leave out --tls" in said
@@ -133,25 +133,25 @@ def test_a_certificate_for_another_name_asks_for_that_name(authority: Authority,
     assert "--tls-server-name NAME" in said
 
 
-def test_a_service_that_wants_certificates_of_callers_says_so(authority: Authority, signed: Signed) -> None:
+def test_a_missing_client_certificate_is_reported(authority: Authority, signed: Signed) -> None:
     with grpc_server(signed, authority.certificate) as address:
         said = why_unanswered(address, Credentials(tls_root=str(authority.certificate), tls_server_name=SERVICE))
     assert "give --tls-certificate and --tls-key" in said
 
 
-def test_the_http_port_is_told_from_the_service_s() -> None:
+def test_the_http_port_is_recognized() -> None:
     with http_server() as address:
         assert "not its --http-address" in why_unanswered(address, Credentials())
 
 
-def test_what_takes_connections_and_is_silent_is_named_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_listener_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unanswered, "_TRY_SECONDS", 0.1)
     with ExitStack() as stack:
         address = stack.enter_context(silent_listener())
         assert "says nothing" in why_unanswered(address, Credentials())
 
 
-def test_a_host_that_is_unknown_is_named_so() -> None:
+def test_an_unknown_host_is_reported() -> None:
     assert "there is no such host" in why_unanswered("nowhere.invalid:50051", Credentials(insecure=True))
 
 

@@ -1,4 +1,4 @@
-"""What hostile or broken callers send, and how long they take: each ends with its reason, and nobody else notices."""
+"""Hostile and broken callers, in content and in timing: each call ends with its reason, and other callers are unaffected."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def chunk(data: bytes, offset: int = 0, key: str = "photo", last: bool = False) 
 
 
 async def refused(caller: Caller, messages: Iterable[pb.PrepareRequest | bytes]) -> CallFailed:
-    """How a stream of messages ends, bytes sent as they are; the next request must work."""
+    """The error of a stream of messages, sent as they are; the next request must succeed."""
     found = await refusal_of(caller.send(messages))
     await caller.prepare(chat("still there?"))
     return found
 
 
-# -- messages that are none --------------------------------------------------------------------------------------------
+# -- malformed messages ------------------------------------------------------------------------------------------------
 
 NO_TEXT = (
     pb.PrepareRequest(spec=pb.PrepareSpec(text="(text)")).SerializeToString().replace(b"(text)", b"\xff\xfe\xc0ab")
@@ -65,7 +65,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-async def test_bytes_that_are_no_message_are_the_caller_s_fault(caller: Caller, case: str) -> None:
+async def test_malformed_messages_are_invalid_arguments(caller: Caller, case: str) -> None:
     found = await refused(caller, MALFORMED[case])
     assert (found.code, found.reason) == (INVALID, "MALFORMED_MESSAGE")
 
@@ -94,18 +94,18 @@ def field(number: int, data: bytes) -> bytes:
     return bytes([*head, length]) + data
 
 
-async def test_methods_with_one_message_refuse_bytes_that_are_none_too(caller: Caller) -> None:
+async def test_unary_methods_refuse_malformed_messages_too(caller: Caller) -> None:
     found = await refusal_of(caller.channel.unary_unary("/preprocessor.v1.Preprocessor/GetModel")(b"\xff\xff"))
     assert (found.code, found.reason) == (INVALID, "MALFORMED_MESSAGE")
 
 
-async def test_services_beside_ours_refuse_bytes_that_are_none_too(caller: Caller) -> None:
+async def test_health_and_reflection_refuse_malformed_messages_too(caller: Caller) -> None:
     path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
     found = await refusal_of(caller.channel.stream_stream(path)(iter([b"\xff\xff"])))
     assert (found.code, found.reason) == (INVALID, "MALFORMED_MESSAGE")
 
 
-# -- too much of it ----------------------------------------------------------------------------------------------------
+# -- limits ------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_message_above_the_limit_is_refused_by_grpc(model: Model) -> None:
@@ -170,15 +170,15 @@ TOO_MUCH = {
 
 
 @pytest.mark.parametrize("case", TOO_MUCH)
-async def test_a_spec_of_very_many_pieces_is_refused_before_it_is_read(caller: Caller, case: str) -> None:
+async def test_a_spec_of_very_many_parts_is_refused_before_it_is_read(caller: Caller, case: str) -> None:
     spec, reason = TOO_MUCH[case]
     found = await refused(caller, [pb.PrepareRequest(spec=spec)])
     assert (found.code, found.reason) == (INVALID, reason), found.message
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "\n", '"'])
-async def test_a_caller_s_own_words_do_not_swell_the_refusal(caller: Caller, letter: str) -> None:
-    """Trailers of a megabyte would reach no caller: he would see another error, or none."""
+async def test_error_messages_quote_only_a_part_of_long_input(caller: Caller, letter: str) -> None:
+    """Callers do not receive trailers of a megabyte: they get another error, or none."""
     long = letter * 1_000_000
     named = await refused(caller, [pb.PrepareRequest(spec=chat("hi", model=long))])
     assert (named.code, named.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
@@ -201,7 +201,7 @@ async def test_more_than_some_stop_tokens_are_refused(model: Model) -> None:
 # -- chunks ------------------------------------------------------------------------------------------------------------
 
 
-async def test_an_image_in_chunks_is_refused_as_soon_as_it_is_too_large(model: Model) -> None:
+async def test_an_image_in_chunks_is_refused_once_it_is_too_large(model: Model) -> None:
     async with serving(model, limits=Limits(max_image_bytes=MIB)) as caller:
         call = caller.stub.Prepare()
         await call.write(SPEC)
@@ -220,7 +220,7 @@ async def test_a_chunk_after_a_file_s_last_is_refused_while_others_come(caller: 
     assert again.reason == "CHUNK_OUT_OF_ORDER"
 
 
-async def test_what_follows_the_last_chunk_of_all_is_not_read(caller: Caller) -> None:
+async def test_messages_after_the_last_chunk_are_not_read(caller: Caller) -> None:
     messages = [SPEC, chunk(PHOTO, last=True), *(chunk(b"x" * 1000, key="noise") for _ in range(100))]
     kinds = [one.WhichOneof("message") for one in await caller.send(messages)]
     assert kinds[-1] == "report"
@@ -229,13 +229,13 @@ async def test_what_follows_the_last_chunk_of_all_is_not_read(caller: Caller) ->
 # -- time --------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_caller_who_never_sends_a_spec_is_let_go(model: Model) -> None:
+async def test_a_caller_that_sends_no_spec_is_ended(model: Model) -> None:
     async with serving(model, wire=WireSettings(upload_idle_seconds=0.1)) as caller:
         found = await refusal_of(caller.stub.Prepare())
         assert (found.code, found.reason) == (LATE, "UPLOAD_IDLE")
 
 
-async def test_an_upload_that_drips_is_ended_though_it_is_never_silent(model: Model) -> None:
+async def test_an_upload_below_the_minimum_rate_is_ended(model: Model) -> None:
     for seconds in GROWING_SECONDS:
         async with serving(model, wire=WireSettings(upload_idle_seconds=seconds, min_upload_rate=MIB)) as caller:
             found = await refusal_of(caller.send(dripping()))
@@ -246,14 +246,14 @@ async def test_an_upload_that_drips_is_ended_though_it_is_never_silent(model: Mo
 
 
 def dripping() -> Iterator[pb.PrepareRequest]:
-    """A spec and then a byte at a time, for ever."""
+    """A spec, then one byte at a time without end."""
     yield SPEC
     for offset in itertools.count():
         time.sleep(0.02)
         yield chunk(b"x", offset)
 
 
-async def test_only_so_many_are_read_from_at_a_time_and_others_have_their_turn(model: Model) -> None:
+async def test_concurrent_uploads_are_limited_and_others_wait(model: Model) -> None:
     async with serving(model, wire=WireSettings(max_upload_count=1)) as caller:
         first = caller.stub.Prepare()
         await first.write(SPEC)
@@ -266,7 +266,7 @@ async def test_only_so_many_are_read_from_at_a_time_and_others_have_their_turn(m
         assert [one.WhichOneof("message") async for one in first][-1] == "report"
 
 
-async def test_a_caller_whose_turn_does_not_come_is_told_so(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_caller_that_waits_too_long_to_upload_is_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     wire = WireSettings(max_upload_count=1, upload_idle_seconds=0.4)
     uploads = UploadStream(wire)
     monkeypatch.setattr(servicer, "UploadStream", lambda _: uploads)
@@ -283,7 +283,7 @@ async def test_a_caller_whose_turn_does_not_come_is_told_so(model: Model, monkey
         )  # a busy machine may be silent so long
 
 
-async def test_a_caller_who_does_not_read_loses_what_he_holds_and_learns_why(model: Model) -> None:
+async def test_a_caller_that_does_not_read_is_ended_with_the_reason(model: Model) -> None:
     async with serving(model, wire=WireSettings(answer_idle_seconds=0.3)) as caller:
         spec = chat(video("clip", CLIP, sampling=pb.Sampling(fps=8)))  # more than a connection holds unread
         call = caller.stub.Prepare(iter([pb.PrepareRequest(spec=spec)]))
@@ -294,7 +294,7 @@ async def test_a_caller_who_does_not_read_loses_what_he_holds_and_learns_why(mod
         assert (found.code, found.reason) == (LATE, "ANSWER_IDLE")
 
 
-async def test_a_caller_who_does_not_read_his_tokens_stops_the_engine(model: Model) -> None:
+async def test_a_caller_that_does_not_read_tokens_stops_the_engine(model: Model) -> None:
     is_closed = asyncio.Event()
 
     class Talkative(FakeEngine):
@@ -328,25 +328,25 @@ async def test_no_deadline_is_longer_than_the_longest(model: Model) -> None:
 
 
 async def sent_and_waiting(call: grpc.aio.StreamStreamCall[pb.PrepareRequest, pb.PrepareResponse]) -> None:
-    """A call that sends a spec that promises a file, and waits; it may end at any time."""
+    """A call that sends a spec with a file to follow, and waits; it may end at any time."""
     await call.write(SPEC)
     await call.read()
 
 
-# -- how many at once --------------------------------------------------------------------------------------------------
+# -- concurrency -------------------------------------------------------------------------------------------------------
 
 
-async def test_calls_beyond_what_may_be_open_are_refused_and_health_is_answered(model: Model) -> None:
+async def test_calls_beyond_the_open_call_limit_are_refused_and_health_checks_are_not(model: Model) -> None:
     async with serving(model, wire=WireSettings(max_open_calls=3)) as caller:
         idle = [caller.stub.Prepare() for _ in range(3)]
         for call in idle:
             await call.write(SPEC)
-        await eventually(lambda: caller.server.gate.open_count == 3)
+        await eventually(lambda: caller.server.auth_interceptor.open_count == 3)
         found = await refusal_of(caller.stub.GetModel(pb.GetModelRequest()))
         assert (found.code, found.reason, found.retry_after_seconds) == (EXHAUSTED, "TOO_MANY_CALLS", 1.0)
         check = caller.channel.unary_unary("/grpc.health.v1.Health/Check")
         assert await check(b"") == b"\x08\x01"  # SERVING
         for call in idle:
             call.cancel()
-        await eventually(lambda: caller.server.gate.open_count == 0)
+        await eventually(lambda: caller.server.auth_interceptor.open_count == 0)
         await caller.prepare(chat("still there?"))

@@ -35,7 +35,7 @@ def test_a_trace_is_known_by_a_well_formed_parent_alone(traceparent: str, trace_
 def test_the_context_goes_on_and_nothing_else_does() -> None:
     context = (("traceparent", f"00-{TRACE}-{SPAN}-01"), ("tracestate", "vendor=1"))
     others = (("authorization", "Bearer secret"), ("traceparent-bin", b"\x00"))
-    assert Traces().begin("Generate", (*others, *context), "request").ask_engine() == context
+    assert Traces().begin("Generate", (*others, *context), "request").start_engine_request() == context
 
 
 @pytest.mark.parametrize(

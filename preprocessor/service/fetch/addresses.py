@@ -1,4 +1,4 @@
-"""Which IP addresses may be connected to: public ones, and those of the networks that a deployment names."""
+"""The IP addresses that may be connected to: public ones, and those in configured networks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _NOT_PUBLIC_V4 = tuple(
     map(
         ipaddress.IPv4Network,
         (
-            # IANA IPv4 Special-Purpose Address Registry (RFC 6890), whatever is not globally reachable. Not Python's
-            # `is_global`: its table changed within 3.11.
+            # IANA IPv4 Special-Purpose Address Registry (RFC 6890): all that are not globally reachable. Python's
+            # `is_global` is not used, because its table changed within 3.11.
             *(
                 "0.0.0.0/8",
                 "10.0.0.0/8",
@@ -25,7 +25,7 @@ _NOT_PUBLIC_V4 = tuple(
             *("192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24"),
             "224.0.0.0/4",  # multicast, RFC 5771
             "240.0.0.0/4",  # reserved, and broadcast, RFC 1112 and RFC 919
-            # Azure's platform address, which answers each virtual machine alone though it lies in public space:
+            # Azure's platform address, which is in public space and reachable only from virtual machines:
             # learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16
             "168.63.129.16/32",
         ),
@@ -47,31 +47,33 @@ _NAT64 = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48")))  
 
 
 class AddressRules:
-    """Judges addresses.
+    """Checks addresses.
 
     Args:
-        networks: Where an address may lie although it is not public.
+        networks: Networks that are allowed although they are not public.
     """
 
     def __init__(self, networks: Sequence[Network]) -> None:
         self._networks = tuple(networks)
 
     def allow(self, address: str) -> bool:
-        """Whether one may connect to an address. Text that is no address may not be connected to.
+        """Whether connecting to an address is allowed; False for text that is no address.
 
-        An IPv6 address that stands for an IPv4 one (mapped, compatible, 6to4, Teredo, NAT64) is refused unless a network
-        names its form, and then both must be allowed: naming NAT64's prefix opens no way to 10.0.0.1.
+        An IPv6 address that embeds an IPv4 one (mapped, compatible, 6to4, Teredo, NAT64) must be in a configured network, and
+        the IPv4 address must be allowed, too: configuring NAT64's prefix does not allow 10.0.0.1.
         """
         try:
             parsed = ipaddress.ip_address(address)
         except ValueError:
             return False
         if isinstance(parsed, ipaddress.IPv4Address):
-            return self._is_named(parsed) or not any(parsed in network for network in _NOT_PUBLIC_V4)
+            return self._is_configured(parsed) or not any(parsed in network for network in _NOT_PUBLIC_V4)
         embedded = _embedded(parsed)
-        return (self._is_named(parsed) or _is_public_v6(parsed)) and all(self.allow(str(each)) for each in embedded)
+        return (self._is_configured(parsed) or _is_public_v6(parsed)) and all(
+            self.allow(str(each)) for each in embedded
+        )
 
-    def _is_named(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    def _is_configured(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
         return any(address in network for network in self._networks)
 
 
@@ -80,7 +82,7 @@ def _is_public_v6(address: ipaddress.IPv6Address) -> bool:
 
 
 def _embedded(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
-    """The IPv4 addresses that packets to an IPv6 address may end at."""
+    """The IPv4 addresses that an IPv6 address embeds."""
     last = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
     if address.ipv4_mapped is not None:
         return [address.ipv4_mapped]
@@ -88,5 +90,5 @@ def _embedded(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
         return [address.sixtofour]
     if address.teredo is not None:
         return list(address.teredo)
-    is_compatible = int(address) >> 32 == 0 and int(address) > 1  # RFC 4291, 2.5.5.1; :: and ::1 stand for themselves
+    is_compatible = int(address) >> 32 == 0 and int(address) > 1  # RFC 4291, 2.5.5.1; except :: and ::1
     return [last] if is_compatible or any(address in prefix for prefix in _NAT64) else []

@@ -1,4 +1,4 @@
-"""data: URLs: a file in the URL itself, as RFC 2397 has it and as clients write it."""
+"""`data:` URLs: a file in the URL itself, as in RFC 2397 and as clients write it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from preprocessor.errors import InvalidRequest, LimitExceeded
 
-# Up to the first comma that no quoted parameter holds. Neither the media type nor any parameter but base64 is believed.
-# Possessive: a head of many megabytes is walked once.
+# Up to the first comma outside quotes. The media type and all parameters except base64 are ignored.
+# Possessive quantifiers, so that a header of many megabytes is scanned once.
 _HEAD = re.compile(r'(?:[^",]++|"[^"]*+")*+,')
 _IS_BASE64 = re.compile(r";\s*base64\s*(?:;|$)", re.IGNORECASE)
 _SCHEME = "data:"
@@ -25,10 +25,10 @@ def is_data_url(url: str) -> bool:
 
 
 def read_data_url(url: str, key: str, max_bytes: int) -> bytes:
-    """The file in a data: URL, in base64 or percent-encoded.
+    """The file in a `data:` URL, in base64 or percent-encoded.
 
-    Base64 may be percent-encoded, broken into lines, in the URL-safe alphabet, and lack its padding. Anything else that is no
-    base64 is refused: other characters, padding that is not at the end, bits behind the last byte. A fragment is no data.
+    Base64 may be percent-encoded, broken into lines, URL-safe, and without padding. All other deviations are refused: other
+    characters, padding before the end, non-zero trailing bits. A fragment is ignored.
 
     Raises:
         InvalidRequest: `INVALID_DATA_URL`.
@@ -47,14 +47,14 @@ def read_data_url(url: str, key: str, max_bytes: int) -> bytes:
 
 
 def _percent_decoded(text: bytes, key: str) -> bytes:
-    """The text with each %XX as the byte it stands for, and without line breaks, which are part of no URL.
+    """The text with each %XX decoded, and without line breaks, which URLs do not contain.
 
-    Whole arrays at a time: a message has room for five million of them.
+    It works on whole arrays, because a message may contain five million of these codes.
     """
     text = text.translate(None, b"\t\n\r")
     if b"%" not in text:
         return text
-    codes = np.frombuffer(text + b"%%", np.uint8)  # so that every sign has two characters behind it
+    codes = np.frombuffer(text + b"%%", np.uint8)  # so that two characters follow every percent sign
     signs = np.flatnonzero(codes[:-2] == ord("%"))
     high, low = _HEX[codes[signs + 1]], _HEX[codes[signs + 2]]
     if (high | low).max() > 15:
@@ -75,11 +75,11 @@ def _base64_decoded(text: bytes, key: str, max_bytes: int) -> bytes:
         raise _invalid(key, "its data is not base64")
     length = shape.start(1)
     if length % 4 == 1 or len(text) - length > -length % 4:
-        raise _invalid(key, f"base64 of {length} characters and {len(text) - length} of padding is not complete")
+        raise _invalid(key, f"base64 of {length} characters and {len(text) - length} of padding is incomplete")
     padded = text[:length] + b"=" * (-length % 4)
     data = binascii.a2b_base64(padded, strict_mode=True)
     if binascii.b2a_base64(data[-(len(data) % 3 or 3) :], newline=False) != padded[-4:]:
-        raise _invalid(key, "its base64 has bits behind the last byte")
+        raise _invalid(key, "its base64 has non-zero bits after the last byte")
     return data
 
 

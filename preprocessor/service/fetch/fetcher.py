@@ -1,4 +1,4 @@
-"""Which URL goes to which source, how many files are fetched at once, and what is counted."""
+"""Fetching by URL: the source of each scheme, a limit on concurrent fetches, and metrics."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from preprocessor.service.fetch.stores import StoreSource
 from preprocessor.service.fetch.web import WebSource
 from preprocessor.service.metrics import Metrics
 
-_WAITING_A_PLACE = 32  # so many wait behind each that is fetched: a bound, far beyond what their deadlines allow
+_MAX_WAITING_PER_FETCH = 32  # a bound far beyond what the deadlines allow
 
 
 class Fetcher:
-    """Fetches files by URL, as far as a deployment allows. An async context manager.
+    """Fetches files by URL, if the settings allow it. An async context manager.
 
     Args:
-        resolver: As `WebSource`'s.
+        resolver: See `WebSource`.
     """
 
     def __init__(self, settings: FetchSettings, metrics: Metrics, resolver: AbstractResolver | None = None) -> None:
@@ -35,14 +35,14 @@ class Fetcher:
         self._metrics = metrics
         self._resolver = resolver
         self._sources: dict[str, Source] = {}
-        self._places = asyncio.Semaphore(settings.max_at_once)
+        self._slots = asyncio.Semaphore(settings.max_at_once)
         self._waiting_count = 0
 
     async def __aenter__(self) -> Self:
-        """Make what the settings allow.
+        """Create the configured sources.
 
         Raises:
-            SettingError: Something that they name is not there.
+            SettingError: A configured directory, store or file does not exist or cannot be used.
         """
         settings = self._settings
         if roots := split_list(settings.roots):
@@ -61,21 +61,21 @@ class Fetcher:
             await source.close()
 
     def check(self, url: str, key: str) -> None:
-        """Refuse what no source here reads, before anything is received.
+        """Refuse a URL whose scheme is not enabled, before anything is received.
 
         Raises:
             InvalidRequest: `FETCH_DISABLED`.
         """
         if _scheme_of(url) not in self._sources:
             raise InvalidRequest(
-                f"{key}: this service fetches {' and '.join(sorted(self._sources)) or 'nothing by URL'}; send the file itself",
+                f"{key}: this service fetches {' and '.join(sorted(self._sources)) or 'nothing by URL'}; upload the file",
                 reason="FETCH_DISABLED",
                 field="media[].url",
                 media_key=key,
             )
 
     async def fetch(self, url: str, key: str, sink: Sink) -> None:
-        """Read a URL's file into a sink.
+        """Fetch a URL's file into a sink.
 
         Raises:
             InvalidRequest: `FETCH_DISABLED`, `INVALID_URL`, `HOST_NOT_ALLOWED`, `PORT_NOT_ALLOWED`, `ADDRESS_NOT_ALLOWED`,
@@ -87,7 +87,7 @@ class Fetcher:
         """
         self.check(url, key)
         scheme = _scheme_of(url)
-        async with self._place():
+        async with self._slot():
             counted = _CountedSink(sink, key, self._metrics.fetched_bytes.labels(scheme))
             with self._metrics.time_fetch(scheme):
                 try:
@@ -95,34 +95,34 @@ class Fetcher:
                         await self._sources[scheme].fetch(url, key, counted)
                 except TimeoutError as error:
                     raise FetchFailed(
-                        f"{key}: the host took too long to connect, to answer or to send the whole file; "
-                        f"{self._settings.total_seconds:g} seconds are allowed in all",
+                        f"{key}: the host took too long to connect, to respond or to send the whole file; "
+                        f"{self._settings.total_seconds:g} seconds are allowed in total",
                         reason="FETCH_TIMEOUT",
                         media_key=key,
                     ) from error
-                counted.check_whole()
+                counted.check_complete()
 
     @contextlib.asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        """One of the places of those who fetch; the first to wait is the first to get one."""
-        if self._waiting_count >= self._settings.max_at_once * _WAITING_A_PLACE:
+    async def _slot(self) -> AsyncIterator[None]:
+        """One of the `max_at_once` concurrent fetches, in the order of arrival."""
+        if self._waiting_count >= self._settings.max_at_once * _MAX_WAITING_PER_FETCH:
             raise Overloaded(
-                f"{self._waiting_count} files wait to be fetched already; try again, or another replica",
+                f"{self._waiting_count} files are waiting to be fetched; try again, or on another replica",
                 reason="FETCH_QUEUE_FULL",
             )
         self._waiting_count += 1
         try:
-            await self._places.acquire()
+            await self._slots.acquire()
         finally:
             self._waiting_count -= 1
         try:
             yield
         finally:
-            self._places.release()
+            self._slots.release()
 
 
 class _CountedSink:
-    """Counts what passes, and holds a source to the size that it announced."""
+    """Counts bytes, and checks that they match the announced size."""
 
     def __init__(self, sink: Sink, key: str, counter: Counter) -> None:
         self._sink = sink
@@ -139,19 +139,19 @@ class _CountedSink:
         self._size_bytes += len(data)
         self._counter.inc(len(data))
         if self._announced_bytes is not None and self._size_bytes > self._announced_bytes:
-            raise self._changed()
+            raise self._size_differs()
         await self._sink.write(data)
 
-    def check_whole(self) -> None:
+    def check_complete(self) -> None:
         """Raises:
         FetchFailed: `FETCH_INCOMPLETE`.
         """
         if self._announced_bytes not in (None, self._size_bytes):
-            raise self._changed()
+            raise self._size_differs()
 
-    def _changed(self) -> FetchFailed:
+    def _size_differs(self) -> FetchFailed:
         return FetchFailed(
-            f"{self._key}: {self._announced_bytes} bytes were announced and {self._size_bytes} came; try again",
+            f"{self._key}: {self._announced_bytes} bytes were announced and {self._size_bytes} received; try again",
             reason="FETCH_INCOMPLETE",
             media_key=self._key,
         )

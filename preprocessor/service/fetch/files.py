@@ -1,9 +1,8 @@
-"""file: URLs, below configured directories.
+"""`file:` URLs, below configured directories.
 
-A path is a promise that somebody else may break between its check and its use, by a symbolic link or a rename. So nothing is
-checked that is not open: a file is opened as a mere handle (`O_PATH`, which touches no device and waits for no pipe), the
-kernel says what that handle is and where it lies, and what is read is that same handle. Symbolic links are followed as far as
-they stay below a root.
+A symbolic link or a rename may change what a path names between check and use. So checks are made on an open handle: the file
+is opened with `O_PATH`, which accesses no device and blocks on no pipe; the kernel reports the handle's type and location; and
+that same handle is read. Symbolic links are followed if their target is below a root.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from preprocessor.service.fetch.sink import Sink
 from preprocessor.service.fetch.urls import MAX_URL_LENGTH, invalid_url
 
 _PIECE_BYTES = 1 << 20
-_OPEN_FILES = Path("/proc/self/fd")  # proc(5): what each descriptor of this process is
+_OPEN_FILES = Path("/proc/self/fd")  # proc(5): the open files of this process
 _THREADS = 4
 
 
@@ -31,7 +30,7 @@ class FileSource:
     """Reads files of this host.
 
     Args:
-        roots: Directories below which they may lie; links in these paths themselves are resolved once, now.
+        roots: Directories below which files may be read; links in these paths are resolved once, here.
     """
 
     def __init__(self, roots: Sequence[str]) -> None:
@@ -60,14 +59,14 @@ class FileSource:
             if reading is None or reading.done():
                 file.close()
             else:
-                reading.add_done_callback(lambda _: file.close())  # its thread still reads
+                reading.add_done_callback(lambda _: file.close())  # a thread is still reading it
 
     async def close(self) -> None:
         """See `Source`."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _open(self, path: bytes, key: str) -> tuple[io.FileIO, int]:
-        """An open regular file below a root, and its size."""
+        """Open a regular file below a root; returns it with its size in bytes."""
         try:
             handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError:
@@ -87,7 +86,7 @@ class FileSource:
             os.close(handle)
 
     def _refused(self, key: str) -> InvalidRequest:
-        """One answer to all of it: whether a file exists outside is not the caller's to learn."""
+        """The same error in all cases, so that callers cannot find out which files exist outside the roots."""
         return InvalidRequest(
             f"{key}: no file below {' or '.join(map(str, self._roots))} has this path",
             reason="PATH_NOT_ALLOWED",
@@ -98,7 +97,7 @@ class FileSource:
 
 def _directory(root: str) -> Path:
     if not _OPEN_FILES.is_dir():
-        raise SettingError("--fetch-roots", root, "nothing on this system: it has no /proc/self/fd")
+        raise SettingError("--fetch-roots", root, "no directory on this system, which has no /proc/self/fd")
     path = Path(root).resolve()
     if not path.is_dir():
         raise SettingError("--fetch-roots", root, "a directory that exists")
@@ -106,7 +105,7 @@ def _directory(root: str) -> Path:
 
 
 def _path_of(url: str, key: str) -> bytes:
-    """The path of file:///path or file:/path, its percent codes decoded once."""
+    """The path of `file:///path` or `file:/path`, percent-decoded once."""
     _, _, rest = url.partition(":")
     if rest.startswith("//"):
         host, slash, path = rest[2:].partition("/")
@@ -122,6 +121,6 @@ def _path_of(url: str, key: str) -> bytes:
 
 
 def _close_opened(opening: asyncio.Future[tuple[io.FileIO, int]]) -> None:
-    """What was opened for somebody who is gone."""
+    """Close a file that was opened for a cancelled call."""
     if not opening.cancelled() and opening.exception() is None:
         opening.result()[0].close()

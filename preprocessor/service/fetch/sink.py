@@ -1,4 +1,4 @@
-"""Where the bytes of a fetched file go."""
+"""The interfaces between sources of files and what takes their bytes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Protocol
 
 
 class Sink(Protocol):
-    """Takes one file, in order."""
+    """Takes the bytes of one file, in order."""
 
     def announce(self, size_bytes: int) -> None:
-        """Say how large the file will be, before its first byte, where that is known; no more may then be written.
+        """Announce the file's size before its first byte, if it is known. No more than that may be written.
 
         Raises:
-            LimitExceeded: It is larger than accepted.
+            LimitExceeded: The file is larger than accepted.
         """
 
     async def write(self, data: bytes) -> None:
-        """Take the next bytes; returns when there is room for more.
+        """Take the next bytes; returns when more can be taken.
 
         Raises:
             LimitExceeded: The file is larger than accepted.
@@ -25,7 +25,7 @@ class Sink(Protocol):
 
 
 class Source(Protocol):
-    """Reads files of one kind of URL."""
+    """Reads files by one kind of URL."""
 
     async def fetch(self, url: str, key: str, sink: Sink) -> None:
         """Read the whole file into the sink.
@@ -33,11 +33,11 @@ class Source(Protocol):
         Args:
             key: The medium's, for messages.
         Raises:
-            InvalidRequest: The URL is none, or may not be fetched.
-            FetchFailed: It may, and did not give its file.
-            TimeoutError: Something took too long.
+            InvalidRequest: The URL is malformed or not allowed.
+            FetchFailed: The URL is allowed, and its file could not be read.
+            TimeoutError: A timeout of the settings has passed.
             Whatever the sink raises.
         """
 
     async def close(self) -> None:
-        """Let go of connections and threads."""
+        """Close connections and threads."""

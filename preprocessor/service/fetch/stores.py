@@ -1,7 +1,7 @@
-"""Object stores (s3://, gs://, …), through fsspec, with whatever credentials its driver finds in this service's environment.
+"""Object stores (s3://, gs://, …), through fsspec, with the credentials that its driver finds in this service's environment.
 
-Which store a file lies in decides whose credentials read it, so a URL must lie below one that is configured. fsspec and its
-drivers are imported only where one is.
+A URL must be below a configured store, because files are read with the service's own credentials. fsspec and its drivers are
+imported only if a store is configured.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _STORE_ERRORS = frozenset(
         "aiohttp.client_exceptions.ClientError",  # of all three
     }
 )
-"""What drivers raise where their store cannot be reached or refuses, beside OSError; by name, for none need be installed."""
+"""Exceptions, beside OSError, for a store that is unreachable or refuses; by name, because drivers are optional."""
 
 _PIECE_BYTES = 1 << 20
 _THREADS = 8
@@ -36,23 +36,25 @@ class StoreSource:
     """Reads objects.
 
     Args:
-        stores: URLs below which they may lie, such as s3://bucket/clips/.
+        stores: URLs below which objects may be read, such as s3://bucket/clips/.
     """
 
     def __init__(self, stores: Sequence[str]) -> None:
         self._stores = tuple(store.rstrip("/") + "/" for store in stores)
         self.schemes = frozenset(store.partition(":")[0] for store in stores)
         self._systems = {scheme: _file_system(scheme) for scheme in self.schemes}
-        # A driver's own time limits end what hangs in it: a thread cannot be stopped.
+        # A thread cannot be stopped; if a driver hangs, its own timeouts must end the call.
         self._threads = ThreadPoolExecutor(_THREADS, "read-store")
 
     async def fetch(self, url: str, key: str, sink: Sink) -> None:
         """See `Source`."""
-        if len(url) > MAX_URL_LENGTH or not url.isprintable() or "::" in url:  # fsspec reads :: as a chain of systems
-            raise invalid_url(key, "an object's URL is printable, without ::")
+        if (
+            len(url) > MAX_URL_LENGTH or not url.isprintable() or "::" in url
+        ):  # fsspec parses :: as chained file systems
+            raise invalid_url(key, "an object's URL has printable characters and no ::")
         if {".", ".."} & {*url.split("/")} or not url.startswith(self._stores):
             raise InvalidRequest(
-                f"{key}: objects are read from {' or '.join(self._stores)} alone",
+                f"{key}: objects are read only below {' or '.join(self._stores)}",
                 reason="PATH_NOT_ALLOWED",
                 field="media[].url",
                 media_key=key,
@@ -70,44 +72,44 @@ class StoreSource:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, key: str, call: Any, *arguments: Any, **options: Any) -> Any:
-        """A blocking call in a thread.
+        """Run a blocking call in a thread.
 
         Raises:
-            FetchFailed: `FETCH_NOT_FOUND`, or `FETCH_UNREACHABLE` for what is known to be the store's failure.
-            Exception: Whatever else the driver raises: its fault or ours, not the caller's.
+            FetchFailed: `FETCH_NOT_FOUND`, or `FETCH_UNREACHABLE` for known errors of the store.
+            Exception: Other errors of the driver, which are internal errors.
         """
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._threads, lambda: call(*arguments, **options))
         except FileNotFoundError as error:
             raise FetchFailed(
-                f"{key}: the store holds no such object", reason="FETCH_NOT_FOUND", media_key=key
+                f"{key}: the store has no such object", reason="FETCH_NOT_FOUND", media_key=key
             ) from error
-        except Exception as error:  # every driver has errors of its own
-            if not _is_the_stores(error):
+        except Exception as error:  # drivers have their own exception classes
+            if not _is_store_error(error):
                 raise
             failure = FetchFailed(
-                f"{key}: the store does not give the object", reason="FETCH_UNREACHABLE", media_key=key
+                f"{key}: the store did not return the object", reason="FETCH_UNREACHABLE", media_key=key
             )
             failure.trace = trace_of(error)
             raise failure from error
 
 
-def _is_the_stores(error: Exception) -> bool:
-    """Whether an error tells of the store, and not of the driver's code."""
+def _is_store_error(error: Exception) -> bool:
+    """Whether the error comes from the store rather than from the driver's code."""
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
     return isinstance(error, OSError) or not names.isdisjoint(_STORE_ERRORS)
 
 
 def _file_system(scheme: str) -> Any:
-    """fsspec's file system of a scheme.
+    """fsspec's file system for a scheme.
 
     Raises:
         SettingError: fsspec, or its driver for the scheme, is not installed.
     """
     try:
         return importlib.import_module("fsspec").filesystem(scheme)
-    except (ImportError, ValueError) as error:  # ValueError: no driver goes by that name
+    except (ImportError, ValueError) as error:  # ValueError: no driver for this scheme
         raise SettingError(
             "--fetch-stores", f"{scheme}://", f"a store whose fsspec driver is installed ({error})"
         ) from error

@@ -1,4 +1,4 @@
-"""What an http or https URL must look like, and which hosts and ports it may name."""
+"""The http and https URLs that are accepted: their syntax, hosts and ports."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from preprocessor.config import FetchSettings
 from preprocessor.config.fetch import parse_ports, split_list
 from preprocessor.errors import InvalidRequest
 
-MAX_URL_LENGTH = 8192  # what common servers take in a request line, and twice the longest signed URLs
+MAX_URL_LENGTH = 8192  # the request line limit of common servers, and twice the length of the longest signed URLs
 
-# RFC 3986, without what it allows and nobody needs: user information, IPv6 zones, future address forms, names in percent
-# codes. Anchored at both ends, so that there is one way to read it.
+# RFC 3986 without rarely used parts: user information, IPv6 zones, future address forms, percent-encoded hosts. It must match
+# the whole URL, so that there is one way to parse it.
 _PATH = r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})"
 _WEB_URL = re.compile(
     rf"(?P<scheme>https?)://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{{1,5}}))?"
     rf"(?P<path>/{_PATH}*)?(?P<query>\?(?:{_PATH}|[?\[\]])*)?(?:#.*)?",
 )
-_LOWER = re.compile(r"[^/?#]*//[^/?#]*")  # scheme and host, in which case means nothing
+_LOWER = re.compile(r"[^/?#]*//[^/?#]*")  # scheme and host, which are case-insensitive
 _NUMERIC_LABEL = re.compile(
     r"[0-9]+|0x[0-9a-f]*"
 )  # WHATWG URL, 3.5: where the last label is one, a host is an IPv4 address
@@ -28,7 +28,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class WebRules:
-    """Reads URLs by a deployment's rules."""
+    """Parses URLs by the configured rules."""
 
     def __init__(self, settings: FetchSettings) -> None:
         hosts = split_list(settings.hosts)
@@ -38,7 +38,7 @@ class WebRules:
         self._ports = parse_ports("--fetch-ports", settings.ports)
 
     def read(self, text: str, key: str) -> URL:
-        """A URL as it will be asked for: host in lower case, port stated or the scheme's, no fragment.
+        """The URL to request: host in lower case, explicit port, no fragment.
 
         Raises:
             InvalidRequest: `INVALID_URL`, `HOST_NOT_ALLOWED` or `PORT_NOT_ALLOWED`.
@@ -51,22 +51,22 @@ class WebRules:
         _check_host(host, key)
         if not self._allows(host):
             raise InvalidRequest(
-                f"{key}: files are not fetched from {host}; send the file itself, or have the host allowed",
+                f"{key}: files are not fetched from {host}; upload the file, or have the host allowed",
                 reason="HOST_NOT_ALLOWED",
                 field="media[].url",
                 media_key=key,
             )
         if port not in self._ports:
             raise InvalidRequest(
-                f"{key}: files are not fetched from port {port}; {', '.join(map(str, sorted(self._ports)))} may be named",
+                f"{key}: files are not fetched from port {port}; allowed: {', '.join(map(str, sorted(self._ports)))}",
                 reason="PORT_NOT_ALLOWED",
                 field="media[].url",
                 media_key=key,
             )
         url = URL(f"{scheme}://{host}:{port}{match['path'] or '/'}{match['query'] or ''}", encoded=True)
-        # What goes over the wire is what the HTTP client reads in it: the same, or nothing.
+        # The HTTP client must parse the URL in the same way.
         if (url.raw_host, url.port, url.raw_user, url.raw_password) != (host.strip("[]"), port, None, None):
-            raise invalid_url(key, "it can be read in two ways")
+            raise invalid_url(key, "it can be parsed in two ways")
         return url
 
     def _allows(self, host: str) -> bool:
@@ -74,7 +74,7 @@ class WebRules:
 
 
 def invalid_url(key: str, complaint: str) -> InvalidRequest:
-    """The error for a URL that is none."""
+    """The error for a malformed URL."""
     return InvalidRequest(
         f"{key}: the URL cannot be used: {complaint}; write https://host/path in ASCII, other characters percent-encoded",
         reason="INVALID_URL",
@@ -84,7 +84,7 @@ def invalid_url(key: str, complaint: str) -> InvalidRequest:
 
 
 def _check_host(host: str, key: str) -> None:
-    """Refuse names that a resolver might take for something else.
+    """Refuse names that a resolver might interpret differently.
 
     Raises:
         InvalidRequest: `INVALID_URL`.
@@ -97,20 +97,20 @@ def _check_host(host: str, key: str) -> None:
     elif all(0 < len(label) <= 63 for label in labels) and len(host) <= 253:  # RFC 1035, 2.3.4
         return
     else:
-        raise invalid_url(key, "its host has an empty or over-long part, or ends in a dot")
+        raise invalid_url(key, "its host has an empty or too long label, or ends in a dot")
     try:
         kind(host.strip("[]"))
     except ValueError:
-        raise invalid_url(key, "its host is a number that is no address in the usual form") from None
+        raise invalid_url(key, "its host is a number that is not an address in the usual form") from None
 
 
 def _complaint(text: str) -> str:
-    """What is wrong with a URL, for the person who wrote it."""
+    """What is wrong with a URL, for its author."""
     authority = text.partition("//")[2].partition("/")[0]
     if len(text) > MAX_URL_LENGTH:
-        return f"it has {len(text)} characters, and {MAX_URL_LENGTH} are accepted"
+        return f"it has {len(text)} characters, and at most {MAX_URL_LENGTH} are accepted"
     if "@" in authority:
-        return "it holds a user name"
+        return "it contains a user name"
     if not text.isascii():
-        return "it holds characters beyond ASCII"
-    return "it is not of that form"
+        return "it contains non-ASCII characters"
+    return "it does not have that form"

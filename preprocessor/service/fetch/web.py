@@ -1,4 +1,4 @@
-"""http and https: one pool of connections, every hop of every redirect by the same rules."""
+"""http and https: one connection pool; every redirect is checked by the same rules."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HEADERS = {
     hdrs.USER_AGENT: f"vlm-preprocessor/{__version__}",
     hdrs.ACCEPT: "*/*",
-    hdrs.ACCEPT_ENCODING: "identity",  # media are compressed already; what inflates is a bomb, and is refused
+    hdrs.ACCEPT_ENCODING: "identity",  # media are compressed already; anything else may be a decompression bomb
 }
 
 
 class WebSource:
-    """Fetches by http and https. To be made inside the event loop.
+    """Fetches by http and https. Create it on the event loop.
 
     Args:
-        resolver: Finds a host's addresses; None asks the system in a thread of the loop's.
+        resolver: Resolves host names; None uses the system's resolver in a thread.
     """
 
     def __init__(self, settings: FetchSettings, resolver: AbstractResolver | None = None) -> None:
@@ -45,9 +45,9 @@ class WebSource:
         connector = aiohttp.TCPConnector(
             ssl=_tls(settings.tls_root),
             resolver=self._resolver,
-            use_dns_cache=False,  # the pool saves the lookups that count; an answer is used once and forgotten
+            use_dns_cache=False,  # connections are pooled, so caching would save little; each DNS answer is used once
             socket_factory=self._make_socket,
-            limit=0,  # `Fetcher` bounds how many run
+            limit=0,  # `Fetcher` limits the concurrency
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -80,21 +80,21 @@ class WebSource:
         await self._resolver.close()
 
     def _follow(self, response: aiohttp.ClientResponse, source: URL, key: str) -> URL:
-        """Where a redirect leads, by the rules for any URL."""
+        """The target of a redirect, checked like any URL."""
         location = response.headers.get(hdrs.LOCATION, "")
         if not location:
             raise _bad_answer(key)
         try:
             joined = urljoin(str(source), location)
         except ValueError:
-            raise invalid_url(key, "it redirects to something that is none") from None
+            raise invalid_url(key, "it redirects to a malformed URL") from None
         target = self._rules.read(joined, key)
         if source.scheme == "https" and target.scheme == "http":
             raise invalid_url(key, "it redirects from https to http")
         return target
 
     def _make_socket(self, address_info: AddrInfoType) -> socket.socket:
-        """A socket for one address, the last place before it is connected: whatever led here, an address is judged."""
+        """A socket for one address. This is the last point before connecting, so every address is checked here."""
         family, kind, protocol, _, address = address_info
         if not self._addresses.allow(str(address[0])):
             raise _AddressRefused
@@ -102,11 +102,11 @@ class WebSource:
 
 
 class _AddressRefused(Exception):
-    """Not an OSError: aiohttp would try the next address, and report what came last."""
+    """Not an OSError: aiohttp would try the next address, and report the last error."""
 
 
 class _AllowedResolver(AbstractResolver):
-    """Leaves out of a resolver's answers what may not be connected to."""
+    """Removes addresses that are not allowed from a resolver's answers."""
 
     def __init__(self, resolver: AbstractResolver, rules: AddressRules) -> None:
         self._resolver = resolver
@@ -126,17 +126,17 @@ class _AllowedResolver(AbstractResolver):
 
 
 async def _read(response: aiohttp.ClientResponse, key: str, sink: Sink) -> None:
-    """Pass the body on as it comes."""
+    """Write the body to the sink as it arrives."""
     if response.status != 200:
         raise FetchFailed(
-            f"{key}: the host answered {response.status}; give a URL that it answers with the file",
+            f"{key}: the host answered {response.status}; give a URL that returns the file",
             reason="FETCH_STATUS",
             media_key=key,
             http_status=str(response.status),
         )
     if response.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
         raise FetchFailed(
-            f"{key}: the host sends the file compressed although it was asked not to; have it sent as it is",
+            f"{key}: the host sends the file with a Content-Encoding that was not requested; have it sent without",
             reason="FETCH_ENCODED",
             media_key=key,
         )
@@ -147,7 +147,7 @@ async def _read(response: aiohttp.ClientResponse, key: str, sink: Sink) -> None:
 
 
 def _tls(root: str) -> ssl.SSLContext:
-    """Certificates and names are verified, always."""
+    """A TLS context that verifies certificates and host names."""
     try:
         return ssl.create_default_context(cafile=root or None)
     except OSError as error:
@@ -156,7 +156,7 @@ def _tls(root: str) -> ssl.SSLContext:
 
 @contextlib.contextmanager
 def _failures(key: str) -> Iterator[None]:
-    """aiohttp's errors as ours; those of time pass."""
+    """Map aiohttp's errors to this package's; TimeoutError passes."""
 
     def failed(reason: str, what: str) -> FetchFailed:
         return FetchFailed(f"{key}: {what}", reason=reason, media_key=key)
@@ -166,21 +166,21 @@ def _failures(key: str) -> Iterator[None]:
     except TimeoutError:
         raise
     except _AddressRefused:
-        raise InvalidRequest(  # which address it was is not the caller's to learn
-            f"{key}: the host lies in a network from which files are not fetched; send the file itself",
+        raise InvalidRequest(  # without the address, which the caller must not learn
+            f"{key}: the host is in a network from which files are not fetched; upload the file",
             reason="ADDRESS_NOT_ALLOWED",
             field="media[].url",
             media_key=key,
         ) from None
     except aiohttp.ClientSSLError as error:
-        raise failed("FETCH_TLS", "the host's certificate or its TLS is not to be trusted") from error
+        raise failed("FETCH_TLS", "the TLS handshake failed, or the host's certificate is not trusted") from error
     except aiohttp.ClientConnectorError as error:
-        raise failed("FETCH_UNREACHABLE", "the host cannot be found or does not accept connections") from error
+        raise failed("FETCH_UNREACHABLE", "the host cannot be resolved or does not accept connections") from error
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError) as error:
-        raise failed("FETCH_INCOMPLETE", "the connection ended before the whole file had arrived") from error
+        raise failed("FETCH_INCOMPLETE", "the connection ended before the whole file was received") from error
     except aiohttp.ClientError as error:
         raise _bad_answer(key) from error
 
 
 def _bad_answer(key: str) -> FetchFailed:
-    return FetchFailed(f"{key}: what the host answers is not HTTP as it should be", reason="BAD_ANSWER", media_key=key)
+    return FetchFailed(f"{key}: the host's response is not valid HTTP", reason="BAD_ANSWER", media_key=key)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocessor.service.logs import JsonLines, about
+from preprocessor.service.logs import JsonLines, set_request
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.task import Task
 from tests.unit.workers.conftest import outcome, submit
@@ -25,7 +25,7 @@ async def test_a_worker_s_death_is_logged_with_the_id_of_the_request_it_ran(
 
     def submitted(request_id: str, payload: Task) -> Task:
         def submit_as() -> Task:
-            about(request_id, "")
+            set_request(request_id, "")
             return submit(pool, payload)
 
         return contextvars.copy_context().run(submit_as)

@@ -1,0 +1,118 @@
+"""The engine's part of a `Generate` call: the request with its tensors, and the stream of tokens that answers it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import AsyncIterator
+
+from engine_client import (
+    EngineCapabilities,
+    EngineClient,
+    EngineRequest,
+    EngineStep,
+    FinishReason,
+    RowProgress,
+    SamplingParameters,
+)
+from engine_client.contract.tensors import PIXELS
+from preprocessor.errors import PreprocessorError
+from preprocessor.service import writing
+from preprocessor.service.calls import Call
+from preprocessor.service.metrics import Metrics
+from preprocessor.service.tensor_stream import finish_pixels
+from preprocessor.text.detokenizer import Detokenizer
+from preprocessor.types.plan import Plan
+from preprocessor.types.request import PreparationRequest
+from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.workers.pixel_run import PixelRun
+
+
+@contextlib.asynccontextmanager
+async def engine_request(
+    request: PreparationRequest,
+    planned: Plan,
+    sampling: SamplingParameters,
+    call: Call,
+    metrics: Metrics,
+    capabilities: EngineCapabilities,
+) -> AsyncIterator[EngineRequest]:
+    """The request for the engine. If the engine takes pieces, it can be sent while workers still write later rows of pixels."""
+    tensors = dict(planned.tensors)
+    if planned.pixels is None or capabilities.takes_hashes_only:
+        yield EngineRequest(call.request_id, tensors, sampling)
+        return
+    run = call.resources.pixels(request.media, planned.pixels)
+    tensors[PIXELS] = pixels = await run.begun()
+    progress = RowProgress(PIXELS)
+    forwarding = asyncio.create_task(_forward_progress(run, progress, planned, call, metrics))
+    try:
+        if not capabilities.takes_pieces:
+            await forwarding
+            await progress.wait_past(len(pixels) - 1)  # raises what ended the rows early
+        yield EngineRequest(call.request_id, tensors, sampling, progress if capabilities.takes_pieces else None)
+        await forwarding
+    finally:
+        forwarding.cancel()
+
+
+async def stream_answer(
+    engine: EngineClient,
+    request: EngineRequest,
+    detokenizer: Detokenizer,
+    call: Call,
+    metrics: Metrics,
+) -> pb.Completion:
+    """Send the engine's tokens to the caller as they arrive, with their text; returns how the answer ended."""
+    started, first_token_at, token_count = time.perf_counter(), 0.0, 0
+    metrics.sent_bytes.labels("engine").inc(sum(array.nbytes for array in request.tensors.values()))
+    last_token_at, observe_gap = 0.0, metrics.between_tokens.observe
+    finish_reason = FinishReason.STOP
+    # The memory is reused once the engine has read all of it. That may be after the call, if it ends before its first token.
+    request = dataclasses.replace(request, on_released=call.resources.retain())
+    async with contextlib.aclosing(
+        engine.generate(request, timeout_seconds=call.remaining_seconds, metadata=call.trace.start_engine_request())
+    ) as steps:
+        async for step in steps:
+            now = time.perf_counter()
+            first_token_at = first_token_at or now
+            if last_token_at:
+                observe_gap(now - last_token_at)
+            last_token_at = now
+            delta = _delta(step, detokenizer)
+            token_count += len(delta.token_ids)
+            if delta.token_ids or delta.text:
+                await call.send(pb.GenerateResponse(delta=delta))
+            if detokenizer.is_stopped:  # closing the stream stops the engine
+                break
+            finish_reason = step.finish_reason or finish_reason
+    ended = time.perf_counter()
+    call.timings.add("first_token", ((first_token_at or ended) - started) * 1e3)
+    call.timings.add("generate", (ended - started) * 1e3)
+    metrics.answer_tokens.inc(token_count)
+    return pb.Completion(finish_reason=writing.write_finish_reason(finish_reason), completion_token_count=token_count)
+
+
+async def _forward_progress(run: PixelRun, progress: RowProgress, planned: Plan, call: Call, metrics: Metrics) -> None:
+    """Report finished rows to the engine client, or the error that ended them."""
+    try:
+        async for first_row, row_count in run.finished_rows():
+            progress.finish(first_row + row_count)
+        await finish_pixels(run, planned, call, metrics)
+    except PreprocessorError as error:
+        progress.fail(error)
+
+
+def _delta(step: EngineStep, detokenizer: Detokenizer) -> pb.Delta:
+    """A step's tokens, up to the one that completes a stop string, and the text that they complete."""
+    delta = pb.Delta()
+    for token_id in step.token_ids:
+        delta.token_ids.append(token_id)
+        delta.text += detokenizer.push((token_id,))
+        if detokenizer.is_stopped:
+            return delta
+    if step.finish_reason is not None:
+        delta.text += detokenizer.finish()
+    return delta

@@ -1,0 +1,45 @@
+"""Sending tensors to the caller of `Prepare`."""
+
+from __future__ import annotations
+
+from preprocessor.service import writing
+from preprocessor.service.calls import Call
+from preprocessor.service.metrics import Metrics
+from preprocessor.types.plan import PixelPlan, Plan
+from preprocessor.types.request import PreparationRequest
+from preprocessor.wire.tensors import is_small, write_rows
+from preprocessor.workers.pixel_run import PixelRun
+
+
+async def send_large_tensors(planned: Plan, call: Call, metrics: Metrics) -> None:
+    """Send the tensors that are too large for the header, such as the positions of a very long prompt."""
+    with call.timings.stage("send"):
+        for tensor_index, array in enumerate(planned.tensors.values()):
+            metrics.sent_bytes.labels("caller").inc(array.nbytes)  # those in the header, too
+            if not is_small(array):
+                for message in write_rows(tensor_index, array, 0, len(array), lambda: call.rows_message_bytes):
+                    await call.send(message)
+
+
+async def send_pixels(
+    request: PreparationRequest, planned: Plan, pixel_plan: PixelPlan, call: Call, metrics: Metrics
+) -> None:
+    """Send finished rows while workers write the next ones."""
+    run = call.resources.pixels(request.media, pixel_plan)
+    pixels = await run.begun()
+    sent_bytes = metrics.sent_bytes.labels("caller")
+    tensor_index = len(planned.tensors)  # `write_header` puts the pixels last
+    async for first_row, row_count in run.finished_rows():
+        with call.timings.stage("send"):
+            for message in write_rows(tensor_index, pixels, first_row, row_count, lambda: call.rows_message_bytes):
+                await call.send(message)
+        sent_bytes.inc(pixels[first_row : first_row + row_count].nbytes)
+    await finish_pixels(run, planned, call, metrics)
+
+
+async def finish_pixels(run: PixelRun, planned: Plan, call: Call, metrics: Metrics) -> None:
+    """Wait until all pixels are written, and record timings, substitutions and frame counts."""
+    report = await run.report()
+    call.timings.merge(report.timings)
+    call.substitutions += writing.write_substitutions(planned, report.substitutions)
+    metrics.observe_pixels(planned, report.decoded_frame_count)
