@@ -286,9 +286,7 @@ def test_an_unknown_environment_variable_of_the_service_is_refused(monkeypatch: 
 def test_a_port_in_use_is_reported_by_its_option(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREPROCESSOR_ADDRESS", address)
     done = run("serve", "--http-address", "127.0.0.1:0", status=2)
-    assert (
-        f"preprocessor: PREPROCESSOR_ADDRESS: {address!r} is not accepted; give an address that is free" in done.stderr
-    )
+    assert f"preprocessor: PREPROCESSOR_ADDRESS: {address!r} is not accepted; give an unused address" in done.stderr
 
 
 def test_the_settings_in_force_are_shown_without_starting(tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ def render_prompt(model: ModelSettings, request: PreparationRequest, limits: Lim
             vocabulary_size = len(model.tokenizer)
             if bad := [i for i in prompt.token_ids if not 0 <= i < vocabulary_size]:
                 raise InvalidRequest(
-                    f"token id {bad[0]} is outside the vocabulary of {vocabulary_size}", reason="INVALID_TOKEN_ID"
+                    f"token id {bad[0]} is outside the vocabulary of {vocabulary_size}",
+                    reason="INVALID_TOKEN_ID",
+                    field="token_ids.ids",
                 )
             found = model.placeholders.modalities_in_ids(prompt.token_ids)
     if isinstance(prompt, TokenPrompt):
