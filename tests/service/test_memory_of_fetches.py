@@ -12,8 +12,8 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
-from preprocessor.client.calls import CHANNEL_OPTIONS
 
+from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.bench.service.watched import WatchedServer

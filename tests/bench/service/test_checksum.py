@@ -22,7 +22,7 @@ def answer(*runs: range, pixels: np.ndarray = PIXELS) -> list[pb.PrepareResponse
             describe_tensor("pixel_patches", pixels.dtype, pixels.shape),
         ],
     )
-    rows = (message for run in runs for message in write_rows("pixel_patches", pixels, run.start, len(run)))
+    rows = (message for run in runs for message in write_rows(1, pixels, run.start, len(run)))
     return [
         pb.PrepareResponse(header=header),
         *map(pb.PrepareResponse.FromString, rows),

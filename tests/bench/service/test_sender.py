@@ -13,7 +13,7 @@ from tests.bench.service.sender import Piece, SenderAlone, record
 def test_an_answer_that_is_sent_again_is_recorded_as_it_was() -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (4000, 1536), np.uint8)
     pieces = [Piece(pb.PrepareResponse(header=pb.Header(model="m")).SerializeToString(), b"")]
-    for message in write_rows("pixel_patches", pixels, 0, len(pixels)):
+    for message in write_rows(0, pixels, 0, len(pixels)):
         rows = pb.PrepareResponse.FromString(message).rows.data
         pieces.append(Piece(message.removesuffix(rows), rows))
     pieces.append(Piece(pb.PrepareResponse(report=pb.Report(pixel_bytes=pixels.nbytes)).SerializeToString(), b""))
