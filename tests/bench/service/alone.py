@@ -134,7 +134,7 @@ def _claim_all(ask: Ask, count: float, seconds: float, concurrency: int) -> Spen
 
 async def _claims(ask: Ask, count: float, seconds: float, concurrency: int) -> Spent:
     request = request_of(ask)
-    if await _claim(request, is_checked=True) != ask.right_outcome:
+    if await _prepare_with_pool(request, is_checked=True) != ask.right_outcome:
         raise RuntimeError(f"{ask.name}: {WRONG}")
     begun_count = 0
     wall, cpu = time.perf_counter(), tree_cpu_seconds(psutil.Process())
@@ -143,7 +143,7 @@ async def _claims(ask: Ask, count: float, seconds: float, concurrency: int) -> S
         nonlocal begun_count
         while begun_count < count and time.perf_counter() < wall + seconds:
             begun_count += 1
-            await _claim(request)
+            await _prepare_with_pool(request)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(concurrency):
@@ -151,20 +151,20 @@ async def _claims(ask: Ask, count: float, seconds: float, concurrency: int) -> S
     return Spent(begun_count, time.perf_counter() - wall, tree_cpu_seconds(psutil.Process()) - cpu)
 
 
-async def _stored(data: FileData, claim: RequestResources) -> memoryview:
-    file = UploadBuffer(claim)
+async def _stored(data: FileData, resources: RequestResources) -> memoryview:
+    file = UploadBuffer(resources)
     await file.write(data)
     return await file.finish()
 
 
-async def _claim(request: PreparationRequest, *, is_checked: bool = False) -> str:
+async def _prepare_with_pool(request: PreparationRequest, *, is_checked: bool = False) -> str:
     """What the service does of one request between its messages; the answer's checksum where that is asked for."""
-    async with RequestResources(_pool, time.monotonic() + _DEADLINE_SECONDS, Timings()) as claim:
-        media = [replace(medium, data=await _stored(medium.data, claim)) for medium in request.media]
+    async with RequestResources(_pool, time.monotonic() + _DEADLINE_SECONDS, Timings()) as resources:
+        media = [replace(medium, data=await _stored(medium.data, resources)) for medium in request.media]
         request = replace(request, media=tuple(media))
-        planned = await claim.plan(request, Limits())
+        planned = await resources.plan(request, Limits())
         assert planned.pixels is not None
-        run = claim.pixels(request.media, planned.pixels)
+        run = resources.pixels(request.media, planned.pixels)
         async for _ in run.finished_rows():
             pass
         await run.report()

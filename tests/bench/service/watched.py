@@ -36,7 +36,7 @@ class WatchedServer:
         environment: Variables beside this process's own.
     Attributes:
         address, http_address: As it says it listens.
-        process: The service; the zygote is its child, the workers are the zygote's.
+        process: The service; the fork server is its child, the workers are the fork server's.
         log: Its last lines.
     """
 
@@ -114,7 +114,7 @@ class WatchedServer:
         return sum(_pss_bytes(process) for process in self.tree())
 
     def descriptor_count(self) -> int:
-        """Open descriptors of service and zygote; workers come and go."""
+        """Open descriptors of the service and the fork server, not of workers."""
         count = 0
         for process in (self.process, self.fork_server()):
             if process is not None:
