@@ -17,7 +17,7 @@ LOWEST := build/lowest
 AUDIT_IGNORED :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton prometheus demo test test-all test-lowest soak fuzz fuzz-guided audit sbom parity bench bench-full golden proto image image-test render reference format lint type verify clean
+.PHONY: help setup triton vllm prometheus demo test test-vllm test-all test-lowest soak fuzz fuzz-guided audit sbom parity bench bench-full golden proto image image-test render reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ triton: setup ## unpack a real Triton server and the environment of its models i
 prometheus: ## unpack a real Prometheus into .prometheus
 	sh deploy/prometheus/setup.sh
 
+vllm: setup ## unpack a real vLLM for CPUs, with its gRPC server, into .vllm
+	PYTHON=$(PYTHON) sh deploy/vllm/setup.sh
+
 demo: triton ## the main job: a video and a question in, Triton's tokens out
 	$(BIN)/python -m deploy.demo
 
@@ -46,9 +49,12 @@ test: triton ## run the tests; a few minutes
 	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'
 	$(BIN)/python -m pytest --numprocesses 3
 
+test-vllm: vllm ## run the tests with a real vLLM on the CPU; some five minutes
+	$(BIN)/python -m pytest -m vllm tests/engine/test_vllm.py
+
 test-all: triton ## run every test but the soak, the long ones too
 	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'
-	$(BIN)/python -m pytest -m 'not soak'
+	$(BIN)/python -m pytest -m 'not soak and not vllm'
 
 $(LOWEST)/stamp: pyproject.toml deploy/bounds.py deploy/venv.sh $(VENV)/stamp
 	rm -rf $(LOWEST)

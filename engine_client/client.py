@@ -51,8 +51,8 @@ class EngineClient(Protocol):
             Steps with at least one token id or a finish reason; the last has the finish reason.
         Raises:
             EngineRejected: the engine found the request wrong.
-            EngineUnavailable: nobody answers, or no longer.
-            EngineDeadlineExceeded: the time is over.
+            EngineUnavailable: the engine cannot be reached, or the connection broke.
+            EngineDeadlineExceeded: `timeout_seconds` passed.
             EngineFailed: the engine broke.
             Exception: what `RowProgress.fail` was given, for a request with `pending`.
         """

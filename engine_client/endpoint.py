@@ -28,7 +28,7 @@ class EndpointState:
     rejected_count: int
     """Requests that it found wrong."""
     left_count: int
-    """Requests whose caller left before the end, be it content, or whose time was over."""
+    """Requests that the caller ended early, for whatever reason, or that reached their deadline."""
     retry_count: int
     """Requests that came here after another endpoint had failed them."""
     ejection_count: int

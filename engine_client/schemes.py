@@ -2,6 +2,7 @@
 
     triton://HOST:PORT     Triton, by KServe v2 over gRPC
     HOST:PORT              the same
+    vllm://HOST:PORT       `vllm serve MODEL --grpc`
 
 A target of gRPC's own, such as `dns:///HOST:PORT` or `unix:/PATH`, is Triton's too.
 """
@@ -17,8 +18,18 @@ from engine_client.endpoints import Endpoints
 from engine_client.options import EngineOptions
 from engine_client.triton import connect as triton
 
+
+def _connect_vllm(target: str, options: EngineOptions) -> EngineClient:
+    from engine_client.vllm.connect import connect  # not above: Triton needs none of vLLM's messages
+
+    return connect(target, options)
+
+
 DEFAULT_SCHEME = "triton"
-SCHEMES: Mapping[str, Callable[[str, EngineOptions], EngineClient]] = {DEFAULT_SCHEME: triton.connect}
+SCHEMES: Mapping[str, Callable[[str, EngineOptions], EngineClient]] = {
+    DEFAULT_SCHEME: triton.connect,
+    "vllm": _connect_vllm,
+}
 """By scheme: makes the client of one engine from what follows `://`. A further engine is an entry here."""
 
 _GRPC_RESOLVERS = ("dns", "unix", "xds")  # of targets that may have `://`: grpc/grpc, doc/naming.md

@@ -41,9 +41,9 @@ class EngineRequest:
     The arrays must not change from the moment that they are given (of a tensor with `pending`, from the moment that a
     row is said to be final) until they are released. That is when the engine has read the last of them: by gRPC, when
     the last message was made; by shared memory, when the engine has replied to every message that refers to it, which
-    it does before the first token. It is told by `on_released`. Who does not ask to be told may use memory of its own
-    again when the first step has arrived or the call has ended; memory of a `shared_region`, only after the first step,
-    for an engine that was told to stop may still be about to read.
+    it does before the first token. `on_released` reports this. Without it, memory of your own may be reused
+    after the first step or the end of the call, and memory of a shared region only after the first step: an engine that was
+    told to stop may still read it.
     """
 
     request_id: str

@@ -31,16 +31,16 @@ def run(options: argparse.Namespace) -> int:
     # From here on seconds of torch, after a wrong option has been refused at once. What sets up its threads when it is
     # imported must find one wanted: work runs in processes, and a process with threads cannot be forked.
     os.environ.update(SINGLE_THREADED)
-    gc.disable()  # what is loaded stays: looking through it for garbage, even once, takes a tenth of a start
+    gc.disable()  # what is loaded stays: one collection of it takes a tenth of a start
     try:
         from preprocessor.models.registry import load_model
         from preprocessor.workers.fork_server import ForkServer
         from preprocessor.workers.forking import fork_current_process
 
         model = load_model(settings.model)
-        gc.freeze()  # before `enable`, or the next allocation would have it looked through
+        gc.freeze()  # before `enable`, or the next allocation would start a collection of it
     finally:
-        gc.enable()  # whoever called hears that there is no such model, and goes on
+        gc.enable()  # even if loading failed: the caller may continue
     fork_server = None if settings.is_in_process else ForkServer(model, fork_current_process(model))
     from preprocessor.service.server import serve  # gRPC comes after the fork: nothing of it is in the workers
 

@@ -1,7 +1,7 @@
 """Why a service does not answer, in a sentence that says what to do.
 
-gRPC tells of its own inside. So the address is tried again here, as far as the first bytes that a gRPC server sends, and what
-that meets is told. Nothing is parsed of gRPC's texts.
+gRPC's errors describe its internals. So this module connects to the address itself, reads a gRPC server's first bytes, and
+reports what it found. It does not parse gRPC's messages.
 """
 
 from __future__ import annotations

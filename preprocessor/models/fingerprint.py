@@ -32,7 +32,7 @@ def fingerprint_parts(model: LoadedModel) -> dict[str, str]:
         **{f"library.{library}": installed for library, installed in library_versions().items()},
     }
     description = model.describe()
-    if description.image is not None:  # the registry has seen to it that video differs from images in its budget alone
+    if description.image is not None:  # families read settings whose video part differs in its budget alone
         pixels = description.image
         parts |= {
             "family": description.family,

@@ -62,7 +62,7 @@ def check_request(request: PreparationRequest, modalities: Collection[Modality],
 
 
 def _check_pixel_budget(medium: Media) -> None:
-    """What the caller gave, held against nothing but itself."""
+    """Check the caller's bounds against each other, not against the model's."""
     least, most = medium.min_pixels, medium.max_pixels
     wrong = field = ""
     for name, value in (("min_pixel_count", least), ("max_pixel_count", most)):

@@ -37,7 +37,7 @@ _INLINE_BYTES = 1 << 20
 
 
 class StopCheck:
-    """A `pipeline.Checkpoint`: called between packets; raises once the task is to stop."""
+    """A `models.loaded.CancelCheck`: called between packets; raises once the task is to stop."""
 
     def __init__(self, arena: Arena, slot: int, command: Command) -> None:
         self._control = arena.control

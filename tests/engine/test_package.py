@@ -17,7 +17,7 @@ from tests.waiting import PATIENCE_SECONDS
 PACKAGE = Path(engine_client.__file__).parent
 README = (PACKAGE / "README.md").read_text()
 # What its README says that it needs, by the name to import.
-NEEDED = {"google", "grpc", "ml_dtypes", "numpy", "tritonclient"}
+NEEDED = {"google", "grpc", "ml_dtypes", "numpy", "smg_grpc_proto", "tritonclient"}
 # Beside these, what runs in Triton's own Python finds there; `tests/engine/test_contract_alone.py` has the rest.
 IN_TRITON = PACKAGE / "triton" / "backend"
 _BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -48,7 +48,7 @@ class OpenPrompt:
     """0 for one that came whole, outside a sequence."""
     answer: Answer
     assembler: PromptAssembler | None = None
-    """None before it was found to be a prompt, and when its answer has ended."""
+    """None until the message is validated, and after the answer has ended."""
     work: Any = None
     """What the model has made of it so far."""
     refusal: Refused | None = None

@@ -89,7 +89,7 @@ def no_tensors(prompt: ExpandedPrompt, items: Sequence[ItemPlan], model: ModelSe
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One model family. Each function is pure; `preprocessor/README.md` tells how to add a family.
+    """One model family. Each function is pure; `preprocessor/models/README.md` tells how to add a family.
 
     Attributes:
         model_types: Values of `model_type` in config.json that belong here.

@@ -1,4 +1,4 @@
-"""The Triton side of `vlm_transformers`: a thread takes a prompt as far as what has come of it goes.
+"""The Triton side of `vlm_transformers`: a thread processes as much of a prompt as has arrived.
 
     rows that have come ──▶ VisionEncoding      all of them ──▶ generate_tokens ──▶ one response a token
 

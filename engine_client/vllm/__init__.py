@@ -1,0 +1,11 @@
+"""vLLM by its own gRPC service (`vllm serve MODEL --grpc`), whose messages are those of the package `smg-grpc-proto`.
+
+server     what the server says of itself and of its model
+prompt     a request as one message, checked for all that would end the engine's core
+status     its errors as this package's
+engine     one request from its message to its last token
+"""
+
+from engine_client.vllm.engine import VllmEngine
+
+__all__ = ["VllmEngine"]

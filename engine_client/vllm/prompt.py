@@ -1,0 +1,286 @@
+"""One request as the message that vLLM's service takes, checked for what its core does not survive.
+
+The pixels of a prompt are most of its bytes, and protobuf would copy them twice. The messages around them are made by
+protobuf; the pixels follow as a further piece of the same message, which merges with what came before
+(https://protobuf.dev/programming-guides/encoding/, "Last One Wins"): all is joined in one copy.
+
+Source of fields and their meanings: smg-grpc-servicer 0.14.1, vllm/servicer.py, `_build_preprocessed_mm_inputs`.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import ml_dtypes
+import numpy as np
+from smg_grpc_proto.generated import common_pb2
+from smg_grpc_proto.generated import vllm_engine_pb2 as pb
+
+from engine_client.contract.sampling import SamplingParameters
+from engine_client.contract.tensors import IMAGE, INPUT_IDS, PIXELS, VIDEO, VISION_TENSORS, Array
+from engine_client.errors import EngineRejected
+from engine_client.types import EngineRequest
+from engine_client.vllm.server import VllmServer
+
+_NAMES = {IMAGE: "image", VIDEO: "video"}
+_MODALITIES = {IMAGE: common_pb2.IMAGE, VIDEO: common_pb2.VIDEO}
+_UNUSED = {"mrope_position_ids", "mrope_position_delta", "mm_token_type_ids"}  # vLLM works these out itself
+_KNOWN = {INPUT_IDS, *VISION_TENSORS, "item_hash", "second_per_grid_ts"} | _UNUSED
+_MAX_MESSAGE_BYTES = (1 << 31) - 1  # protobuf's
+_MAX_SEED = (1 << 31) - 1
+
+_MM_INPUTS = pb.GenerateRequest.MM_INPUTS_FIELD_NUMBER
+_EXTRA_MM_INPUTS = pb.GenerateRequest.EXTRA_MM_INPUTS_FIELD_NUMBER
+_PIXEL_VALUES = pb.MultimodalInputs.PIXEL_VALUES_FIELD_NUMBER
+_INLINE = pb.TensorData.INLINE_FIELD_NUMBER
+
+
+def encode_prompt(who: str, request: EngineRequest, server: VllmServer) -> bytes:
+    """A `GenerateRequest` on the wire.
+
+    Args:
+        who: Starts the messages of errors; names the engine.
+    Raises:
+        EngineRejected: the server would not take it, or would not survive it.
+    """
+    tensors = request.tensors
+    ids = tensors[INPUT_IDS]
+    _check_ids(who, ids, server)
+    message = pb.GenerateRequest(
+        request_id=request.request_id,
+        tokenized=pb.TokenizedInput(input_ids=ids.tolist()),
+        sampling_params=_sampling(request.sampling),
+        stream=True,
+    )
+    pieces: list[bytes | memoryview] = [message.SerializeToString()]
+    if "item_modality" in tensors:
+        prompt = _VisionPrompt(who, request, server)
+        fields = [_MM_INPUTS, _EXTRA_MM_INPUTS]
+        for modality in sorted(_NAMES, reverse=True):  # videos first, as vLLM's own clients send them
+            if items := prompt.items_of(modality):
+                pixels = prompt.pixels_of(items).reshape(-1).view(np.uint8).data
+                pieces += _nested(fields[0], prompt.batch(modality, items).SerializeToString(), pixels)
+                fields = fields[1:] or fields
+    if sum(map(len, pieces)) > _MAX_MESSAGE_BYTES:
+        raise EngineRejected(f"{who}: the prompt has more than 2 GiB, which one message cannot carry")
+    return b"".join(pieces)
+
+
+class _VisionPrompt:
+    """The images and videos of a prompt, checked.
+
+    Raises:
+        EngineRejected: they do not fit together, or not to the server.
+    """
+
+    def __init__(self, who: str, request: EngineRequest, server: VllmServer) -> None:
+        self._who = who
+        self._server = server
+        self._tensors = tensors = request.tensors
+        missing = [name for name in (*VISION_TENSORS, "item_hash") if name not in tensors]
+        unknown = sorted(tensors.keys() - _KNOWN)
+        self._require(not missing, f"the prompt lacks {', '.join(missing)}")
+        self._require(not unknown, f"{', '.join(unknown)} cannot be sent to vLLM by this door")
+        self._grids = tensors["grid_thw"].astype(np.int64)
+        self._modalities: list[int] = tensors["item_modality"].tolist()
+        self._counts = self._grids.prod(axis=1)
+        self._starts = np.concatenate([[0], np.cumsum(self._counts)])
+        self._require(bool((self._grids > 0).all()), "grid_thw has a side that is not above 0")
+        self._require(
+            len(self._grids) == len(self._modalities) == len(tensors["item_hash"]),
+            "grid_thw, item_modality and item_hash must have a row for each item",
+        )
+        self._require(
+            tensors[PIXELS].dtype == np.uint8,
+            f"pixels are {tensors[PIXELS].dtype}; this door takes uint8 and normalizes",
+        )
+        self._require(
+            int(self._starts[-1]) == len(tensors[PIXELS]),
+            f"grid_thw has {self._starts[-1]} rows, pixels {len(tensors[PIXELS])}",
+        )
+        for modality, name in _NAMES.items():
+            count, limit = self._modalities.count(modality), server.max_items.get(modality)
+            self._require(limit is None or count <= limit, f"the prompt has {count} {name}s; the engine takes {limit}")
+        self._require(
+            set(self._modalities) <= _NAMES.keys(), "item_modality has a value that is neither image nor video"
+        )
+        self._spans: dict[int, list[tuple[int, int]]] = {}
+        for item, offset, length in tensors["item_spans"].tolist():
+            self._spans.setdefault(item, []).append((offset, length))
+        self._require(
+            self._spans.keys() <= set(range(len(self._modalities))),
+            "item_spans names an item that the prompt does not have",
+        )
+        for item in range(len(self._modalities)):
+            self._check_item(item)
+
+    def items_of(self, modality: int) -> list[int]:
+        return [item for item, each in enumerate(self._modalities) if each == modality]
+
+    def pixels_of(self, items: list[int]) -> Array:
+        """Their rows in the form that the server takes, [rows, features]; a copy only where it must be one."""
+        pixels = self._tensors[PIXELS]
+        if len(items) < len(self._modalities):
+            pixels = np.concatenate([pixels[self._starts[item] : self._starts[item + 1]] for item in items])
+        pixels = np.ascontiguousarray(pixels)
+        return pixels if self._server.normalizes else self._normalized(pixels)
+
+    def batch(self, modality: int, items: list[int]) -> pb.MultimodalInputs:
+        """All of one modality but the bytes of its pixels."""
+        name = _NAMES[modality]
+        grid, sizes = f"{name}_grid_thw", f"patches_per_{name}"
+        tensors = {grid: _tensor(self._grids[items]), sizes: _tensor(self._counts[items])}
+        batched = [grid, sizes]
+        if modality == VIDEO and "second_per_grid_ts" in self._tensors:
+            tensors["second_per_grid_ts"] = _tensor(self._seconds(items))
+            batched.append("second_per_grid_ts")
+        rows = int(self._counts[items].sum())
+        dtype = "uint8" if self._server.normalizes else self._server.float_type
+        return pb.MultimodalInputs(
+            pixel_values=pb.TensorData(shape=[rows, self._tensors[PIXELS].shape[1]], dtype=dtype),
+            model_specific_tensors=tensors,
+            im_token_id=self._pad_id(items[0]),
+            mm_placeholders=[self._range(item) for item in items],
+            mm_hashes=[self._tensors["item_hash"][item].tobytes().hex() for item in items],
+            batched_keys=batched,
+            flat_keys={"pixel_values": sizes},
+            keep_on_cpu_keys=[grid],
+            modality=_MODALITIES[modality],
+        )
+
+    def _seconds(self, items: list[int]) -> Array:
+        """Of the videos among `items`; the tensor has a value a video, in prompt order."""
+        seconds = self._tensors["second_per_grid_ts"].astype(np.float32)
+        videos = self.items_of(VIDEO)
+        self._require(len(seconds) == len(videos), "second_per_grid_ts must have a value for each video")
+        return seconds[[videos.index(item) for item in items]]
+
+    def _check_item(self, item: int) -> None:
+        spans = self._spans.get(item, [])
+        ids = self._tensors[INPUT_IDS]
+        self._require(bool(spans), f"item {item} has no placeholders")
+        self._require(
+            all(offset >= 0 and length > 0 and offset + length <= len(ids) for offset, length in spans)
+            and all(a + n <= b for (a, n), (b, _) in itertools.pairwise(spans)),
+            f"the spans of item {item} do not lie in the prompt one after another",
+        )
+        pad = self._pad_id(item)
+        expected = self._server.pad_ids.get(self._modalities[item], pad)
+        self._require(pad == expected, f"item {item} has the placeholder {pad}; the engine's model has {expected}")
+        placed = sum(int((ids[offset : offset + length] == pad).sum()) for offset, length in spans)
+        token_count = sum(length for _, length in spans)
+        self._require(placed == token_count, f"a span of item {item} holds other tokens than its placeholder")
+        first, stop = self._bounds(item)
+        self._require(
+            int((ids[first:stop] == pad).sum()) == token_count,
+            f"placeholders of another item lie among those of item {item}",
+        )
+        rows_per_token = self._server.rows_per_token
+        self._require(
+            self._counts[item] % token_count == 0
+            and (rows_per_token is None or self._counts[item] == token_count * rows_per_token),
+            f"item {item} has {self._counts[item]} rows for {token_count} placeholders",
+        )
+        limit = self._server.max_item_tokens
+        self._require(
+            not limit or token_count <= limit,
+            f"item {item} takes {token_count} tokens; the engine's encoder takes {limit}: ask for fewer frames or pixels",
+        )
+
+    def _pad_id(self, item: int) -> int:
+        return int(self._tensors[INPUT_IDS][self._spans[item][0][0]])
+
+    def _bounds(self, item: int) -> tuple[int, int]:
+        """First token of the item's range, and the one after its last.
+
+        A video whose frames have stamps begins with the marker before its first frame: vLLM looks for it in the range when
+        it works out positions, and its core dies where it is not there (0.32, qwen3_vl, get_mrope_input_positions).
+        """
+        spans = self._spans[item]
+        first, stop = spans[0][0], spans[-1][0] + spans[-1][1]
+        if self._modalities[item] == VIDEO and self._server.starts_at_marker:
+            first -= 1
+            marker = int(self._tensors[INPUT_IDS][first]) if first >= 0 else None
+            expected = self._server.vision_start_id
+            self._require(
+                marker is not None and marker == (marker if expected is None else expected),
+                f"no vision marker stands before the first frame of item {item}",
+            )
+        return first, stop
+
+    def _range(self, item: int) -> pb.PlaceholderRange:
+        first, stop = self._bounds(item)
+        return pb.PlaceholderRange(offset=first, length=stop - first)
+
+    def _normalized(self, pixels: Array) -> Array:
+        """uint8 rows as the encoder's floats, by a table: exact, as each of 256 values is worked out once per channel.
+
+        Source: transformers 5.23, image_processing_backends, rescale_and_normalize: (value - mean) / std in float32, both
+        scaled to 0 … 255 before.
+        """
+        mean = self._tensors["pixel_mean"].astype(np.float32) * np.float32(255)
+        std = self._tensors["pixel_std"].astype(np.float32) * np.float32(255)
+        table = (np.arange(256, dtype=np.float32)[None, :] - mean[:, None]) / std[:, None]
+        if self._server.float_type == "bfloat16":
+            table = table.astype(ml_dtypes.bfloat16)
+        elif self._server.float_type == "float16":
+            table = table.astype(np.float16)
+        by_channel = pixels.reshape(len(pixels), 3, -1)
+        out = np.empty(by_channel.shape, table.dtype)
+        for channel in range(3):
+            out[:, channel] = table[channel][by_channel[:, channel]]
+        return out.reshape(pixels.shape)
+
+    def _require(self, is_right: bool, what: str) -> None:
+        if not is_right:
+            raise EngineRejected(f"{self._who}: {what}")
+
+
+def _check_ids(who: str, ids: Array, server: VllmServer) -> None:
+    limit = server.max_prompt_tokens
+    if limit and len(ids) >= limit:
+        raise EngineRejected(
+            f"{who}: the prompt has {len(ids)} tokens; the engine's context holds {limit}, answer included"
+        )
+    if not len(ids):
+        raise EngineRejected(f"{who}: the prompt is empty")
+    if int(ids.min()) < 0 or (server.vocabulary_size and int(ids.max()) >= server.vocabulary_size):
+        raise EngineRejected(f"{who}: a token id is outside the vocabulary of {server.vocabulary_size}")
+
+
+def _sampling(sampling: SamplingParameters) -> pb.SamplingParams:
+    # The seed is an int32 there: seeds are folded into its range, and equal ones stay equal.
+    return pb.SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_tokens,
+        seed=sampling.seed % (_MAX_SEED + 1),
+        stop_token_ids=sampling.stop_token_ids,
+        repetition_penalty=1.0,
+        n=1,
+    )
+
+
+def _tensor(array: Array) -> pb.TensorData:
+    array = np.ascontiguousarray(array)
+    return pb.TensorData(inline=array.tobytes(), shape=list(array.shape), dtype=str(array.dtype))
+
+
+def _nested(field: int, batch: bytes, pixels: memoryview) -> list[bytes | memoryview]:
+    """A `MultimodalInputs` as that field of a request: the batch, and the pixels as `pixel_values.inline` behind it."""
+    inline = _head(_INLINE, len(pixels))
+    values = _head(_PIXEL_VALUES, len(inline) + len(pixels))
+    head = _head(field, len(batch) + len(values) + len(inline) + len(pixels))
+    return [head, batch, values, inline, pixels]
+
+
+def _head(field: int, size_bytes: int) -> bytes:
+    """Tag and length of a field of bytes."""
+    encoded = bytearray()
+    for value in (field << 3 | 2, size_bytes):
+        while value > 0x7F:
+            encoded.append(value & 0x7F | 0x80)
+            value >>= 7
+        encoded.append(value)
+    return bytes(encoded)

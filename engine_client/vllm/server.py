@@ -1,0 +1,151 @@
+"""What a vLLM server says of itself and of its model, and whether that can be served from here."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from smg_grpc_proto.generated import vllm_engine_pb2 as pb
+
+from engine_client.contract.tensors import IMAGE, VIDEO
+from engine_client.errors import EngineMismatch
+from engine_client.fingerprint import PARAMETER_PREFIX
+from engine_client.types import EngineInfo
+
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+"""Those whose tensors and placeholder ranges `engine_client.vllm.prompt` knows."""
+_STAMPED = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+_FLOAT_TYPES = ("float32", "float16", "bfloat16")
+_MAX_TOKENIZER_BYTES = 256 << 20  # unpacked; a stranger's archive may claim anything
+
+
+@dataclass(frozen=True, slots=True)
+class VllmServer:
+    """One server and its model, as it is now.
+
+    Attributes:
+        normalizes: It takes pixels as uint8 and normalizes them on its device; otherwise it takes normalized floats.
+        float_type: Of the model's encoder, such as "bfloat16".
+        max_prompt_tokens: The model's context, in tokens.
+        max_item_tokens: Of one image or video; 0 where it does not say.
+        max_items: By the contract's `item_modality`; what is not listed has no limit.
+        pad_ids: Placeholder ids by `item_modality`, as far as the model's configuration is known.
+        rows_per_token: Patches behind one placeholder; None where it is not known.
+        vision_start_id: The id of the token before a picture's placeholders; None where it is not known.
+        shm_namespace: Tells whether this process sees the same `/dev/shm`.
+    """
+
+    model_name: str
+    model_type: str
+    normalizes: bool
+    float_type: str
+    max_prompt_tokens: int
+    max_item_tokens: int
+    max_items: Mapping[int, int]
+    vocabulary_size: int
+    pad_ids: Mapping[int, int]
+    vision_start_id: int | None
+    rows_per_token: int | None
+    shm_namespace: str
+    parameters: Mapping[str, str]
+
+    @property
+    def starts_at_marker(self) -> bool:
+        """Whether a video's range begins at its first marker, not at its first placeholder: where frames have stamps."""
+        return self.model_type in _STAMPED
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo("vllm", "", self.model_name, (), inputs=(), outputs=(), parameters=self.parameters)
+
+
+def read_server(
+    who: str, model: pb.GetModelInfoResponse, server: pb.GetServerInfoResponse, bundle: Mapping[str, Any]
+) -> VllmServer:
+    """What the answers of one server say together.
+
+    Args:
+        bundle: As `read_bundle`; empty where the server gives none.
+    Raises:
+        EngineMismatch: its model or its servicer is one that cannot be served from here.
+    """
+    wrong: list[str] = []
+    if model.model_type not in MODEL_TYPES:
+        wrong.append(f"its model is of the type {model.model_type or 'unknown'}; served are {', '.join(MODEL_TYPES)}")
+    if server.multimodal_encoder_dtype not in _FLOAT_TYPES:
+        wrong.append(
+            "it does not say the encoder's type, as smg-grpc-servicer before 0.14 does not; install smg-grpc-servicer>=0.14 there"
+        )
+    if wrong:
+        raise EngineMismatch(who, wrong)
+    limits = dict(part.split("=", 1) for part in server.mm_item_limits.split(",") if "=" in part)
+    config = bundle.get("config.json", {})
+    merge = _image_settings(bundle).get("merge_size")
+    ids = {IMAGE: config.get("image_token_id"), VIDEO: config.get("video_token_id")}
+    return VllmServer(
+        model_name=model.served_model_name,
+        model_type=model.model_type,
+        normalizes=server.mm_device_do_normalize,
+        float_type=server.multimodal_encoder_dtype,
+        max_prompt_tokens=model.max_context_length,
+        max_item_tokens=max(0, server.mm_encoder_budget),
+        max_items={
+            modality: int(limits[name])
+            for name, modality in (("image", IMAGE), ("video", VIDEO))
+            if limits.get(name, "").isdecimal()
+        },
+        vocabulary_size=model.vocab_size,
+        pad_ids={modality: token_id for modality, token_id in ids.items() if isinstance(token_id, int)},
+        vision_start_id=config.get("vision_start_token_id"),
+        rows_per_token=None if merge is None else int(merge) ** 2,
+        shm_namespace=server.shm_namespace_id,
+        parameters={PARAMETER_PREFIX + name: value for name, value in _fingerprint(bundle).items()},
+    )
+
+
+def read_bundle(chunks: Iterable[bytes]) -> dict[str, Any]:
+    """The JSON files of the archive that `GetTokenizer` streams, by name; empty where it is no such archive."""
+    found: dict[str, Any] = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(b"".join(chunks))) as archive:
+            for entry in archive.infolist():
+                if entry.filename.endswith(".json") and entry.file_size <= _MAX_TOKENIZER_BYTES:
+                    content = json.loads(archive.read(entry))
+                    if isinstance(content, dict):
+                        found[entry.filename] = content
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return {}
+    return found
+
+
+def _fingerprint(bundle: Mapping[str, Any]) -> dict[str, str]:
+    """The parts of `engine_client.fingerprint` that the model's own files tell."""
+    parts: dict[str, str] = {}
+    if vocabulary := _vocabulary(bundle.get("tokenizer.json", {})):
+        by_id = sorted((token_id, token) for token, token_id in vocabulary.items())
+        parts["tokenizer_sha256"] = hashlib.sha256(json.dumps(by_id).encode()).hexdigest()
+    settings = _image_settings(bundle)
+    named = {"pixel_mean": "image_mean", "pixel_std": "image_std"}
+    for name in ("patch_size", "merge_size", "temporal_patch_size", "pixel_mean", "pixel_std", "rescale_factor"):
+        if (value := settings.get(named.get(name, name))) is not None:
+            parts[name] = json.dumps(value)
+    return parts
+
+
+def _image_settings(bundle: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of the image processor, in either layout that transformers writes."""
+    found = bundle.get("preprocessor_config.json") or bundle.get("processor_config.json", {}).get("image_processor")
+    return found or {}
+
+
+def _vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:
+    """Token → id, added tokens included."""
+    vocabulary = tokenizer.get("model", {}).get("vocab", {})
+    if not isinstance(vocabulary, dict):  # a list of pieces with scores, as of a unigram model
+        return {}
+    return dict(vocabulary) | {one["content"]: one["id"] for one in tokenizer.get("added_tokens", ())}

@@ -1,0 +1,271 @@
+"""A real vLLM behind its own gRPC service: our prompts are answered as transformers answers them, and none ends its core."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+import pytest_asyncio
+from smg_grpc_proto.generated import vllm_engine_pb2 as pb
+
+from engine_client import EngineError, EngineRejected, EngineRequest, EngineUnavailable, Fingerprint, SamplingParameters
+from engine_client.contract.tensors import Array
+from engine_client.errors import EngineMismatch
+from engine_client.types import FinishReason
+from engine_client.vllm import VllmEngine
+from engine_client.vllm.prompt import encode_prompt
+from preprocessor import pipeline
+from preprocessor.client import AsyncClient, chat, image, video
+from preprocessor.config import EngineSettings
+from preprocessor.models.family import Model
+from preprocessor.models.fingerprint import fingerprint_parts
+from preprocessor.types.request import (
+    ChatPrompt,
+    Media,
+    MediaPart,
+    Message,
+    Modality,
+    PreparationRequest,
+    Sampling,
+    TextPart,
+)
+from tests.engine.vllm_checkpoint import write_folder
+from tests.engine.vllm_server import CONTEXT_TOKENS, VLLM, serving_vllm
+from tests.loading import load_family_model
+from tests.media import moving_shapes_clip, photo
+from tests.service.conftest import serving
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not VLLM.exists(), reason="no vLLM; `make vllm` sets one up"),
+]
+
+CLIP, PHOTO = moving_shapes_clip(seconds=3, width=160, height=120), photo()
+TOKEN_COUNT = 8
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_folder(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(checkpoint: Path) -> Iterator[str]:
+    with serving_vllm(checkpoint, "--dtype", "float32") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def tiny(checkpoint: Path) -> Model:
+    return load_family_model(str(checkpoint))
+
+
+@pytest_asyncio.fixture
+async def engine(address: str) -> AsyncIterator[VllmEngine]:
+    async with VllmEngine(address) as client:
+        yield client
+
+
+def tensors_of(model: Model, media: tuple[Media, ...], text: str = "What is this?") -> dict[str, Array]:
+    parts = (*(MediaPart(medium.key) for medium in media), TextPart(text))
+    return dict(pipeline.prepare(model, PreparationRequest(ChatPrompt((Message("user", parts),)), media)).tensors)
+
+
+def clip(key: str = "clip", fps: float = 2.0) -> Media:
+    return Media(key, Modality.VIDEO, CLIP, Sampling(fps=fps))
+
+
+def picture(key: str = "photo") -> Media:
+    return Media(key, Modality.IMAGE, PHOTO)
+
+
+KINDS: Mapping[str, tuple[Media, ...]] = {
+    "text": (),
+    "image": (picture(),),
+    "video": (clip(),),
+    "two images": (picture("a"), picture("b")),
+    "video and image": (clip(), picture()),
+    "image, video, image, video": (picture("a"), clip("b"), picture("c"), clip("d", fps=1)),
+}
+
+
+async def answer(
+    engine: VllmEngine, tensors: Mapping[str, Array], max_tokens: int = TOKEN_COUNT, **sampling: Any
+) -> tuple[list[int], FinishReason | None]:
+    request = EngineRequest(f"test-{random.getrandbits(64):x}", tensors, SamplingParameters(max_tokens, **sampling))
+    token_ids: list[int] = []
+    reason = None
+    async with aclosing(engine.generate(request, timeout_seconds=120)) as steps:
+        async for step in steps:
+            token_ids += step.token_ids
+            reason = step.finish_reason
+    return token_ids, reason
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint: Path, tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
+    """What transformers itself answers to each of `KINDS`, in float32, from the same tensors."""
+    folder = tmp_path_factory.mktemp("prompts")
+    for name, media in KINDS.items():
+        np.savez(folder / f"{name}.npz", **tensors_of(tiny, media))
+    script = Path(__file__).with_name("saved_answers.py")
+    run = subprocess.run(
+        [sys.executable, str(script), str(checkpoint), str(folder), str(TOKEN_COUNT)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answers: dict[str, list[int]] = json.loads(run.stdout.splitlines()[-1])
+    return answers
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_tokens_equal_those_of_transformers(
+    kind: str, engine: VllmEngine, tiny: Model, expected: Mapping[str, list[int]]
+) -> None:
+    token_ids, reason = await answer(engine, tensors_of(tiny, KINDS[kind]))
+    assert (token_ids, reason) == (expected[kind], FinishReason.LENGTH)
+
+
+async def test_pixels_reach_the_encoder(engine: VllmEngine, tiny: Model) -> None:
+    tensors = tensors_of(tiny, (picture(),))
+    inverted = tensors | {
+        "pixel_patches": 255 - tensors["pixel_patches"],
+        "item_hash": tensors["item_hash"] ^ 1,
+    }
+    assert await answer(engine, tensors) != await answer(engine, inverted)
+
+
+async def test_a_stop_token_ends_the_answer_and_is_its_last(engine: VllmEngine, tiny: Model) -> None:
+    tensors = tensors_of(tiny, (picture(),))
+    whole, _ = await answer(engine, tensors)
+    token_ids, reason = await answer(engine, tensors, stop_token_ids=(whole[3],))
+    assert (token_ids, reason) == (whole[: whole.index(whole[3]) + 1], FinishReason.STOP)
+
+
+async def test_equal_seeds_sample_equal_tokens(engine: VllmEngine, tiny: Model) -> None:
+    tensors = tensors_of(tiny, ())
+    one, other = [await answer(engine, tensors, temperature=1.0, seed=seed) for seed in (7, 7)]
+    assert one == other
+
+
+async def test_many_prompts_at_once_have_their_own_answers(
+    engine: VllmEngine, tiny: Model, expected: Mapping[str, list[int]]
+) -> None:
+    kinds = list(KINDS) * 3
+    answers = await asyncio.gather(*(answer(engine, tensors_of(tiny, KINDS[kind])) for kind in kinds))
+    assert [token_ids for token_ids, _ in answers] == [expected[kind] for kind in kinds]
+
+
+async def test_an_answer_that_is_left_is_aborted_in_the_engine(address: str, engine: VllmEngine, tiny: Model) -> None:
+    request = EngineRequest("left", tensors_of(tiny, ()), SamplingParameters(max_tokens=4000))
+    async with aclosing(engine.generate(request)) as steps:
+        async for _ in steps:
+            break
+    async with grpc.aio.insecure_channel(address) as channel:
+        loads: Any = channel.unary_unary(
+            "/vllm.grpc.engine.VllmEngine/GetLoads",
+            request_serializer=pb.GetLoadsRequest.SerializeToString,
+            response_deserializer=pb.GetLoadsResponse.FromString,
+        )
+        async with asyncio.timeout(60):
+            while sum(one.num_running_reqs for one in (await loads(pb.GetLoadsRequest())).loads):
+                # Its figures are of the last step of any prompt.
+                await answer(engine, tensors_of(tiny, ()), max_tokens=1)
+
+
+async def test_an_item_that_was_seen_is_not_encoded_again(address: str, engine: VllmEngine, tiny: Model) -> None:
+    tensors = tensors_of(tiny, (clip(fps=4),), "Seen before?")
+    await answer(engine, tensors)
+    server = await engine._agreed_server(60)
+    wire = encode_prompt("test", EngineRequest("again", tensors), server)
+    async with grpc.aio.insecure_channel(address) as channel:
+        call: Any = channel.unary_stream(
+            "/vllm.grpc.engine.VllmEngine/Generate", response_deserializer=pb.GenerateResponse.FromString
+        )(wire)
+        replies = [reply async for reply in call]
+    assert replies[-1].complete.cached_tokens > 0
+
+
+async def test_the_model_s_own_files_are_compared_with_the_fingerprint(address: str, tiny: Model) -> None:
+    parts = fingerprint_parts(tiny)
+    async with VllmEngine(address, fingerprint=Fingerprint(parts)) as engine:
+        await engine.check_ready()
+        published = (await engine.describe()).parameters
+    assert {"fingerprint.tokenizer_sha256", "fingerprint.patch_size", "fingerprint.pixel_mean"} <= published.keys()
+    async with VllmEngine(address, fingerprint=Fingerprint(parts | {"patch_size": "14"})) as engine:
+        with pytest.raises(EngineMismatch, match="patch_size"):
+            await engine.check_ready()
+
+
+def broken(tensors: Mapping[str, Array], chance: random.Random) -> dict[str, Array]:
+    """The tensors with one thing changed."""
+    made = {name: array.copy() for name, array in tensors.items()}
+    name = chance.choice(sorted(made))
+    array = made[name]
+    match chance.randrange(6):
+        case 0:
+            del made[name]
+        case 1:
+            made[name] = array[: len(array) // 2]
+        case 2 if array.size and array.dtype != np.uint8:
+            array.reshape(-1)[chance.randrange(array.size)] = chance.choice([-1, 0, 1, 7, 151655, 151656, 2**31 - 1])
+        case 3 if array.size and array.dtype != np.uint8:
+            array.reshape(-1)[chance.randrange(array.size)] += chance.choice([-1, 1])
+        case 4:
+            made[name] = np.concatenate([array, array])
+        case _:
+            made["input_ids"] = made["input_ids"][chance.randrange(4) :] if "input_ids" in made else array
+    made.setdefault("input_ids", np.array([1], np.int32))
+    return made
+
+
+async def test_no_prompt_ends_the_core(engine: VllmEngine, tiny: Model, expected: Mapping[str, list[int]]) -> None:
+    chance = random.Random(21)
+    whole = [tensors_of(tiny, media) for media in KINDS.values() if media]
+    for _ in range(500):
+        with suppress(EngineRejected):
+            await answer(engine, broken(chance.choice(whole), chance), max_tokens=1)
+    token_ids, _ = await answer(engine, tensors_of(tiny, KINDS["video"]))
+    assert token_ids == expected["video"]
+
+
+async def test_a_prompt_above_the_context_is_rejected(engine: VllmEngine) -> None:
+    with pytest.raises(EngineRejected, match=f"{CONTEXT_TOKENS}"):
+        await answer(engine, {"input_ids": np.ones(CONTEXT_TOKENS, np.int32)})
+
+
+async def test_the_service_prepares_and_vllm_answers(
+    address: str, tiny: Model, expected: Mapping[str, list[int]]
+) -> None:
+    settings = EngineSettings(address=f"vllm://{address}")
+    async with (
+        serving(tiny, engine_settings=settings) as caller,
+        AsyncClient(caller.server.address) as client,
+    ):
+        content = [video(CLIP, fps=2), image(PHOTO), "What is this?"]
+        async with client.generate(chat([{"role": "user", "content": content}]), max_tokens=TOKEN_COUNT) as reply:
+            await reply.read()
+    assert list(reply.token_ids) == expected["video and image"]
+
+
+async def test_where_nobody_listens_the_engine_is_unavailable() -> None:
+    async with VllmEngine("127.0.0.1:1") as engine:
+        with pytest.raises(EngineUnavailable):
+            await engine.check_ready()
+        with pytest.raises(EngineError):
+            await answer(engine, {"input_ids": np.array([1], np.int32)})
