@@ -101,7 +101,7 @@ def test_the_adapter_has_the_metric_that_the_autoscaler_asks_for() -> None:
 
 def test_the_autoscaler_s_targets_are_those_of_the_document() -> None:
     text = (DEPLOY / "prometheus/README.md").read_text()
-    load, cpu = re.search(r"mean of \*\*(\d+)\*\*", text), re.search(r"CPU as well, at (\d+) %", text)
+    load, cpu = re.search(r"mean of \*\*(\d+)\*\*", text), re.search(r"by cores too, at (\d+) %", text)
     assert load is not None
     assert cpu is not None
     (autoscaler,) = of_kind("overlays/prod", "HorizontalPodAutoscaler")
