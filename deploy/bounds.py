@@ -72,7 +72,7 @@ def generated_with(folder: Path) -> dict[str, Version]:
 
 
 def too_low(bounds: Mapping[str, Version], needs: Mapping[str, Version]) -> Iterator[str]:
-    """A sentence for each library whose bound promises too much."""
+    """A sentence for each library whose lower bound is too low."""
     for library, needed in needs.items():
         if bounds[library] < needed:
             yield f"pyproject.toml: {library}>={bounds[library]}, but preprocessor/v1 needs {needed}: raise the bound"

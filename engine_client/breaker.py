@@ -97,7 +97,7 @@ class Breaker:
     Args:
         policy: Its limits.
         clock: Seconds that only ever grow.
-        chance: Draws the jitter.
+        chance: Random numbers for the jitter.
     """
 
     def __init__(self, policy: EndpointPolicy, clock: Callable[[], float], chance: random.Random) -> None:

@@ -4,10 +4,10 @@
         async for step in engine.generate(request, timeout_seconds=60):
             ...
 
-Each request goes to the emptier of two endpoints drawn by lot. It may be sent to another one as long as no token has
-come, when the first cannot answer (`EngineUnavailable`) or broke (`EngineFailed`); never when it found the request wrong
-(`EngineRejected`), never past the caller's time, and not when the retries of all requests together have run out. Which
-endpoints take part is decided by `engine_client.breaker`, from probes in the background and from what requests met.
+Two endpoints are picked at random, and the request goes to the one with fewer requests in flight. It may be sent to another one
+as long as no token has come, when the first cannot answer (`EngineUnavailable`) or broke (`EngineFailed`); never when it found
+the request wrong (`EngineRejected`), never past the caller's deadline, and not when the retries of all requests together have run
+out. Which endpoints take part is decided by `engine_client.breaker`, from probes in the background and from what requests met.
 
 A target that a name service resolves to many addresses is one endpoint here, and one connection: name each engine.
 """
@@ -48,7 +48,7 @@ class Endpoints:
     Args:
         engines: By a name for people and metrics, such as the address. They are closed along with this.
         policy: Limits and periods.
-        chance: Draws endpoints and jitter; give a seeded one for a repeatable run.
+        chance: Random numbers for endpoints and jitter; seed it for a repeatable run.
         clock: Seconds that only ever grow.
     Raises:
         ValueError: there are no engines, or they have no pixel type in common.
@@ -210,7 +210,7 @@ class Endpoints:
         if isinstance(error, EngineOverloaded):
             endpoint.breaker.refused(str(error))
             return
-        # It may be the request that breaks engines: such a one must not take out the last of them.
+        # The request itself may be what breaks engines; it must not eject the last healthy one.
         others = (other for other in self._endpoints if other is not endpoint)
         may_eject = not isinstance(error, EngineFailed) or any(
             o.breaker.health is EndpointHealth.HEALTHY for o in others

@@ -3,7 +3,7 @@
 A thread works on a prompt only while something of what was received is not processed. A prompt that waits for rows holds a
 place, but no thread, so slow senders block nobody.
 
-    a message ─▶ add_rows, refuse, stop ─▶ claim: true for one caller ─▶ that one has `advance` called on a thread
+    a message ─▶ add_rows, refuse, stop ─▶ try_begin: true for one caller ─▶ that one has `advance` called on a thread
 """
 
 from __future__ import annotations
@@ -104,21 +104,21 @@ class PromptAssembler:
         self.rows.free()
         self._owner = None
 
-    def claim(self) -> bool:
+    def try_begin(self) -> bool:
         """Note that something has changed; returns whether the caller must have `advance` called."""
         with self._lock:
             self._has_changed = True
-            claimed = not self._is_worked_on
+            may_begin = not self._is_worked_on
             self._is_worked_on = True
-            return claimed
+            return may_begin
 
     def advance(self, take_rows: Callable[[], None]) -> State:
-        """Process what was received; to be called once for each `claim` that returned true.
+        """Process what was received; to be called once for each `try_begin` that returned true.
 
         Args:
             take_rows: Called when there may be rows that it has not seen, and once when all of them are there.
         Returns:
-            WAITING if another `claim` will say when to go on. After any other state none will.
+            WAITING if another `try_begin` will say when to go on. After any other state none will.
         Raises:
             InvalidPrompt: a message was invalid.
         """

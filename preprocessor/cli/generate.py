@@ -35,8 +35,8 @@ def run(options: argparse.Namespace) -> int:
         return 1
     reason, report = _FINISH_REASONS[answer.completion.finish_reason], answer.completion.report
     if options.json:
-        told = {"text": answer.text, "token_ids": answer.token_ids, "finish_reason": reason}
-        print(json.dumps(summary(answer.header, report) | told))
+        result = {"text": answer.text, "token_ids": answer.token_ids, "finish_reason": reason}
+        print(json.dumps(summary(answer.header, report) | result))
     else:
         print(f"\n\n{len(answer.token_ids)} tokens, finished by {reason}: {answer.token_ids}\n")
         print(table(answer.header, report))

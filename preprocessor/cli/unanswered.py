@@ -110,7 +110,7 @@ def _first_bytes(connection: socket.socket) -> bytes:
 
 
 def _speaks_tls(place: tuple[str, int]) -> bool:
-    """Whether a handshake goes well, whoever it is with."""
+    """Whether a TLS handshake succeeds; certificates are not checked."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])

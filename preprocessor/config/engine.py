@@ -35,7 +35,7 @@ class EngineSettings:
     )
     on_mismatch: str = setting(
         "refuse",
-        "what becomes of an engine set up for another model; require: or that does not say for which",
+        "what to do with an engine that was set up for another model; require refuses also one that does not declare its model",
         kind=str,
         choices=("refuse", "require", "warn"),
     )

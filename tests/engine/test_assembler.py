@@ -30,14 +30,14 @@ def seen(assembler: PromptAssembler, counts: list[int]) -> Callable[[], None]:
 
 def test_a_prompt_without_rows_waits_and_one_with_all_is_whole() -> None:
     assembler, counts = assembling(), list[int]()
-    assert assembler.claim()
+    assert assembler.try_begin()
     assert assembler.advance(seen(assembler, counts)) is State.WAITING
     assert assembler.is_waiting
     assembler.add_rows(0, ROWS[:30], is_last=False)
-    assert assembler.claim()
+    assert assembler.try_begin()
     assert assembler.advance(seen(assembler, counts)) is State.WAITING
     assembler.add_rows(30, ROWS[30:], is_last=True)
-    assert assembler.claim()
+    assert assembler.try_begin()
     assert assembler.advance(seen(assembler, counts)) is State.WHOLE
     assert counts == [0, 30, 80]
 
@@ -45,16 +45,16 @@ def test_a_prompt_without_rows_waits_and_one_with_all_is_whole() -> None:
 @pytest.mark.parametrize("tensors", [PROMPT, text_prompt()], ids=["rows", "text"])
 def test_a_prompt_that_came_at_once_is_whole_at_once(tensors: dict[str, np.ndarray]) -> None:
     assembler, counts = assembling(tensors, is_whole=True), list[int]()
-    assert assembler.claim()
+    assert assembler.try_begin()
     assert assembler.advance(seen(assembler, counts)) is State.WHOLE
     assert counts == [len(tensors.get("pixel_patches", ()))]
 
 
 def test_a_whole_prompt_is_answered_by_one_alone() -> None:
     assembler = assembling(PROMPT, is_whole=True)
-    assert assembler.claim()
+    assert assembler.try_begin()
     assert assembler.advance(lambda: None) is State.WHOLE
-    assert not assembler.claim()
+    assert not assembler.try_begin()
     assert not assembler.is_waiting
 
 
@@ -66,28 +66,28 @@ def test_what_comes_while_rows_are_taken_is_not_missed() -> None:
         if assembler.rows.row_count < len(ROWS):
             first = assembler.rows.row_count
             assembler.add_rows(first, ROWS[first : first + 40], is_last=False)
-            assert not assembler.claim(), "whoever takes these rows takes the next too"
+            assert not assembler.try_begin(), "whoever takes these rows takes the next too"
 
-    assert assembler.claim()
+    assert assembler.try_begin()
     assert assembler.advance(take) is State.WHOLE
     assert counts == [0, 40, 80]
 
 
 def test_threads_that_bring_news_see_one_of_them_advance() -> None:
-    assembler, claims = assembling(), list[bool]()
-    threads = [threading.Thread(target=lambda: claims.append(assembler.claim())) for _ in range(16)]
+    assembler, begun = assembling(), list[bool]()
+    threads = [threading.Thread(target=lambda: begun.append(assembler.try_begin())) for _ in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(claims) == [False] * 15 + [True]
+    assert sorted(begun) == [False] * 15 + [True]
 
 
 def test_a_prompt_that_is_stopped_takes_no_more_rows() -> None:
     assembler, counts = assembling(), list[int]()
     assembler.add_rows(0, ROWS, is_last=True)
     assembler.stop()
-    assert assembler.claim()
+    assert assembler.try_begin()
     assert assembler.advance(seen(assembler, counts)) is State.STOPPED
     assert counts == []
 
@@ -103,7 +103,7 @@ def test_a_prompt_that_is_stopped_takes_no_more_rows() -> None:
 def test_wrong_rows_end_the_prompt(first_row: int, rows: np.ndarray, complaint: str) -> None:
     assembler = assembling()
     assembler.add_rows(first_row, rows, is_last=True)
-    assert assembler.claim()
+    assert assembler.try_begin()
     with pytest.raises(InvalidPrompt, match=complaint):
         assembler.advance(lambda: None)
 
@@ -111,7 +111,7 @@ def test_wrong_rows_end_the_prompt(first_row: int, rows: np.ndarray, complaint: 
 def test_a_message_without_rows_ends_the_prompt_with_what_was_said_of_it() -> None:
     assembler = assembling()
     assembler.refuse("no rows in it")
-    assert assembler.claim()
+    assert assembler.try_begin()
     with pytest.raises(InvalidPrompt, match="no rows in it"):
         assembler.advance(lambda: None)
 

@@ -51,7 +51,7 @@ prompt = {
 layout = ModelLayout(1, 1, 1, 97, 98, 100, 64)
 assembler = PromptAssembler(prompt, None, layout, Rows(), is_whole=False)
 assembler.add_rows(0, np.array([[3, 4, 5]], np.uint8), is_last=True)
-assert assembler.claim() and assembler.advance(lambda: None) is State.WHOLE
+assert assembler.try_begin() and assembler.advance(lambda: None) is State.WHOLE
 assert assembler.rows.between(0, 1).tolist() == [[3, 4, 5]] and assembler.sampling.max_tokens == 7
 loaded = {name for name in sys.modules if name.partition(".")[0] == "engine_client"}
 assert all(name == "engine_client" or name.startswith("engine_client.contract") for name in loaded), loaded

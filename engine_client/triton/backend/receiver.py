@@ -205,7 +205,7 @@ class PromptReceiver:
 
     def _wake(self, opened: OpenPrompt) -> None:
         assembler = opened.assembler
-        if assembler is not None and assembler.claim():
+        if assembler is not None and assembler.try_begin():
             opened.scheduled = self._pool.submit(self._advance, opened)
 
     def _advance(self, opened: OpenPrompt) -> None:

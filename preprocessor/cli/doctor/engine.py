@@ -94,7 +94,9 @@ async def _check_engine(
         await engine.check_ready(_PATIENCE_SECONDS)
         info = await engine.describe(_PATIENCE_SECONDS)
     except EngineError as error:
-        fix = "start it or mend the network, see its log; --engine, --engine-model and --engine-tls-* must be the engine's"
+        fix = (
+            "start it or fix the network, see its log; --engine, --engine-model and --engine-tls-* must be the engine's"
+        )
         return [failed("engine", f"{address}: {error}", fix)]
     versions = ", ".join(info.model_versions)
     ready = ok(

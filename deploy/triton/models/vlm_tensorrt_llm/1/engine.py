@@ -35,7 +35,7 @@ from .pixels import Pixels
 from .settings import ModelParameters
 from .surface import KNOWN, Surface, UnsupportedEngine, find_surface
 
-CANCEL_POLL_SECONDS = 0.05  # a flag is looked at; nobody is asked
+CANCEL_POLL_SECONDS = 0.05  # only reads a flag
 ABORT_SECONDS = 10.0  # for the engine to confirm; a step of a long prefill may be under way
 
 
