@@ -280,8 +280,8 @@ def test_an_address_with_no_scheme_or_tritons_is_tritons(address: str) -> None:
 
 
 def test_an_address_of_an_unknown_scheme_is_refused() -> None:
-    with pytest.raises(UnknownScheme, match="vllm:// of vllm://a:8001 is unknown; known: triton://"):
-        connect_engine("vllm://a:8001", EngineOptions())
+    with pytest.raises(UnknownScheme, match="tgi:// of tgi://a:8001 is unknown; known: triton://"):
+        connect_engine("tgi://a:8001", EngineOptions())
 
 
 def test_several_engines_take_what_each_of_them_takes() -> None:

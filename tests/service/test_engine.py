@@ -140,12 +140,12 @@ def test_a_tensor_mapping_says_which_pixels_its_engine_takes(
         assert connect_engines(settings, model, executor).capabilities.pixel_types == pixel_types
 
 
-@pytest.mark.parametrize("address", ["vllm://a:1", "a:1,vllm://b:1"])
+@pytest.mark.parametrize("address", ["tgi://a:1", "a:1,tgi://b:1"])
 def test_an_engine_of_an_unknown_scheme_is_refused_with_those_that_there_are(model: Model, address: str) -> None:
     with ThreadPoolExecutor(1) as executor, pytest.raises(SettingError) as raised:
         connect_engines(EngineSettings(address=address), model, executor)
     assert str(raised.value).startswith("--engine: ")
-    assert "is unknown; known: triton://; none means triton://" in str(raised.value)
+    assert "is unknown; known: triton://, vllm://; none means triton://" in str(raised.value)
 
 
 class ReadsOn(FakeEngine):
