@@ -194,3 +194,10 @@ async def eventually_answered(ask: Callable[[], Awaitable[object]], *passing: gr
         except CallFailed as error:
             assert error.code in passing, error
             assert time.monotonic() < deadline
+
+
+def in_flight(caller: Caller) -> float:
+    """Calls of `Prepare` that the service works on."""
+    return (
+        caller.server.metrics.registry.get_sample_value("preprocessor_requests_in_flight", {"method": "Prepare"}) or 0
+    )

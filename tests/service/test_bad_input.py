@@ -11,7 +11,7 @@ from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.fuzz.dangerous_videos import samples_of_one_size
 from tests.media import audio_only_clip, moving_shapes_clip, photo, truncated_clip
-from tests.service.conftest import Caller, chat, image, serving, video
+from tests.service.conftest import Caller, chat, image, in_flight, serving, video
 from tests.service.refusals import refusal_of
 from tests.waiting import eventually
 
@@ -272,7 +272,7 @@ async def test_cancelling_during_the_response_frees_the_worker(caller: Caller) -
 
 
 async def test_a_silent_upload_is_ended(model: Model) -> None:
-    async with serving(model, wire=WireSettings(upload_idle_seconds=0.05)) as caller:
+    async with serving(model, wire=WireSettings(upload_idle_seconds=0.05, min_upload_rate=1)) as caller:
         call = caller.stub.Prepare()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.write(SPEC)
@@ -305,12 +305,6 @@ async def test_an_internal_error_reveals_no_details(model: Model, monkeypatch: p
             await caller.prepare(chat("hello"))
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert "secret" not in caught.value.message
-
-
-def in_flight(caller: Caller) -> float:
-    return (
-        caller.server.metrics.registry.get_sample_value("preprocessor_requests_in_flight", {"method": "Prepare"}) or 0
-    )
 
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:

