@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
 from grpc.aio import AioRpcError
 
 from engine_client.errors import (
-    EngineDeadlineExceeded,
     EngineError,
     EngineFailed,
     EngineOverloaded,
     EngineRejected,
     EngineUnavailable,
 )
-
-# Not listed: EngineFailed.
-_BY_STATUS: Mapping[grpc.StatusCode, type[EngineError]] = {
-    grpc.StatusCode.UNAVAILABLE: EngineUnavailable,  # nobody listens, or the connection broke
-    grpc.StatusCode.RESOURCE_EXHAUSTED: EngineOverloaded,
-    grpc.StatusCode.NOT_FOUND: EngineUnavailable,  # the model is not loaded; a deployment may be under way
-    grpc.StatusCode.UNIMPLEMENTED: EngineUnavailable,  # something else listens there
-    grpc.StatusCode.UNAUTHENTICATED: EngineUnavailable,  # this side's credentials are not taken there
-    grpc.StatusCode.PERMISSION_DENIED: EngineUnavailable,
-    grpc.StatusCode.CANCELLED: EngineUnavailable,  # not by us: the server shuts down
-    grpc.StatusCode.DEADLINE_EXCEEDED: EngineDeadlineExceeded,
-    grpc.StatusCode.INVALID_ARGUMENT: EngineRejected,
-    grpc.StatusCode.OUT_OF_RANGE: EngineRejected,
-    grpc.StatusCode.FAILED_PRECONDITION: EngineRejected,
-}
-
+from engine_client.grpc_status import ERRORS_BY_STATUS
 
 # Triton 2.51 has no status for these: either it sends text alone, or, for a Python model whose process died, INTERNAL.
 _UNAVAILABLE_PHRASES = (
@@ -62,7 +46,7 @@ def grpc_errors(who: str) -> Iterator[None]:
         yield
     except AioRpcError as error:
         details = _details_of(error)
-        kind = _BY_STATUS.get(error.code(), EngineFailed)
+        kind = ERRORS_BY_STATUS.get(error.code(), EngineFailed)
         if kind in (EngineFailed, EngineUnavailable):
             kind = _told_by_text(details, kind)
         raise kind(f"{who}: {details} ({error.code().name})") from error
@@ -88,7 +72,7 @@ def reply_error(who: str, text: str) -> EngineError:
     name, colon, rest = text.strip().partition(": ")
     status = grpc.StatusCode.__members__.get(name) if colon else None
     if status is not None:
-        return _told_by_text(rest, _BY_STATUS.get(status, EngineFailed))(f"{who}: {rest} ({name})")
+        return _told_by_text(rest, ERRORS_BY_STATUS.get(status, EngineFailed))(f"{who}: {rest} ({name})")
     is_refused = text.startswith(_REJECTED_BEGINNINGS)
     return _told_by_text(text, EngineRejected if is_refused else EngineFailed)(f"{who}: {text.strip()}")
 
