@@ -9,7 +9,6 @@ with a status while its client has not ended it can crash the server, one in a f
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from types import TracebackType
@@ -20,8 +19,9 @@ import grpc
 from engine_client.capabilities import EngineCapabilities
 from engine_client.client import PROBE_TIMEOUT_SECONDS, Metadata
 from engine_client.compatibility import CompatibilityCheck
+from engine_client.connection import Connection
+from engine_client.deadline import Deadline
 from engine_client.errors import (
-    EngineDeadlineExceeded,
     EngineError,
     EngineFailed,
     EngineRejected,
@@ -30,13 +30,13 @@ from engine_client.errors import (
 from engine_client.fingerprint import Fingerprint
 from engine_client.release import Release
 from engine_client.shm import SharedRegion
-from engine_client.triton.connection import Connection
+from engine_client.triton import kserve
 from engine_client.triton.kserve import InferReply
 from engine_client.triton.messages import RequestMessages
 from engine_client.triton.outputs import finish_reason_of
 from engine_client.triton.registration import CALL_TIMEOUT_SECONDS, RegionRegistration
 from engine_client.triton.served_model import ServedModel
-from engine_client.triton.status import is_region_unknown
+from engine_client.triton.status import grpc_errors, is_region_unknown
 from engine_client.triton.stream import PromptStream
 from engine_client.triton.tensor_mapping import TensorMapping
 from engine_client.types import EngineInfo, EngineRequest, EngineStep, FinishReason, Transport
@@ -84,7 +84,9 @@ class TritonEngine:
         self._name = f"model {model_name} at {address}"
         self._connection = Connection(
             address,
+            kserve.SERVICE,
             self._name,
+            grpc_errors,
             credentials=credentials,
             tls_server_name=tls_server_name,
             call_metadata=call_metadata,
@@ -136,7 +138,7 @@ class TritonEngine:
         self, request: EngineRequest, *, timeout_seconds: float | None = None, metadata: Metadata = ()
     ) -> AsyncGenerator[EngineStep, None]:
         """See `EngineClient.generate`."""
-        deadline = None if timeout_seconds is None else asyncio.get_running_loop().time() + timeout_seconds
+        deadline = Deadline(self._name, timeout_seconds)
         release = Release(request.on_released)
         let_go = release.hold()
         tokens_received = 0
@@ -144,9 +146,9 @@ class TritonEngine:
         finish_reason: FinishReason | None = None
         stream: PromptStream | None = None
         try:
-            await self._model.require_compatible(_seconds_left(deadline, PROBE_TIMEOUT_SECONDS))
+            await self._model.require_compatible(deadline.seconds_left(PROBE_TIMEOUT_SECONDS))
             sampling = request.sampling
-            async with self._within(deadline, timeout_seconds):
+            async with deadline.enforced():
                 stream, reply = await self._start(request, metadata, release)
             let_go()  # the stream holds the arrays as long as it needs them
             del request  # so that its arrays need not stay until the last token
@@ -155,7 +157,7 @@ class TritonEngine:
                 tokens_received += len(reply.token_ids)
                 last_token_ids = reply.token_ids or last_token_ids
                 yield EngineStep(reply.token_ids, finish_reason)
-                async with self._within(deadline, timeout_seconds):
+                async with deadline.enforced():
                     reply = await stream.next_reply()
             if finish_reason is None and self._mapping.outputs.finish_reason is None:
                 yield EngineStep((), finish_reason_of(last_token_ids, tokens_received, sampling))
@@ -244,7 +246,7 @@ class TritonEngine:
         if self._is_closing:
             raise EngineUnavailable(f"the client of {self._name} is closed")
         stream = PromptStream(
-            self._connection.open_stream(metadata),
+            self._connection.open_stream("ModelStreamInfer", metadata),
             self._name,
             messages,
             outputs=self._mapping.outputs,
@@ -268,17 +270,6 @@ class TritonEngine:
         if self._registration is not None:
             self._registration.forget()
 
-    @contextlib.asynccontextmanager
-    async def _within(self, deadline: float | None, timeout_seconds: float | None) -> AsyncGenerator[None, None]:
-        limit = asyncio.timeout_at(deadline)
-        try:
-            async with limit:
-                yield
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise EngineDeadlineExceeded(f"{self._name} did not finish within {timeout_seconds} s") from error
-
 
 def _finish_reason(reply: InferReply) -> FinishReason | None:
     if reply.finish_reason is None:
@@ -288,7 +279,3 @@ def _finish_reason(reply: InferReply) -> FinishReason | None:
     except ValueError as error:
         known = ", ".join(FinishReason)
         raise EngineFailed(f"finish_reason is {reply.finish_reason!r}; the contract has {known}") from error
-
-
-def _seconds_left(deadline: float | None, at_most: float) -> float:
-    return at_most if deadline is None else min(at_most, max(0.0, deadline - asyncio.get_running_loop().time()))

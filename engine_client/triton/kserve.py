@@ -20,12 +20,12 @@ import numpy as np
 from google.protobuf.wrappers_pb2 import UInt64Value
 from tritonclient.grpc import service_pb2
 
+from engine_client.connection import MAX_MESSAGE_BYTES
 from engine_client.contract.tensors import Array
 from engine_client.triton.outputs import CONTRACT_OUTPUTS, Outputs
 from engine_client.types import EngineInfo, TensorInfo
 
 SERVICE = "/inference.GRPCInferenceService/"
-MAX_MESSAGE_BYTES = 2**31 - 1  # gRPC's and protobuf's own limit
 
 # Copying holds the interpreter's lock, piece by piece: between two pieces other threads, such as an event loop, get it.
 COPY_PIECE_BYTES = 1 << 20

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from engine_client.compatibility import CompatibilityCheck
+from engine_client.connection import Connection
 from engine_client.contract.tensors import FIRST_ROW
 from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineUnavailable
 from engine_client.triton import kserve
-from engine_client.triton.connection import Connection
 from engine_client.types import EngineInfo
 
 

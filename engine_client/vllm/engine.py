@@ -7,20 +7,22 @@ cancels its call, and the server then aborts the request in its core.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 from smg_grpc_proto.generated import common_pb2
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from engine_client.capabilities import EngineCapabilities
 from engine_client.client import PROBE_TIMEOUT_SECONDS, Metadata
 from engine_client.compatibility import CompatibilityCheck
+from engine_client.connection import Connection
+from engine_client.deadline import Deadline
 from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineFailed, EngineUnavailable
 from engine_client.fingerprint import Fingerprint
 from engine_client.release import Release
@@ -31,18 +33,9 @@ from engine_client.vllm.server import VllmServer, read_bundle, read_server
 from engine_client.vllm.status import grpc_errors
 
 _SERVICE = "/vllm.grpc.engine.VllmEngine/"
+_Answer = TypeVar("_Answer", bound=Message)
+
 _CONNECT_TIMEOUT_SECONDS = 30.0  # the tokenizer alone has some 10 MB
-_OPTIONS = (
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.keepalive_time_ms", 300_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    # gRPC would move a prompt to the next connection by itself: to an engine that has not been compared yet.
-    ("grpc.enable_retries", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    ("grpc.dns_min_time_between_resolutions_ms", 2_000),
-)
 
 
 class VllmEngine:
@@ -73,20 +66,21 @@ class VllmEngine:
         executor: Executor | None = None,
         max_silence_seconds: float | None = 120.0,
     ) -> None:
-        self._address = address
         self._name = f"vLLM at {address}"
-        self._credentials = credentials
-        self._options: list[tuple[str, int | str]] = list(_OPTIONS)
-        if tls_server_name is not None:
-            self._options.append(("grpc.ssl_target_name_override", tls_server_name))
-        self._call_metadata = call_metadata or (lambda: ())
+        self._connection = Connection(
+            address,
+            _SERVICE,
+            self._name,
+            grpc_errors,
+            credentials=credentials,
+            tls_server_name=tls_server_name,
+            call_metadata=call_metadata,
+        )
         self._check = CompatibilityCheck(self._name, None, fingerprint)
         self._executor = executor
         self._max_silence_seconds = max_silence_seconds
-        self._channel: grpc.aio.Channel | None = None
         self._server: VllmServer | None = None
         self._asking = asyncio.Lock()
-        self._is_closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -109,25 +103,22 @@ class VllmEngine:
     ) -> AsyncGenerator[EngineStep, None]:
         """See `EngineClient.generate`."""
         loop = asyncio.get_running_loop()
-        deadline = None if timeout_seconds is None else loop.time() + timeout_seconds
+        deadline = Deadline(self._name, timeout_seconds)
         release = Release(request.on_released)
         let_go = release.hold()
         tokens_received = 0
-        call: grpc.aio.UnaryStreamCall[bytes, pb.GenerateResponse] | None = None
+        call: grpc.aio.UnaryStreamCall[bytes, bytes] | None = None
         try:
-            async with self._within(deadline, timeout_seconds):
+            async with deadline.enforced():
                 server = await self._agreed_server(_CONNECT_TIMEOUT_SECONDS)
                 wire = await loop.run_in_executor(self._executor, encode_prompt, self._name, request, server)
             let_go()
             del request
-            method: grpc.aio.UnaryStreamMultiCallable[bytes, pb.GenerateResponse] = self._opened().unary_stream(
-                _SERVICE + "Generate", response_deserializer=pb.GenerateResponse.FromString
-            )
-            call = method(wire, metadata=(*metadata, *self._call_metadata()))
+            call = self._connection.ask_for_stream("Generate", wire, metadata)
             del wire
             has_ended = False
             while not has_ended:
-                async with self._within(deadline, timeout_seconds):
+                async with deadline.enforced():
                     step = await self._next_step(call)
                 if step is None:
                     continue
@@ -166,9 +157,7 @@ class VllmEngine:
 
     async def close(self) -> None:
         """See `EngineClient.close`."""
-        self._is_closed = True
-        if self._channel is not None:
-            await self._channel.close()
+        await self._connection.close()
 
     # -- the server ----------------------------------------------------------------------------------------------------
 
@@ -179,7 +168,7 @@ class VllmEngine:
             EngineUnavailable: it does not say; EngineMismatch where it does not fit.
         """
         async with self._asking:
-            if self._server is None or self._opened().get_state() is not grpc.ChannelConnectivity.READY:
+            if self._server is None or not self._connection.is_ready:
                 try:
                     server = await self._read_server(timeout_seconds)
                 except EngineUnavailable:
@@ -202,51 +191,32 @@ class VllmEngine:
     async def _tokenizer_chunks(self, timeout_seconds: float) -> list[bytes]:
         """The archive of the model's files; none where the server cannot give it, as of a model without files."""
         with grpc_errors(self._name):
-            call = self._opened().unary_stream(
-                _SERVICE + "GetTokenizer",
-                request_serializer=common_pb2.GetTokenizerRequest.SerializeToString,
-                response_deserializer=common_pb2.GetTokenizerChunk.FromString,
-            )(common_pb2.GetTokenizerRequest(), timeout=timeout_seconds, metadata=tuple(self._call_metadata()))
+            question = common_pb2.GetTokenizerRequest().SerializeToString()
+            call = self._connection.ask_for_stream("GetTokenizer", question, (), timeout_seconds)
             try:
-                return [chunk.data async for chunk in call]
+                return [common_pb2.GetTokenizerChunk.FromString(chunk).data async for chunk in call]
             except grpc.aio.AioRpcError as error:
                 if error.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INTERNAL):
                     return []
                 raise
 
-    async def _ask(self, method: str, message: Any, answer: Any, timeout_seconds: float) -> Any:
-        with grpc_errors(self._name):
-            call: Any = self._opened().unary_unary(
-                _SERVICE + method,
-                request_serializer=type(message).SerializeToString,
-                response_deserializer=answer.FromString,
-            )
-            return await call(message, timeout=timeout_seconds, metadata=tuple(self._call_metadata()))
-
-    def _opened(self) -> grpc.aio.Channel:
-        """The channel, made on first use: it belongs to the event loop that is running then."""
-        if self._is_closed:
-            raise EngineUnavailable(f"the client of {self._name} is closed")
-        if self._channel is None:
-            self._channel = (
-                grpc.aio.insecure_channel(self._address, options=self._options)
-                if self._credentials is None
-                else grpc.aio.secure_channel(self._address, self._credentials, options=self._options)
-            )
-        return self._channel
+    async def _ask(self, method: str, message: Message, answer: type[_Answer], timeout_seconds: float) -> _Answer:
+        wire = await self._connection.ask(method, message.SerializeToString(), timeout_seconds)
+        return answer.FromString(wire)
 
     # -- the answer ----------------------------------------------------------------------------------------------------
 
-    async def _next_step(self, call: grpc.aio.UnaryStreamCall[bytes, pb.GenerateResponse]) -> EngineStep | None:
+    async def _next_step(self, call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> EngineStep | None:
         """The next message as a step; None where it has nothing new."""
         try:
             async with asyncio.timeout(self._max_silence_seconds):
                 with grpc_errors(self._name):
-                    reply = await call.read()
+                    wire = await call.read()
         except TimeoutError as error:
             raise EngineUnavailable(f"{self._name} sent nothing for {self._max_silence_seconds} s") from error
-        if not isinstance(reply, pb.GenerateResponse):
+        if not isinstance(wire, bytes):
             raise EngineFailed(f"{self._name} ended its answer without a finish reason")
+        reply = pb.GenerateResponse.FromString(wire)
         if reply.HasField("chunk"):
             return EngineStep(tuple(reply.chunk.token_ids)) if reply.chunk.token_ids else None
         # The last tokens have come in a chunk; what ends the answer repeats them.
@@ -254,14 +224,3 @@ class VllmEngine:
         if reason not in tuple(FinishReason):
             raise EngineFailed(f"{self._name} ended its answer with {reason or 'no reason'}")
         return EngineStep((), FinishReason(reason))
-
-    @contextlib.asynccontextmanager
-    async def _within(self, deadline: float | None, timeout_seconds: float | None) -> AsyncGenerator[None, None]:
-        limit = asyncio.timeout_at(deadline)
-        try:
-            async with limit:
-                yield
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise EngineDeadlineExceeded(f"{self._name} did not finish within {timeout_seconds} s") from error

@@ -16,6 +16,7 @@ import numpy as np
 from smg_grpc_proto.generated import common_pb2
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
+from engine_client.connection import MAX_MESSAGE_BYTES
 from engine_client.contract.sampling import SamplingParameters
 from engine_client.contract.tensors import IMAGE, INPUT_IDS, PIXELS, VIDEO, VISION_TENSORS, Array
 from engine_client.errors import EngineRejected
@@ -26,7 +27,6 @@ _NAMES = {IMAGE: "image", VIDEO: "video"}
 _MODALITIES = {IMAGE: common_pb2.IMAGE, VIDEO: common_pb2.VIDEO}
 _UNUSED = {"mrope_position_ids", "mrope_position_delta", "mm_token_type_ids"}  # vLLM works these out itself
 _KNOWN = {INPUT_IDS, *VISION_TENSORS, "item_hash", "second_per_grid_ts"} | _UNUSED
-_MAX_MESSAGE_BYTES = (1 << 31) - 1  # protobuf's
 _MAX_SEED = (1 << 31) - 1
 
 _MM_INPUTS = pb.GenerateRequest.MM_INPUTS_FIELD_NUMBER
@@ -61,7 +61,7 @@ def encode_prompt(who: str, request: EngineRequest, server: VllmServer) -> bytes
                 pixels = prompt.pixels_of(items).reshape(-1).view(np.uint8).data
                 pieces += _nested(fields[0], prompt.batch(modality, items).SerializeToString(), pixels)
                 fields = fields[1:] or fields
-    if sum(map(len, pieces)) > _MAX_MESSAGE_BYTES:
+    if sum(map(len, pieces)) > MAX_MESSAGE_BYTES:
         raise EngineRejected(f"{who}: the prompt has more than 2 GiB, which one message cannot carry")
     return b"".join(pieces)
 

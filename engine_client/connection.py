@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import grpc
 import grpc.aio
 
 from engine_client.client import Metadata
 from engine_client.errors import EngineUnavailable
-from engine_client.triton import kserve
-from engine_client.triton.status import grpc_errors
+
+MAX_MESSAGE_BYTES = 2**31 - 1
+"""gRPC's and protobuf's own limit."""
 
 _OPTIONS: Sequence[tuple[str, int | str]] = (
-    ("grpc.max_send_message_length", kserve.MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", kserve.MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # Not more often than gRPC servers allow by default (Triton's `grpc-http2-min-recv-ping-interval-without-data`): a
     # server counts faster pings as abuse and drops the connection with every answer on it, during a long prefill too.
     # The timeout also bounds how long sent bytes may stay unacknowledged, which finds a dead host much sooner.
@@ -32,11 +34,13 @@ _OPTIONS: Sequence[tuple[str, int | str]] = (
 
 
 class Connection:
-    """A gRPC channel that speaks KServe v2 in bytes.
+    """A gRPC channel to one service, whose messages are given and returned serialized.
 
     Args:
         address: host:port, or any gRPC target.
+        service: Its full name, between slashes.
         who: Starts the messages of errors; names the engine.
+        grpc_errors: Turns the errors of gRPC inside it into this package's; gets `who`.
         credentials: For TLS; None is plain text.
         tls_server_name: The name in the engine's certificate, where it is not the host of `address`.
         call_metadata: Asked before every call for what to send along.
@@ -45,14 +49,18 @@ class Connection:
     def __init__(
         self,
         address: str,
+        service: str,
         who: str,
+        grpc_errors: Callable[[str], AbstractContextManager[None]],
         *,
         credentials: grpc.ChannelCredentials | None = None,
         tls_server_name: str | None = None,
         call_metadata: Callable[[], Metadata] | None = None,
     ) -> None:
         self._address = address
+        self._service = service
         self._who = who
+        self._grpc_errors = grpc_errors
         self._credentials = credentials
         self._options = list(_OPTIONS)
         if tls_server_name is not None:
@@ -67,20 +75,26 @@ class Connection:
         return self._opened().get_state() is grpc.ChannelConnectivity.READY
 
     async def ask(self, method: str, wire: bytes, timeout_seconds: float) -> bytes:
-        """Call a method of the service that has one answer.
+        """Call a method that has one answer.
 
         Raises:
             EngineError: there is none.
         """
-        with grpc_errors(self._who):
-            call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._opened().unary_unary(kserve.SERVICE + method)
+        with self._grpc_errors(self._who):
+            call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._opened().unary_unary(self._service + method)
             return await call(wire, timeout=timeout_seconds, metadata=tuple(self._call_metadata()))
 
-    def open_stream(self, metadata: Metadata) -> grpc.aio.StreamStreamCall[bytes, bytes]:
-        """Begin a `ModelStreamInfer`; `metadata` is the caller's own."""
-        method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
-        method = self._opened().stream_stream(kserve.SERVICE + "ModelStreamInfer")
-        return method(metadata=(*metadata, *self._call_metadata()))
+    def ask_for_stream(
+        self, method: str, wire: bytes, metadata: Metadata, timeout_seconds: float | None = None
+    ) -> grpc.aio.UnaryStreamCall[bytes, bytes]:
+        """Call a method that has one question and many answers; `metadata` is the caller's own."""
+        call: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._opened().unary_stream(self._service + method)
+        return call(wire, timeout=timeout_seconds, metadata=(*metadata, *self._call_metadata()))
+
+    def open_stream(self, method: str, metadata: Metadata) -> grpc.aio.StreamStreamCall[bytes, bytes]:
+        """Begin a call with many messages both ways; `metadata` is the caller's own."""
+        call: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._opened().stream_stream(self._service + method)
+        return call(metadata=(*metadata, *self._call_metadata()))
 
     async def close(self) -> None:
         """Let go of it; every call then raises EngineUnavailable."""
