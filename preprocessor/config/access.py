@@ -41,6 +41,11 @@ class AccessSettings:
     )
     max_calls_a_caller: int = setting(0, "calls that one caller may have open; 0 sets no bound")
 
+    @property
+    def are_callers_named(self) -> bool:
+        """Whether callers prove who they are, or a proxy tells."""
+        return bool(self.token_file or self.tls_client_root or self.caller_metadata)
+
     def __post_init__(self) -> None:
         require_key_pair("--tls-certificate", self.tls_certificate, "--tls-key", self.tls_key)
         if self.tls_client_root and not self.tls_certificate:

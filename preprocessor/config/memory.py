@@ -8,6 +8,8 @@ from preprocessor.config.values import format_bytes
 
 FILE_SHARE = 4
 """1/4 of the memory budget holds files; the rest holds pixels, results and the working memory of tasks."""
+MAX_CACHE_SHARE = 0.7
+"""Of the memory budget, for pixels that stay after their request: nearly all of what does not hold files."""
 LEAST_BUDGET_BYTES = 64 << 20
 """The decoding of one photo does not fit less."""
 _MIB = 1 << 20

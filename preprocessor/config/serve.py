@@ -11,7 +11,7 @@ from preprocessor.config.engine import EngineSettings
 from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
 from preprocessor.config.machine import available_cpu_count
-from preprocessor.config.memory import LEAST_BUDGET_BYTES, UPLOAD_BYTES, default_budget
+from preprocessor.config.memory import LEAST_BUDGET_BYTES, MAX_CACHE_SHARE, UPLOAD_BYTES, default_budget
 from preprocessor.config.trace import TraceSettings
 from preprocessor.config.values import NO_BACKGROUND, parse_background, parse_bytes
 from preprocessor.config.wire import WireSettings
@@ -43,6 +43,13 @@ class ServeSettings:
         name="--memory-budget",
         kind=parse_bytes,
         default_text="half of the cgroup's limit, 1 GiB beside it at least",
+    )
+    cache_share: float = setting(
+        0.25,
+        "part of the memory budget, at most 0.7, in which finished pixels may stay for requests with the same media; "
+        "requests get this memory when they need it; 0 keeps none",
+        "PART",
+        kind=float,
     )
     worker_memory_bytes: int = setting(
         0,
@@ -97,6 +104,8 @@ class ServeSettings:
         ):
             if isinstance(size_bytes, bool) or not isinstance(size_bytes, int) or size_bytes < least:
                 raise SettingError(option, size_bytes, f"a size of at least {least >> 20} MiB, such as 4GiB")
+        if not 0 <= self.cache_share <= MAX_CACHE_SHARE:
+            raise SettingError("--cache-share", self.cache_share, f"a number from 0 to {MAX_CACHE_SHARE}")
         require_seconds("--max-cpu-seconds", self.max_cpu_seconds)
         require_seconds("--drain-seconds", self.drain_seconds)
         require_seconds("--budget-full-seconds", self.budget_full_seconds)

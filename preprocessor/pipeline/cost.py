@@ -7,7 +7,7 @@ are upper estimates. The rates were measured on one core of an AMD EPYC (Zen 3).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -34,16 +34,20 @@ _BYTES_AN_IMAGE_PIXEL = {"JPEG2000": 28}  # OpenJPEG holds 4 bytes a channel of 
 _BYTES_A_JOB = 16 << 20  # codec contexts, packet tables, scratch
 
 
-def estimate(planned: PixelPlan | None, media: Sequence[Media]) -> Workload:
+def estimate(planned: PixelPlan | None, media: Sequence[Media], cached: Container[int] = ()) -> Workload:
     """The workload of `pipeline.write_pixels`.
 
     Args:
         planned: None for a plan that leaves no pixels to be made.
         media: The files; a worker holds a copy of its own of each.
+        cached: Indices of items whose rows are copied, not made.
     """
     seconds, peak_bytes = 0.0, 0.0
     if planned is not None:
-        costs = [_item_cost(item, planned.video_decoder) for item in planned.items]
+        costs = [
+            (0.0, 0.0) if index in cached else _item_cost(item, planned.video_decoder)
+            for index, item in enumerate(planned.items)
+        ]
         seconds = sum(cost[0] for cost in costs) + planned.size_bytes * _SECONDS_AN_OUTPUT_BYTE
         peak_bytes = max(cost[1] for cost in costs)
     return Workload(seconds, int(peak_bytes) + sum(len(medium.data) for medium in media) + _BYTES_A_JOB)

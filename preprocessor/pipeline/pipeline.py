@@ -15,7 +15,7 @@ Rules that hold here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,7 @@ def write_pixels(
     announce: AnnounceRows = _announce_nothing,
     check: CancelCheck = keep_going,
     rows: range | None = None,
+    cached: Mapping[int, npt.NDArray[Any]] | None = None,
 ) -> PixelReport:
     """Decode the items of the plan and write them into their rows of `out`.
 
@@ -95,6 +96,7 @@ def write_pixels(
         announce: Called for finished rows, in order.
         check: Called between packets; whatever it raises ends the work.
         rows: Write only these; from `cost.cut`. None writes all.
+        cached: Finished rows of items, by index: these are copied, and their files not read.
     Raises:
         CorruptMedia: A frame that the header promised cannot be decoded.
     """
@@ -110,6 +112,11 @@ def write_pixels(
     for index, item in enumerate(planned.items):
         groups = _groups_within(item, rows or range(planned.row_count))
         if not groups:
+            continue
+        if cached is not None and index in cached:
+            check()
+            with timings.stage("copy"):
+                _copy_groups(cached[index], item, groups, out, announce)
             continue
 
         def substituted(chosen: int, used: int, item_index: int = index) -> None:
@@ -159,6 +166,15 @@ def _write_item(
         announce(row, group_rows)
         row += group_rows
         stopwatch.restart()
+
+
+def _copy_groups(
+    source: npt.NDArray[Any], item: ItemPlan, groups: range, out: npt.NDArray[Any], announce: AnnounceRows
+) -> None:
+    """Copy finished rows of one item into their place."""
+    first, stop = (group * item.rows.group_rows for group in (groups.start, groups.stop))
+    out[item.row_start + first : item.row_start + stop] = source[first:stop]
+    announce(item.row_start + first, stop - first)
 
 
 def allocate_pixels(planned: PixelPlan) -> npt.NDArray[Any]:

@@ -15,6 +15,7 @@ import grpc
 from preprocessor.config import WireSettings
 from preprocessor.service.logs import set_request
 from preprocessor.service.metrics import Metrics
+from preprocessor.service.quotas import current_caller
 from preprocessor.service.response_buffer import ResponseBuffer
 from preprocessor.service.status import Context, refuse, request_id_of, status_of
 from preprocessor.service.tracing import CallTrace, Traces
@@ -56,6 +57,7 @@ class Call:
     received_bytes: int = 0
     media_keys: tuple[str, ...] = ()
     substitutions: list[pb.Substitution] = field(default_factory=list)
+    cached_item_count: int = 0
 
     @property
     def remaining_seconds(self) -> float:
@@ -81,6 +83,7 @@ class Calls:
 
     Args:
         log_payloads: As in `status.refuse`.
+        are_callers_named: Callers prove who they are, or a proxy tells: each has cached pixels of its own.
     """
 
     def __init__(
@@ -91,12 +94,14 @@ class Calls:
         *,
         traces: Traces | None = None,
         log_payloads: bool = False,
+        are_callers_named: bool = False,
     ) -> None:
         self._pool = pool
         self._traces = traces or Traces()
         self._metrics = metrics
         self._wire = wire
         self._log_payloads = log_payloads
+        self._are_callers_named = are_callers_named
         self._response_buffer = ResponseBuffer()
 
     @contextlib.asynccontextmanager
@@ -119,7 +124,7 @@ class Calls:
         try:
             async with (
                 asyncio.timeout(timeout_seconds),
-                RequestResources(self._pool, deadline_seconds, timings) as resources,
+                RequestResources(self._pool, deadline_seconds, timings, self._cache_scope()) as resources,
             ):
                 idle_seconds = self._wire.answer_idle_seconds
                 call = Call(
@@ -146,3 +151,7 @@ class Calls:
             self._metrics.end_call(method, code.name, reason, seconds, timings, trace.exemplar)
             trace.end(code.name, reason, timings)
             logger.debug("%s ended: %s after %.3f s", method, code.name, seconds)
+
+    def _cache_scope(self) -> str:
+        """Within which media of several calls may share pixels, beside the salt that each call may give."""
+        return current_caller().name if self._are_callers_named else ""

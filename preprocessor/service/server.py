@@ -184,6 +184,7 @@ def _pool_settings(settings: ServeSettings) -> PoolSettings:
         max_cpu_seconds=settings.max_cpu_seconds,
         max_jobs_a_worker=settings.max_jobs_a_worker,
         is_in_process=settings.is_in_process,
+        cache_bytes=int(settings.cache_share * settings.memory_budget_bytes),
     )
 
 

@@ -55,7 +55,14 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     ) -> None:
         self._model = model
         self._settings = settings
-        self._calls = Calls(pool, metrics, settings.wire, traces=traces, log_payloads=settings.log_payloads)
+        self._calls = Calls(
+            pool,
+            metrics,
+            settings.wire,
+            traces=traces,
+            log_payloads=settings.log_payloads,
+            are_callers_named=settings.access.are_callers_named,
+        )
         self._upload_stream = UploadStream(settings.wire)
         self._metrics = metrics
         self._fetcher = fetcher
@@ -76,7 +83,9 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             await tensor_stream.send_large_tensors(planned, call, self._metrics)
             if planned.pixels is not None:
                 await tensor_stream.send_pixels(request, planned, planned.pixels, call, self._metrics)
-            report = writing.write_report(call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions)
+            report = writing.write_report(
+                call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions, call.cached_item_count
+            )
             await call.send(pb.PrepareResponse(report=report))
 
     async def Generate(  # type: ignore[override]
@@ -103,7 +112,9 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             ) as engine_request:
                 completion = await generation.stream_answer(engine, engine_request, detokenizer, call, self._metrics)
             # After the context: an engine may answer before the worker has reported that all pixels are written.
-            report = writing.write_report(call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions)
+            report = writing.write_report(
+                call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions, call.cached_item_count
+            )
             completion.prompt_token_count = planned.token_count
             completion.report.CopyFrom(report)
             await call.send(pb.GenerateResponse(completion=completion))

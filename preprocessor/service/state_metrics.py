@@ -11,6 +11,7 @@ from preprocessor.config.machine import available_memory_bytes, used_memory_byte
 from preprocessor.service.health import Cause, Health
 from preprocessor.service.metrics import METHODS
 from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.row_cache import Eviction, RowCache
 
 
 class StateMetrics(Collector):
@@ -40,6 +41,7 @@ class StateMetrics(Collector):
             "Used fraction of the memory for files or for pixels, whichever is larger",
             pool.fullness,
         )
+        yield from _cache_metrics(pool.cache)
         yield _gauge(
             "preprocessor_memory_limit_bytes", "Memory limit of the container or machine", available_memory_bytes()
         )
@@ -71,6 +73,30 @@ class StateMetrics(Collector):
             {cause.value: cause in causes for cause in Cause},
         )
         yield _gauge("preprocessor_engine_ready", "1 if the engine is ready", health.is_engine_ready)
+
+
+def _cache_metrics(cache: RowCache) -> Iterator[Metric]:
+    yield _gauge(
+        "preprocessor_cache_bytes", "Finished pixels that stay for requests with the same media", cache.size_bytes
+    )
+    yield _gauge("preprocessor_cache_entries", "Pixel tensors in the cache", len(cache))
+    yield _by_label(
+        CounterMetricFamily(
+            "preprocessor_cache_items",
+            "Items of requests: found in the cache, being made for another request already, or neither",
+            labels=("result",),
+        ),
+        {"hit": cache.hit_count, "joined": cache.joined_count, "miss": cache.miss_count},
+    )
+    yield _by_label(
+        CounterMetricFamily(
+            "preprocessor_cache_evictions", "Pixel tensors dropped from the cache, by reason", labels=("reason",)
+        ),
+        {reason.value: cache.eviction_counts[reason] for reason in Eviction},
+    )
+    saved = CounterMetricFamily("preprocessor_cache_saved_seconds", "Expected CPU seconds that hits have saved")
+    saved.add_metric((), cache.saved_seconds)
+    yield saved
 
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:

@@ -42,4 +42,5 @@ async def finish_pixels(run: PixelRun, planned: Plan, call: Call, metrics: Metri
     report = await run.report()
     call.timings.merge(report.timings)
     call.substitutions += writing.write_substitutions(planned, report.substitutions)
+    call.cached_item_count = run.cached_item_count
     metrics.observe_pixels(planned, report.decoded_frame_count)

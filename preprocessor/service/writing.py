@@ -107,7 +107,11 @@ def _write_video(clip: ClipInfo) -> pb.VideoSource:
 
 
 def write_report(
-    timings: Timings, received_bytes: int, pixel_bytes: int, substitutions: Sequence[pb.Substitution] = ()
+    timings: Timings,
+    received_bytes: int,
+    pixel_bytes: int,
+    substitutions: Sequence[pb.Substitution] = (),
+    cached_item_count: int = 0,
 ) -> pb.Report:
     return pb.Report(
         stages=[
@@ -117,6 +121,7 @@ def write_report(
         received_bytes=received_bytes,
         pixel_bytes=pixel_bytes,
         substitutions=substitutions,
+        cached_items=cached_item_count,
     )
 
 

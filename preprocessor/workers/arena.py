@@ -21,6 +21,7 @@ import math
 import mmap
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -137,23 +138,55 @@ class Arena:
         os.close(self.descriptor)
 
 
-class Lease:
-    """A range of the arena that has one owner until `release`."""
+@dataclass(slots=True, eq=False)
+class _LeasedRange:
+    """A range that is not free.
 
-    def __init__(self, ranges: Ranges, offset: int, size_bytes: int) -> None:
-        self.offset = offset
-        self.size_bytes = size_bytes
-        self._ranges: Ranges | None = ranges
+    Attributes:
+        holder_count: Leases of it that are not released, without those of the cache.
+        kept_count: Leases of it that the cache holds.
+    """
+
+    offset: int
+    size_bytes: int
+    holder_count: int = 0
+    kept_count: int = 0
+
+
+class Lease:
+    """One holder's right to a range of the arena, until `release`. The range is free when no lease of it is left."""
+
+    def __init__(self, ranges: Ranges, leased: _LeasedRange, *, is_kept: bool = False) -> None:
+        self.offset = leased.offset
+        self.size_bytes = leased.size_bytes
+        self._ranges = ranges
+        self._leased: _LeasedRange | None = leased
+        self._is_kept = is_kept
+        ranges._count(leased, 1, is_kept=is_kept)
 
     @property
     def is_released(self) -> bool:
-        return self._ranges is None
+        return self._leased is None
+
+    @property
+    def is_sole(self) -> bool:
+        """Whether releasing it frees the range."""
+        return self._leased is not None and self._leased.holder_count + self._leased.kept_count == 1
+
+    def share(self, *, is_kept: bool = False) -> Lease:
+        """Another lease of the range, for another holder.
+
+        Args:
+            is_kept: The holder is the cache, which gives the range up when requests need memory.
+        """
+        assert self._leased is not None, "it is released"
+        return Lease(self._ranges, self._leased, is_kept=is_kept)
 
     def release(self) -> None:
-        """Release the range. Releasing twice is fine."""
-        ranges, self._ranges = self._ranges, None
-        if ranges is not None:
-            ranges._release(self.offset, self.size_bytes)
+        """Give up this right to the range. Releasing twice is fine."""
+        leased, self._leased = self._leased, None
+        if leased is not None:
+            self._ranges._count(leased, -1, is_kept=self._is_kept)
 
 
 class Ranges:
@@ -161,6 +194,7 @@ class Ranges:
 
     Attributes:
         leased_bytes: Size of all leased ranges, in whole pages.
+        kept_bytes: The part of them that only the cache holds.
         retained_bytes: The first so many bytes keep their pages when a range is released.
     """
 
@@ -170,6 +204,7 @@ class Ranges:
         self.retained_bytes = min(self._end - self._start, _whole_pages(retained_bytes))
         self._free = [(self._start, self._end)]  # ascending, never adjacent
         self.leased_bytes = 0
+        self.kept_bytes = 0
 
     @property
     def size_bytes(self) -> int:
@@ -183,11 +218,10 @@ class Ranges:
             start, end = self._free[position]
             if end - start < wanted:
                 continue
-            lease = Lease(self, end - wanted if from_end else start, wanted)
             rest = (start, end - wanted) if from_end else (start + wanted, end)
             self._free[position : position + 1] = [rest] if end - start > wanted else []
             self.leased_bytes += wanted
-            return lease
+            return Lease(self, _LeasedRange(end - wanted if from_end else start, wanted))
         return None
 
     def drop_free_pages(self) -> None:
@@ -195,7 +229,18 @@ class Ranges:
         for start, end in self._free:
             self._arena.drop_pages(start, end)
 
-    def _release(self, start: int, size_bytes: int) -> None:
+    def _count(self, leased: _LeasedRange, change: int, *, is_kept: bool) -> None:
+        """A lease of the range was made (1) or released (-1)."""
+        self.kept_bytes -= _kept_bytes(leased)
+        if is_kept:
+            leased.kept_count += change
+        else:
+            leased.holder_count += change
+        self.kept_bytes += _kept_bytes(leased)
+        if not leased.holder_count and not leased.kept_count:
+            self._free_range(leased.offset, leased.size_bytes)
+
+    def _free_range(self, start: int, size_bytes: int) -> None:
         self.leased_bytes -= size_bytes
         end = start + size_bytes
         self._arena.drop_pages(max(start, self._start + self.retained_bytes), end)
@@ -206,6 +251,10 @@ class Ranges:
             start = self._free.pop(position - 1)[0]
             position -= 1
         self._free.insert(position, (start, end))
+
+
+def _kept_bytes(leased: _LeasedRange) -> int:
+    return leased.size_bytes if leased.kept_count and not leased.holder_count else 0
 
 
 def _whole_pages(size_bytes: int) -> int:

@@ -41,8 +41,11 @@ class PoolCounters:
 
     @property
     def row_bytes(self) -> int:
-        """Memory that pixels and other results take, and that running tasks are expected to need beside them."""
-        return self._working_bytes + self._rows.leased_bytes
+        """Memory that pixels and other results take, and that running tasks are expected to need beside them.
+
+        Rows that only the cache holds are not included: they give way.
+        """
+        return self._working_bytes + self._rows.leased_bytes - self._rows.kept_bytes
 
     @property
     def working_bytes(self) -> int:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import time
 
-from preprocessor.workers.arena import Ranges
+from preprocessor.workers.arena import Lease, Ranges
 from preprocessor.workers.counters import PoolCounters
+from preprocessor.workers.row_cache import RowCache
 from preprocessor.workers.task import Task
 
 MAX_BYPASS_SECONDS = 1.0
@@ -25,14 +26,16 @@ class MemoryAdmission:
         reserved_for: The waiting task that memory is reserved for.
     """
 
-    def __init__(self, rows: Ranges, counters: PoolCounters) -> None:
+    def __init__(self, rows: Ranges, counters: PoolCounters, cache: RowCache) -> None:
         self.reserved_for: Task | None = None
         self._rows = rows
         self._counters = counters
+        self._cache = cache
         self._bypassing: list[Task] = []
 
     @property
     def free_bytes(self) -> int:
+        """What requests may take: memory that is free, or that only the cache holds."""
         return self._rows.size_bytes - self._counters.row_bytes
 
     def try_admit(self, task: Task) -> bool:
@@ -55,6 +58,13 @@ class MemoryAdmission:
             self.reserved_for = task
         return False
 
+    def lease(self, size_bytes: int, *, from_end: bool = False) -> Lease | None:
+        """Lease a range, in place of cached rows if need be; None if no free range is long enough."""
+        while (lease := self._rows.lease(size_bytes, from_end=from_end)) is None:
+            if not self._cache.give_way():
+                return None
+        return lease
+
     def _allowance_bytes(self) -> int:
         """What a bypassing task may take: never more than is free, and never what the waiting task needs."""
         assert self.reserved_for is not None
@@ -64,10 +74,11 @@ class MemoryAdmission:
         return min(self.free_bytes, allowance - sum(map(_held_bytes, self._bypassing)))
 
     def _lease_tensor(self, task: Task, *, from_end: bool) -> bool:
-        """Lease the range of its tensor, if it needs one; returns whether there was one."""
+        """Make room for the task, and lease the range of its tensor if it needs one; returns whether there was one."""
+        self._cache.make_room(wanted_bytes(task), self._counters.working_bytes + self._rows.leased_bytes)
         if not task.tensor_bytes or task.tensor is None:
             return True
-        task.tensor.lease = self._rows.lease(task.tensor.size_bytes, from_end=from_end)
+        task.tensor.lease = self.lease(task.tensor.size_bytes, from_end=from_end)
         if task.tensor.lease is None:
             return False
         task.tensor.on_lease()

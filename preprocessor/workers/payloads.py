@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -44,20 +44,26 @@ class PixelPayload:
 
     Attributes:
         offset: Where the whole tensor begins in the arena, in bytes.
+        cached: Where finished rows of an item lie in the arena, by the item's index; they are copied.
     """
 
     media: tuple[Media, ...]
     plan: PixelPlan
     offset: int
     rows: range
+    cached: Mapping[int, int] = field(default_factory=dict)
 
     def run(self, model: LoadedModel, arena: Arena, check: CancelCheck, on_rows_written: pipeline.AnnounceRows) -> Any:
         plan = self.plan
         row_bytes = plan.size_bytes // max(1, plan.row_count)
         arena.reserve(self.offset + self.rows.start * row_bytes, len(self.rows) * row_bytes)
         out = arena.array(self.offset, (plan.row_count, plan.feature_count), PIXEL_DTYPES[plan.form])
+        cached = {
+            index: arena.array(offset, (plan.items[index].rows.row_count, plan.feature_count), out.dtype)
+            for index, offset in self.cached.items()
+        }
         batches = _RowBatches(on_rows_written, self.rows, max(1, _BATCH_BYTES // max(1, out[:1].nbytes)))
-        return pipeline.write_pixels(model, _copied(self.media), plan, out, batches.add, check, self.rows)
+        return pipeline.write_pixels(model, _copied(self.media), plan, out, batches.add, check, self.rows, cached)
 
 
 Payload = PlanPayload | PixelPayload

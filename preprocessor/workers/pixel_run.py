@@ -1,79 +1,73 @@
-"""One pixel tensor while workers write it: its tasks, its finished rows, its report."""
+"""One request's pixel tensor, whether workers write it for this request or for another one, or it is cached."""
 
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy.typing as npt
 
-from preprocessor.pipeline import cost
 from preprocessor.types.plan import PixelPlan, Substitution
 from preprocessor.types.request import Media
 from preprocessor.types.result import PixelReport
 from preprocessor.types.timing import Timings
 from preprocessor.vision.patches import PIXEL_DTYPES
-from preprocessor.workers.arena import Arena
-from preprocessor.workers.payloads import PixelPayload
+from preprocessor.workers.arena import Lease
+from preprocessor.workers.pixel_flight import PixelFlight
+from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.request_tasks import RequestTasks
-from preprocessor.workers.task import Task, TensorSlot
+from preprocessor.workers.row_cache import is_contiguous, item_keys, substitutions_of
+from preprocessor.workers.task import Task
 
 
-class PixelRun:
-    """A pixel tensor that workers write.
+class Origin(enum.Enum):
+    """Where a request's pixels come from."""
 
-    Attributes:
-        tasks: The parts that it is cut into, in the order of their rows.
+    MADE = "made"
+    """Workers write them for this request; rows of some items may be copied from the cache."""
+    JOINED = "joined"
+    """Workers were writing them for another request already."""
+    CACHED = "cached"
+
+
+class FlightRun:
+    """Rows that workers write.
+
+    Args:
+        request_tasks: Those of the request, if it has begun the flight; None if it has joined it.
+        deadline_seconds: Of the request, on `time.monotonic`'s clock.
     """
 
-    def __init__(self, request_tasks: RequestTasks, arena: Arena, media: tuple[Media, ...], plan: PixelPlan) -> None:
-        self.tasks: list[Task] = []
+    def __init__(self, flight: PixelFlight, request_tasks: RequestTasks | None, deadline_seconds: float) -> None:
+        self._flight = flight
         self._request_tasks = request_tasks
-        self._arena = arena
-        self._media = media
-        self._plan = plan
-        self._written: dict[int, int] = {}
-        self._changed = asyncio.Event()
-        self._tensor = TensorSlot(plan.size_bytes, on_lease=self._changed.set)
+        self._is_waiting = self._is_holding = True
+        flight.join(deadline_seconds)
 
-    def submit(self) -> None:
-        """Queue `pipeline.write_pixels`.
+    @property
+    def origin(self) -> Origin:
+        return Origin.JOINED if self._request_tasks is None else Origin.MADE
 
-        Raises:
-            LimitExceeded, Overloaded: As `WorkerPool.submit`.
-        """
-        load = cost.estimate(self._plan, self._media)
-        task = self._request_tasks.create(
-            PixelPayload(self._media, self._plan, 0, range(self._plan.row_count)),
-            load.cpu_seconds,
-            load.working_bytes,
-            on_rows_written=self._on_rows_written,
-            tensor=self._tensor,
-            cut=self._cut,
-        )
-        self._add(task)
-        self._request_tasks.submit(task)
+    @property
+    def cached_item_count(self) -> int:
+        """Items that were not made for this request."""
+        return self._flight.cached_item_count if self._request_tasks else len(self._flight.plan.items)
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The parts that the tensor is cut into."""
+        return self._flight.tasks
 
     async def begun(self) -> npt.NDArray[Any]:
-        """Wait until the tensor has its memory; returns it.
+        """Wait until the tensor has its memory; returns it, [row_count, feature_count].
 
         Raises:
             Whatever ended the task before it started.
         """
-        while self._tensor.lease is None:
-            if self.tasks[0].is_done:
-                self.tasks[0].done.result()
-            self._changed.clear()
-            await self._changed.wait()
-        return self.array
-
-    @property
-    def array(self) -> npt.NDArray[Any]:
-        """The tensor [row_count, feature_count] in shared memory, once its task has started."""
-        assert self._tensor.lease is not None, "its task has not started"
-        shape = (self._plan.row_count, self._plan.feature_count)
-        return self._arena.array(self._tensor.lease.offset, shape, PIXEL_DTYPES[self._plan.form])
+        await self._flight.begun()
+        return self._flight.array
 
     async def finished_rows(self) -> AsyncIterator[tuple[int, int]]:
         """(first row, row count) of finished rows, in order, as they are finished, until all are.
@@ -81,74 +75,110 @@ class PixelRun:
         Raises:
             Whatever `pipeline.write_pixels` raises; if several parts fail, the error of the first.
         """
-        next_row = 0
-        while next_row < self._plan.row_count:
-            row_count = self._written.pop(next_row, 0) or self._unreported_rows(next_row)
-            if row_count:
-                yield next_row, row_count
-                next_row += row_count
-            else:
-                self._changed.clear()
-                await self._changed.wait()
+        row = 0
+        while row < self._flight.plan.row_count:
+            row_count = await self._flight.rows_from(row)
+            yield row, row_count
+            row += row_count
 
     async def report(self) -> PixelReport:
-        """Wait until all rows are written.
+        """Wait until all rows are written. The time that they took is told to the request that began them.
 
         Raises:
             Whatever `pipeline.write_pixels` raises.
         """
-        timings = Timings()
-        substitutions: list[Substitution] = []
-        decoded_frame_count = 0
-        for task in self.tasks:
-            report: PixelReport = await self._request_tasks.result(task)
-            timings.merge(report.timings)
-            substitutions += report.substitutions
-            decoded_frame_count += report.decoded_frame_count
+        if self._request_tasks is None:
+            report = await self._flight.report(_result)
+            return PixelReport(Timings(), report.substitutions)
+        report = await self._flight.report(self._request_tasks.result)
         self._request_tasks.end()
-        return PixelReport(timings, tuple(substitutions), decoded_frame_count)
+        return report
 
-    def _add(self, task: Task) -> None:
-        self.tasks.append(task)
-        task.done.add_done_callback(lambda _: self._changed.set())
+    def stop_waiting(self) -> None:
+        """The request wants no more rows. Calling this twice is fine."""
+        if self._is_waiting:
+            self._is_waiting = False
+            self._flight.stop_waiting()
 
-    def _on_rows_written(self, first_row: int, row_count: int) -> None:
-        self._written[first_row] = row_count
-        self._changed.set()
+    def release(self) -> None:
+        """The request reads the tensor no longer. Calling this twice is fine."""
+        self.stop_waiting()
+        if self._is_holding:
+            self._is_holding = False
+            self._flight.leave()
 
-    def _unreported_rows(self, row: int) -> int:
-        """How many rows from this one on are finished because their part has ended: a part does not report its last rows.
 
-        Raises:
-            Whatever ended a part before them.
-        """
-        for task in self.tasks:
-            if not task.is_done:
-                break
-            task.done.result()
-            assert isinstance(task.payload, PixelPayload)
-            if row in task.payload.rows:
-                return task.payload.rows.stop - row
-        return 0
+class CachedRun:
+    """Rows that are finished; as `FlightRun`."""
 
-    def _cut(self, part_count: int) -> list[Task]:
-        """See `Task.cut`."""
-        first = self.tasks[0]
-        rows = cost.cut(self._plan, self._media, part_count)
-        first.payload = PixelPayload(self._media, self._plan, 0, rows[0])
-        first.cut = None
-        seconds_a_row = first.cpu_seconds / self._plan.row_count
-        first.cpu_seconds = seconds_a_row * len(rows[0])
-        for part in rows[1:]:
-            payload = PixelPayload(self._media, self._plan, 0, part)
-            seconds = seconds_a_row * len(part)
-            task = self._request_tasks.create(
-                payload, seconds, first.working_bytes, on_rows_written=self._on_rows_written, tensor=self._tensor
-            )
-            task.lane = first.lane  # whose workers are idle
-            task.context = (
-                first.context.copy()
-            )  # this code runs in the context of whichever task's end starts the parts
-            self._request_tasks.add(task)
-            self._add(task)
-        return self.tasks[1:]
+    origin = Origin.CACHED
+
+    def __init__(
+        self, lease: Lease, array: npt.NDArray[Any], item_count: int, substitutions: tuple[Substitution, ...]
+    ) -> None:
+        self.cached_item_count = item_count
+        self._lease = lease
+        self._array = array
+        self._substitutions = substitutions
+
+    async def begun(self) -> npt.NDArray[Any]:
+        return self._array
+
+    async def finished_rows(self) -> AsyncIterator[tuple[int, int]]:
+        yield 0, len(self._array)
+
+    async def report(self) -> PixelReport:
+        return PixelReport(Timings(), self._substitutions)
+
+    def stop_waiting(self) -> None:
+        pass
+
+    def release(self) -> None:
+        self._lease.release()
+
+
+PixelRun = FlightRun | CachedRun
+
+
+def begin_run(
+    pool: WorkerPool,
+    request_tasks: RequestTasks,
+    media: tuple[Media, ...],
+    plan: PixelPlan,
+    cache_scope: str,
+    deadline_seconds: float,
+) -> PixelRun:
+    """Get the pixels of a plan from the cache, from workers that write them already, or begin to make them.
+
+    Raises:
+        LimitExceeded, Overloaded: As `WorkerPool.submit`.
+    """
+    keys = tuple(item_keys(cache_scope, plan))
+    flight = pool.flights.get(keys)
+    if flight is not None:
+        pool.cache.count_joined(len(keys))
+        return FlightRun(flight, None, deadline_seconds)
+    found = pool.cache.find(cache_scope, plan)
+    rows = list(found.values())
+    if len(rows) == len(plan.items) and is_contiguous(rows):
+        array = pool.arena.array(rows[0].offset, (plan.row_count, plan.feature_count), PIXEL_DTYPES[plan.form])
+        return CachedRun(rows[0].share_lease(), array, len(rows), tuple(substitutions_of(found)))
+
+    def end(flight: PixelFlight, is_whole: bool) -> None:
+        pool.flights.pop(keys, None)
+        if is_whole and flight.lease is not None:
+            pool.cache.add(cache_scope, plan, flight.lease, flight.cpu_seconds, flight.substitutions)
+
+    flight = PixelFlight(
+        request_tasks, pool.arena, media, plan, found, on_end=end, on_release=pool.released, abandon=pool.abandon
+    )
+    flight.submit()
+    if pool.cache.is_on:
+        pool.flights[keys] = flight
+    return FlightRun(flight, request_tasks, deadline_seconds)
+
+
+async def _result(task: Task) -> PixelReport:
+    await asyncio.wait([task.done])
+    report: PixelReport = task.done.result()
+    return report

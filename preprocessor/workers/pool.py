@@ -22,6 +22,7 @@ import asyncio
 import dataclasses
 import itertools
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -32,15 +33,17 @@ from preprocessor.config import FILE_SHARE
 from preprocessor.errors import Cancelled, DeadlineExceeded, WorkerLost
 from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers import refusals
-from preprocessor.workers.arena import Arena, Ranges
+from preprocessor.workers.arena import Arena, Lease, Ranges
 from preprocessor.workers.channel import Command
 from preprocessor.workers.counters import PoolCounters
 from preprocessor.workers.fork_server import ForkServer
 from preprocessor.workers.idle_trim import IdleTrim
 from preprocessor.workers.memory_admission import MemoryAdmission, wanted_bytes
 from preprocessor.workers.payloads import PixelPayload
+from preprocessor.workers.pixel_flight import PixelFlight
 from preprocessor.workers.process import WorkerDied
 from preprocessor.workers.queue import TaskQueue
+from preprocessor.workers.row_cache import ItemKey, RowCache
 from preprocessor.workers.task import Lane, Task, TaskState, Worker
 from preprocessor.workers.worker_set import WorkerSet, WorkerSetSettings
 
@@ -60,6 +63,7 @@ class PoolSettings(WorkerSetSettings):
     max_queued_count: int
     memory_budget_bytes: int
     max_cpu_seconds: float
+    cache_bytes: int = 0
 
 
 class WorkerPool:
@@ -71,6 +75,8 @@ class WorkerPool:
     Attributes:
         files, rows: Ranges of the arena for files, and for pixels and other results.
         counters: Every count, and the only object that changes one.
+        cache: Finished rows that stay in `rows`.
+        flights: Tensors that workers write and other requests may join, by the keys of their items.
     """
 
     def __init__(
@@ -93,7 +99,9 @@ class WorkerPool:
         self._task_ids = itertools.count(1)
         self._queues: dict[Lane, TaskQueue[Task]] = {lane: TaskQueue() for lane in Lane}
         self._running: dict[Task, asyncio.Task[None]] = {}
-        self._memory = MemoryAdmission(self.rows, self.counters)
+        self.cache = RowCache(self.rows, settings.cache_bytes)
+        self.flights: dict[tuple[ItemKey, ...], PixelFlight] = {}
+        self._memory = MemoryAdmission(self.rows, self.counters, self.cache)
         self._idle_trim = IdleTrim(self.counters, self.files, self.rows)
         self._is_closing = False
 
@@ -146,6 +154,7 @@ class WorkerPool:
         await self.worker_set.close()
         if self._running:
             await asyncio.wait(self._running.values())
+        self.cache.clear()
         self.arena.close()
 
     # -- for requests --------------------------------------------------------------------------------------------------
@@ -193,6 +202,10 @@ class WorkerPool:
             worker = task.cancel()
             self.arena.control[worker.slot] = task.task_id
             asyncio.get_running_loop().call_later(CANCEL_GRACE_SECONDS, self._kill, task, worker)
+
+    def lease_rows(self, size_bytes: int) -> Lease | None:
+        """Lease a range for rows or another result, in place of cached rows if need be; None if there is no memory."""
+        return self._memory.lease(size_bytes)
 
     def released(self) -> None:
         """Memory was released: start the tasks that fit now."""
@@ -245,7 +258,9 @@ class WorkerPool:
 
     async def _run(self, task: Task, worker: Worker) -> None:
         """Run a task on its worker, and finish it or queue it again."""
-        command = Command(task.task_id, task.deadline_seconds, self.settings.max_cpu_seconds, task.payload)
+        # A task that several requests wait for ends with the last of them.
+        deadline_seconds = math.inf if isinstance(task.payload, PixelPayload) else task.deadline_seconds
+        command = Command(task.task_id, deadline_seconds, self.settings.max_cpu_seconds, task.payload)
         outcome: Any
         try:
             outcome = await worker.run(command, task.on_rows_written, task.lease_result)

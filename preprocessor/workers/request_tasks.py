@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from preprocessor.types.timing import Timings
-from preprocessor.workers.arena import Lease
 from preprocessor.workers.payloads import Payload
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.task import Task, TensorSlot
@@ -39,16 +38,12 @@ class RequestTasks:
         self._lease_result = lease_result
         self._is_pending = False
         self._tasks: list[Task] = []
+        self._own: list[Task] = []
 
     @property
     def are_done(self) -> bool:
         """Whether no worker has any of the tasks, and none waits for one."""
         return all(task.is_done for task in self._tasks)
-
-    @property
-    def tensor_leases(self) -> list[Lease]:
-        """The ranges of the arena that hold tensors of the tasks."""
-        return [task.tensor.lease for task in self._tasks if task.tensor and task.tensor.lease]
 
     def begin(self) -> None:
         """Count the request among those that wait for workers, until `end`.
@@ -87,14 +82,20 @@ class RequestTasks:
             cut,
         )
 
-    def submit(self, task: Task) -> None:
-        """See `WorkerPool.submit`."""
+    def submit(self, task: Task, *, is_shared: bool = False) -> None:
+        """See `WorkerPool.submit`; `is_shared` as in `add`."""
         self._pool.submit(task)
-        self.add(task)
+        self.add(task, is_shared=is_shared)
 
-    def add(self, task: Task) -> None:
-        """Keep a task that the pool has, or is about to start."""
+    def add(self, task: Task, *, is_shared: bool = False) -> None:
+        """Keep a task that the pool has, or is about to start.
+
+        Args:
+            is_shared: Other requests may want its result: `abandon` does not end it.
+        """
         self._tasks.append(task)
+        if not is_shared:
+            self._own.append(task)
 
     async def result(self, task: Task) -> Any:
         """Wait for a task; returns its result.
@@ -110,8 +111,8 @@ class RequestTasks:
         return task.done.result()
 
     def abandon(self) -> None:
-        """End all tasks soon; see `WorkerPool.abandon`."""
-        for task in self._tasks:
+        """End all tasks that are not shared soon; see `WorkerPool.abandon`."""
+        for task in self._own:
             self._pool.abandon(task)
 
     def on_done(self, callback: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""What one request holds of the pool: memory for its files, its tasks, and memory for its pixels.
+"""What one request holds of the pool: memory for its files, its tasks, and its pixels.
 
 Leaving the context releases all of it. Memory is released only when no worker uses it any more, and no engine that it was
 retained for. So leaving the context while tasks run returns at once, and the rest happens in the background.
@@ -16,7 +16,7 @@ from preprocessor.types.request import Media, PreparationRequest
 from preprocessor.types.timing import Timings
 from preprocessor.workers.arena import Arena, Lease
 from preprocessor.workers.payloads import PlanPayload
-from preprocessor.workers.pixel_run import PixelRun
+from preprocessor.workers.pixel_run import Origin, PixelRun, begin_run
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.refusals import file_memory_full
 from preprocessor.workers.request_tasks import RequestTasks
@@ -28,10 +28,14 @@ class RequestResources:
     Args:
         deadline_seconds: On `time.monotonic`'s clock; a task that has not started by then does not start.
         timings: Gets the time spent waiting for workers, as the stage "queue".
+        cache_scope: Requests of one scope share cached pixels.
     """
 
-    def __init__(self, pool: WorkerPool, deadline_seconds: float, timings: Timings) -> None:
+    def __init__(self, pool: WorkerPool, deadline_seconds: float, timings: Timings, cache_scope: str = "") -> None:
         self._pool = pool
+        self._deadline_seconds = deadline_seconds
+        self._cache_scope = cache_scope
+        self._run: PixelRun | None = None
         self._tasks = RequestTasks(pool, deadline_seconds, timings, self._lease_result)
         self._uploading_bytes = 0
         self._is_retained = False
@@ -49,6 +53,8 @@ class RequestResources:
             callback()
         self._pool.counters.remove_uploading(self._uploading_bytes)
         self._tasks.abandon()
+        if self._run is not None:
+            self._run.stop_waiting()
         self.release()
 
     @property
@@ -119,14 +125,15 @@ class RequestResources:
         return planned
 
     def pixels(self, media: Sequence[Media], plan: PixelPlan) -> PixelRun:
-        """Begin `pipeline.write_pixels` on a worker, or on several idle ones.
+        """The pixels of a plan: cached ones, or those that workers write for another request, or begin to make them.
 
         Raises:
             LimitExceeded, Overloaded: As `WorkerPool.submit`.
         """
-        run = PixelRun(self._tasks, self._pool.arena, tuple(media), plan)
-        run.submit()
-        return run
+        self._run = begin_run(self._pool, self._tasks, tuple(media), plan, self._cache_scope, self._deadline_seconds)
+        if self._run.origin is not Origin.MADE:
+            self._tasks.end()
+        return self._run
 
     # -- release -------------------------------------------------------------------------------------------------------
 
@@ -150,16 +157,19 @@ class RequestResources:
         self._release_if_unused()
 
     def _release_if_unused(self) -> None:
-        if self._is_retained or not self._tasks.are_done:
+        if self._is_retained:
             return
-        leases, self._leases = self._leases + self._tasks.tensor_leases, []
-        for lease in leases:
-            lease.release()
+        if self._run is not None:
+            self._run.release()
+        if self._tasks.are_done:
+            leases, self._leases = self._leases, []
+            for lease in leases:
+                lease.release()
         self._pool.released()
 
     def _lease_result(self, size_bytes: int) -> int | None:
         """See `Task.lease_result`."""
-        lease = self._pool.rows.lease(size_bytes)
+        lease = self._pool.lease_rows(size_bytes)
         if lease is None:
             return None
         self._leases.append(lease)

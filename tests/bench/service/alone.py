@@ -168,4 +168,4 @@ async def _prepare_with_pool(request: PreparationRequest, *, is_checked: bool = 
         async for _ in run.finished_rows():
             pass
         await run.report()
-        return checksum.of_tensors({**planned.tensors, planned.pixels.name: run.array}) if is_checked else ""
+        return checksum.of_tensors({**planned.tensors, planned.pixels.name: await run.begun()}) if is_checked else ""

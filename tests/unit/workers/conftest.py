@@ -39,7 +39,7 @@ async def open_pool(
         model,
         PoolSettings(**{**given, **settings}),
         ends.append,
-        None if has_own_fork_server else await fork_server_of(None),
+        None if has_own_fork_server else await fork_server_of(model),
     )
     pool.ends = ends  # type: ignore[attr-defined]
     await pool.start()

@@ -12,9 +12,11 @@ from preprocessor.workers.arena import Arena, Ranges
 from preprocessor.workers.counters import PoolCounters
 from preprocessor.workers.memory_admission import MAX_BYPASS_SECONDS, MemoryAdmission
 from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.row_cache import RowCache
 from preprocessor.workers.task import Task, TensorSlot
 from tests.unit.workers.conftest import MIB, open_pool, outcome, submit
 from tests.unit.workers.payloads import TellProcess
+from tests.unit.workers.test_row_cache import keep, plan_of
 
 SIZE_BYTES = 64 * MIB
 
@@ -41,8 +43,8 @@ def task(tensor_mib: int, *, working_mib: int = 0, age_seconds: float = 0.0, tim
     )
 
 
-def admission_to(rows: Ranges) -> MemoryAdmission:
-    return MemoryAdmission(rows, PoolCounters(rows, rows))
+def admission_to(rows: Ranges, cache: RowCache | None = None) -> MemoryAdmission:
+    return MemoryAdmission(rows, PoolCounters(rows, rows), cache or RowCache(rows, 0))
 
 
 def waited(tensor_mib: int, **more: int) -> Task:
@@ -159,3 +161,25 @@ async def test_in_a_pool_small_tasks_bypass_one_that_waits_for_a_slow_reader() -
 async def runs_small_task(pool: WorkerPool) -> bool:
     """Whether a task of the size of a photo is run now."""
     return await outcome(submit(pool, TellProcess(), tensor_bytes=4 * MIB)) > 0
+
+
+def test_cached_rows_give_way_to_a_task_and_no_more_than_it_needs(rows: Ranges) -> None:
+    cache = RowCache(rows, SIZE_BYTES)
+    for name in ("first", "second", "third"):
+        keep(cache, rows, plan_of((name, 20)), seconds=1)
+    admission = admission_to(rows, cache)
+    assert admission.free_bytes == SIZE_BYTES
+    one = task(20, working_mib=10)
+    assert admission.try_admit(one)
+    assert (one.tensor is not None and one.tensor.lease is not None, len(cache)) == (True, 1)
+
+
+def test_rows_that_a_request_reads_do_not_give_way(rows: Ranges) -> None:
+    cache = RowCache(rows, SIZE_BYTES)
+    keep(cache, rows, plan_of(("read", 40)))
+    reading = cache.find("", plan_of(("read", 40)))[0].share_lease()
+    admission = admission_to(rows, cache)
+    assert admission.free_bytes == 24 * MIB
+    assert not admission.try_admit(task(30))
+    reading.release()
+    assert admission.try_admit(task(30))

@@ -1,0 +1,224 @@
+"""Requests with the same media: cached rows, and rows that workers write for another request, equal those made alone."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import pytest_asyncio
+
+from preprocessor import pipeline
+from preprocessor.config import Limits
+from preprocessor.errors import CorruptMedia
+from preprocessor.models.family import Model
+from preprocessor.types.request import (
+    ChatPrompt,
+    Media,
+    MediaPart,
+    Message,
+    Modality,
+    OnDamage,
+    PixelForm,
+    PreparationRequest,
+    Sampling,
+)
+from preprocessor.types.timing import Timings
+from preprocessor.workers.pixel_run import FlightRun, Origin, PixelRun
+from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.resources import RequestResources
+from preprocessor.workers.upload_buffer import UploadBuffer
+from tests.media import moving_shapes_clip, photo
+from tests.unit.workers.conftest import MIB, open_pool
+from tests.waiting import PATIENCE_SECONDS, eventually
+
+CLIP = Media("clip", Modality.VIDEO, moving_shapes_clip(seconds=4, width=320, height=240), sampling=Sampling(fps=2))
+PHOTO = Media("photo", Modality.IMAGE, photo(320, 240))
+OTHER = Media("other", Modality.IMAGE, photo(240, 320))
+
+
+@pytest_asyncio.fixture
+async def pool(model: Model) -> AsyncIterator[WorkerPool]:
+    async with open_pool(model=model, cache_bytes=64 * MIB) as one:
+        yield one
+        await eventually(lambda: not one.used_bytes and not one.flights)
+        assert one.rows.leased_bytes == one.rows.kept_bytes == one.cache.size_bytes
+        assert one.files.leased_bytes == 0
+
+
+def request_of(*media: Media, form: PixelForm | None = None) -> PreparationRequest:
+    parts = tuple(MediaPart(medium.key) for medium in media)
+    return PreparationRequest(ChatPrompt((Message("user", parts),)), media, pixel_form=form)
+
+
+class Reader:
+    """One request as an async context manager: its files are there and it is planned.
+
+    Attributes:
+        run: Its pixels, once `begin` was called.
+    """
+
+    run: PixelRun
+
+    def __init__(self, pool: WorkerPool, request: PreparationRequest, scope: str = "") -> None:
+        self._request = request
+        self._resources = RequestResources(pool, time.monotonic() + PATIENCE_SECONDS, Timings(), scope)
+
+    async def __aenter__(self) -> Reader:
+        await self._resources.__aenter__()
+        self._media: list[Media] = []
+        for medium in self._request.media:
+            buffer = UploadBuffer(self._resources)
+            await buffer.write(medium.data)
+            self._media.append(dataclasses.replace(medium, data=await buffer.finish()))
+        self._plan = await self._resources.plan(dataclasses.replace(self._request, media=tuple(self._media)), Limits())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._resources.__aexit__(None, None, None)
+
+    def begin(self) -> Origin:
+        """Ask for the pixels; nothing else runs meanwhile."""
+        assert self._plan.pixels is not None
+        self.run = self._resources.pixels(self._media, self._plan.pixels)
+        return self.run.origin
+
+    async def read(self) -> npt.NDArray[Any]:
+        """A copy of the pixels."""
+        assert self._plan.pixels is not None
+        array, next_row = await self.run.begun(), 0
+        async for first_row, row_count in self.run.finished_rows():
+            assert first_row == next_row
+            next_row += row_count
+        assert next_row == self._plan.pixels.row_count
+        await self.run.report()
+        return array.copy()
+
+
+async def get(pool: WorkerPool, request: PreparationRequest, scope: str = "") -> tuple[Origin, int, npt.NDArray[Any]]:
+    """Where the pixels of a request come from, how many of its items were not made for it, and its pixels."""
+    async with Reader(pool, request, scope) as reader:
+        origin = reader.begin()
+        pixels = await reader.read()
+        return origin, reader.run.cached_item_count, pixels
+
+
+def expected(model: Model, request: PreparationRequest) -> npt.NDArray[Any]:
+    prepared = pipeline.prepare(model, request)
+    assert prepared.plan.pixels is not None
+    return prepared.tensors[prepared.plan.pixels.name]
+
+
+@pytest.mark.parametrize("form", [None, PixelForm.BF16, PixelForm.FP32])
+async def test_the_second_request_gets_the_same_pixels_and_no_worker_makes_them(
+    pool: WorkerPool, model: Model, form: PixelForm | None
+) -> None:
+    request = request_of(CLIP, PHOTO, form=form)
+    assert (await get(pool, request))[:2] == (Origin.MADE, 0)
+    origin, cached_item_count, pixels = await get(pool, request)
+    assert (origin, cached_item_count) == (Origin.CACHED, 2)
+    np.testing.assert_array_equal(pixels, expected(model, request))
+
+
+async def test_items_of_a_request_are_cached_for_others_alone(pool: WorkerPool, model: Model) -> None:
+    await get(pool, request_of(CLIP, PHOTO, OTHER))
+    for media in ((CLIP,), (PHOTO,), (PHOTO, OTHER)):
+        origin, _, pixels = await get(pool, request_of(*media))
+        assert origin is Origin.CACHED
+        np.testing.assert_array_equal(pixels, expected(model, request_of(*media)))
+
+
+@pytest.mark.parametrize("form", [None, PixelForm.FP16])
+async def test_cached_items_are_copied_beside_new_ones(pool: WorkerPool, model: Model, form: PixelForm | None) -> None:
+    await get(pool, request_of(CLIP, form=form))
+    await get(pool, request_of(OTHER, form=form))
+    request = request_of(OTHER, PHOTO, CLIP, dataclasses.replace(OTHER, key="again"), form=form)
+    origin, cached_item_count, pixels = await get(pool, request)
+    assert (origin, cached_item_count) == (Origin.MADE, 3)
+    np.testing.assert_array_equal(pixels, expected(model, request))
+
+
+async def test_other_settings_and_another_scope_never_meet_an_entry(pool: WorkerPool) -> None:
+    request = request_of(CLIP)
+    await get(pool, request, "someone")
+    others = [
+        (request, "another"),
+        (dataclasses.replace(request, cache_salt="salt"), "someone"),
+        (dataclasses.replace(request, video_decoder="opencv"), "someone"),
+        (request_of(CLIP, form=PixelForm.FP32), "someone"),
+        (request_of(dataclasses.replace(CLIP, sampling=Sampling(fps=1))), "someone"),
+        (request_of(dataclasses.replace(CLIP, on_damage=OnDamage.REPEAT)), "someone"),
+        (request_of(dataclasses.replace(CLIP, max_pixels=64 * 64 * 4)), "someone"),
+    ]
+    for other, scope in others:
+        assert (await get(pool, other, scope))[0] is Origin.MADE
+    assert (await get(pool, request, "someone"))[0] is Origin.CACHED
+
+
+async def test_requests_at_the_same_time_are_made_once(pool: WorkerPool, model: Model) -> None:
+    async with AsyncExitStack() as stack:
+        readers = [await stack.enter_async_context(Reader(pool, request_of(CLIP, PHOTO))) for _ in range(6)]
+        origins = [reader.begin() for reader in readers]
+        assert origins == [Origin.MADE, *[Origin.JOINED] * 5]
+        assert pool.running_count == 1
+        for pixels in await asyncio.gather(*(reader.read() for reader in readers)):
+            np.testing.assert_array_equal(pixels, expected(model, request_of(CLIP, PHOTO)))
+
+
+async def test_the_work_goes_on_after_the_request_that_began_it_has_left(pool: WorkerPool, model: Model) -> None:
+    async with Reader(pool, request_of(CLIP)) as joined:
+        async with Reader(pool, request_of(CLIP)) as first:
+            assert (first.begin(), joined.begin()) == (Origin.MADE, Origin.JOINED)
+            await first.run.begun()
+        np.testing.assert_array_equal(await joined.read(), expected(model, request_of(CLIP)))
+
+
+async def test_the_work_ends_with_the_last_request_that_wants_it(pool: WorkerPool) -> None:
+    async with Reader(pool, request_of(CLIP)) as first, Reader(pool, request_of(CLIP)) as joined:
+        first.begin()
+        joined.begin()
+        await first.run.begun()
+    await eventually(lambda: not pool.running_count)
+    assert len(pool.cache) == 0
+
+
+async def test_a_worker_that_is_killed_costs_those_who_have_joined_nothing(pool: WorkerPool, model: Model) -> None:
+    async with Reader(pool, request_of(CLIP)) as first, Reader(pool, request_of(CLIP)) as joined:
+        first.begin()
+        joined.begin()
+        await first.run.begun()
+        assert isinstance(first.run, FlightRun)
+        worker = first.run.tasks[0]._worker
+        assert worker is not None
+        worker.kill()
+        for reader in (first, joined):
+            np.testing.assert_array_equal(await reader.read(), expected(model, request_of(CLIP)))
+
+
+async def test_all_who_wait_get_the_error(pool: WorkerPool) -> None:
+    cut_short = dataclasses.replace(PHOTO, data=PHOTO.content[: len(PHOTO.content) // 2])
+    async with Reader(pool, request_of(cut_short)) as first, Reader(pool, request_of(cut_short)) as joined:
+        first.begin()
+        joined.begin()
+        for reader in (first, joined):
+            with pytest.raises(CorruptMedia):
+                await reader.read()
+    assert len(pool.cache) == 0
+
+
+async def test_cached_rows_give_way_to_requests(pool: WorkerPool) -> None:
+    await get(pool, request_of(CLIP))
+    filler = pool.rows.lease(pool.rows.size_bytes - pool.rows.leased_bytes)
+    assert filler is not None
+    assert len(pool.cache) == 1
+    lease = pool.lease_rows(MIB)
+    assert lease is not None
+    assert len(pool.cache) == 0
+    lease.release()
+    filler.release()
