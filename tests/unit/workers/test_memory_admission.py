@@ -163,7 +163,7 @@ async def runs_small_task(pool: WorkerPool) -> bool:
     return await outcome(submit(pool, TellProcess(), tensor_bytes=4 * MIB)) > 0
 
 
-def test_cached_rows_give_way_to_a_task_and_no_more_than_it_needs(rows: Ranges) -> None:
+async def test_cached_rows_give_way_to_a_task_and_no_more_than_it_needs(rows: Ranges) -> None:
     cache = RowCache(rows, SIZE_BYTES)
     for name in ("first", "second", "third"):
         keep(cache, rows, plan_of((name, 20)), seconds=1)
@@ -174,7 +174,7 @@ def test_cached_rows_give_way_to_a_task_and_no_more_than_it_needs(rows: Ranges) 
     assert (one.tensor is not None and one.tensor.lease is not None, len(cache)) == (True, 1)
 
 
-def test_rows_that_a_request_reads_do_not_give_way(rows: Ranges) -> None:
+async def test_rows_that_a_request_reads_do_not_give_way(rows: Ranges) -> None:
     cache = RowCache(rows, SIZE_BYTES)
     keep(cache, rows, plan_of(("read", 40)))
     reading = cache.find("", plan_of(("read", 40)))[0].share_lease()
