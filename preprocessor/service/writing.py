@@ -121,7 +121,7 @@ def write_report(
         received_bytes=received_bytes,
         pixel_bytes=pixel_bytes,
         substitutions=substitutions,
-        cached_items=cached_item_count,
+        cached_item_count=cached_item_count,
     )
 
 

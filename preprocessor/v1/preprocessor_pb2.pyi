@@ -1434,12 +1434,12 @@ class Report(_message.Message):
     RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     PIXEL_BYTES_FIELD_NUMBER: _builtins.int
     SUBSTITUTIONS_FIELD_NUMBER: _builtins.int
-    CACHED_ITEMS_FIELD_NUMBER: _builtins.int
+    CACHED_ITEM_COUNT_FIELD_NUMBER: _builtins.int
     received_bytes: _builtins.int
     """Size of all media received."""
     pixel_bytes: _builtins.int
     """Size of the pixel tensor; on the generic path, of every tensor but those of the text."""
-    cached_items: _builtins.int
+    cached_item_count: _builtins.int
     """Items whose pixels were not made for this call: they were cached, or were being made for another call."""
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageTime]:
@@ -1456,11 +1456,11 @@ class Report(_message.Message):
         received_bytes: _builtins.int = ...,
         pixel_bytes: _builtins.int = ...,
         substitutions: _abc.Iterable[Global___Substitution] | None = ...,
-        cached_items: _builtins.int = ...,
+        cached_item_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_items", b"cached_items", "pixel_bytes", b"pixel_bytes", "received_bytes", b"received_bytes", "stages", b"stages", "substitutions", b"substitutions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_item_count", b"cached_item_count", "pixel_bytes", b"pixel_bytes", "received_bytes", b"received_bytes", "stages", b"stages", "substitutions", b"substitutions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -21,7 +21,7 @@ from tests.bench.contest import Disagreement, Runner, Sample
 from tests.bench.service.asks import request_of
 from tests.bench.service.watched import WatchedServer
 
-_OPTIONS = ("--workers", "1", "--memory-budget", "2GiB")
+_OPTIONS = ("--workers", "1", "--memory-budget", "2GiB", "--cache-share", "0")
 _PAUSE_SECONDS = 0.02  # until what a request leaves to do is done, so that it is counted as its own
 _TIMEOUT_SECONDS = 300.0
 

@@ -127,7 +127,7 @@ def start(bench: Bench) -> Section:
     ready, workers, idle, used = [], [], [], []
     for _ in range(bench.options.start_count):
         began = time.perf_counter()
-        with WatchedServer("--workers", "2", "--memory-budget", "2GiB") as server:
+        with WatchedServer("--workers", "2", "--memory-budget", "2GiB", "--cache-share", "0") as server:
             _until(lambda server=server: _is_ready(server))  # type: ignore[misc]
             ready.append(time.perf_counter() - began)
             _until(server.is_at_rest)

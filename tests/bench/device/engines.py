@@ -70,7 +70,7 @@ def services(ways: Iterable[Way], address: str, folder: Path, *options: str) -> 
         profile = folder / f"{way.form}.toml"
         profile.write_text(f'pixel_form = "{way.form}"\n')
         engine = ("--engine", address, "--engine-model", way.model, "--engine-transport", way.transport)
-        servers[way] = WatchedServer(*options, *engine, "--engine-profile", str(profile))
+        servers[way] = WatchedServer(*options, "--cache-share", "0", *engine, "--engine-profile", str(profile))
     with ExitStack() as stack, ThreadPoolExecutor(len(servers)) as starting:
         yield dict(zip(servers, starting.map(stack.enter_context, servers.values()), strict=True))
 

@@ -29,7 +29,9 @@ def splitting(*, rounds: int, is_quick: bool = False) -> dict[str, Any]:
     counts = [count for count in WORKER_COUNTS if count <= len(os.sched_getaffinity(0))]
     samples: dict[str, dict[int, list[float]]] = {name: {count: [] for count in counts} for name in asks}
     with ExitStack() as stack, ThreadPoolExecutor(len(counts)) as starting:
-        servers = [WatchedServer("--workers", str(count), "--memory-budget", "2GiB") for count in counts]
+        servers = [
+            WatchedServer("--workers", str(count), "--memory-budget", "2GiB", "--cache-share", "0") for count in counts
+        ]
         started = list(starting.map(stack.enter_context, servers))
         for name, messages in asks.items():
             for number in range(-1, rounds):

@@ -240,6 +240,7 @@ async def _service(
         http_address="127.0.0.1:0",
         worker_count=bench.options.worker_count,
         memory_budget_bytes=GIB,
+        cache_share=0.0,
         engine=EngineSettings(address=triton.grpc_address, model="pieces", transport=transport, profile=str(profile)),
     )
     with mock.patch("engine_client.schemes.Endpoints", Timed):

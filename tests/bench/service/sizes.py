@@ -10,8 +10,17 @@ GIB = 1 << 30
 
 
 def sized(workers: int, budget_bytes: int) -> tuple[str, ...]:
-    """A server's options for so many workers and so much memory; it queues whatever comes."""
-    return ("--workers", str(workers), "--memory-budget", str(budget_bytes), "--max-queued", "1024")
+    """A server's options for so many workers and so much memory. It queues whatever comes, and makes the same media anew."""
+    return (
+        "--workers",
+        str(workers),
+        "--memory-budget",
+        str(budget_bytes),
+        "--max-queued",
+        "1024",
+        "--cache-share",
+        "0",
+    )
 
 
 def one_core_rate(spent: list[Spent]) -> float:

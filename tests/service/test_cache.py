@@ -1,0 +1,86 @@
+"""Requests with the same media: their pixels are made once, as callers, operators and engines see it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine_client.testing import FakeEngine
+from preprocessor.config import AccessSettings
+from preprocessor.models.family import Model
+from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.media import moving_shapes_clip, photo
+from tests.service.conftest import Caller, chat, image, serving, video
+
+CLIP = moving_shapes_clip(seconds=2, width=128, height=96)
+PHOTO = photo(96, 64)
+
+
+def items(samples: dict[tuple[str, ...], float]) -> dict[str, float]:
+    return {result: samples["preprocessor_cache_items_total", result] for result in ("hit", "joined", "miss")}
+
+
+async def test_the_next_turn_of_a_chat_gets_the_same_pixels_without_decoding(model: Model) -> None:
+    async with serving(model) as caller:
+        first = await caller.prepare(chat(video("clip", CLIP), image("photo", PHOTO), "what is this?"))
+        before = await caller.samples()
+        second = await caller.prepare(chat(video("clip", CLIP), image("photo", PHOTO), "and what is that?"))
+        after = await caller.samples()
+    np.testing.assert_array_equal(first.tensors["pixel_patches"], second.tensors["pixel_patches"])
+    np.testing.assert_array_equal(first.tensors["item_hash"], second.tensors["item_hash"])
+    assert (first.report.cached_item_count, second.report.cached_item_count) == (0, 2)
+    assert items(before) == {"hit": 0, "joined": 0, "miss": 2}
+    assert items(after) == {"hit": 2, "joined": 0, "miss": 2}
+    assert "decode" not in {stage.stage for stage in second.report.stages}
+    assert after["preprocessor_cache_bytes",] >= first.tensors["pixel_patches"].nbytes
+    assert after["preprocessor_cache_saved_seconds_total",] > 0
+    assert after["preprocessor_budget_used_bytes",] == 0
+
+
+async def test_callers_who_ask_at_once_get_what_one_of_them_began(model: Model) -> None:
+    async with serving(model, worker_count=1) as caller:
+        results = await asyncio.gather(*(caller.prepare(chat(video("clip", CLIP))) for _ in range(8)))
+        found = items(await caller.samples())
+    assert found["miss"] == 1
+    assert found["hit"] + found["joined"] == 7
+    for result in results:
+        np.testing.assert_array_equal(result.tensors["pixel_patches"], results[0].tensors["pixel_patches"])
+
+
+async def test_an_engine_gets_cached_pixels(model: Model) -> None:
+    engine = FakeEngine(token_ids=(11, 12))
+    async with serving(model, engine) as caller:
+        for cached_items in (0, 1):
+            answer = await caller.generate(chat(video("clip", CLIP), f"turn {cached_items}"))
+            assert answer[-1].completion.report.cached_item_count == cached_items
+
+
+async def test_nothing_is_kept_where_the_share_is_0(model: Model) -> None:
+    async with serving(model, cache_share=0.0) as caller:
+        for _ in range(2):
+            assert (await caller.prepare(chat(video("clip", CLIP)))).report.cached_item_count == 0
+        assert items(await caller.samples()) == {"hit": 0, "joined": 0, "miss": 0}
+
+
+@pytest.mark.parametrize("settings", ["token_file", "caller_metadata"])
+async def test_named_callers_have_pixels_of_their_own(model: Model, tmp_path: Path, settings: str) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("one a-token-of-sixteen-characters\nother b-token-of-sixteen-characters\n")
+    given = {"token_file": str(tokens)} if settings == "token_file" else {"caller_metadata": "x-caller"}
+    access = AccessSettings(is_insecure=True, **given)  # type: ignore[arg-type]
+    async with serving(model, access=access) as caller:
+        found = [await asked_as(caller, name) for name in ("one", "other", "one", "other")]
+    assert found == [0, 0, 1, 1]
+
+
+async def asked_as(caller: Caller, name: str) -> int:
+    """How many items were cached for that caller."""
+    token = {"one": "a", "other": "b"}[name] + "-token-of-sixteen-characters"
+    spec = chat(video("clip", CLIP))
+    responses = await caller.send(
+        [pb.PrepareRequest(spec=spec)], (("authorization", f"Bearer {token}"), ("x-caller", name))
+    )
+    return responses[-1].report.cached_item_count
