@@ -68,7 +68,7 @@ def other_value(option: Option) -> Any:
         return not option.default
     if option.kind is parse_bytes:
         return 96 << 20
-    if option.kind is float and option.default < 1:  # a part of something
+    if option.kind is float and 0 < option.default < 1:  # a part of something
         return option.default / 2
     if option.kind in (int, float):
         return option.default + 1
