@@ -6,6 +6,7 @@
     ├── ModelNotFound        this service does not serve the model
     ├── UnsupportedMedia     a file, or a feature of it, that this service does not support
     ├── CorruptMedia         a damaged media file
+    ├── MediaNotCached       a file that the caller has only named, and that is not here
     ├── FetchFailed          a URL that is allowed and could not be fetched
     ├── LimitExceeded        a request beyond this deployment's limits
     ├── Overloaded           a lack of capacity; the same request may succeed later
@@ -80,6 +81,10 @@ class UnsupportedMedia(PreprocessorError):
 
 class CorruptMedia(PreprocessorError):
     default_reason = "CORRUPT_MEDIA"
+
+
+class MediaNotCached(PreprocessorError):
+    default_reason = "MEDIA_NOT_CACHED"
 
 
 class FetchFailed(PreprocessorError):

@@ -13,6 +13,7 @@ import grpc.aio
 from preprocessor.client.answers import AnswerState, PrepareResult, Progress, ResultAssembler
 from preprocessor.client.channel import Credentials, call_metadata, open_aio_channel
 from preprocessor.client.errors import failure_of
+from preprocessor.client.known_files import MEDIA_NOT_CACHED, KnownFiles
 from preprocessor.client.requests import Parameters, Prompt, count_requests, generate_requests, prepare_requests
 from preprocessor.client.retry import RETRY_SECONDS, Retries
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -35,10 +36,16 @@ class AsyncClient:
     """
 
     def __init__(
-        self, address: str, credentials: Credentials | None = None, *, retry_seconds: float = RETRY_SECONDS
+        self,
+        address: str,
+        credentials: Credentials | None = None,
+        *,
+        retry_seconds: float = RETRY_SECONDS,
+        reuse_files: bool = True,
     ) -> None:
         self._credentials = credentials or Credentials()
         self._retry_seconds = retry_seconds
+        self._known_files = KnownFiles() if reuse_files else None
         call_metadata(self._credentials)  # a token file that cannot be used is refused here
         self._channel = open_aio_channel(address, self._credentials)
         self._stub: pb_grpc.PreprocessorAsyncStub = pb_grpc.PreprocessorStub(self._channel)
@@ -59,8 +66,11 @@ class AsyncClient:
         """See `Client.prepare`."""
 
         async def attempt(remaining_seconds: float | None) -> PrepareResult:
+            return await self._with_known_files(prompt, lambda sent: ask(sent, remaining_seconds))
+
+        async def ask(sent: Prompt, remaining_seconds: float | None) -> PrepareResult:
             assembler = ResultAssembler(progress)
-            call = self._stub.Prepare(prepare_requests(prompt), timeout=remaining_seconds, metadata=self._metadata)
+            call = self._stub.Prepare(prepare_requests(sent), timeout=remaining_seconds, metadata=self._metadata)
             try:
                 async for response in call:
                     assembler.add(response)
@@ -73,8 +83,11 @@ class AsyncClient:
     async def count_tokens(self, prompt: Prompt, *, timeout_seconds: float | None = None) -> pb.CountTokensResponse:
         """See `Client.count_tokens`."""
         return await self._attempts(
-            lambda remaining_seconds: self._stub.CountTokens(
-                count_requests(prompt), timeout=remaining_seconds, metadata=self._metadata
+            lambda remaining_seconds: self._with_known_files(
+                prompt,
+                lambda sent: self._stub.CountTokens(
+                    count_requests(sent), timeout=remaining_seconds, metadata=self._metadata
+                ),
             ),
             timeout_seconds,
         )
@@ -94,7 +107,10 @@ class AsyncClient:
         """See `Client.generate`."""
 
         async def attempt(remaining_seconds: float | None) -> AsyncAnswer:
-            requests = generate_requests(prompt, parameters)
+            return await self._with_known_files(prompt, lambda sent: ask(sent, remaining_seconds))
+
+        async def ask(sent: Prompt, remaining_seconds: float | None) -> AsyncAnswer:
+            requests = generate_requests(sent, parameters)
             answer = AsyncAnswer(self._stub.Generate(requests, timeout=remaining_seconds, metadata=self._metadata))
             await answer._receive_header()
             return answer
@@ -108,6 +124,24 @@ class AsyncClient:
     @property
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return call_metadata(self._credentials)
+
+    async def _with_known_files(self, prompt: Prompt, ask: Callable[[Prompt], Awaitable[_Result]]) -> _Result:
+        """See `Client._with_known_files`."""
+        named = self._known_files.named(prompt) if self._known_files else None
+        if named is not None and self._known_files:
+            try:
+                result = await ask(named)
+            except grpc.aio.AioRpcError as error:
+                if failure_of(error).reason != MEDIA_NOT_CACHED:
+                    raise
+                self._known_files.missed(prompt)
+            else:
+                self._known_files.found()
+                return result
+        result = await ask(prompt)
+        if self._known_files:
+            self._known_files.sent(prompt)
+        return result
 
     async def _attempts(
         self, attempt: Callable[[float | None], Awaitable[_Result]], timeout_seconds: float | None

@@ -12,6 +12,7 @@ import grpc
 from preprocessor.client.answers import AnswerState, PrepareResult, Progress, ResultAssembler
 from preprocessor.client.channel import Credentials, call_metadata, open_channel
 from preprocessor.client.errors import failure_of
+from preprocessor.client.known_files import MEDIA_NOT_CACHED, KnownFiles
 from preprocessor.client.requests import Parameters, Prompt, count_requests, generate_requests, prepare_requests
 from preprocessor.client.retry import RETRY_SECONDS, Retries
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -35,15 +36,22 @@ class Client:
         address: host:port, or another of gRPC's targets, such as unix:/run/preprocessor.sock.
         credentials: TLS and token; without them only an address of this machine is accepted.
         retry_seconds: How long a refused call is made again; 0 makes every call once.
+        reuse_files: Name files that the service has had from this client, and send them only if it has them no more.
     Raises:
         SettingError: A file of the credentials cannot be used, or prompts would cross a network unencrypted.
     """
 
     def __init__(
-        self, address: str, credentials: Credentials | None = None, *, retry_seconds: float = RETRY_SECONDS
+        self,
+        address: str,
+        credentials: Credentials | None = None,
+        *,
+        retry_seconds: float = RETRY_SECONDS,
+        reuse_files: bool = True,
     ) -> None:
         self._credentials = credentials or Credentials()
         self._retry_seconds = retry_seconds
+        self._known_files = KnownFiles() if reuse_files else None
         call_metadata(self._credentials)  # a token file that cannot be used is refused here
         self._channel = open_channel(address, self._credentials)
         self._stub = pb_grpc.PreprocessorStub(self._channel)
@@ -70,8 +78,11 @@ class Client:
         """
 
         def attempt(remaining_seconds: float | None) -> PrepareResult:
+            return self._with_known_files(prompt, lambda sent: ask(sent, remaining_seconds))
+
+        def ask(sent: Prompt, remaining_seconds: float | None) -> PrepareResult:
             assembler = ResultAssembler(progress)
-            call = self._stub.Prepare(prepare_requests(prompt), timeout=remaining_seconds, metadata=self._metadata)
+            call = self._stub.Prepare(prepare_requests(sent), timeout=remaining_seconds, metadata=self._metadata)
             with _cancelled_on_error(call):
                 for response in call:
                     assembler.add(response)
@@ -86,8 +97,11 @@ class Client:
             CallFailed: As `prepare`.
         """
         return self._attempts(
-            lambda remaining_seconds: self._stub.CountTokens(
-                count_requests(prompt), timeout=remaining_seconds, metadata=self._metadata
+            lambda remaining_seconds: self._with_known_files(
+                prompt,
+                lambda sent: self._stub.CountTokens(
+                    count_requests(sent), timeout=remaining_seconds, metadata=self._metadata
+                ),
             ),
             timeout_seconds,
         )
@@ -121,7 +135,10 @@ class Client:
         """
 
         def attempt(remaining_seconds: float | None) -> Answer:
-            requests = generate_requests(prompt, parameters)
+            return self._with_known_files(prompt, lambda sent: ask(sent, remaining_seconds))
+
+        def ask(sent: Prompt, remaining_seconds: float | None) -> Answer:
+            requests = generate_requests(sent, parameters)
             return Answer(self._stub.Generate(requests, timeout=remaining_seconds, metadata=self._metadata))
 
         answer = self._attempts(attempt, timeout_seconds)
@@ -133,6 +150,24 @@ class Client:
     @property
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return call_metadata(self._credentials)
+
+    def _with_known_files(self, prompt: Prompt, ask: Callable[[Prompt], _Result]) -> _Result:
+        """Make one call; files that the service has had are named, and sent only if it does not have them any more."""
+        named = self._known_files.named(prompt) if self._known_files else None
+        if named is not None and self._known_files:
+            try:
+                result = ask(named)
+            except grpc.RpcError as error:
+                if failure_of(error).reason != MEDIA_NOT_CACHED:
+                    raise
+                self._known_files.missed(prompt)
+            else:
+                self._known_files.found()
+                return result
+        result = ask(prompt)
+        if self._known_files:
+            self._known_files.sent(prompt)
+        return result
 
     def _attempts(self, attempt: Callable[[float | None], _Result], timeout_seconds: float | None) -> _Result:
         """Make a call, again where the service asks for it. An attempt is given the seconds that it may take."""

@@ -1,4 +1,4 @@
-"""Stores the files of a request where workers can read them, whether sent inline, sent in chunks, or fetched by URL."""
+"""Stores the files of a request where workers can read them, whether sent inline or in chunks, fetched by URL, or kept."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from preprocessor.config import Limits
-from preprocessor.errors import InvalidRequest, LimitExceeded
+from preprocessor.errors import InvalidRequest, LimitExceeded, MediaNotCached
 from preprocessor.service.calls import Call
 from preprocessor.service.concurrency import run_concurrently
 from preprocessor.service.fetch.fetcher import Fetcher
@@ -25,7 +25,7 @@ _FETCHES_PER_REQUEST = 8  # at once, so that one request does not use all fetche
 async def store_inline(
     request: PreparationRequest, sources: Sources, limits: Limits, resources: RequestResources
 ) -> PreparationRequest:
-    """The request with the inline files stored; all others are still empty.
+    """The request with the inline files stored, and those that are here already; all others are still empty.
 
     Comes first and never waits: until then the inline files occupy memory that no budget counts. Files that are to follow are
     refused here, before a byte of them is sent or fetched, if the sizes in the spec exceed a limit or the free memory.
@@ -34,10 +34,12 @@ async def store_inline(
         InvalidRequest: `SIZE_MISMATCH`.
         LimitExceeded: `MEDIA_TOO_LARGE`, `REQUEST_TOO_LARGE`.
         Overloaded: `MEMORY_BUDGET_FULL`, `SHARED_MEMORY_FULL`.
+        MediaNotCached: A file that the spec only names is not here.
     """
     inline = {medium.key: medium.data for medium in request.media if medium.data}
+    cached = _cached_files(request, sources, resources)
     total = _Total(limits)
-    total.add(sum(map(len, inline.values())))
+    total.add(sum(map(len, (*inline.values(), *cached.values()))))
     following = {key: size for key, size in sources.sizes.items() if key in sources.chunked or key in sources.urls}
     for medium in request.media:
         size_bytes = following.get(medium.key, 0)
@@ -51,7 +53,7 @@ async def store_inline(
         _check_size(medium, size_bytes, limits)
     total.check(sum(following.values()))
     resources.check_memory(total.size_bytes + sum(following.values()))
-    return sources.fill(request, {key: await _store(data, resources) for key, data in inline.items()})
+    return sources.fill(request, {key: await _store(data, resources) for key, data in inline.items()} | cached)
 
 
 async def receive_files(
@@ -82,6 +84,18 @@ async def receive_files(
     for some in await run_concurrently(receive(), _fetch_files(media, sources, total, fetcher, call)):
         files |= some
     return _filled(request, sources, files)
+
+
+def _cached_files(request: PreparationRequest, sources: Sources, resources: RequestResources) -> dict[str, memoryview]:
+    """Media key → file, of the media that the spec only names."""
+    found: dict[str, memoryview | None] = {}
+    for medium in request.media:
+        if medium.key in sources.cached and medium.content_sha256 is not None:
+            found[medium.key] = resources.cached_file(medium.content_sha256)
+    missing = [key for key, file in found.items() if file is None]
+    if missing:
+        raise MediaNotCached(f"{', '.join(missing)}: not here, or no more; send the file", media_key=missing[0])
+    return {key: file for key, file in found.items() if file is not None}
 
 
 def _filled(request: PreparationRequest, sources: Sources, files: Mapping[str, FileData]) -> PreparationRequest:

@@ -69,12 +69,14 @@ class Sources:
         urls: Key of a medium → the URL that its file is to be fetched from.
         same_file: Key of a medium → key of the medium that has the same file.
         sizes: Key of a medium → size of its file in bytes, if the spec states it.
+        cached: Keys of the media whose files are said to be here.
     """
 
     chunked: frozenset[str]
     urls: Mapping[str, str]
     same_file: Mapping[str, str]
     sizes: Mapping[str, int] = field(default_factory=dict)
+    cached: frozenset[str] = frozenset()
 
     def fill(self, request: PreparationRequest, files: Mapping[str, FileData]) -> PreparationRequest:
         """The request with every file in its medium.
@@ -171,6 +173,7 @@ def read_spec(spec: pb.PrepareSpec, background: str = NO_BACKGROUND) -> tuple[Pr
                 media_key=key,
             )
     chunked = frozenset(key for key, source in sources.items() if source == "chunked")
+    cached = frozenset(key for key, source in sources.items() if source == "cached")
     request = PreparationRequest(
         prompt=read_prompt(spec),
         media=tuple(_read_media(medium, place, background) for place, medium in enumerate(spec.media)),
@@ -180,7 +183,7 @@ def read_spec(spec: pb.PrepareSpec, background: str = NO_BACKGROUND) -> tuple[Pr
     )
     urls = {medium.key: medium.url for medium in spec.media if medium.url and not is_data_url(medium.url)}
     sizes = {medium.key: medium.size_bytes for medium in spec.media if medium.HasField("size_bytes")}
-    return request, Sources(chunked, urls, same_file, sizes)
+    return request, Sources(chunked, urls, same_file, sizes, cached)
 
 
 def read_parameters(message: pb.GenerationParameters, default_stop_token_ids: tuple[int, ...]) -> SamplingParameters:
@@ -231,7 +234,7 @@ def _read_media(medium: pb.Media, place: int, background: str) -> Media:
     source = medium.WhichOneof("source")
     if source is None or (source == "url" and not medium.url):
         raise InvalidRequest(
-            f"{medium.key}: no source; give inline_data, chunked, same_file_as or url",
+            f"{medium.key}: no source; give inline_data, chunked, same_file_as, url or cached",
             reason="MEDIA_SOURCE_MISSING",
             media_key=medium.key,
         )
@@ -249,6 +252,13 @@ def _read_media(medium: pb.Media, place: int, background: str) -> Media:
     if content_sha256 is not None and len(content_sha256) != SHA256_BYTES:
         raise InvalidRequest(
             f"{medium.key}: a content_sha256 of {len(content_sha256)} bytes; a SHA-256 has {SHA256_BYTES}",
+            reason="INVALID_DIGEST",
+            field=f"{path}.content_sha256",
+            media_key=medium.key,
+        )
+    if source == "cached" and content_sha256 is None:
+        raise InvalidRequest(
+            f"{medium.key}: cached without a content_sha256 that names the file",
             reason="INVALID_DIGEST",
             field=f"{path}.content_sha256",
             media_key=medium.key,

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 from preprocessor.config.machine import available_memory_bytes, used_memory_bytes
 from preprocessor.service.health import Cause, Health
 from preprocessor.service.metrics import METHODS
+from preprocessor.workers.file_cache import FileCache
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.row_cache import Eviction, RowCache
 
@@ -42,6 +43,7 @@ class StateMetrics(Collector):
             pool.fullness,
         )
         yield from _cache_metrics(pool.cache)
+        yield from _file_cache_metrics(pool.file_cache)
         yield _gauge(
             "preprocessor_memory_limit_bytes", "Memory limit of the container or machine", available_memory_bytes()
         )
@@ -97,6 +99,16 @@ def _cache_metrics(cache: RowCache) -> Iterator[Metric]:
     saved = CounterMetricFamily("preprocessor_cache_saved_seconds", "Expected CPU seconds that hits have saved")
     saved.add_metric((), cache.saved_seconds)
     yield saved
+
+
+def _file_cache_metrics(cache: FileCache) -> Iterator[Metric]:
+    yield _gauge("preprocessor_file_cache_bytes", "Files that stay for callers who name them", cache.size_bytes)
+    yield _by_label(
+        CounterMetricFamily(
+            "preprocessor_file_cache_files", "Files that callers named by digest: found or not", labels=("result",)
+        ),
+        {"hit": cache.hit_count, "miss": cache.miss_count},
+    )
 
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:

@@ -36,6 +36,7 @@ _CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
     (errors.ModelNotFound, grpc.StatusCode.NOT_FOUND),
     (errors.UnsupportedMedia, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.CorruptMedia, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.MediaNotCached, grpc.StatusCode.FAILED_PRECONDITION),
     # Not UNAVAILABLE: a proxy with outlier detection would eject this service because another host failed.
     (errors.FetchFailed, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.LimitExceeded, grpc.StatusCode.INVALID_ARGUMENT),

@@ -615,6 +615,7 @@ class Media(_message.Message):
     CHUNKED_FIELD_NUMBER: _builtins.int
     SAME_FILE_AS_FIELD_NUMBER: _builtins.int
     URL_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     CONTENT_SHA256_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
@@ -670,6 +671,12 @@ class Media(_message.Message):
         """The file follows in MediaChunk messages."""
 
     @_builtins.property
+    def cached(self) -> Global___Cached:
+        """The service has the file from an earlier call of the same caller, and content_sha256 names it. If the service does
+        not have it, or has it no more, the call fails at once with MEDIA_NOT_CACHED: send the file then.
+        """
+
+    @_builtins.property
     def sampling(self) -> Global___Sampling:
         """Videos only: which frames to use; the model's own rule where absent."""
 
@@ -682,6 +689,7 @@ class Media(_message.Message):
         chunked: Global___Chunked | None = ...,
         same_file_as: _builtins.str = ...,
         url: _builtins.str = ...,
+        cached: Global___Cached | None = ...,
         size_bytes: _builtins.int | None = ...,
         content_sha256: _builtins.bytes | None = ...,
         sampling: Global___Sampling | None = ...,
@@ -691,9 +699,9 @@ class Media(_message.Message):
         damage_policy: Global___DamagePolicy.ValueType = ...,
         background: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_content_sha256", b"_content_sha256", "_max_pixel_count", b"_max_pixel_count", "_min_pixel_count", b"_min_pixel_count", "_size_bytes", b"_size_bytes", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "content_sha256", b"content_sha256", "inline_data", b"inline_data", "max_pixel_count", b"max_pixel_count", "min_pixel_count", b"min_pixel_count", "same_file_as", b"same_file_as", "sampling", b"sampling", "size_bytes", b"size_bytes", "source", b"source", "url", b"url"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_content_sha256", b"_content_sha256", "_max_pixel_count", b"_max_pixel_count", "_min_pixel_count", b"_min_pixel_count", "_size_bytes", b"_size_bytes", "cached", b"cached", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "content_sha256", b"content_sha256", "inline_data", b"inline_data", "max_pixel_count", b"max_pixel_count", "min_pixel_count", b"min_pixel_count", "same_file_as", b"same_file_as", "sampling", b"sampling", "size_bytes", b"size_bytes", "source", b"source", "url", b"url"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_content_sha256", b"_content_sha256", "_max_pixel_count", b"_max_pixel_count", "_min_pixel_count", b"_min_pixel_count", "_size_bytes", b"_size_bytes", "background", b"background", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "content_sha256", b"content_sha256", "damage_policy", b"damage_policy", "inline_data", b"inline_data", "key", b"key", "max_pixel_count", b"max_pixel_count", "min_pixel_count", b"min_pixel_count", "modality", b"modality", "same_file_as", b"same_file_as", "sampling", b"sampling", "size_bytes", b"size_bytes", "source", b"source", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_content_sha256", b"_content_sha256", "_max_pixel_count", b"_max_pixel_count", "_min_pixel_count", b"_min_pixel_count", "_size_bytes", b"_size_bytes", "background", b"background", "cached", b"cached", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "content_sha256", b"content_sha256", "damage_policy", b"damage_policy", "inline_data", b"inline_data", "key", b"key", "max_pixel_count", b"max_pixel_count", "min_pixel_count", b"min_pixel_count", "modality", b"modality", "same_file_as", b"same_file_as", "sampling", b"sampling", "size_bytes", b"size_bytes", "source", b"source", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cap_pixels_per_frame: _TypeAlias = _typing.Literal["cap_pixels_per_frame"]  # noqa: Y015
     _WhichOneofArgType__cap_pixels_per_frame: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame"]  # noqa: Y015
@@ -705,7 +713,7 @@ class Media(_message.Message):
     _WhichOneofArgType__min_pixel_count: _TypeAlias = _typing.Literal["_min_pixel_count", b"_min_pixel_count"]  # noqa: Y015
     _WhichOneofReturnType__size_bytes: _TypeAlias = _typing.Literal["size_bytes"]  # noqa: Y015
     _WhichOneofArgType__size_bytes: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes"]  # noqa: Y015
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["inline_data", "chunked", "same_file_as", "url"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["inline_data", "chunked", "same_file_as", "url", "cached"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cap_pixels_per_frame) -> _WhichOneofReturnType__cap_pixels_per_frame | None: ...
@@ -738,6 +746,23 @@ class Chunked(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Chunked: _TypeAlias = Chunked  # noqa: Y015
+
+@_typing.final
+class Cached(_message.Message):
+    """Says that the service has the file already."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cached: _TypeAlias = Cached  # noqa: Y015
 
 @_typing.final
 class Sampling(_message.Message):

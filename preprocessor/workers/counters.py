@@ -36,8 +36,11 @@ class PoolCounters:
 
     @property
     def file_bytes(self) -> int:
-        """Memory that files take: those in the arena, and bytes that have arrived and are not in the arena yet."""
-        return self._uploading_bytes + self._files.leased_bytes
+        """Memory that files take: those in the arena, and bytes that have arrived and are not in the arena yet.
+
+        Files that only the cache holds are not included: they give way.
+        """
+        return self._uploading_bytes + self._files.leased_bytes - self._files.kept_bytes
 
     @property
     def row_bytes(self) -> int:

@@ -36,6 +36,7 @@ from preprocessor.workers import refusals
 from preprocessor.workers.arena import Arena, Lease, Ranges
 from preprocessor.workers.channel import Command
 from preprocessor.workers.counters import PoolCounters
+from preprocessor.workers.file_cache import FileCache
 from preprocessor.workers.fork_server import ForkServer
 from preprocessor.workers.idle_trim import IdleTrim
 from preprocessor.workers.memory_admission import MemoryAdmission, wanted_bytes
@@ -75,7 +76,7 @@ class WorkerPool:
     Attributes:
         files, rows: Ranges of the arena for files, and for pixels and other results.
         counters: Every count, and the only object that changes one.
-        cache: Finished rows that stay in `rows`.
+        cache, file_cache: Finished rows that stay in `rows`, and files that stay in `files`.
         flights: Tensors that workers write and other requests may join, by the keys of their items.
     """
 
@@ -100,6 +101,7 @@ class WorkerPool:
         self._queues: dict[Lane, TaskQueue[Task]] = {lane: TaskQueue() for lane in Lane}
         self._running: dict[Task, asyncio.Task[None]] = {}
         self.cache = RowCache(self.rows, settings.cache_bytes)
+        self.file_cache = FileCache(settings.cache_bytes // FILE_SHARE)
         self.flights: dict[tuple[ItemKey, ...], PixelFlight] = {}
         self._memory = MemoryAdmission(self.rows, self.counters, self.cache)
         self._idle_trim = IdleTrim(self.counters, self.files, self.rows)
@@ -155,6 +157,7 @@ class WorkerPool:
         if self._running:
             await asyncio.wait(self._running.values())
         self.cache.clear()
+        self.file_cache.clear()
         self.arena.close()
 
     # -- for requests --------------------------------------------------------------------------------------------------
@@ -202,6 +205,13 @@ class WorkerPool:
             worker = task.cancel()
             self.arena.control[worker.slot] = task.task_id
             asyncio.get_running_loop().call_later(CANCEL_GRACE_SECONDS, self._kill, task, worker)
+
+    def lease_file(self, size_bytes: int) -> Lease | None:
+        """Lease a range for a file, in place of cached files if need be; None if there is no memory."""
+        while (lease := self.files.lease(size_bytes)) is None:
+            if not self.file_cache.give_way():
+                return None
+        return lease
 
     def lease_rows(self, size_bytes: int) -> Lease | None:
         """Lease a range for rows or another result, in place of cached rows if need be; None if there is no memory."""

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from preprocessor.config import Limits
-from preprocessor.types.plan import PixelPlan, Plan
+from preprocessor.types.plan import ItemPlan, PixelPlan, Plan
 from preprocessor.types.request import Media, PreparationRequest
 from preprocessor.types.timing import Timings
 from preprocessor.workers.arena import Arena, Lease
@@ -87,7 +87,7 @@ class RequestResources:
             Overloaded: `MEMORY_BUDGET_FULL`.
         """
         self.check_memory(size_bytes - received_bytes)
-        lease = self._pool.files.lease(size_bytes)
+        lease = self._pool.lease_file(size_bytes)
         if lease is None:
             raise file_memory_full(self._pool.files.size_bytes)
         self._leases.append(lease)
@@ -103,6 +103,26 @@ class RequestResources:
         """
         if self._pool.counters.file_bytes + size_bytes > self._pool.files.size_bytes:
             raise file_memory_full(self._pool.files.size_bytes)
+
+    def cached_file(self, content_sha256: bytes) -> memoryview | None:
+        """A file of an earlier request of the same scope; None if it is not here."""
+        found = self._pool.file_cache.find((self._cache_scope, content_sha256))
+        if found is None:
+            return None
+        self._leases.append(found.lease.share())
+        return self.arena.view(found.lease.offset, found.size_bytes)
+
+    def keep_files(self, media: Sequence[Media], items: Sequence[ItemPlan]) -> None:
+        """Keep the files of a planned request for later ones."""
+        leases = {lease.offset: lease for lease in self._leases}
+        digests = {item.key: item.content_sha256 for item in items}
+        for medium in media:
+            data, digest = medium.data, digests.get(medium.key)
+            if digest is None or not isinstance(data, memoryview):
+                continue
+            lease = leases.get(self.arena.offset_of(data))
+            if lease is not None:
+                self._pool.file_cache.add((self._cache_scope, digest), lease, len(data))
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
 from engine_client.testing import FakeEngine
+from preprocessor.client import AsyncClient, Client, Credentials, PrepareResult
+from preprocessor.client import chat as chat_of
+from preprocessor.client import video as video_of
+from preprocessor.client.errors import failure_of
 from preprocessor.config import AccessSettings
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import Caller, chat, image, serving, video
+from tests.waiting import PATIENCE_SECONDS
 
 CLIP = moving_shapes_clip(seconds=2, width=128, height=96)
 PHOTO = photo(96, 64)
@@ -63,6 +70,56 @@ async def test_nothing_is_kept_where_the_share_is_0(model: Model) -> None:
         for _ in range(2):
             assert (await caller.prepare(chat(video("clip", CLIP)))).report.cached_item_count == 0
         assert items(await caller.samples()) == {"hit": 0, "joined": 0, "miss": 0}
+
+
+async def test_a_file_is_sent_once_and_named_afterwards(model: Model) -> None:
+    large = moving_shapes_clip(seconds=4, width=320, height=240, options=(("crf", "1"),))
+    assert len(large) > 1 << 16
+    async with serving(model) as caller:
+
+        def call() -> list[PrepareResult]:
+            with Client(caller.server.address, Credentials(insecure=True), retry_seconds=0) as client:
+                prompts = [chat_of([{"role": "user", "content": [video_of(large), text]}]) for text in ("a", "b")]
+                return [client.prepare(prompt, timeout_seconds=PATIENCE_SECONDS) for prompt in prompts]
+
+        first, second = await asyncio.to_thread(call)
+        samples = await caller.samples()
+    np.testing.assert_array_equal(first.tensors["pixel_patches"], second.tensors["pixel_patches"])
+    assert samples["preprocessor_file_cache_files_total", "hit"] == 1
+    assert samples["preprocessor_received_bytes_total",] == len(large)
+
+
+async def test_a_file_that_is_not_there_any_more_is_sent_again(model: Model) -> None:
+    large = moving_shapes_clip(seconds=4, width=320, height=240, options=(("crf", "1"),))
+    async with serving(model) as caller, AsyncClient(caller.server.address, Credentials(insecure=True)) as client:
+        prompt = chat_of([{"role": "user", "content": [video_of(large), "what is this?"]}])
+        first = await client.prepare(prompt, timeout_seconds=PATIENCE_SECONDS)
+        caller.server.pool.file_cache.clear()
+        second = await client.prepare(prompt, timeout_seconds=PATIENCE_SECONDS)
+        samples = await caller.samples()
+    np.testing.assert_array_equal(first.tensors["pixel_patches"], second.tensors["pixel_patches"])
+    assert samples["preprocessor_file_cache_files_total", "miss"] == 1
+
+
+async def test_a_file_that_is_only_named_is_refused_where_it_is_not_there(caller: Caller) -> None:
+    named = pb.Media(key="clip", modality=pb.MODALITY_VIDEO, cached=pb.Cached(), content_sha256=bytes(32))
+    refusal = await caller.refusal(chat(named))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "MEDIA_NOT_CACHED")
+    refusal = await caller.refusal(chat(pb.Media(key="clip", modality=pb.MODALITY_VIDEO, cached=pb.Cached())))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_DIGEST")
+
+
+async def test_files_of_one_caller_are_not_there_for_another(model: Model, tmp_path: Path) -> None:
+    async with serving(model, access=AccessSettings(is_insecure=True, caller_metadata="x-caller")) as caller:
+        await asked_as(caller, "one")
+        named = pb.Media(
+            key="clip", modality=pb.MODALITY_VIDEO, cached=pb.Cached(), content_sha256=hashlib.sha256(CLIP).digest()
+        )
+        request = pb.PrepareRequest(spec=chat(named))
+        assert (await caller.send([request], (("x-caller", "one"),)))[-1].report.cached_item_count == 1
+        with pytest.raises(grpc.RpcError) as error:
+            await caller.send([request], (("x-caller", "other"),))
+        assert failure_of(error.value).reason == "MEDIA_NOT_CACHED"
 
 
 @pytest.mark.parametrize("settings", ["token_file", "caller_metadata"])
