@@ -160,7 +160,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             request = await store_inline(request, sources, limits, call.resources)
             request = await receive_files(request, sources, upload, limits, self._fetcher, call)
         request = dataclasses.replace(request, video_decoder=self._settings.video_decoder)
-        call.received_bytes = sum(len(medium.data) for medium in request.media)
+        call.received_bytes = sum(len(medium.data) for medium in request.media if medium.key not in sources.cached)
         self._metrics.received_bytes.inc(call.received_bytes)
         return request
 
