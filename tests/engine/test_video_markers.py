@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from deploy.triton.local_server import REPOSITORY, TritonServer, TritonSetupError
-from engine_client.fingerprint import Fingerprint
+from engine_client import TritonEngine
+from engine_client.fingerprint import Fingerprint, OnMismatch
 from engine_client.triton.backend.video_markers import (
     PARAMETER,
     check_video_markers,
     declare_video_markers,
     video_markers_of,
 )
+from preprocessor.cli.doctor.engine import check_fingerprint
+from preprocessor.cli.doctor.files import check_model
+from preprocessor.cli.doctor.finding import Verdict
+from preprocessor.config import EngineSettings
 from preprocessor.models.fingerprint import fingerprint_parts
 from preprocessor.models.registry import load_model
-from tests.engine.servers import RANDOM_WEIGHTS
+from preprocessor.service.engine_options import declared_video_markers
+from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
+from tests.engine.servers import RANDOM_WEIGHTS, SCRIPTED_REPOSITORY, serving
+from tests.waiting import PATIENCE_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -89,3 +103,60 @@ def test_a_served_model_that_declares_what_is_not_so_does_not_load(tmp_path: Pat
         server,
     ):
         pass
+
+
+# -- what `auto` makes of it -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def declaring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A model that declares `replace`."""
+    folder = tmp_path_factory.mktemp("declaring")
+    shutil.copytree(SCRIPTED_REPOSITORY / "scripted", folder / "scripted")
+    with (folder / "scripted" / "config.pbtxt").open("a") as config:
+        config.write(f'parameters [ {{ key: "{PARAMETER}" value: {{ string_value: "replace" }} }} ]\n')
+    with serving("scripted", folder) as server:
+        yield server
+
+
+async def test_an_engine_is_asked_what_it_declares(declaring: TritonServer, scripted_triton: TritonServer) -> None:
+    async def declared(*addresses: str) -> str:
+        return await declared_video_markers(EngineSettings(address=",".join(addresses), model="scripted"))
+
+    assert await declared(declaring.grpc_address) == "replace"
+    assert await declared(scripted_triton.grpc_address, declaring.grpc_address) == "replace"
+    assert await declared(scripted_triton.grpc_address) == "auto"
+    assert await declared("127.0.0.1:1") == "auto"
+    assert await declared("other://engine:1") == "auto"
+
+
+@pytest.mark.parametrize(("asked", "markers"), [("auto", pb.VIDEO_MARKERS_REPLACE), ("keep", pb.VIDEO_MARKERS_KEEP)])
+def test_serve_prepares_prompts_as_the_engine_declares(
+    declaring: TritonServer, asked: str, markers: pb.VideoMarkers.ValueType
+) -> None:
+    engine = ("--engine", declaring.grpc_address, "--engine-model", "scripted")
+    free = ("--address", "127.0.0.1:0", "--http-address", "127.0.0.1:0", "--workers", "1")
+    command = [sys.executable, "-m", "preprocessor", "serve", *free, *engine, "--video-markers", asked]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        address = next(found[1] for line in process.stderr if (found := re.search(r"on grpc (\S+),", line)))
+        with grpc.insecure_channel(address) as channel:
+            model = pb_grpc.PreprocessorStub(channel).GetModel(pb.GetModelRequest(), timeout=PATIENCE_SECONDS)
+    finally:
+        process.terminate()
+        process.communicate(timeout=PATIENCE_SECONDS)
+    assert model.video_markers == markers
+    assert process.returncode == 0
+
+
+async def test_doctor_compares_with_what_the_engine_declares(declaring: TritonServer) -> None:
+    settings = EngineSettings(address=declaring.grpc_address, model="scripted")
+    async with TritonEngine(declaring.grpc_address, "scripted") as engine:
+        info = await engine.describe()
+    for asked, verdict in (("replace", Verdict.OK), ("keep", Verdict.FAILED)):
+        _, model = check_model("qwen3-vl", asked)
+        assert model is not None
+        finding = check_fingerprint(settings.address, info, fingerprint_parts(model), OnMismatch.REFUSE)
+        assert finding.verdict is verdict
+    assert "--video-markers" in finding.fix
