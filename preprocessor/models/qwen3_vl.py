@@ -1,4 +1,4 @@
-"""Qwen3-VL, dense and mixture of experts; Qwen3.5 and 3.6; Cosmos-Reason 2 and Cosmos3 Reasoner.
+"""Qwen3-VL, dense and mixture of experts; Qwen3.5 and 3.6; Qwen3.8 (`qwen4_exp`); Cosmos-Reason 2 and Cosmos3 Reasoner.
 
 A video is written frame pair by frame pair, each between vision markers behind the time at which it is shown:
 `<1.2 seconds><|vision_start|>…<|vision_end|>`. The template's markers around the whole video stay or go (`VideoMarkers`).
@@ -115,7 +115,7 @@ def prompt_tensors(
 
 FAMILY = Family(
     name="qwen3_vl",
-    model_types=("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "cosmos3_omni"),
+    model_types=("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "cosmos3_omni"),
     read_pixels=read_pixels,
     sample_indices=sample_indices,
     layout=layout,

@@ -100,6 +100,11 @@ def test_tokens_per_second_are_the_configs_or_transformers_default(
     assert load_model(str(directory)).tokens_per_second == expected
 
 
+def test_qwen3_8_is_of_the_family_of_qwen3_vl(directory: Path) -> None:
+    edit(directory / "config.json", model_type="qwen4_exp")
+    assert load_model(str(directory)).describe().family == "qwen3_vl"
+
+
 @pytest.mark.parametrize(("name", "has_a_choice"), [("qwen3-vl", True), ("qwen2.5-vl", False)])
 def test_markers_around_videos_are_part_of_the_fingerprint_where_there_is_a_choice(
     name: str, has_a_choice: bool
