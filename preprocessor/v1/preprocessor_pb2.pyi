@@ -1693,7 +1693,7 @@ class TokenLogprob(_message.Message):
     LOGPROB_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
     logprob: _builtins.float
-    """Natural logarithm of the token's probability."""
+    """Natural logarithm of the token's probability; NaN where the engine tells none."""
     @_builtins.property
     def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenAlternative]:
         """The likeliest tokens in its place, likeliest first; the token itself may be one of them."""

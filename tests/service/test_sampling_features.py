@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from pathlib import Path
+
 import grpc
 import pytest
+from google.protobuf import json_format
 
 from engine_client import FEATURE_TENSORS, Endpoints, EngineFailed, EngineRequest, EngineStep, SamplingParameters
 from engine_client.testing import FakeEngine
+from preprocessor.__main__ import main
 from preprocessor.client import AsyncAnswer, AsyncClient, CallFailed, InvalidRequest, Parameters, Prompt, chat, image
 from preprocessor.client.requests import generation_parameters
 from preprocessor.models.family import Model
@@ -201,3 +207,51 @@ def test_the_client_refuses_two_constraints_and_a_number_that_json_has_not() -> 
         generation_parameters({"regex": "a", "grammar": "b"})
     with pytest.raises(InvalidRequest, match="finite"):
         generation_parameters({"json_schema": {"maximum": float("inf")}})
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+async def run(caller: Caller, *options: str) -> int:
+    arguments = ["generate", "--address", caller.server.address, "--text", "Hi", *options]
+    return await asyncio.to_thread(main, arguments)
+
+
+async def test_the_command_line_sets_them_and_prints_every_answer(
+    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = FakeEngine([model.tokenizer.encode(letter)[0] for letter in "ab"])
+    (tmp_path / "schema.json").write_text('{"type": "string"}')
+    several = ["--answers", "2", "--temperature", "1", "--min-p", "0.5", "--logprobs", "1"]
+    penalties = ["--presence-penalty", "1", "--frequency-penalty", "-1", "--repetition-penalty", "2"]
+    async with serving(model, engine) as caller:
+        assert await run(caller, *several, *penalties, "--json-schema", str(tmp_path / "schema.json"), "--json") == 0
+        told = json.loads(capsys.readouterr().out)
+        assert await run(caller, "--regex", "ab", "--answers", "2", "--temperature", "1") == 0
+        shown = capsys.readouterr().out
+    first, second = (request.sampling for request in engine.requests)
+    assert (first.answer_count, first.min_p, first.logprobs, first.json_schema) == (2, 0.5, 1, '{"type": "string"}')
+    assert (first.presence_penalty, first.frequency_penalty, first.repetition_penalty) == (1, -1, 2)
+    assert (second.regex, second.logprobs) == ("ab", None)
+    assert [one["text"] for one in told["answers"]] == ["ab", "b"]
+    assert (told["text"], told["logprobs"]) == ("ab", told["answers"][0]["logprobs"])
+    assert len(told["logprobs"][0]["top"]) == 1
+    assert shown.startswith("ab\n\n2 tokens, finished by stop")
+    assert "\nb\n\n1 tokens, finished by stop" in shown
+
+
+async def test_the_command_line_says_what_the_engine_lacks(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    async with serving(model, FakeEngine([11], features=[])) as caller:
+        assert await run(caller, "--min-p", "0.5") == 1
+    assert "UNSUPPORTED_PARAMETER: the engine has no min_p; of such parameters it has none" in capsys.readouterr().err
+
+
+def test_the_command_line_refuses_two_constraints(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", "--text", "Hi", "--regex", "a", "--grammar", "file"])
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_json_with_two_constraints_is_refused_as_it_is_read() -> None:
+    with pytest.raises(json_format.ParseError, match="constraint"):
+        json_format.ParseDict({"regex": "a", "grammar": "b"}, pb.GenerationParameters())
