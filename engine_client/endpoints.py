@@ -162,7 +162,7 @@ class Endpoints:
     async def sampling_features(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> frozenset[str]:
         """What all have that may get requests and say so: any of them may get the next request."""
         self._start_watching()
-        asked = [endpoint for endpoint in self._endpoints if endpoint.breaker.is_open] or self._endpoints
+        asked = [endpoint for endpoint in self._endpoints if endpoint.breaker.is_open] or self._raise_none_left()
         told = await asyncio.gather(
             *(endpoint.engine.sampling_features(timeout_seconds) for endpoint in asked), return_exceptions=True
         )

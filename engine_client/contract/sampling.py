@@ -97,6 +97,11 @@ class SamplingParameters:
                 raise ValueError(f"{name} is of {size_bytes} bytes; it must be of at most {MAX_CONSTRAINT_BYTES}")
 
     @property
+    def constraint(self) -> str | None:
+        """Which of `CONSTRAINTS` is given."""
+        return next((name for name in CONSTRAINTS if getattr(self, name)), None)
+
+    @property
     def features(self) -> frozenset[str]:
         """The names of the parameters of `FEATURE_TENSORS` that differ from their defaults: the engine must have them."""
         return frozenset(self._given())

@@ -22,8 +22,15 @@ from engine_client.capabilities import EngineCapabilities
 from engine_client.client import PROBE_TIMEOUT_SECONDS, Metadata
 from engine_client.compatibility import CompatibilityCheck
 from engine_client.connection import Connection
+from engine_client.contract.sampling import SamplingParameters
 from engine_client.deadline import Deadline
-from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineFailed, EngineUnavailable
+from engine_client.errors import (
+    EngineDeadlineExceeded,
+    EngineError,
+    EngineFailed,
+    EngineRejected,
+    EngineUnavailable,
+)
 from engine_client.fingerprint import Fingerprint
 from engine_client.release import Release
 from engine_client.shm import SharedRegion
@@ -121,7 +128,7 @@ class VllmEngine:
             open_answer_count = sampling.answer_count
             while open_answer_count:
                 async with deadline.enforced():
-                    step = await self._next_step(call, sampling.logprobs)
+                    step = await self._next_step(call, sampling)
                 if step is None:
                     continue
                 tokens_received += len(step.token_ids)
@@ -213,13 +220,9 @@ class VllmEngine:
     # -- the answer ----------------------------------------------------------------------------------------------------
 
     async def _next_step(
-        self, call: grpc.aio.UnaryStreamCall[bytes, bytes], top_count: int | None
+        self, call: grpc.aio.UnaryStreamCall[bytes, bytes], sampling: SamplingParameters
     ) -> EngineStep | None:
-        """The next message as a step; None where it has nothing new.
-
-        Args:
-            top_count: `SamplingParameters.logprobs`.
-        """
+        """The next message as a step; None where it has nothing new."""
         try:
             async with asyncio.timeout(self._max_silence_seconds):
                 with grpc_errors(self._name):
@@ -233,10 +236,12 @@ class VllmEngine:
             chunk = reply.chunk
             if not chunk.token_ids:
                 return None
-            logprobs = read_logprobs(self._name, chunk.token_ids, chunk.output_logprobs, top_count)
+            logprobs = read_logprobs(self._name, chunk.token_ids, chunk.output_logprobs, sampling.logprobs)
             return EngineStep(tuple(chunk.token_ids), None, chunk.index, logprobs)
         # The last tokens have come in a chunk; what ends the answer repeats them.
         reason = reply.complete.finish_reason
+        if reason == "error" and sampling.constraint:  # vLLM 0.32, Scheduler.grammar_compile_error_reqs
+            raise EngineRejected(f"{self._name} cannot enforce the {sampling.constraint} of the request")
         if reason not in tuple(FinishReason):
             raise EngineFailed(f"{self._name} ended its answer with {reason or 'no reason'}")
         return EngineStep((), FinishReason(reason), reply.complete.index)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
-from engine_client.contract.sampling import CONSTRAINTS, MAX_LOGPROBS, SamplingParameters, TokenLogprob
+from engine_client.contract.sampling import MAX_LOGPROBS, SamplingParameters, TokenLogprob
 from engine_client.contract.tensors import FEATURE_TENSORS
 from engine_client.errors import EngineFailed
 
@@ -41,9 +41,8 @@ def encode_sampling(sampling: SamplingParameters) -> pb.SamplingParams:
         # The servicer counts the sampled token among as many as were asked for, and cuts: one more keeps the last of them.
         # vLLM's own limit is MAX_LOGPROBS unless it was started with another --max-logprobs.
         message.logprobs = min(sampling.logprobs + 1, MAX_LOGPROBS) if sampling.logprobs else 0
-    for name in CONSTRAINTS:
-        if text := getattr(sampling, name):
-            setattr(message, name, text)
+    if (name := sampling.constraint) is not None:
+        setattr(message, name, getattr(sampling, name))  # the same names there
     return message
 
 

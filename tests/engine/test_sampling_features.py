@@ -6,7 +6,7 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,22 @@ import pytest_asyncio
 
 from deploy.triton.local_server import INSTALLED, TritonServer
 from engine_client import (
+    FEATURE_TENSORS,
+    EngineFailed,
     EngineRejected,
     EngineRequest,
     EngineStep,
+    FinishReason,
     SamplingParameters,
     TensorMapping,
+    TokenLogprob,
     TritonEngine,
 )
 from engine_client.triton.outputs import Outputs
 from engine_client.triton.tensor_mapping import InputRule
 from tests.engine.direct_sampling import FREQUENCY, PRESENCE, REPETITION, TOP
 from tests.engine.prompts import PROMPTS
-from tests.engine.servers import MODEL_DIRECTORY, answer
+from tests.engine.servers import MODEL_DIRECTORY, SCRIPTED_REPOSITORY, answer, serving
 
 TOKEN_COUNT = 12
 GREEDY = SamplingParameters(max_tokens=TOKEN_COUNT)
@@ -143,6 +147,46 @@ async def test_a_model_that_declares_none_has_none(scripted: TritonEngine) -> No
     assert await scripted.sampling_features() == frozenset()
     with pytest.raises(EngineRejected, match=r"has no logprobs, min_p"):
         await answer(scripted, asked(SamplingParameters(min_p=0.5, logprobs=0)))
+
+
+# -- a model that has all of them --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def several() -> Iterator[str]:
+    with serving("several_answers", SCRIPTED_REPOSITORY) as server:
+        yield server.grpc_address
+
+
+async def ask_several(address: str, first_token_id: int = 1, **sampling: object) -> list[EngineStep]:
+    parameters = SamplingParameters(temperature=1.0, **sampling)  # type: ignore[arg-type]
+    request = EngineRequest("several", {"input_ids": np.array([first_token_id], np.int32)}, parameters)
+    async with TritonEngine(address, "several_answers") as engine:
+        assert await engine.sampling_features() == FEATURE_TENSORS.keys()
+        return [step async for step in engine.generate(request)]
+
+
+async def test_several_answers_come_with_their_index_their_ends_and_log_probabilities(several: str) -> None:
+    steps = await ask_several(several, answer_count=2, logprobs=1, grammar="äbc")
+    assert [(step.token_ids, step.finish_reason, step.answer_index) for step in steps] == [
+        ((228, 98), None, 0),
+        ((0, 228), None, 1),
+        ((99,), FinishReason.STOP, 0),
+        ((98, 99), FinishReason.STOP, 1),
+    ]
+    assert steps[1].logprobs == (TokenLogprob(0.0, ((0, 0.0),)), TokenLogprob(-228.0, ((228, -228.0),)))
+    assert [len(step.logprobs) for step in steps] == [2, 2, 1, 2]
+
+
+async def test_without_log_probabilities_and_with_one_answer_steps_are_as_ever(several: str) -> None:
+    assert await ask_several(several, regex="a") == [EngineStep((97,), FinishReason.STOP)]
+    (step,) = await ask_several(several, regex="a", logprobs=0)
+    assert step.logprobs == (TokenLogprob(-97.0),)
+
+
+async def test_an_answer_without_its_end_is_a_failure(several: str) -> None:
+    with pytest.raises(EngineFailed, match="ended its answer without a finish reason"):
+        await ask_several(several, first_token_id=0, answer_count=2, regex="a")
 
 
 def test_a_mapping_decides_under_which_name_a_feature_is_sent() -> None:

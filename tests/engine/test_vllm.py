@@ -37,7 +37,7 @@ from engine_client.types import FinishReason
 from engine_client.vllm import VllmEngine
 from engine_client.vllm.prompt import encode_prompt
 from preprocessor import pipeline
-from preprocessor.client import AsyncClient, chat, image, video
+from preprocessor.client import AsyncClient, OneAnswer, chat, image, video
 from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
@@ -57,7 +57,7 @@ from tests.engine.vllm_checkpoint import write_folder
 from tests.engine.vllm_server import CONTEXT_TOKENS, VLLM, serving_vllm
 from tests.loading import load_family_model
 from tests.media import moving_shapes_clip, photo
-from tests.service.conftest import serving
+from tests.service.conftest import eventually_answered, serving
 
 pytestmark = [
     pytest.mark.vllm,
@@ -338,7 +338,7 @@ async def test_log_probabilities_are_those_of_transformers(
 
 async def test_alternatives_are_the_likeliest_whatever_was_sampled(engine: VllmEngine, tiny: Model) -> None:
     tensors = tensors_of(tiny, ())
-    sampled = await steps_of(engine, tensors, max_tokens=1, temperature=5.0, seed=11, logprobs=4)
+    sampled = await steps_of(engine, tensors, max_tokens=1, temperature=2.0, seed=11, logprobs=4)
     (greedy,) = [step for step in await steps_of(engine, tensors, max_tokens=1, logprobs=4) if step.token_ids]
     (one,), (other,) = sampled[0].logprobs, greedy.logprobs
     assert sampled[0].token_ids[0] not in dict(other.top)  # or this shows nothing
@@ -402,7 +402,7 @@ async def test_an_answer_is_what_its_constraint_allows(engine: VllmEngine, tiny:
 async def test_a_constraint_that_makes_no_sense_ends_no_core(
     engine: VllmEngine, tiny: Model, name: str, text: str, direct: Mapping[str, Any]
 ) -> None:
-    with suppress(EngineRejected):  # xgrammar takes some of them for something
+    with pytest.raises(EngineRejected):
         await answer(engine, tensors_of(tiny, ()), **{name: text})
     token_ids, _ = await answer(engine, tensors_of(tiny, ()))
     assert token_ids == direct["ids"]
@@ -411,13 +411,20 @@ async def test_a_constraint_that_makes_no_sense_ends_no_core(
 async def test_the_service_tells_what_vllm_has_and_gives_it_to_callers(address: str, tiny: Model) -> None:
     settings = EngineSettings(address=f"vllm://{address}")
     async with serving(tiny, engine_settings=settings) as caller, AsyncClient(caller.server.address) as client:
-        assert set((await client.get_model()).generation_features) == FEATURE_TENSORS.keys()
         prompt = chat([{"role": "user", "content": [image(PHOTO), "What is this?"]}])
-        async with client.generate(
-            prompt, max_tokens=20, temperature=1.0, answer_count=2, logprobs=1, regex="(red|blue) [0-9]"
-        ) as reply:
-            await reply.read()
-    for one in reply.answers:
+        answers: list[OneAnswer] = []
+
+        async def ask() -> None:
+            async with client.generate(
+                prompt, max_tokens=20, temperature=1.0, answer_count=2, logprobs=1, regex="(red|blue) [0-9]"
+            ) as reply:
+                await reply.read()
+            answers.extend(reply.answers)
+
+        await eventually_answered(ask, grpc.StatusCode.UNAVAILABLE)  # a busy machine's vLLM may miss a probe
+        assert set((await client.get_model()).generation_features) == FEATURE_TENSORS.keys()
+    assert len(answers) == 2
+    for one in answers:
         assert re.fullmatch(r"(red|blue) [0-9]", one.text)
         assert one.end.finish_reason == service_pb.FINISH_REASON_STOP
         assert len(one.logprobs) == len(one.token_ids)
