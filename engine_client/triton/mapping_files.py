@@ -169,7 +169,7 @@ class _Reader:
         return dropped
 
     def _check_together(self, mapping: TensorMapping) -> None:
-        sources = dict.fromkeys((*_KNOWN, *mapping.inputs))
+        sources = dict.fromkeys((*CONTRACT_INPUTS, *mapping.inputs))
         names = [name for source in sources if (name := mapping.wire_name(source)) is not None]
         counts = Counter((*names, *mapping.constants))
         twice = sorted(name for name, count in counts.items() if count > 1)

@@ -118,7 +118,8 @@ class TensorMapping:
         """
 
         def has(name: str) -> bool:
-            is_taken = inputs.get(self.wire_name(name) or "") == self._datatype(name)
+            wire_name = self.wire_name(name)
+            is_taken = wire_name not in self.constants and inputs.get(wire_name or "") == self._datatype(name)
             told = FEATURE_OUTPUTS.get(name, {}).values()
             return is_taken and all(outputs.get(one.name) == datatype_of(one.name, one.dtype) for one in told)
 

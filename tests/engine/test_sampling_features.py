@@ -27,6 +27,7 @@ from engine_client import (
     TensorMapping,
     TokenLogprob,
     TritonEngine,
+    parse_mapping,
 )
 from engine_client.triton.outputs import Outputs
 from engine_client.triton.tensor_mapping import InputRule
@@ -195,6 +196,8 @@ def test_a_mapping_decides_under_which_name_a_feature_is_sent() -> None:
     mapping = TensorMapping(inputs={"min_p": InputRule("min_prob")})
     assert mapping.features(inputs, outputs) == {"min_p", "answer_count"}  # of logprobs the outputs are missing
     assert TensorMapping(dropped=frozenset({"answer_count"})).features(inputs, outputs) == frozenset()
+    fixed = parse_mapping('[constants.answer_count]\ndatatype = "INT32"\nvalue = [1]', "fixed")
+    assert fixed.features(inputs, outputs) == frozenset()
     silent = TensorMapping(drops_others=True, outputs=Outputs(finish_reason=None))
     assert silent.features(inputs, outputs) == frozenset()
     assert mapping.wire_tensors({"min_p": np.ones(1, np.float32)}).keys() == {"min_prob"}
