@@ -118,6 +118,25 @@ def test_a_reply_is_read_by_output_name() -> None:
     assert reply == kserve.InferReply("", (5, 151645), FinishReason.STOP, is_final=False, request_id="r#1")
 
 
+@pytest.mark.parametrize(
+    ("logprobs", "ids", "values"), [([], [], []), ([-1], [], []), ([-1, -2], [3], [-3]), ([-1, -2], [3, 4], [-3])]
+)
+def test_log_probabilities_that_are_not_as_many_as_the_tokens_are_refused(
+    logprobs: list[float], ids: list[int], values: list[float]
+) -> None:
+    message = service_pb2.ModelStreamInferResponse()
+    for name, datatype, content in (
+        ("token_ids", "INT32", np.array([5, 6], "<i4")),
+        ("logprobs", "FP32", np.array(logprobs, "<f4")),
+        ("top_token_ids", "INT32", np.array(ids, "<i4")),
+        ("top_logprobs", "FP32", np.array(values, "<f4")),
+    ):
+        message.infer_response.outputs.add(name=name, datatype=datatype, shape=[len(content)])
+        message.infer_response.raw_output_contents.append(content.tobytes())
+    with pytest.raises(ValueError, match="values for 2 tokens"):
+        kserve.decode_infer_reply(message.SerializeToString())
+
+
 def test_a_reply_of_another_type_is_refused() -> None:
     message = service_pb2.ModelStreamInferResponse()
     message.infer_response.outputs.add(name="token_ids", datatype="INT64", shape=[1])

@@ -161,6 +161,7 @@ def test_settings_become_arguments_of_the_engine(
         "dtype": "bfloat16",
         "tensor_parallel_size": 2,
         "max_batch_size": 8,
+        "guided_decoding_backend": "xgrammar",
     }
 
 
@@ -182,7 +183,9 @@ def test_arguments_of_multimodal_models_take_the_form_of_the_release(
     if not is_nested:
         monkeypatch.delattr(importlib.import_module("tensorrt_llm.llmapi.llm_args"), "MultimodalConfig")
         monkeypatch.setattr(
-            stand_in, "FURTHER_ARGUMENTS", {"encoder_cache_max_bytes", "max_batch_size", "kv_cache_config"}
+            stand_in,
+            "FURTHER_ARGUMENTS",
+            {"encoder_cache_max_bytes", "guided_decoding_backend", "max_batch_size", "kv_cache_config"},
         )
     load_tensorrt_llm(llm_arguments=written)
     arguments = stand_in.LLM.made[0].arguments
