@@ -15,6 +15,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -35,9 +36,13 @@ from engine_client.vllm import VllmEngine, links
 from preprocessor import pipeline
 from preprocessor.cli.doctor.engine import check_engines
 from preprocessor.cli.doctor.finding import Verdict
+from preprocessor.client import AsyncClient, CallFailed
+from preprocessor.client import chat as client_chat
+from preprocessor.client import video as client_video
 from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
 from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, Sampling
+from tests.bench.service.watched import WatchedServer
 from tests.engine.vllm_stand_in import StandIn, serving_stand_in
 from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import chat, image, serving, video
@@ -443,6 +448,32 @@ async def test_the_service_has_its_pixels_read_where_a_worker_wrote_them(model: 
         PreparationRequest(ChatPrompt((Message("user", (MediaPart("v"),)),)), (Media("v", Modality.VIDEO, CLIP),)),
     )
     assert server.read[-1] == expected.tensors["pixel_patches"].tobytes()
+
+
+async def test_what_a_killed_service_left_goes_when_the_next_one_starts(server: StandIn) -> None:
+    server.may_read.clear()
+    options = ("--engine", f"vllm://{server.address}", "--engine-transport", "shared-memory", "--workers", "1")
+    with WatchedServer(*options, "--memory-budget", "64MiB") as service:
+        async with AsyncClient(service.address, retry_seconds=0) as client:
+
+            async def ask() -> None:
+                async with client.generate(client_chat([{"role": "user", "content": [client_video(CLIP)]}])) as reply:
+                    await reply.read()
+
+            asking = asyncio.create_task(ask())
+            await eventually(server.opened.is_set)
+            [region] = service.regions()
+            [link] = region.parent.glob(f"{region.name}-*")
+            tree = service.tree()
+            service.process.kill()
+            service.wait()
+            psutil.wait_procs(tree[1:], timeout=PATIENCE_SECONDS)
+            with pytest.raises(CallFailed):
+                await asking
+        # They may be gone already: any service that starts on this machine removes them, those of other tests too.
+        with WatchedServer(*options, "--memory-budget", "64MiB"):
+            assert not region.exists()
+            assert not link.exists()
 
 
 @pytest.mark.parametrize(
