@@ -220,12 +220,14 @@ class VllmEngine:
             while True:
                 wire, links = await self._encode(request, server, release)
                 let_go()  # where there are links, they hold the arrays from here on
-                call = self._connection.ask_for_stream("Generate", wire, metadata)
-                del wire
+                call: _Call | None = None
                 try:
+                    call = self._connection.ask_for_stream("Generate", wire, metadata)
+                    del wire
                     step = await self._next_step(call)
                 except BaseException as error:
-                    call.cancel()
+                    if call is not None:
+                        call.cancel()
                     let_go = release.hold()
                     if links is None or not links.failed(error):
                         raise

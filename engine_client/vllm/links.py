@@ -147,6 +147,7 @@ class RegionLinks:
         self.region = region
         self._engine_name = engine_name
         self._is_required = is_required
+        self._namespace = namespace_id()
         self._refusal: str | None = None
         self._recheck_at = 0.0
         self._logged: str | None = None
@@ -210,7 +211,7 @@ class RegionLinks:
     def _reason_against(self, server: VllmServer) -> str | None:
         if not server.normalizes:
             return "it takes normalized floats, which are made in other memory"
-        own = namespace_id()
+        own = self._namespace
         if not own or server.shm_namespace != own:
             return f"its /dev/shm is {server.shm_namespace or 'unknown'}, and that of this process {own or 'unknown'}"
         if self._refusal is not None and asyncio.get_running_loop().time() >= self._recheck_at:
