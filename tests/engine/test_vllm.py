@@ -417,38 +417,35 @@ async def test_a_killed_service_leaves_nothing_after_the_next_start(address: str
 
 async def test_a_killed_server_leaves_no_link(checkpoint: Path, region: OwnedRegion, tiny: Model) -> None:
     released: list[int] = []
+    started: set[int] = set()
     tensors = inside(region, tensors_of(tiny, KINDS["video"]))
+
+    async def ask(engine: VllmEngine, number: int) -> None:
+        request = EngineRequest(
+            f"r{number}", tensors, SamplingParameters(max_tokens=4000), on_released=lambda: released.append(number)
+        )
+        async for _ in engine.generate(request):
+            started.add(number)
+
     with serving_vllm(checkpoint, "--dtype", "float32") as doomed:
         async with VllmEngine(doomed) as engine:
             engine.share(region, is_required=True)
-
-            async def ask(number: int) -> None:
-                request = EngineRequest(
-                    f"r{number}",
-                    tensors,
-                    SamplingParameters(max_tokens=4000),
-                    on_released=lambda: released.append(number),
-                )
-                async for _ in engine.generate(request):
-                    pass
-
-            asking = [asyncio.create_task(ask(number)) for number in range(4)]
-            await eventually(lambda: bool(released))
-            asking += [asyncio.create_task(ask(number)) for number in range(4, 8)]
-            await asyncio.sleep(0.05)
-            [listener] = {
-                each.pid
-                for each in psutil.net_connections()
-                if each.laddr
-                and each.status == "LISTEN"
-                and each.pid
-                and each.laddr.port == int(doomed.rpartition(":")[2])
-            }
-            os.killpg(os.getpgid(listener), signal.SIGKILL)
+            asking = [asyncio.create_task(ask(engine, number)) for number in range(4)]
+            await eventually(lambda: len(started) == 4)
+            asking += [asyncio.create_task(ask(engine, number)) for number in range(4, 8)]
+            await asyncio.sleep(0.05)  # some are read then, some are not
+            os.killpg(os.getpgid(listener_of(doomed)), signal.SIGKILL)
             outcomes = await asyncio.gather(*asking, return_exceptions=True)
             assert {type(outcome) for outcome in outcomes} == {EngineUnavailable}
             assert names_of(region) == [region.key[1:]]
             await eventually(lambda: len(released) == 8)
+
+
+def listener_of(address: str) -> int:
+    """The process that listens there."""
+    port = int(address.rpartition(":")[2])
+    [pid] = {each.pid for each in psutil.net_connections() if each.status == "LISTEN" and each.laddr.port == port}
+    return int(pid)
 
 
 async def test_where_nobody_listens_the_engine_is_unavailable() -> None:
