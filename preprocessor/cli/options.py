@@ -76,6 +76,12 @@ def build_parser() -> argparse.ArgumentParser:
         "fingerprint", help="print what an engine must be set up for, as parameters of its Triton model"
     )
     fingerprint.add_argument("model", metavar="MODEL", help="built-in name, local directory or hub id")
+    fingerprint.add_argument(
+        "--video-markers",
+        choices=("auto", "keep", "replace"),
+        default="auto",
+        help="as `serve` takes it, without an engine",
+    )
     commands.add_parser("constraints", help="print the versions this release was tested with, as pip's constraints")
     return parser
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from engine_client import FinishReason
 from preprocessor.models.loaded import LoadedModel, ModelPath
+from preprocessor.models.video_markers import VideoMarkers
 from preprocessor.types.plan import ItemPlan, Plan, Substitution
 from preprocessor.types.request import Modality, SamplingBasis
 from preprocessor.types.source import ClipInfo, ImageInfo, SoundInfo
@@ -137,6 +138,11 @@ def write_finish_reason(reason: FinishReason) -> pb.FinishReason.ValueType:
 
 
 _PATHS = {ModelPath.FAST: pb.PREPROCESSING_PATH_FAST, ModelPath.GENERIC: pb.PREPROCESSING_PATH_GENERIC}
+_VIDEO_MARKERS = {
+    None: pb.VIDEO_MARKERS_UNSPECIFIED,
+    VideoMarkers.KEEP: pb.VIDEO_MARKERS_KEEP,
+    VideoMarkers.REPLACE: pb.VIDEO_MARKERS_REPLACE,
+}
 
 
 def write_model(model: LoadedModel, serves_generate: bool, versions: Mapping[str, str]) -> pb.Model:
@@ -150,6 +156,7 @@ def write_model(model: LoadedModel, serves_generate: bool, versions: Mapping[str
         stop_token_ids=model.stop_token_ids,
         serves_generate=serves_generate,
         versions=dict(versions),
+        video_markers=_VIDEO_MARKERS[description.video_markers],
     )
     if description.image is not None:
         message.image.CopyFrom(_write_pixel_settings(description.image))

@@ -260,6 +260,30 @@ PREPROCESSING_PATH_GENERIC: PreprocessingPath.ValueType  # 2
 """By the model's own Hugging Face processor. Tensors have the processor's names."""
 Global___PreprocessingPath: _TypeAlias = PreprocessingPath  # noqa: Y015
 
+class _VideoMarkers:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VideoMarkersEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VideoMarkers.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VIDEO_MARKERS_UNSPECIFIED: _VideoMarkers.ValueType  # 0
+    """The model's family has no such choice, or it is not known: the generic path."""
+    VIDEO_MARKERS_KEEP: _VideoMarkers.ValueType  # 1
+    """They stay in the prompt, as in transformers 5.10 and newer."""
+    VIDEO_MARKERS_REPLACE: _VideoMarkers.ValueType  # 2
+    """They are replaced together with the video's placeholder, as in transformers before 5.10."""
+
+class VideoMarkers(_VideoMarkers, metaclass=_VideoMarkersEnumTypeWrapper):
+    """What becomes of the vision markers that a chat template writes around a video whose frames have markers of their own."""
+
+VIDEO_MARKERS_UNSPECIFIED: VideoMarkers.ValueType  # 0
+"""The model's family has no such choice, or it is not known: the generic path."""
+VIDEO_MARKERS_KEEP: VideoMarkers.ValueType  # 1
+"""They stay in the prompt, as in transformers 5.10 and newer."""
+VIDEO_MARKERS_REPLACE: VideoMarkers.ValueType  # 2
+"""They are replaced together with the video's placeholder, as in transformers before 5.10."""
+Global___VideoMarkers: _TypeAlias = VideoMarkers  # noqa: Y015
+
 @_typing.final
 class PrepareRequest(_message.Message):
     """-- Requests ---------------------------------------------------------------------------------------------------------
@@ -1742,6 +1766,7 @@ class Model(_message.Message):
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     SERVES_GENERATE_FIELD_NUMBER: _builtins.int
     VERSIONS_FIELD_NUMBER: _builtins.int
+    VIDEO_MARKERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     fingerprint: _builtins.str
@@ -1752,6 +1777,8 @@ class Model(_message.Message):
     """How it is preprocessed."""
     serves_generate: _builtins.bool
     """Whether Generate is served."""
+    video_markers: Global___VideoMarkers.ValueType
+    """What becomes of the vision markers around a video; an engine must expect the same."""
     @_builtins.property
     def modalities(self) -> _containers.RepeatedScalarFieldContainer[Global___Modality.ValueType]:
         """Modalities that it takes."""
@@ -1790,10 +1817,11 @@ class Model(_message.Message):
         stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         serves_generate: _builtins.bool = ...,
         versions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        video_markers: Global___VideoMarkers.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "video", b"video"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["family", b"family", "fingerprint", b"fingerprint", "image", b"image", "modalities", b"modalities", "name", b"name", "path", b"path", "placeholders", b"placeholders", "serves_generate", b"serves_generate", "stop_token_ids", b"stop_token_ids", "versions", b"versions", "video", b"video"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["family", b"family", "fingerprint", b"fingerprint", "image", b"image", "modalities", b"modalities", "name", b"name", "path", b"path", "placeholders", b"placeholders", "serves_generate", b"serves_generate", "stop_token_ids", b"stop_token_ids", "versions", b"versions", "video", b"video", "video_markers", b"video_markers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

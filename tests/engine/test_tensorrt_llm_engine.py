@@ -69,6 +69,36 @@ def test_items_are_described_for_the_scheduler_where_there_is_one(
     assert "items for the scheduler" not in data()
 
 
+def test_items_have_a_key_in_the_encoder_cache(load_tensorrt_llm: Callable[..., Any]) -> None:
+    def data(**changed: str) -> Any:
+        return prepare(
+            load_tensorrt_llm(**changed), image_tensors(), sampled()
+        ).inputs.multimodal_params.multimodal_data
+
+    key = data()["mm_processor_kwargs_hash"]
+    assert key == data()["mm_processor_kwargs_hash"]
+    assert len(key) == 64
+    assert key != data(**{"fingerprint.patch_size": "14"})["mm_processor_kwargs_hash"]
+
+
+def test_without_hashes_there_is_no_key_in_the_encoder_cache(load_tensorrt_llm: Callable[..., Any]) -> None:
+    tensors = image_tensors()
+    del tensors["item_hash"]
+    given = prepare(load_tensorrt_llm(kv_cache_reuse="false"), tensors, sampled()).inputs.multimodal_params
+    assert "mm_processor_kwargs_hash" not in given.multimodal_data
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "cosmos3", "cosmos3_omni"])
+def test_families_with_the_input_processor_of_qwen3_vl_take_its_prompts(
+    load_tensorrt_llm: Callable[..., Any], family: str
+) -> None:
+    loaded = load_tensorrt_llm(family)
+    assert family in loaded.description
+    given = prepare(loaded, mixed_tensors(), sampled()).inputs.multimodal_params
+    assert given.multimodal_input.multimodal_run_positions == [1, 4, 6, 8]
+    assert [entry["modality"] for entry in given.mm_item_order] == ["image", "video", "image"]
+
+
 def test_text_alone_has_positions_and_no_keys(load_tensorrt_llm: Callable[..., Any]) -> None:
     given = prepare(load_tensorrt_llm(), text_tensors(1, 2), sampled()).inputs.multimodal_params
     assert set(given.multimodal_data) == {"mrope_config"}

@@ -28,7 +28,7 @@ from engine_client.client import ChoosesTransport
 from engine_client.fingerprint import published_parts
 from preprocessor.cli.doctor.finding import Finding, failed, ok, warning
 from preprocessor.config import EngineSettings, SettingError
-from preprocessor.service.engine import engine_options
+from preprocessor.service.engine_options import engine_options
 
 # Longer than a probe's: an engine that is far away or busy is not down.
 _PATIENCE_SECONDS = 5.0
@@ -133,7 +133,7 @@ def check_fingerprint(
         return warning(name, f"{address}: it publishes none, so nothing is compared", publish)
     comparison = Fingerprint(parts, on_mismatch).compare(info.parameters)
     if comparison.refused:
-        fix = f"--model that the engine runs, or another engine; where they do fit, {publish}"
+        fix = f"--model and --video-markers that the engine runs with, or another engine; where they do fit, {publish}"
         return failed(name, f"{address}: {'; '.join(comparison.refused)}", fix)
     if comparison.warned:
         fix = "find out whether these differences are meant; they are logged and refuse nothing"

@@ -32,7 +32,7 @@ from engine_client.triton.backend.rows import TorchRows
 
 from .params import FAMILY_RULES, ItemKeys, PromptParams, build_params, missing_stop_token, sampling_arguments
 from .pixels import Pixels
-from .settings import ModelParameters
+from .settings import ModelParameters, place_multimodal_arguments, settings_digest
 from .surface import KNOWN, Surface, UnsupportedEngine, find_surface
 
 CANCEL_POLL_SECONDS = 0.05  # only reads a flag
@@ -69,7 +69,7 @@ def load_engine(settings: ModelParameters) -> Engine:
         dtype=settings.dtype,
         tensor_parallel_size=settings.tensor_parallel_size,
         kv_cache_config=surface.KvCacheConfig(**cache),
-        **settings.llm_arguments,
+        **place_multimodal_arguments(settings.llm_arguments, is_nested=surface.has_multimodal_config),
     )
     try:
         return Engine(llm, surface, settings)
@@ -123,6 +123,7 @@ class Engine:
             )
         self._device = torch.device(settings.pixel_device)
         self._reuses_kv_blocks = settings.kv_cache_reuse
+        self._settings_digest = settings_digest(settings.fingerprint, str(self._dtype))
 
     @property
     def description(self) -> str:
@@ -172,6 +173,7 @@ class Engine:
                     data[self._surface.item_metadata_key] = metadata
         keys = None
         if params.keys is not None:
+            data["mm_processor_kwargs_hash"] = self._settings_digest
             values = {f"multimodal_{name}": getattr(params.keys, name) for name in ItemKeys.__slots__}
             keys = self._surface.MultimodalInput(**values)
         shared = self._surface.MultimodalParams(

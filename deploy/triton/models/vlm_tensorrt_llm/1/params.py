@@ -45,6 +45,13 @@ FAMILY_RULES: Mapping[str, FamilyRules] = {
     "qwen2_5_vl": FamilyRules(one_span_a_video=True, mixes_modalities=False),
     "qwen3_vl": FamilyRules(one_span_a_video=False, mixes_modalities=True),
     "qwen3_vl_moe": FamilyRules(one_span_a_video=False, mixes_modalities=True),
+    # The input processor and the vision encoder of these are Qwen3-VL's: modeling_qwen3_5.py, modeling_qwen4_exp.py,
+    # modeling_cosmos3.py. The last was registered as cosmos3_omni before, which is how checkpoints name it.
+    "qwen3_5": FamilyRules(one_span_a_video=False, mixes_modalities=True),
+    "qwen3_5_moe": FamilyRules(one_span_a_video=False, mixes_modalities=True),
+    "qwen4_exp": FamilyRules(one_span_a_video=False, mixes_modalities=True),
+    "cosmos3": FamilyRules(one_span_a_video=False, mixes_modalities=True),
+    "cosmos3_omni": FamilyRules(one_span_a_video=False, mixes_modalities=True),
 }
 
 

@@ -67,6 +67,9 @@ class Surface:
     MultimodalParams: Any
     RequestError: type[Exception]
     maybe_compute_mm_embed_cumsum: Any
+    has_multimodal_config: bool
+    """Whether arguments for multimodal models are fields of `multimodal_config` (pull request 15640, July 2026); earlier they
+    were arguments of `LLM` itself."""
     item_metadata_key: str | None
     """Where the encoder's scheduler looks for item sizes; None in releases that have no such scheduler."""
 
@@ -98,7 +101,8 @@ def find_surface(*, accept_other_versions: bool) -> Surface:
     if lacking:
         raise UnsupportedEngine(f"tensorrt_llm {version} lacks {', '.join(lacking)}; {KNOWN}")
     key = _find("tensorrt_llm.inputs.multimodal", "MULTIMODAL_ENCODER_ITEM_METADATA_KEY")
-    return Surface(version=version, item_metadata_key=key, **found)
+    is_nested = _find("tensorrt_llm.llmapi.llm_args", "MultimodalConfig") is not None
+    return Surface(version=version, has_multimodal_config=is_nested, item_metadata_key=key, **found)
 
 
 def _find(module: str, name: str) -> Any:

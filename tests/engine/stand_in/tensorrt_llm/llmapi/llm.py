@@ -19,6 +19,7 @@ FURTHER_ARGUMENTS = {
     "max_seq_len",
     "enable_chunked_prefill",
     "encoder_max_num_tokens",
+    "multimodal_config",
 }
 """Of `LLM`'s many, those that this model or its README names."""
 
