@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from engine_client.capabilities import EngineCapabilities
 from engine_client.shm import SharedRegion
-from engine_client.types import EngineInfo, EngineRequest, EngineStep
+from engine_client.types import EngineInfo, EngineRequest, EngineStep, Transport
 
 Metadata = Sequence[tuple[str, str]]
 """gRPC metadata to send along, for example a `traceparent`; keys in lower case."""
@@ -84,4 +84,17 @@ class EngineClient(Protocol):
 
     async def close(self) -> None:
         """Close connections; answers in progress end with EngineUnavailable. Closing twice is allowed."""
+        ...
+
+
+@runtime_checkable
+class ChoosesTransport(Protocol):
+    """An engine that can be asked how tensors would reach it."""
+
+    async def choose_transport(self) -> Transport:
+        """How the tensors of a prompt would travel now: SHARED_MEMORY, where the engine reads the region, or GRPC.
+
+        Raises:
+            EngineUnavailable: the engine does not answer; or the region is required, and it cannot read it: the text says why.
+        """
         ...

@@ -118,6 +118,9 @@ class Endpoints:
                 seconds_left = None if deadline is None else max(0.0, deadline - self._clock())
                 assert repeatable is not None, "nothing is repeated after the first token"
                 asked = dataclasses.replace(repeatable, on_released=release.hold())
+                if len(tried) >= min(self._policy.max_attempts, len(self._endpoints)):
+                    repeatable = None  # nobody else could be asked
+                    let_go()
                 answer = self._attempt(endpoint, asked, seconds_left, metadata)
                 del asked
                 try:

@@ -40,10 +40,10 @@ class EngineRequest:
 
     The arrays must not change from the moment that they are given (of a tensor with `pending`, from the moment that a
     row is said to be final) until they are released. That is when the engine has read the last of them: by gRPC, when
-    the last message was made; by shared memory, when the engine has replied to every message that refers to it, which
-    it does before the first token. `on_released` reports this. Without it, memory of your own may be reused
-    after the first step or the end of the call, and memory of a shared region only after the first step: an engine that was
-    told to stop may still read it.
+    the last message was made; by shared memory, when the engine has replied to every message that refers to it, or has
+    removed the names that it was given, which it does before the first token. `on_released` reports this. Without it,
+    memory of your own may be reused after the first step or the end of the call, and memory of a shared region only after
+    the first step: an engine that was told to stop may still read it.
     """
 
     request_id: str

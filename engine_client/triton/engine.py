@@ -196,12 +196,7 @@ class TritonEngine:
             raise EngineUnavailable(f"{self._name} does not say what it takes: {error}") from error
 
     async def choose_transport(self) -> Transport:
-        """How the tensors of a prompt would travel now: SHARED_MEMORY, where the engine reads the region, or GRPC.
-
-        Raises:
-            EngineUnavailable: the engine does not answer; or the transport is to be SHARED_MEMORY, and it cannot read the
-                region: the text says why.
-        """
+        """See `ChoosesTransport.choose_transport`."""
         known = None if self._registration is None else await self._registration.acquire()
         return Transport.GRPC if known is None else Transport.SHARED_MEMORY
 

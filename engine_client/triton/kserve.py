@@ -10,7 +10,6 @@ finished message. What comes out is byte for byte what protobuf would have made.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,13 +22,11 @@ from tritonclient.grpc import service_pb2
 from engine_client.connection import MAX_MESSAGE_BYTES
 from engine_client.contract.sampling import TokenLogprob
 from engine_client.contract.tensors import ANSWER_INDEX, LOGPROBS, Array
+from engine_client.joining import join_parts
 from engine_client.triton.outputs import CONTRACT_OUTPUTS, Outputs, read_logprobs
 from engine_client.types import EngineInfo, TensorInfo
 
 SERVICE = "/inference.GRPCInferenceService/"
-
-# Copying holds the interpreter's lock, piece by piece: between two pieces other threads, such as an event loop, get it.
-COPY_PIECE_BYTES = 1 << 20
 
 _RAW_INPUT_CONTENTS_TAG = b"\x3a"  # field 7, length-delimited: grpc_service.proto, ModelInferRequest
 _FINAL_RESPONSE = "triton_final_response"
@@ -155,13 +152,10 @@ def encode_infer_request(
     total_bytes = len(head) + sum(map(len, heads)) + sum(content.nbytes for content in contents)
     if total_bytes > MAX_MESSAGE_BYTES:
         raise ValueError(f"the request has {total_bytes} bytes; one gRPC message holds {MAX_MESSAGE_BYTES}")
-    wire = io.BytesIO()
-    wire.write(head)
+    parts: list[bytes | memoryview] = [head]
     for content_head, content in zip(heads, contents, strict=True):
-        wire.write(content_head)
-        for start in range(0, content.nbytes, COPY_PIECE_BYTES):
-            wire.write(content[start : start + COPY_PIECE_BYTES])
-    return wire.getvalue()  # hands its buffer over, without a copy
+        parts += [content_head, content]
+    return join_parts(parts)
 
 
 def decode_infer_reply(wire: bytes, wanted: Outputs = CONTRACT_OUTPUTS) -> InferReply:

@@ -8,6 +8,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from engine_client import FinishReason, SamplingParameters
+from engine_client.joining import COPY_PIECE_BYTES
 from engine_client.triton import kserve
 
 TENSORS = {
@@ -74,7 +75,7 @@ def test_the_last_piece_and_a_stop_end_the_sequence(piece: kserve.Piece, is_end:
         pytest.param(np.arange(12, dtype=np.int32).reshape(3, 4).T, id="transposed"),
         pytest.param(np.arange(12, dtype=np.int32)[::-2], id="strided"),
         pytest.param(np.arange(12, dtype=">i4"), id="big-endian"),
-        pytest.param(np.zeros(kserve.COPY_PIECE_BYTES // 4 + 1, np.int32), id="more than one piece"),
+        pytest.param(np.zeros(COPY_PIECE_BYTES // 4 + 1, np.int32), id="more than one piece"),
     ],
 )
 def test_contents_are_little_endian_in_c_order(array: np.ndarray) -> None:
