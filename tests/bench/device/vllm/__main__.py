@@ -55,7 +55,7 @@ class Run:
         """Add a line, and print its short form."""
         figures["at_seconds"] = round(time.monotonic() - self._began, 1)
         with (self._arguments.out / "vllm.jsonl").open("a") as lines:
-            lines.write(json.dumps(figures, ensure_ascii=False) + "\n")
+            lines.write(json.dumps(figures, ensure_ascii=False, default=str) + "\n")
         print({name: value for name, value in figures.items() if name != "first_token_seconds"}, flush=True)
 
     def measure(self, system: System, cell: Cell) -> None:
