@@ -1,7 +1,17 @@
-"""`python -m tests.bench.device.vllm --checkpoint FOLDER --vllm-python PYTHON`: vLLM fed by this service, and by itself.
+"""`python -m tests.bench.device.vllm --checkpoint FOLDER`: vLLM fed by this service through its own gRPC, and by itself.
 
-Writes into --out, after each cell: vllm.jsonl with a line each, and what failed. `--tiny` is for a CPU: few cells, one server at
-a time, figures that prove nothing. The checkpoint: `python -m tests.bench.device.vllm.checkpoint FOLDER [--tiny]`.
+The checkpoint: `python -m tests.bench.device.vllm.checkpoint FOLDER [--tiny]`. After each cell a line goes into
+OUT/vllm.jsonl, what failed included; the logs of the servers lie beside it, and `python -m tests.bench.device.vllm.report` makes
+tables of the lines. `--tiny` is for a CPU: one server at a time, figures that prove nothing.
+
+checkpoint   the model's folder, in full size or tiny
+servers      real vLLM servers as processes
+systems      the ways to get an answer, each behind the same interface
+bound        the same tensors again and again, made once: what the engine could do
+plan         which cells are measured, the most important first
+cell         one cell: some callers who ask again and again
+stacks       where vLLM's processes spend their time, by py-spy
+report       tables from the figures
 """
 
 from __future__ import annotations
@@ -133,6 +143,7 @@ def _measure_group(run: Run, arguments: argparse.Namespace, kinds: tuple[str, ..
         logs=arguments.out,
         options=(_TINY_OPTIONS if arguments.tiny else _GPU_OPTIONS) + tuple(arguments.vllm_option),
         environment=_TINY_ENVIRONMENT if arguments.tiny else _GPU_ENVIRONMENT,
+        many_api_servers=2 if arguments.tiny else 8,
         start_seconds=arguments.start_seconds,
     )
     with started([kind for kind in kinds if kind in wanted], settings) as (servers, failures), ExitStack() as stack:

@@ -36,7 +36,11 @@ def report(points: Sequence[Point]) -> str:
 
 
 def goals(points: Sequence[Point]) -> Iterator[str]:
-    """One line for each goal that the figures tell something about."""
+    """One line for each goal that the figures tell something about, and one for a comparison that is none."""
+    for fps in sorted({point["fps"] for point in points}):
+        lengths = {point["prompt_tokens"] for point in points if point["fps"] == fps and point["answered"]}
+        if len(lengths) > 1:
+            yield f"{fps:g} fps: the systems' prompts differ: they have {sorted(lengths)} tokens"
 
     def value(system: str, fps: float, callers: int, name: str) -> float | None:
         for point in points:
@@ -49,12 +53,12 @@ def goals(points: Sequence[Point]) -> Iterator[str]:
         for fps in (1, 8):
             rate, most = (value(system, fps, 32, "requests_a_second") for system in (ours, bound))
             if rate and most:
-                yield f"{ours}, {fps} fps, 32 callers: {rate / most:.0%} of the bound (goal 95 %)"
+                yield f"{ours}, {fps:g} fps, 32 callers: {rate / most:.0%} of the bound (goal 95 %)"
             if busy := value(ours, fps, 32, "gpu_busy"):
-                yield f"{ours}, {fps} fps, 32 callers: GPU busy {busy:.0%} (goal 90 %)"
+                yield f"{ours}, {fps:g} fps, 32 callers: GPU busy {busy:.0%} (goal 90 %)"
             cost, theirs = (value(system, fps, 32, "core_seconds_a_request") for system in (ours, plan.SERVE_8))
             if cost and theirs:
-                yield f"{ours}, {fps} fps, 32 callers: {cost / theirs:.2f} of serve's core-seconds (goal 0.6)"
+                yield f"{ours}, {fps:g} fps, 32 callers: {cost / theirs:.2f} of serve's core-seconds (goal 0.6)"
         rate, theirs = (value(system, 1, 32, "requests_a_second") for system in (ours, plan.SERVE_8))
         if rate and theirs:
             yield f"{ours}, 1 fps, 32 callers: {rate / theirs:.2f} × serve with 8 API servers (goal 2)"

@@ -23,12 +23,6 @@ from tests.bench.service.watched import tree_cpu_seconds
 from tests.local_service import LOOPBACK
 
 GRPC, HTTP_1, HTTP_8 = "grpc", "http, 1 API server", "http, 8 API servers"
-OPTIONS: Mapping[str, tuple[str, ...]] = {
-    GRPC: ("--grpc",),
-    HTTP_1: (),
-    HTTP_8: ("--api-server-count", "8"),
-}
-"""What `vllm serve` gets for each kind of server."""
 SERVED_NAME = "bench"
 _POLL_SECONDS = 0.5
 _LOG_TAIL_BYTES = 20_000
@@ -43,6 +37,7 @@ class VllmSettings:
         checkpoint: The model's folder.
         options: Of `vllm serve`, beside those of the kind.
         environment: Variables beside this process's own.
+        many_api_servers: How many `HTTP_8` really has: on a small machine, fewer.
         start_seconds: A server that does not answer after so long is given up.
         logs: Where each server's output goes.
     """
@@ -52,7 +47,12 @@ class VllmSettings:
     logs: Path
     options: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    many_api_servers: int = 8
     start_seconds: float = 200.0
+
+    def options_of(self, kind: str) -> tuple[str, ...]:
+        own = {GRPC: ("--grpc",), HTTP_1: (), HTTP_8: ("--api-server-count", str(self.many_api_servers))}
+        return (*own[kind], *self.options)
 
 
 class ServerNotReady(RuntimeError):
@@ -89,7 +89,7 @@ class VllmServer:
         command += ["--host", host, "--port", str(port), "--served-model-name", SERVED_NAME]
         with self.log.open("wb") as log:
             self._popen = subprocess.Popen(
-                [*command, *OPTIONS[self.kind], *settings.options],
+                [*command, *settings.options_of(self.kind)],
                 env={**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **settings.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
