@@ -40,7 +40,8 @@ from tests.bench.service.watched import WatchedServer
 
 VLLM_PYTHON = Path(__file__).parents[4] / ".vllm/venv/bin/python"
 _TRANSPORTS = {plan.OURS_BYTES: "grpc", plan.OURS_SHARED: "shared-memory"}
-_GPU_OPTIONS = ("--max-model-len", "32768", "--kv-cache-memory-bytes", "45G")  # two servers on one GPU
+_GPU_OPTIONS = ("--max-model-len", "32768", "--kv-cache-memory-bytes", "45G", "--gpu-memory-utilization", "0.4")
+"""Two servers share the GPU: the share that each asks to be free at its start, and what it takes for its cache."""
 _TINY_OPTIONS = ("--max-model-len", "32768", "--enforce-eager", "--dtype", "float32")
 _TINY_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 _GPU_ENVIRONMENT = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "PYTORCH_SKIP_CUDNN_COMPATIBILITY_CHECK": "1"}
