@@ -51,8 +51,11 @@ class VllmSettings:
     start_seconds: float = 200.0
 
     def options_of(self, kind: str) -> tuple[str, ...]:
-        own = {GRPC: ("--grpc",), HTTP_1: (), HTTP_8: ("--api-server-count", str(self.many_api_servers))}
-        return (*own[kind], *self.options)
+        if kind == GRPC:
+            return ("--grpc", *self.options)
+        count = self.many_api_servers if kind == HTTP_8 else 1
+        # A question says how many frames it wants, which vLLM believes only so.
+        return ("--api-server-count", str(count), "--trust-request-mm-kwargs", *self.options)
 
 
 class ServerNotReady(RuntimeError):
