@@ -51,6 +51,11 @@ def write_folder(folder: Path) -> None:
     model = Qwen3VLForConditionalGeneration(config)
     model.generation_config = GenerationConfig(eos_token_id=[END_OF_TURN_TOKEN_ID])
     model.save_pretrained(folder)
+    complete_folder(folder)
+
+
+def complete_folder(folder: Path) -> None:
+    """Add to the weights of a Qwen3-VL all else that vLLM reads."""
     tokens = json.loads((_BUILTIN / "tokens.json").read_text())
     build_tokenizer(TokenTable(**tokens)).save_pretrained(folder)
     for name in ("preprocessor_config.json", "video_preprocessor_config.json", "chat_template.jinja"):
