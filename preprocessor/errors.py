@@ -50,6 +50,16 @@ class PreprocessorError(Exception):
         self.metadata = metadata
         self.trace = ""
 
+    def about(self, media_key: str) -> PreprocessorError:
+        """The same error about a medium of another key."""
+        message = self.message
+        old_start = f"{self.metadata.get('media_key')}: "
+        if message.startswith(old_start):
+            message = f"{media_key}: {message.removeprefix(old_start)}"
+        return _rebuild(
+            type(self), message, self.reason, self.field, {**self.metadata, "media_key": media_key}, self.trace
+        )
+
     def __reduce__(self) -> tuple[object, ...]:
         # By default exceptions pickle only their positional arguments; workers send these errors to the service.
         return _rebuild, (type(self), self.message, self.reason, self.field, self.metadata, self.trace)

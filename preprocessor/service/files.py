@@ -40,9 +40,10 @@ async def store_inline(
     cached = _cached_files(request, sources, resources)
     total = _Total(limits)
     total.add(sum(map(len, (*inline.values(), *cached.values()))))
+    inline_bytes = sum(map(len, inline.values()))
     following = {key: size for key, size in sources.sizes.items() if key in sources.chunked or key in sources.urls}
     for medium in request.media:
-        size_bytes = following.get(medium.key, 0)
+        size_bytes = following.get(medium.key, len(cached.get(medium.key, b"")))
         if size_bytes < 0:
             raise InvalidRequest(
                 f"{medium.key}: {size_bytes} bytes",
@@ -52,7 +53,7 @@ async def store_inline(
             )
         _check_size(medium, size_bytes, limits)
     total.check(sum(following.values()))
-    resources.check_memory(total.size_bytes + sum(following.values()))
+    resources.check_memory(inline_bytes + sum(following.values()))
     return sources.fill(request, {key: await _store(data, resources) for key, data in inline.items()} | cached)
 
 

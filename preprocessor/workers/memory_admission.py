@@ -65,6 +65,10 @@ class MemoryAdmission:
                 return None
         return lease
 
+    def make_room(self, size_bytes: int = 0) -> None:
+        """Drop cached rows until so much memory is free, and what running tasks need with it, or until none is left."""
+        self._cache.make_room(size_bytes, self._counters.working_bytes + self._rows.leased_bytes)
+
     def _allowance_bytes(self) -> int:
         """What a bypassing task may take: never more than is free, and never what the waiting task needs."""
         assert self.reserved_for is not None
@@ -75,7 +79,7 @@ class MemoryAdmission:
 
     def _lease_tensor(self, task: Task, *, from_end: bool) -> bool:
         """Make room for the task, and lease the range of its tensor if it needs one; returns whether there was one."""
-        self._cache.make_room(wanted_bytes(task), self._counters.working_bytes + self._rows.leased_bytes)
+        self.make_room(wanted_bytes(task))
         if not task.tensor_bytes or task.tensor is None:
             return True
         task.tensor.lease = self.lease(task.tensor.size_bytes, from_end=from_end)

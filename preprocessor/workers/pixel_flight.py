@@ -48,14 +48,15 @@ class PixelFlight:
 
     Args:
         request_tasks: Of the request that begins it.
-        cached: Items whose rows are copied, not made, by index.
+        cached: Items whose rows are copied, not made, by index. While the task waits they may be dropped, and are made then:
+            if it held them, it might wait for memory that it holds itself.
         on_end: Called once when no worker has any of it, with whether all of it is written.
         on_release: Called when its memory is free.
         abandon: As `WorkerPool.abandon`.
     Attributes:
         tasks: The parts that it is cut into, in the order of their rows.
         plan: Of the request that began it. Others have the same items.
-        cpu_seconds: What making it is expected to take.
+        cpu_seconds: What making all of it is expected to take, without cached rows.
     """
 
     def __init__(
@@ -76,14 +77,14 @@ class PixelFlight:
         self._request_tasks = request_tasks
         self._arena = arena
         self._media = media
-        self._cached = cached
+        self._cached = dict(cached)
         self._on_end = on_end
         self._on_release = on_release
         self._abandon = abandon
-        self._sources = [rows.share_lease() for rows in cached.values()]
+        self._sources: list[Lease] = []
         self._written: dict[int, int] = {}
         self._changed = asyncio.Event()
-        self._tensor = TensorSlot(plan.size_bytes, on_lease=self._changed.set)
+        self._tensor = TensorSlot(plan.size_bytes, on_lease=self._on_lease)
         self._waiting_count = 0
         self._holding_count = 0
         self._has_ended = False
@@ -94,22 +95,25 @@ class PixelFlight:
         Raises:
             LimitExceeded, Overloaded: As `WorkerPool.submit`.
         """
-        load = cost.estimate(self.plan, self._media, self._cached.keys())
+        whole = cost.estimate(self.plan, self._media)
         task = self._request_tasks.create(
             self._payload(range(self.plan.row_count)),
-            load.cpu_seconds,
-            load.working_bytes,
+            cost.estimate(self.plan, self._media, self._cached.keys()).cpu_seconds
+            if self._cached
+            else whole.cpu_seconds,
+            whole.working_bytes,
             on_rows_written=self._on_rows_written,
             tensor=self._tensor,
             cut=self._cut,
         )
-        self.cpu_seconds = load.cpu_seconds
+        self.cpu_seconds = whole.cpu_seconds
         self._add(task)
-        try:
-            self._request_tasks.submit(task, is_shared=True)
-        except BaseException:
-            self._release_sources()
-            raise
+        self._request_tasks.submit(task, is_shared=True)
+
+    @property
+    def is_joinable(self) -> bool:
+        """Whether a request may join: some request wants it still, and no part of it has failed."""
+        return self._waiting_count > 0 and not any(task.is_done and task.done.exception() for task in self.tasks)
 
     # -- who wants it --------------------------------------------------------------------------------------------------
 
@@ -206,7 +210,18 @@ class PixelFlight:
 
     def _payload(self, rows: range) -> PixelPayload:
         cached = {index: found.offset for index, found in self._cached.items()}
-        return PixelPayload(self._media, self.plan, 0, rows, cached)
+        read = {item.key for index, item in enumerate(self.plan.items) if index not in cached}
+        return PixelPayload(tuple(one for one in self._media if one.key in read), self.plan, 0, rows, cached)
+
+    def _on_lease(self) -> None:
+        """The task is about to start: hold the cached rows that are still here."""
+        if self._cached:
+            first = self.tasks[0]
+            self._cached = {index: rows for index, rows in self._cached.items() if rows.is_here}
+            self._sources = [rows.share_lease() for rows in self._cached.values()]
+            first.payload = self._payload(range(self.plan.row_count))
+            first.cpu_seconds = cost.estimate(self.plan, self._media, self._cached.keys()).cpu_seconds
+        self._changed.set()
 
     def _add(self, task: Task) -> None:
         self.tasks.append(task)
@@ -217,13 +232,10 @@ class PixelFlight:
         if self._has_ended or not all(task.is_done for task in self.tasks):
             return
         self._has_ended = True
-        self._release_sources()
-        self._on_end(self, all(task.done.exception() is None for task in self.tasks))
-        self._release_if_unused()
-
-    def _release_sources(self) -> None:
         for lease in self._sources:
             lease.release()
+        self._on_end(self, all(task.done.exception() is None for task in self.tasks))
+        self._release_if_unused()
 
     def _release_if_unused(self) -> None:
         if self._has_ended and not self._holding_count and self._tensor.lease is not None:
@@ -267,6 +279,7 @@ class PixelFlight:
                 tensor=self._tensor,
             )
             task.lane = first.lane  # whose workers are idle
+            task.deadline_seconds = first.deadline_seconds  # perhaps that of a request that has joined
             task.context = (
                 first.context.copy()
             )  # this code runs in the context of whichever task's end starts the parts

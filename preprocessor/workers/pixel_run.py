@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import numpy.typing as npt
 
+from preprocessor.errors import PreprocessorError
 from preprocessor.types.plan import PixelPlan, Substitution
 from preprocessor.types.request import Media
 from preprocessor.types.result import PixelReport
@@ -37,11 +39,15 @@ class FlightRun:
 
     Args:
         request_tasks: Those of the request, if it has begun the flight; None if it has joined it.
+        plan: Of the request.
         deadline_seconds: Of the request, on `time.monotonic`'s clock.
     """
 
-    def __init__(self, flight: PixelFlight, request_tasks: RequestTasks | None, deadline_seconds: float) -> None:
+    def __init__(
+        self, flight: PixelFlight, request_tasks: RequestTasks | None, plan: PixelPlan, deadline_seconds: float
+    ) -> None:
         self._flight = flight
+        self._own_keys = {theirs.key: own.key for theirs, own in zip(flight.plan.items, plan.items, strict=True)}
         self._request_tasks = request_tasks
         self._is_waiting = self._is_holding = True
         flight.join(deadline_seconds)
@@ -66,7 +72,8 @@ class FlightRun:
         Raises:
             Whatever ended the task before it started.
         """
-        await self._flight.begun()
+        with _naming(self._own_keys):
+            await self._flight.begun()
         return self._flight.array
 
     async def finished_rows(self) -> AsyncIterator[tuple[int, int]]:
@@ -77,7 +84,8 @@ class FlightRun:
         """
         row = 0
         while row < self._flight.plan.row_count:
-            row_count = await self._flight.rows_from(row)
+            with _naming(self._own_keys):
+                row_count = await self._flight.rows_from(row)
             yield row, row_count
             row += row_count
 
@@ -88,7 +96,8 @@ class FlightRun:
             Whatever `pipeline.write_pixels` raises.
         """
         if self._request_tasks is None:
-            report = await self._flight.report(_result)
+            with _naming(self._own_keys):
+                report = await self._flight.report(_result)
             return PixelReport(Timings(), report.substitutions)
         report = await self._flight.report(self._request_tasks.result)
         self._request_tasks.end()
@@ -155,9 +164,9 @@ def begin_run(
     """
     keys = tuple(item_keys(cache_scope, plan))
     flight = pool.flights.get(keys)
-    if flight is not None:
+    if flight is not None and flight.is_joinable:
         pool.cache.count_joined(len(keys))
-        return FlightRun(flight, None, deadline_seconds)
+        return FlightRun(flight, None, plan, deadline_seconds)
     found = pool.cache.find(cache_scope, plan)
     rows = list(found.values())
     if len(rows) == len(plan.items) and is_contiguous(rows):
@@ -165,7 +174,8 @@ def begin_run(
         return CachedRun(rows[0].share_lease(), array, len(rows), tuple(substitutions_of(found)))
 
     def end(flight: PixelFlight, is_whole: bool) -> None:
-        pool.flights.pop(keys, None)
+        if pool.flights.get(keys) is flight:  # else another has taken its place, as nobody could join it any more
+            del pool.flights[keys]
         if is_whole and flight.lease is not None:
             pool.cache.add(cache_scope, plan, flight.lease, flight.cpu_seconds, flight.substitutions)
 
@@ -175,10 +185,23 @@ def begin_run(
     flight.submit()
     if pool.cache.is_on:
         pool.flights[keys] = flight
-    return FlightRun(flight, request_tasks, deadline_seconds)
+    return FlightRun(flight, request_tasks, plan, deadline_seconds)
 
 
 async def _result(task: Task) -> PixelReport:
     await asyncio.wait([task.done])
     report: PixelReport = task.done.result()
     return report
+
+
+@contextlib.contextmanager
+def _naming(own_keys: Mapping[str, str]) -> Iterator[None]:
+    """Errors about a medium of the request that began a flight name the medium by the key that this request gave it."""
+    try:
+        yield
+    except PreprocessorError as error:
+        key = error.metadata.get("media_key", "")
+        own_key = own_keys.get(key, key)
+        if own_key == key:
+            raise
+        raise error.about(own_key) from None

@@ -206,6 +206,12 @@ class WorkerPool:
             self.arena.control[worker.slot] = task.task_id
             asyncio.get_running_loop().call_later(CANCEL_GRACE_SECONDS, self._kill, task, worker)
 
+    def make_file_room(self, size_bytes: int) -> None:
+        """Drop cached files until so many more bytes of files fit, or until none is left that nobody reads."""
+        while self.counters.file_bytes + self.files.kept_bytes + size_bytes > self.files.size_bytes:
+            if not self.file_cache.give_way():
+                return
+
     def lease_file(self, size_bytes: int) -> Lease | None:
         """Lease a range for a file, in place of cached files if need be; None if there is no memory."""
         while (lease := self.files.lease(size_bytes)) is None:
@@ -215,6 +221,7 @@ class WorkerPool:
 
     def lease_rows(self, size_bytes: int) -> Lease | None:
         """Lease a range for rows or another result, in place of cached rows if need be; None if there is no memory."""
+        self._memory.make_room(size_bytes)
         return self._memory.lease(size_bytes)
 
     def released(self) -> None:
@@ -262,6 +269,7 @@ class WorkerPool:
         if isinstance(task.payload, PixelPayload) and task.tensor is not None and task.tensor.lease is not None:
             task.payload = dataclasses.replace(task.payload, offset=task.tensor.lease.offset)
         self.counters.add_working(task.working_bytes)
+        self._memory.make_room()  # for parts, which were not admitted one by one
         if self.counters.working_bytes + self.rows.retained_bytes > self.rows.size_bytes:
             self.rows.drop_free_pages()  # retained pages take memory that workers need now
         self._running[task] = asyncio.get_running_loop().create_task(self._run(task, worker), context=task.context)

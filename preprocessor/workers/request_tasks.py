@@ -39,6 +39,7 @@ class RequestTasks:
         self._is_pending = False
         self._tasks: list[Task] = []
         self._own: list[Task] = []
+        self._on_done: Callable[[], None] | None = None
 
     @property
     def are_done(self) -> bool:
@@ -94,6 +95,8 @@ class RequestTasks:
             is_shared: Other requests may want its result: `abandon` does not end it.
         """
         self._tasks.append(task)
+        if self._on_done is not None:
+            self._call_when_done(task, self._on_done)
         if not is_shared:
             self._own.append(task)
 
@@ -116,7 +119,12 @@ class RequestTasks:
             self._pool.abandon(task)
 
     def on_done(self, callback: Callable[[], None]) -> None:
-        """Have this called when each task that is not done yet is done."""
+        """Have this called when each task that is not done yet is done, those included that are added later."""
+        self._on_done = callback
         for task in self._tasks:
             if not task.is_done:
-                task.done.add_done_callback(lambda _: callback())
+                self._call_when_done(task, callback)
+
+    @staticmethod
+    def _call_when_done(task: Task, callback: Callable[[], None]) -> None:
+        task.done.add_done_callback(lambda _: callback())

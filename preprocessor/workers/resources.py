@@ -75,6 +75,7 @@ class RequestResources:
             Overloaded: `MEMORY_BUDGET_FULL`.
         """
         self.check_memory(size_bytes)
+        self._pool.make_file_room(size_bytes)
         self._pool.counters.add_uploading(size_bytes)
         self._uploading_bytes += size_bytes
 
@@ -87,6 +88,7 @@ class RequestResources:
             Overloaded: `MEMORY_BUDGET_FULL`.
         """
         self.check_memory(size_bytes - received_bytes)
+        self._pool.make_file_room(size_bytes - received_bytes)
         lease = self._pool.lease_file(size_bytes)
         if lease is None:
             raise file_memory_full(self._pool.files.size_bytes)

@@ -13,6 +13,7 @@ memory belongs to the arena, and an entry that a request reads cannot be dropped
 from __future__ import annotations
 
 import enum
+import heapq
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from preprocessor.workers.arena import Lease, Ranges
 
 ItemKey = tuple[str, bytes, PixelForm]
 """Scope, `ItemPlan.digest`, form."""
+
+_MOST_VOID = 64
 
 
 class Eviction(enum.Enum):
@@ -68,6 +71,11 @@ class CachedRows:
     size_bytes: int
     substitutions: tuple[tuple[int, int], ...]
 
+    @property
+    def is_here(self) -> bool:
+        """Whether they have not been dropped since they were found."""
+        return not self.tensor.lease.is_released
+
     def share_lease(self) -> Lease:
         """A lease of the tensor that they lie in, for whoever reads them."""
         return self.tensor.lease.share()
@@ -90,6 +98,10 @@ class RowCache:
         self._max_bytes = max_bytes
         self._items: dict[ItemKey, CachedRows] = {}
         self._tensors: set[_CachedTensor] = set()
+        self._order: list[
+            tuple[float, int, _CachedTensor]
+        ] = []  # heap by worth; an entry is void once its worth changes
+        self._numbers = itertools.count()
         self._floor = 0.0  # the worth of the entry dropped last
         self.size_bytes = 0
         self.hit_count = 0
@@ -153,7 +165,7 @@ class RowCache:
             tensor.keys.add(key)
         self._set_worth(tensor)
         while self.size_bytes > self._max_bytes:
-            self._drop(min(self._tensors, key=lambda one: one.worth), Eviction.SHARE)
+            self._drop_least(Eviction.SHARE)
 
     def make_room(self, size_bytes: int, taken_bytes: int) -> None:
         """Drop entries until a request can take so much memory.
@@ -169,11 +181,7 @@ class RowCache:
 
     def give_way(self) -> bool:
         """Drop the entry that is worth least of those that nobody reads; False if there is none."""
-        droppable = [tensor for tensor in self._tensors if tensor.lease.is_sole]
-        if not droppable:
-            return False
-        self._drop(min(droppable, key=lambda one: one.worth), Eviction.WORK)
-        return True
+        return self._drop_least(Eviction.WORK)
 
     def clear(self) -> None:
         """Drop everything."""
@@ -182,6 +190,31 @@ class RowCache:
 
     def _set_worth(self, tensor: _CachedTensor) -> None:
         tensor.worth = self._floor + tensor.hit_count * tensor.seconds / tensor.lease.size_bytes
+        heapq.heappush(self._order, (tensor.worth, next(self._numbers), tensor))
+        if len(self._order) > 2 * len(self._tensors) + _MOST_VOID:
+            self._order = [entry for entry in self._order if self._is_valid(entry)]
+            heapq.heapify(self._order)
+
+    def _is_valid(self, entry: tuple[float, int, _CachedTensor]) -> bool:
+        return entry[-1] in self._tensors and entry[-1].worth == entry[0]
+
+    def _drop_least(self, why: Eviction) -> bool:
+        """Drop the entry that is worth least, for work only one that nobody reads; False if there is none."""
+        in_use: list[tuple[float, int, _CachedTensor]] = []
+        chosen: _CachedTensor | None = None
+        while self._order and chosen is None:
+            entry = heapq.heappop(self._order)
+            if not self._is_valid(entry):
+                continue
+            if why is Eviction.WORK and not entry[-1].lease.is_sole:
+                in_use.append(entry)
+            else:
+                chosen = entry[-1]
+        for entry in in_use:
+            heapq.heappush(self._order, entry)
+        if chosen is not None:
+            self._drop(chosen, why)
+        return chosen is not None
 
     def _forget(self, tensor: _CachedTensor, key: ItemKey) -> None:
         """Requests find that item elsewhere from now on."""

@@ -15,7 +15,7 @@ from preprocessor.client import AsyncClient, Client, Credentials, PrepareResult
 from preprocessor.client import chat as chat_of
 from preprocessor.client import video as video_of
 from preprocessor.client.errors import failure_of
-from preprocessor.config import AccessSettings
+from preprocessor.config import AccessSettings, Limits
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip, photo
@@ -24,6 +24,7 @@ from tests.waiting import PATIENCE_SECONDS
 
 CLIP = moving_shapes_clip(seconds=2, width=128, height=96)
 PHOTO = photo(96, 64)
+MIB = 1 << 20
 
 
 def items(samples: dict[tuple[str, ...], float]) -> dict[str, float]:
@@ -107,6 +108,23 @@ async def test_a_file_that_is_only_named_is_refused_where_it_is_not_there(caller
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "MEDIA_NOT_CACHED")
     refusal = await caller.refusal(chat(pb.Media(key="clip", modality=pb.MODALITY_VIDEO, cached=pb.Cached())))
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_DIGEST")
+
+
+async def test_a_named_file_takes_its_memory_once_and_keeps_to_the_limits(model: Model) -> None:
+    padding = 9 * MIB
+    large = CLIP + padding.to_bytes(4, "big") + b"free" + bytes(padding - 8)
+    named = {"cached": pb.Cached(), "content_sha256": hashlib.sha256(large).digest()}
+    limits = Limits(max_image_bytes=MIB)
+    async with serving(model, limits=limits, memory_budget_bytes=64 * MIB, cache_share=0.7) as caller:
+        await caller.prepare(chat(video("clip")), {"clip": large})
+        assert len(caller.server.pool.file_cache) == 1
+        again = await caller.prepare(chat(pb.Media(key="clip", modality=pb.MODALITY_VIDEO, **named)))
+        assert again.report.cached_item_count == 1
+        refusal = await caller.refusal(chat(pb.Media(key="photo", modality=pb.MODALITY_IMAGE, **named)))
+        assert refusal.reason == "MEDIA_TOO_LARGE"
+        # Files that arrive take the place of those that are kept, from the first byte on.
+        await caller.refusal(chat(video("clip")), {"clip": bytes(15 * MIB)})
+        assert len(caller.server.pool.file_cache) == 0
 
 
 async def test_files_of_one_caller_are_not_there_for_another(model: Model, tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from preprocessor.types.request import (
     Sampling,
 )
 from preprocessor.types.timing import Timings
+from preprocessor.workers.memory_admission import wanted_bytes
 from preprocessor.workers.pixel_run import FlightRun, Origin, PixelRun
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.resources import RequestResources
@@ -41,6 +42,12 @@ from tests.waiting import PATIENCE_SECONDS, eventually
 CLIP = Media("clip", Modality.VIDEO, moving_shapes_clip(seconds=4, width=320, height=240), sampling=Sampling(fps=2))
 PHOTO = Media("photo", Modality.IMAGE, photo(320, 240))
 OTHER = Media("other", Modality.IMAGE, photo(240, 320))
+LONG_CLIP = Media(
+    "clip",
+    Modality.VIDEO,
+    moving_shapes_clip(seconds=40, width=374, height=374, options=(("g", "30"),)),
+    sampling=Sampling(fps=8),
+)
 
 
 @pytest_asyncio.fixture
@@ -66,27 +73,33 @@ class Reader:
 
     run: PixelRun
 
-    def __init__(self, pool: WorkerPool, request: PreparationRequest, scope: str = "") -> None:
+    def __init__(
+        self,
+        pool: WorkerPool,
+        request: PreparationRequest,
+        scope: str = "",
+        timeout_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
         self._request = request
-        self._resources = RequestResources(pool, time.monotonic() + PATIENCE_SECONDS, Timings(), scope)
+        self.resources = RequestResources(pool, time.monotonic() + timeout_seconds, Timings(), scope)
 
     async def __aenter__(self) -> Reader:
-        await self._resources.__aenter__()
+        await self.resources.__aenter__()
         self._media: list[Media] = []
         for medium in self._request.media:
-            buffer = UploadBuffer(self._resources)
+            buffer = UploadBuffer(self.resources)
             await buffer.write(medium.data)
             self._media.append(dataclasses.replace(medium, data=await buffer.finish()))
-        self._plan = await self._resources.plan(dataclasses.replace(self._request, media=tuple(self._media)), Limits())
+        self._plan = await self.resources.plan(dataclasses.replace(self._request, media=tuple(self._media)), Limits())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._resources.__aexit__(None, None, None)
+        await self.resources.__aexit__(None, None, None)
 
     def begin(self) -> Origin:
         """Ask for the pixels; nothing else runs meanwhile."""
         assert self._plan.pixels is not None
-        self.run = self._resources.pixels(self._media, self._plan.pixels)
+        self.run = self.resources.pixels(self._media, self._plan.pixels)
         return self.run.origin
 
     async def read(self) -> npt.NDArray[Any]:
@@ -107,6 +120,18 @@ async def get(pool: WorkerPool, request: PreparationRequest, scope: str = "") ->
         origin = reader.begin()
         pixels = await reader.read()
         return origin, reader.run.cached_item_count, pixels
+
+
+@contextmanager
+def without_memory(pool: WorkerPool) -> Iterator[None]:
+    """No task gets memory meanwhile; those that wait for it start afterwards."""
+    free_bytes = pool.rows.size_bytes - pool.counters.row_bytes
+    pool.counters.add_working(free_bytes)
+    try:
+        yield
+    finally:
+        pool.counters.remove_working(free_bytes)
+        pool.released()
 
 
 def expected(model: Model, request: PreparationRequest) -> npt.NDArray[Any]:
@@ -179,6 +204,56 @@ async def test_the_work_goes_on_after_the_request_that_began_it_has_left(pool: W
         np.testing.assert_array_equal(await joined.read(), expected(model, request_of(CLIP)))
 
 
+async def test_nobody_joins_work_that_nobody_wanted_any_more(pool: WorkerPool, model: Model) -> None:
+    async with Reader(pool, request_of(CLIP)) as later, Reader(pool, request_of(CLIP)) as third:
+        async with Reader(pool, request_of(CLIP)) as first:
+            first.begin()
+            await first.run.begun()
+        assert pool.running_count == 1  # its worker was told to stop, and has not stopped yet
+        assert (later.begin(), third.begin()) == (Origin.MADE, Origin.JOINED)
+        for reader in (later, third):
+            np.testing.assert_array_equal(await reader.read(), expected(model, request_of(CLIP)))
+
+
+async def test_the_first_request_leaves_before_the_work_begins(model: Model) -> None:
+    """The parts that the work is cut into then hold its files, until the last one has ended."""
+    async with open_pool(model=model, cache_bytes=64 * MIB, worker_count=2, memory_budget_bytes=512 * MIB) as pool:
+        request = request_of(LONG_CLIP)
+        async with Reader(pool, request) as joined:
+            first = await Reader(pool, request).__aenter__()
+            with without_memory(pool):
+                assert (first.begin(), joined.begin()) == (Origin.MADE, Origin.JOINED)
+                await first.__aexit__()
+                assert pool.queued_count == 1
+            assert isinstance(joined.run, FlightRun)
+            np.testing.assert_array_equal(await joined.read(), expected(model, request))
+            assert len(joined.run.tasks) == 2
+        await eventually(lambda: not pool.used_bytes and not pool.flights)
+        assert pool.files.leased_bytes == 0
+
+
+async def test_a_request_that_has_joined_waits_longer_than_the_first(pool: WorkerPool, model: Model) -> None:
+    async with Reader(pool, request_of(CLIP)) as joined:
+        async with Reader(pool, request_of(CLIP), timeout_seconds=1.0) as first:
+            with without_memory(pool):
+                assert (first.begin(), joined.begin()) == (Origin.MADE, Origin.JOINED)
+                await asyncio.sleep(1.1)
+        np.testing.assert_array_equal(await joined.read(), expected(model, request_of(CLIP)))
+
+
+async def test_an_engine_reads_on_while_the_work_goes_on_for_others(pool: WorkerPool, model: Model) -> None:
+    async with Reader(pool, request_of(CLIP)) as joined:
+        async with Reader(pool, request_of(CLIP)) as first:
+            assert (first.begin(), joined.begin()) == (Origin.MADE, Origin.JOINED)
+            array = await first.run.begun()
+            release = first.resources.retain()
+        await joined.read()
+    assert pool.used_bytes >= array.nbytes
+    np.testing.assert_array_equal(array, expected(model, request_of(CLIP)))
+    release()
+    assert pool.used_bytes == 0
+
+
 async def test_the_work_ends_with_the_last_request_that_wants_it(pool: WorkerPool) -> None:
     async with Reader(pool, request_of(CLIP)) as first, Reader(pool, request_of(CLIP)) as joined:
         first.begin()
@@ -210,6 +285,45 @@ async def test_all_who_wait_get_the_error(pool: WorkerPool) -> None:
             with pytest.raises(CorruptMedia):
                 await reader.read()
     assert len(pool.cache) == 0
+
+
+async def test_errors_name_the_medium_as_each_request_does(pool: WorkerPool) -> None:
+    cut_short = dataclasses.replace(PHOTO, data=PHOTO.content[: len(PHOTO.content) // 2])
+    other = dataclasses.replace(cut_short, key="mine")
+    async with Reader(pool, request_of(cut_short)) as first, Reader(pool, request_of(other)) as joined:
+        assert (first.begin(), joined.begin()) == (Origin.MADE, Origin.JOINED)
+        for reader, key in ((joined, "mine"), (first, "photo")):
+            with pytest.raises(CorruptMedia) as caught:
+                await reader.read()
+            assert caught.value.metadata["media_key"] == key
+            assert caught.value.message.startswith(f"{key}: ")
+
+
+async def test_rows_that_were_dropped_while_the_task_waited_are_made(pool: WorkerPool, model: Model) -> None:
+    await get(pool, request_of(CLIP))
+    request = request_of(PHOTO, CLIP)
+    async with Reader(pool, request) as reader:
+        with without_memory(pool):
+            reader.begin()
+            assert reader.run.cached_item_count == 1
+            pool.cache.clear()
+        np.testing.assert_array_equal(await reader.read(), expected(model, request))
+        assert reader.run.cached_item_count == 0
+
+
+async def test_no_task_waits_for_memory_of_rows_that_it_would_copy(model: Model) -> None:
+    clip = dataclasses.replace(CLIP, sampling=Sampling(fps=6))
+    request = request_of(PHOTO, clip, form=PixelForm.FP32)
+    async with open_pool(model=model, cache_bytes=24 * MIB, memory_budget_bytes=64 * MIB) as pool:
+        _, _, cached = await get(pool, request_of(clip, form=PixelForm.FP32))
+        assert len(pool.cache) == 1
+        async with Reader(pool, request) as reader:
+            reader.begin()
+            assert isinstance(reader.run, FlightRun)
+            wanted = wanted_bytes(reader.run.tasks[0])
+            pixels = await asyncio.wait_for(reader.read(), 10)
+        np.testing.assert_array_equal(pixels, expected(model, request))
+        assert pixels.nbytes + wanted + cached.nbytes > pool.rows.size_bytes
 
 
 async def test_cached_rows_give_way_to_requests(pool: WorkerPool) -> None:
