@@ -34,6 +34,7 @@ def run(options: argparse.Namespace) -> int:
         is_counted=True,
         timeout_seconds=options.timeout_seconds,
         metadata=call_metadata(credentials_of(options)),
+        new_media_share=0.0 if options.repeat_media else 1.0,
     )
     is_watched = sys.stderr.isatty()
     try:

@@ -17,7 +17,10 @@ def describe_load(load: Load) -> str:
         loop = f"open loop, {load.rate_per_second:g} requests/s, {arrivals}, at most {load.concurrency} open"
     else:
         loop = f"closed loop, {load.concurrency} callers"
-    return f"{method}, {load.asks[0].name}; {loop}; {load.seconds:g} s after {load.warm_up_seconds:g} s of warm-up"
+    media = "" if load.new_media_share else ", the same media each time"
+    return (
+        f"{method}, {load.asks[0].name}{media}; {loop}; {load.seconds:g} s after {load.warm_up_seconds:g} s of warm-up"
+    )
 
 
 def progress_line(tally: Tally, now_seconds: float) -> str:
@@ -62,6 +65,7 @@ def figures(load: Load, tally: Tally) -> dict[str, Any]:
     return {
         "method": load.asks[0].method.rpartition("/")[2],
         "workload": load.asks[0].name,
+        "repeats_media": not load.new_media_share,
         "loop": "open" if load.rate_per_second else "closed",
         "concurrency": load.concurrency,
         "arrivals": "even" if load.arrivals_seed is None else "poisson",

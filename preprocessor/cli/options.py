@@ -262,6 +262,11 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         "--processes", type=_positive(int), default=1, metavar="N", help="processes of callers; one fills one core"
     )
     group.add_argument("--connections", type=_positive(int), default=1, metavar="N", help="connections of each process")
+    group.add_argument(
+        "--repeat-media",
+        action="store_true",
+        help="let the service answer from its cache; without this the same media are new to it in each request",
+    )
     _add_dtype(group)
     group.add_argument("--max-tokens", type=_positive(int), default=16, metavar="N", help="with --method generate")
 

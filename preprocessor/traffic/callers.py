@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from preprocessor.traffic.load import (
     Connect,
     Ending,
     Load,
+    with_salt,
 )
 from preprocessor.traffic.schedule import due_times
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -88,6 +90,7 @@ class _Callers:
         self._stop = stop
         self._random = random.Random(load.seed)
         self._begun_count = 0
+        self._name = uuid.uuid4().hex
 
     async def run(self) -> None:
         load, begun = self._load, asyncio.Event()
@@ -153,6 +156,8 @@ class _Callers:
         channel = self._channels[self._begun_count % len(self._channels)]
         is_checked = load.check_share > 0 and (not self._begun_count or self._random.random() < load.check_share)
         self._begun_count += 1
+        is_new = load.new_media_share > 0 and self._random.random() < load.new_media_share
+        sent = with_salt(ask, f"{self._name}/{self._begun_count}") if is_new else ask
         leaves = self._random.random() < load.cancel_share
         patience_seconds = self._random.uniform(0, load.cancel_within_seconds) if leaves else None
         began = time.monotonic()
@@ -163,7 +168,7 @@ class _Callers:
         else:
             try:
                 async with asyncio.timeout(patience_seconds):
-                    await _ask(channel, ask, remaining_seconds, load.metadata, answer)
+                    await _ask(channel, sent, remaining_seconds, load.metadata, answer)
             except TimeoutError:
                 answer.outcome = LEFT
         self._ended(

@@ -66,6 +66,7 @@ class Load:
         cancel_share: Share of requests that are cancelled at a random time within `cancel_within_seconds`.
         timeout_seconds: Timeout of a request, from when it was due.
         metadata: Sent with each request.
+        new_media_share: Share of requests whose media are new to the service: the others may be answered from its cache.
     """
 
     asks: tuple[Ask, ...]
@@ -85,6 +86,7 @@ class Load:
     cancel_within_seconds: float = 0.0
     timeout_seconds: float = 300.0
     metadata: tuple[tuple[str, str], ...] = ()
+    new_media_share: float = 0.0
     seed: int = 0
 
 
@@ -139,6 +141,20 @@ def ask_count_tokens(name: str, prompt: Prompt) -> Ask:
 def ask_generate(name: str, prompt: Prompt, parameters: Parameters) -> Ask:
     """A request to Generate."""
     return _ask(name, generate_requests(prompt, parameters), GENERATE)
+
+
+def with_salt(ask: Ask, cache_salt: str) -> Ask:
+    """The same request with a `cache_salt` of its own, to which nothing is cached."""
+    spec = pb.PrepareSpec(cache_salt=cache_salt)
+    request: Message
+    if ask.method == GENERATE:
+        request = pb.GenerateRequest(spec=pb.GenerateSpec(prompt=spec))
+    elif ask.method == COUNT_TOKENS:
+        request = pb.CountTokensRequest(spec=spec)
+    else:
+        request = pb.PrepareRequest(spec=spec)
+    first, *others = ask.messages
+    return replace(ask, messages=(first + request.SerializeToString(), *others))  # Protobuf merges messages in a row
 
 
 def _ask(name: str, requests: Iterable[Message], method: str) -> Ask:

@@ -29,6 +29,13 @@ def is_idle(caller: Caller) -> bool:
     return (pool.pending_count, pool.queued_count, pool.running_count, pool.used_bytes) == (0, 0, 0, 0)
 
 
+def salted(spec: pb.PrepareSpec, number: int) -> pb.PrepareSpec:
+    """The same request, whose media are new to the service."""
+    own = pb.PrepareSpec(cache_salt=str(number))
+    own.MergeFrom(spec)
+    return own
+
+
 async def test_a_request_larger_than_the_budget_is_refused_with_a_reason_of_its_own(model: Model) -> None:
     async with serving(model, memory_budget_bytes=64 * MIB) as caller:
         whole = chat(video("clip", LONG_CLIP, sampling=pb.Sampling(every_frame=pb.EveryFrame())))
@@ -51,7 +58,7 @@ async def test_requests_that_do_not_fit_the_memory_together_run_one_after_anothe
     async with serving(model, memory_budget_bytes=80 * MIB) as caller:
         expected = (await caller.prepare(spec)).tensors["pixel_patches"]
         assert 2 * expected.nbytes + 2 * 20 * MIB > caller.server.pool.rows.size_bytes
-        for result in await asyncio.gather(*(caller.prepare(spec) for _ in range(6))):
+        for result in await asyncio.gather(*(caller.prepare(salted(spec, number)) for number in range(6))):
             assert np.array_equal(result.tensors["pixel_patches"], expected)
         await eventually(lambda: is_idle(caller))
 
@@ -87,7 +94,7 @@ async def test_photos_overtake_a_queue_of_long_videos(model: Model) -> None:
     long = chat(video("clip", moving_shapes_clip(), sampling=pb.Sampling(every_frame=pb.EveryFrame())))
     async with serving(model, worker_count=1) as caller:
         pool = caller.server.pool
-        videos = [asyncio.create_task(caller.prepare(long)) for _ in range(3)]
+        videos = [asyncio.create_task(caller.prepare(salted(long, number))) for number in range(3)]
         await eventually(lambda: pool.running_count > 0 and pool.queued_count == 2)
         for _ in range(3):
             await caller.prepare(chat(image("photo", photo(100, 80))))

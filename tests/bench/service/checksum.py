@@ -1,4 +1,7 @@
-"""One number for all tensors of an answer: on the pipeline's side of arrays, on a caller's of the messages as they come."""
+"""One number for all tensors of an answer: on the pipeline's side of arrays, on a caller's of the messages as they come.
+
+Of `item_hash` only the shape counts: its values change with the `cache_salt` that a request is sent with.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,12 @@ import numpy.typing as npt
 
 from preprocessor.v1 import preprocessor_pb2 as pb
 
+_SALTED = "item_hash"
+
 
 def of_tensors(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
     """What `Checksum` makes of an answer that holds these."""
-    return _joined((name, array.shape, hashlib.sha256(array.view(np.uint8).data)) for name, array in tensors.items())
+    return _joined((name, array.shape, _hashed(name, array.view(np.uint8).data)) for name, array in tensors.items())
 
 
 class Checksum:
@@ -35,7 +40,7 @@ class Checksum:
         response = pb.PrepareResponse.FromString(message)
         for tensor in response.header.tensors:
             self._tensors.append(tensor)
-            self._hashes.append(hashlib.sha256(tensor.data))
+            self._hashes.append(_hashed(tensor.name, tensor.data))
             self._next_rows.append(tensor.shape[0] if tensor.data or not tensor.total_bytes else 0)
         rows = response.rows
         if rows.row_count:
@@ -60,6 +65,10 @@ class Checksum:
             raise ValueError("the answer ended without a report")
         digests = zip(self._tensors, self._hashes, strict=True)
         return _joined((tensor.name, tuple(tensor.shape), digest) for tensor, digest in digests)
+
+
+def _hashed(name: str, data: bytes | memoryview) -> Any:
+    return hashlib.sha256(b"" if name == _SALTED else data)
 
 
 def _joined(parts: Iterable[tuple[str, Sequence[int], Any]]) -> str:
