@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from tests.fuzz.seeds import SEEDS, Seed, file_of
 
 _MESSAGES_SHARE = 0.15
 _COUNT_SHARE = 0.2
+_CACHED_SHARE = 0.2
 _WEIGHTS = {pb.MODALITY_VIDEO: 5, pb.MODALITY_IMAGE: 4, pb.MODALITY_AUDIO: 2}
 
 
@@ -71,11 +73,15 @@ def _messages_case(number: int, source: random.Random) -> Case:
     seed = SEEDS[source.choice(("mp4 h264", "image png", "gif", "image jpeg"))]
     data = file_of(seed.name)
     spec = _spec(seed, source)
+    is_cached = source.random() < _CACHED_SHARE
+    if is_cached:  # known, if an earlier case has sent the file
+        spec.media[0].cached.SetInParent()
+        spec.media[0].content_sha256 = hashlib.sha256(data).digest()
     spoil = source.choice((messages.spoil_spec, messages.spoil_bytes))
     is_generate = source.random() < 0.2
     whole = pb.GenerateSpec(prompt=spec) if is_generate else spec
     told = [spoil(whole, source)] if source.random() < 0.8 else []
-    following, how = messages.chunks({"it": data}, source)
+    following, how = messages.chunks({} if is_cached else {"it": data}, source)
     request = pb.GenerateRequest if is_generate else pb.PrepareRequest
     sent = [request(spec=whole), *(request(chunk=chunk) for chunk in following)]  # type: ignore[arg-type]
     if source.random() < 0.1:
