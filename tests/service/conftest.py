@@ -170,6 +170,13 @@ def chat(*parts: str | pb.Media, **spec: object) -> pb.PrepareSpec:
     return pb.PrepareSpec(chat=pb.ChatPrompt(messages=[message]), media=media, **spec)  # type: ignore[arg-type]
 
 
+def salted(spec: pb.PrepareSpec, number: int) -> pb.PrepareSpec:
+    """The same request, whose media are new to the service."""
+    own = pb.PrepareSpec(cache_salt=str(number))
+    own.MergeFrom(spec)
+    return own
+
+
 def video(key: str = "clip", data: bytes | None = None, **fields: object) -> pb.Media:
     """A video: inline if its bytes are given, else uploaded in chunks."""
     return _media(pb.MODALITY_VIDEO, key, data, fields)

@@ -16,7 +16,7 @@ from preprocessor.service.status import status_of
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.workers.task import SHORT_SECONDS, Task
 from tests.media import moving_shapes_clip, photo
-from tests.service.conftest import Caller, chat, image, serving, video
+from tests.service.conftest import Caller, chat, image, salted, serving, video
 from tests.waiting import eventually
 
 MIB = 1 << 20
@@ -27,13 +27,6 @@ LONG_CLIP = moving_shapes_clip(seconds=60, width=160, height=120)
 def is_idle(caller: Caller) -> bool:
     pool = caller.server.pool
     return (pool.pending_count, pool.queued_count, pool.running_count, pool.used_bytes) == (0, 0, 0, 0)
-
-
-def salted(spec: pb.PrepareSpec, number: int) -> pb.PrepareSpec:
-    """The same request, whose media are new to the service."""
-    own = pb.PrepareSpec(cache_salt=str(number))
-    own.MergeFrom(spec)
-    return own
 
 
 async def test_a_request_larger_than_the_budget_is_refused_with_a_reason_of_its_own(model: Model) -> None:

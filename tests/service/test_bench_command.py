@@ -126,6 +126,25 @@ async def test_a_closed_loop_reports_answers(caller: Caller, picture: Path) -> N
     assert figures["first_message_ms"]["p50"] <= latency["p50"]
 
 
+@pytest.mark.parametrize("repeats", [False, True])
+async def test_media_are_new_to_the_service_unless_they_are_to_repeat(
+    model: Model, picture: Path, repeats: bool
+) -> None:
+    async with serving(model) as caller:
+        for method in ("prepare", "count-tokens"):
+            output, _ = await run(
+                "--address", caller.server.address, "--method", method, "--image", picture, "--processes", 2,
+                "--concurrency", 2, "--seconds", 0.5, "--warm-up-seconds", 0, "--json",
+                *(["--repeat-media"] if repeats else []),
+            )  # fmt: skip
+            figures = json.loads(output)
+            assert figures["repeats_media"] is repeats
+            assert figures["answered_count"] > 2
+        samples = await caller.samples()
+    found = samples["preprocessor_cache_items_total", "hit"] + samples["preprocessor_cache_items_total", "joined"]
+    assert (found > 0) is repeats
+
+
 async def test_an_open_loop_asks_at_its_rate_from_several_processes(caller: Caller) -> None:
     output, _ = await run(
         "--address", caller.server.address, "--text", "Hi", "--rate", 20, "--seconds", 2, "--warm-up-seconds", 0.5,

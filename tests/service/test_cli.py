@@ -132,8 +132,8 @@ def test_prepare_puts_transparent_images_on_a_background(tmp_path: Path, address
 
 
 def test_prepare_prints_a_table_for_people(address: str, clip: Path) -> None:
-    table = run("prepare", "--address", address, "--video", clip, "--fps", 4).stdout
-    assert re.search(r"clip\.mp4 +h264 160x120 +8 of 60 ", table)
+    table = run("prepare", "--address", address, "--video", clip, "--fps", 5).stdout
+    assert re.search(r"clip\.mp4 +h264 160x120 +10 of 60 ", table)
     assert "decode" in table
 
 

@@ -13,7 +13,7 @@ from preprocessor.service.metrics import STAGES, Metrics
 from preprocessor.types.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip
-from tests.service.conftest import chat, serving, video
+from tests.service.conftest import chat, salted, serving, video
 from tests.waiting import eventually
 
 CLIP = moving_shapes_clip(seconds=20, options=(("g", "30"),))
@@ -27,7 +27,8 @@ async def test_the_load_ratio_is_expected_core_seconds_per_core(model: Model) ->
     async with serving(model, worker_count=1) as caller:
         pool = caller.server.pool
         assert (await caller.samples())[("preprocessor_load_ratio",)] == 0
-        calls = [asyncio.create_task(caller.prepare(whole(every_frame=pb.EveryFrame()))) for _ in range(3)]
+        spec = whole(every_frame=pb.EveryFrame())
+        calls = [asyncio.create_task(caller.prepare(salted(spec, number))) for number in range(3)]
         await eventually(lambda: pool.queued_count > 0 and pool.running_count > 0)
         samples = await caller.samples(under_way=True)
         waiting = [entry for queue in pool._queues.values() for entry in queue._heap]
@@ -76,8 +77,8 @@ async def test_abandoned_tasks_are_counted_by_state(model: Model) -> None:
     async with serving(model, worker_count=1) as caller:
         pool = caller.server.pool
         running = [caller.stub.Prepare() for _ in range(3)]
-        for call in running:
-            await call.write(pb.PrepareRequest(spec=whole(every_frame=pb.EveryFrame())))
+        for number, call in enumerate(running):
+            await call.write(pb.PrepareRequest(spec=salted(whole(every_frame=pb.EveryFrame()), number)))
             await call.done_writing()
         await eventually(lambda: pool.queued_count > 0 and pool.running_count > 0)
         for call in running:

@@ -6,10 +6,12 @@ import math
 
 import pytest
 
+from preprocessor.client import Parameters, chat
 from preprocessor.models.family import Model
 from preprocessor.text.tokenizer import encode
-from preprocessor.traffic.load import Ask, Load, shares
+from preprocessor.traffic.load import Ask, Load, ask_count_tokens, ask_generate, ask_prepare, shares, with_salt
 from preprocessor.traffic.seed import SECONDS, TEXT, seed_clip
+from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip
 
 ASKS = tuple(Ask(name, ()) for name in "abc")
@@ -29,6 +31,22 @@ def test_callers_and_requests_add_up(concurrency: int, count: float, of: int) ->
 
 def test_each_process_begins_with_another_request() -> None:
     assert [part.asks[0].name for part in shares(Load(ASKS, 6), 3)] == ["a", "b", "c"]
+
+
+def test_a_salted_request_is_the_same_in_all_else() -> None:
+    prompt = chat([{"role": "user", "content": ["hello"]}])
+    spec = pb.PrepareSpec()
+    spec.CopyFrom(prompt.spec)
+    spec.cache_salt = "mine"
+    first = with_salt(ask_prepare("", prompt), "mine").messages[0]
+    assert pb.PrepareRequest.FromString(first) == pb.PrepareRequest(spec=spec)
+    first = with_salt(ask_count_tokens("", prompt), "mine").messages[0]
+    assert pb.CountTokensRequest.FromString(first) == pb.CountTokensRequest(spec=spec)
+    first = with_salt(ask_generate("", prompt, Parameters(max_tokens=4)), "mine").messages[0]
+    parameters = pb.GenerationParameters(max_tokens=4)
+    assert pb.GenerateRequest.FromString(first) == pb.GenerateRequest(
+        spec=pb.GenerateSpec(prompt=spec, parameters=parameters)
+    )
 
 
 def test_the_seed_clip_is_the_clip_that_the_benchmarks_measure() -> None:

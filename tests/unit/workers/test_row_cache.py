@@ -122,6 +122,32 @@ def test_room_is_made_by_dropping_no_more_than_it_takes(rows: Ranges) -> None:
     assert len(cache) == 3
 
 
+def test_hits_without_end_take_no_memory(rows: Ranges) -> None:
+    cache = RowCache(rows, SIZE_BYTES)
+    for name in ("a", "b"):
+        keep(cache, rows, plan_of((name, 3)))
+    for _ in range(1000):
+        cache.find("", plan_of(("a", 3)))
+    assert len(cache._order) < 100
+    assert cache.give_way()
+    assert list(cache.find("", plan_of(("a", 3), ("b", 3)))) == [0]
+
+
+def test_an_entry_that_is_read_is_not_dropped_for_work_and_may_be_later(rows: Ranges) -> None:
+    cache = RowCache(rows, SIZE_BYTES)
+    for number in range(2):
+        keep(cache, rows, plan_of((f"{number}", 3)), seconds=1 + number)
+    reading = cache.find("", plan_of(("1", 3)))[0].share_lease(), cache.find("", plan_of(("0", 3)))[0].share_lease()
+    assert not cache.give_way()
+    assert len(cache) == 2
+    reading[0].release()
+    assert cache.give_way()
+    assert list(cache.find("", plan_of(("0", 3), ("1", 3)))) == [0]
+    reading[1].release()
+    assert cache.give_way()
+    assert rows.leased_bytes == 0
+
+
 def test_an_entry_whose_items_all_lie_in_a_newer_one_is_dropped(rows: Ranges) -> None:
     cache = RowCache(rows, SIZE_BYTES)
     keep(cache, rows, plan_of(("a", 1)))
