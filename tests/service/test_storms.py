@@ -86,7 +86,9 @@ async def test_killed_workers_cause_clean_refusals_at_most(
     memory_before, descriptors_before, ends_before = held_bytes(server), server.descriptor_count(), worker_ends(server)
     endings: list[Ending] = []
     async with killing(server, endings, every=3) as killed:
-        traffic = await drive(server.address, storm(asks, count=count, check_share=1), endings=endings)
+        in_pairs = tuple(ask for ask in asks for _ in range(2))  # so that some join what others have begun
+        load = storm(in_pairs, count=count, check_share=1, new_media_share=0.5)
+        traffic = await drive(server.address, load, endings=endings)
     assert len(killed) > count / 8, "there was no storm"
     assert_ended_well(traffic, count, "WORKER_LOST")
     await eventually(server.is_at_rest)

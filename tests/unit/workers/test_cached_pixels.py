@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from preprocessor import pipeline
 from preprocessor.config import Limits
-from preprocessor.errors import CorruptMedia
+from preprocessor.errors import Cancelled, CorruptMedia
 from preprocessor.models.family import Model
 from preprocessor.types.request import (
     ChatPrompt,
@@ -336,3 +336,23 @@ async def test_cached_rows_give_way_to_requests(pool: WorkerPool) -> None:
     assert len(pool.cache) == 0
     lease.release()
     filler.release()
+
+
+async def test_requests_that_share_work_end_with_the_pool(model: Model) -> None:
+    settings = {"cache_bytes": 64 * MIB, "memory_budget_bytes": 512 * MIB}
+    async with AsyncExitStack() as stack, open_pool(model=model, **settings) as pool:
+        running = [await stack.enter_async_context(Reader(pool, request_of(LONG_CLIP))) for _ in range(2)]
+        queued = [await stack.enter_async_context(Reader(pool, request_of(CLIP, PHOTO))) for _ in range(2)]
+        assert [reader.begin() for reader in running] == [Origin.MADE, Origin.JOINED]
+        await running[1].run.begun()
+        stack.enter_context(without_memory(pool))
+        assert [reader.begin() for reader in queued] == [Origin.MADE, Origin.JOINED]
+        stack.push_async_callback(expect_cancelled, running + queued)
+    assert not pool.flights
+    assert (pool.used_bytes, pool.pending_count) == (0, 0)
+
+
+async def expect_cancelled(readers: list[Reader]) -> None:
+    for reader in readers:
+        with pytest.raises(Cancelled):
+            await asyncio.wait_for(reader.read(), PATIENCE_SECONDS)
