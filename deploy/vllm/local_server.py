@@ -188,8 +188,8 @@ class VllmServer:
         """Its processes that live, itself included: all are in one group."""
         leader = self._running().pid
         found = []
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(ValueError, ProcessLookupError, FileNotFoundError):
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended
                 state, _, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
                 if int(group) == leader and state != "Z":
                     found.append(int(entry.name))
