@@ -142,6 +142,22 @@ async def test_an_item_that_was_seen_is_not_encoded_again(address: str, engine: 
     assert replies[-1].complete.cached_tokens > 0
 
 
+async def test_features_of_an_item_that_was_seen_are_used_again_behind_another_beginning(
+    engine: VllmEngine, tiny: Model
+) -> None:
+    """Shown by pixels that would give another answer: they are sent under the hash of those that were seen, and not encoded."""
+    await answer(engine, tensors_of(tiny, (clip(fps=3),)))
+    whole = tensors_of(tiny, (picture(), clip(fps=3)))  # the beginning is new, so the cache of prefixes does not help
+    inverted = whole["pixel_patches"].copy()
+    first_row = whole["grid_thw"][0].prod()
+    inverted[first_row:] = 255 - inverted[first_row:]
+    unseen, _ = await answer(engine, whole | {"item_hash": whole["item_hash"] ^ 1})
+    unseen_inverted, _ = await answer(engine, whole | {"item_hash": whole["item_hash"] ^ 2, "pixel_patches": inverted})
+    assert unseen != unseen_inverted
+    seen, _ = await answer(engine, whole | {"pixel_patches": inverted})
+    assert seen == unseen
+
+
 async def test_the_model_s_own_files_are_compared_with_the_fingerprint(address: str, tiny: Model) -> None:
     parts = fingerprint_parts(tiny)
     async with VllmEngine(address, fingerprint=Fingerprint(parts)) as engine:

@@ -70,13 +70,15 @@ async def answer(
     return token_ids, reason
 
 
-def ask_transformers(checkpoint: Path, model: Model, folder: Path) -> dict[str, list[int]]:
-    """What transformers itself answers to each of `KINDS`, in float32, from the same tensors.
+def ask_transformers(
+    checkpoint: Path, model: Model, folder: Path, kinds: Mapping[str, tuple[Media, ...]] = KINDS
+) -> dict[str, list[int]]:
+    """What transformers itself answers to prompts of each kind, in float32, from the same tensors.
 
     Args:
         folder: Where the prompts are written.
     """
-    for name, media in KINDS.items():
+    for name, media in kinds.items():
         np.savez(folder / f"{name}.npz", **dict[str, Any](tensors_of(model, media)))
     script = Path(__file__).with_name("saved_answers.py")
     run = subprocess.run(
