@@ -153,9 +153,9 @@ def _fingerprint(model_type: str, bundle: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _image_settings(bundle: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of the image processor, in either layout that transformers writes."""
+    """Of the image processor, in either layout that transformers writes; empty where there is no such file."""
     found = bundle.get("preprocessor_config.json") or bundle.get("processor_config.json", {}).get("image_processor")
-    return found or {}
+    return {"rescale_factor": 1 / 255, **found} if found else {}  # transformers 5.23, the default of Qwen's processors
 
 
 def _vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:

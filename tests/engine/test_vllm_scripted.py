@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -24,11 +26,13 @@ from engine_client import (
     EngineRequest,
     EngineUnavailable,
     Fingerprint,
+    OnMismatch,
     SamplingParameters,
     connect_endpoints,
 )
 from engine_client.contract.tensors import Array
 from engine_client.vllm import VllmEngine
+from preprocessor.models import registry
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
 from tests.engine.scripted_vllm import CORE_IS_DEAD, Script, ScriptedVllm
@@ -122,6 +126,24 @@ async def test_what_cannot_be_compared_is_said_once(
     (said,) = [record.getMessage() for record in caplog.records]
     assert "leaves out merge_size, patch_size, pixel_mean, pixel_std, rescale_factor, temporal_patch_size" in said
     assert "tokenizer_sha256" in said
+
+
+async def test_a_model_with_its_files_satisfies_a_service_that_requires_a_fingerprint(
+    server: ScriptedVllm, model: Model
+) -> None:
+    files = Path(registry.__file__).parent / "builtin" / "qwen3-vl"
+    tokenizer = json.loads(model.tokenizer.backend_tokenizer.to_str())
+    server.script.files = {
+        "preprocessor_config.json": json.loads((files / "preprocessor_config.json").read_text()),
+        "tokenizer.json": tokenizer,
+    }
+    required = Fingerprint(fingerprint_parts(model), OnMismatch.REQUIRE)
+    async with VllmEngine(server.address, fingerprint=required) as engine:
+        await engine.check_ready()
+    server.script.files = {"tokenizer.json": tokenizer}
+    async with VllmEngine(server.address, fingerprint=required) as engine:
+        with pytest.raises(EngineMismatch, match="patch_size is not published"):
+            await engine.check_ready()
 
 
 @pytest.mark.parametrize("token_ids", [(), (1, 2)])
