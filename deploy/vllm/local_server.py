@@ -161,7 +161,11 @@ class VllmServer:
             "VLLM_CPU_KVCACHE_SPACE": _KV_CACHE_GIB,
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
-        } | dict(os.environ)
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # all servers of a machine would compute on its first core
+            "SMG_VLLM_SERVICER_WARMUP": "off",  # half a minute of prompts that a GPU's kernels need
+            **os.environ,
+            "TMPDIR": str(self._directory),  # for what its processes leave when they are killed
+        }
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 ending_with_this_process([*command, *self._options]),
@@ -178,6 +182,7 @@ class VllmServer:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"vLLM was not ready in {self._ready_timeout_seconds} s:\n{self._log_tail()}")
             time.sleep(0.2)
+        self._note_segments()  # a core that dies later leaves them
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:

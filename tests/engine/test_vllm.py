@@ -151,8 +151,11 @@ async def test_features_of_an_item_that_was_seen_are_used_again_behind_another_b
     inverted = whole["pixel_patches"].copy()
     first_row = whole["grid_thw"][0].prod()
     inverted[first_row:] = 255 - inverted[first_row:]
-    unseen, _ = await answer(engine, whole | {"item_hash": whole["item_hash"] ^ 1})
-    unseen_inverted, _ = await answer(engine, whole | {"item_hash": whole["item_hash"] ^ 2, "pixel_patches": inverted})
+    hashes = [
+        whole["item_hash"] ^ np.array([[0], [mask]], np.uint8) for mask in (0x55, 0x66)
+    ]  # other clips, the same photo
+    unseen, _ = await answer(engine, whole | {"item_hash": hashes[0]})
+    unseen_inverted, _ = await answer(engine, whole | {"item_hash": hashes[1], "pixel_patches": inverted})
     assert unseen != unseen_inverted
     seen, _ = await answer(engine, whole | {"pixel_patches": inverted})
     assert seen == unseen
