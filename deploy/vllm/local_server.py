@@ -161,7 +161,9 @@ class VllmServer:
             "VLLM_CPU_KVCACHE_SPACE": _KV_CACHE_GIB,
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # all servers of a machine would compute on its first core
+            # All servers of a machine would compute on its first core; and threads that wait for each other need idle cores.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": "1",
             "SMG_VLLM_SERVICER_WARMUP": "off",  # half a minute of prompts that a GPU's kernels need
             **os.environ,
             "TMPDIR": str(self._directory),  # for what its processes leave when they are killed
