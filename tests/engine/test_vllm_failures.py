@@ -22,7 +22,7 @@ from preprocessor.models.family import Model
 from tests.engine.scripted_vllm import ScriptedVllm
 from tests.engine.served import Answer, ask
 from tests.engine.several import by_name
-from tests.engine.vllm_prompts import KINDS, answer, ask_transformers, tensors_of
+from tests.engine.vllm_prompts import KINDS, answer, ask_transformers, tensors_of, until_ready
 from tests.engine.vllm_server import INSTALLED, NORMALIZED_BEFORE, SharedVllm
 from tests.loading import load_family_model
 from tests.service.conftest import Caller, serving
@@ -101,7 +101,7 @@ async def test_a_core_that_dies_under_load_costs_begun_answers_alone_and_a_resta
         with pytest.raises(EngineUnavailable):
             await answer(engine, tensors_of(tiny, ()))
         await asyncio.to_thread(vllm.serving, tiny_qwen3_vl, *NORMALIZED_BEFORE)
-        await asyncio.sleep(2)  # gRPC's longest pause before it connects again
+        await until_ready(engine)
         assert (await answer(engine, tensors_of(tiny, KINDS["video"])))[0] == expected["video"]
 
 

@@ -37,8 +37,8 @@ from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
 from tests.engine.scripted_vllm import CORE_IS_DEAD, Script, ScriptedVllm
 from tests.engine.several import by_name
-from tests.engine.vllm_prompts import answer, clip, tensors_of
-from tests.waiting import PATIENCE_SECONDS, eventually
+from tests.engine.vllm_prompts import answer, clip, tensors_of, until_ready
+from tests.waiting import eventually
 
 TEXT: Mapping[str, Array] = {"input_ids": np.array([1, 2, 3], np.int32)}
 
@@ -214,13 +214,8 @@ async def test_a_server_killed_in_mid_answer_is_unavailable_and_found_again(
         await answer(engine, TEXT)
     server.script = Script()
     await server.start()
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while True:  # gRPC connects again when its pause is over
-            try:
-                assert (await answer(engine, TEXT))[0] == [1, 2, 3]
-                return
-            except EngineUnavailable:
-                await asyncio.sleep(0.05)
+    await until_ready(engine)
+    assert (await answer(engine, TEXT))[0] == [1, 2, 3]
 
 
 async def test_a_context_that_a_restart_made_shorter_is_respected(server: ScriptedVllm, engine: VllmEngine) -> None:

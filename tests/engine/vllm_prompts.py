@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from engine_client import EngineClient, EngineRequest, SamplingParameters
+from engine_client import EngineClient, EngineMismatch, EngineRequest, EngineUnavailable, SamplingParameters
 from engine_client.contract.tensors import Array
 from engine_client.types import FinishReason
 from preprocessor import pipeline
@@ -32,6 +33,8 @@ from tests.media import moving_shapes_clip, photo
 
 CLIP, PHOTO = moving_shapes_clip(seconds=3, width=160, height=120), photo()
 TOKEN_COUNT = 8
+PATIENCE_SECONDS = 600.0
+"""For what takes a second where nothing else runs: a busy machine may need minutes."""
 
 
 def tensors_of(model: Model, media: tuple[Media, ...], text: str = "What is this?") -> dict[str, Array]:
@@ -63,11 +66,27 @@ async def answer(
     request = EngineRequest(f"test-{random.getrandbits(64):x}", tensors, SamplingParameters(max_tokens, **sampling))
     token_ids: list[int] = []
     reason = None
-    async with aclosing(engine.generate(request, timeout_seconds=120)) as steps:
+    async with aclosing(engine.generate(request, timeout_seconds=PATIENCE_SECONDS)) as steps:
         async for step in steps:
             token_ids += step.token_ids
             reason = step.finish_reason
     return token_ids, reason
+
+
+async def until_ready(engine: EngineClient) -> None:
+    """Wait until a server that was started anew is connected: gRPC pauses between its attempts.
+
+    Raises:
+        EngineMismatch: It is one that does not fit.
+    """
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            try:
+                return await engine.check_ready()
+            except EngineMismatch:
+                raise
+            except EngineUnavailable:
+                await asyncio.sleep(0.2)
 
 
 def ask_transformers(
