@@ -209,7 +209,7 @@ class VllmServer:
                 maps = Path(f"/proc/{pid}/maps").read_text()
                 self._segments |= {Path("/dev/shm") / name for name in _SEGMENT.findall(maps)}
 
-    def _log_tail(self, line_count: int = 40) -> str:
+    def _log_tail(self, line_count: int = 100) -> str:
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-line_count:])
 
 
