@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from engine_client.capabilities import EngineCapabilities
 from engine_client.shm import SharedRegion
-from engine_client.types import EngineInfo, EngineRequest, EngineStep
+from engine_client.types import EngineInfo, EngineRequest, EngineStep, Transport
 
 Metadata = Sequence[tuple[str, str]]
 """gRPC metadata to send along, for example a `traceparent`; keys in lower case."""
@@ -48,9 +48,9 @@ class EngineClient(Protocol):
             timeout_seconds: For the whole answer; None waits as long as it takes.
             metadata: To send along.
         Yields:
-            Steps with at least one token id or a finish reason; the last has the finish reason.
+            Steps with at least one token id or a finish reason; the last of each answer has the finish reason.
         Raises:
-            EngineRejected: the engine found the request wrong.
+            EngineRejected: the engine found the request wrong, or lacks one of `request.sampling.features`.
             EngineUnavailable: the engine cannot be reached, or the connection broke.
             EngineDeadlineExceeded: `timeout_seconds` passed.
             EngineFailed: the engine broke.
@@ -74,6 +74,27 @@ class EngineClient(Protocol):
         """
         ...
 
+    async def sampling_features(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> frozenset[str]:
+        """Which parameters of `FEATURE_TENSORS` the engine has; it is asked at most once as long as it is there.
+
+        Raises:
+            EngineUnavailable: it does not say.
+        """
+        ...
+
     async def close(self) -> None:
         """Close connections; answers in progress end with EngineUnavailable. Closing twice is allowed."""
+        ...
+
+
+@runtime_checkable
+class ChoosesTransport(Protocol):
+    """An engine that can be asked how tensors would reach it."""
+
+    async def choose_transport(self) -> Transport:
+        """How the tensors of a prompt would travel now: SHARED_MEMORY, where the engine reads the region, or GRPC.
+
+        Raises:
+            EngineUnavailable: the engine does not answer; or the region is required, and it cannot read it: the text says why.
+        """
         ...

@@ -118,6 +118,9 @@ class Endpoints:
                 seconds_left = None if deadline is None else max(0.0, deadline - self._clock())
                 assert repeatable is not None, "nothing is repeated after the first token"
                 asked = dataclasses.replace(repeatable, on_released=release.hold())
+                if len(tried) >= min(self._policy.max_attempts, len(self._endpoints)):
+                    repeatable = None  # nobody else could be asked
+                    let_go()
                 answer = self._attempt(endpoint, asked, seconds_left, metadata)
                 del asked
                 try:
@@ -158,6 +161,22 @@ class Endpoints:
             except EngineError as error:
                 errors.append(error)
         raise EngineUnavailable(f"no endpoint says what it is: {'; '.join(map(str, errors))}") from errors[-1]
+
+    async def sampling_features(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> frozenset[str]:
+        """What all have that may get requests and say so: any of them may get the next request."""
+        self._start_watching()
+        asked = [endpoint for endpoint in self._endpoints if endpoint.breaker.is_open] or self._raise_none_left()
+        told = await asyncio.gather(
+            *(endpoint.engine.sampling_features(timeout_seconds) for endpoint in asked), return_exceptions=True
+        )
+        features = [one for one in told if not isinstance(one, BaseException)]
+        errors = [one for one in told if isinstance(one, BaseException)]
+        for error in errors:
+            if not isinstance(error, EngineError):
+                raise error
+        if not features:
+            raise EngineUnavailable(f"no endpoint says what it takes: {'; '.join(map(str, errors))}") from errors[-1]
+        return frozenset.intersection(*features)
 
     async def close(self) -> None:
         """See `EngineClient.close`."""

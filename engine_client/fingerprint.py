@@ -30,6 +30,7 @@ EXACT_PARTS = frozenset(
         "pixel_mean",
         "pixel_std",
         "rescale_factor",
+        "video_markers",
     }
 )
 """A difference in one of these changes what a prompt means."""

@@ -21,6 +21,7 @@ import fcntl
 import mmap
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -129,19 +130,25 @@ class OwnedRegion(SharedRegion):
 def remove_abandoned_regions() -> list[str]:
     """Remove the files of regions whose owner ended without closing them; a service calls it when it starts.
 
+    A file may have more names, hard links that begin with its own (`engine_client.vllm.links`), which keep its memory. All are
+    removed under one lock, so that of two sweeps at the same time neither leaves a name to the other.
+
     Returns:
-        Their keys.
+        Their keys, one of each file.
     """
-    keys = ["/" + path.name for path in DIRECTORY.glob(KEY_PREFIX[1:] + "*")]
-    return [key for key in keys if is_abandoned(key, remove=True)]
+    names: dict[int, list[str]] = {}
+    for path in sorted(DIRECTORY.glob(KEY_PREFIX[1:] + "*")):
+        with contextlib.suppress(FileNotFoundError):
+            names.setdefault(path.stat().st_ino, []).append("/" + path.name)
+    return [keys[0] for keys in names.values() if is_abandoned(keys[0], remove=keys)]
 
 
-def is_abandoned(key: str, *, remove: bool = False) -> bool:
+def is_abandoned(key: str, *, remove: Sequence[str] = ()) -> bool:
     """Whether nobody owns that region any more: its file is gone, or no process holds its lock.
 
     Args:
         key: Of a region made by `OwnedRegion.create`; False for any other, whose owners hold no such lock.
-        remove: Remove the file as well, if it is there.
+        remove: Names of the file to remove in that case, in the form of a key.
     """
     if not key.startswith(KEY_PREFIX):
         return False
@@ -154,8 +161,8 @@ def is_abandoned(key: str, *, remove: bool = False) -> bool:
         return False  # another user's: not ours to judge
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if remove:
-            path.unlink(missing_ok=True)
+        for name in remove:
+            _path_of(name).unlink(missing_ok=True)
         return True
     except BlockingIOError:
         return False

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from engine_client.contract import tensors as contract
-from engine_client.contract.sampling import SamplingParameters
+from engine_client.contract.sampling import SamplingParameters, TokenLogprob
 from engine_client.pending import RowProgress
 
 
@@ -40,10 +40,10 @@ class EngineRequest:
 
     The arrays must not change from the moment that they are given (of a tensor with `pending`, from the moment that a
     row is said to be final) until they are released. That is when the engine has read the last of them: by gRPC, when
-    the last message was made; by shared memory, when the engine has replied to every message that refers to it, which
-    it does before the first token. `on_released` reports this. Without it, memory of your own may be reused
-    after the first step or the end of the call, and memory of a shared region only after the first step: an engine that was
-    told to stop may still read it.
+    the last message was made; by shared memory, when the engine has replied to every message that refers to it, or has
+    removed the names that it was given, which it does before the first token. `on_released` reports this. Without it,
+    memory of your own may be reused after the first step or the end of the call, and memory of a shared region only after
+    the first step: an engine that was told to stop may still read it.
     """
 
     request_id: str
@@ -74,11 +74,15 @@ class EngineRequest:
 
 @dataclass(frozen=True, slots=True)
 class EngineStep:
-    """What the engine sent at once: one token or a few."""
+    """What the engine sent at once: one token of an answer or a few."""
 
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
-    """On the last step only."""
+    """On the last step of each answer only."""
+    answer_index: int = 0
+    """Which answer it belongs to: below `SamplingParameters.answer_count`."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each token id where `SamplingParameters.logprobs` asks for them; else empty."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,12 @@ def write_folder(folder: Path, model: str = "qwen3-vl") -> None:
     ends = json.loads((settings / "generation_config.json").read_text())["eos_token_id"]
     made.generation_config = GenerationConfig(eos_token_id=ends)
     made.save_pretrained(folder)
+    complete_folder(folder, model)
+
+
+def complete_folder(folder: Path, model: str = "qwen3-vl") -> None:
+    """Add to the weights and `config.json` of a model all else that vLLM reads."""
+    settings = _BUILTIN / model
     tokens = json.loads((settings / "tokens.json").read_text())
     build_tokenizer(TokenTable(**tokens)).save_pretrained(folder)
     for name in ("preprocessor_config.json", "video_preprocessor_config.json", "chat_template.jinja"):

@@ -10,7 +10,6 @@ finished message. What comes out is byte for byte what protobuf would have made.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,14 +20,13 @@ from google.protobuf.wrappers_pb2 import UInt64Value
 from tritonclient.grpc import service_pb2
 
 from engine_client.connection import MAX_MESSAGE_BYTES
-from engine_client.contract.tensors import Array
-from engine_client.triton.outputs import CONTRACT_OUTPUTS, Outputs
+from engine_client.contract.sampling import TokenLogprob
+from engine_client.contract.tensors import ANSWER_INDEX, LOGPROBS, Array
+from engine_client.joining import join_parts
+from engine_client.triton.outputs import CONTRACT_OUTPUTS, Outputs, read_logprobs
 from engine_client.types import EngineInfo, TensorInfo
 
 SERVICE = "/inference.GRPCInferenceService/"
-
-# Copying holds the interpreter's lock, piece by piece: between two pieces other threads, such as an event loop, get it.
-COPY_PIECE_BYTES = 1 << 20
 
 _RAW_INPUT_CONTENTS_TAG = b"\x3a"  # field 7, length-delimited: grpc_service.proto, ModelInferRequest
 _FINAL_RESPONSE = "triton_final_response"
@@ -84,6 +82,9 @@ class InferReply:
     """No message follows for this request."""
     request_id: str = ""
     """Of the message that this replies to; set with an `error_message` too."""
+    answer_index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each token id, or none."""
 
 
 def datatype_of(name: str, dtype: np.dtype[Any]) -> str:
@@ -151,13 +152,10 @@ def encode_infer_request(
     total_bytes = len(head) + sum(map(len, heads)) + sum(content.nbytes for content in contents)
     if total_bytes > MAX_MESSAGE_BYTES:
         raise ValueError(f"the request has {total_bytes} bytes; one gRPC message holds {MAX_MESSAGE_BYTES}")
-    wire = io.BytesIO()
-    wire.write(head)
+    parts: list[bytes | memoryview] = [head]
     for content_head, content in zip(heads, contents, strict=True):
-        wire.write(content_head)
-        for start in range(0, content.nbytes, COPY_PIECE_BYTES):
-            wire.write(content[start : start + COPY_PIECE_BYTES])
-    return wire.getvalue()  # hands its buffer over, without a copy
+        parts += [content_head, content]
+    return join_parts(parts)
 
 
 def decode_infer_reply(wire: bytes, wanted: Outputs = CONTRACT_OUTPUTS) -> InferReply:
@@ -166,7 +164,7 @@ def decode_infer_reply(wire: bytes, wanted: Outputs = CONTRACT_OUTPUTS) -> Infer
     Args:
         wanted: What the outputs are called; the engine contract's names unless a tensor mapping says otherwise.
     Raises:
-        ValueError: an output is not what `wanted` says.
+        ValueError: an output is not what `wanted` or the contract says.
     """
     message = service_pb2.ModelStreamInferResponse.FromString(wire)
     response = message.infer_response
@@ -186,6 +184,8 @@ def decode_infer_reply(wire: bytes, wanted: Outputs = CONTRACT_OUTPUTS) -> Infer
         finish_reason=_first_string(outputs[wanted.finish_reason][1]) if wanted.finish_reason in outputs else None,
         is_final=response.parameters[_FINAL_RESPONSE].bool_param if _FINAL_RESPONSE in response.parameters else False,
         request_id=response.id,
+        answer_index=int(np.frombuffer(outputs[ANSWER_INDEX][1], "<i4")[0]) if ANSWER_INDEX in outputs else 0,
+        logprobs=read_logprobs(outputs, len(token_ids)) if LOGPROBS in outputs else (),
     )
 
 
@@ -230,10 +230,11 @@ def encode_model_metadata(model_name: str) -> bytes:
     return _serialized(service_pb2.ModelMetadataRequest(name=model_name))
 
 
-def decode_input_names(model_wire: bytes) -> frozenset[str]:
-    """Read the names of a model's inputs from a ModelMetadataResponse."""
+def decode_datatypes(model_wire: bytes) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Read the datatypes of a model's inputs, and of its outputs, by name, from a ModelMetadataResponse."""
     model = service_pb2.ModelMetadataResponse.FromString(model_wire)
-    return frozenset(tensor.name for tensor in model.inputs)
+    inputs, outputs = ({tensor.name: tensor.datatype for tensor in each} for each in (model.inputs, model.outputs))
+    return inputs, outputs
 
 
 def encode_server_metadata() -> bytes:

@@ -1,12 +1,14 @@
-"""Which outputs of a model say what."""
+"""Which outputs of a model say what, and what those of log probabilities say."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from engine_client.contract.sampling import SamplingParameters
-from engine_client.contract.tensors import FINISH_REASON, TOKEN_IDS
+import numpy as np
+
+from engine_client.contract.sampling import SamplingParameters, TokenLogprob
+from engine_client.contract.tensors import FINISH_REASON, LOGPROBS, TOKEN_IDS, TOP_LOGPROBS, TOP_TOKEN_IDS
 from engine_client.types import FinishReason
 
 
@@ -38,3 +40,25 @@ def finish_reason_of(last_token_ids: Sequence[int], token_count: int, sampling: 
     """
     is_stopped = bool(last_token_ids) and last_token_ids[-1] in sampling.stop_token_ids
     return FinishReason.LENGTH if token_count >= sampling.max_tokens and not is_stopped else FinishReason.STOP
+
+
+def read_logprobs(outputs: Mapping[str, tuple[str, bytes]], token_count: int) -> tuple[TokenLogprob, ...]:
+    """The log probabilities in a reply that has some: one for each of its tokens.
+
+    Args:
+        outputs: Of the reply: name → datatype and content, by the contract's names.
+    Raises:
+        ValueError: they are not as many as the tokens.
+    """
+    logprobs = np.frombuffer(outputs[LOGPROBS][1], "<f4").tolist()
+    ids = np.frombuffer(outputs[TOP_TOKEN_IDS][1], "<i4").tolist() if TOP_TOKEN_IDS in outputs else []
+    values = np.frombuffer(outputs[TOP_LOGPROBS][1], "<f4").tolist() if TOP_LOGPROBS in outputs else []
+    if len(logprobs) != token_count or len(ids) != len(values) or len(ids) % max(1, token_count):
+        raise ValueError(
+            f"{LOGPROBS}, {TOP_TOKEN_IDS} and {TOP_LOGPROBS} have {len(logprobs)}, {len(ids)} and {len(values)} values for "
+            f"{token_count} tokens"
+        )
+    pairs, count = tuple(zip(ids, values, strict=True)), len(ids) // max(1, token_count)
+    return tuple(
+        TokenLogprob(logprob, pairs[place * count : (place + 1) * count]) for place, logprob in enumerate(logprobs)
+    )

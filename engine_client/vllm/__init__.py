@@ -2,6 +2,8 @@
 
 server     what the server says of itself and of its model
 prompt     a request as one message, checked for all that would end the engine's core
+sampling   how tokens are chosen, and the log probabilities of an answer
+links      pixels that it reads in shared memory
 status     its errors as this package's
 engine     one request from its message to its last token
 """

@@ -1,7 +1,8 @@
 """An engine behind vLLM's own gRPC service.
 
-A prompt is one message, so its arrays must be complete, and they are free when the message is made. Leaving an answer early
-cancels its call, and the server then aborts the request in its core.
+A prompt is one message, so its arrays must be complete. They are free when the message is made, and pixels that the server reads
+in shared memory when it has read them. Leaving an answer early cancels its call, and the server then aborts the request in its
+core.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -22,18 +24,29 @@ from engine_client.capabilities import EngineCapabilities
 from engine_client.client import PROBE_TIMEOUT_SECONDS, Metadata
 from engine_client.compatibility import CompatibilityCheck
 from engine_client.connection import Connection
+from engine_client.contract.sampling import SamplingParameters
 from engine_client.deadline import Deadline
-from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineFailed, EngineOverloaded, EngineUnavailable
+from engine_client.errors import (
+    EngineDeadlineExceeded,
+    EngineError,
+    EngineFailed,
+    EngineOverloaded,
+    EngineRejected,
+    EngineUnavailable,
+)
 from engine_client.fingerprint import Fingerprint
 from engine_client.release import Release
 from engine_client.shm import SharedRegion
-from engine_client.types import EngineInfo, EngineRequest, EngineStep, FinishReason
+from engine_client.types import EngineInfo, EngineRequest, EngineStep, FinishReason, Transport
+from engine_client.vllm.links import PromptLinks, RegionLinks
 from engine_client.vllm.prompt import encode_prompt
+from engine_client.vllm.sampling import FEATURES, read_logprobs
 from engine_client.vllm.server import VllmServer, read_bundle, read_server
 from engine_client.vllm.status import grpc_errors
 
 _SERVICE = "/vllm.grpc.engine.VllmEngine/"
 _Answer = TypeVar("_Answer", bound=Message)
+_Call = grpc.aio.UnaryStreamCall[bytes, bytes]
 
 _CONNECT_TIMEOUT_SECONDS = 30.0  # the tokenizer alone has some 10 MB
 
@@ -53,7 +66,7 @@ class VllmEngine:
             waits as long as the request's own timeout.
     """
 
-    capabilities = EngineCapabilities()
+    capabilities = EngineCapabilities(reads_shared_memory=True)
 
     def __init__(
         self,
@@ -79,6 +92,7 @@ class VllmEngine:
         self._check = CompatibilityCheck(self._name, None, fingerprint)
         self._executor = executor
         self._max_silence_seconds = max_silence_seconds
+        self._links: RegionLinks | None = None
         self._server: VllmServer | None = None
         self._asking = asyncio.Lock()
 
@@ -91,49 +105,37 @@ class VllmEngine:
         await self.close()
 
     def share(self, region: SharedRegion, *, is_required: bool = False) -> None:
-        """See `EngineClient.share`.
-
-        Raises:
-            ValueError: always: vLLM unlinks what it reads, so that it can be given no region of many requests.
-        """
-        raise ValueError(f"{self._name} reads no shared region")
+        """See `EngineClient.share`. A server that takes normalized floats cannot read uint8 pixels in it."""
+        self._links = RegionLinks(region, self._name, is_required=is_required)
 
     async def generate(
         self, request: EngineRequest, *, timeout_seconds: float | None = None, metadata: Metadata = ()
     ) -> AsyncGenerator[EngineStep, None]:
         """See `EngineClient.generate`."""
-        loop = asyncio.get_running_loop()
         deadline = Deadline(self._name, timeout_seconds)
-        release = Release(request.on_released)
-        let_go = release.hold()
         tokens_received = 0
-        call: grpc.aio.UnaryStreamCall[bytes, bytes] | None = None
+        call: _Call | None = None
         try:
-            server = wire = None
-            while wire is None or not self._is_current(server):
-                async with deadline.enforced():
-                    server = await self._agreed_server(_CONNECT_TIMEOUT_SECONDS)
-                    wire = await loop.run_in_executor(self._executor, encode_prompt, self._name, request, server)
-            let_go()
+            async with deadline.enforced():
+                call, step = await self._start(request, metadata, Release(request.on_released))
+            sampling = request.sampling
             del request
-            call = self._connection.ask_for_stream("Generate", wire, metadata)
-            del wire
-            has_ended = False
-            while not has_ended:
+            open_answer_count = sampling.answer_count
+            while True:
+                if step is not None:
+                    tokens_received += len(step.token_ids)
+                    open_answer_count -= step.finish_reason is not None
+                    yield step
+                if not open_answer_count:
+                    return
                 async with deadline.enforced():
-                    step = await self._next_step(call)
-                if step is None:
-                    continue
-                tokens_received += len(step.token_ids)
-                has_ended = step.finish_reason is not None
-                yield step
+                    step = await self._next_step(call, sampling)
         except EngineError as error:
             error.tokens_received = tokens_received
             if isinstance(error, EngineUnavailable) and not isinstance(error, EngineOverloaded):
                 self._server = None  # what answers next may be another process, with another model
             raise
         finally:
-            let_go()
             if call is not None:
                 call.cancel()
 
@@ -159,9 +161,21 @@ class VllmEngine:
         self._forget_if_disconnected()
         return (await self._read_server(max(timeout_seconds, _CONNECT_TIMEOUT_SECONDS))).info
 
+    async def sampling_features(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> frozenset[str]:
+        """See `EngineClient.sampling_features`; nothing is asked."""
+        return FEATURES
+
+    async def choose_transport(self) -> Transport:
+        """See `ChoosesTransport.choose_transport`. Whether the server's user may read the file shows with the first prompt."""
+        server = await self._agreed_server(_CONNECT_TIMEOUT_SECONDS)
+        can_refer = self._links is not None and self._links.references(server) is not None
+        return Transport.SHARED_MEMORY if can_refer else Transport.GRPC
+
     async def close(self) -> None:
         """See `EngineClient.close`."""
         await self._connection.close()
+        if self._links is not None:
+            self._links.close()
 
     # -- the server ----------------------------------------------------------------------------------------------------
 
@@ -219,9 +233,62 @@ class VllmEngine:
         wire = await self._connection.ask(method, message.SerializeToString(), timeout_seconds)
         return answer.FromString(wire)
 
+    # -- the prompt ----------------------------------------------------------------------------------------------------
+
+    async def _start(
+        self, request: EngineRequest, metadata: Metadata, release: Release
+    ) -> tuple[_Call, EngineStep | None]:
+        """Send the prompt and wait for the first reply; returns it as `_next_step` does.
+
+        A server that could not read what a link names has done nothing yet, so the prompt is sent to it once more, by bytes.
+        """
+        let_go = release.hold()
+        try:
+            server = await self._agreed_server(_CONNECT_TIMEOUT_SECONDS)
+            while True:
+                wire, links = await self._encode(request, server, release)
+                if not self._is_current(server):
+                    if links is not None:
+                        links.finish()
+                    server = await self._agreed_server(_CONNECT_TIMEOUT_SECONDS)
+                    continue
+                let_go()  # where there are links, they hold the arrays from here on
+                call: _Call | None = None
+                try:
+                    call = self._connection.ask_for_stream("Generate", wire, metadata)
+                    del wire
+                    step = await self._next_step(call, request.sampling)
+                except BaseException as error:
+                    if call is not None:
+                        call.cancel()
+                    let_go = release.hold()
+                    if links is None or not links.failed(error):
+                        raise
+                    continue
+                if links is not None:
+                    links.replied()
+                return call, step
+        finally:
+            let_go()
+
+    async def _encode(
+        self, request: EngineRequest, server: VllmServer, release: Release
+    ) -> tuple[bytes, PromptLinks | None]:
+        """The message, and the links that it names."""
+        references = None if self._links is None else self._links.references(server)
+        encode = partial(encode_prompt, self._name, request, server, references)
+        wire = await asyncio.get_running_loop().run_in_executor(self._executor, encode)
+        if self._links is None or references is None or not references.names:
+            return wire, None
+        try:
+            return wire, self._links.open(references.names, release)
+        except OSError as error:
+            self._links.refuse(f"its file cannot be linked: {error.strerror}")
+            return await self._encode(request, server, release)
+
     # -- the answer ----------------------------------------------------------------------------------------------------
 
-    async def _next_step(self, call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> EngineStep | None:
+    async def _next_step(self, call: _Call, sampling: SamplingParameters) -> EngineStep | None:
         """The next message as a step; None where it has nothing new."""
         try:
             async with asyncio.timeout(self._max_silence_seconds):
@@ -233,9 +300,15 @@ class VllmEngine:
             raise EngineFailed(f"{self._name} ended its answer without a finish reason")
         reply = pb.GenerateResponse.FromString(wire)
         if reply.HasField("chunk"):
-            return EngineStep(tuple(reply.chunk.token_ids)) if reply.chunk.token_ids else None
+            chunk = reply.chunk
+            if not chunk.token_ids:
+                return None
+            logprobs = read_logprobs(self._name, chunk.token_ids, chunk.output_logprobs, sampling.logprobs)
+            return EngineStep(tuple(chunk.token_ids), None, chunk.index, logprobs)
         # The last tokens have come in a chunk; what ends the answer repeats them.
         reason = reply.complete.finish_reason
+        if reason == "error" and sampling.constraint:  # vLLM 0.32, Scheduler.grammar_compile_error_reqs
+            raise EngineRejected(f"{self._name} cannot enforce the {sampling.constraint} of the request")
         if reason not in tuple(FinishReason):
             raise EngineFailed(f"{self._name} ended its answer with {reason or 'no reason'}")
-        return EngineStep((), FinishReason(reason))
+        return EngineStep((), FinishReason(reason), reply.complete.index)

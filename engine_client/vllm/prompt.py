@@ -2,7 +2,8 @@
 
 The pixels of a prompt are most of its bytes, and protobuf would copy them twice. The messages around them are made by
 protobuf; the pixels follow as a further piece of the same message, which merges with what came before
-(https://protobuf.dev/programming-guides/encoding/, "Last One Wins"): all is joined in one copy.
+(https://protobuf.dev/programming-guides/encoding/, "Last One Wins"): all is joined in one copy. Pixels that the server reads
+in shared memory are not in the message at all.
 
 Source of fields and their meanings: smg-grpc-servicer 0.14.1, vllm/servicer.py, `_build_preprocessed_mm_inputs`.
 """
@@ -17,17 +18,18 @@ from smg_grpc_proto.generated import common_pb2
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from engine_client.connection import MAX_MESSAGE_BYTES
-from engine_client.contract.sampling import SamplingParameters
 from engine_client.contract.tensors import IMAGE, INPUT_IDS, PIXELS, VIDEO, VISION_TENSORS, Array
 from engine_client.errors import EngineRejected
+from engine_client.joining import join_parts
 from engine_client.types import EngineRequest
+from engine_client.vllm.links import References
+from engine_client.vllm.sampling import encode_sampling
 from engine_client.vllm.server import VllmServer
 
 _NAMES = {IMAGE: "image", VIDEO: "video"}
 _MODALITIES = {IMAGE: common_pb2.IMAGE, VIDEO: common_pb2.VIDEO}
 _UNUSED = {"mrope_position_ids", "mrope_position_delta", "mm_token_type_ids"}  # vLLM works these out itself
 _KNOWN = {INPUT_IDS, *VISION_TENSORS, "item_hash", "second_per_grid_ts"} | _UNUSED
-_MAX_SEED = (1 << 31) - 1
 
 _MM_INPUTS = pb.GenerateRequest.MM_INPUTS_FIELD_NUMBER
 _EXTRA_MM_INPUTS = pb.GenerateRequest.EXTRA_MM_INPUTS_FIELD_NUMBER
@@ -35,11 +37,12 @@ _PIXEL_VALUES = pb.MultimodalInputs.PIXEL_VALUES_FIELD_NUMBER
 _INLINE = pb.TensorData.INLINE_FIELD_NUMBER
 
 
-def encode_prompt(who: str, request: EngineRequest, server: VllmServer) -> bytes:
+def encode_prompt(who: str, request: EngineRequest, server: VllmServer, references: References | None = None) -> bytes:
     """A `GenerateRequest` on the wire.
 
     Args:
         who: Starts the messages of errors; names the engine.
+        references: Refers to pixels in shared memory, where they lie there as they are sent; None sends them all.
     Raises:
         EngineRejected: the server would not take it, or would not survive it.
     """
@@ -49,7 +52,7 @@ def encode_prompt(who: str, request: EngineRequest, server: VllmServer) -> bytes
     message = pb.GenerateRequest(
         request_id=request.request_id,
         tokenized=pb.TokenizedInput(input_ids=ids.tolist()),
-        sampling_params=_sampling(request.sampling),
+        sampling_params=encode_sampling(request.sampling),
         stream=True,
     )
     pieces: list[bytes | memoryview] = [message.SerializeToString()]
@@ -58,12 +61,18 @@ def encode_prompt(who: str, request: EngineRequest, server: VllmServer) -> bytes
         fields = [_MM_INPUTS, _EXTRA_MM_INPUTS]
         for modality in sorted(_NAMES, reverse=True):  # videos first, as vLLM's own clients send them
             if items := prompt.items_of(modality):
-                pixels = prompt.pixels_of(items).reshape(-1).view(np.uint8).data
-                pieces += _nested(fields[0], prompt.batch(modality, items).SerializeToString(), pixels)
+                pixels = prompt.pixels_of(items)
+                batch = prompt.batch(modality, items)
+                handle = None if references is None else references.refer(pixels)
+                if handle is None:
+                    pieces += _nested(fields[0], batch.SerializeToString(), pixels.reshape(-1).view(np.uint8).data)
+                else:
+                    batch.pixel_values.shm.CopyFrom(handle)
+                    pieces += [_head(fields[0], batch.ByteSize()), batch.SerializeToString()]
                 fields = fields[1:] or fields
     if sum(map(len, pieces)) > MAX_MESSAGE_BYTES:
         raise EngineRejected(f"{who}: the prompt has more than 2 GiB, which one message cannot carry")
-    return b"".join(pieces)
+    return join_parts(pieces)
 
 
 class _VisionPrompt:
@@ -121,7 +130,9 @@ class _VisionPrompt:
     def pixels_of(self, items: list[int]) -> Array:
         """Their rows in the form that the server takes, [rows, features]; a copy only where it must be one."""
         pixels = self._tensors[PIXELS]
-        if len(items) < len(self._modalities):
+        if items[-1] - items[0] == len(items) - 1:  # one after another in the tensor too
+            pixels = pixels[self._starts[items[0]] : self._starts[items[-1] + 1]]
+        else:
             pixels = np.concatenate([pixels[self._starts[item] : self._starts[item + 1]] for item in items])
         pixels = np.ascontiguousarray(pixels)
         return pixels if self._server.normalizes else self._normalized(pixels)
@@ -251,20 +262,6 @@ def _check_ids(who: str, ids: Array, server: VllmServer) -> None:
         raise EngineRejected(f"{who}: the prompt is empty")
     if int(ids.min()) < 0 or (server.vocabulary_size and int(ids.max()) >= server.vocabulary_size):
         raise EngineRejected(f"{who}: a token id is outside the vocabulary of {server.vocabulary_size}")
-
-
-def _sampling(sampling: SamplingParameters) -> pb.SamplingParams:
-    # The seed is an int32 there: seeds are folded into its range, and equal ones stay equal.
-    return pb.SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        max_tokens=sampling.max_tokens,
-        seed=sampling.seed % (_MAX_SEED + 1),
-        stop_token_ids=sampling.stop_token_ids,
-        repetition_penalty=1.0,
-        n=1,
-    )
 
 
 def _tensor(array: Array) -> pb.TensorData:

@@ -11,5 +11,5 @@ def run(options: argparse.Namespace) -> int:
     from preprocessor.models.fingerprint import fingerprint_parts
     from preprocessor.models.registry import load_model
 
-    print(f"parameters [\n{format_parameters(fingerprint_parts(load_model(options.model)))}\n]")
+    print(f"parameters [\n{format_parameters(fingerprint_parts(load_model(options.model, options.video_markers)))}\n]")
     return 0

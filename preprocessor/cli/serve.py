@@ -12,6 +12,7 @@ from typing import Any
 
 from preprocessor.cli.reference import effective
 from preprocessor.cli.sources import load_settings
+from preprocessor.cli.video_markers import ask_for_video_markers
 from preprocessor.config import require_memory
 from preprocessor.config.machine import SINGLE_THREADED, available_memory_bytes
 from preprocessor.service.logs import configure
@@ -31,13 +32,14 @@ def run(options: argparse.Namespace) -> int:
     # From here on seconds of torch, after a wrong option has been refused at once. What sets up its threads when it is
     # imported must find one wanted: work runs in processes, and a process with threads cannot be forked.
     os.environ.update(SINGLE_THREADED)
+    video_markers = ask_for_video_markers(settings)
     gc.disable()  # what is loaded stays: one collection of it takes a tenth of a start
     try:
         from preprocessor.models.registry import load_model
         from preprocessor.workers.fork_server import ForkServer
         from preprocessor.workers.forking import fork_current_process
 
-        model = load_model(settings.model)
+        model = load_model(settings.model, video_markers())
         gc.freeze()  # before `enable`, or the next allocation would start a collection of it
     finally:
         gc.enable()  # even if loading failed: the caller may continue

@@ -63,6 +63,12 @@ class ServeSettings:
         "COLOUR",
         kind=parse_background,
     )
+    video_markers: str = setting(
+        "auto",
+        "the template's vision markers around a Qwen3-VL video; auto does as the engine declares, else as transformers here",
+        kind=str,
+        choices=("auto", "keep", "replace"),
+    )
     drain_seconds: float = setting(20.0, "how long a stop waits for calls under way", "S", kind=float)
     budget_full_seconds: float = setting(
         15.0, "how long the memory budget may be full before this replica is unready", "S", kind=float

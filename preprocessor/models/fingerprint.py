@@ -22,7 +22,8 @@ def fingerprint_parts(model: LoadedModel) -> dict[str, str]:
     Returns:
         `contract_version`, `model`, `tokenizer_sha256`, `preprocessing_sha256` (the model's one digest) and a `library.NAME`
         each; for a model of a fast family also `family`, `patch_size`, `merge_size`, `temporal_patch_size` (px, patches,
-        frames), `pixel_mean`, `pixel_std` (on the 0 to 1 scale) and `rescale_factor`.
+        frames), `pixel_mean`, `pixel_std` (on the 0 to 1 scale) and `rescale_factor`; where its family marks frames,
+        `video_markers`.
     """
     parts = {
         "contract_version": CONTRACT_VERSION,
@@ -43,4 +44,6 @@ def fingerprint_parts(model: LoadedModel) -> dict[str, str]:
             "pixel_std": json.dumps(pixels.std),
             "rescale_factor": json.dumps(pixels.rescale_factor),
         }
+    if description.video_markers is not None:
+        parts["video_markers"] = description.video_markers.value
     return parts

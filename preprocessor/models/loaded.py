@@ -17,6 +17,7 @@ import numpy.typing as npt
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.config import Limits
+from preprocessor.models.video_markers import VideoMarkers
 from preprocessor.types.plan import ItemPlan, Plan, Workload
 from preprocessor.types.request import Modality, PixelForm, PreparationRequest
 from preprocessor.types.timing import Stopwatch
@@ -53,6 +54,7 @@ class ModelDescription:
         family: Name of its family, or of its processor's class.
         placeholders: The token that stands for a medium in a prompt, where it is known.
         image, video: Its pixel settings; None on the generic path, whose processor keeps them to itself.
+        video_markers: Whether the markers around a video stay; None where its family has no such choice, or is not known.
     """
 
     path: ModelPath
@@ -60,6 +62,7 @@ class ModelDescription:
     placeholders: Mapping[Modality, str]
     image: PixelSpec | None = None
     video: VideoSpec | None = None
+    video_markers: VideoMarkers | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

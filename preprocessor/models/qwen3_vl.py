@@ -1,7 +1,8 @@
-"""Qwen3-VL, dense and mixture of experts; Qwen3.5 and 3.6; Cosmos-Reason 2 and Cosmos3 Reasoner.
+"""Qwen3-VL, dense and mixture of experts; Qwen3.5 and 3.6; Qwen3.8 (`qwen4_exp`); Cosmos-Reason 2 and Cosmos3 Reasoner.
 
 A video is written frame pair by frame pair, each between vision markers behind the time at which it is shown:
-`<1.2 seconds><|vision_start|>…<|vision_end|>`. Positions count every pair as an image of its own. The pixel budget of a
+`<1.2 seconds><|vision_start|>…<|vision_end|>`. The template's markers around the whole video stay or go (`VideoMarkers`).
+Positions count every pair as an image of its own. The pixel budget of a
 video counts all its frames.
 """
 
@@ -18,6 +19,7 @@ from preprocessor.media.sampling import count_for_fps, spread_evenly
 from preprocessor.models.family import Family, ItemLayout, ModelSettings
 from preprocessor.models.probe import ProbedMedium
 from preprocessor.models.qwen2_vl import merged_grids, patch_layout, patch_writer, read_patch_settings, without_nulls
+from preprocessor.models.video_markers import VideoMarkers
 from preprocessor.text.prompt import Replacement
 from preprocessor.types.plan import ExpandedPrompt, Grid, ItemPlan
 from preprocessor.types.request import Sampling
@@ -78,11 +80,14 @@ def layout(item: ProbedMedium, model: ModelSettings) -> ItemLayout:
     (token_count,) = laid_out.spans.span_lengths
     seconds = pair_times(item.frames.prompt_times_seconds, model.video.pixels.temporal_patch_size)
     text = video_text(seconds, laid_out.spans.text, model.vision_markers)
-    return dataclasses.replace(laid_out, spans=Replacement(text, (token_count // pair_count,) * pair_count))
+    surrounding = model.vision_markers if model.video_markers is VideoMarkers.REPLACE else ("", "")
+    return dataclasses.replace(
+        laid_out, spans=Replacement(text, (token_count // pair_count,) * pair_count, surrounding)
+    )
 
 
 def video_text(pair_seconds: Sequence[float], placeholder: str, vision_markers: tuple[str, str]) -> str:
-    """A template's own vision markers stay around the whole video: transformers 5.23 replaces the placeholder alone."""
+    """Source: transformers 5.23, Qwen3VLProcessor.replace_video_token; 5.9 has the same text."""
     start, end = vision_markers
     return "".join(f"<{second:.1f} seconds>{start}{placeholder}{end}" for second in pair_seconds)
 
@@ -110,10 +115,11 @@ def prompt_tensors(
 
 FAMILY = Family(
     name="qwen3_vl",
-    model_types=("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "cosmos3_omni"),
+    model_types=("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "cosmos3_omni"),
     read_pixels=read_pixels,
     sample_indices=sample_indices,
     layout=layout,
     frame_writer=patch_writer,
     prompt_tensors=prompt_tensors,
+    marks_frames=True,
 )

@@ -31,6 +31,7 @@ from preprocessor.models.family import Family, Model
 from preprocessor.models.generic import load_generic
 from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.versions import library_versions
+from preprocessor.models.video_markers import choose_video_markers
 from preprocessor.text.prompt import Placeholders, check_template
 from preprocessor.text.tokenizer import (
     TokenTable,
@@ -54,11 +55,12 @@ def builtin_names() -> list[str]:
     return sorted(path.name for path in _BUILTIN.iterdir() if path.is_dir())
 
 
-def load_model(name: str) -> LoadedModel:
+def load_model(name: str, video_markers: str = "auto") -> LoadedModel:
     """Load what preprocessing needs of a model: settings, tokenizer and template, no weights.
 
     Args:
         name: A built-in name, a local directory, or a hub id such as "Qwen/Qwen3-VL-2B-Instruct".
+        video_markers: A value of `VideoMarkers`, or "auto"; of no effect where the family does not mark frames.
     Raises:
         ModelNotFound: There is no such model, or one of its files is missing or has an unsupported setting.
     """
@@ -82,12 +84,14 @@ def load_model(name: str) -> LoadedModel:
     marks = [
         (modality.name, placeholders.tokens[modality], token_id) for modality, token_id in placeholders.ids.items()
     ]
+    kept_markers = choose_video_markers(video_markers) if family.marks_frames else None
     decided = [
         family.name,
         dataclasses.asdict(image),
         dataclasses.asdict(video),
         sorted(marks),
         markers,
+        kept_markers,
         tokens_per_second,
     ]
     parts = [_with_floats(decided), _as_jinja_reads(template), tokenizer_digest, library_versions()]
@@ -101,6 +105,7 @@ def load_model(name: str) -> LoadedModel:
         chat_template=template,
         placeholders=placeholders,
         vision_markers=markers,
+        video_markers=kept_markers,
         tokens_per_second=tokens_per_second,
         stop_token_ids=read_stop_token_ids(directory, tokenizer),
         fingerprint=fingerprint,

@@ -7,26 +7,23 @@ import os
 from concurrent.futures import Executor
 
 from engine_client import (
-    CredentialsError,
     Endpoints,
     EngineCapabilities,
     EngineClient,
-    EngineOptions,
     Fingerprint,
     MappingError,
     OnMismatch,
     OwnedRegion,
     PixelType,
-    TokenMetadata,
     Transport,
     UnknownScheme,
     connect_endpoints,
     remove_abandoned_regions,
-    tls_credentials,
 )
 from preprocessor.config import EngineSettings, SettingError
 from preprocessor.models.fingerprint import fingerprint_parts
 from preprocessor.models.loaded import LoadedModel
+from preprocessor.service.engine_options import engine_options
 from preprocessor.types.request import PixelForm
 from preprocessor.workers.arena import Arena
 
@@ -54,39 +51,6 @@ def connect_engines(settings: EngineSettings, model: LoadedModel, executor: Exec
         raise SettingError("--engine", settings.address, f"addresses with a known scheme ({error})") from error
     except ValueError as error:
         raise SettingError("--engine", settings.address, f"engines that can serve as one ({error})") from error
-
-
-def engine_options(
-    settings: EngineSettings, fingerprint: Fingerprint | None = None, executor: Executor | None = None
-) -> EngineOptions:
-    """How to reach the engines, and what they must be.
-
-    Raises:
-        SettingError: A file cannot be used.
-    """
-    credentials = None
-    if root_or_certificate := settings.tls_root or settings.tls_certificate:
-        option = "--engine-tls-root" if settings.tls_root else "--engine-tls-certificate"
-        try:
-            credentials = tls_credentials(
-                settings.tls_root or None, settings.tls_certificate or None, settings.tls_key or None
-            )
-        except CredentialsError as error:
-            raise SettingError(option, root_or_certificate, f"files that can be used ({error})") from error
-    try:
-        token = TokenMetadata(settings.token_file) if settings.token_file else None
-    except CredentialsError as error:
-        raise SettingError("--engine-token-file", settings.token_file, f"a file that can be used ({error})") from error
-    return EngineOptions(
-        model_name=settings.model,
-        credentials=credentials,
-        tls_server_name=settings.tls_server_name or None,
-        call_metadata=token,
-        tensor_mapping=settings.profile,
-        fingerprint=fingerprint,
-        executor=executor,
-        max_silence_seconds=settings.max_silence_seconds,
-    )
 
 
 def share_region(engine: EngineClient, settings: EngineSettings, budget_bytes: int) -> OwnedRegion | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from engine_client import FinishReason
+from engine_client import FinishReason, TokenLogprob
 from preprocessor.models.loaded import LoadedModel, ModelPath
+from preprocessor.models.video_markers import VideoMarkers
 from preprocessor.types.plan import ItemPlan, Plan, Substitution
 from preprocessor.types.request import Modality, SamplingBasis
 from preprocessor.types.source import ClipInfo, ImageInfo, SoundInfo
@@ -136,7 +137,17 @@ def write_finish_reason(reason: FinishReason) -> pb.FinishReason.ValueType:
     return _FINISH_REASONS[reason]
 
 
+def write_logprob(logprob: TokenLogprob) -> pb.TokenLogprob:
+    top = [pb.TokenAlternative(token_id=token_id, logprob=value) for token_id, value in logprob.top]
+    return pb.TokenLogprob(logprob=logprob.logprob, top=top)
+
+
 _PATHS = {ModelPath.FAST: pb.PREPROCESSING_PATH_FAST, ModelPath.GENERIC: pb.PREPROCESSING_PATH_GENERIC}
+_VIDEO_MARKERS = {
+    None: pb.VIDEO_MARKERS_UNSPECIFIED,
+    VideoMarkers.KEEP: pb.VIDEO_MARKERS_KEEP,
+    VideoMarkers.REPLACE: pb.VIDEO_MARKERS_REPLACE,
+}
 
 
 def write_model(model: LoadedModel, serves_generate: bool, versions: Mapping[str, str]) -> pb.Model:
@@ -150,6 +161,7 @@ def write_model(model: LoadedModel, serves_generate: bool, versions: Mapping[str
         stop_token_ids=model.stop_token_ids,
         serves_generate=serves_generate,
         versions=dict(versions),
+        video_markers=_VIDEO_MARKERS[description.video_markers],
     )
     if description.image is not None:
         message.image.CopyFrom(_write_pixel_settings(description.image))

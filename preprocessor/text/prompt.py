@@ -64,10 +64,18 @@ class Placeholders:
         by_id = {token_id: modality for modality, token_id in self.ids.items()}
         return [by_id[token_id] for token_id in token_ids if token_id in by_id]
 
-    def substitute(self, text: str, replacements: Sequence[str]) -> str:
+    def substitute(self, text: str, replacements: Sequence[Replacement]) -> str:
         """The text with its placeholders replaced, in order; there are as many as replacements."""
-        remaining = iter(replacements)
-        return self._pattern().sub(lambda _: next(remaining), text)
+        pieces: list[str] = []
+        position = 0
+        for found, replacement in zip(self._pattern().finditer(text), replacements, strict=True):
+            start, stop = found.span()
+            before, after = replacement.surrounding
+            if text.endswith(before, position, start) and text.startswith(after, stop):
+                start, stop = start - len(before), stop + len(after)
+            pieces += (text[position:start], replacement.text)
+            position = stop
+        return "".join((*pieces, text[position:]))
 
     def _pattern(self) -> re.Pattern[str]:
         return re.compile("|".join(map(re.escape, self.tokens.values())))
@@ -75,10 +83,17 @@ class Placeholders:
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """What stands for one medium: text with a single placeholder for each span, and each span's token count."""
+    """What stands for one medium.
+
+    Attributes:
+        text: With a single placeholder for each span.
+        span_lengths: Each span's token count.
+        surrounding: What goes with the medium's own placeholder where it stands directly before and after it.
+    """
 
     text: str
     span_lengths: tuple[int, ...]
+    surrounding: tuple[str, str] = ("", "")
 
 
 def render_chat(
@@ -223,7 +238,7 @@ def expand_text(
     Raises:
         As `encode_prompt`.
     """
-    compact = placeholders.substitute(text, [replacement.text for replacement in replacements])
+    compact = placeholders.substitute(text, replacements)
     token_ids = encode_prompt(tokenizer, PromptText(compact, literals or {}).pieces(), limits or Limits())
     return _repeat_placeholders(token_ids, placeholders, replacements)
 
@@ -238,8 +253,22 @@ def expand_token_ids(
     pad_ids = frozenset(placeholders.ids.values())
     remaining = iter(replacements)
     compact: list[int] = []
-    for token_id in token_ids:
-        compact += encode(tokenizer, next(remaining).text) if token_id in pad_ids else [token_id]
+    position = 0
+    for index, token_id in enumerate(token_ids):
+        if token_id not in pad_ids:
+            continue
+        replacement = next(remaining)
+        start, stop = index, index + 1
+        before, after = (encode(tokenizer, text) for text in replacement.surrounding)
+        if (
+            start - len(before) >= position
+            and list(token_ids[start - len(before) : start]) == before
+            and list(token_ids[stop : stop + len(after)]) == after
+        ):
+            start, stop = start - len(before), stop + len(after)
+        compact += (*token_ids[position:start], *encode(tokenizer, replacement.text))
+        position = stop
+    compact += token_ids[position:]
     return _repeat_placeholders(compact, placeholders, replacements)
 
 

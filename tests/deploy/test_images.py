@@ -6,17 +6,21 @@ import argparse
 import ast
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 
 from preprocessor.cli.sources import load_settings
 from tests.deploy.dockerfile import instructions
 from tests.deploy.tools import DEPLOY, REPOSITORY, tool
+from tests.engine.tensorrt_llm_model import surface
 from tests.waiting import PATIENCE_SECONDS
 
-IMAGES = ("Dockerfile", "triton/Dockerfile")
+IMAGES = ("Dockerfile", "triton/Dockerfile", "triton/tensorrt_llm.Dockerfile")
 images = pytest.mark.parametrize("path", IMAGES)
 
 
@@ -40,7 +44,8 @@ def test_copied_files_exist_and_are_in_the_build_context(path: str) -> None:
         if keyword == "COPY" and not text.startswith("--from"):
             for source in shlex.split(text)[:-1]:
                 assert (REPOSITORY / source).exists(), source
-                assert any(fnmatch(source, rule) for rule in let_in), source
+                folders = (Path(source), *Path(source).parents)
+                assert any(fnmatch(str(folder), rule) for folder in folders for rule in let_in), source
 
 
 def test_models_find_in_the_image_what_they_import() -> None:
@@ -61,6 +66,31 @@ def test_models_find_in_the_image_what_they_import() -> None:
     }
     assert imported
     assert all(name.startswith(("engine_client.contract.", "engine_client.triton.backend.")) for name in imported)
+
+
+def test_the_image_of_tensorrt_llm_has_a_release_that_its_model_knows() -> None:
+    read = dict(
+        text.split("=", 1)
+        for word, text in instructions("triton/tensorrt_llm.Dockerfile")
+        if word == "ARG" and "=" in text
+    )
+    assert read["TENSORRT_LLM"] in surface.KNOWN_VERSIONS
+
+
+def test_the_image_of_tensorrt_llm_declares_the_prompt_of_its_transformers(tmp_path: Path) -> None:
+    """With what is copied into it, at the places where it is copied to."""
+    copied = dict(text.split() for word, text in instructions("triton/tensorrt_llm.Dockerfile") if word == "COPY")
+    for source, target in copied.items():
+        shutil.copytree(REPOSITORY / source, tmp_path / target.lstrip("/"))
+    (command,) = [text for word, text in instructions("triton/tensorrt_llm.Dockerfile") if "video_markers" in text]
+    setting, program, *arguments = (part.replace("/opt", f"{tmp_path}/opt") for part in shlex.split(command))
+    arguments[-1] = f"{tmp_path}{arguments[-1]}"
+    assert program == "python3"
+    environment = dict([setting.split("=", 1)])
+    done = subprocess.run([sys.executable, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "fingerprint.video_markers keep\n", done.stderr
+    declared = Path(arguments[-1]).read_text()
+    assert 'key: "fingerprint.video_markers"       value: { string_value: "keep" }' in declared
 
 
 @pytest.mark.parametrize("secret", [".git", ".env", ".venv", ".triton", "deploy/kustomize", "tests"])

@@ -61,7 +61,7 @@ def test_a_deployment_that_fits_has_nothing_to_fix(triton: TritonServer) -> None
     assert {name: check["verdict"] for name, check in checks.items() if check["verdict"] != "ok"} == {}
     assert checks["engine"]["found"].startswith(f"{triton.grpc_address}: ready; triton ")
     assert checks["engine contract"]["found"].endswith("tensors are those of the engine contract")
-    assert checks["engine fingerprint"]["found"].endswith("equal in contract_version")
+    assert checks["engine fingerprint"]["found"].endswith("equal in contract_version, video_markers")
     assert checks["engine transport"]["found"].endswith("tensors go by shared-memory")
 
 

@@ -269,6 +269,21 @@ async def test_it_is_ready_while_one_endpoint_is_and_describes_itself_by_one_tha
 # -- making them -------------------------------------------------------------------------------------------------------
 
 
+async def test_the_features_are_those_that_every_endpoint_has_that_may_get_requests() -> None:
+    engines = {
+        "a": FakeEngine(features=["min_p", "regex"]),
+        "b": FakeEngine(features=["regex", "logprobs"]),
+        "down": FakeEngine(features=["grammar"], is_available=False),
+    }
+    async with in_order(**engines) as endpoints:
+        assert await endpoints.sampling_features() == {"regex"}
+        engines["a"].is_available = False
+        assert await endpoints.sampling_features() == {"regex", "logprobs"}
+        engines["b"].is_available = False
+        with pytest.raises(EngineUnavailable, match=r"no endpoint"):
+            await endpoints.sampling_features()
+
+
 def test_addresses_are_told_apart_by_commas() -> None:
     endpoints = connect_endpoints("a:8001, b:8001,[::1]:8001")
     assert [state.name for state in endpoints.states()] == ["a:8001", "b:8001", "[::1]:8001"]

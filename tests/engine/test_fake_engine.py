@@ -21,6 +21,7 @@ from engine_client import (
     PixelType,
     RowProgress,
     SamplingParameters,
+    TokenLogprob,
     TritonEngine,
 )
 from engine_client.contract.tensors import PIXELS
@@ -126,3 +127,19 @@ async def test_what_it_does_not_take_it_rejects(
     asked = EngineRequest("r", tensors, pending=RowProgress(PIXELS) if is_pending else None)
     with pytest.raises(EngineRejected, match=complaint):
         await steps(FakeEngine([5], capabilities=capabilities), asked)
+
+
+async def test_each_of_several_answers_has_its_index_and_its_end() -> None:
+    asked = request(answer_count=2, temperature=1.0, max_tokens=2, logprobs=1)
+    assert await steps(FakeEngine([5, 6]), asked) == [
+        EngineStep((5,), None, 0, (TokenLogprob(-5.0, ((5, -5.0),)),)),
+        EngineStep((6,), FinishReason.STOP, 1, (TokenLogprob(-6.0, ((6, -6.0),)),)),
+        EngineStep((6,), FinishReason.STOP, 0, (TokenLogprob(-6.0, ((6, -6.0),)),)),
+    ]
+
+
+async def test_a_parameter_that_it_lacks_is_rejected_by_name() -> None:
+    engine = FakeEngine([5], features=["logprobs"])
+    assert await engine.sampling_features() == {"logprobs"}
+    with pytest.raises(EngineRejected, match="no min_p, regex"):
+        await steps(engine, request(min_p=0.5, regex="a", logprobs=0))

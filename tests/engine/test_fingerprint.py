@@ -123,7 +123,7 @@ async def test_the_deployed_model_agrees_with_the_preprocessor(triton: TritonSer
         request = EngineRequest("r", text_prompt(), SamplingParameters(max_tokens=2))
         assert len(await answer(engine, request)) == 2
         published = published_parts((await engine.describe()).parameters)
-    assert published == {"contract_version": CONTRACT_VERSION}
+    assert published == {"contract_version": CONTRACT_VERSION, "video_markers": "keep"}
 
 
 async def test_an_engine_of_another_contract_is_refused(triton: TritonServer, model: Model) -> None:

@@ -8,6 +8,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from engine_client import FinishReason, SamplingParameters
+from engine_client.joining import COPY_PIECE_BYTES
 from engine_client.triton import kserve
 
 TENSORS = {
@@ -74,7 +75,7 @@ def test_the_last_piece_and_a_stop_end_the_sequence(piece: kserve.Piece, is_end:
         pytest.param(np.arange(12, dtype=np.int32).reshape(3, 4).T, id="transposed"),
         pytest.param(np.arange(12, dtype=np.int32)[::-2], id="strided"),
         pytest.param(np.arange(12, dtype=">i4"), id="big-endian"),
-        pytest.param(np.zeros(kserve.COPY_PIECE_BYTES // 4 + 1, np.int32), id="more than one piece"),
+        pytest.param(np.zeros(COPY_PIECE_BYTES // 4 + 1, np.int32), id="more than one piece"),
     ],
 )
 def test_contents_are_little_endian_in_c_order(array: np.ndarray) -> None:
@@ -116,6 +117,25 @@ def test_a_reply_is_read_by_output_name() -> None:
     message.infer_response.raw_output_contents.append(np.array([5, 151645], "<i4").tobytes())
     reply = kserve.decode_infer_reply(message.SerializeToString())
     assert reply == kserve.InferReply("", (5, 151645), FinishReason.STOP, is_final=False, request_id="r#1")
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "ids", "values"), [([], [], []), ([-1], [], []), ([-1, -2], [3], [-3]), ([-1, -2], [3, 4], [-3])]
+)
+def test_log_probabilities_that_are_not_as_many_as_the_tokens_are_refused(
+    logprobs: list[float], ids: list[int], values: list[float]
+) -> None:
+    message = service_pb2.ModelStreamInferResponse()
+    for name, datatype, content in (
+        ("token_ids", "INT32", np.array([5, 6], "<i4")),
+        ("logprobs", "FP32", np.array(logprobs, "<f4")),
+        ("top_token_ids", "INT32", np.array(ids, "<i4")),
+        ("top_logprobs", "FP32", np.array(values, "<f4")),
+    ):
+        message.infer_response.outputs.add(name=name, datatype=datatype, shape=[len(content)])
+        message.infer_response.raw_output_contents.append(content.tobytes())
+    with pytest.raises(ValueError, match="values for 2 tokens"):
+        kserve.decode_infer_reply(message.SerializeToString())
 
 
 def test_a_reply_of_another_type_is_refused() -> None:

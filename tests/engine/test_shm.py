@@ -94,6 +94,8 @@ def test_more_than_there_is_room_for_is_refused_before_a_write_would_end_the_pro
 
 def own(key: multiprocessing.Queue[str], end: Event) -> None:
     with OwnedRegion.create(PAGE) as region:
+        for number in range(2):  # as `engine_client.vllm.links` makes them
+            os.link(file_of(region.key), file_of(f"{region.key}-{number}"))
         key.put(region.key)
         end.wait(20)
 
@@ -104,12 +106,24 @@ def test_only_regions_of_owners_who_are_gone_are_swept(region: OwnedRegion) -> N
     owner = context.Process(target=own, args=(keys, end))
     owner.start()
     key = keys.get(timeout=PATIENCE_SECONDS)
-    assert not is_abandoned(key)
+    names = [key, f"{key}-0", f"{key}-1"]
+    assert not any(is_abandoned(name) for name in names)
+    assert not {*remove_abandoned_regions()} & {*names}
+    assert all(file_of(name).exists() for name in names), "its owner lives"
     assert owner.pid is not None
     os.kill(owner.pid, signal.SIGKILL)
     owner.join()
-    assert is_abandoned(key)
+    assert all(is_abandoned(name) for name in names)
     assert key in remove_abandoned_regions()
-    assert not file_of(key).exists()
+    assert not any(file_of(name).exists() for name in names), "further names go with the first"
     assert file_of(region.key).exists(), "its owner lives"
     assert is_abandoned(KEY_PREFIX + "0" * 32), "a name without a file"
+
+
+def test_a_further_name_alone_is_swept_too(region: OwnedRegion) -> None:
+    name = KEY_PREFIX + "1" * 32 + "-0"
+    file_of(name).write_bytes(b"left behind by a region whose own name is gone")
+    os.link(file_of(region.key), file_of(region.key + "-0"))
+    assert name in remove_abandoned_regions()
+    assert file_of(region.key + "-0").exists(), "its owner lives"
+    file_of(region.key + "-0").unlink()

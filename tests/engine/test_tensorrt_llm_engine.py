@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from engine_client.contract.errors import InvalidPrompt
-from engine_client.contract.sampling import SamplingParameters
+from engine_client.contract.sampling import SamplingParameters, TokenLogprob
 from tests.engine.tensorrt_llm_model import Tensors, image_tensors, mixed_tensors, prepare, text_tensors
 from tests.waiting import PATIENCE_SECONDS
 
@@ -69,6 +69,36 @@ def test_items_are_described_for_the_scheduler_where_there_is_one(
     assert "items for the scheduler" not in data()
 
 
+def test_items_have_a_key_in_the_encoder_cache(load_tensorrt_llm: Callable[..., Any]) -> None:
+    def data(**changed: str) -> Any:
+        return prepare(
+            load_tensorrt_llm(**changed), image_tensors(), sampled()
+        ).inputs.multimodal_params.multimodal_data
+
+    key = data()["mm_processor_kwargs_hash"]
+    assert key == data()["mm_processor_kwargs_hash"]
+    assert len(key) == 64
+    assert key != data(**{"fingerprint.patch_size": "14"})["mm_processor_kwargs_hash"]
+
+
+def test_without_hashes_there_is_no_key_in_the_encoder_cache(load_tensorrt_llm: Callable[..., Any]) -> None:
+    tensors = image_tensors()
+    del tensors["item_hash"]
+    given = prepare(load_tensorrt_llm(kv_cache_reuse="false"), tensors, sampled()).inputs.multimodal_params
+    assert "mm_processor_kwargs_hash" not in given.multimodal_data
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "cosmos3", "cosmos3_omni"])
+def test_families_with_the_input_processor_of_qwen3_vl_take_its_prompts(
+    load_tensorrt_llm: Callable[..., Any], family: str
+) -> None:
+    loaded = load_tensorrt_llm(family)
+    assert family in loaded.description
+    given = prepare(loaded, mixed_tensors(), sampled()).inputs.multimodal_params
+    assert given.multimodal_input.multimodal_run_positions == [1, 4, 6, 8]
+    assert [entry["modality"] for entry in given.mm_item_order] == ["image", "video", "image"]
+
+
 def test_text_alone_has_positions_and_no_keys(load_tensorrt_llm: Callable[..., Any]) -> None:
     given = prepare(load_tensorrt_llm(), text_tensors(1, 2), sampled()).inputs.multimodal_params
     assert set(given.multimodal_data) == {"mrope_config"}
@@ -118,7 +148,7 @@ async def ask(
         outcome = await loaded.generate(
             prepare(loaded, tensors, sampling),
             sampling,
-            emit=lambda token_ids, reason: steps.append((token_ids, reason)),
+            emit=lambda token_ids, reason, logprobs: steps.append((token_ids, reason)),
             is_cancelled=is_cancelled,
         )
     return outcome, steps
@@ -155,6 +185,28 @@ async def test_the_sampling_reaches_the_engine(stand_in: Any, load_tensorrt_llm:
     assert (given.temperature, given.top_p, given.top_k, given.seed) == (0.5, 0.9, 4, 2**64 - 1)
 
 
+async def test_features_reach_the_engine(stand_in: Any, load_tensorrt_llm: Callable[..., Any]) -> None:
+    tensors = text_tensors(COUNT_UP)
+    features = {"min_p": 0.25, "presence_penalty": -1.0, "frequency_penalty": 0.5, "repetition_penalty": 1.5}
+    await ask(load_tensorrt_llm(), tensors, sampled(**features, regex="a+"))
+    given = stand_in.LLM.made[-1].outputs[0].sampling
+    assert {name: getattr(given, name) for name in features} == features
+    assert given.prompt_ignore_length == len(tensors["input_ids"])
+    assert (given.guided_decoding.regex, given.guided_decoding.json, given.logprobs) == ("a+", None, None)
+
+
+async def test_log_probabilities_are_those_of_the_new_tokens(load_tensorrt_llm: Callable[..., Any]) -> None:
+    loaded, sampling = load_tensorrt_llm(), sampled(max_tokens=2, logprobs=1)
+    told: list[Any] = []
+    await loaded.generate(
+        prepare(loaded, text_tensors(COUNT_UP), sampling),
+        sampling,
+        emit=lambda token_ids, reason, logprobs: told.extend(logprobs),
+        is_cancelled=lambda: False,
+    )
+    assert told == [TokenLogprob(0.0, ((0, 0.0),)), TokenLogprob(-0.5, ((1, -0.5),))]
+
+
 async def test_cancelling_aborts_a_request_that_has_no_token_yet(
     stand_in: Any, load_tensorrt_llm: Callable[..., Any]
 ) -> None:
@@ -171,7 +223,7 @@ async def test_cancelling_ends_an_answer_under_way(stand_in: Any, load_tensorrt_
     outcome = await loaded.generate(
         prepare(loaded, text_tensors(COUNT_UP), sampling),
         sampling,
-        emit=lambda token_ids, reason: steps.append(token_ids),
+        emit=lambda token_ids, reason, logprobs: steps.append(token_ids),
         is_cancelled=lambda: len(steps) == 2,
     )
     assert (outcome, steps) == ("cancelled", [[0], [1]])
@@ -181,7 +233,7 @@ async def test_cancelling_ends_an_answer_under_way(stand_in: Any, load_tensorrt_
 async def test_an_answer_that_nobody_can_be_sent_is_aborted(
     stand_in: Any, load_tensorrt_llm: Callable[..., Any]
 ) -> None:
-    def emit(token_ids: list[int], reason: str | None) -> None:
+    def emit(token_ids: list[int], reason: str | None, logprobs: object) -> None:
         raise BrokenPipeError("the server is gone")
 
     loaded = load_tensorrt_llm()

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from preprocessor.models.family import Model
+from preprocessor.models.registry import load_model
 from preprocessor.pipeline import prepare
 from preprocessor.types.request import (
     ChatPrompt,
@@ -26,12 +27,13 @@ from preprocessor.types.request import (
 from tests.engine.tensorrt_llm_model import QWEN3_VL_LAYOUT, build
 from tests.media import moving_shapes_clip, photo
 
-FAMILIES = {"qwen2-vl": "qwen2_vl", "qwen2.5-vl": "qwen2_5_vl", "qwen3-vl": "qwen3_vl"}
+REPLACED = "qwen3-vl, video markers replaced"  # as the transformers before 5.10 that TensorRT-LLM may have
+FAMILIES = {"qwen2-vl": "qwen2_vl", "qwen2.5-vl": "qwen2_5_vl", "qwen3-vl": "qwen3_vl", REPLACED: "qwen3_vl"}
 CLIP = Media("clip", Modality.VIDEO, moving_shapes_clip(2, 10, 160, 120), Sampling(frame_count=6))
 PHOTOS = [Media(f"photo-{side}", Modality.IMAGE, photo(side, 200, "PNG")) for side in (150, 333)]
 MEDIA = {"text": (), "image": (PHOTOS[0],), "images": tuple(PHOTOS), "video": (CLIP,)}
 MIXED = (PHOTOS[0], CLIP, PHOTOS[1])
-CASES = [(name, kind) for name in FAMILIES for kind in MEDIA] + [("qwen3-vl", "mixed")]
+CASES = [(name, kind) for name in FAMILIES for kind in MEDIA] + [("qwen3-vl", "mixed"), (REPLACED, "mixed")]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
@@ -40,12 +42,13 @@ def case(
 ) -> tuple[Any, dict[str, np.ndarray], torch.Tensor]:
     """One prompt in TensorRT-LLM's layout, as the contract has it, and its rows as Hugging Face's float32."""
     name, kind = request.param
-    model, media = load(name), MIXED if kind == "mixed" else MEDIA[kind]
+    model: Any = load_model("qwen3-vl", "replace") if name == REPLACED else load(name)
+    media = MIXED if kind == "mixed" else MEDIA[kind]
     parts = (*(MediaPart(medium.key) for medium in media), TextPart("What is this?"))
     asked = PreparationRequest(ChatPrompt((Message("user", parts),)), media, PixelForm.UINT8)
     tensors = dict(prepare(model, asked).tensors)
     floats = prepare(model, replace(asked, pixel_form=PixelForm.FP32)).tensors.get("pixel_values", np.empty((0, 0)))
-    layout = replace(QWEN3_VL_LAYOUT, patch_size=16 if name == "qwen3-vl" else 14)
+    layout = replace(QWEN3_VL_LAYOUT, patch_size=model.image.patch_size)
     return build(tensors, layout, FAMILIES[name]), tensors, torch.from_numpy(floats)
 
 

@@ -49,6 +49,8 @@ def test_a_parameter_that_is_not_there_is_named() -> None:
         ("llm_arguments", "[]"),
         ("llm_arguments", "{"),
         ("llm_arguments", '{"model": "another"}'),
+        ("llm_arguments", '{"multimodal_config": []}'),
+        ("llm_arguments", '{"video_pruning_rate": 0.1, "multimodal_config": {"video_pruning_rate": 0.2}}'),
     ],
 )
 def test_a_setting_out_of_its_range_is_named_with_its_value(name: str, value: str) -> None:
@@ -159,4 +161,53 @@ def test_settings_become_arguments_of_the_engine(
         "dtype": "bfloat16",
         "tensor_parallel_size": 2,
         "max_batch_size": 8,
+        "guided_decoding_backend": "xgrammar",
     }
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        '{"encoder_cache_max_bytes": 0, "max_batch_size": 8}',
+        '{"multimodal_config": {"encoder_cache_max_bytes": 0}, "max_batch_size": 8}',
+    ],
+)
+@pytest.mark.parametrize("is_nested", [True, False])
+def test_arguments_of_multimodal_models_take_the_form_of_the_release(
+    stand_in: Any,
+    load_tensorrt_llm: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    written: str,
+    is_nested: bool,
+) -> None:
+    if not is_nested:
+        monkeypatch.delattr(importlib.import_module("tensorrt_llm.llmapi.llm_args"), "MultimodalConfig")
+        monkeypatch.setattr(
+            stand_in,
+            "FURTHER_ARGUMENTS",
+            {"encoder_cache_max_bytes", "guided_decoding_backend", "max_batch_size", "kv_cache_config"},
+        )
+    load_tensorrt_llm(llm_arguments=written)
+    arguments = stand_in.LLM.made[0].arguments
+    if is_nested:
+        assert arguments["multimodal_config"] == {"encoder_cache_max_bytes": 0}
+        assert "encoder_cache_max_bytes" not in arguments
+    else:
+        assert arguments["encoder_cache_max_bytes"] == 0
+        assert "multimodal_config" not in arguments
+    assert arguments["max_batch_size"] == 8
+
+
+def test_a_release_is_given_no_empty_multimodal_config() -> None:
+    assert settings.place_multimodal_arguments({"max_batch_size": 8}, is_nested=True) == {"max_batch_size": 8}
+
+
+def test_the_digest_of_the_settings_is_the_same_for_the_same_settings_alone() -> None:
+    first, again, other = (
+        read_settings(**{"fingerprint.patch_size": patch_size, "fingerprint.model": ""}).fingerprint
+        for patch_size in ("16", " 16 ", "14")
+    )
+    assert first == {"patch_size": "16"}
+    digests = [settings.settings_digest(parts, "torch.bfloat16") for parts in (first, again, other)]
+    assert digests[0] == digests[1] != digests[2]
+    assert settings.settings_digest(first, "torch.float16") != digests[0]

@@ -18,6 +18,7 @@ from preprocessor.types.request import (
     PreparationRequest,
     Sampling,
     TextPart,
+    TextPrompt,
 )
 from tests import media
 
@@ -115,6 +116,21 @@ def cases() -> dict[str, tuple[str, PreparationRequest]]:
     asked = requests()
     by_model = {"qwen3-vl": tuple(asked), "qwen2-vl": _OTHERS, "qwen2.5-vl": _OTHERS}
     return {f"{model}: {name}": (model, asked[name]) for model, names in by_model.items() for name in names}
+
+
+def older_cases() -> dict[str, PreparationRequest]:
+    """Case name → request for Qwen3-VL, of `make_older_goldens`: prompts whose videos have markers around them, and not."""
+    start, end, pad = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
+    tiny, clip = _video("tiny-48x32.mp4", "a", fps=8), _video("shapes-374.mp4", "b", fps=1)
+    texts = {
+        "two videos side by side": (f"{start}{pad}{end}{start}{pad}{end}Which is longer?", (tiny, clip)),
+        "a video without markers": (f"Look: {pad} well?", (tiny,)),
+        "a video with one marker": (f"Look: {start}{pad} well?", (tiny,)),
+        "a video apart from its markers": (f"{start} {pad} {end}", (tiny,)),
+        "a video in two pairs of markers": (f"{start}{start}{pad}{end}{end}", (tiny,)),
+    }
+    asked = {name: request for name, request in requests().items() if "cap" not in name}
+    return asked | {name: PreparationRequest(TextPrompt(text), media) for name, (text, media) in texts.items()}
 
 
 def with_form(request: PreparationRequest, form: PixelForm) -> PreparationRequest:

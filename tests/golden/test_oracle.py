@@ -154,7 +154,9 @@ def test_transformers_processes_a_model_type_as_its_family(family: Family, model
     assert PROCESSOR_MAPPING_NAMES[model_type] == CLASSES[family.name].processor.__name__
 
 
-@pytest.mark.parametrize("name", ["Qwen3VLMoeModel", "Qwen3_5Model", "Qwen3_5MoeModel", "Cosmos3OmniModel"])
+@pytest.mark.parametrize(
+    "name", ["Qwen3VLMoeModel", "Qwen3_5Model", "Qwen3_5MoeModel", "Qwen4ExpModel", "Cosmos3OmniModel"]
+)
 @pytest.mark.parametrize("method", ["get_rope_index", "get_vision_position_ids"])
 def test_a_model_places_its_tokens_as_qwen3_vl_does(name: str, method: str) -> None:
     theirs = inspect.getsource(getattr(getattr(transformers, name), method))

@@ -181,7 +181,7 @@ async def test_the_next_start_removes_the_files_of_a_killed_service() -> None:
     options = ("--workers", "1", "--memory-budget", "64MiB", *SHARED)
     with WatchedServer(*options) as server:
         await ask(server.address, chat(image("photo", PHOTO)))
-        [region] = regions_of(server.process)
+        [region] = server.regions()
         tree = server.tree()
         server.process.kill()
         server.wait()
@@ -191,14 +191,8 @@ async def test_the_next_start_removes_the_files_of_a_killed_service() -> None:
         with WatchedServer(*options) as following:
             assert not region.exists()
             assert await ask(following.address)
-            [own] = regions_of(following.process)
+            [own] = following.regions()
         assert not own.exists()
-
-
-def regions_of(process: psutil.Process) -> set[Path]:
-    """Named shared memory that a process has mapped."""
-    maps = Path(f"/proc/{process.pid}/maps").read_text()
-    return {Path(found) for found in re.findall(r"/dev/shm/vlm-preprocessor-\w+", maps)}
 
 
 # -- exhausted resources -----------------------------------------------------------------------------------------------

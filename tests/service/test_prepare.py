@@ -196,6 +196,7 @@ async def test_the_model_describes_itself(caller: Caller, model: Model) -> None:
     answer = await caller.stub.GetModel(pb.GetModelRequest())
     assert (answer.name, answer.family, answer.path) == ("qwen3-vl", "qwen3_vl", pb.PREPROCESSING_PATH_FAST)
     assert answer.fingerprint == model.fingerprint
+    assert answer.video_markers == pb.VIDEO_MARKERS_KEEP
     assert (answer.image.min_pixel_count, answer.image.max_pixel_count) == (65_536, 16_777_216)
     assert (answer.video.min_pixel_count, answer.video.max_pixel_count) == (4_096, 25_165_824)
     assert answer.placeholders == {"image": "<|image_pad|>", "video": "<|video_pad|>"}

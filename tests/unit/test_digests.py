@@ -115,12 +115,14 @@ MODEL = {
     "chat_template": NO,
     "placeholders": NO,
     "vision_markers": NO,
+    "video_markers": "in the fingerprint",
     "tokens_per_second": NO,
     "stop_token_ids": NO,
     "fingerprint": "in the digest",
 }
 REACHING_PIXELS = {
     "background": "MEDIA",
+    "video_markers": "MODEL",
     "model": "MODEL",
     "video_decoder": "REQUEST",
     "limits": "test_limits_change_no_digest",

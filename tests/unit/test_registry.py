@@ -21,6 +21,7 @@ from preprocessor.errors import ModelNotFound
 from preprocessor.models import registry
 from preprocessor.models.family import Model
 from preprocessor.models.registry import builtin_names, load_model
+from preprocessor.models.video_markers import VideoMarkers
 from preprocessor.pipeline import plan, prepare
 from preprocessor.types.request import (
     ChatPrompt,
@@ -97,6 +98,22 @@ def test_tokens_per_second_are_the_configs_or_transformers_default(
 ) -> None:
     edit(directory / "config.json", model_type="qwen2_5_vl", vision_config=vision_config)
     assert load_model(str(directory)).tokens_per_second == expected
+
+
+def test_qwen3_8_is_of_the_family_of_qwen3_vl(directory: Path) -> None:
+    edit(directory / "config.json", model_type="qwen4_exp")
+    assert load_model(str(directory)).describe().family == "qwen3_vl"
+
+
+@pytest.mark.parametrize(("name", "has_a_choice"), [("qwen3-vl", True), ("qwen2.5-vl", False)])
+def test_markers_around_videos_are_part_of_the_fingerprint_where_there_is_a_choice(
+    name: str, has_a_choice: bool
+) -> None:
+    auto, keep, replace = (load_model(name, asked) for asked in ("auto", "keep", "replace"))
+    assert auto.fingerprint == keep.fingerprint
+    assert (keep.fingerprint != replace.fingerprint) == has_a_choice
+    expected = (VideoMarkers.KEEP, VideoMarkers.REPLACE) if has_a_choice else (None, None)
+    assert (keep.describe().video_markers, replace.describe().video_markers) == expected
 
 
 def test_vision_markers_are_those_of_the_config(directory: Path) -> None:

@@ -18,7 +18,18 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from engine_client.contract.errors import InvalidPrompt, Refused
-from engine_client.contract.tensors import CANCELLED, FINISH_REASON, LENGTH, STOP, TOKEN_IDS
+from engine_client.contract.sampling import TokenLogprob
+from engine_client.contract.tensors import (
+    ANSWER_INDEX,
+    CANCELLED,
+    FINISH_REASON,
+    LENGTH,
+    LOGPROBS,
+    STOP,
+    TOKEN_IDS,
+    TOP_LOGPROBS,
+    TOP_TOKEN_IDS,
+)
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 REJECTED, REFUSED, FAILED = "rejected", "refused", "failed"
@@ -49,7 +60,7 @@ class Outcomes:
 
 
 class Answer:
-    """One answer, to whoever sent `request`.
+    """One answer, or several of one prompt, to whoever sent `request`.
 
     Args:
         model_name: For the log.
@@ -66,9 +77,30 @@ class Answer:
         self._is_ended = False
         self._lock = threading.Lock()
 
-    def send(self, token_ids: Sequence[int], finish_reason: str | None) -> None:
-        """Send the next tokens; `finish_reason` on the last, after which `end` is still to be called."""
+    def send(
+        self,
+        token_ids: Sequence[int],
+        finish_reason: str | None,
+        logprobs: Sequence[TokenLogprob] = (),
+        answer_index: int = 0,
+    ) -> None:
+        """Send the next tokens of an answer.
+
+        Args:
+            finish_reason: On the last of an answer; when all have ended, `end` is still to be called.
+            logprobs: One for each token, or none. With as many alternatives each. The model declares the outputs
+                that carry them.
+            answer_index: Which of several answers; above 0 the model declares the output that carries it.
+        """
         outputs = [pb_utils.Tensor(TOKEN_IDS, np.array(token_ids, np.int32))]
+        if answer_index:
+            outputs.append(pb_utils.Tensor(ANSWER_INDEX, np.array([answer_index], np.int32)))
+        if logprobs:
+            outputs.append(pb_utils.Tensor(LOGPROBS, np.array([one.logprob for one in logprobs], np.float32)))
+            if logprobs[0].top:
+                ids, values = ([[pair[i] for pair in one.top] for one in logprobs] for i in (0, 1))
+                outputs.append(pb_utils.Tensor(TOP_TOKEN_IDS, np.array(ids, np.int32)))
+                outputs.append(pb_utils.Tensor(TOP_LOGPROBS, np.array(values, np.float32)))
         if finish_reason is not None:
             outputs.append(pb_utils.Tensor(FINISH_REASON, np.array([finish_reason.encode()], np.object_)))
         self._sender.send(pb_utils.InferenceResponse(output_tensors=outputs))

@@ -24,10 +24,11 @@ from engine_client import (
     connect_engine,
     load_mapping,
 )
+from engine_client.client import ChoosesTransport
 from engine_client.fingerprint import published_parts
 from preprocessor.cli.doctor.finding import Finding, failed, ok, warning
 from preprocessor.config import EngineSettings, SettingError
-from preprocessor.service.engine import engine_options
+from preprocessor.service.engine_options import engine_options
 
 # Longer than a probe's: an engine that is far away or busy is not down.
 _PATIENCE_SECONDS = 5.0
@@ -103,10 +104,11 @@ async def _check_engine(
         "engine", f"{address}: ready; {info.server_name} {info.server_version}, {info.model_name} version {versions}"
     )
     fingerprint = check_fingerprint(address, info, parts, OnMismatch(settings.on_mismatch))
-    if not isinstance(engine, TritonEngine):
-        return [ready, fingerprint]
-    transport = await _check_transport(address, engine, settings.transport)
-    return [ready, check_contract(address, info, mapping), fingerprint, transport]
+    findings = [ready, check_contract(address, info, mapping)] if isinstance(engine, TritonEngine) else [ready]
+    findings.append(fingerprint)
+    if isinstance(engine, ChoosesTransport):
+        findings.append(await _check_transport(address, engine, settings.transport))
+    return findings
 
 
 def check_contract(address: str, info: EngineInfo, mapping: TensorMapping | None) -> Finding:
@@ -131,7 +133,7 @@ def check_fingerprint(
         return warning(name, f"{address}: it publishes none, so nothing is compared", publish)
     comparison = Fingerprint(parts, on_mismatch).compare(info.parameters)
     if comparison.refused:
-        fix = f"--model that the engine runs, or another engine; where they do fit, {publish}"
+        fix = f"--model and --video-markers that the engine runs with, or another engine; where they do fit, {publish}"
         return failed(name, f"{address}: {'; '.join(comparison.refused)}", fix)
     if comparison.warned:
         fix = "find out whether these differences are meant; they are logged and refuse nothing"
@@ -139,7 +141,7 @@ def check_fingerprint(
     return ok(name, f"{address}: equal in {', '.join(sorted(published.keys() & parts.keys()))}")
 
 
-async def _check_transport(address: str, engine: TritonEngine, asked: str) -> Finding:
+async def _check_transport(address: str, engine: ChoosesTransport, asked: str) -> Finding:
     name = "engine transport"
     try:
         chosen = await engine.choose_transport()

@@ -10,6 +10,7 @@ from preprocessor.cli.doctor.finding import Finding
 from preprocessor.config import ServeSettings
 from preprocessor.config.machine import available_cpu_count, available_memory_bytes
 from preprocessor.models.fingerprint import fingerprint_parts
+from preprocessor.service.engine_options import declared_video_markers
 from preprocessor.workers.arena import Arena
 
 
@@ -25,7 +26,10 @@ def examine_software() -> list[Finding]:
 def examine(settings: ServeSettings) -> list[Finding]:
     """Check all that `serve` with these settings would use. Takes seconds: it loads the model, and asks every engine."""
     region_bytes = Arena.file_bytes(settings.memory_budget_bytes)
-    found_model, model = files.check_model(settings.model)
+    video_markers = settings.video_markers
+    if video_markers == "auto" and settings.engine.address:
+        video_markers = asyncio.run(declared_video_markers(settings.engine))
+    found_model, model = files.check_model(settings.model, video_markers)
     parts = None if model is None else fingerprint_parts(model)
     return [
         *examine_software(),

@@ -29,16 +29,21 @@ def check_files(settings: ServeSettings) -> Finding:
     return ok("files", f"readable: {', '.join(paths)}" if paths else "no setting names one")
 
 
-def check_model(name: str) -> tuple[Finding, LoadedModel | None]:
-    """Whether the model loads; and the model, for those who compare it."""
+def check_model(name: str, video_markers: str = "auto") -> tuple[Finding, LoadedModel | None]:
+    """Whether the model loads; and the model, for those who compare it.
+
+    Args:
+        video_markers: As `load_model`.
+    """
     try:
-        model = load_model(name)
+        model = load_model(name, video_markers)
     except PreprocessorError as error:
         fix = f"--model with a built-in ({', '.join(builtin_names())}), a local directory, or a hub id that can be fetched"
         return failed("model", str(error), fix), None
     description = model.describe()
     path = f"{description.path.value} path, family {description.family}"
-    return ok("model", f"{name}: {path}; fingerprint {model.fingerprint[:16]}"), model
+    markers = "" if description.video_markers is None else f"; video markers: {description.video_markers}"
+    return ok("model", f"{name}: {path}; fingerprint {model.fingerprint[:16]}{markers}"), model
 
 
 def _unreadable(path: str) -> str:

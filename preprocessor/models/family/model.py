@@ -40,4 +40,6 @@ class Model(ModelSettings):
 
     def describe(self) -> ModelDescription:
         """See `LoadedModel`."""
-        return ModelDescription(ModelPath.FAST, self.family.name, self.placeholders.tokens, self.image, self.video)
+        return ModelDescription(
+            ModelPath.FAST, self.family.name, self.placeholders.tokens, self.image, self.video, self.video_markers
+        )

@@ -13,6 +13,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.models.loaded import WriteFrame
 from preprocessor.models.probe import ProbedMedium
+from preprocessor.models.video_markers import VideoMarkers
 from preprocessor.text.prompt import Placeholders, Replacement
 from preprocessor.types.plan import ExpandedPrompt, ItemPlan, ItemRows
 from preprocessor.types.request import Media, Modality, Sampling
@@ -42,6 +43,7 @@ class ModelSettings:
     Attributes:
         name: As the user gave it: a built-in name, a directory or a hub id.
         vision_markers: The tokens that stand before and after a picture.
+        video_markers: Whether those around a whole video stay; None where the family does not mark frames.
         tokens_per_second: Temporal positions a second, where the family spaces them by time.
         stop_token_ids: Ids that end an answer.
         fingerprint: Changes whenever the same request could come out differently.
@@ -55,6 +57,7 @@ class ModelSettings:
     chat_template: str = field(repr=False)
     placeholders: Placeholders
     vision_markers: tuple[str, str]
+    video_markers: VideoMarkers | None
     tokens_per_second: float
     stop_token_ids: tuple[int, ...]
     fingerprint: str
@@ -100,6 +103,7 @@ class Family:
         frame_writer: (a planned item, the model) → what writes its frames into rows; frames come in ascending order.
         prompt_tensors: (prompt, items in its order, the model) → tensors over the whole prompt, such as rotary positions.
         modalities: What the family's models take beside text; config.json names a placeholder token of each.
+        marks_frames: Whether frames of a video have vision markers of their own, so that those around it are a choice.
     """
 
     name: str
@@ -112,3 +116,4 @@ class Family:
         no_tensors
     )
     modalities: frozenset[Modality] = frozenset({Modality.IMAGE, Modality.VIDEO})
+    marks_frames: bool = False

@@ -25,13 +25,19 @@ from tests.bench.device.clips import SEED, clip
 TIMEOUT_SECONDS = 120.0
 
 
-def question(fps: float, max_tokens: int, name: str = SEED) -> tuple[pb.GenerateRequest, ...]:
-    """A clip, by default the workload's, and 50 tokens of text; the answer is greedy."""
+def question(
+    fps: float, max_tokens: int, name: str = SEED, *, file: bytes | None = None
+) -> tuple[pb.GenerateRequest, ...]:
+    """A clip, by default the workload's, and 50 tokens of text; the answer is greedy.
+
+    Args:
+        file: Sent in place of the clip of that name.
+    """
     medium = pb.Media(key="clip", modality=pb.MODALITY_VIDEO, chunked=pb.Chunked(), sampling=pb.Sampling(fps=fps))
     message = pb.Message(role="user", parts=[pb.Part(media_key="clip"), pb.Part(text=TEXT)])
     prompt = pb.PrepareSpec(chat=pb.ChatPrompt(messages=[message]), media=[medium])
     parameters = Parameters(max_tokens=max_tokens, temperature=0)
-    return tuple(generate_requests(Prompt(prompt, {"clip": clip(name)}), parameters))
+    return tuple(generate_requests(Prompt(prompt, {"clip": clip(name) if file is None else file}), parameters))
 
 
 def same_for_the_pipeline(fps: float, name: str = SEED, form: PixelForm = PixelForm.UINT8) -> PreparationRequest:
@@ -49,6 +55,7 @@ class Answer:
     token_ids: tuple[int, ...]
     stages_ms: dict[str, float]
     """Wall time by stage, as the service reports it."""
+    prompt_token_count: int
 
 
 async def ask(stub: Any, messages: tuple[pb.GenerateRequest, ...]) -> Answer:
@@ -56,10 +63,12 @@ async def ask(stub: Any, messages: tuple[pb.GenerateRequest, ...]) -> Answer:
     began, first_token_seconds = time.perf_counter(), 0.0
     token_ids: list[int] = []
     stages_ms: dict[str, float] = {}
+    prompt_token_count = 0
     async for response in stub.Generate(iter(messages), timeout=TIMEOUT_SECONDS):
         if response.delta.token_ids:
             first_token_seconds = first_token_seconds or time.perf_counter() - began
             token_ids += response.delta.token_ids
+        prompt_token_count = response.completion.prompt_token_count or prompt_token_count
         for stage in response.completion.report.stages:
             stages_ms[stage.stage] = stages_ms.get(stage.stage, 0.0) + stage.wall_ms
-    return Answer(first_token_seconds, time.perf_counter() - began, tuple(token_ids), stages_ms)
+    return Answer(first_token_seconds, time.perf_counter() - began, tuple(token_ids), stages_ms, prompt_token_count)

@@ -1,4 +1,4 @@
-"""The curves of a run, drawn from its JSON files: `python -m tests.bench.device.curves tests/bench/device/figures`.
+"""The curves of a run: `python -m tests.bench.device.curves tests/bench/device/figures` draws its JSON files and vllm.jsonl.
 
 SVG with text as text; the same figures give the same files.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from tests.bench.device.vllm.plan import SERVER_OF
+from tests.bench.device.vllm.report import read_points
 from tests.bench.plots import STYLE
 
 _COLORS = ("#2f4858", "#d1603d", "#c9a227")
@@ -31,6 +33,9 @@ def main() -> None:
         path = arguments.figures / f"{name}.json"
         if path.exists():
             draw(json.loads(path.read_text())["figures"], out / f"{name}.svg")
+    lines = arguments.figures / "vllm.jsonl"
+    if lines.exists():
+        _draw_vllm(read_points(lines), out / "vllm.svg")
 
 
 def _draw_splitting(figures: Mapping[str, Any], path: Path) -> None:
@@ -125,6 +130,30 @@ def _draw_scaling(figures: Mapping[str, Any], path: Path) -> None:
         panel.set_title("requests a second at 1 fps")
         panel.set_ylim(bottom=0)
         panel.legend()
+
+
+def _draw_vllm(points: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Requests a second by callers for each system; a panel for each rate of frames. Answers have one token."""
+    rates = sorted({point["fps"] for point in points})
+    with _panels(path, len(rates)) as panels:
+        for fps, panel in zip(rates, panels, strict=True):
+            shown = sorted(
+                (point for point in points if point["fps"] == fps and point["max_tokens"] == 1),
+                key=lambda point: int(point["callers"]),
+            )
+            for index, system in enumerate(dict.fromkeys(SERVER_OF)):
+                of_system = [point for point in shown if point["system"] == system]
+                panel.plot(
+                    [point["callers"] for point in of_system],
+                    [point["requests_a_second"] for point in of_system],
+                    color=_COLORS[index // 2],
+                    linestyle="--" if index % 2 else "-",
+                    label=system,
+                )
+            _powers_of_two(panel, sorted({point["callers"] for point in shown}), "callers")
+            panel.set_title(f"requests a second at {fps:g} fps")
+            panel.set_ylim(bottom=0)
+        panels[0].legend()
 
 
 DRAWN = {

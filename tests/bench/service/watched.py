@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,6 +103,11 @@ class WatchedServer:
             fork_server = self.fork_server()
             return [] if fork_server is None else fork_server.children()
         return []
+
+    def regions(self) -> set[Path]:
+        """Named shared memory that the service has mapped."""
+        maps = Path(f"/proc/{self.process.pid}/maps").read_text()
+        return {Path(found) for found in re.findall(r"/dev/shm/vlm-preprocessor-\w+", maps)}
 
     # -- what it takes -------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import asyncio
 import json
 import os
 import threading
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import triton_python_backend_utils as pb_utils
 from engine_client.contract.assembler import PromptAssembler, State
 from engine_client.contract.tensors import CANCELLED
 from engine_client.triton.backend.receiver import OpenPrompt, PromptReceiver
+from engine_client.triton.backend.video_markers import check_video_markers
 
 from .engine import Build, SharedPrompt, load_engine
 from .params import TENSORS_OF_THIS_ENGINE
@@ -37,6 +39,8 @@ class TritonPythonModel:
         name = args["model_name"]
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        transformers_version = version("transformers")  # that of TensorRT-LLM's input processor
+        markers = check_video_markers(parameters, transformers_version)
         try:
             self._settings = ModelParameters.from_parameters(parameters, os.environ)
             self._engine = load_engine(self._settings)
@@ -54,7 +58,10 @@ class TritonPythonModel:
             thread_count=BUILDER_THREADS,
             max_row_wait_seconds=self._settings.max_row_wait_seconds,
         )
-        pb_utils.Logger.log_info(f"{name}: {self._settings.checkpoint}, {self._engine.description}")
+        pb_utils.Logger.log_info(
+            f"{name}: {self._settings.checkpoint}, {self._engine.description}; transformers {transformers_version}, "
+            f"video markers: {markers}"
+        )
 
     def execute(self, requests: list[Any]) -> None:
         self._receiver.receive(requests)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,15 @@ Value = TypeVar("Value")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 OWN_ARGUMENTS = ("model", "dtype", "tensor_parallel_size", "kv_cache_config")
 """What `llm_arguments` may not say, because a parameter of its own does."""
+MULTIMODAL_ARGUMENTS = (
+    "encoder_cache_max_bytes",
+    "encoder_cuda_graph",
+    "encoder_scheduling_policy",
+    "encoder_side_stream_max_ahead",
+    "video_pruning_rate",
+)
+"""Fields of `MultimodalConfig` (llmapi/llm_args.py). `encoder_max_num_tokens` is still an argument of `LLM`."""
+FINGERPRINT_PREFIX = "fingerprint."
 
 
 class InvalidSettings(ValueError):
@@ -33,6 +43,7 @@ class ModelParameters:
     drain_seconds: float
     accept_other_versions: bool
     llm_arguments: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str], environment: Mapping[str, str]) -> ModelParameters:
@@ -62,11 +73,42 @@ class ModelParameters:
             max_row_wait_seconds=read.value("max_row_wait_seconds", float, lambda time: 0 < time < 3600, "0 to 3600"),
             drain_seconds=read.value("drain_seconds", float, lambda time: 0 <= time < 3600, "0 to 3600"),
             accept_other_versions=read.flag("accept_other_versions"),
-            llm_arguments=read.value("llm_arguments", _json_object, _names_none_of_ours, _LLM_ARGUMENTS_RULE),
+            llm_arguments=read.value("llm_arguments", _json_object, _names_each_once, _LLM_ARGUMENTS_RULE),
+            fingerprint={
+                name.removeprefix(FINGERPRINT_PREFIX): value.strip()
+                for name, value in parameters.items()
+                if name.startswith(FINGERPRINT_PREFIX) and value.strip()
+            },
         )
 
 
-_LLM_ARGUMENTS_RULE = f"a JSON object of further arguments of tensorrt_llm.LLM, not {', '.join(OWN_ARGUMENTS)}"
+_LLM_ARGUMENTS_RULE = (
+    f"a JSON object of further arguments of tensorrt_llm.LLM, each once, not {', '.join(OWN_ARGUMENTS)}"
+)
+
+
+def place_multimodal_arguments(arguments: Mapping[str, Any], *, is_nested: bool) -> dict[str, Any]:
+    """`llm_arguments` in the form of a release, whichever form they were written in.
+
+    Args:
+        is_nested: Whether the release has `multimodal_config`.
+    """
+    inner = dict(arguments.get("multimodal_config", {}))
+    outer = {name: value for name, value in arguments.items() if name != "multimodal_config"}
+    if not is_nested:
+        return {**outer, **inner}
+    inner |= {name: outer.pop(name) for name in MULTIMODAL_ARGUMENTS if name in outer}
+    return {**outer, "multimodal_config": inner} if inner else outer
+
+
+def settings_digest(fingerprint: Mapping[str, str], dtype: str) -> str:
+    """What decides an item's features beside its own hash, hexadecimal; equal in every process that is set up alike.
+
+    TensorRT-LLM's own input processor has a digest of processor arguments here, and its encoder cache keeps nothing without
+    one. `item_hash` covers all such arguments, so this only separates items of differently declared models.
+    """
+    parts = ["vlm-preprocessor", dtype, sorted(fingerprint.items())]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 class _Reader:
@@ -100,5 +142,6 @@ def _json_object(text: str) -> Mapping[str, Any]:
     return parsed
 
 
-def _names_none_of_ours(arguments: Mapping[str, Any]) -> bool:
-    return not set(arguments) & set(OWN_ARGUMENTS)
+def _names_each_once(arguments: Mapping[str, Any]) -> bool:
+    inner = arguments.get("multimodal_config", {})
+    return isinstance(inner, dict) and not set(arguments) & {*OWN_ARGUMENTS, *inner}

@@ -30,7 +30,7 @@ KNOWN = f"this model knows the releases {KNOWN_VERSIONS[0]} to {KNOWN_VERSIONS[-
 
 _NAMES = {
     "tensorrt_llm": ("LLM", "SamplingParams"),
-    "tensorrt_llm.llmapi": ("KvCacheConfig",),
+    "tensorrt_llm.llmapi": ("KvCacheConfig", "GuidedDecodingParams"),
     "tensorrt_llm.llmapi.llm": ("PreprocessedInputs",),
     "tensorrt_llm.inputs.multimodal": ("MultimodalInput", "MultimodalParams"),
     "tensorrt_llm.inputs.registry": ("maybe_compute_mm_embed_cumsum",),
@@ -47,6 +47,8 @@ _FIELDS = {
         "multimodal_run_positions",
         "multimodal_run_lengths",
     ),
+    "SamplingParams": ("min_p", "presence_penalty", "prompt_ignore_length", "logprobs", "guided_decoding"),
+    "GuidedDecodingParams": ("json", "regex", "grammar"),
 }
 
 
@@ -62,11 +64,15 @@ class Surface:
     LLM: Any
     SamplingParams: Any
     KvCacheConfig: Any
+    GuidedDecodingParams: Any
     PreprocessedInputs: Any
     MultimodalInput: Any
     MultimodalParams: Any
     RequestError: type[Exception]
     maybe_compute_mm_embed_cumsum: Any
+    has_multimodal_config: bool
+    """Whether arguments for multimodal models are fields of `multimodal_config` (pull request 15640, July 2026); earlier they
+    were arguments of `LLM` itself."""
     item_metadata_key: str | None
     """Where the encoder's scheduler looks for item sizes; None in releases that have no such scheduler."""
 
@@ -98,7 +104,8 @@ def find_surface(*, accept_other_versions: bool) -> Surface:
     if lacking:
         raise UnsupportedEngine(f"tensorrt_llm {version} lacks {', '.join(lacking)}; {KNOWN}")
     key = _find("tensorrt_llm.inputs.multimodal", "MULTIMODAL_ENCODER_ITEM_METADATA_KEY")
-    return Surface(version=version, item_metadata_key=key, **found)
+    is_nested = _find("tensorrt_llm.llmapi.llm_args", "MultimodalConfig") is not None
+    return Surface(version=version, has_multimodal_config=is_nested, item_metadata_key=key, **found)
 
 
 def _find(module: str, name: str) -> Any:

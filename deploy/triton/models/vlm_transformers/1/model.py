@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 import triton_python_backend_utils as pb_utils
 
 from engine_client.contract.assembler import PromptAssembler, State
@@ -21,6 +22,7 @@ from engine_client.contract.prompt import ModelLayout
 from engine_client.contract.tensors import CANCELLED
 from engine_client.triton.backend.receiver import OpenPrompt, PromptReceiver
 from engine_client.triton.backend.rows import TorchRows
+from engine_client.triton.backend.video_markers import check_video_markers
 
 from .checkpoint import RANDOM_WEIGHTS, load_checkpoint
 from .generation import build_model_inputs, forget_sampling_defaults, generate_tokens
@@ -35,6 +37,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         checkpoint = parameters["checkpoint"].strip() or os.environ.get("VLM_CHECKPOINT", "").strip()
+        markers = check_video_markers(parameters, transformers.__version__)
         self._device = _choose_device(parameters["device"])
         self._model = load_checkpoint(checkpoint, self._device)
         self._layout = ModelLayout.from_config(self._model.config)
@@ -48,7 +51,9 @@ class TritonPythonModel:
             max_row_wait_seconds=float(parameters["max_row_wait_seconds"]),
         )
         log = pb_utils.Logger.log_warn if checkpoint == RANDOM_WEIGHTS else pb_utils.Logger.log_info
-        log(f"{name}: {checkpoint} on {self._device}")
+        log(
+            f"{name}: {checkpoint} on {self._device}; transformers {transformers.__version__}, video markers: {markers}"
+        )
 
     def execute(self, requests: list[Any]) -> None:
         self._receiver.receive(requests)
@@ -80,7 +85,7 @@ class TritonPythonModel:
             self._model,
             inputs,
             assembler.sampling,
-            emit=lambda token_id, reason: opened.answer.send([token_id], reason),
+            emit=lambda token_id, reason, logprobs: opened.answer.send([token_id], reason, logprobs),
             is_cancelled=lambda: assembler.is_stopped,
         )
 
