@@ -30,6 +30,7 @@ from engine_client.errors import (
     EngineDeadlineExceeded,
     EngineError,
     EngineFailed,
+    EngineOverloaded,
     EngineRejected,
     EngineUnavailable,
 )
@@ -131,7 +132,7 @@ class VllmEngine:
                     step = await self._next_step(call, sampling)
         except EngineError as error:
             error.tokens_received = tokens_received
-            if isinstance(error, EngineUnavailable):
+            if isinstance(error, EngineUnavailable) and not isinstance(error, EngineOverloaded):
                 self._server = None  # what answers next may be another process, with another model
             raise
         finally:
@@ -140,6 +141,7 @@ class VllmEngine:
 
     async def check_ready(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> None:
         """See `EngineClient.check_ready`. An engine that does not fit raises EngineMismatch, which is one too."""
+        self._forget_if_disconnected()
         try:
             health = await self._ask("HealthCheck", pb.HealthCheckRequest(), pb.HealthCheckResponse, timeout_seconds)
         except EngineDeadlineExceeded as error:
@@ -156,6 +158,7 @@ class VllmEngine:
 
     async def describe(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> EngineInfo:
         """See `EngineClient.describe`."""
+        self._forget_if_disconnected()
         return (await self._read_server(max(timeout_seconds, _CONNECT_TIMEOUT_SECONDS))).info
 
     async def sampling_features(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> frozenset[str]:
@@ -183,7 +186,8 @@ class VllmEngine:
             EngineUnavailable: it does not say; EngineMismatch where it does not fit.
         """
         async with self._asking:
-            if self._server is None or not self._connection.is_ready:
+            self._forget_if_disconnected()
+            if self._server is None:
                 try:
                     server = await self._read_server(timeout_seconds)
                 except EngineUnavailable:
@@ -193,6 +197,16 @@ class VllmEngine:
                 self._check.require(server.info)
                 self._server = server
             return self._server
+
+    def _forget_if_disconnected(self) -> None:
+        """To be called before anything is sent, since that connects again: maybe to another process, with another model."""
+        if not self._connection.is_ready:
+            self._server = None
+
+    def _is_current(self, server: VllmServer | None) -> bool:
+        """Whether the connection is still the one on which the server said this."""
+        self._forget_if_disconnected()
+        return server is not None and server is self._server
 
     async def _read_server(self, timeout_seconds: float) -> VllmServer:
         model, server, chunks = await asyncio.gather(
@@ -233,6 +247,11 @@ class VllmEngine:
             server = await self._agreed_server(_CONNECT_TIMEOUT_SECONDS)
             while True:
                 wire, links = await self._encode(request, server, release)
+                if not self._is_current(server):
+                    if links is not None:
+                        links.finish()
+                    server = await self._agreed_server(_CONNECT_TIMEOUT_SECONDS)
+                    continue
                 let_go()  # where there are links, they hold the arrays from here on
                 call: _Call | None = None
                 try:

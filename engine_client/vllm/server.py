@@ -17,8 +17,18 @@ from engine_client.errors import EngineMismatch
 from engine_client.fingerprint import PARAMETER_PREFIX
 from engine_client.types import EngineInfo
 
-MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
-"""Those whose tensors and placeholder ranges `engine_client.vllm.prompt` knows."""
+FAMILIES: Mapping[str, str] = {
+    "qwen2_vl": "qwen2_vl",
+    "qwen2_5_vl": "qwen2_5_vl",
+    "qwen3_vl": "qwen3_vl",
+    "qwen3_vl_moe": "qwen3_vl",
+    "qwen3_5": "qwen3_vl",
+    "qwen3_5_moe": "qwen3_vl",
+}
+"""By model type, those whose tensors and placeholder ranges `engine_client.vllm.prompt` knows; the family is a part of the
+fingerprint."""
+_CONTRACT_VERSION = "1"
+"""Of the tensors that `engine_client.vllm.prompt` turns into vLLM's: a server knows nothing of them."""
 _STAMPED = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 _FLOAT_TYPES = ("float32", "float16", "bfloat16")
 _MAX_TOKENIZER_BYTES = 256 << 20  # unpacked; a stranger's archive may claim anything
@@ -60,6 +70,11 @@ class VllmServer:
         return self.model_type in _STAMPED
 
     @property
+    def has_seconds(self) -> bool:
+        """Whether positions in a video are of seconds: without `second_per_grid_ts` vLLM takes 1 s for each step."""
+        return self.model_type == "qwen2_5_vl"
+
+    @property
     def info(self) -> EngineInfo:
         return EngineInfo("vllm", "", self.model_name, (), inputs=(), outputs=(), parameters=self.parameters)
 
@@ -75,8 +90,8 @@ def read_server(
         EngineMismatch: its model or its servicer is one that cannot be served from here.
     """
     wrong: list[str] = []
-    if model.model_type not in MODEL_TYPES:
-        wrong.append(f"its model is of the type {model.model_type or 'unknown'}; served are {', '.join(MODEL_TYPES)}")
+    if model.model_type not in FAMILIES:
+        wrong.append(f"its model is of the type {model.model_type or 'unknown'}; served are {', '.join(FAMILIES)}")
     if server.multimodal_encoder_dtype not in _FLOAT_TYPES:
         wrong.append(
             "it does not say the encoder's type, as smg-grpc-servicer before 0.14 does not; install smg-grpc-servicer>=0.14 there"
@@ -104,7 +119,7 @@ def read_server(
         vision_start_id=config.get("vision_start_token_id"),
         rows_per_token=None if merge is None else int(merge) ** 2,
         shm_namespace=server.shm_namespace_id,
-        parameters={PARAMETER_PREFIX + name: value for name, value in _fingerprint(bundle).items()},
+        parameters={PARAMETER_PREFIX + name: value for name, value in _fingerprint(model.model_type, bundle).items()},
     )
 
 
@@ -123,9 +138,9 @@ def read_bundle(chunks: Iterable[bytes]) -> dict[str, Any]:
     return found
 
 
-def _fingerprint(bundle: Mapping[str, Any]) -> dict[str, str]:
-    """The parts of `engine_client.fingerprint` that the model's own files tell."""
-    parts: dict[str, str] = {}
+def _fingerprint(model_type: str, bundle: Mapping[str, Any]) -> dict[str, str]:
+    """The parts of `engine_client.fingerprint` that are known of the server: most are told by its model's own files."""
+    parts = {"contract_version": _CONTRACT_VERSION, "family": FAMILIES[model_type]}
     if vocabulary := _vocabulary(bundle.get("tokenizer.json", {})):
         by_id = sorted((token_id, token) for token, token_id in vocabulary.items())
         parts["tokenizer_sha256"] = hashlib.sha256(json.dumps(by_id).encode()).hexdigest()
@@ -138,9 +153,9 @@ def _fingerprint(bundle: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _image_settings(bundle: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of the image processor, in either layout that transformers writes."""
+    """Of the image processor, in either layout that transformers writes; empty where there is no such file."""
     found = bundle.get("preprocessor_config.json") or bundle.get("processor_config.json", {}).get("image_processor")
-    return found or {}
+    return {"rescale_factor": 1 / 255, **found} if found else {}  # transformers 5.23, the default of Qwen's processors
 
 
 def _vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:
