@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import triton_python_backend_utils as pb_utils
 
 from engine_client.contract.errors import InvalidPrompt, Refused
@@ -68,7 +69,8 @@ class Answer:
 
     def send(self, token_ids: Sequence[int], finish_reason: str | None) -> None:
         """Send the next tokens; `finish_reason` on the last, after which `end` is still to be called."""
-        outputs = [pb_utils.Tensor(TOKEN_IDS, np.array(token_ids, np.int32))]
+        # By DLPack: the Python backend of 24.10 misreads numpy 2 arrays. Text it takes by numpy alone.
+        outputs = [pb_utils.Tensor.from_dlpack(TOKEN_IDS, torch.tensor(token_ids, dtype=torch.int32))]
         if finish_reason is not None:
             outputs.append(pb_utils.Tensor(FINISH_REASON, np.array([finish_reason.encode()], np.object_)))
         self._sender.send(pb_utils.InferenceResponse(output_tensors=outputs))
