@@ -52,6 +52,8 @@ class Comparison:
 
     refused: tuple[str, ...]
     warned: tuple[str, ...]
+    not_compared: tuple[str, ...] = ()
+    """Names of parts that must be equal and that the engine leaves out or empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +88,12 @@ class Fingerprint:
                 is_refused = name in self.exact_parts and self.on_mismatch != OnMismatch.WARN
                 text = f"fingerprint {name} of the engine is {theirs}, of this side {ours}"
                 (refused if is_refused else warned).append(text)
+        missing = [
+            name for name in sorted(self.exact_parts & self.parts.keys() - published.keys()) if self.parts[name].strip()
+        ]
         if self.on_mismatch == OnMismatch.REQUIRE:
-            refused += [
-                f"fingerprint {name} is not published by the engine, and must be"
-                for name in sorted(self.exact_parts & self.parts.keys() - published.keys())
-                if self.parts[name].strip()
-            ]
-        return Comparison(tuple(refused), tuple(warned))
+            refused += [f"fingerprint {name} is not published by the engine, and must be" for name in missing]
+        return Comparison(tuple(refused), tuple(warned), tuple(missing))
 
 
 def published_parts(parameters: Mapping[str, str]) -> dict[str, str]:

@@ -16,13 +16,28 @@ import numpy as np
 from engine_client.contract.errors import InvalidPrompt
 from engine_client.contract.tensors import IMAGE, VIDEO, Array
 
-MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
-"""Model types of Hugging Face whose tensors and placeholder ranges are known."""
-STAMPED_MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
-"""Of these, the ones whose prompts have a time stamp and markers of its own for each temporal step of a video."""
+FAMILIES: Mapping[str, str] = {
+    "qwen2_vl": "qwen2_vl",
+    "qwen2_5_vl": "qwen2_5_vl",
+    "qwen3_vl": "qwen3_vl",
+    "qwen3_vl_moe": "qwen3_vl",
+    "qwen3_5": "qwen3_vl",
+    "qwen3_5_moe": "qwen3_vl",
+}
+"""By model type of Hugging Face, those whose tensors and placeholder ranges are known. Families are parts of fingerprints."""
 
 MODALITY_NAMES: Mapping[int, str] = {IMAGE: "image", VIDEO: "video"}
 """vLLM's names by the values of `item_modality`."""
+
+
+def has_stamps(model_type: str) -> bool:
+    """Whether each temporal step of a video has a time stamp and markers of its own."""
+    return FAMILIES.get(model_type) == "qwen3_vl"
+
+
+def has_seconds(model_type: str) -> bool:
+    """Whether positions in a video are of seconds: without `second_per_grid_ts` vLLM takes 1 s for each step."""
+    return FAMILIES.get(model_type) == "qwen2_5_vl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +111,20 @@ def check_item_size(item: int, token_count: int, limit: int) -> None:
         raise InvalidPrompt(
             f"item {item} takes {token_count} tokens; the engine's encoder takes {limit}: ask for fewer frames or pixels"
         )
+
+
+def check_seconds(seconds: Array, modality: Sequence[int]) -> None:
+    """Check `second_per_grid_ts` of a family that `has_seconds`.
+
+    Args:
+        modality: Of each item.
+    Raises:
+        InvalidPrompt: it has not a value for each item, or a video's is no number above 0.
+    """
+    if seconds.dtype != np.float32 or seconds.shape != (len(modality),):
+        raise InvalidPrompt(
+            f"second_per_grid_ts is {seconds.dtype} {list(seconds.shape)}; it must be float32 {[len(modality)]}, one an item"
+        )
+    of_videos = seconds[np.array(modality, np.int32) == VIDEO]
+    if not bool((np.isfinite(of_videos) & (of_videos > 0)).all()):
+        raise InvalidPrompt(f"second_per_grid_ts is {seconds.tolist()}; that of a video must be above 0")

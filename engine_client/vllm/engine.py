@@ -23,7 +23,7 @@ from engine_client.client import PROBE_TIMEOUT_SECONDS, Metadata
 from engine_client.compatibility import CompatibilityCheck
 from engine_client.connection import Connection
 from engine_client.deadline import Deadline
-from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineFailed, EngineUnavailable
+from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineFailed, EngineOverloaded, EngineUnavailable
 from engine_client.fingerprint import Fingerprint
 from engine_client.release import Release
 from engine_client.shm import SharedRegion
@@ -109,9 +109,11 @@ class VllmEngine:
         tokens_received = 0
         call: grpc.aio.UnaryStreamCall[bytes, bytes] | None = None
         try:
-            async with deadline.enforced():
-                server = await self._agreed_server(_CONNECT_TIMEOUT_SECONDS)
-                wire = await loop.run_in_executor(self._executor, encode_prompt, self._name, request, server)
+            server = wire = None
+            while wire is None or not self._is_current(server):
+                async with deadline.enforced():
+                    server = await self._agreed_server(_CONNECT_TIMEOUT_SECONDS)
+                    wire = await loop.run_in_executor(self._executor, encode_prompt, self._name, request, server)
             let_go()
             del request
             call = self._connection.ask_for_stream("Generate", wire, metadata)
@@ -127,7 +129,7 @@ class VllmEngine:
                 yield step
         except EngineError as error:
             error.tokens_received = tokens_received
-            if isinstance(error, EngineUnavailable):
+            if isinstance(error, EngineUnavailable) and not isinstance(error, EngineOverloaded):
                 self._server = None  # what answers next may be another process, with another model
             raise
         finally:
@@ -137,6 +139,7 @@ class VllmEngine:
 
     async def check_ready(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> None:
         """See `EngineClient.check_ready`. An engine that does not fit raises EngineMismatch, which is one too."""
+        self._forget_if_disconnected()
         try:
             health = await self._ask("HealthCheck", pb.HealthCheckRequest(), pb.HealthCheckResponse, timeout_seconds)
         except EngineDeadlineExceeded as error:
@@ -153,6 +156,7 @@ class VllmEngine:
 
     async def describe(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> EngineInfo:
         """See `EngineClient.describe`."""
+        self._forget_if_disconnected()
         return (await self._read_server(max(timeout_seconds, _CONNECT_TIMEOUT_SECONDS))).info
 
     async def close(self) -> None:
@@ -168,7 +172,8 @@ class VllmEngine:
             EngineUnavailable: it does not say; EngineMismatch where it does not fit.
         """
         async with self._asking:
-            if self._server is None or not self._connection.is_ready:
+            self._forget_if_disconnected()
+            if self._server is None:
                 try:
                     server = await self._read_server(timeout_seconds)
                 except EngineUnavailable:
@@ -178,6 +183,16 @@ class VllmEngine:
                 self._check.require(server.info)
                 self._server = server
             return self._server
+
+    def _forget_if_disconnected(self) -> None:
+        """To be called before anything is sent, since that connects again: maybe to another process, with another model."""
+        if not self._connection.is_ready:
+            self._server = None
+
+    def _is_current(self, server: VllmServer | None) -> bool:
+        """Whether the connection is still the one on which the server said this."""
+        self._forget_if_disconnected()
+        return server is not None and server is self._server
 
     async def _read_server(self, timeout_seconds: float) -> VllmServer:
         model, server, chunks = await asyncio.gather(

@@ -26,6 +26,7 @@ from engine_client.contract.vllm_rules import (
     MODALITY_NAMES,
     check_item_counts,
     check_item_size,
+    check_seconds,
     item_range,
 )
 from engine_client.errors import EngineRejected
@@ -61,7 +62,7 @@ def encode_prompt(who: str, request: EngineRequest, server: VllmServer) -> bytes
         stream=True,
     )
     pieces: list[bytes | memoryview] = [message.SerializeToString()]
-    if "item_modality" in tensors:
+    if tensors.keys() - {INPUT_IDS, *_UNUSED}:
         prompt = _VisionPrompt(who, request, server)
         fields = [_MM_INPUTS, _EXTRA_MM_INPUTS]
         for modality in sorted(MODALITY_NAMES, reverse=True):  # videos first, as vLLM's own clients send them
@@ -85,10 +86,11 @@ class _VisionPrompt:
         self._who = who
         self._server = server
         self._tensors = tensors = request.tensors
-        missing = [name for name in (*VISION_TENSORS, "item_hash") if name not in tensors]
+        needed = [*VISION_TENSORS, "item_hash", *(["second_per_grid_ts"] if server.has_seconds else [])]
+        missing = [name for name in needed if name not in tensors]
         unknown = sorted(tensors.keys() - _KNOWN)
+        self._require(not unknown, f"{', '.join(unknown)} of another processor cannot be sent to vLLM")
         self._require(not missing, f"the prompt lacks {', '.join(missing)}")
-        self._require(not unknown, f"{', '.join(unknown)} cannot be sent to vLLM by this door")
         self._grids = tensors["grid_thw"].astype(np.int64)
         self._modalities: list[int] = tensors["item_modality"].tolist()
         self._counts = self._grids.prod(axis=1)
@@ -100,7 +102,7 @@ class _VisionPrompt:
         )
         self._require(
             tensors[PIXELS].dtype == np.uint8,
-            f"pixels are {tensors[PIXELS].dtype}; this door takes uint8 and normalizes",
+            f"pixels are {tensors[PIXELS].dtype}; they must be uint8",
         )
         self._require(
             int(self._starts[-1]) == len(tensors[PIXELS]),
@@ -138,7 +140,7 @@ class _VisionPrompt:
         grid, sizes = f"{name}_grid_thw", f"patches_per_{name}"
         tensors = {grid: _tensor(self._grids[items]), sizes: _tensor(self._counts[items])}
         batched = [grid, sizes]
-        if modality == VIDEO and "second_per_grid_ts" in self._tensors:
+        if modality == VIDEO and self._server.has_seconds:
             tensors["second_per_grid_ts"] = _tensor(self._seconds(items))
             batched.append("second_per_grid_ts")
         rows = int(self._counts[items].sum())
@@ -156,11 +158,11 @@ class _VisionPrompt:
         )
 
     def _seconds(self, items: list[int]) -> Array:
-        """Of the videos among `items`; the tensor has a value a video, in prompt order."""
-        seconds = self._tensors["second_per_grid_ts"].astype(np.float32)
-        videos = self.items_of(VIDEO)
-        self._require(len(seconds) == len(videos), "second_per_grid_ts must have a value for each video")
-        return seconds[[videos.index(item) for item in items]]
+        """Of `items`, which are videos."""
+        seconds = self._tensors["second_per_grid_ts"]
+        with self._rejecting():
+            check_seconds(seconds, self._modalities)
+        return seconds[items]
 
     def _check_item(self, item: int) -> None:
         spans = self._spans.get(item, [])
@@ -170,6 +172,10 @@ class _VisionPrompt:
             all(offset >= 0 and length > 0 and offset + length <= len(ids) for offset, length in spans)
             and all(a + n <= b for (a, n), (b, _) in itertools.pairwise(spans)),
             f"the spans of item {item} do not lie in the prompt one after another",
+        )
+        is_stamped = self._modalities[item] == VIDEO and self._server.video_markers is not None
+        self._require(
+            len(spans) == 1 or is_stamped, f"item {item} has {len(spans)} runs of placeholders; it must have one"
         )
         pad = self._pad_id(item)
         expected = self._server.pad_ids.get(self._modalities[item], pad)

@@ -13,11 +13,13 @@ from typing import Any
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from engine_client.contract.tensors import IMAGE, VIDEO
-from engine_client.contract.vllm_rules import MODEL_TYPES, STAMPED_MODEL_TYPES, VisionMarkers
+from engine_client.contract.vllm_rules import FAMILIES, VisionMarkers, has_seconds, has_stamps
 from engine_client.errors import EngineMismatch
 from engine_client.fingerprint import PARAMETER_PREFIX
 from engine_client.types import EngineInfo
 
+_CONTRACT_VERSION = "1"
+"""Of the tensors that `engine_client.vllm.prompt` turns into vLLM's: a server knows nothing of them."""
 _FLOAT_TYPES = ("float32", "float16", "bfloat16")
 _MAX_TOKENIZER_BYTES = 256 << 20  # unpacked; a stranger's archive may claim anything
 
@@ -56,8 +58,14 @@ class VllmServer:
     @property
     def video_markers(self) -> VisionMarkers | None:
         """Those around the frames of a video; None where frames have no stamps, so that vLLM looks for no markers."""
-        is_stamped = self.model_type in STAMPED_MODEL_TYPES
-        return VisionMarkers(self.vision_start_id, self.vision_end_id) if is_stamped else None
+        if not has_stamps(self.model_type):
+            return None
+        return VisionMarkers(self.vision_start_id, self.vision_end_id)
+
+    @property
+    def has_seconds(self) -> bool:
+        """Whether positions in a video are of seconds: without `second_per_grid_ts` vLLM takes 1 s for each step."""
+        return has_seconds(self.model_type)
 
     @property
     def info(self) -> EngineInfo:
@@ -75,8 +83,8 @@ def read_server(
         EngineMismatch: its model or its servicer is one that cannot be served from here.
     """
     wrong: list[str] = []
-    if model.model_type not in MODEL_TYPES:
-        wrong.append(f"its model is of the type {model.model_type or 'unknown'}; served are {', '.join(MODEL_TYPES)}")
+    if model.model_type not in FAMILIES:
+        wrong.append(f"its model is of the type {model.model_type or 'unknown'}; served are {', '.join(FAMILIES)}")
     if server.multimodal_encoder_dtype not in _FLOAT_TYPES:
         wrong.append(
             "it does not say the encoder's type, as smg-grpc-servicer before 0.14 does not; install smg-grpc-servicer>=0.14 there"
@@ -105,7 +113,7 @@ def read_server(
         vision_end_id=config.get("vision_end_token_id"),
         rows_per_token=None if merge is None else int(merge) ** 2,
         shm_namespace=server.shm_namespace_id,
-        parameters={PARAMETER_PREFIX + name: value for name, value in _fingerprint(bundle).items()},
+        parameters={PARAMETER_PREFIX + name: value for name, value in _fingerprint(model.model_type, bundle).items()},
     )
 
 
@@ -124,9 +132,9 @@ def read_bundle(chunks: Iterable[bytes]) -> dict[str, Any]:
     return found
 
 
-def _fingerprint(bundle: Mapping[str, Any]) -> dict[str, str]:
-    """The parts of `engine_client.fingerprint` that the model's own files tell."""
-    parts: dict[str, str] = {}
+def _fingerprint(model_type: str, bundle: Mapping[str, Any]) -> dict[str, str]:
+    """The parts of `engine_client.fingerprint` that are known of the server: most are told by its model's own files."""
+    parts = {"contract_version": _CONTRACT_VERSION, "family": FAMILIES[model_type]}
     if vocabulary := _vocabulary(bundle.get("tokenizer.json", {})):
         by_id = sorted((token_id, token) for token, token_id in vocabulary.items())
         parts["tokenizer_sha256"] = hashlib.sha256(json.dumps(by_id).encode()).hexdigest()

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
@@ -25,48 +22,40 @@ from engine_client.errors import EngineMismatch
 from engine_client.types import FinishReason
 from engine_client.vllm import VllmEngine
 from engine_client.vllm.prompt import encode_prompt
-from preprocessor import pipeline
 from preprocessor.client import AsyncClient, chat, image, video
 from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
-from preprocessor.types.request import (
-    ChatPrompt,
-    Media,
-    MediaPart,
-    Message,
-    Modality,
-    PreparationRequest,
-    Sampling,
-    TextPart,
+from tests.engine.vllm_prompts import (
+    CLIP,
+    KINDS,
+    PHOTO,
+    TOKEN_COUNT,
+    answer,
+    ask_transformers,
+    clip,
+    picture,
+    tensors_of,
 )
-from tests.engine.vllm_checkpoint import write_folder
-from tests.engine.vllm_server import CONTEXT_TOKENS, VLLM, serving_vllm
+from tests.engine.vllm_server import CONTEXT_TOKENS, INSTALLED, SharedVllm
 from tests.loading import load_family_model
-from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import serving
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not VLLM.exists(), reason="no vLLM; `make vllm` sets one up"),
+    pytest.mark.skipif(not INSTALLED.exists(), reason="no vLLM; `make vllm` sets one up"),
 ]
 
-CLIP, PHOTO = moving_shapes_clip(seconds=3, width=160, height=120), photo()
-TOKEN_COUNT = 8
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_qwen3_vl: Path) -> Path:
+    return tiny_qwen3_vl
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    write_folder(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def address(checkpoint: Path) -> Iterator[str]:
-    with serving_vllm(checkpoint, "--dtype", "float32") as address:
-        yield address
+def address(vllm: SharedVllm, checkpoint: Path) -> str:
+    return vllm.serving(checkpoint).address
 
 
 @pytest.fixture(scope="module")
@@ -80,57 +69,9 @@ async def engine(address: str) -> AsyncIterator[VllmEngine]:
         yield client
 
 
-def tensors_of(model: Model, media: tuple[Media, ...], text: str = "What is this?") -> dict[str, Array]:
-    parts = (*(MediaPart(medium.key) for medium in media), TextPart(text))
-    return dict(pipeline.prepare(model, PreparationRequest(ChatPrompt((Message("user", parts),)), media)).tensors)
-
-
-def clip(key: str = "clip", fps: float = 2.0) -> Media:
-    return Media(key, Modality.VIDEO, CLIP, Sampling(fps=fps))
-
-
-def picture(key: str = "photo") -> Media:
-    return Media(key, Modality.IMAGE, PHOTO)
-
-
-KINDS: Mapping[str, tuple[Media, ...]] = {
-    "text": (),
-    "image": (picture(),),
-    "video": (clip(),),
-    "two images": (picture("a"), picture("b")),
-    "video and image": (clip(), picture()),
-    "image, video, image, video": (picture("a"), clip("b"), picture("c"), clip("d", fps=1)),
-}
-
-
-async def answer(
-    engine: VllmEngine, tensors: Mapping[str, Array], max_tokens: int = TOKEN_COUNT, **sampling: Any
-) -> tuple[list[int], FinishReason | None]:
-    request = EngineRequest(f"test-{random.getrandbits(64):x}", tensors, SamplingParameters(max_tokens, **sampling))
-    token_ids: list[int] = []
-    reason = None
-    async with aclosing(engine.generate(request, timeout_seconds=120)) as steps:
-        async for step in steps:
-            token_ids += step.token_ids
-            reason = step.finish_reason
-    return token_ids, reason
-
-
 @pytest.fixture(scope="module")
 def expected(checkpoint: Path, tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
-    """What transformers itself answers to each of `KINDS`, in float32, from the same tensors."""
-    folder = tmp_path_factory.mktemp("prompts")
-    for name, media in KINDS.items():
-        np.savez(folder / f"{name}.npz", **tensors_of(tiny, media))
-    script = Path(__file__).with_name("saved_answers.py")
-    run = subprocess.run(
-        [sys.executable, str(script), str(checkpoint), str(folder), str(TOKEN_COUNT)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    answers: dict[str, list[int]] = json.loads(run.stdout.splitlines()[-1])
-    return answers
+    return ask_transformers(checkpoint, tiny, tmp_path_factory.mktemp("prompts"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,7 +15,7 @@ import torch
 
 from engine_client.contract.prompt import ModelLayout
 from engine_client.contract.tensors import Array
-from engine_client.contract.vllm_rules import MODALITY_NAMES, MODEL_TYPES, STAMPED_MODEL_TYPES, VisionMarkers
+from engine_client.contract.vllm_rules import FAMILIES, MODALITY_NAMES, VisionMarkers, has_stamps
 
 
 class UnsupportedEngine(RuntimeError):
@@ -56,9 +56,9 @@ def read_facts(config: Any, encoder_budget: int, image_processor: Any) -> Engine
     """
     model, multimodal = config.model_config, config.model_config.multimodal_config
     own = model.hf_config
-    if own.model_type not in MODEL_TYPES or multimodal is None:
-        raise UnsupportedEngine(f"the checkpoint is of family {own.model_type}; supported: {', '.join(MODEL_TYPES)}")
-    is_stamped = own.model_type in STAMPED_MODEL_TYPES
+    if own.model_type not in FAMILIES or multimodal is None:
+        raise UnsupportedEngine(f"the checkpoint is of family {own.model_type}; supported: {', '.join(FAMILIES)}")
+    is_stamped = has_stamps(own.model_type)
     mean, std = (getattr(image_processor, name, None) for name in ("image_mean", "image_std"))
     return EngineFacts(
         model_type=own.model_type,

@@ -16,7 +16,13 @@ from engine_client.contract.errors import InvalidPrompt
 from engine_client.contract.prompt import Prompt
 from engine_client.contract.sampling import SamplingParameters
 from engine_client.contract.tensors import HASH_BYTES, VIDEO, Array
-from engine_client.contract.vllm_rules import check_item_counts, check_item_size, item_range
+from engine_client.contract.vllm_rules import (
+    check_item_counts,
+    check_item_size,
+    check_seconds,
+    has_seconds,
+    item_range,
+)
 
 from .facts import EngineFacts
 
@@ -62,7 +68,7 @@ def read_items(tensors: Mapping[str, Array], prompt: Prompt, facts: EngineFacts)
     if facts.normalizes and facts.mean is not None and facts.std is not None:
         _check_normalization(prompt, facts.mean, facts.std)
     hashes = _hashes(tensors, count)
-    seconds = _seconds(tensors, prompt)
+    seconds = _seconds(tensors, prompt.modality, facts.model_type)
     row_counts = prompt.row_counts.tolist()
     first_rows = np.concatenate([[0], np.cumsum(row_counts)]).tolist()
     spans: dict[int, list[tuple[int, int]]] = {}
@@ -83,7 +89,7 @@ def read_items(tensors: Mapping[str, Array], prompt: Prompt, facts: EngineFacts)
                 first_token=first,
                 placeholders=None if placed.all() else placed,
                 token_count=stop - first,
-                seconds_per_step=seconds.pop(0) if seconds and kind == VIDEO else None,
+                seconds_per_step=seconds[index],
             )
         )
     return tuple(items)
@@ -123,14 +129,12 @@ def _hashes(tensors: Mapping[str, Array], count: int) -> list[str]:
     return [each.tobytes().hex() for each in hashes]
 
 
-def _seconds(tensors: Mapping[str, Array], prompt: Prompt) -> list[float]:
-    """A value for each video; empty where the prompt has none."""
-    seconds, count = tensors.get("second_per_grid_ts"), prompt.modality.count(VIDEO)
-    if seconds is None or not seconds.size:
-        return []
-    if seconds.dtype != np.float32 or seconds.shape != (count,) or not np.isfinite(seconds).all():
-        raise InvalidPrompt(
-            f"second_per_grid_ts is {seconds.dtype} {list(seconds.shape)}; it must be finite float32 {[count]}"
-        )
-    values: list[float] = seconds.tolist()
-    return values
+def _seconds(tensors: Mapping[str, Array], modality: tuple[int, ...], model_type: str) -> list[float | None]:
+    """Seconds a temporal step of each item; None for images, and in families that have none."""
+    if VIDEO not in modality or not has_seconds(model_type):
+        return [None] * len(modality)
+    if "second_per_grid_ts" not in tensors:
+        raise InvalidPrompt("second_per_grid_ts is missing; this model's positions in a video are of seconds")
+    seconds = tensors["second_per_grid_ts"]
+    check_seconds(seconds, modality)
+    return [float(each) if kind == VIDEO else None for each, kind in zip(seconds, modality, strict=True)]

@@ -1,0 +1,90 @@
+"""Prompts for a real vLLM, what transformers answers to them, and a client's call as the tests make it."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine_client import EngineClient, EngineRequest, SamplingParameters
+from engine_client.contract.tensors import Array
+from engine_client.types import FinishReason
+from preprocessor import pipeline
+from preprocessor.models.family import Model
+from preprocessor.types.request import (
+    ChatPrompt,
+    Media,
+    MediaPart,
+    Message,
+    Modality,
+    PreparationRequest,
+    Sampling,
+    TextPart,
+)
+from tests.media import moving_shapes_clip, photo
+
+CLIP, PHOTO = moving_shapes_clip(seconds=3, width=160, height=120), photo()
+TOKEN_COUNT = 8
+
+
+def tensors_of(model: Model, media: tuple[Media, ...], text: str = "What is this?") -> dict[str, Array]:
+    parts: tuple[MediaPart | TextPart, ...] = (*(MediaPart(medium.key) for medium in media), TextPart(text))
+    return dict(pipeline.prepare(model, PreparationRequest(ChatPrompt((Message("user", parts),)), media)).tensors)
+
+
+def clip(key: str = "clip", fps: float = 2.0) -> Media:
+    return Media(key, Modality.VIDEO, CLIP, Sampling(fps=fps))
+
+
+def picture(key: str = "photo") -> Media:
+    return Media(key, Modality.IMAGE, PHOTO)
+
+
+KINDS: Mapping[str, tuple[Media, ...]] = {
+    "text": (),
+    "image": (picture(),),
+    "video": (clip(),),
+    "two images": (picture("a"), picture("b")),
+    "video and image": (clip(), picture()),
+    "image, video, image, video": (picture("a"), clip("b"), picture("c"), clip("d", fps=1)),
+}
+
+
+async def answer(
+    engine: EngineClient, tensors: Mapping[str, Array], max_tokens: int = TOKEN_COUNT, **sampling: Any
+) -> tuple[list[int], FinishReason | None]:
+    request = EngineRequest(f"test-{random.getrandbits(64):x}", tensors, SamplingParameters(max_tokens, **sampling))
+    token_ids: list[int] = []
+    reason = None
+    async with aclosing(engine.generate(request, timeout_seconds=120)) as steps:
+        async for step in steps:
+            token_ids += step.token_ids
+            reason = step.finish_reason
+    return token_ids, reason
+
+
+def ask_transformers(checkpoint: Path, model: Model, folder: Path) -> dict[str, list[int]]:
+    """What transformers itself answers to each of `KINDS`, in float32, from the same tensors.
+
+    Args:
+        folder: Where the prompts are written.
+    """
+    for name, media in KINDS.items():
+        np.savez(folder / f"{name}.npz", **dict[str, Any](tensors_of(model, media)))
+    script = Path(__file__).with_name("saved_answers.py")
+    run = subprocess.run(
+        [sys.executable, str(script), str(checkpoint), str(folder), str(TOKEN_COUNT)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    answers: dict[str, list[int]] = json.loads(run.stdout.splitlines()[-1])
+    return answers
