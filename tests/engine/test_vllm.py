@@ -17,7 +17,6 @@ import pytest_asyncio
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from engine_client import EngineError, EngineRejected, EngineRequest, EngineUnavailable, Fingerprint, SamplingParameters
-from engine_client.contract.tensors import Array
 from engine_client.errors import EngineMismatch
 from engine_client.types import FinishReason
 from engine_client.vllm import VllmEngine
@@ -33,6 +32,7 @@ from tests.engine.vllm_prompts import (
     TOKEN_COUNT,
     answer,
     ask_transformers,
+    broken,
     clip,
     picture,
     tensors_of,
@@ -151,28 +151,6 @@ async def test_the_model_s_own_files_are_compared_with_the_fingerprint(address: 
     async with VllmEngine(address, fingerprint=Fingerprint(parts | {"patch_size": "14"})) as engine:
         with pytest.raises(EngineMismatch, match="patch_size"):
             await engine.check_ready()
-
-
-def broken(tensors: Mapping[str, Array], chance: random.Random) -> dict[str, Array]:
-    """The tensors with one thing changed."""
-    made = {name: array.copy() for name, array in tensors.items()}
-    name = chance.choice(sorted(made))
-    array = made[name]
-    match chance.randrange(6):
-        case 0:
-            del made[name]
-        case 1:
-            made[name] = array[: len(array) // 2]
-        case 2 if array.size and array.dtype != np.uint8:
-            array.reshape(-1)[chance.randrange(array.size)] = chance.choice([-1, 0, 1, 7, 151655, 151656, 2**31 - 1])
-        case 3 if array.size and array.dtype != np.uint8:
-            array.reshape(-1)[chance.randrange(array.size)] += chance.choice([-1, 1])
-        case 4:
-            made[name] = np.concatenate([array, array])
-        case _:
-            made["input_ids"] = made["input_ids"][chance.randrange(4) :] if "input_ids" in made else array
-    made.setdefault("input_ids", np.array([1], np.int32))
-    return made
 
 
 async def test_no_prompt_ends_the_core(engine: VllmEngine, tiny: Model, expected: Mapping[str, list[int]]) -> None:

@@ -88,3 +88,25 @@ def ask_transformers(checkpoint: Path, model: Model, folder: Path) -> dict[str, 
     assert run.returncode == 0, run.stderr
     answers: dict[str, list[int]] = json.loads(run.stdout.splitlines()[-1])
     return answers
+
+
+def broken(tensors: Mapping[str, Array], chance: random.Random) -> dict[str, Array]:
+    """The tensors with one thing changed."""
+    made = {name: array.copy() for name, array in tensors.items()}
+    name = chance.choice(sorted(made))
+    array = made[name]
+    match chance.randrange(6):
+        case 0:
+            del made[name]
+        case 1:
+            made[name] = array[: len(array) // 2]
+        case 2 if array.size and array.dtype != np.uint8:
+            array.reshape(-1)[chance.randrange(array.size)] = chance.choice([-1, 0, 1, 7, 151655, 151656, 2**31 - 1])
+        case 3 if array.size and array.dtype != np.uint8:
+            array.reshape(-1)[chance.randrange(array.size)] += chance.choice([-1, 1])
+        case 4:
+            made[name] = np.concatenate([array, array])
+        case _:
+            made["input_ids"] = made["input_ids"][chance.randrange(4) :] if "input_ids" in made else array
+    made.setdefault("input_ids", np.array([1], np.int32))
+    return made

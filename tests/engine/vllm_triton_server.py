@@ -10,15 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deploy.triton.local_server import REPOSITORY, TritonServer
+from deploy.vllm.local_server import CONTEXT_TOKENS
 from deploy.vllm.triton_python import make_environment
-from tests.engine.vllm_server import CONTEXT_TOKENS
 
 MODEL = "vlm_vllm"
+MAX_ITEMS = {"image": 3, "video": 2}
 ARGUMENTS = {
     "dtype": "float32",
     "max_model_len": CONTEXT_TOKENS,
     "enforce_eager": True,
-    "limit_mm_per_prompt": {"image": 3, "video": 2},
+    "limit_mm_per_prompt": MAX_ITEMS,
 }
 
 
