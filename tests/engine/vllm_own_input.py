@@ -80,8 +80,9 @@ def media_data(media: Any) -> dict[str, list[Any]]:
 def compare(name: str, own: Any, ours: Any) -> None:
     """Token ids, ranges, and each tensor that we send."""
     assert ours["prompt_token_ids"] == own["prompt_token_ids"], f"{name}: token ids differ"
-    assert ours["mm_placeholders"].keys() == own["mm_placeholders"].keys(), name
-    for modality, ranges in ours["mm_placeholders"].items():
+    placeholders = ours.get("mm_placeholders", {})  # not there for text alone
+    assert placeholders.keys() == own["mm_placeholders"].keys(), name
+    for modality, ranges in placeholders.items():
         for one, other in zip(ranges, own["mm_placeholders"][modality], strict=True):
             embeds = [each.extract_embeds_range() for each in (one, other)]
             assert embeds[0] == embeds[1], f"{name}: {modality} features go to {embeds}"

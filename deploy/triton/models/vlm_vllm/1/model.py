@@ -148,10 +148,11 @@ class TritonPythonModel:
 
     def _leave(self) -> None:
         """End what is open, and with `stop_server` Triton itself: 2.51 finds a model ready whose process is gone."""
+        stops_server = self._settings.when_engine_dies == STOP_SERVER
+        if stops_server:
+            pb_utils.Logger.log_error(f"{self._name}: stopping the server, to be started anew (when_engine_dies)")
+            os.kill(self._server_pid, signal.SIGTERM)  # it is not ready from now on
         self._receiver.refuse_all(EngineGone(CORE_IS_DEAD))
-        if self._settings.when_engine_dies != STOP_SERVER:
-            return
-        pb_utils.Logger.log_error(f"{self._name}: stopping the server, so that it is started anew (when_engine_dies)")
-        os.kill(self._server_pid, signal.SIGTERM)
-        time.sleep(EXIT_SECONDS)
-        os.kill(self._server_pid, signal.SIGKILL)
+        if stops_server:
+            time.sleep(EXIT_SECONDS)
+            os.kill(self._server_pid, signal.SIGKILL)
