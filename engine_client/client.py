@@ -48,9 +48,9 @@ class EngineClient(Protocol):
             timeout_seconds: For the whole answer; None waits as long as it takes.
             metadata: To send along.
         Yields:
-            Steps with at least one token id or a finish reason; the last has the finish reason.
+            Steps with at least one token id or a finish reason; the last of each answer has the finish reason.
         Raises:
-            EngineRejected: the engine found the request wrong.
+            EngineRejected: the engine found the request wrong, or lacks one of `request.sampling.features`.
             EngineUnavailable: the engine cannot be reached, or the connection broke.
             EngineDeadlineExceeded: `timeout_seconds` passed.
             EngineFailed: the engine broke.
@@ -71,6 +71,14 @@ class EngineClient(Protocol):
 
         Raises:
             EngineError: it does not say.
+        """
+        ...
+
+    async def sampling_features(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> frozenset[str]:
+        """Which parameters of `FEATURE_TENSORS` the engine has; it is asked at most once as long as it is there.
+
+        Raises:
+            EngineUnavailable: it does not say.
         """
         ...
 

@@ -159,6 +159,22 @@ class Endpoints:
                 errors.append(error)
         raise EngineUnavailable(f"no endpoint says what it is: {'; '.join(map(str, errors))}") from errors[-1]
 
+    async def sampling_features(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> frozenset[str]:
+        """What all have that may get requests and say so: any of them may get the next request."""
+        self._start_watching()
+        asked = [endpoint for endpoint in self._endpoints if endpoint.breaker.is_open] or self._endpoints
+        told = await asyncio.gather(
+            *(endpoint.engine.sampling_features(timeout_seconds) for endpoint in asked), return_exceptions=True
+        )
+        features = [one for one in told if not isinstance(one, BaseException)]
+        errors = [one for one in told if isinstance(one, BaseException)]
+        for error in errors:
+            if not isinstance(error, EngineError):
+                raise error
+        if not features:
+            raise EngineUnavailable(f"no endpoint says what it takes: {'; '.join(map(str, errors))}") from errors[-1]
+        return frozenset.intersection(*features)
+
     async def close(self) -> None:
         """See `EngineClient.close`."""
         self._is_closed = True

@@ -3,8 +3,8 @@
 from engine_client.breaker import EndpointHealth, EndpointPolicy
 from engine_client.capabilities import EngineCapabilities, PixelType
 from engine_client.client import EngineClient, Metadata
-from engine_client.contract.sampling import SamplingParameters
-from engine_client.contract.tensors import CONTRACT_INPUTS, ContractTensor
+from engine_client.contract.sampling import SamplingParameters, TokenLogprob
+from engine_client.contract.tensors import CONTRACT_INPUTS, FEATURE_TENSORS, ContractTensor
 from engine_client.credentials import CredentialsError, TokenMetadata, tls_credentials
 from engine_client.endpoint import EndpointState
 from engine_client.endpoints import Endpoints
@@ -38,6 +38,7 @@ from engine_client.types import (
 __all__ = [
     "CONTRACT_INPUTS",
     "EXACT_PARTS",
+    "FEATURE_TENSORS",
     "Constant",
     "ContractTensor",
     "CredentialsError",
@@ -72,6 +73,7 @@ __all__ = [
     "SharedRegion",
     "TensorInfo",
     "TensorMapping",
+    "TokenLogprob",
     "TokenMetadata",
     "Transport",
     "TritonEngine",

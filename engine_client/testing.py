@@ -10,11 +10,13 @@ It needs no network and no engine, and waits for nothing but its gate.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
+from itertools import zip_longest
 
 from engine_client.capabilities import EngineCapabilities
 from engine_client.client import PROBE_TIMEOUT_SECONDS, Metadata
-from engine_client.contract.tensors import PIXELS
+from engine_client.contract.sampling import TokenLogprob
+from engine_client.contract.tensors import FEATURE_TENSORS, PIXELS
 from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineRejected, EngineUnavailable
 from engine_client.release import Release
 from engine_client.shm import SharedRegion
@@ -25,8 +27,10 @@ class FakeEngine:
     """An `EngineClient` that answers every request with the same token ids, one a step.
 
     The answer is cut at the request's `max_tokens` and after its first stop token, as a real engine's is; it ends with
-    STOP unless it was cut for length. Rows that are still being written are waited for, and the arrays are released
-    before the first step. The attributes may be changed between requests.
+    STOP unless it was cut for length. Of several answers, answer i is the token ids without the first i of them; the steps of
+    all alternate. Where log probabilities are asked for, token t has -t, and so have the ids above it as alternatives.
+    Penalties, min_p and constraints have no effect. Rows that are still being written are waited for, and the arrays are
+    released before the first step. The attributes may be changed between requests.
 
     Args:
         token_ids: The answer.
@@ -36,6 +40,7 @@ class FakeEngine:
         gate: Awaited before each step, so that a test decides when the engine goes on.
         capabilities: What it says that it takes. A request beyond that is rejected: pixels of another type, `pending` where
             it takes no pieces, pixels where it takes hashes only.
+        features: Parameters of `FEATURE_TENSORS` that it has; a request with another one is rejected.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class FakeEngine:
         is_available: bool = True,
         gate: asyncio.Event | None = None,
         capabilities: EngineCapabilities | None = None,
+        features: Collection[str] = tuple(FEATURE_TENSORS),
     ) -> None:
         self.token_ids = tuple(token_ids)
         self.error = error
@@ -54,6 +60,7 @@ class FakeEngine:
         self.is_available = is_available
         self.gate = gate
         self.capabilities = capabilities or EngineCapabilities(takes_pieces=True)
+        self.features = frozenset(features)
         self.region: SharedRegion | None = None
         """What `share` was called with."""
         self.requests: list[EngineRequest] = []
@@ -110,19 +117,38 @@ class FakeEngine:
         self._require_available()
         return EngineInfo("fake", "0", "fake", ("1",), inputs=(), outputs=())
 
+    async def sampling_features(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> frozenset[str]:
+        """See `EngineClient.sampling_features`."""
+        self._require_available()
+        return self.features
+
     async def close(self) -> None:
         """See `EngineClient.close`."""
         self.is_closed = True
 
     def _steps(self, request: EngineRequest) -> list[EngineStep]:
-        sampling = request.sampling
-        stops = [index for index, token_id in enumerate(self.token_ids) if token_id in sampling.stop_token_ids]
-        answer = self.token_ids[: stops[0] + 1] if stops else self.token_ids
+        """The steps of every answer, those of all answers in turn."""
+        count = request.sampling.answer_count
+        answers = [self._answer(request, index) for index in range(count)]
+        return [step for turn in zip_longest(*answers) for step in turn if step is not None]
+
+    def _answer(self, request: EngineRequest, index: int) -> list[EngineStep]:
+        sampling, script = request.sampling, self.token_ids[index:]
+        stops = [place for place, token_id in enumerate(script) if token_id in sampling.stop_token_ids]
+        answer = script[: stops[0] + 1] if stops else script
         reason = FinishReason.STOP if len(answer) <= sampling.max_tokens else FinishReason.LENGTH
         answer = answer[: sampling.max_tokens]
         if not answer:
-            return [EngineStep((), reason)]
-        return [*(EngineStep((token_id,)) for token_id in answer[:-1]), EngineStep(answer[-1:], reason)]
+            return [EngineStep((), reason, index)]
+        return [
+            EngineStep(
+                (token_id,),
+                reason if place == len(answer) - 1 else None,
+                index,
+                () if sampling.logprobs is None else (_logprob(token_id, sampling.logprobs),),
+            )
+            for place, token_id in enumerate(answer)
+        ]
 
     async def _await_rows(self, request: EngineRequest, deadline: float | None) -> None:
         if request.pending is None:
@@ -146,6 +172,8 @@ class FakeEngine:
 
     def _require_within_capabilities(self, request: EngineRequest) -> None:
         pixels, taken = request.tensors.get(PIXELS), self.capabilities
+        if lacking := sorted(request.sampling.features - self.features):
+            raise EngineRejected(f"the fake engine has no {', '.join(lacking)}")
         if request.pending is not None and not taken.takes_pieces:
             raise EngineRejected("the fake engine takes no pieces; the request has rows that are not final")
         if pixels is None:
@@ -158,3 +186,7 @@ class FakeEngine:
     def _require_available(self) -> None:
         if self.is_closed or not self.is_available:
             raise EngineUnavailable("the fake engine is closed" if self.is_closed else "the fake engine is unavailable")
+
+
+def _logprob(token_id: int, top_count: int) -> TokenLogprob:
+    return TokenLogprob(-float(token_id), tuple((token_id + i, -float(token_id + i)) for i in range(top_count)))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from engine_client.contract import tensors as contract
-from engine_client.contract.sampling import SamplingParameters
+from engine_client.contract.sampling import SamplingParameters, TokenLogprob
 from engine_client.pending import RowProgress
 
 
@@ -74,11 +74,15 @@ class EngineRequest:
 
 @dataclass(frozen=True, slots=True)
 class EngineStep:
-    """What the engine sent at once: one token or a few."""
+    """What the engine sent at once: one token of an answer or a few."""
 
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
-    """On the last step only."""
+    """On the last step of each answer only."""
+    answer_index: int = 0
+    """Which answer it belongs to: below `SamplingParameters.answer_count`."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each token id where `SamplingParameters.logprobs` asks for them; else empty."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,12 @@ FIRST_ROW = "first_row"
 """int64 [1]: the index of a piece's first row of `PIXELS`. A model that has this input takes a prompt in pieces."""
 TOKEN_IDS = "token_ids"
 FINISH_REASON = "finish_reason"
+ANSWER_INDEX = "answer_index"
+"""int32 [1], output: which of `answer_count` answers the tokens belong to, from 0; 0 where it is absent."""
+LOGPROBS = "logprobs"
+"""As an input: how many of the likeliest tokens to tell. As an output: float32 [n], of the n `token_ids`."""
+TOP_TOKEN_IDS, TOP_LOGPROBS = "top_token_ids", "top_logprobs"
+"""int32 and float32 [n, k], outputs: the k likeliest tokens at each of n places, likeliest first."""
 
 STOP, LENGTH = "stop", "length"
 """The values of `FINISH_REASON`: the last token is a stop token; or the answer has `max_tokens` tokens."""
@@ -77,10 +83,32 @@ SAMPLING_TENSORS: Mapping[str, ContractTensor] = _by_name(
     ("stop_token_ids", np.int32, (-1,)),
 )
 
+FEATURE_TENSORS: Mapping[str, ContractTensor] = _by_name(
+    ("min_p", np.float32, (1,)),
+    ("presence_penalty", np.float32, (1,)),
+    ("frequency_penalty", np.float32, (1,)),
+    ("repetition_penalty", np.float32, (1,)),
+    (LOGPROBS, np.int32, (1,)),
+    ("answer_count", np.int32, (1,)),
+    ("json_schema", np.uint8, (-1,)),
+    ("regex", np.uint8, (-1,)),
+    ("grammar", np.uint8, (-1,)),
+)
+"""Sampling parameters that an engine may lack: a model that has one declares its tensor. A tensor is sent where its value is
+not the default, and only to a model that declares it. Texts are UTF-8."""
+
+FEATURE_OUTPUTS: Mapping[str, Mapping[str, ContractTensor]] = {
+    LOGPROBS: _by_name(
+        (LOGPROBS, np.float32, (-1,)), (TOP_TOKEN_IDS, np.int32, (-1, -1)), (TOP_LOGPROBS, np.float32, (-1, -1))
+    ),
+    "answer_count": _by_name((ANSWER_INDEX, np.int32, (1,))),
+}
+"""The outputs that a model with such a parameter declares beside its input, by the parameter's name."""
+
 CONTRACT_INPUTS: Mapping[str, ContractTensor] = {
     **_by_name((INPUT_IDS, np.int32, (-1,))),
     **VISION_TENSORS,
     **OPTIONAL_TENSORS,
     **SAMPLING_TENSORS,
 }
-"""All inputs of a prompt, by name. `FIRST_ROW` is not among them: it is of a message, not of a prompt."""
+"""All inputs that a model must declare, by name. `FIRST_ROW` is not among them: it is of a message, not of a prompt."""

@@ -143,25 +143,26 @@ class TritonEngine:
         let_go = release.hold()
         tokens_received = 0
         last_token_ids: tuple[int, ...] = ()
-        finish_reason: FinishReason | None = None
         stream: PromptStream | None = None
         try:
             await self._model.require_compatible(deadline.seconds_left(PROBE_TIMEOUT_SECONDS))
             sampling = request.sampling
+            open_answer_count = sampling.answer_count
             async with deadline.enforced():
                 stream, reply = await self._start(request, metadata, release)
             let_go()  # the stream holds the arrays as long as it needs them
             del request  # so that its arrays need not stay until the last token
             while reply is not None:
-                finish_reason = _finish_reason(reply) or finish_reason
+                finish_reason = _finish_reason(reply)
+                open_answer_count -= finish_reason is not None
                 tokens_received += len(reply.token_ids)
                 last_token_ids = reply.token_ids or last_token_ids
-                yield EngineStep(reply.token_ids, finish_reason)
+                yield EngineStep(reply.token_ids, finish_reason, reply.answer_index, reply.logprobs)
                 async with deadline.enforced():
                     reply = await stream.next_reply()
-            if finish_reason is None and self._mapping.outputs.finish_reason is None:
+            if self._mapping.outputs.finish_reason is None:
                 yield EngineStep((), finish_reason_of(last_token_ids, tokens_received, sampling))
-            elif finish_reason is None:
+            elif open_answer_count > 0:
                 raise EngineFailed(f"{self._name} ended its answer without a finish reason")
         except EngineError as error:
             error.tokens_received = tokens_received
@@ -184,6 +185,15 @@ class TritonEngine:
     async def describe(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> EngineInfo:
         """See `EngineClient.describe`."""
         return await self._model.describe(timeout_seconds)
+
+    async def sampling_features(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> frozenset[str]:
+        """See `EngineClient.sampling_features`."""
+        try:
+            return await self._model.sampling_features(self._mapping, timeout_seconds)
+        except EngineUnavailable:
+            raise
+        except EngineError as error:
+            raise EngineUnavailable(f"{self._name} does not say what it takes: {error}") from error
 
     async def choose_transport(self) -> Transport:
         """How the tensors of a prompt would travel now: SHARED_MEMORY, where the engine reads the region, or GRPC.
@@ -217,6 +227,10 @@ class TritonEngine:
         An engine that has forgotten the region has generated nothing, so the prompt is sent to it once more.
         """
         takes_pieces = await self._model.takes_pieces(CALL_TIMEOUT_SECONDS)
+        if wanted := request.sampling.features:
+            lacking = wanted - await self._model.sampling_features(self._mapping, CALL_TIMEOUT_SECONDS)
+            if lacking:
+                raise EngineRejected(f"{self._name} has no {', '.join(sorted(lacking))}")
         for loss_count in range(1, MAX_REGION_LOSSES + 2):
             known = None if self._registration is None else await self._registration.acquire()
             messages = RequestMessages(

@@ -21,7 +21,8 @@ from google.protobuf.wrappers_pb2 import UInt64Value
 from tritonclient.grpc import service_pb2
 
 from engine_client.connection import MAX_MESSAGE_BYTES
-from engine_client.contract.tensors import Array
+from engine_client.contract.sampling import TokenLogprob
+from engine_client.contract.tensors import ANSWER_INDEX, LOGPROBS, TOP_LOGPROBS, TOP_TOKEN_IDS, Array
 from engine_client.triton.outputs import CONTRACT_OUTPUTS, Outputs
 from engine_client.types import EngineInfo, TensorInfo
 
@@ -84,6 +85,9 @@ class InferReply:
     """No message follows for this request."""
     request_id: str = ""
     """Of the message that this replies to; set with an `error_message` too."""
+    answer_index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each token id, or none."""
 
 
 def datatype_of(name: str, dtype: np.dtype[Any]) -> str:
@@ -166,7 +170,7 @@ def decode_infer_reply(wire: bytes, wanted: Outputs = CONTRACT_OUTPUTS) -> Infer
     Args:
         wanted: What the outputs are called; the engine contract's names unless a tensor mapping says otherwise.
     Raises:
-        ValueError: an output is not what `wanted` says.
+        ValueError: an output is not what `wanted` or the contract says.
     """
     message = service_pb2.ModelStreamInferResponse.FromString(wire)
     response = message.infer_response
@@ -186,7 +190,29 @@ def decode_infer_reply(wire: bytes, wanted: Outputs = CONTRACT_OUTPUTS) -> Infer
         finish_reason=_first_string(outputs[wanted.finish_reason][1]) if wanted.finish_reason in outputs else None,
         is_final=response.parameters[_FINAL_RESPONSE].bool_param if _FINAL_RESPONSE in response.parameters else False,
         request_id=response.id,
+        answer_index=_int32s(outputs[ANSWER_INDEX][1])[0] if ANSWER_INDEX in outputs else 0,
+        logprobs=_read_logprobs(outputs, len(token_ids)) if LOGPROBS in outputs else (),
     )
+
+
+def _read_logprobs(outputs: Mapping[str, tuple[str, bytes]], token_count: int) -> tuple[TokenLogprob, ...]:
+    logprobs = np.frombuffer(outputs[LOGPROBS][1], "<f4").tolist()
+    if len(logprobs) != token_count:
+        raise ValueError(f"output {LOGPROBS} has {len(logprobs)} values for {token_count} tokens")
+    if TOP_LOGPROBS not in outputs:
+        return tuple(TokenLogprob(logprob) for logprob in logprobs)
+    ids, values = _int32s(outputs[TOP_TOKEN_IDS][1]), np.frombuffer(outputs[TOP_LOGPROBS][1], "<f4").tolist()
+    if len(ids) != len(values) or len(ids) % max(1, token_count):
+        raise ValueError(f"{len(ids)} {TOP_TOKEN_IDS} and {len(values)} {TOP_LOGPROBS} for {token_count} tokens")
+    pairs, count = tuple(zip(ids, values, strict=True)), len(ids) // max(1, token_count)
+    return tuple(
+        TokenLogprob(logprob, pairs[place * count : (place + 1) * count]) for place, logprob in enumerate(logprobs)
+    )
+
+
+def _int32s(content: bytes) -> list[int]:
+    values: list[int] = np.frombuffer(content, "<i4").tolist()
+    return values
 
 
 def encode_model_ready(model_name: str) -> bytes:
@@ -230,10 +256,11 @@ def encode_model_metadata(model_name: str) -> bytes:
     return _serialized(service_pb2.ModelMetadataRequest(name=model_name))
 
 
-def decode_input_names(model_wire: bytes) -> frozenset[str]:
-    """Read the names of a model's inputs from a ModelMetadataResponse."""
+def decode_datatypes(model_wire: bytes) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Read the datatypes of a model's inputs, and of its outputs, by name, from a ModelMetadataResponse."""
     model = service_pb2.ModelMetadataResponse.FromString(model_wire)
-    return frozenset(tensor.name for tensor in model.inputs)
+    inputs, outputs = ({tensor.name: tensor.datatype for tensor in each} for each in (model.inputs, model.outputs))
+    return inputs, outputs
 
 
 def encode_server_metadata() -> bytes:

@@ -34,12 +34,13 @@ from typing import Any
 import numpy as np
 
 from engine_client.capabilities import PixelType
-from engine_client.contract.tensors import CONTRACT_INPUTS, FINISH_REASON, PIXELS, TOKEN_IDS
+from engine_client.contract.tensors import CONTRACT_INPUTS, FEATURE_TENSORS, FINISH_REASON, PIXELS, TOKEN_IDS
 from engine_client.triton.kserve import dtype_of
 from engine_client.triton.outputs import Outputs
 from engine_client.triton.tensor_mapping import Constant, InputRule, Shape, TensorMapping, kind_of
 
 _BUILTIN = resources.files("engine_client.triton") / "builtin_mappings"
+_KNOWN = {**CONTRACT_INPUTS, **FEATURE_TENSORS}
 _TOKEN_ID_DATATYPES = ("INT32", "INT64")
 
 
@@ -114,7 +115,7 @@ class _Reader:
         self._require_known(table, where, ("name", "datatype", "shape"))
         datatype = table.get("datatype")
         if datatype is not None:
-            wanted, known = self._dtype(f"{where}.datatype", datatype), CONTRACT_INPUTS.get(source)
+            wanted, known = self._dtype(f"{where}.datatype", datatype), _KNOWN.get(source)
             if source == PIXELS:
                 raise self._error(f"{where}.datatype", datatype, "nothing: pixel_form says how pixels are made")
             given = None if known is None else known.dtype
@@ -168,7 +169,7 @@ class _Reader:
         return dropped
 
     def _check_together(self, mapping: TensorMapping) -> None:
-        sources = dict.fromkeys((*CONTRACT_INPUTS, *mapping.inputs))
+        sources = dict.fromkeys((*_KNOWN, *mapping.inputs))
         names = [name for source in sources if (name := mapping.wire_name(source)) is not None]
         counts = Counter((*names, *mapping.constants))
         twice = sorted(name for name, count in counts.items() if count > 1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from engine_client.compatibility import CompatibilityCheck
 from engine_client.connection import Connection
 from engine_client.contract.tensors import FIRST_ROW
 from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineUnavailable
 from engine_client.triton import kserve
+from engine_client.triton.tensor_mapping import TensorMapping
 from engine_client.types import EngineInfo
 
 
@@ -28,7 +30,7 @@ class ServedModel:
         self._who = who
         self._compatibility = compatibility
         self._is_compatible = False
-        self._takes_pieces: bool | None = None
+        self._datatypes: tuple[Mapping[str, str], Mapping[str, str]] | None = None
 
     async def check_ready(self, timeout_seconds: float) -> None:
         """Return if it is ready and fits.
@@ -78,24 +80,37 @@ class ServedModel:
         await self._check_compatibility(timeout_seconds)
 
     async def takes_pieces(self, timeout_seconds: float) -> bool:
-        """Whether it can be sent a prompt in several messages; asked once as long as the engine is there.
+        """Whether it can be sent a prompt in several messages.
 
         Raises:
             EngineUnavailable: it does not say.
         """
-        if self._takes_pieces is None:
+        inputs, _ = await self._declared_datatypes(timeout_seconds)
+        return FIRST_ROW in inputs
+
+    async def sampling_features(self, mapping: TensorMapping, timeout_seconds: float) -> frozenset[str]:
+        """Which parameters of `FEATURE_TENSORS` it has, sent as `mapping` says.
+
+        Raises:
+            EngineUnavailable: it does not say.
+        """
+        return mapping.features(*await self._declared_datatypes(timeout_seconds))
+
+    def forget(self) -> None:
+        """What answers next may be another process, with another model."""
+        self._is_compatible = False
+        self._datatypes = None
+
+    async def _declared_datatypes(self, timeout_seconds: float) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        """Of its inputs and its outputs, by name; asked once as long as the engine is there."""
+        if self._datatypes is None:
             question = kserve.encode_model_metadata(self._model_name)
             try:
                 wire = await self._connection.ask("ModelMetadata", question, timeout_seconds)
             except EngineDeadlineExceeded as error:  # this call's, not the request's
                 raise EngineUnavailable(f"{self._who} does not say what it takes: {error}") from error
-            self._takes_pieces = FIRST_ROW in kserve.decode_input_names(wire)
-        return self._takes_pieces
-
-    def forget(self) -> None:
-        """What answers next may be another process, with another model."""
-        self._is_compatible = False
-        self._takes_pieces = None
+            self._datatypes = kserve.decode_datatypes(wire)
+        return self._datatypes
 
     async def _check_compatibility(self, timeout_seconds: float) -> None:
         try:

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from engine_client.capabilities import PixelType
-from engine_client.contract.tensors import CONTRACT_INPUTS, PIXELS, Array
+from engine_client.contract.tensors import CONTRACT_INPUTS, FEATURE_OUTPUTS, FEATURE_TENSORS, PIXELS, Array
 from engine_client.triton.kserve import datatype_of, dtype_of
 from engine_client.triton.outputs import CONTRACT_OUTPUTS, Outputs
 from engine_client.types import EngineInfo, TensorInfo
 
 Shape = tuple[int, ...]
+_KNOWN = {**CONTRACT_INPUTS, **FEATURE_TENSORS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,21 @@ class TensorMapping:
         """
         return [*_input_mismatches(tuple(self._sent()), info.inputs), *_output_mismatches(self.outputs, info.outputs)]
 
+    def features(self, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> frozenset[str]:
+        """Which parameters of `FEATURE_TENSORS` a model has that declares these inputs and outputs: name → datatype.
+
+        The outputs of features have the contract's names, whatever the mapping.
+        """
+
+        def has(name: str) -> bool:
+            is_taken = inputs.get(self.wire_name(name) or "") == self._datatype(name)
+            told = FEATURE_OUTPUTS.get(name, {}).values()
+            return is_taken and all(outputs.get(one.name) == datatype_of(one.name, one.dtype) for one in told)
+
+        # Without finish reasons the end of one of several answers could not be told.
+        unknown = {"answer_count"} if self.outputs.finish_reason is None else set()
+        return frozenset(name for name in FEATURE_TENSORS if name not in unknown and has(name))
+
     def _sent(self) -> Iterator[_Sent]:
         for source in dict.fromkeys((*CONTRACT_INPUTS, *self.inputs)):
             name = self.wire_name(source)
@@ -122,11 +138,11 @@ class TensorMapping:
     def _datatype(self, source: str) -> str | None:
         if source == PIXELS:
             return datatype_of(PIXELS, self.pixel_type.dtype)
-        rule, known = self.inputs.get(source), CONTRACT_INPUTS.get(source)
+        rule, known = self.inputs.get(source), _KNOWN.get(source)
         return (rule.datatype if rule else None) or (datatype_of(source, known.dtype) if known else None)
 
     def _shape(self, source: str) -> Shape | None:
-        rule, known = self.inputs.get(source), CONTRACT_INPUTS.get(source)
+        rule, known = self.inputs.get(source), _KNOWN.get(source)
         return (rule.shape if rule else None) or (known.shape if known else None)
 
 

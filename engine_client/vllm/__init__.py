@@ -2,6 +2,7 @@
 
 server     what the server says of itself and of its model
 prompt     a request as one message, checked for all that would end the engine's core
+sampling   how tokens are chosen, and the log probabilities of an answer
 status     its errors as this package's
 engine     one request from its message to its last token
 """

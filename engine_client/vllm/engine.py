@@ -29,6 +29,7 @@ from engine_client.release import Release
 from engine_client.shm import SharedRegion
 from engine_client.types import EngineInfo, EngineRequest, EngineStep, FinishReason
 from engine_client.vllm.prompt import encode_prompt
+from engine_client.vllm.sampling import FEATURES, read_logprobs
 from engine_client.vllm.server import VllmServer, read_bundle, read_server
 from engine_client.vllm.status import grpc_errors
 
@@ -115,17 +116,18 @@ class VllmEngine:
                     server = await self._agreed_server(_CONNECT_TIMEOUT_SECONDS)
                     wire = await loop.run_in_executor(self._executor, encode_prompt, self._name, request, server)
             let_go()
+            sampling = request.sampling
             del request
             call = self._connection.ask_for_stream("Generate", wire, metadata)
             del wire
-            has_ended = False
-            while not has_ended:
+            open_answer_count = sampling.answer_count
+            while open_answer_count:
                 async with deadline.enforced():
-                    step = await self._next_step(call)
+                    step = await self._next_step(call, sampling.logprobs)
                 if step is None:
                     continue
                 tokens_received += len(step.token_ids)
-                has_ended = step.finish_reason is not None
+                open_answer_count -= step.finish_reason is not None
                 yield step
         except EngineError as error:
             error.tokens_received = tokens_received
@@ -158,6 +160,10 @@ class VllmEngine:
         """See `EngineClient.describe`."""
         self._forget_if_disconnected()
         return (await self._read_server(max(timeout_seconds, _CONNECT_TIMEOUT_SECONDS))).info
+
+    async def sampling_features(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> frozenset[str]:
+        """See `EngineClient.sampling_features`; nothing is asked."""
+        return FEATURES
 
     async def close(self) -> None:
         """See `EngineClient.close`."""
@@ -221,8 +227,14 @@ class VllmEngine:
 
     # -- the answer ----------------------------------------------------------------------------------------------------
 
-    async def _next_step(self, call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> EngineStep | None:
-        """The next message as a step; None where it has nothing new."""
+    async def _next_step(
+        self, call: grpc.aio.UnaryStreamCall[bytes, bytes], top_count: int | None
+    ) -> EngineStep | None:
+        """The next message as a step; None where it has nothing new.
+
+        Args:
+            top_count: `SamplingParameters.logprobs`.
+        """
         try:
             async with asyncio.timeout(self._max_silence_seconds):
                 with grpc_errors(self._name):
@@ -233,9 +245,13 @@ class VllmEngine:
             raise EngineFailed(f"{self._name} ended its answer without a finish reason")
         reply = pb.GenerateResponse.FromString(wire)
         if reply.HasField("chunk"):
-            return EngineStep(tuple(reply.chunk.token_ids)) if reply.chunk.token_ids else None
+            chunk = reply.chunk
+            if not chunk.token_ids:
+                return None
+            logprobs = read_logprobs(self._name, chunk.token_ids, chunk.output_logprobs, top_count)
+            return EngineStep(tuple(chunk.token_ids), None, chunk.index, logprobs)
         # The last tokens have come in a chunk; what ends the answer repeats them.
         reason = reply.complete.finish_reason
         if reason not in tuple(FinishReason):
             raise EngineFailed(f"{self._name} ended its answer with {reason or 'no reason'}")
-        return EngineStep((), FinishReason(reason))
+        return EngineStep((), FinishReason(reason), reply.complete.index)

@@ -20,7 +20,6 @@ from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from engine_client.connection import MAX_MESSAGE_BYTES
 from engine_client.contract.errors import InvalidPrompt
-from engine_client.contract.sampling import SamplingParameters
 from engine_client.contract.tensors import IMAGE, INPUT_IDS, PIXELS, VIDEO, VISION_TENSORS, Array
 from engine_client.contract.vllm_rules import (
     MODALITY_NAMES,
@@ -31,12 +30,12 @@ from engine_client.contract.vllm_rules import (
 )
 from engine_client.errors import EngineRejected
 from engine_client.types import EngineRequest
+from engine_client.vllm.sampling import encode_sampling
 from engine_client.vllm.server import VllmServer
 
 _MODALITIES = {IMAGE: common_pb2.IMAGE, VIDEO: common_pb2.VIDEO}
 _UNUSED = {"mrope_position_ids", "mrope_position_delta", "mm_token_type_ids"}  # vLLM works these out itself
 _KNOWN = {INPUT_IDS, *VISION_TENSORS, "item_hash", "second_per_grid_ts"} | _UNUSED
-_MAX_SEED = (1 << 31) - 1
 
 _MM_INPUTS = pb.GenerateRequest.MM_INPUTS_FIELD_NUMBER
 _EXTRA_MM_INPUTS = pb.GenerateRequest.EXTRA_MM_INPUTS_FIELD_NUMBER
@@ -58,7 +57,7 @@ def encode_prompt(who: str, request: EngineRequest, server: VllmServer) -> bytes
     message = pb.GenerateRequest(
         request_id=request.request_id,
         tokenized=pb.TokenizedInput(input_ids=ids.tolist()),
-        sampling_params=_sampling(request.sampling),
+        sampling_params=encode_sampling(request.sampling),
         stream=True,
     )
     pieces: list[bytes | memoryview] = [message.SerializeToString()]
@@ -252,20 +251,6 @@ def _check_ids(who: str, ids: Array, server: VllmServer) -> None:
         raise EngineRejected(f"{who}: the prompt is empty")
     if int(ids.min()) < 0 or (server.vocabulary_size and int(ids.max()) >= server.vocabulary_size):
         raise EngineRejected(f"{who}: a token id is outside the vocabulary of {server.vocabulary_size}")
-
-
-def _sampling(sampling: SamplingParameters) -> pb.SamplingParams:
-    # The seed is an int32 there: seeds are folded into its range, and equal ones stay equal.
-    return pb.SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        max_tokens=sampling.max_tokens,
-        seed=sampling.seed % (_MAX_SEED + 1),
-        stop_token_ids=sampling.stop_token_ids,
-        repetition_penalty=1.0,
-        n=1,
-    )
 
 
 def _tensor(array: Array) -> pb.TensorData:

@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--stop", action="append", default=[], metavar="TEXT", help="a text that ends the answer; may be repeated"
     )
     generate.add_argument("--seed", type=_whole(64), default=0, metavar="N", help="seed of the sampling")
+    _add_features(generate)
     bench = commands.add_parser("bench", help="put a load on a service and measure it", formatter_class=_Formatter)
     _add_service(bench)
     _add_prompt(bench)
@@ -186,6 +187,37 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
         help="what transparent parts of images are laid on: white, black, #rrggbb or none; the service's own if absent",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def _add_features(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what an engine may lack, and is then refused by name")
+    group.add_argument(
+        "--min-p", type=float, metavar="P", help="least share of the likeliest token's probability, 0 to 1"
+    )
+    group.add_argument("--presence-penalty", type=float, metavar="X", help="on tokens of the answer, -2 to 2")
+    group.add_argument("--frequency-penalty", type=float, metavar="X", help="the same for each time, -2 to 2")
+    group.add_argument(
+        "--repetition-penalty", type=float, metavar="X", help="on tokens of prompt and answer; 1 is none, 1/16 to 16"
+    )
+    group.add_argument(
+        "--logprobs",
+        type=_whole(31),
+        metavar="K",
+        help="tell the log probability of each token and of the K likeliest in its place, 0 to 20; with --json",
+    )
+    group.add_argument(
+        "--answers", type=_whole(31), metavar="N", help="answers to the prompt, 1 to 128; needs a temperature above 0"
+    )
+    constraint = group.add_mutually_exclusive_group()  # `GenerationParameters.constraint`
+    constraint.add_argument(
+        "--json-schema", action=_Once, metavar="FILE.json", help="the answer is JSON that this schema allows"
+    )
+    constraint.add_argument(
+        "--regex", action=_Once, metavar="TEXT", help="the whole answer matches this regular expression"
+    )
+    constraint.add_argument(
+        "--grammar", action=_Once, metavar="FILE", help="the answer is a sentence of this EBNF grammar"
+    )
 
 
 def _add_load(parser: argparse.ArgumentParser) -> None:

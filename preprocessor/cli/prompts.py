@@ -76,7 +76,13 @@ def _medium(options: argparse.Namespace, modality: str, source: Source) -> Mediu
 
 
 def generation_parameters(options: argparse.Namespace) -> Parameters:
-    return Parameters(
+    """What the command line says of the generation.
+
+    Raises:
+        SettingError: Text that is no UTF-8.
+        OSError: A file cannot be read.
+    """
+    parameters = Parameters(
         max_tokens=options.max_tokens,
         temperature=options.temperature,
         top_p=options.top_p,
@@ -84,6 +90,19 @@ def generation_parameters(options: argparse.Namespace) -> Parameters:
         seed=options.seed,
         stop_strings=options.stop,
     )
+    for name in ("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logprobs"):
+        if (value := getattr(options, name)) is not None:
+            parameters[name] = value
+    if options.answers is not None:
+        parameters["answer_count"] = options.answers
+    if options.json_schema is not None:
+        parameters["json_schema"] = _read_text("--json-schema", options.json_schema)
+    if options.grammar is not None:
+        parameters["grammar"] = _read_text("--grammar", options.grammar)
+    if options.regex is not None:
+        _check_text("--regex", options.regex)
+        parameters["regex"] = options.regex
+    return parameters
 
 
 def read_whole(prompt: Prompt) -> PreparationRequest:

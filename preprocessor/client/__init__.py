@@ -23,7 +23,7 @@ preprocessor.client.errors.CallFailed: MODEL_NOT_FOUND: ...
 results · `retry` when to call again · `errors` · `channel` TLS and token.
 """
 
-from preprocessor.client.answers import PrepareResult, Progress
+from preprocessor.client.answers import OneAnswer, PrepareResult, Progress
 from preprocessor.client.asynchronous import AsyncAnswer, AsyncClient
 from preprocessor.client.channel import Credentials
 from preprocessor.client.errors import CallFailed, FieldViolation
@@ -44,6 +44,7 @@ __all__ = [
     "FieldViolation",
     "InvalidRequest",
     "Medium",
+    "OneAnswer",
     "Parameters",
     "PrepareResult",
     "Progress",

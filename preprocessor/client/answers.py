@@ -73,28 +73,68 @@ class ResultAssembler:
         return PrepareResult(self._header, self._report, dict(zip(names, self._tensors, strict=True)))
 
 
-class AnswerState:
-    """What has come of one answer of `Generate` so far.
+class OneAnswer:
+    """What has come of one of the answers to a prompt.
 
     Attributes:
-        header: Of the prompt: items, token count, model.
         token_ids: Of all deltas so far.
+        logprobs: One for each of them, if `logprobs` was given.
+        end: Finish reason and token count; empty until the last delta has been read.
     """
 
     def __init__(self) -> None:
-        self.header = pb.Header()
         self.token_ids: list[int] = []
+        self.logprobs: list[pb.TokenLogprob] = []
+        self.end = pb.AnswerEnd()
         self._texts: list[str] = []
-        self._completion: pb.Completion | None = None
 
     @property
     def text(self) -> str:
         """Of all deltas so far."""
         return "".join(self._texts)
 
+    def _add(self, delta: pb.Delta) -> None:
+        self.token_ids += delta.token_ids
+        self.logprobs += delta.logprobs
+        self._texts.append(delta.text)
+
+
+class AnswerState:
+    """What has come of the answers of one call of `Generate` so far.
+
+    Attributes:
+        header: Of the prompt: items, token count, model.
+    """
+
+    def __init__(self) -> None:
+        self.header = pb.Header()
+        self._answers: dict[int, OneAnswer] = {0: OneAnswer()}
+        self._completion: pb.Completion | None = None
+
+    @property
+    def answers(self) -> list[OneAnswer]:
+        """Each of `answer_count` answers, as far as it has come. Until the last delta has been read, those that nothing has
+        come of may be missing."""
+        return [answer for _, answer in sorted(self._answers.items())]
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Of the first answer."""
+        return self._answers[0].token_ids
+
+    @property
+    def logprobs(self) -> list[pb.TokenLogprob]:
+        """Of the first answer."""
+        return self._answers[0].logprobs
+
+    @property
+    def text(self) -> str:
+        """Of the first answer."""
+        return self._answers[0].text
+
     @property
     def completion(self) -> pb.Completion:
-        """Finish reason, token counts and report; empty until the last delta has been read."""
+        """Finish reasons, token counts and report; empty until the last delta has been read."""
         return self._completion or pb.Completion()
 
     def _begin(self, response: pb.GenerateResponse | None) -> None:
@@ -106,10 +146,12 @@ class AnswerState:
     def _add(self, response: pb.GenerateResponse) -> pb.Delta | None:
         """Take a further message; the delta that it is, or None for the completion."""
         if response.WhichOneof("message") == "completion":
-            self._completion = response.completion
+            self._completion = whole = response.completion
+            first = pb.AnswerEnd(finish_reason=whole.finish_reason, token_count=whole.completion_token_count)
+            for index, end in enumerate(whole.answers or [first]):  # earlier services tell the first alone
+                self._answers.setdefault(index, OneAnswer()).end = end
             return None
-        self.token_ids += response.delta.token_ids
-        self._texts.append(response.delta.text)
+        self._answers.setdefault(response.delta.answer_index, OneAnswer())._add(response.delta)
         return response.delta
 
     def _end(self) -> None:

@@ -151,7 +151,7 @@ class AsyncAnswer(AnswerState, AsyncIterator[pb.Delta]):
         raise StopAsyncIteration
 
     async def read(self) -> str:
-        """Read the answer to its end; its whole text."""
+        """Read to the end; the whole text of the first answer."""
         async for _ in self:
             pass
         return self.text

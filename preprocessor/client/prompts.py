@@ -9,12 +9,11 @@ What these functions refuse is an `InvalidRequest` with the reason that the serv
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, Unpack
 
 from preprocessor.client.media import MediaSet, Medium, by_url
-from preprocessor.client.requests import Prompt
+from preprocessor.client.requests import Prompt, json_text
 from preprocessor.errors import InvalidRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 
@@ -130,10 +129,7 @@ def _spec(options: PromptOptions) -> pb.PrepareSpec:
 
 
 def _json(value: Any) -> str:
-    """As text, which keeps the order of keys and every digit; empty where there is nothing."""
+    """As text; empty where there is nothing."""
     if isinstance(value, str) or not value:
         return value or ""
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except ValueError as error:
-        raise InvalidRequest(f"{error}; numbers are finite", reason="NOT_FINITE_NUMBER") from error
+    return json_text(value)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Any, TypedDict
 
+from preprocessor.errors import InvalidRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.wire.tensors import MAX_CHUNK_BYTES
 
@@ -33,6 +35,15 @@ class Parameters(TypedDict, total=False):
     seed: int
     stop_token_ids: Sequence[int]
     stop_strings: Sequence[str]
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    logprobs: int
+    answer_count: int
+    json_schema: Mapping[str, Any] | str
+    regex: str
+    grammar: str
 
 
 def prepare_requests(prompt: Prompt) -> Iterator[pb.PrepareRequest]:
@@ -50,11 +61,47 @@ def count_requests(prompt: Prompt) -> Iterator[pb.CountTokensRequest]:
 
 
 def generate_requests(prompt: Prompt, parameters: Parameters) -> Iterator[pb.GenerateRequest]:
-    """The messages of a call of Generate."""
-    spec = pb.GenerateSpec(prompt=with_sizes(prompt), parameters=pb.GenerationParameters(**parameters))
+    """The messages of a call of Generate.
+
+    Raises:
+        InvalidRequest: More than one of json_schema, regex and grammar is given, or a JSON schema has a number that is not
+            finite.
+    """
+    spec = pb.GenerateSpec(prompt=with_sizes(prompt), parameters=generation_parameters(parameters))
     yield pb.GenerateRequest(spec=spec)
     for chunk in media_chunks(prompt.files):
         yield pb.GenerateRequest(chunk=chunk)
+
+
+def generation_parameters(parameters: Parameters) -> pb.GenerationParameters:
+    """Parameters as their message.
+
+    Raises:
+        InvalidRequest: As `generate_requests`.
+    """
+    constraints = sorted(parameters.keys() & {"json_schema", "regex", "grammar"})
+    if len(constraints) > 1:  # a message would keep the last one alone
+        raise InvalidRequest(
+            f"{' and '.join(constraints)} exclude each other; give one",
+            reason="INVALID_GENERATION_PARAMETERS",
+            field=f"parameters.{constraints[0]}",
+        )
+    given: dict[str, Any] = dict(parameters)
+    if not isinstance(given.get("json_schema", ""), str):
+        given["json_schema"] = json_text(given["json_schema"])
+    return pb.GenerationParameters(**given)
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON text, which keeps the order of keys and every digit.
+
+    Raises:
+        InvalidRequest: `NOT_FINITE_NUMBER`.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise InvalidRequest(f"{error}; numbers are finite", reason="NOT_FINITE_NUMBER") from error
 
 
 def with_sizes(prompt: Prompt) -> pb.PrepareSpec:

@@ -117,6 +117,7 @@ class Client:
         Args:
             parameters: `max_tokens`, `temperature` and further ones: `Parameters`.
         Raises:
+            InvalidRequest: Parameters exclude each other.
             CallFailed: As `prepare`; while the answer is read, too.
         """
 
@@ -172,7 +173,7 @@ class Answer(AnswerState, Iterator[pb.Delta]):
         raise StopIteration
 
     def read(self) -> str:
-        """Read the answer to its end; its whole text.
+        """Read to the end; the whole text of the first answer.
 
         Raises:
             CallFailed: It broke off.

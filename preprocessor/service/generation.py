@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from engine_client import (
     EngineCapabilities,
     EngineClient,
+    EngineFailed,
     EngineRequest,
     EngineStep,
     FinishReason,
@@ -58,18 +59,24 @@ async def engine_request(
         forwarding.cancel()
 
 
-async def stream_answer(
+async def stream_answers(
     engine: EngineClient,
     request: EngineRequest,
-    detokenizer: Detokenizer,
+    detokenizers: Sequence[Detokenizer],
     call: Call,
     metrics: Metrics,
 ) -> pb.Completion:
-    """Send the engine's tokens to the caller as they arrive, with their text; returns how the answer ended."""
-    started, first_token_at, token_count = time.perf_counter(), 0.0, 0
+    """Send the engine's tokens to the caller as they arrive, with their text; returns how the answers ended.
+
+    Args:
+        detokenizers: One for each answer.
+    Raises:
+        EngineFailed: A step is of an answer that was not asked for.
+    """
+    started, first_token_at = time.perf_counter(), 0.0
     metrics.sent_bytes.labels("engine").inc(sum(array.nbytes for array in request.tensors.values()))
-    last_token_at, observe_gap = 0.0, metrics.between_tokens.observe
-    finish_reason = FinishReason.STOP
+    answers, observe_gap = [_Answer(detokenizer) for detokenizer in detokenizers], metrics.between_tokens.observe
+    open_count = len(answers)
     # The memory is reused once the engine has read all of it. That may be after the call, if it ends before its first token.
     request = dataclasses.replace(request, on_released=call.resources.retain())
     async with contextlib.aclosing(
@@ -78,21 +85,30 @@ async def stream_answer(
         async for step in steps:
             now = time.perf_counter()
             first_token_at = first_token_at or now
-            if last_token_at:
-                observe_gap(now - last_token_at)
-            last_token_at = now
-            delta = _delta(step, detokenizer)
-            token_count += len(delta.token_ids)
+            if not 0 <= step.answer_index < len(answers):
+                raise EngineFailed(f"the engine sent answer {step.answer_index} of {len(answers)}")
+            answer = answers[step.answer_index]
+            if answer.has_ended:  # its stop string has come; the engine goes on with it as long as with the others
+                continue
+            if answer.last_token_at:
+                observe_gap(now - answer.last_token_at)
+            answer.last_token_at = now
+            delta = answer.take(step)
             if delta.token_ids or delta.text:
                 await call.send(pb.GenerateResponse(delta=delta))
-            if detokenizer.is_stopped:  # closing the stream stops the engine
+            open_count -= answer.has_ended
+            if not open_count and any(one.is_stopped for one in detokenizers):  # closing the stream stops the engine
                 break
-            finish_reason = step.finish_reason or finish_reason
     ended = time.perf_counter()
     call.timings.add("first_token", ((first_token_at or ended) - started) * 1e3)
     call.timings.add("generate", (ended - started) * 1e3)
+    token_count = sum(answer.token_count for answer in answers)
     metrics.answer_tokens.inc(token_count)
-    return pb.Completion(finish_reason=writing.write_finish_reason(finish_reason), completion_token_count=token_count)
+    ends = [
+        pb.AnswerEnd(finish_reason=writing.write_finish_reason(one.finish_reason), token_count=one.token_count)
+        for one in answers
+    ]
+    return pb.Completion(finish_reason=ends[0].finish_reason, completion_token_count=token_count, answers=ends)
 
 
 async def _forward_progress(run: PixelRun, progress: RowProgress, planned: Plan, call: Call, metrics: Metrics) -> None:
@@ -105,14 +121,30 @@ async def _forward_progress(run: PixelRun, progress: RowProgress, planned: Plan,
         progress.fail(error)
 
 
-def _delta(step: EngineStep, detokenizer: Detokenizer) -> pb.Delta:
-    """A step's tokens, up to the one that completes a stop string, and the text that they complete."""
-    delta = pb.Delta()
-    for token_id in step.token_ids:
-        delta.token_ids.append(token_id)
-        delta.text += detokenizer.push((token_id,))
-        if detokenizer.is_stopped:
-            return delta
-    if step.finish_reason is not None:
-        delta.text += detokenizer.finish()
-    return delta
+class _Answer:
+    """One of the answers to a prompt, as far as it has come."""
+
+    def __init__(self, detokenizer: Detokenizer) -> None:
+        self._detokenizer = detokenizer
+        self.token_count = 0
+        self.last_token_at = 0.0
+        self.finish_reason = FinishReason.STOP
+        self.has_ended = False
+
+    def take(self, step: EngineStep) -> pb.Delta:
+        """A step's tokens, up to the one that completes a stop string, and the text that they complete."""
+        delta, detokenizer = pb.Delta(answer_index=step.answer_index), self._detokenizer
+        for place, token_id in enumerate(step.token_ids):
+            delta.token_ids.append(token_id)
+            if step.logprobs:
+                delta.logprobs.append(writing.write_logprob(step.logprobs[place]))
+            delta.text += detokenizer.push((token_id,))
+            if detokenizer.is_stopped:
+                break
+        if step.finish_reason is not None and not detokenizer.is_stopped:
+            delta.text += detokenizer.finish()
+            if not detokenizer.is_stopped:
+                self.finish_reason = step.finish_reason
+        self.token_count += len(delta.token_ids)
+        self.has_ended = detokenizer.is_stopped or step.finish_reason is not None
+        return delta

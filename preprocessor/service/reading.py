@@ -9,7 +9,6 @@ from typing import Any
 
 from google.protobuf import struct_pb2
 
-from engine_client import SamplingParameters
 from preprocessor.config import Limits
 from preprocessor.config.values import NO_BACKGROUND, parse_background
 from preprocessor.errors import InvalidRequest, LimitExceeded
@@ -31,9 +30,6 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 MAX_INLINE_BYTES = 4 << 20
 MAX_KEY_BYTES = 128
 SHA256_BYTES = 32
-MAX_STOP_STRINGS = 16
-MAX_STOP_STRING_LENGTH = 256
-MAX_STOP_TOKEN_IDS = 1024
 
 _MODALITIES = {
     pb.MODALITY_IMAGE: Modality.IMAGE,
@@ -181,45 +177,6 @@ def read_spec(spec: pb.PrepareSpec, background: str = NO_BACKGROUND) -> tuple[Pr
     urls = {medium.key: medium.url for medium in spec.media if medium.url and not is_data_url(medium.url)}
     sizes = {medium.key: medium.size_bytes for medium in spec.media if medium.HasField("size_bytes")}
     return request, Sources(chunked, urls, same_file, sizes)
-
-
-def read_parameters(message: pb.GenerationParameters, default_stop_token_ids: tuple[int, ...]) -> SamplingParameters:
-    """Generation parameters; those that are absent have the engine client's defaults.
-
-    Raises:
-        InvalidRequest: `INVALID_GENERATION_PARAMETERS`.
-    """
-    if len(message.stop_token_ids) > MAX_STOP_TOKEN_IDS:
-        raise InvalidRequest(
-            f"{len(message.stop_token_ids)} stop_token_ids; at most {MAX_STOP_TOKEN_IDS} are accepted",
-            reason="INVALID_GENERATION_PARAMETERS",
-            field="parameters.stop_token_ids",
-        )
-    names = ("max_tokens", "temperature", "top_p", "top_k", "seed")
-    given = {name: getattr(message, name) for name in names if message.HasField(name)}  # type: ignore[arg-type]
-    try:
-        return SamplingParameters(stop_token_ids=tuple(message.stop_token_ids) or default_stop_token_ids, **given)
-    except ValueError as error:
-        name = str(error).partition(" ")[0]  # each message of `SamplingParameters` begins with the field's name
-        raise InvalidRequest(
-            f"parameters: {error}", reason="INVALID_GENERATION_PARAMETERS", field=f"parameters.{name}"
-        ) from error
-
-
-def read_stop_strings(message: pb.GenerationParameters) -> tuple[str, ...]:
-    """Stop strings.
-
-    Raises:
-        InvalidRequest: `INVALID_GENERATION_PARAMETERS`.
-    """
-    stops = tuple(message.stop_strings)
-    if len(stops) > MAX_STOP_STRINGS or any(not 0 < len(stop) <= MAX_STOP_STRING_LENGTH for stop in stops):
-        raise InvalidRequest(
-            f"stop_strings: at most {MAX_STOP_STRINGS}, each of 1 to {MAX_STOP_STRING_LENGTH} characters",
-            reason="INVALID_GENERATION_PARAMETERS",
-            field="parameters.stop_strings",
-        )
-    return stops
 
 
 def _read_media(medium: pb.Media, place: int, background: str) -> Media:

@@ -6,6 +6,7 @@ await, and the call's resources are released at once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,14 +14,14 @@ from typing import Any
 import av
 import grpc.aio
 
-from engine_client import EngineClient, EngineUnavailable
+from engine_client import EngineClient, EngineError, EngineUnavailable
 from preprocessor import __version__
 from preprocessor.config import ServeSettings
 from preprocessor.errors import ModelNotFound
 from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.versions import library_versions
 from preprocessor.pipeline.request_checks import check_request
-from preprocessor.service import generation, reading, tensor_stream, writing
+from preprocessor.service import generation, parameters, reading, tensor_stream, writing
 from preprocessor.service.calls import Call, Calls
 from preprocessor.service.engine import pixel_form_for
 from preprocessor.service.fetch.fetcher import Fetcher
@@ -34,6 +35,9 @@ from preprocessor.types.request import PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from preprocessor.workers.pool import WorkerPool
+
+ENGINE_TIMEOUT_SECONDS = 1.0
+"""How long `GetModel` may wait for an engine that says what it has; it says so at once, or is not there."""
 
 
 class PreprocessorServicer(pb_grpc.PreprocessorServicer):
@@ -88,8 +92,9 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             engine = self._require_engine()
             async with self._upload_stream.upload(requests, context.peer()) as upload:
                 spec = (await upload.spec()).spec
-                sampling = reading.read_parameters(spec.parameters, self._model.stop_token_ids)
-                stop_strings = reading.read_stop_strings(spec.parameters)
+                sampling = parameters.read_parameters(spec.parameters, self._model.stop_token_ids)
+                stop_strings = parameters.read_stop_strings(spec.parameters)
+                await parameters.require_features(engine, sampling)
                 prompt = spec.prompt
                 del spec
                 request = await self._receive(prompt, upload, call)
@@ -97,11 +102,11 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             request = dataclasses.replace(request, pixel_form=pixel_form_for(engine.capabilities))
             planned = await self._plan(request, call)
             await call.send(pb.GenerateResponse(header=self._header(request, planned, call, with_data=False)))
-            detokenizer = Detokenizer(self._model.tokenizer, stop_strings)
+            detokenizers = [Detokenizer(self._model.tokenizer, stop_strings) for _ in range(sampling.answer_count)]
             async with generation.engine_request(
                 request, planned, sampling, call, self._metrics, engine.capabilities
             ) as engine_request:
-                completion = await generation.stream_answer(engine, engine_request, detokenizer, call, self._metrics)
+                completion = await generation.stream_answers(engine, engine_request, detokenizers, call, self._metrics)
             # After the context: an engine may answer before the worker has reported that all pixels are written.
             report = writing.write_report(call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions)
             completion.prompt_token_count = planned.token_count
@@ -130,7 +135,12 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         async with self._calls.open("GetModel", context):
             self._require_model(request.model)
             versions = {**library_versions(), "preprocessor": __version__, "ffmpeg": av.ffmpeg_version_info}
-            return writing.write_model(self._model, self._engine is not None, versions)
+            message = writing.write_model(self._model, self._engine is not None, versions)
+            if self._engine is not None:
+                with contextlib.suppress(EngineError):  # unknown as long as no engine answers
+                    features = await self._engine.sampling_features(ENGINE_TIMEOUT_SECONDS)
+                    message.generation_features.extend(sorted(features))
+            return message
 
     # -- stages --------------------------------------------------------------------------------------------------------
 

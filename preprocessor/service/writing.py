@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from engine_client import FinishReason
+from engine_client import FinishReason, TokenLogprob
 from preprocessor.models.loaded import LoadedModel, ModelPath
 from preprocessor.types.plan import ItemPlan, Plan, Substitution
 from preprocessor.types.request import Modality, SamplingBasis
@@ -134,6 +134,11 @@ def write_substitutions(planned: Plan, substitutions: Iterable[Substitution]) ->
 
 def write_finish_reason(reason: FinishReason) -> pb.FinishReason.ValueType:
     return _FINISH_REASONS[reason]
+
+
+def write_logprob(logprob: TokenLogprob) -> pb.TokenLogprob:
+    top = [pb.TokenAlternative(token_id=token_id, logprob=value) for token_id, value in logprob.top]
+    return pb.TokenLogprob(logprob=logprob.logprob, top=top)
 
 
 _PATHS = {ModelPath.FAST: pb.PREPROCESSING_PATH_FAST, ModelPath.GENERIC: pb.PREPROCESSING_PATH_GENERIC}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,13 @@ from deploy.triton.local_server import REPOSITORY
 from engine_client.contract.errors import InvalidPrompt
 from engine_client.contract.prompt import ModelLayout, check_prompt
 from engine_client.contract.sampling import SamplingParameters
-from engine_client.contract.tensors import CONTRACT_INPUTS, FIRST_ROW
+from engine_client.contract.tensors import (
+    CONTRACT_INPUTS,
+    FEATURE_OUTPUTS,
+    FEATURE_TENSORS,
+    FIRST_ROW,
+    ContractTensor,
+)
 from engine_client.triton.backend.rows import normalize_patches
 from engine_client.triton.kserve import datatype_of
 from tests.engine.model_files import model_file
@@ -170,9 +176,43 @@ def test_sampling_is_what_its_tensors_say(stop_token_ids: tuple[int, ...]) -> No
     assert SamplingParameters.from_tensors(sampling.tensors()) == sampling
 
 
+FEATURES = {
+    "temperature": 0.5,
+    "min_p": 0.25,
+    "presence_penalty": -2.0,
+    "frequency_penalty": 1.5,
+    "repetition_penalty": 1.25,
+    "logprobs": 0,
+    "answer_count": 128,
+    "grammar": 'root ::= "é"',
+}
+
+
+def test_features_travel_as_tensors_and_only_where_they_are_set() -> None:
+    sampling = SamplingParameters(**FEATURES)
+    assert sampling.features == FEATURES.keys() - {"temperature"}
+    tensors = sampling.tensors()
+    for name in sampling.features:
+        assert tensors[name].dtype == FEATURE_TENSORS[name].dtype
+        assert tensors[name].ndim == len(FEATURE_TENSORS[name].shape)
+    assert SamplingParameters.from_tensors(tensors) == sampling
+    assert not SamplingParameters().tensors().keys() & FEATURE_TENSORS.keys()
+    assert SamplingParameters(logprobs=None, repetition_penalty=1.0, presence_penalty=-0.0).features == frozenset()
+
+
+def test_a_text_that_is_no_utf_8_is_refused() -> None:
+    with pytest.raises(InvalidPrompt, match="regex is no text in UTF-8"):
+        SamplingParameters.from_tensors({"regex": np.array([255], np.uint8)})
+
+
 @pytest.mark.parametrize(
     ("name", "values", "dtype"),
     [
+        ("min_p", [1.5], np.float32),
+        ("presence_penalty", [np.nan], np.float32),
+        ("repetition_penalty", [0], np.float32),
+        ("logprobs", [21], np.int32),
+        ("answer_count", [2], np.int32),  # with a temperature of 0
         ("max_tokens", [0], np.int32),
         ("max_tokens", [1, 2], np.int32),
         ("temperature", [-1], np.float32),
@@ -195,13 +235,37 @@ CONFIGURATIONS = [
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.parent.name)
 def test_models_declare_the_contract_s_tensors(path: Path) -> None:
-    declared = {
-        name: (datatype, tuple(map(int, dims.split(","))))
-        for name, datatype, dims in re.findall(
-            r'name: "(\w+)" +data_type: TYPE_(\w+) +dims: \[ ([-\d, ]+) \] +optional: true', path.read_text()
-        )
+    inputs, _ = declared_tensors(path)
+    contract = as_declared(CONTRACT_INPUTS)
+    assert {name: tensor for name, tensor in inputs.items() if name not in FEATURE_TENSORS} == contract | {
+        FIRST_ROW: ("INT64", (1,))
     }
-    contract = {
-        tensor.name: (datatype_of(tensor.name, tensor.dtype), tensor.shape) for tensor in CONTRACT_INPUTS.values()
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.parent.name)
+def test_models_declare_the_features_that_they_have_with_their_outputs(path: Path) -> None:
+    inputs, outputs = declared_tensors(path)
+    features = {name: tensor for name, tensor in inputs.items() if name in FEATURE_TENSORS}
+    assert features
+    assert features == as_declared({name: FEATURE_TENSORS[name] for name in features})
+    expected = [as_declared(FEATURE_OUTPUTS[name]) for name in features if name in FEATURE_OUTPUTS]
+    assert {name: tensor for name, tensor in outputs.items() if name not in ("token_ids", "finish_reason")} == {
+        name: tensor for each in expected for name, tensor in each.items()
     }
-    assert declared == contract | {FIRST_ROW: ("INT64", (1,))}
+
+
+def declared_tensors(path: Path) -> tuple[dict[str, tuple[str, tuple[int, ...]]], ...]:
+    """Inputs and outputs of a configuration: name → type and shape."""
+    sections = re.split(r"^output \[", path.read_text(), flags=re.MULTILINE)
+    found = [
+        re.findall(r'name: "(\w+)" +data_type: TYPE_(\w+) +dims: \[ ([-\d, ]+) \]( +optional: true)?', section)
+        for section in sections
+    ]
+    assert all(optional for *_, optional in found[0])
+    return tuple(
+        {name: (datatype, tuple(map(int, dims.split(",")))) for name, datatype, dims, _ in section} for section in found
+    )
+
+
+def as_declared(tensors: Mapping[str, ContractTensor]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {tensor.name: (datatype_of(tensor.name, tensor.dtype), tensor.shape) for tensor in tensors.values()}

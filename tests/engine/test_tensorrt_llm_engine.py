@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from engine_client.contract.errors import InvalidPrompt
-from engine_client.contract.sampling import SamplingParameters
+from engine_client.contract.sampling import SamplingParameters, TokenLogprob
 from tests.engine.tensorrt_llm_model import Tensors, image_tensors, mixed_tensors, prepare, text_tensors
 from tests.waiting import PATIENCE_SECONDS
 
@@ -118,7 +118,7 @@ async def ask(
         outcome = await loaded.generate(
             prepare(loaded, tensors, sampling),
             sampling,
-            emit=lambda token_ids, reason: steps.append((token_ids, reason)),
+            emit=lambda token_ids, reason, logprobs: steps.append((token_ids, reason)),
             is_cancelled=is_cancelled,
         )
     return outcome, steps
@@ -155,6 +155,28 @@ async def test_the_sampling_reaches_the_engine(stand_in: Any, load_tensorrt_llm:
     assert (given.temperature, given.top_p, given.top_k, given.seed) == (0.5, 0.9, 4, 2**64 - 1)
 
 
+async def test_features_reach_the_engine(stand_in: Any, load_tensorrt_llm: Callable[..., Any]) -> None:
+    tensors = text_tensors(COUNT_UP)
+    features = {"min_p": 0.25, "presence_penalty": -1.0, "frequency_penalty": 0.5, "repetition_penalty": 1.5}
+    await ask(load_tensorrt_llm(), tensors, sampled(**features, regex="a+"))
+    given = stand_in.LLM.made[-1].outputs[0].sampling
+    assert {name: getattr(given, name) for name in features} == features
+    assert given.prompt_ignore_length == len(tensors["input_ids"])
+    assert (given.guided_decoding.regex, given.guided_decoding.json, given.logprobs) == ("a+", None, None)
+
+
+async def test_log_probabilities_are_those_of_the_new_tokens(load_tensorrt_llm: Callable[..., Any]) -> None:
+    loaded, sampling = load_tensorrt_llm(), sampled(max_tokens=2, logprobs=1)
+    told: list[Any] = []
+    await loaded.generate(
+        prepare(loaded, text_tensors(COUNT_UP), sampling),
+        sampling,
+        emit=lambda token_ids, reason, logprobs: told.extend(logprobs),
+        is_cancelled=lambda: False,
+    )
+    assert told == [TokenLogprob(0.0, ((0, 0.0),)), TokenLogprob(-0.5, ((1, -0.5),))]
+
+
 async def test_cancelling_aborts_a_request_that_has_no_token_yet(
     stand_in: Any, load_tensorrt_llm: Callable[..., Any]
 ) -> None:
@@ -171,7 +193,7 @@ async def test_cancelling_ends_an_answer_under_way(stand_in: Any, load_tensorrt_
     outcome = await loaded.generate(
         prepare(loaded, text_tensors(COUNT_UP), sampling),
         sampling,
-        emit=lambda token_ids, reason: steps.append(token_ids),
+        emit=lambda token_ids, reason, logprobs: steps.append(token_ids),
         is_cancelled=lambda: len(steps) == 2,
     )
     assert (outcome, steps) == ("cancelled", [[0], [1]])
@@ -181,7 +203,7 @@ async def test_cancelling_ends_an_answer_under_way(stand_in: Any, load_tensorrt_
 async def test_an_answer_that_nobody_can_be_sent_is_aborted(
     stand_in: Any, load_tensorrt_llm: Callable[..., Any]
 ) -> None:
-    def emit(token_ids: list[int], reason: str | None) -> None:
+    def emit(token_ids: list[int], reason: str | None, logprobs: object) -> None:
         raise BrokenPipeError("the server is gone")
 
     loaded = load_tensorrt_llm()

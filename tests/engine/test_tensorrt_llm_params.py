@@ -5,7 +5,9 @@ No TensorRT-LLM is needed: `deploy/triton/models/vlm_tensorrt_llm/1/params.py` i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from engine_client.contract.errors import InvalidPrompt
-from engine_client.contract.sampling import SamplingParameters
+from engine_client.contract.sampling import SamplingParameters, TokenLogprob
 from tests.engine import tensorrt_llm_model
 from tests.engine.tensorrt_llm_model import (
     IMAGE_TOKEN,
@@ -224,7 +226,7 @@ def test_a_video_in_the_form_of_another_family_is_refused(family: str, runs: int
 
 
 def test_greedy_is_a_choice_of_one() -> None:
-    assert params.sampling_arguments(SamplingParameters(max_tokens=5, seed=7)) == {
+    assert params.sampling_arguments(SamplingParameters(max_tokens=5, seed=7), 9) == {
         "max_tokens": 5,
         "top_k": 1,
         "detokenize": False,
@@ -233,7 +235,7 @@ def test_greedy_is_a_choice_of_one() -> None:
 
 
 def test_sampling_always_says_top_p() -> None:
-    arguments = params.sampling_arguments(SamplingParameters(temperature=0.5, seed=7))
+    arguments = params.sampling_arguments(SamplingParameters(temperature=0.5, seed=7), 9)
     assert {name: arguments.get(name) for name in ("temperature", "top_p", "top_k", "seed")} == {
         "temperature": 0.5,
         "top_p": 1.0,
@@ -243,15 +245,37 @@ def test_sampling_always_says_top_p() -> None:
 
 
 def test_top_k_is_handed_on() -> None:
-    assert params.sampling_arguments(SamplingParameters(temperature=1.0, top_k=9))["top_k"] == 9
+    assert params.sampling_arguments(SamplingParameters(temperature=1.0, top_k=9), 9)["top_k"] == 9
 
 
 @pytest.mark.parametrize(("stops", "end_id", "others"), [((), None, None), ((5,), 5, None), ((5, 6, 7), 5, [6, 7])])
 def test_the_first_stop_token_is_the_end_and_the_others_stop_too(
     stops: tuple[int, ...], end_id: int | None, others: list[int] | None
 ) -> None:
-    arguments = params.sampling_arguments(SamplingParameters(stop_token_ids=stops))
+    arguments = params.sampling_arguments(SamplingParameters(stop_token_ids=stops), 9)
     assert (arguments.get("end_id"), arguments.get("stop_token_ids")) == (end_id, others)
+
+
+def test_a_feature_is_handed_on_only_where_it_is_set() -> None:
+    plain = params.sampling_arguments(SamplingParameters(), 9)
+    features = {"min_p": 0.5, "repetition_penalty": 2.0, "logprobs": 0}
+    assert params.sampling_arguments(SamplingParameters(**features), 9) == plain | features
+    counted = params.sampling_arguments(SamplingParameters(presence_penalty=1.0), 9)
+    assert counted == plain | {"presence_penalty": 1.0, "prompt_ignore_length": 9}
+
+
+@pytest.mark.parametrize(("name", "guide"), [("json_schema", "json"), ("regex", "regex"), ("grammar", "grammar")])
+def test_a_constraint_has_tensorrt_llm_s_name(name: str, guide: str) -> None:
+    arguments = params.sampling_arguments(SamplingParameters(**{name: "{}"}), 9)
+    assert arguments["guided_decoding"] == {guide: "{}"}
+
+
+def test_a_token_that_nothing_is_told_of_has_no_number_and_as_many_alternatives() -> None:
+    likely = [{5: SimpleNamespace(logprob=-3.0), 6: SimpleNamespace(logprob=-1.0), 7: SimpleNamespace(logprob=-2.0)}]
+    known, unknown = params.token_logprobs([5, 99], likely, 2)
+    assert known == TokenLogprob(-3.0, ((6, -1.0), (7, -2.0)))
+    assert math.isnan(unknown.logprob)
+    assert [token_id for token_id, _ in unknown.top] == [99, 99]
 
 
 @pytest.mark.parametrize(

@@ -159,4 +159,5 @@ def test_settings_become_arguments_of_the_engine(
         "dtype": "bfloat16",
         "tensor_parallel_size": 2,
         "max_batch_size": 8,
+        "guided_decoding_backend": "xgrammar",
     }

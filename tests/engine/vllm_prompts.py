@@ -78,16 +78,31 @@ def ask_transformers(checkpoint: Path, model: Model, folder: Path) -> dict[str, 
     """
     for name, media in KINDS.items():
         np.savez(folder / f"{name}.npz", **dict[str, Any](tensors_of(model, media)))
-    script = Path(__file__).with_name("saved_answers.py")
+    answers: dict[str, list[int]] = _told_by("saved_answers.py", checkpoint, folder)
+    return answers
+
+
+def ask_transformers_to_sample(checkpoint: Path, model: Model, folder: Path) -> dict[str, Any]:
+    """What transformers itself answers to a prompt of text, under penalties too, and how likely it finds each token.
+
+    Args:
+        folder: Where the prompt is written.
+    """
+    prompt = folder / "text.npz"
+    np.savez(prompt, **dict[str, Any](tensors_of(model, ())))
+    told: dict[str, Any] = _told_by("direct_sampling.py", checkpoint, prompt)
+    return told
+
+
+def _told_by(script: str, checkpoint: Path, prompts: Path) -> Any:
     run = subprocess.run(
-        [sys.executable, str(script), str(checkpoint), str(folder), str(TOKEN_COUNT)],
+        [sys.executable, str(Path(__file__).with_name(script)), str(checkpoint), str(prompts), str(TOKEN_COUNT)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    answers: dict[str, list[int]] = json.loads(run.stdout.splitlines()[-1])
-    return answers
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def broken(tensors: Mapping[str, Array], chance: random.Random) -> dict[str, Array]:

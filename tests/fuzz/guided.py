@@ -102,7 +102,7 @@ def _data_urls(data: bytes) -> None:
 
 
 def _specs(data: bytes) -> None:
-    from preprocessor.service import reading
+    from preprocessor.service import parameters, reading
     from preprocessor.types.request import Modality
 
     try:
@@ -111,8 +111,8 @@ def _specs(data: bytes) -> None:
         return
     request, _ = reading.read_spec(spec.prompt)
     request_checks.check_request(request, tuple(Modality), Limits())
-    reading.read_parameters(spec.parameters, ())
-    reading.read_stop_strings(spec.parameters)
+    parameters.read_parameters(spec.parameters, ())
+    parameters.read_stop_strings(spec.parameters)
 
 
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
@@ -150,7 +150,7 @@ def examples(name: str) -> list[bytes]:
     )
     message = pb.Message(role="user", parts=[pb.Part(media_key="it"), pb.Part(text="look")])
     prompt = pb.PrepareSpec(chat=pb.ChatPrompt(messages=[message]), media=[medium])
-    parameters = pb.GenerationParameters(max_tokens=4, top_p=0.5, stop_strings=["."])
+    parameters = pb.GenerationParameters(max_tokens=4, top_p=0.5, stop_strings=["."], min_p=0.5, json_schema="{}")
     return [pb.GenerateSpec(prompt=prompt, parameters=parameters).SerializeToString()]
 
 

@@ -33,7 +33,18 @@ UNITS = ("px", "bytes", "count", "seconds", "ms", "hz", "fps", "degrees", "index
 # Numbers without a unit, or with a name that the field knows them by.
 PLAIN = {
     *("GenerationParameters.temperature", "GenerationParameters.top_p", "GenerationParameters.seed"),
-    *("GenerationParameters.max_tokens", "GenerationParameters.top_k"),  # as in OpenAI's API and in vLLM
+    *(
+        "GenerationParameters.max_tokens",
+        "GenerationParameters.top_k",
+    ),  # as in OpenAI's API and in vLLM, like the following
+    *(
+        "GenerationParameters.min_p",
+        "GenerationParameters.logprobs",
+        "TokenLogprob.logprob",
+        "TokenAlternative.logprob",
+    ),
+    *(f"GenerationParameters.{kind}_penalty" for kind in ("presence", "frequency", "repetition")),
+    "TokenAlternative.token_id",
     *("PatchLayout.grid_t", "PatchLayout.grid_h", "PatchLayout.grid_w"),  # the tensor grid_thw
     *("PixelSettings.merge_size", "PixelSettings.temporal_patch_size"),  # settings of these names in transformers
     *("PixelSettings.mean", "PixelSettings.std"),

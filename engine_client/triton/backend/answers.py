@@ -19,7 +19,18 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from engine_client.contract.errors import InvalidPrompt, Refused
-from engine_client.contract.tensors import CANCELLED, FINISH_REASON, LENGTH, STOP, TOKEN_IDS
+from engine_client.contract.sampling import TokenLogprob
+from engine_client.contract.tensors import (
+    ANSWER_INDEX,
+    CANCELLED,
+    FINISH_REASON,
+    LENGTH,
+    LOGPROBS,
+    STOP,
+    TOKEN_IDS,
+    TOP_LOGPROBS,
+    TOP_TOKEN_IDS,
+)
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 REJECTED, REFUSED, FAILED = "rejected", "refused", "failed"
@@ -50,7 +61,7 @@ class Outcomes:
 
 
 class Answer:
-    """One answer, to whoever sent `request`.
+    """One answer, or several of one prompt, to whoever sent `request`.
 
     Args:
         model_name: For the log.
@@ -67,10 +78,30 @@ class Answer:
         self._is_ended = False
         self._lock = threading.Lock()
 
-    def send(self, token_ids: Sequence[int], finish_reason: str | None) -> None:
-        """Send the next tokens; `finish_reason` on the last, after which `end` is still to be called."""
-        # By DLPack: the Python backend of 24.10 misreads numpy 2 arrays. Text it takes by numpy alone.
-        outputs = [pb_utils.Tensor.from_dlpack(TOKEN_IDS, torch.tensor(token_ids, dtype=torch.int32))]
+    def send(
+        self,
+        token_ids: Sequence[int],
+        finish_reason: str | None,
+        logprobs: Sequence[TokenLogprob] = (),
+        answer_index: int = 0,
+    ) -> None:
+        """Send the next tokens of an answer.
+
+        Args:
+            finish_reason: On the last of an answer; when all have ended, `end` is still to be called.
+            logprobs: One for each token, or none. With as many alternatives each. The model declares the outputs
+                that carry them.
+            answer_index: Which of several answers; above 0 the model declares the output that carries it.
+        """
+        outputs = [_tensor(TOKEN_IDS, token_ids, torch.int32)]
+        if answer_index:
+            outputs.append(_tensor(ANSWER_INDEX, [answer_index], torch.int32))
+        if logprobs:
+            outputs.append(_tensor(LOGPROBS, [one.logprob for one in logprobs], torch.float32))
+            if logprobs[0].top:
+                ids, values = ([[pair[i] for pair in one.top] for one in logprobs] for i in (0, 1))
+                outputs.append(_tensor(TOP_TOKEN_IDS, ids, torch.int32))
+                outputs.append(_tensor(TOP_LOGPROBS, values, torch.float32))
         if finish_reason is not None:
             outputs.append(pb_utils.Tensor(FINISH_REASON, np.array([finish_reason.encode()], np.object_)))
         self._sender.send(pb_utils.InferenceResponse(output_tensors=outputs))
@@ -101,6 +132,11 @@ class Answer:
         with self._lock:
             self._is_ended = True
             finish(self._sender, error_or_none)
+
+
+def _tensor(name: str, values: Sequence[Any], dtype: torch.dtype) -> Any:
+    """By DLPack: the Python backend of 24.10 misreads numpy 2 arrays. Text it takes by numpy alone."""
+    return pb_utils.Tensor.from_dlpack(name, torch.tensor(values, dtype=dtype))
 
 
 def finish(sender: Any, error_or_none: Any = None) -> None:

@@ -26,6 +26,7 @@ from engine_client.contract.assembler import PromptAssembler
 from engine_client.contract.errors import Refused
 from engine_client.contract.tensors import (
     CANCELLED,
+    FEATURE_TENSORS,
     FIRST_ROW,
     INPUT_IDS,
     PIXELS,
@@ -111,7 +112,7 @@ class PromptReceiver:
     ) -> None:
         self._model_name = model_name
         self._model = model
-        self._tensor_names = (INPUT_IDS, *VISION_TENSORS, *SAMPLING_TENSORS, *tensor_names)
+        self._tensor_names = (INPUT_IDS, *VISION_TENSORS, *SAMPLING_TENSORS, *FEATURE_TENSORS, *tensor_names)
         self._max_prompts = max_prompts
         self._max_row_wait_seconds = max_row_wait_seconds
         self._outcomes = Outcomes(model_name)

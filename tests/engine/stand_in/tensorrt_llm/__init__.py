@@ -6,7 +6,8 @@ model drives this interface, not that TensorRT-LLM works as this does. Where eac
 
     LLM.__init__, generate_async      tests/unittest/api_stability/references_committed/llm.yaml at 029c15cb
     PreprocessedInputs                tensorrt_llm/llmapi/llm.py; `query_token_ids` came and went, so it is not here
-    SamplingParams                    …/references_committed/sampling_params.yaml at 020a7393
+    SamplingParams                    …/references_committed/sampling_params.yaml at 020a7393; penalties, logprobs and
+                                      GuidedDecodingParams in tensorrt_llm/sampling_params.py at 000a01de
     CompletionOutput, RequestOutput   …/references_committed/completion_output.yaml at 0c6a62a1, request_output.yaml
     MultimodalInput, MultimodalParams tensorrt_llm/inputs/multimodal.py at 32779536 and, with runs, 01138754
     maybe_compute_mm_embed_cumsum     tensorrt_llm/inputs/registry.py at 002f3cc3

@@ -1,4 +1,12 @@
 from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(kw_only=True)
+class GuidedDecodingParams:
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    grammar: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -11,6 +19,13 @@ class SamplingParams:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    prompt_ignore_length: int | None = None
+    logprobs: int | None = None
+    guided_decoding: GuidedDecodingParams | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool = False

@@ -26,11 +26,19 @@ import torch
 from engine_client.contract.assembler import PromptAssembler
 from engine_client.contract.errors import InvalidPrompt, Refused
 from engine_client.contract.prompt import ModelLayout
-from engine_client.contract.sampling import SamplingParameters
+from engine_client.contract.sampling import SamplingParameters, TokenLogprob
 from engine_client.contract.tensors import CANCELLED, LENGTH, STOP
 from engine_client.triton.backend.rows import TorchRows
 
-from .params import FAMILY_RULES, ItemKeys, PromptParams, build_params, missing_stop_token, sampling_arguments
+from .params import (
+    FAMILY_RULES,
+    ItemKeys,
+    PromptParams,
+    build_params,
+    missing_stop_token,
+    sampling_arguments,
+    token_logprobs,
+)
 from .pixels import Pixels
 from .settings import ModelParameters
 from .surface import KNOWN, Surface, UnsupportedEngine, find_surface
@@ -69,7 +77,7 @@ def load_engine(settings: ModelParameters) -> Engine:
         dtype=settings.dtype,
         tensor_parallel_size=settings.tensor_parallel_size,
         kv_cache_config=surface.KvCacheConfig(**cache),
-        **settings.llm_arguments,
+        **{"guided_decoding_backend": "xgrammar", **settings.llm_arguments},
     )
     try:
         return Engine(llm, surface, settings)
@@ -186,7 +194,7 @@ class Engine:
         prompt: SharedPrompt,
         sampling: SamplingParameters,
         *,
-        emit: Callable[[list[int], str | None], None],
+        emit: Callable[[list[int], str | None, list[TokenLogprob]], None],
         is_cancelled: Callable[[], bool],
     ) -> str:
         """Stream one answer.
@@ -194,7 +202,8 @@ class Engine:
         Args:
             prompt: From `share`.
             sampling: The request's.
-            emit: Called with new token ids, and on the last call with the finish reason.
+            emit: Called with new token ids, on the last call with the finish reason, and with their log probabilities where
+                the request asks for them.
             is_cancelled: Asked every `CANCEL_POLL_SECONDS` and before each `emit`.
         Returns:
             `STOP`, `LENGTH` or `CANCELLED`; with the last the engine has let go of the request.
@@ -202,7 +211,10 @@ class Engine:
             InvalidPrompt: TensorRT-LLM refused the prompt or the sampling.
             EngineGone: it is shutting down.
         """
-        parameters = self._surface.SamplingParams(**sampling_arguments(sampling))
+        arguments = sampling_arguments(sampling, len(prompt.inputs.prompt_token_ids))
+        if "guided_decoding" in arguments:
+            arguments["guided_decoding"] = self._surface.GuidedDecodingParams(**arguments["guided_decoding"])
+        parameters = self._surface.SamplingParams(**arguments)
         output = self._submit(prompt.inputs, parameters)
         sent_count = 0
         async with aclosing(_steps(output, is_cancelled)) as steps:
@@ -211,13 +223,15 @@ class Engine:
                 if reason not in (STOP, LENGTH, None):
                     raise RuntimeError(f"TensorRT-LLM ended the answer with {reason!r}")
                 new_ids = list(completion.token_ids[sent_count:])
+                likely = () if sampling.logprobs is None else completion.logprobs[sent_count:]
                 sent_count += len(new_ids)
                 if reason == STOP:
                     new_ids += missing_stop_token(
                         completion.token_ids, parameters.end_id, parameters.stop_token_ids, completion.stop_reason
                     )
                 if new_ids or reason:
-                    emit(new_ids, reason)
+                    told = [] if sampling.logprobs is None else token_logprobs(new_ids, likely, sampling.logprobs)
+                    emit(new_ids, reason, told)
                 if reason:
                     return str(reason)
         if is_cancelled():

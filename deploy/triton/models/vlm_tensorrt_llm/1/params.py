@@ -13,6 +13,7 @@ which snapshots of it were read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +23,16 @@ import torch
 
 from engine_client.contract.errors import InvalidPrompt
 from engine_client.contract.prompt import Prompt
-from engine_client.contract.sampling import SamplingParameters
+from engine_client.contract.sampling import SamplingParameters, TokenLogprob
 from engine_client.contract.tensors import HASH_BYTES
 
 from .pixels import NAMES
 
 TENSORS_OF_THIS_ENGINE = ("item_hash", "mrope_position_ids", "mrope_position_delta")
+
+
+_SAME_NAMES = {"min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logprobs"}
+_GUIDES = {"json_schema": "json", "regex": "regex", "grammar": "grammar"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +129,17 @@ def build_params(
     return PromptParams(token_ids, data, order, None if hashes is None else keys)
 
 
-def sampling_arguments(sampling: SamplingParameters) -> dict[str, Any]:
+def sampling_arguments(sampling: SamplingParameters, prompt_length: int) -> dict[str, Any]:
     """Make the keyword arguments of TensorRT-LLM's `SamplingParams`.
 
     Without stop tokens `end_id` stays unset, and TensorRT-LLM takes the checkpoint's own; with them those are replaced,
-    as `vlm_transformers` does.
+    as `vlm_transformers` does. `guided_decoding` is there with a constraint: the arguments of `GuidedDecodingParams`.
+
+    Args:
+        prompt_length: In tokens.
     Source: sampling_params.py: all of top_k, top_p and temperature unset, or top_k = 1, is greedy; a stop token other
-        than `end_id` is cut off the answer unless `include_stop_str_in_output`.
+        than `end_id` is cut off the answer unless `include_stop_str_in_output`. docs/source/features/sampling.md:
+        presence and frequency penalties count the prompt too, but for its first `prompt_ignore_length` tokens.
     """
     arguments: dict[str, Any] = {
         "max_tokens": sampling.max_tokens,
@@ -148,7 +157,31 @@ def sampling_arguments(sampling: SamplingParameters) -> dict[str, Any]:
         arguments["end_id"], *others = sampling.stop_token_ids
         if others:
             arguments["stop_token_ids"] = others
+    for name in sampling.features & _SAME_NAMES:
+        arguments[name] = getattr(sampling, name)
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        arguments["prompt_ignore_length"] = prompt_length
+    for name, argument in _GUIDES.items():
+        if text := getattr(sampling, name):
+            arguments["guided_decoding"] = {argument: text}
     return arguments
+
+
+def token_logprobs(token_ids: Sequence[int], likely: Sequence[Mapping[int, Any]], top_count: int) -> list[TokenLogprob]:
+    """What TensorRT-LLM tells of new tokens, for the contract.
+
+    Args:
+        likely: Token id → its `Logprob`, for each place: the token's own, and those of the likeliest. A stop token that
+            `missing_stop_token` adds may have none, and is told as NaN.
+    Source: executor/result.py, `CompletionOutput.logprobs`.
+    """
+    told = []
+    for place, token_id in enumerate(token_ids):
+        values = {other: one.logprob for other, one in likely[place].items()} if place < len(likely) else {}
+        top = sorted(values.items(), key=lambda pair: -pair[1])[:top_count]
+        top += [(token_id, math.nan)] * (top_count - len(top))  # as many for each token
+        told.append(TokenLogprob(values.get(token_id, math.nan), tuple(top)))
+    return told
 
 
 def missing_stop_token(

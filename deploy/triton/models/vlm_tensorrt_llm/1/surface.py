@@ -30,7 +30,7 @@ KNOWN = f"this model knows the releases {KNOWN_VERSIONS[0]} to {KNOWN_VERSIONS[-
 
 _NAMES = {
     "tensorrt_llm": ("LLM", "SamplingParams"),
-    "tensorrt_llm.llmapi": ("KvCacheConfig",),
+    "tensorrt_llm.llmapi": ("KvCacheConfig", "GuidedDecodingParams"),
     "tensorrt_llm.llmapi.llm": ("PreprocessedInputs",),
     "tensorrt_llm.inputs.multimodal": ("MultimodalInput", "MultimodalParams"),
     "tensorrt_llm.inputs.registry": ("maybe_compute_mm_embed_cumsum",),
@@ -47,6 +47,8 @@ _FIELDS = {
         "multimodal_run_positions",
         "multimodal_run_lengths",
     ),
+    "SamplingParams": ("min_p", "presence_penalty", "prompt_ignore_length", "logprobs", "guided_decoding"),
+    "GuidedDecodingParams": ("json", "regex", "grammar"),
 }
 
 
@@ -62,6 +64,7 @@ class Surface:
     LLM: Any
     SamplingParams: Any
     KvCacheConfig: Any
+    GuidedDecodingParams: Any
     PreprocessedInputs: Any
     MultimodalInput: Any
     MultimodalParams: Any

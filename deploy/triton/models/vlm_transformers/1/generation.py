@@ -6,7 +6,7 @@ sampling draws from a generator of the request's own, never from torch's global 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
     TemperatureLogitsWarper,
@@ -24,8 +26,10 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from engine_client.contract.prompt import Prompt
-from engine_client.contract.sampling import SamplingParameters
+from engine_client.contract.sampling import SamplingParameters, TokenLogprob
 from engine_client.contract.tensors import CANCELLED, IMAGE, LENGTH, STOP, VIDEO
+
+Emit = Callable[[int, str | None, Sequence[TokenLogprob]], None]
 
 
 def build_model_inputs(prompt: Prompt, device: torch.device) -> dict[str, torch.Tensor]:
@@ -52,7 +56,7 @@ def generate_tokens(
     inputs: Mapping[str, torch.Tensor],
     sampling: SamplingParameters,
     *,
-    emit: Callable[[int, str | None], None],
+    emit: Emit,
     is_cancelled: Callable[[], bool],
 ) -> str:
     """Generate until a stop token, the length limit or a cancellation, whichever comes first.
@@ -61,16 +65,18 @@ def generate_tokens(
         model: From `load_checkpoint`.
         inputs: From `build_model_inputs`; batch of one.
         sampling: The request's.
-        emit: Called with each token id, a stop token included, and on the last with the finish reason.
+        emit: Called with each token id, a stop token included; on the last with the finish reason, and where the request
+            asks for log probabilities with those of the token.
         is_cancelled: Asked once a token.
     Returns:
         `STOP`, `LENGTH` or `CANCELLED`.
     """
     stop_token_ids = sampling.stop_token_ids or _own_stop_token_ids(model)
-    stream = _TokenStream(sampling.max_tokens, frozenset(stop_token_ids), emit, is_cancelled)
+    scores = None if sampling.logprobs is None else _ModelScores(sampling.logprobs)
+    stream = _TokenStream(sampling.max_tokens, frozenset(stop_token_ids), emit, is_cancelled, scores)
     config = GenerationConfig(
         max_new_tokens=sampling.max_tokens,
-        do_sample=False,  # argmax; `_sampler` has added the randomness by then
+        do_sample=False,  # argmax; `_processors` have added the randomness by then
         eos_token_id=list(stop_token_ids) or None,
         pad_token_id=stop_token_ids[0] if stop_token_ids else 0,  # never used with one sequence; unset, it warns
     )
@@ -78,7 +84,7 @@ def generate_tokens(
         model.generate(
             **inputs,
             generation_config=config,
-            logits_processor=_sampler(sampling, inputs["input_ids"].device),
+            logits_processor=_processors(sampling, inputs["input_ids"], scores),
             stopping_criteria=StoppingCriteriaList([_Cancellation(is_cancelled)]),
             streamer=stream,
         )
@@ -98,20 +104,67 @@ def _own_stop_token_ids(model: Any) -> tuple[int, ...]:
     return () if own is None else (own,) if isinstance(own, int) else tuple(own)
 
 
-def _sampler(sampling: SamplingParameters, device: torch.device) -> LogitsProcessorList:
-    """Processors after which the largest score is a draw from the warped distribution (greedy: none)."""
+def _processors(
+    sampling: SamplingParameters, input_ids: torch.Tensor, scores: _ModelScores | None
+) -> LogitsProcessorList:
+    """Processors after which the largest score is the token: the likeliest, or a draw from the warped distribution.
+
+    In the order of transformers 5.23 (generation/utils.py, `_get_logits_processor`).
+    """
+    processors = LogitsProcessorList([] if scores is None else [scores])
+    if sampling.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        processors.append(_AnswerPenalties(sampling.presence_penalty, sampling.frequency_penalty, input_ids.shape[1]))
     if sampling.temperature == 0:
-        return LogitsProcessorList()
-    processors = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
+        return processors
+    processors.append(TemperatureLogitsWarper(sampling.temperature))
     if sampling.top_k:
         processors.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         processors.append(TopPLogitsWarper(sampling.top_p))
-    processors.append(_GumbelNoise(sampling.seed, device))
+    if sampling.min_p:
+        processors.append(MinPLogitsWarper(sampling.min_p))
+    processors.append(_GumbelNoise(sampling.seed, input_ids.device))
     return processors
 
 
-class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed
+class _ModelScores(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed
+    """Keeps the model's own scores of the next token, before other processors change them."""
+
+    def __init__(self, top_count: int) -> None:
+        self._top_count = top_count
+        self._scores = torch.empty(0)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        self._scores = scores
+        return scores
+
+    def logprob(self, token_id: int) -> TokenLogprob:
+        """Of the token that was chosen."""
+        logprobs = torch.log_softmax(self._scores[0].float(), -1)
+        top = torch.topk(logprobs, min(self._top_count, len(logprobs)))
+        return TokenLogprob(
+            logprobs[token_id].item(), tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+        )
+
+
+class _AnswerPenalties(LogitsProcessor):  # type: ignore[misc]
+    """Lowers the scores of tokens that the answer has: once each, and once for each time. transformers has no such ones.
+
+    Source: OpenAI's API reference, presence_penalty and frequency_penalty; vLLM does the same.
+    """
+
+    def __init__(self, presence: float, frequency: float, prompt_length: int) -> None:
+        self._presence, self._frequency, self._prompt_length = presence, frequency, prompt_length
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        answer = input_ids[:, self._prompt_length :]
+        counts = torch.zeros_like(scores).scatter_add_(1, answer, torch.ones_like(answer, dtype=scores.dtype))
+        return scores - self._frequency * counts - self._presence * (counts > 0)
+
+
+class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]
     """Makes argmax a draw from softmax: the largest of score + Gumbel noise is distributed so (Gumbel-max).
 
     transformers 5.23 samples with `torch.multinomial` and takes no generator, which would tie a request's tokens to
@@ -141,13 +194,15 @@ class _TokenStream(BaseStreamer):  # type: ignore[misc]
         self,
         max_tokens: int,
         stop_token_ids: frozenset[int],
-        emit: Callable[[int, str | None], None],
+        emit: Emit,
         is_cancelled: Callable[[], bool],
+        scores: _ModelScores | None,
     ) -> None:
         self._remaining = max_tokens
         self._stop_token_ids = stop_token_ids
         self._emit = emit
         self._is_cancelled = is_cancelled
+        self._scores = scores
         self._prompt_seen = False
         self.outcome = CANCELLED  # until a token ends the answer
 
@@ -162,7 +217,7 @@ class _TokenStream(BaseStreamer):  # type: ignore[misc]
         finish_reason = STOP if token_id in self._stop_token_ids else LENGTH if self._remaining == 0 else None
         if finish_reason:
             self.outcome = finish_reason
-        self._emit(token_id, finish_reason)
+        self._emit(token_id, finish_reason, () if self._scores is None else (self._scores.logprob(token_id),))
 
     def end(self) -> None:
         pass

@@ -80,7 +80,7 @@ class TritonPythonModel:
             self._model,
             inputs,
             assembler.sampling,
-            emit=lambda token_id, reason: opened.answer.send([token_id], reason),
+            emit=lambda token_id, reason, logprobs: opened.answer.send([token_id], reason, logprobs),
             is_cancelled=lambda: assembler.is_stopped,
         )
 

@@ -1,5 +1,9 @@
 from dataclasses import dataclass
 
+from tensorrt_llm.sampling_params import GuidedDecodingParams
+
+__all__ = ["GuidedDecodingParams", "KvCacheConfig"]
+
 
 @dataclass(kw_only=True)
 class KvCacheConfig:

@@ -19,6 +19,7 @@ FURTHER_ARGUMENTS = {
     "max_seq_len",
     "enable_chunked_prefill",
     "encoder_max_num_tokens",
+    "guided_decoding_backend",
 }
 """Of `LLM`'s many, those that this model or its README names."""
 
@@ -31,10 +32,17 @@ class PreprocessedInputs:
 
 
 @dataclass
+class Logprob:
+    logprob: float
+    rank: int | None = None
+
+
+@dataclass
 class CompletionOutput:
     index: int = 0
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: Any = None
 
@@ -145,6 +153,9 @@ class RequestOutput:
         if course not in (script.COUNT_UP, script.LINGERING) and count == 2:
             return self._end(course)
         answer.token_ids.append(count)
+        if self.sampling.logprobs is not None:  # the token's own first, then the likeliest: here the ids after it
+            others = range(count + 1, count + 1 + self.sampling.logprobs)
+            answer.logprobs.append({token_id: Logprob(-0.5 * token_id) for token_id in (count, *others)})
         if count + 1 == self.sampling.max_tokens:
             self._finish("length")
         return self
