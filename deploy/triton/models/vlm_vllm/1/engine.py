@@ -12,17 +12,20 @@ import asyncio
 import locale
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from engine_client.contract.assembler import PromptAssembler
 from engine_client.contract.errors import InvalidPrompt, Refused
+from engine_client.contract.sampling import SamplingParameters, TokenLogprob
 from engine_client.contract.tensors import CANCELLED, LENGTH, STOP
 
 from .facts import EngineFacts, UnsupportedEngine, read_facts
-from .items import sampling_arguments
+from .items import sampling_arguments, token_logprobs
 from .settings import ModelParameters
 
+OnTokens = Callable[[list[int], str | None, Sequence[TokenLogprob], int], None]
+OnEnd = Callable[[str | BaseException], None]
 WATCH_SECONDS = 0.05  # from one look for stopped prompts and a dead core to the next; it reads flags alone
 CORE_IS_DEAD = "vLLM's engine core has died; this engine answers no more prompts"
 
@@ -87,8 +90,8 @@ class Engine:
         assembler: PromptAssembler,
         inputs: Any,
         *,
-        on_tokens: Callable[[list[int], str | None], None],
-        on_end: Callable[[str | BaseException], None],
+        on_tokens: OnTokens,
+        on_end: OnEnd,
     ) -> None:
         """Have one prompt answered. Returns at once; stopping the assembler aborts it.
 
@@ -96,7 +99,8 @@ class Engine:
             name: Of the prompt, for vLLM's log.
             assembler: Says how to sample, and whether the answer is still wanted.
             inputs: From `build_input`.
-            on_tokens: Called with new token ids, and on the last call with the finish reason.
+            on_tokens: Called with new token ids of an answer, on its last call with the finish reason, with their log
+                probabilities where they were asked for, and with which of several answers it is, from 0.
             on_end: Called once, with STOP, LENGTH or CANCELLED, or with the error: InvalidPrompt, EngineGone or another.
         """
         asyncio.run_coroutine_threadsafe(self._begin(name, assembler, inputs, on_tokens, on_end), self._loop)
@@ -136,12 +140,7 @@ class Engine:
             raise
 
     async def _begin(
-        self,
-        name: str,
-        assembler: PromptAssembler,
-        inputs: Any,
-        on_tokens: Callable[[list[int], str | None], None],
-        on_end: Callable[[str | BaseException], None],
+        self, name: str, assembler: PromptAssembler, inputs: Any, on_tokens: OnTokens, on_end: OnEnd
     ) -> None:
         self._count += 1
         answering = self._answer(f"{name}-{self._count}", assembler, inputs, on_tokens)
@@ -149,7 +148,7 @@ class Engine:
         self._running[task] = assembler
         task.add_done_callback(self._running.pop)
 
-    async def _end(self, answering: Any, on_end: Callable[[str | BaseException], None]) -> None:
+    async def _end(self, answering: Coroutine[Any, Any, str], on_end: OnEnd) -> None:
         try:
             outcome: str | BaseException = await answering
         except asyncio.CancelledError:  # by the watch below
@@ -158,20 +157,17 @@ class Engine:
             outcome = failure
         on_end(outcome)
 
-    async def _answer(
-        self, name: str, assembler: PromptAssembler, inputs: Any, on_tokens: Callable[[list[int], str | None], None]
-    ) -> str:
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
-
+    async def _answer(self, name: str, assembler: PromptAssembler, inputs: Any, on_tokens: OnTokens) -> str:
+        sampling = assembler.sampling
         try:
-            parameters = SamplingParams(**sampling_arguments(assembler.sampling), output_kind=RequestOutputKind.DELTA)
-            async for output in self._llm.generate(inputs, parameters, name):
-                completion = output.outputs[0]
-                reason = completion.finish_reason
-                if reason not in (STOP, LENGTH, None):
-                    raise RuntimeError(f"vLLM ended the answer with {reason!r}")
-                on_tokens(list(completion.token_ids), reason)
-                if reason is not None:
+            async for output in self._llm.generate(inputs, self._parameters(sampling), name):
+                for completion in output.outputs:
+                    reason, token_ids = completion.finish_reason, list(completion.token_ids)
+                    if reason not in (STOP, LENGTH, None):
+                        raise RuntimeError(f"vLLM ended the answer with {reason!r}")
+                    told = token_logprobs(token_ids, completion.logprobs, sampling.logprobs)
+                    on_tokens(token_ids, reason, told, completion.index)
+                if output.finished:
                     return str(reason)
         except self._dead_error as error:
             raise EngineGone(CORE_IS_DEAD) from error
@@ -180,6 +176,14 @@ class Engine:
                 raise InvalidPrompt(f"vLLM refused the prompt: {error}") from error
             raise
         raise RuntimeError("vLLM ended the answer without a finish reason")
+
+    def _parameters(self, sampling: SamplingParameters) -> Any:
+        from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+        arguments = sampling_arguments(sampling)
+        if "structured_outputs" in arguments:
+            arguments["structured_outputs"] = StructuredOutputsParams(**arguments["structured_outputs"])
+        return SamplingParams(**arguments, output_kind=RequestOutputKind.DELTA)
 
     async def _watch(self, on_death: Callable[[], None]) -> None:
         while True:

@@ -6,7 +6,7 @@ of it would end its core, and with it every other prompt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from engine_client.contract.errors import InvalidPrompt
 from engine_client.contract.prompt import Prompt
-from engine_client.contract.sampling import SamplingParameters
+from engine_client.contract.sampling import SamplingParameters, TokenLogprob
 from engine_client.contract.tensors import HASH_BYTES, VIDEO, Array
 from engine_client.contract.vllm_rules import (
     check_item_counts,
@@ -27,6 +27,7 @@ from engine_client.contract.vllm_rules import (
 from .facts import EngineFacts
 
 TENSORS_OF_THIS_ENGINE = ("item_hash", "second_per_grid_ts")
+_CONSTRAINTS = {"json_schema": "json", "regex": "regex", "grammar": "grammar"}
 MAX_SEED = (1 << 31) - 1  # as vLLM's own gRPC service has it, so that one seed gives the same tokens by either way
 
 
@@ -98,19 +99,49 @@ def read_items(tensors: Mapping[str, Array], prompt: Prompt, facts: EngineFacts)
 def sampling_arguments(sampling: SamplingParameters) -> dict[str, Any]:
     """Make the keyword arguments of vLLM's `SamplingParams`, all but how outputs come.
 
-    Without stop tokens vLLM takes the checkpoint's own; with them those are replaced, as in the other models here.
+    Without stop tokens vLLM takes the checkpoint's own; with them those are replaced, as in the other models here. Not under a
+    constraint: its end is the checkpoint's own stop token, after which vLLM must not go on. `structured_outputs` is there with
+    a constraint: the arguments of `StructuredOutputsParams`.
     Source: vLLM 0.32, sampling_params.py: top_k 0 is off; `ignore_eos` leaves `stop_token_ids` alone to end an answer.
     """
-    return {
+    constraint = {argument: text for name, argument in _CONSTRAINTS.items() if (text := getattr(sampling, name))}
+    arguments = {
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
         "seed": sampling.seed % (MAX_SEED + 1),
         "stop_token_ids": list(sampling.stop_token_ids),
-        "ignore_eos": bool(sampling.stop_token_ids),
+        "ignore_eos": bool(sampling.stop_token_ids) and not constraint,
+        "min_p": sampling.min_p,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "repetition_penalty": sampling.repetition_penalty,
+        "logprobs": sampling.logprobs,
+        "n": sampling.answer_count,
         "detokenize": False,  # text is made where the prompt came from
     }
+    return arguments | ({"structured_outputs": constraint} if constraint else {})
+
+
+def token_logprobs(
+    token_ids: Sequence[int], likely: Sequence[Mapping[int, Any]] | None, top_count: int | None
+) -> tuple[TokenLogprob, ...]:
+    """What vLLM tells of new tokens, for the contract.
+
+    Args:
+        likely: Token id → its `Logprob`, for each token: the token's own, and those of the likeliest.
+        top_count: `SamplingParameters.logprobs`; None reads nothing.
+    Source: vLLM 0.32, logprobs.py: of the model's own scores, unless it runs with another --logprobs-mode.
+    """
+    if top_count is None or likely is None:
+        return ()
+    told = []
+    for token_id, found in zip(token_ids, likely, strict=True):
+        values = {other: one.logprob for other, one in found.items()}
+        top = sorted(values.items(), key=lambda pair: -pair[1])[:top_count]
+        told.append(TokenLogprob(values[token_id], tuple(top)))
+    return tuple(told)
 
 
 def _check_normalization(prompt: Prompt, mean: Array, std: Array) -> None:

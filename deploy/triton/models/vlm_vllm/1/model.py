@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ import triton_python_backend_utils as pb_utils
 
 from engine_client.contract.assembler import PromptAssembler, State
 from engine_client.contract.prompt import Prompt
+from engine_client.contract.sampling import TokenLogprob
 from engine_client.contract.tensors import CANCELLED, PIXELS
 from engine_client.triton.backend.parameters import InvalidSettings
 from engine_client.triton.backend.receiver import OpenPrompt, PromptReceiver
@@ -114,22 +116,26 @@ class TritonPythonModel:
             "prompt",
             assembler,
             inputs,
-            on_tokens=lambda token_ids, reason: self._send(opened, token_ids, reason),
+            on_tokens=lambda *step: self._send(opened, *step),
             on_end=lambda outcome: self._end(opened, outcome),
         )
         return None
 
-    def _send(self, opened: OpenPrompt, token_ids: list[int], reason: str | None) -> None:
-        self._sender.submit(self._deliver, opened, token_ids, reason)
+    def _send(
+        self, opened: OpenPrompt, token_ids: list[int], reason: str | None, told: Sequence[TokenLogprob], index: int
+    ) -> None:
+        self._sender.submit(self._deliver, opened, token_ids, reason, told, index)
 
     def _end(self, opened: OpenPrompt, outcome: str | BaseException) -> None:
         self._sender.submit(self._finish, opened, outcome)
 
-    def _deliver(self, opened: OpenPrompt, token_ids: list[int], reason: str | None) -> None:
+    def _deliver(
+        self, opened: OpenPrompt, token_ids: list[int], reason: str | None, told: Sequence[TokenLogprob], index: int
+    ) -> None:
         if opened.assembler is None:  # sending failed before
             return
         try:
-            opened.answer.send(token_ids, reason)
+            opened.answer.send(token_ids, reason, told, index)
         except Exception as failure:  # whatever it was, the stream must end
             opened.assembler.stop()
             opened.answer.fail(failure)
