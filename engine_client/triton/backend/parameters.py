@@ -71,7 +71,7 @@ class ParameterReader:
             InvalidSettings: it is missing, no object, or has a forbidden name.
         """
         rule = f"a JSON object of further arguments of {of}, not {', '.join(forbidden)}"
-        return self.value(name, _json_object, lambda given: not set(given) & set(forbidden), rule)
+        return self.value(name, json_object, lambda given: not set(given) & set(forbidden), rule)
 
     def checkpoint(self, environment: Mapping[str, str]) -> str:
         """The parameter `checkpoint`, or `VLM_CHECKPOINT` of the environment where it is empty.
@@ -85,7 +85,12 @@ class ParameterReader:
         return checkpoint
 
 
-def _json_object(text: str) -> Mapping[str, Any]:
+def json_object(text: str) -> Mapping[str, Any]:
+    """Parse keyword arguments; empty text is none.
+
+    Raises:
+        ValueError: it is no JSON, or no object.
+    """
     parsed = json.loads(text or "{}")
     if not isinstance(parsed, dict):
         raise ValueError("not an object")

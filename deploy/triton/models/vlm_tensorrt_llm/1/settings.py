@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine_client.triton.backend.parameters import InvalidSettings as InvalidSettings
-from engine_client.triton.backend.parameters import ParameterReader
+from engine_client.triton.backend.parameters import ParameterReader, json_object
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 OWN_ARGUMENTS = ("model", "dtype", "tensor_parallel_size", "kv_cache_config")
@@ -56,5 +56,12 @@ class ModelParameters:
             max_row_wait_seconds=read.value("max_row_wait_seconds", float, lambda time: 0 < time < 3600, "0 to 3600"),
             drain_seconds=read.value("drain_seconds", float, lambda time: 0 <= time < 3600, "0 to 3600"),
             accept_other_versions=read.flag("accept_other_versions"),
-            llm_arguments=read.arguments("llm_arguments", OWN_ARGUMENTS, "tensorrt_llm.LLM"),
+            llm_arguments=read.value("llm_arguments", json_object, _names_none_of_ours, _LLM_ARGUMENTS_RULE),
         )
+
+
+_LLM_ARGUMENTS_RULE = f"a JSON object of further arguments of tensorrt_llm.LLM, not {', '.join(OWN_ARGUMENTS)}"
+
+
+def _names_none_of_ours(arguments: Mapping[str, Any]) -> bool:
+    return not set(arguments) & set(OWN_ARGUMENTS)
