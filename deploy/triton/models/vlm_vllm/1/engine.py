@@ -124,7 +124,7 @@ class Engine:
             from vllm.v1.engine.async_llm import AsyncLLM
             from vllm.v1.engine.exceptions import EngineDeadError
         except ImportError as error:
-            raise UnsupportedEngine(f"vllm cannot be imported ({error}); 0.24 to 0.32 are known") from error
+            raise UnsupportedEngine(f"vllm cannot be imported ({error}); 0.32 is tested") from error
         # Its cache of processed media has nothing to do: what comes is processed, and the core would keep 4 GiB of it.
         arguments: Mapping[str, Any] = {"mm_processor_cache_gb": 0} | dict(settings.engine_arguments)
         self._version = vllm.__version__
