@@ -67,7 +67,7 @@ from tests.waiting import PATIENCE_SECONDS, eventually
 
 pytestmark = [
     pytest.mark.vllm,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1200),  # a start takes minutes where others compute
     pytest.mark.skipif(not INSTALLED.exists(), reason="no vLLM; `make vllm` sets one up"),
 ]
 

@@ -48,7 +48,7 @@ def serving_vllm_in_triton(checkpoint: Path, folder: Path, **parameters: str) ->
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
         },
-        ready_timeout_seconds=600.0,
+        ready_timeout_seconds=900.0,
     ) as server:
         try:
             yield server
