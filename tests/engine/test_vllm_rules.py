@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from deploy.triton.local_server import REPOSITORY
-from engine_client.contract.errors import InvalidPrompt
+from engine_client.contract.errors import InvalidPrompt, Refused
 from engine_client.contract.prompt import ModelLayout, check_prompt
 from engine_client.contract.sampling import SamplingParameters, TokenLogprob
 from engine_client.contract.tensors import IMAGE, VIDEO, Array
@@ -28,7 +28,7 @@ from engine_client.triton.backend.parameters import InvalidSettings
 from tests.engine.model_files import model_file
 
 module = partial(model_file, "vlm_vllm")
-facts, items, settings = module("facts"), module("items"), module("settings")
+engine, facts, items, settings = (module(name) for name in ("engine", "facts", "items", "settings"))
 
 START, END, PAD, PICTURE = 50, 51, 98, 97
 MARKERS = VisionMarkers(START, END)
@@ -220,6 +220,35 @@ def test_the_engine_says_what_it_takes() -> None:
     assert (older.layout.one_span_a_video, older.normalizes, older.markers, older.mean) == (True, False, None, None)
     with pytest.raises(facts.UnsupportedEngine, match="of family llama; supported: qwen2_vl, "):
         facts.read_facts(config("llama"), 0, None)
+
+
+class VLLMClientError(Exception):
+    """By its name one of vLLM's."""
+
+
+class GracefulHTTPError(Exception):
+    """By its name one of vLLM's."""
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "becomes", "text"),
+    [
+        (VLLMClientError("too long"), InvalidPrompt, "vLLM refused the prompt: too long"),
+        (ValueError("no token"), InvalidPrompt, "vLLM refused the prompt: no token"),
+        (caused(RuntimeError(), ValueError("no token")), InvalidPrompt, "vLLM refused the prompt: no token"),
+        (GracefulHTTPError(), Refused, "too many prompts are queued in vLLM"),
+        (RuntimeError("broken"), RuntimeError, "broken"),
+    ],
+)
+def test_an_error_of_vllm_is_the_callers_or_the_engines(error: Exception, becomes: type[Exception], text: str) -> None:
+    told = engine.translated(error)
+    assert type(told) is becomes
+    assert text in str(told)
 
 
 def parameters() -> dict[str, str]:

@@ -165,16 +165,17 @@ class Engine:
                     reason, token_ids = completion.finish_reason, list(completion.token_ids)
                     if reason not in (STOP, LENGTH, None):
                         raise RuntimeError(f"vLLM ended the answer with {reason!r}")
-                    told = token_logprobs(token_ids, completion.logprobs, sampling.logprobs)
-                    on_tokens(token_ids, reason, told, completion.index)
+                    likely = token_logprobs(token_ids, completion.logprobs, sampling.logprobs)
+                    on_tokens(token_ids, reason, likely, completion.index)
                 if output.finished:
                     return str(reason)
         except self._dead_error as error:
             raise EngineGone(CORE_IS_DEAD) from error
         except Exception as error:
-            if _is_callers(error):
-                raise InvalidPrompt(f"vLLM refused the prompt: {error}") from error
-            raise
+            told = translated(error)
+            if told is error:
+                raise
+            raise told from error
         raise RuntimeError("vLLM ended the answer without a finish reason")
 
     def _parameters(self, sampling: SamplingParameters) -> Any:
@@ -200,7 +201,15 @@ class Engine:
         self._thread.join(timeout=10)
 
 
-def _is_callers(error: Exception) -> bool:
-    """Whether it is vLLM's word for a wrong prompt: a ValueError, by itself or as the cause (0.24), or VLLMClientError (0.32)."""
+def translated(error: Exception) -> Exception:
+    """What an error of vLLM is to a caller, by the names of its classes, which differ from release to release.
+
+    InvalidPrompt for a wrong prompt: a ValueError, by itself or as the cause (0.24), or a VLLMClientError (0.32). Refused for a
+    full queue (`max_num_queued_reqs`): a GracefulHTTPError. Any other is itself.
+    """
     kinds = {kind.__name__ for one in (error, error.__cause__) if one is not None for kind in type(one).__mro__}
-    return bool(kinds & {"ValueError", "VLLMClientError"})
+    if "GracefulHTTPError" in kinds:
+        return Refused(f"too many prompts are queued in vLLM ({type(error).__name__})")
+    if kinds & {"ValueError", "VLLMClientError"}:
+        return InvalidPrompt(f"vLLM refused the prompt: {error.__cause__ or error}")
+    return error
