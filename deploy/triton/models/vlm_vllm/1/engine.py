@@ -21,7 +21,7 @@ from engine_client.contract.sampling import SamplingParameters, TokenLogprob
 from engine_client.contract.tensors import CANCELLED, LENGTH, STOP
 
 from .facts import EngineFacts, UnsupportedEngine, read_facts
-from .items import sampling_arguments, token_logprobs
+from .items import is_constrained, sampling_arguments, token_logprobs
 from .settings import ModelParameters
 
 OnTokens = Callable[[list[int], str | None, Sequence[TokenLogprob], int], None]
@@ -163,6 +163,8 @@ class Engine:
             async for output in self._llm.generate(inputs, self._parameters(sampling), name):
                 for completion in output.outputs:
                     reason, token_ids = completion.finish_reason, list(completion.token_ids)
+                    if reason == "error" and is_constrained(sampling):  # 0.32, Scheduler.grammar_compile_error_reqs
+                        raise InvalidPrompt("vLLM refused the prompt: it cannot enforce the constraint")
                     if reason not in (STOP, LENGTH, None):
                         raise RuntimeError(f"vLLM ended the answer with {reason!r}")
                     likely = token_logprobs(token_ids, completion.logprobs, sampling.logprobs)

@@ -96,11 +96,16 @@ def read_items(tensors: Mapping[str, Array], prompt: Prompt, facts: EngineFacts)
     return tuple(items)
 
 
+def is_constrained(sampling: SamplingParameters) -> bool:
+    """Whether the request says which texts an answer may be."""
+    return any(getattr(sampling, name) for name in _CONSTRAINTS)
+
+
 def sampling_arguments(sampling: SamplingParameters) -> dict[str, Any]:
     """Make the keyword arguments of vLLM's `SamplingParams`, all but how outputs come.
 
     Without stop tokens vLLM takes the checkpoint's own; with them those are replaced, as in the other models here. Not under a
-    constraint: its end is the checkpoint's own stop token, after which vLLM must not go on. `structured_outputs` is there with
+    constraint: the checkpoint's own may be all that it allows at its end, after which vLLM must not go on. `structured_outputs` is there with
     a constraint: the arguments of `StructuredOutputsParams`.
     Source: vLLM 0.32, sampling_params.py: top_k 0 is off; `ignore_eos` leaves `stop_token_ids` alone to end an answer.
     """
