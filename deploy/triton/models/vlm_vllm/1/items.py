@@ -105,8 +105,8 @@ def sampling_arguments(sampling: SamplingParameters) -> dict[str, Any]:
     """Make the keyword arguments of vLLM's `SamplingParams`, all but how outputs come.
 
     Without stop tokens vLLM takes the checkpoint's own; with them those are replaced, as in the other models here. Not under a
-    constraint: the checkpoint's own may be all that it allows at its end, after which vLLM must not go on. `structured_outputs` is there with
-    a constraint: the arguments of `StructuredOutputsParams`.
+    constraint: at its end the checkpoint's own may be all that it allows, and vLLM must not go on after it.
+    `structured_outputs` is there with a constraint: the arguments of `StructuredOutputsParams`.
     Source: vLLM 0.32, sampling_params.py: top_k 0 is off; `ignore_eos` leaves `stop_token_ids` alone to end an answer.
     """
     constraint = {argument: text for name, argument in _CONSTRAINTS.items() if (text := getattr(sampling, name))}
