@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from deploy.triton.local_server import REPOSITORY, TritonServer
 from deploy.vllm.local_server import CONTEXT_TOKENS
 from deploy.vllm.triton_python import make_environment
@@ -50,7 +52,20 @@ def serving_vllm_in_triton(checkpoint: Path, folder: Path, **parameters: str) ->
         },
         ready_timeout_seconds=900.0,
     ) as server:
+        segments = _segments(server)
         try:
             yield server
         finally:
             server.kill()
+            for segment in segments:
+                segment.unlink(missing_ok=True)
+
+
+def _segments(server: TritonServer) -> set[Path]:
+    """Shared memory of vLLM's processes, which a killed one leaves behind."""
+    mapped = (
+        Path(mapping.path)
+        for process in psutil.Process(server.pid).children(recursive=True)
+        for mapping in process.memory_maps()
+    )
+    return {path for path in mapped if path.name.startswith("psm_")}
