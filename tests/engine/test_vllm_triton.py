@@ -6,12 +6,10 @@ vLLM's own gRPC service is held to the same tokens, from the same checkpoint and
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import random
 import re
 import signal
-import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -21,7 +19,6 @@ import numpy as np
 import psutil
 import pytest
 import pytest_asyncio
-from PIL import Image
 
 from deploy.triton.local_server import TritonServer
 from engine_client import (
@@ -42,7 +39,6 @@ from engine_client.types import FinishReason
 from preprocessor.client import AsyncClient, chat, image, video
 from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
-from preprocessor.types.request import ChatPrompt, MediaPart, Message, Modality, PreparationRequest, TextPart
 from tests.engine import servers
 from tests.engine.direct_sampling import FREQUENCY, PRESENCE, REPETITION, TOP
 from tests.engine.servers import outcome_count
@@ -104,44 +100,6 @@ def core_pids(server: TritonServer) -> list[int]:
         for process in psutil.Process(server.pid).children(recursive=True)
         if any("EngineCore" in part for part in process.cmdline())
     ]
-
-
-# -- without an engine -------------------------------------------------------------------------------------------------
-
-
-def test_the_input_is_what_vllm_itself_makes_of_the_same_files_and_frames(
-    tiny_qwen3_vl: Path, tiny: Model, tmp_path: Path
-) -> None:
-    for number, media in enumerate(KINDS.values()):
-        np.savez(tmp_path / f"{number}.npz", **dict[str, Any](tensors_of(tiny, media)))
-        np.savez(tmp_path / f"{number}.media.npz", **media_arrays(tiny, media))
-    ran = subprocess.run(
-        [INSTALLED.with_name("python"), Path(__file__).with_name("vllm_own_input.py"), tiny_qwen3_vl, tmp_path],
-        env=dict(os.environ) | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.splitlines()[-1] == "equal"
-
-
-def media_arrays(model: Model, media: tuple[Any, ...]) -> dict[str, Any]:
-    """What `vllm_own_input.py` reads: the text and, decoded, what `tensors_of` has prepared."""
-    from tests.golden import oracle  # it makes torchvision importable
-
-    parts = (*(MediaPart(medium.key) for medium in media), TextPart("What is this?"))
-    processor = oracle.processor_of(model)
-    text, _ = oracle._rendered(processor, PreparationRequest(ChatPrompt((Message("user", parts),)), media))
-    arrays: dict[str, Any] = {"text": np.array(text)}
-    for number, medium in enumerate(media):
-        if medium.modality is Modality.IMAGE:
-            arrays[f"image{number}"] = np.array(Image.open(io.BytesIO(medium.data)).convert("RGB"))
-        else:
-            chosen = oracle._sampled_clip(medium, processor.video_processor)
-            arrays |= {f"frames{number}": chosen.frames, f"indices{number}": np.array(chosen.indices)}
-            arrays |= {f"rate{number}": np.array(chosen.rate), f"total{number}": np.array(chosen.total)}
-    return arrays
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
