@@ -51,9 +51,11 @@ test: triton ## run the tests; a few minutes
 	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'
 	$(BIN)/python -m pytest --numprocesses 3
 
-# One process: all tests share one server, since a start takes minutes.
-test-vllm: vllm ## run the tests with a real vLLM on the CPU; some ten minutes
-	$(BIN)/python -m pytest -m vllm tests/engine
+# One process: all tests share one server, since a start takes minutes. Then another: the vLLM in Triton is a server of its own.
+VLLM_IN_TRITON := tests/engine/test_vllm_triton.py
+test-vllm: vllm triton ## run the tests with a real vLLM on the CPU; some fifteen minutes
+	$(BIN)/python -m pytest -m vllm tests/engine --ignore $(VLLM_IN_TRITON)
+	$(BIN)/python -m pytest -m vllm $(VLLM_IN_TRITON)
 
 test-all: triton ## run every test but the soak, the long ones too
 	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import re
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -52,6 +49,8 @@ from tests.engine.vllm_prompts import (
     TOKEN_COUNT,
     answer,
     ask_transformers,
+    ask_transformers_to_sample,
+    broken,
     clip,
     picture,
     tensors_of,
@@ -191,28 +190,6 @@ async def test_the_model_s_own_files_are_compared_with_the_fingerprint(address: 
     async with VllmEngine(address, fingerprint=Fingerprint(parts | {"patch_size": "14"})) as engine:
         with pytest.raises(EngineMismatch, match="patch_size"):
             await engine.check_ready()
-
-
-def broken(tensors: Mapping[str, Array], chance: random.Random) -> dict[str, Array]:
-    """The tensors with one thing changed."""
-    made = {name: array.copy() for name, array in tensors.items()}
-    name = chance.choice(sorted(made))
-    array = made[name]
-    match chance.randrange(6):
-        case 0:
-            del made[name]
-        case 1:
-            made[name] = array[: len(array) // 2]
-        case 2 if array.size and array.dtype != np.uint8:
-            array.reshape(-1)[chance.randrange(array.size)] = chance.choice([-1, 0, 1, 7, 151655, 151656, 2**31 - 1])
-        case 3 if array.size and array.dtype != np.uint8:
-            array.reshape(-1)[chance.randrange(array.size)] += chance.choice([-1, 1])
-        case 4:
-            made[name] = np.concatenate([array, array])
-        case _:
-            made["input_ids"] = made["input_ids"][chance.randrange(4) :] if "input_ids" in made else array
-    made.setdefault("input_ids", np.array([1], np.int32))
-    return made
 
 
 async def test_no_prompt_ends_the_core(engine: VllmEngine, tiny: Model, expected: Mapping[str, list[int]]) -> None:
@@ -424,18 +401,7 @@ async def test_where_nobody_listens_the_engine_is_unavailable() -> None:
 
 @pytest.fixture(scope="module")
 def direct(checkpoint: Path, tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What transformers itself answers to a prompt of text, under penalties too, and how likely it finds each token."""
-    prompt = tmp_path_factory.mktemp("prompt") / "text.npz"
-    np.savez(prompt, **tensors_of(tiny, ()))
-    script = Path(__file__).with_name("direct_sampling.py")
-    run = subprocess.run(
-        [sys.executable, str(script), str(checkpoint), str(prompt), str(TOKEN_COUNT)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    return found
+    return ask_transformers_to_sample(checkpoint, tiny, tmp_path_factory.mktemp("prompt"))
 
 
 async def steps_of(engine: VllmEngine, tensors: Mapping[str, Array], **sampling: Any) -> list[EngineStep]:

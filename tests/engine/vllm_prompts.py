@@ -99,13 +99,50 @@ def ask_transformers(
     """
     for name, media in kinds.items():
         np.savez(folder / f"{name}.npz", **dict[str, Any](tensors_of(model, media)))
-    script = Path(__file__).with_name("saved_answers.py")
+    answers: dict[str, list[int]] = _told_by("saved_answers.py", checkpoint, folder)
+    return answers
+
+
+def ask_transformers_to_sample(checkpoint: Path, model: Model, folder: Path) -> dict[str, Any]:
+    """What transformers itself answers to a prompt of text, under penalties too, and how likely it finds each token.
+
+    Args:
+        folder: Where the prompt is written.
+    """
+    prompt = folder / "text.npz"
+    np.savez(prompt, **dict[str, Any](tensors_of(model, ())))
+    told: dict[str, Any] = _told_by("direct_sampling.py", checkpoint, prompt)
+    return told
+
+
+def _told_by(script: str, checkpoint: Path, prompts: Path) -> Any:
     run = subprocess.run(
-        [sys.executable, str(script), str(checkpoint), str(folder), str(TOKEN_COUNT)],
+        [sys.executable, str(Path(__file__).with_name(script)), str(checkpoint), str(prompts), str(TOKEN_COUNT)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    answers: dict[str, list[int]] = json.loads(run.stdout.splitlines()[-1])
-    return answers
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def broken(tensors: Mapping[str, Array], chance: random.Random) -> dict[str, Array]:
+    """The tensors with one thing changed."""
+    made = {name: array.copy() for name, array in tensors.items()}
+    name = chance.choice(sorted(made))
+    array = made[name]
+    match chance.randrange(6):
+        case 0:
+            del made[name]
+        case 1:
+            made[name] = array[: len(array) // 2]
+        case 2 if array.size and array.dtype != np.uint8:
+            array.reshape(-1)[chance.randrange(array.size)] = chance.choice([-1, 0, 1, 7, 151655, 151656, 2**31 - 1])
+        case 3 if array.size and array.dtype != np.uint8:
+            array.reshape(-1)[chance.randrange(array.size)] += chance.choice([-1, 1])
+        case 4:
+            made[name] = np.concatenate([array, array])
+        case _:
+            made["input_ids"] = made["input_ids"][chance.randrange(4) :] if "input_ids" in made else array
+    made.setdefault("input_ids", np.array([1], np.int32))
+    return made
