@@ -69,6 +69,8 @@ class Fingerprint:
     """By name, such as `patch_size`; values as JSON where they are not plain text."""
     on_mismatch: OnMismatch = OnMismatch.REFUSE
     exact_parts: frozenset[str] = EXACT_PARTS
+    unpublished_parts: frozenset[str] = frozenset()
+    """What engines of this kind never publish: `OnMismatch.REQUIRE` does not ask for it."""
 
     def __post_init__(self) -> None:
         if self.on_mismatch not in tuple(OnMismatch):
@@ -93,7 +95,11 @@ class Fingerprint:
             name for name in sorted(self.exact_parts & self.parts.keys() - published.keys()) if self.parts[name].strip()
         ]
         if self.on_mismatch == OnMismatch.REQUIRE:
-            refused += [f"fingerprint {name} is not published by the engine, and must be" for name in missing]
+            refused += [
+                f"fingerprint {name} is not published by the engine, and must be"
+                for name in missing
+                if name not in self.unpublished_parts
+            ]
         return Comparison(tuple(refused), tuple(warned), tuple(missing))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
@@ -48,6 +49,8 @@ _SERVICE = "/vllm.grpc.engine.VllmEngine/"
 _Answer = TypeVar("_Answer", bound=Message)
 _Call = grpc.aio.UnaryStreamCall[bytes, bytes]
 
+# Which transformers a server has, and so what becomes of the markers around a video, it does not tell.
+_UNPUBLISHED_PARTS = frozenset({"video_markers"})
 _CONNECT_TIMEOUT_SECONDS = 30.0  # the tokenizer alone has some 10 MB
 
 
@@ -89,6 +92,8 @@ class VllmEngine:
             tls_server_name=tls_server_name,
             call_metadata=call_metadata,
         )
+        if fingerprint is not None:
+            fingerprint = replace(fingerprint, unpublished_parts=_UNPUBLISHED_PARTS)
         self._check = CompatibilityCheck(self._name, None, fingerprint)
         self._executor = executor
         self._max_silence_seconds = max_silence_seconds

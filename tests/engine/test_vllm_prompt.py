@@ -181,7 +181,7 @@ def test_seconds_of_qwen2_5_vl_are_those_of_its_videos() -> None:
     for change, message in (
         (without("second_per_grid_ts"), "lacks second_per_grid_ts"),  # vLLM would take a second for each step
         (changed("second_per_grid_ts", (1,), 0), "must be above 0"),
-        (lambda broken: broken.update(second_per_grid_ts=broken["second_per_grid_ts"][1:]), "a value for each item"),
+        (lambda broken: broken.update(second_per_grid_ts=broken["second_per_grid_ts"][1:]), "one an item"),
     ):
         broken = dict(made)
         change(broken)

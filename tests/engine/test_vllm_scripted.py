@@ -137,9 +137,7 @@ async def test_a_model_with_its_files_satisfies_a_service_that_requires_a_finger
         "preprocessor_config.json": json.loads((files / "preprocessor_config.json").read_text()),
         "tokenizer.json": tokenizer,
     }
-    parts = fingerprint_parts(model)
-    del parts["video_markers"]  # of the prompt; no file of a model tells it
-    required = Fingerprint(parts, OnMismatch.REQUIRE)
+    required = Fingerprint(fingerprint_parts(model), OnMismatch.REQUIRE)  # with markers, which no file of a model tells
     async with VllmEngine(server.address, fingerprint=required) as engine:
         await engine.check_ready()
     server.script.files = {"tokenizer.json": tokenizer}
