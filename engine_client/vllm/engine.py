@@ -8,6 +8,8 @@ core.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -51,6 +53,7 @@ _Call = grpc.aio.UnaryStreamCall[bytes, bytes]
 
 # Which transformers a server has, and so what becomes of the markers around a video, it does not tell.
 _UNPUBLISHED_PARTS = frozenset({"video_markers"})
+_LATELY_SECONDS = 10.0
 _CONNECT_TIMEOUT_SECONDS = 30.0  # the tokenizer alone has some 10 MB
 
 
@@ -99,6 +102,7 @@ class VllmEngine:
         self._max_silence_seconds = max_silence_seconds
         self._links: RegionLinks | None = None
         self._server: VllmServer | None = None
+        self._replied_at_seconds = -math.inf
         self._asking = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -145,11 +149,17 @@ class VllmEngine:
                 call.cancel()
 
     async def check_ready(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> None:
-        """See `EngineClient.check_ready`. An engine that does not fit raises EngineMismatch, which is one too."""
+        """See `EngineClient.check_ready`. An engine that does not fit raises EngineMismatch, which is one too.
+
+        A server that takes in many large prompts may be seconds late with everything: one that has answered a prompt lately
+        is ready, although it does not say so in time.
+        """
         self._forget_if_disconnected()
         try:
             health = await self._ask("HealthCheck", pb.HealthCheckRequest(), pb.HealthCheckResponse, timeout_seconds)
         except EngineDeadlineExceeded as error:
+            if time.monotonic() - self._replied_at_seconds < _LATELY_SECONDS:
+                return
             raise EngineUnavailable(f"{self._name} did not say within {timeout_seconds} s that it is ready") from error
         except EngineUnavailable:
             self._server = None
@@ -303,6 +313,7 @@ class VllmEngine:
             raise EngineUnavailable(f"{self._name} sent nothing for {self._max_silence_seconds} s") from error
         if not isinstance(wire, bytes):
             raise EngineFailed(f"{self._name} ended its answer without a finish reason")
+        self._replied_at_seconds = time.monotonic()
         reply = pb.GenerateResponse.FromString(wire)
         if reply.HasField("chunk"):
             chunk = reply.chunk

@@ -39,6 +39,8 @@ class Script:
     is_silent: bool = False
     """Whether nothing comes after the tokens."""
     unhealthy: str = ""
+    health_gate: asyncio.Event | None = None
+    """Health checks are answered once it is set."""
     """Why the health check fails."""
 
 
@@ -80,6 +82,8 @@ class ScriptedVllm(pb_grpc.VllmEngineServicer):  # type: ignore[misc]
         await self._server.stop(grace=None)
 
     async def HealthCheck(self, request: pb.HealthCheckRequest, context: Any) -> pb.HealthCheckResponse:
+        if self.script.health_gate is not None:
+            await self.script.health_gate.wait()
         return pb.HealthCheckResponse(healthy=not self.script.unhealthy, message=self.script.unhealthy)
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Any) -> pb.GetModelInfoResponse:

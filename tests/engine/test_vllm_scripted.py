@@ -157,6 +157,19 @@ async def test_a_dead_core_is_unavailable_though_the_server_says_ready(
     assert raised.value.tokens_received == len(token_ids)
 
 
+async def test_a_server_that_answers_prompts_is_ready_however_late_its_health_check_is(
+    server: ScriptedVllm, engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.script.health_gate = asyncio.Event()
+    with pytest.raises(EngineUnavailable, match="did not say within"):
+        await engine.check_ready(0.1)
+    await answer(engine, TEXT)
+    await engine.check_ready(0.1)
+    monkeypatch.setattr("engine_client.vllm.engine._LATELY_SECONDS", 0.0)
+    with pytest.raises(EngineUnavailable, match="did not say within"):
+        await engine.check_ready(0.1)
+
+
 async def test_a_server_that_says_why_it_is_not_healthy_is_not_ready(server: ScriptedVllm, engine: VllmEngine) -> None:
     server.script.unhealthy = "Engine is not alive"
     with pytest.raises(EngineUnavailable, match="Engine is not alive"):
