@@ -9,6 +9,8 @@ FUZZ_COUNT ?= 20000
 FUZZ_SECONDS ?= inf
 FUZZ_FIRST ?= 0
 GUIDED_SECONDS ?= 140
+# Of the demo: triton or vllm.
+ENGINE ?= triton
 # Tools that look at this environment and are no part of it.
 SUPPLY := build/supply
 # An environment of the lowest versions that pyproject.toml allows.
@@ -40,8 +42,8 @@ prometheus: ## unpack a real Prometheus into .prometheus
 vllm: setup ## unpack a real vLLM for CPUs, with its gRPC server, into .vllm
 	PYTHON=$(PYTHON) sh deploy/vllm/setup.sh
 
-demo: triton ## the main job: a video and a question in, Triton's tokens out
-	$(BIN)/python -m deploy.demo
+demo: $(ENGINE) ## the main job: a video and a question in, Triton's tokens out; or vLLM's: make demo ENGINE=vllm
+	$(BIN)/python -m deploy.demo $(ENGINE)
 
 # Three processes, since tests wait for other processes and for timers most of the time. Which tests each runs is always the same:
 # tests/conftest.py.
@@ -49,8 +51,11 @@ test: triton ## run the tests; a few minutes
 	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'
 	$(BIN)/python -m pytest --numprocesses 3
 
-test-vllm: vllm ## run the tests with a real vLLM on the CPU; some five minutes
-	$(BIN)/python -m pytest -m vllm tests/engine/test_vllm.py
+# One process: all tests share one server, since a start takes minutes. Then another: the vLLM in Triton is a server of its own.
+VLLM_IN_TRITON := tests/engine/test_vllm_triton.py
+test-vllm: vllm triton ## run the tests with a real vLLM on the CPU; some fifteen minutes
+	$(BIN)/python -m pytest -m vllm tests/engine --ignore $(VLLM_IN_TRITON)
+	$(BIN)/python -m pytest -m vllm $(VLLM_IN_TRITON)
 
 test-all: triton ## run every test but the soak, the long ones too
 	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'

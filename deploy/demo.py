@@ -1,12 +1,13 @@
-"""The main job from end to end: `make demo`.
+"""The main job from end to end: `make demo`, or `make demo ENGINE=vllm`.
 
-Makes a video, starts a real Triton with `vlm_transformers` and this service in front of it, asks a question about the
-video through the command line, and stops everything again. The model is tiny and random, so the tokens mean nothing; that
-the right pixels and ids reach it is what the tests prove.
+Makes a video, starts a real Triton with `vlm_transformers`, or a real vLLM, and this service in front of it, asks a question
+about the video through the command line, and stops everything again. The model is tiny and random, so the tokens mean
+nothing; that the right pixels and ids reach it is what the tests prove.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,16 +30,15 @@ START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 
 
-def main() -> int:
+def main(engine_kind: str = "triton") -> int:
     """Run the demo; returns the exit status of the command that asked the question."""
     with tempfile.TemporaryDirectory(prefix="preprocessor-demo-") as directory:
         clip = Path(directory) / "clip.mp4"
         say("making a clip: 30 s, 374x374, H.264")
         clip.write_bytes(moving_shapes_clip())
-        say("starting Triton with vlm_transformers")
-        with TritonServer(["vlm_transformers"], environment=RANDOM_WEIGHTS) as triton:
-            say(f"Triton is ready on {triton.grpc_address}; starting the service")
-            with service(triton.grpc_address, Path(directory) / "service.log") as address:
+        with ENGINES[engine_kind](Path(directory)) as (engine_address, options):
+            say(f"the engine is ready on {engine_address}; starting the service")
+            with service(engine_address, options, Path(directory) / "service.log") as address:
                 say(f"the service is ready on {address}; asking: {QUESTION}\n")
                 asked = [*PREPROCESSOR, "generate", "--address", address, "--video", str(clip), "--fps", "1"]
                 status = subprocess.run([*asked, "--text", QUESTION, "--max-tokens", "32"], check=False).returncode
@@ -47,11 +47,35 @@ def main() -> int:
 
 
 @contextmanager
-def service(engine_address: str, log_path: Path) -> Iterator[str]:
+def triton(_: Path) -> Iterator[tuple[str, list[str]]]:
+    """A Triton; yields its address and the service's further options."""
+    say("starting Triton with vlm_transformers")
+    with TritonServer(["vlm_transformers"], environment=RANDOM_WEIGHTS) as server:
+        yield server.grpc_address, []
+
+
+@contextmanager
+def vllm(directory: Path) -> Iterator[tuple[str, list[str]]]:
+    """A vLLM, as `triton`."""
+    from deploy.vllm.local_server import VllmServer
+    from deploy.vllm.tiny_checkpoint import write_folder  # it imports torch
+
+    checkpoint = directory / "checkpoint"
+    write_folder(checkpoint)
+    say("starting vLLM with a tiny Qwen3-VL; a start takes one to three minutes")
+    with VllmServer(checkpoint) as server:
+        yield f"vllm://{server.address}", ["--model", str(checkpoint)]
+
+
+ENGINES = {"triton": triton, "vllm": vllm}
+
+
+@contextmanager
+def service(engine_address: str, options: Sequence[str], log_path: Path) -> Iterator[str]:
     """A `preprocessor serve` process on free ports; yields its address once it is ready, and stops it with SIGTERM."""
     command = [*PREPROCESSOR, "serve", "--address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"]
     with log_path.open("wb") as log:
-        process = subprocess.Popen([*command, "--engine", engine_address], stderr=log)
+        process = subprocess.Popen([*command, "--engine", engine_address, *options], stderr=log)
     try:
         yield wait_until_ready(process, log_path)
     finally:
@@ -83,4 +107,6 @@ def say(text: str) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sys.exit(main())
+    parser = argparse.ArgumentParser(prog="python -m deploy.demo")
+    parser.add_argument("engine", nargs="?", choices=ENGINES, default="triton", help="default: %(default)s")
+    sys.exit(main(parser.parse_args().engine))

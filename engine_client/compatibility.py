@@ -52,6 +52,9 @@ class CompatibilityCheck:
             warnings += comparison.warned
             if not comparison.refused and not published_parts(info.parameters):
                 warnings.append("it publishes no fingerprint, so nothing of that was compared")
+            elif not comparison.refused and comparison.not_compared:
+                left_out = ", ".join(comparison.not_compared)
+                warnings.append(f"its fingerprint leaves out {left_out}, so that was not compared")
         if warnings != self._logged:
             self._logged = warnings
             for warning in warnings:

@@ -53,6 +53,8 @@ class Comparison:
 
     refused: tuple[str, ...]
     warned: tuple[str, ...]
+    not_compared: tuple[str, ...] = ()
+    """Names of parts that must be equal and that the engine leaves out or empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ class Fingerprint:
     """By name, such as `patch_size`; values as JSON where they are not plain text."""
     on_mismatch: OnMismatch = OnMismatch.REFUSE
     exact_parts: frozenset[str] = EXACT_PARTS
+    unpublished_parts: frozenset[str] = frozenset()
+    """What engines of this kind never publish: `OnMismatch.REQUIRE` does not ask for it."""
 
     def __post_init__(self) -> None:
         if self.on_mismatch not in tuple(OnMismatch):
@@ -87,13 +91,16 @@ class Fingerprint:
                 is_refused = name in self.exact_parts and self.on_mismatch != OnMismatch.WARN
                 text = f"fingerprint {name} of the engine is {theirs}, of this side {ours}"
                 (refused if is_refused else warned).append(text)
+        missing = [
+            name for name in sorted(self.exact_parts & self.parts.keys() - published.keys()) if self.parts[name].strip()
+        ]
         if self.on_mismatch == OnMismatch.REQUIRE:
             refused += [
                 f"fingerprint {name} is not published by the engine, and must be"
-                for name in sorted(self.exact_parts & self.parts.keys() - published.keys())
-                if self.parts[name].strip()
+                for name in missing
+                if name not in self.unpublished_parts
             ]
-        return Comparison(tuple(refused), tuple(warned))
+        return Comparison(tuple(refused), tuple(warned), tuple(missing))
 
 
 def published_parts(parameters: Mapping[str, str]) -> dict[str, str]:

@@ -21,7 +21,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from deploy.child_process import ending_with_this_process, free_ports
+
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE / "models"
 PACKAGE = HERE.parents[1] / "engine_client"  # what the models here import beside their own files
@@ -39,17 +40,6 @@ INSTALLED = HERE.parents[1] / ".triton"
 RANDOM_WEIGHTS = {"VLM_CHECKPOINT": "random-weights"}  # what `vlm_transformers` takes in the place of a checkpoint
 INSTALL_HINT = "run make triton"
 LOADER_FAILED = 127  # exit status of a program whose shared libraries are missing
-
-# Run by a Python of its own, which then becomes the server: a `preexec_fn` would run between fork and exec of this
-# process, where threads, gRPC's among them, may hold locks. The signal is asked for first and the parent looked at
-# second, so a parent that dies in between is noticed too. PR_SET_PDEATHSIG is 1.
-_DIE_WITH_PARENT = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the parent is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 _DESCRIBE_PYTHON = """
 import json, sys, sysconfig, numpy
@@ -109,12 +99,12 @@ class TritonServer:
         with self._cleanup:  # undoes a start that fails half way
             self._directory = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="triton-")))
             backends, environment = self._prepare()
-            self._ports = dict(zip(("http", "grpc", "metrics"), _free_ports(3), strict=True))
+            self._ports = dict(zip(("http", "grpc", "metrics"), free_ports(3), strict=True))
             self._shm_prefix = f"triton_{os.getpid()}_{self._ports['grpc']}_"
             self._cleanup.callback(self._remove_shared_memory)
             size = self._shared_memory_bytes
             inner = [*([] if size is None else own_shared_memory(size)), *self._command(backends)]
-            self._full_command = [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *inner]
+            self._full_command = ending_with_this_process(inner)
             self._full_environment = environment
             self._start()
             self._cleanup.callback(self.stop)
@@ -290,15 +280,6 @@ def own_shared_memory(byte_size: int) -> list[str]:
     as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
     mount = f'mount -t tmpfs -o size={byte_size} tmpfs /dev/shm && exec "$@"'
     return [unshare, "--mount", *as_root, "sh", "-c", mount, "sh"]
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago; all held until the last is known, so they differ."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def main() -> int:

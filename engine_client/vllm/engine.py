@@ -8,8 +8,11 @@ core.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
@@ -30,6 +33,7 @@ from engine_client.errors import (
     EngineDeadlineExceeded,
     EngineError,
     EngineFailed,
+    EngineOverloaded,
     EngineRejected,
     EngineUnavailable,
 )
@@ -47,6 +51,9 @@ _SERVICE = "/vllm.grpc.engine.VllmEngine/"
 _Answer = TypeVar("_Answer", bound=Message)
 _Call = grpc.aio.UnaryStreamCall[bytes, bytes]
 
+# Which transformers a server has, and so what becomes of the markers around a video, it does not tell.
+_UNPUBLISHED_PARTS = frozenset({"video_markers"})
+_LATELY_SECONDS = 10.0
 _CONNECT_TIMEOUT_SECONDS = 30.0  # the tokenizer alone has some 10 MB
 
 
@@ -88,11 +95,14 @@ class VllmEngine:
             tls_server_name=tls_server_name,
             call_metadata=call_metadata,
         )
+        if fingerprint is not None:
+            fingerprint = replace(fingerprint, unpublished_parts=_UNPUBLISHED_PARTS)
         self._check = CompatibilityCheck(self._name, None, fingerprint)
         self._executor = executor
         self._max_silence_seconds = max_silence_seconds
         self._links: RegionLinks | None = None
         self._server: VllmServer | None = None
+        self._replied_at_seconds = -math.inf
         self._asking = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -131,7 +141,7 @@ class VllmEngine:
                     step = await self._next_step(call, sampling)
         except EngineError as error:
             error.tokens_received = tokens_received
-            if isinstance(error, EngineUnavailable):
+            if isinstance(error, EngineUnavailable) and not isinstance(error, EngineOverloaded):
                 self._server = None  # what answers next may be another process, with another model
             raise
         finally:
@@ -139,10 +149,17 @@ class VllmEngine:
                 call.cancel()
 
     async def check_ready(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> None:
-        """See `EngineClient.check_ready`. An engine that does not fit raises EngineMismatch, which is one too."""
+        """See `EngineClient.check_ready`. An engine that does not fit raises EngineMismatch, which is one too.
+
+        A server that takes in many large prompts may be seconds late with everything: one that has answered a prompt lately
+        is ready, although it does not say so in time.
+        """
+        self._forget_if_disconnected()
         try:
             health = await self._ask("HealthCheck", pb.HealthCheckRequest(), pb.HealthCheckResponse, timeout_seconds)
         except EngineDeadlineExceeded as error:
+            if time.monotonic() - self._replied_at_seconds < _LATELY_SECONDS:
+                return
             raise EngineUnavailable(f"{self._name} did not say within {timeout_seconds} s that it is ready") from error
         except EngineUnavailable:
             self._server = None
@@ -156,6 +173,7 @@ class VllmEngine:
 
     async def describe(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> EngineInfo:
         """See `EngineClient.describe`."""
+        self._forget_if_disconnected()
         return (await self._read_server(max(timeout_seconds, _CONNECT_TIMEOUT_SECONDS))).info
 
     async def sampling_features(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> frozenset[str]:
@@ -183,7 +201,8 @@ class VllmEngine:
             EngineUnavailable: it does not say; EngineMismatch where it does not fit.
         """
         async with self._asking:
-            if self._server is None or not self._connection.is_ready:
+            self._forget_if_disconnected()
+            if self._server is None:
                 try:
                     server = await self._read_server(timeout_seconds)
                 except EngineUnavailable:
@@ -193,6 +212,16 @@ class VllmEngine:
                 self._check.require(server.info)
                 self._server = server
             return self._server
+
+    def _forget_if_disconnected(self) -> None:
+        """To be called before anything is sent, since that connects again: maybe to another process, with another model."""
+        if not self._connection.is_ready:
+            self._server = None
+
+    def _is_current(self, server: VllmServer | None) -> bool:
+        """Whether the connection is still the one on which the server said this."""
+        self._forget_if_disconnected()
+        return server is not None and server is self._server
 
     async def _read_server(self, timeout_seconds: float) -> VllmServer:
         model, server, chunks = await asyncio.gather(
@@ -233,6 +262,11 @@ class VllmEngine:
             server = await self._agreed_server(_CONNECT_TIMEOUT_SECONDS)
             while True:
                 wire, links = await self._encode(request, server, release)
+                if not self._is_current(server):
+                    if links is not None:
+                        links.finish()
+                    server = await self._agreed_server(_CONNECT_TIMEOUT_SECONDS)
+                    continue
                 let_go()  # where there are links, they hold the arrays from here on
                 call: _Call | None = None
                 try:
@@ -279,6 +313,7 @@ class VllmEngine:
             raise EngineUnavailable(f"{self._name} sent nothing for {self._max_silence_seconds} s") from error
         if not isinstance(wire, bytes):
             raise EngineFailed(f"{self._name} ended its answer without a finish reason")
+        self._replied_at_seconds = time.monotonic()
         reply = pb.GenerateResponse.FromString(wire)
         if reply.HasField("chunk"):
             chunk = reply.chunk

@@ -11,6 +11,8 @@ Source of fields and their meanings: smg-grpc-servicer 0.14.1, vllm/servicer.py,
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import ml_dtypes
 import numpy as np
@@ -18,7 +20,15 @@ from smg_grpc_proto.generated import common_pb2
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from engine_client.connection import MAX_MESSAGE_BYTES
+from engine_client.contract.errors import InvalidPrompt
 from engine_client.contract.tensors import IMAGE, INPUT_IDS, PIXELS, VIDEO, VISION_TENSORS, Array
+from engine_client.contract.vllm_rules import (
+    MODALITY_NAMES,
+    check_item_counts,
+    check_item_size,
+    check_seconds,
+    item_range,
+)
 from engine_client.errors import EngineRejected
 from engine_client.joining import join_parts
 from engine_client.types import EngineRequest
@@ -26,7 +36,6 @@ from engine_client.vllm.links import References
 from engine_client.vllm.sampling import encode_sampling
 from engine_client.vllm.server import VllmServer
 
-_NAMES = {IMAGE: "image", VIDEO: "video"}
 _MODALITIES = {IMAGE: common_pb2.IMAGE, VIDEO: common_pb2.VIDEO}
 _UNUSED = {"mrope_position_ids", "mrope_position_delta", "mm_token_type_ids"}  # vLLM works these out itself
 _KNOWN = {INPUT_IDS, *VISION_TENSORS, "item_hash", "second_per_grid_ts"} | _UNUSED
@@ -56,10 +65,10 @@ def encode_prompt(who: str, request: EngineRequest, server: VllmServer, referenc
         stream=True,
     )
     pieces: list[bytes | memoryview] = [message.SerializeToString()]
-    if "item_modality" in tensors:
+    if tensors.keys() - {INPUT_IDS, *_UNUSED}:
         prompt = _VisionPrompt(who, request, server)
         fields = [_MM_INPUTS, _EXTRA_MM_INPUTS]
-        for modality in sorted(_NAMES, reverse=True):  # videos first, as vLLM's own clients send them
+        for modality in sorted(MODALITY_NAMES, reverse=True):  # videos first, as vLLM's own clients send them
             if items := prompt.items_of(modality):
                 pixels = prompt.pixels_of(items)
                 batch = prompt.batch(modality, items)
@@ -86,10 +95,11 @@ class _VisionPrompt:
         self._who = who
         self._server = server
         self._tensors = tensors = request.tensors
-        missing = [name for name in (*VISION_TENSORS, "item_hash") if name not in tensors]
+        needed = [*VISION_TENSORS, "item_hash", *(["second_per_grid_ts"] if server.has_seconds else [])]
+        missing = [name for name in needed if name not in tensors]
         unknown = sorted(tensors.keys() - _KNOWN)
+        self._require(not unknown, f"{', '.join(unknown)} of another processor cannot be sent to vLLM")
         self._require(not missing, f"the prompt lacks {', '.join(missing)}")
-        self._require(not unknown, f"{', '.join(unknown)} cannot be sent to vLLM by this door")
         self._grids = tensors["grid_thw"].astype(np.int64)
         self._modalities: list[int] = tensors["item_modality"].tolist()
         self._counts = self._grids.prod(axis=1)
@@ -101,17 +111,16 @@ class _VisionPrompt:
         )
         self._require(
             tensors[PIXELS].dtype == np.uint8,
-            f"pixels are {tensors[PIXELS].dtype}; this door takes uint8 and normalizes",
+            f"pixels are {tensors[PIXELS].dtype}; they must be uint8",
         )
         self._require(
             int(self._starts[-1]) == len(tensors[PIXELS]),
             f"grid_thw has {self._starts[-1]} rows, pixels {len(tensors[PIXELS])}",
         )
-        for modality, name in _NAMES.items():
-            count, limit = self._modalities.count(modality), server.max_items.get(modality)
-            self._require(limit is None or count <= limit, f"the prompt has {count} {name}s; the engine takes {limit}")
+        with self._rejecting():
+            check_item_counts(self._modalities, server.max_items)
         self._require(
-            set(self._modalities) <= _NAMES.keys(), "item_modality has a value that is neither image nor video"
+            set(self._modalities) <= MODALITY_NAMES.keys(), "item_modality has a value that is neither image nor video"
         )
         self._spans: dict[int, list[tuple[int, int]]] = {}
         for item, offset, length in tensors["item_spans"].tolist():
@@ -138,11 +147,11 @@ class _VisionPrompt:
 
     def batch(self, modality: int, items: list[int]) -> pb.MultimodalInputs:
         """All of one modality but the bytes of its pixels."""
-        name = _NAMES[modality]
+        name = MODALITY_NAMES[modality]
         grid, sizes = f"{name}_grid_thw", f"patches_per_{name}"
         tensors = {grid: _tensor(self._grids[items]), sizes: _tensor(self._counts[items])}
         batched = [grid, sizes]
-        if modality == VIDEO and "second_per_grid_ts" in self._tensors:
+        if modality == VIDEO and self._server.has_seconds:
             tensors["second_per_grid_ts"] = _tensor(self._seconds(items))
             batched.append("second_per_grid_ts")
         rows = int(self._counts[items].sum())
@@ -160,11 +169,11 @@ class _VisionPrompt:
         )
 
     def _seconds(self, items: list[int]) -> Array:
-        """Of the videos among `items`; the tensor has a value a video, in prompt order."""
-        seconds = self._tensors["second_per_grid_ts"].astype(np.float32)
-        videos = self.items_of(VIDEO)
-        self._require(len(seconds) == len(videos), "second_per_grid_ts must have a value for each video")
-        return seconds[[videos.index(item) for item in items]]
+        """Of `items`, which are videos."""
+        seconds = self._tensors["second_per_grid_ts"]
+        with self._rejecting():
+            check_seconds(seconds, self._modalities)
+        return seconds[items]
 
     def _check_item(self, item: int) -> None:
         spans = self._spans.get(item, [])
@@ -174,6 +183,10 @@ class _VisionPrompt:
             all(offset >= 0 and length > 0 and offset + length <= len(ids) for offset, length in spans)
             and all(a + n <= b for (a, n), (b, _) in itertools.pairwise(spans)),
             f"the spans of item {item} do not lie in the prompt one after another",
+        )
+        is_stamped = self._modalities[item] == VIDEO and self._server.video_markers is not None
+        self._require(
+            len(spans) == 1 or is_stamped, f"item {item} has {len(spans)} runs of placeholders; it must have one"
         )
         pad = self._pad_id(item)
         expected = self._server.pad_ids.get(self._modalities[item], pad)
@@ -192,32 +205,17 @@ class _VisionPrompt:
             and (rows_per_token is None or self._counts[item] == token_count * rows_per_token),
             f"item {item} has {self._counts[item]} rows for {token_count} placeholders",
         )
-        limit = self._server.max_item_tokens
-        self._require(
-            not limit or token_count <= limit,
-            f"item {item} takes {token_count} tokens; the engine's encoder takes {limit}: ask for fewer frames or pixels",
-        )
+        with self._rejecting():
+            check_item_size(item, token_count, self._server.max_item_tokens)
 
     def _pad_id(self, item: int) -> int:
         return int(self._tensors[INPUT_IDS][self._spans[item][0][0]])
 
     def _bounds(self, item: int) -> tuple[int, int]:
-        """First token of the item's range, and the one after its last.
-
-        A video whose frames have stamps begins with the marker before its first frame: vLLM looks for it in the range when
-        it works out positions, and its core dies where it is not there (0.32, qwen3_vl, get_mrope_input_positions).
-        """
-        spans = self._spans[item]
-        first, stop = spans[0][0], spans[-1][0] + spans[-1][1]
-        if self._modalities[item] == VIDEO and self._server.starts_at_marker:
-            first -= 1
-            marker = int(self._tensors[INPUT_IDS][first]) if first >= 0 else None
-            expected = self._server.vision_start_id
-            self._require(
-                marker is not None and marker == (marker if expected is None else expected),
-                f"no vision marker stands before the first frame of item {item}",
-            )
-        return first, stop
+        """First token of the item's range, and the one after its last: see `item_range`."""
+        markers = self._server.video_markers if self._modalities[item] == VIDEO else None
+        with self._rejecting():
+            return item_range(self._tensors[INPUT_IDS], self._spans[item], markers, item)
 
     def _range(self, item: int) -> pb.PlaceholderRange:
         first, stop = self._bounds(item)
@@ -241,6 +239,14 @@ class _VisionPrompt:
         for channel in range(3):
             out[:, channel] = table[channel][by_channel[:, channel]]
         return out.reshape(pixels.shape)
+
+    @contextmanager
+    def _rejecting(self) -> Iterator[None]:
+        """Turn the contract's errors into this package's."""
+        try:
+            yield
+        except InvalidPrompt as invalid:
+            raise EngineRejected(f"{self._who}: {invalid}") from invalid
 
     def _require(self, is_right: bool, what: str) -> None:
         if not is_right:

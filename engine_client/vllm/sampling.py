@@ -22,7 +22,8 @@ _MAX_SEED = (1 << 31) - 1
 def encode_sampling(sampling: SamplingParameters) -> pb.SamplingParams:
     """The message of vLLM's service.
 
-    The seed is an int32 there: seeds are folded into its range, and equal ones stay equal.
+    The seed is an int32 there: seeds are folded into its range, and equal ones stay equal. Given stop tokens replace the
+    checkpoint's own, as the contract says; a constrained answer ends by the latter too.
     """
     message = pb.SamplingParams(
         temperature=sampling.temperature,
@@ -31,6 +32,7 @@ def encode_sampling(sampling: SamplingParameters) -> pb.SamplingParams:
         max_tokens=sampling.max_tokens,
         seed=sampling.seed % (_MAX_SEED + 1),
         stop_token_ids=sampling.stop_token_ids,
+        ignore_eos=bool(sampling.stop_token_ids) and sampling.constraint is None,
         min_p=sampling.min_p,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,

@@ -13,13 +13,13 @@ from typing import Any
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from engine_client.contract.tensors import IMAGE, VIDEO
+from engine_client.contract.vllm_rules import FAMILIES, VisionMarkers, has_seconds, has_stamps
 from engine_client.errors import EngineMismatch
 from engine_client.fingerprint import PARAMETER_PREFIX
 from engine_client.types import EngineInfo
 
-MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
-"""Those whose tensors and placeholder ranges `engine_client.vllm.prompt` knows."""
-_STAMPED = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+_CONTRACT_VERSION = "1"
+"""Of the tensors that `engine_client.vllm.prompt` turns into vLLM's: a server knows nothing of them."""
 _FLOAT_TYPES = ("float32", "float16", "bfloat16")
 _MAX_TOKENIZER_BYTES = 256 << 20  # unpacked; a stranger's archive may claim anything
 
@@ -36,7 +36,7 @@ class VllmServer:
         max_items: By the contract's `item_modality`; what is not listed has no limit.
         pad_ids: Placeholder ids by `item_modality`, as far as the model's configuration is known.
         rows_per_token: Patches behind one placeholder; None where it is not known.
-        vision_start_id: The id of the token before a picture's placeholders; None where it is not known.
+        vision_start_id, vision_end_id: The tokens before and after a picture's placeholders; None where they are not known.
         shm_namespace: Tells whether this process sees the same `/dev/shm`.
     """
 
@@ -53,11 +53,19 @@ class VllmServer:
     rows_per_token: int | None
     shm_namespace: str
     parameters: Mapping[str, str]
+    vision_end_id: int | None = None
 
     @property
-    def starts_at_marker(self) -> bool:
-        """Whether a video's range begins at its first marker, not at its first placeholder: where frames have stamps."""
-        return self.model_type in _STAMPED
+    def video_markers(self) -> VisionMarkers | None:
+        """Those around the frames of a video; None where frames have no stamps, so that vLLM looks for no markers."""
+        if not has_stamps(self.model_type):
+            return None
+        return VisionMarkers(self.vision_start_id, self.vision_end_id)
+
+    @property
+    def has_seconds(self) -> bool:
+        """Whether positions in a video are of seconds: without `second_per_grid_ts` vLLM takes 1 s for each step."""
+        return has_seconds(self.model_type)
 
     @property
     def info(self) -> EngineInfo:
@@ -75,8 +83,8 @@ def read_server(
         EngineMismatch: its model or its servicer is one that cannot be served from here.
     """
     wrong: list[str] = []
-    if model.model_type not in MODEL_TYPES:
-        wrong.append(f"its model is of the type {model.model_type or 'unknown'}; served are {', '.join(MODEL_TYPES)}")
+    if model.model_type not in FAMILIES:
+        wrong.append(f"its model is of the type {model.model_type or 'unknown'}; served are {', '.join(FAMILIES)}")
     if server.multimodal_encoder_dtype not in _FLOAT_TYPES:
         wrong.append(
             "it does not say the encoder's type, as smg-grpc-servicer before 0.14 does not; install smg-grpc-servicer>=0.14 there"
@@ -102,9 +110,10 @@ def read_server(
         vocabulary_size=model.vocab_size,
         pad_ids={modality: token_id for modality, token_id in ids.items() if isinstance(token_id, int)},
         vision_start_id=config.get("vision_start_token_id"),
+        vision_end_id=config.get("vision_end_token_id"),
         rows_per_token=None if merge is None else int(merge) ** 2,
         shm_namespace=server.shm_namespace_id,
-        parameters={PARAMETER_PREFIX + name: value for name, value in _fingerprint(bundle).items()},
+        parameters={PARAMETER_PREFIX + name: value for name, value in _fingerprint(model.model_type, bundle).items()},
     )
 
 
@@ -123,9 +132,9 @@ def read_bundle(chunks: Iterable[bytes]) -> dict[str, Any]:
     return found
 
 
-def _fingerprint(bundle: Mapping[str, Any]) -> dict[str, str]:
-    """The parts of `engine_client.fingerprint` that the model's own files tell."""
-    parts: dict[str, str] = {}
+def _fingerprint(model_type: str, bundle: Mapping[str, Any]) -> dict[str, str]:
+    """The parts of `engine_client.fingerprint` that are known of the server: most are told by its model's own files."""
+    parts = {"contract_version": _CONTRACT_VERSION, "family": FAMILIES[model_type]}
     if vocabulary := _vocabulary(bundle.get("tokenizer.json", {})):
         by_id = sorted((token_id, token) for token, token_id in vocabulary.items())
         parts["tokenizer_sha256"] = hashlib.sha256(json.dumps(by_id).encode()).hexdigest()
@@ -138,9 +147,9 @@ def _fingerprint(bundle: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _image_settings(bundle: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of the image processor, in either layout that transformers writes."""
+    """Of the image processor, in either layout that transformers writes; empty where there is no such file."""
     found = bundle.get("preprocessor_config.json") or bundle.get("processor_config.json", {}).get("image_processor")
-    return found or {}
+    return {"rescale_factor": 1 / 255, **found} if found else {}  # transformers 5.23, the default of Qwen's processors
 
 
 def _vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:

@@ -3,7 +3,8 @@
 A call is admitted if its caller is authenticated and within its quota, and if fewer than `max_open_calls` calls are open.
 `Health.Check` is exempt: it only says whether this replica serves, and kubelets and load balancers have no token.
 
-Malformed messages are refused here as well. Without that gRPC would end the call with INTERNAL, as for a fault of the service.
+Messages are parsed here, so that malformed ones are refused (gRPC would end the call with INTERNAL, as for a fault of the
+service), and so that many large ones do not hold up the messages of everybody else.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from preprocessor.config import AccessSettings, WireSettings
 from preprocessor.errors import Draining, InvalidRequest, Overloaded, PreprocessorError, Unauthenticated
+from preprocessor.service.concurrency import Turns
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.quotas import Accounts, serve_caller
 from preprocessor.service.refused_uploads import RefusedUploads
@@ -30,6 +32,7 @@ EXEMPT_METHODS = frozenset({"/grpc.health.v1.Health/Check"})
 _SCHEME = "bearer "  # RFC 6750; schemes are case-insensitive, RFC 9110
 _UNARY_CONCURRENCY = 2
 _UNARY_GRACE_SECONDS = 0.25
+_LARGE_MESSAGE_BYTES = 2 << 20  # to parse it, and to check what it says, takes milliseconds
 MAX_SINGLE_MESSAGE_COUNT = 2 * _UNARY_CONCURRENCY
 """Requests of unary methods that are received at one time: of health checks, and of all others."""
 
@@ -58,6 +61,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         self._with_certificates = bool(access.tls_client_root)
         self._accounts = Accounts(access)
         self._refused_uploads = RefusedUploads()
+        self._turns = Turns()
         # Health checks have their own, so that other calls' messages do not delay them.
         self._unary_uploads, self._exempt_uploads = (
             UploadStream(wire, _UNARY_CONCURRENCY, grace_seconds=_UNARY_GRACE_SECONDS) for _ in range(2)
@@ -70,17 +74,18 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
             behaviour = getattr(handler, kind)
             if behaviour is not None:
-                guarded = self._guarded(behaviour, details.method, is_unary=kind.startswith("unary"))
+                parse = handler.request_deserializer
+                guarded = self._guarded(behaviour, details.method, parse, is_unary=kind.startswith("unary"))
                 as_streams = {
                     kind: None,
                     "stream_stream": guarded,
                     "request_streaming": True,
                     "response_streaming": True,
                 }
-                return handler._replace(**as_streams, request_deserializer=_tolerant(handler.request_deserializer))
+                return handler._replace(**as_streams, request_deserializer=None)
         return handler
 
-    def _guarded(self, behaviour: Any, path: str, *, is_unary: bool) -> Any:
+    def _guarded(self, behaviour: Any, path: str, parse: Callable[[bytes], Any], *, is_unary: bool) -> Any:
         """The handler, called for admitted calls alone.
 
         Every handler becomes one that streams both ways, which is the same on the wire. gRPC reads a unary request whole, 16 MiB
@@ -91,7 +96,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         unary_uploads = self._exempt_uploads if is_exempt else self._unary_uploads
 
         async def read_request(context: Context) -> Any:
-            messages = _WellFormedMessages(context)
+            messages = _ParsedMessages(context, parse, self._turns)
             if not is_unary:
                 return messages
             async with unary_uploads.upload(messages, str(context.peer())) as upload:
@@ -221,44 +226,31 @@ def address_of(peer: str) -> str:
     return peer.rpartition(":")[0]
 
 
-class _Malformed:
-    """Takes the place of a message that could not be parsed."""
-
-
-class _WellFormedMessages:
+class _ParsedMessages:
     """A caller's messages; the first malformed one raises.
 
     They are read from the context: the generator that gRPC passes to a handler is part of a reference cycle that holds the
     last message.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, parse: Callable[[bytes], Any], turns: Turns) -> None:
         self._context = context
+        self._parse = parse
+        self._turns = turns
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
 
     async def __anext__(self) -> Any:
-        message = await self._context.read()
-        if message is grpc.aio.EOF:
+        data = await self._context.read()
+        if data is grpc.aio.EOF:
             raise StopAsyncIteration
-        return _checked(message)
-
-
-def _checked(message: Any) -> Any:
-    if isinstance(message, _Malformed):
-        raise InvalidRequest(
-            "a message is malformed; send the method's request type in protobuf's encoding, strings in UTF-8",
-            reason="MALFORMED_MESSAGE",
-        )
-    return message
-
-
-def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    def attempt(data: bytes) -> Any:
+        if len(data) > _LARGE_MESSAGE_BYTES:
+            await self._turns.next()
         try:
-            return deserialize(data)
+            return self._parse(data)
         except DecodeError:
-            return _Malformed()
-
-    return attempt
+            raise InvalidRequest(
+                "a message is malformed; send the method's request type in protobuf's encoding, strings in UTF-8",
+                reason="MALFORMED_MESSAGE",
+            ) from None

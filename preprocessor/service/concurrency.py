@@ -1,4 +1,4 @@
-"""Running coroutines at the same time without leaving reference cycles behind."""
+"""Running coroutines at the same time: without leaving reference cycles behind, and without holding up the event loop."""
 
 from __future__ import annotations
 
@@ -41,3 +41,15 @@ async def _cancel(tasks: list[asyncio.Task[Result]]) -> None:
     for task in tasks:
         if not task.cancelled():
             task.exception()  # mark it as retrieved: only the first failure is raised
+
+
+class Turns:
+    """At most one long step in each round of the event loop: what else is ready runs between two of them."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    async def next(self) -> None:
+        """Wait for a turn. The step is what the task does from here until it next waits."""
+        await self._lock.acquire()
+        asyncio.get_running_loop().call_soon(self._lock.release)  # in the next round

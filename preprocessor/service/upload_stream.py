@@ -4,8 +4,9 @@ The limit bounds memory: a message is in memory before anything can check it. Fr
 control accepts one window.
 
 Three limits apply to the time that is spent waiting for a caller's messages: the longest silence, the lowest average rate, and
-the call's deadline. While other calls wait for a slot, slow uploads are ended in their favour, and when such a caller uploads
-again, the others go first. A few callers that trickle bytes thus cannot block everyone.
+the call's deadline. While other calls wait for a slot, slow uploads are ended in their favour. Of the calls that wait, those of
+the connection go first whose uploads have held slots for the shortest time lately. So neither callers that trickle bytes nor
+callers that send large files without end can block everyone.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _CONTENDED_RATE = 1 << 20  # bytes per second
 _CONTENDED_SECONDS = 2.0  # after a refusal for lack of memory
 _ENDED_FOR_REFUSED = 4  # slow uploads to end at once after such a refusal
 _CHECK_SECONDS = 0.25
-_REMEMBERED_SECONDS = 60.0  # how long a slow connection is remembered
+_HALF_LIFE_SECONDS = 10.0  # of the time that a connection's uploads have held slots
 _MAX_REMEMBERED = 4096
 
 
@@ -49,12 +50,10 @@ class UploadStream:
         self._count = count or wire.max_upload_count
         self._grace_seconds = grace_seconds
         self._free_count = self._count
-        # A heap, ordered by the delay that the connection has caused, then by arrival.
+        # A heap, ordered by the time that the connection has held slots, then by arrival.
         self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
-        self._delays: dict[
-            str, tuple[float, float]
-        ] = {}  # connection → seconds of delay, and when it was last added to
+        self._held_seconds: dict[str, tuple[float, float]] = {}  # connection → slot-seconds as of when, and when
         self._check: asyncio.TimerHandle | None = None
         self._uploads: set[Upload[Any]] = set()
         self._contended_until_seconds = 0.0
@@ -69,11 +68,12 @@ class UploadStream:
             Overloaded: `UPLOADS_FULL`: no slot became free in time.
         """
         await self._acquire_slot(peer)
+        acquired_at_seconds = time.monotonic()
         with contextlib.ExitStack() as slot:
             slot.callback(self._release_slot)
             upload = Upload(requests, self._wire, slot, self._grace_seconds)
             self._uploads.add(upload)
-            slot.callback(self._close, upload, peer)
+            slot.callback(self._close, upload, peer, acquired_at_seconds)
             try:
                 yield upload
             except Overloaded:  # for lack of memory, which other uploads occupy
@@ -86,10 +86,7 @@ class UploadStream:
             self._free_count -= 1
             return
         slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        delay_seconds, at_seconds = self._delays.get(peer, (0.0, 0.0))
-        if time.monotonic() - at_seconds > _REMEMBERED_SECONDS:
-            delay_seconds = 0.0
-        heapq.heappush(self._waiting, (delay_seconds, next(self._numbers), slot))
+        heapq.heappush(self._waiting, (self._slot_seconds(peer), next(self._numbers), slot))
         self._check_soon()
         try:
             async with asyncio.timeout(self._wire.upload_idle_seconds):
@@ -111,14 +108,19 @@ class UploadStream:
                 return
         self._free_count += 1
 
-    def _close(self, upload: Upload[Any], peer: str) -> None:
+    def _slot_seconds(self, peer: str) -> float:
+        """For how long the connection's uploads have held slots; what is `_HALF_LIFE_SECONDS` old counts half."""
+        held_seconds, at_seconds = self._held_seconds.get(peer, (0.0, 0.0))
+        return held_seconds * math.exp2((at_seconds - time.monotonic()) / _HALF_LIFE_SECONDS)
+
+    def _close(self, upload: Upload[Any], peer: str, acquired_at_seconds: float) -> None:
         self._uploads.discard(upload)
-        if upload.delay_seconds <= 0:
-            return
-        if len(self._delays) >= _MAX_REMEMBERED:
-            self._delays.pop(next(iter(self._delays)))
-        before_seconds, _ = self._delays.pop(peer, (0.0, 0.0))
-        self._delays[peer] = before_seconds + upload.delay_seconds, time.monotonic()
+        now = time.monotonic()
+        held_seconds = self._slot_seconds(peer) + now - acquired_at_seconds
+        self._held_seconds.pop(peer, None)
+        if len(self._held_seconds) >= _MAX_REMEMBERED:
+            self._held_seconds.pop(next(iter(self._held_seconds)))
+        self._held_seconds[peer] = held_seconds, now
 
     def _check_soon(self) -> None:
         if self._check is None:

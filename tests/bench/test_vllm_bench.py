@@ -37,11 +37,12 @@ def test_what_the_goals_need_is_measured_first() -> None:
 def test_goals_are_told_from_the_cells_that_were_measured() -> None:
     points = [
         point(plan.OURS_SHARED, 1, 32, 33.0),
-        point(plan.BOUND_SHARED, 1, 32, 34.0),
+        point(plan.BOUND_SHARED, 1, 32, 29.0),
+        point(plan.BOUND_BYTES, 1, 32, 34.0),
         point(plan.SERVE_8, 1, 32, 16.0, core_seconds_a_request=1.0),
     ]
     told = "\n".join(goals(points))
-    assert "97% of the bound" in told
+    assert "97% of the better bound" in told
     assert "2.06 × serve" in told
     assert "0.50 of serve's core-seconds" in told
     assert "8 fps" not in told

@@ -17,6 +17,7 @@ from tests.engine.prompts import PROMPTS, TOKEN_COUNT
 from tests.engine.servers import SCRIPTED_REPOSITORY, Gate, ask_directly, serving
 from tests.engine.tensorrt_llm_model import STAND_IN, read_settings, write_checkpoint
 from tests.engine.tensorrt_llm_model import engine as tensorrt_llm_engine
+from tests.engine.vllm_server import SharedVllm
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +77,23 @@ def gate() -> Iterator[Gate]:
     made = Gate()
     yield made
     made.open()
+
+
+@pytest.fixture(scope="session")
+def vllm() -> Iterator[SharedVllm]:
+    """Started by the first test that needs it."""
+    with SharedVllm() as shared:
+        yield shared
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of random weights that vLLM, transformers and the service load."""
+    from deploy.vllm.tiny_checkpoint import write_folder  # it imports torch
+
+    folder = tmp_path_factory.mktemp("qwen3-vl")
+    write_folder(folder)
+    return folder
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ IMAGE_TOKEN, VIDEO_TOKEN = 151655, 151656
 
 def normalized(patches: np.ndarray, mean: np.ndarray, std: np.ndarray) -> torch.Tensor:
     """float32 [P, F], from uint8 [P, F] of values in the order channel, temporal, row, column."""
-    pixels = torch.from_numpy(patches).reshape(-1, 3, 2, 16, 16).to(torch.float32)
-    shift, scale = (torch.tensor(value.tolist()).view(1, 3, 1, 1, 1) * (1.0 / (1 / 255)) for value in (mean, std))
+    pixels = torch.from_numpy(patches).reshape(len(patches), 3, -1).to(torch.float32)
+    shift, scale = (torch.tensor(value.tolist()).view(1, 3, 1) * (1.0 / (1 / 255)) for value in (mean, std))
     return ((pixels - shift) / scale).reshape(len(patches), -1)
 
 
@@ -43,6 +43,8 @@ def model_inputs(prompt: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
             if of_item.any():
                 inputs[pixel_name] = pixels[torch.from_numpy(np.repeat(of_item, grids.prod(axis=1)))]
                 inputs[grid_name] = torch.from_numpy(grids[of_item])
+                if modality == 2 and "second_per_grid_ts" in prompt:
+                    inputs["second_per_grid_ts"] = torch.from_numpy(prompt["second_per_grid_ts"][of_item])
     return inputs
 
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -18,7 +14,6 @@ from typing import Any
 import grpc
 import grpc.aio
 import numpy as np
-import psutil
 import pytest
 import pytest_asyncio
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
@@ -40,52 +35,47 @@ from engine_client.errors import EngineMismatch
 from engine_client.types import FinishReason
 from engine_client.vllm import VllmEngine
 from engine_client.vllm.prompt import encode_prompt
-from preprocessor import pipeline
 from preprocessor.client import AsyncClient, OneAnswer, chat, image, video
 from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
-from preprocessor.types.request import (
-    ChatPrompt,
-    Media,
-    MediaPart,
-    Message,
-    Modality,
-    PreparationRequest,
-    Sampling,
-    TextPart,
-)
 from preprocessor.v1 import preprocessor_pb2 as service_pb
 from tests.bench.service.watched import WatchedServer
 from tests.engine.direct_sampling import FREQUENCY, PRESENCE, REPETITION, TOP
-from tests.engine.vllm_checkpoint import write_folder
-from tests.engine.vllm_server import CONTEXT_TOKENS, VLLM, serving_vllm
+from tests.engine.vllm_prompts import (
+    CLIP,
+    KINDS,
+    PHOTO,
+    TOKEN_COUNT,
+    answer,
+    ask_transformers,
+    ask_transformers_to_sample,
+    broken,
+    clip,
+    picture,
+    tensors_of,
+)
+from tests.engine.vllm_server import CONTEXT_TOKENS, INSTALLED, SharedVllm
 from tests.loading import load_family_model
-from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import eventually_answered, serving
 from tests.waiting import eventually
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not VLLM.exists(), reason="no vLLM; `make vllm` sets one up"),
+    pytest.mark.skipif(not INSTALLED.exists(), reason="no vLLM; `make vllm` sets one up"),
 ]
 
-CLIP, PHOTO = moving_shapes_clip(seconds=3, width=160, height=120), photo()
-TOKEN_COUNT = 8
-
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    write_folder(folder)
-    return folder
+def checkpoint(tiny_qwen3_vl: Path) -> Path:
+    return tiny_qwen3_vl
 
 
-@pytest.fixture(scope="module")
-def address(checkpoint: Path) -> Iterator[str]:
-    with serving_vllm(checkpoint, "--dtype", "float32") as address:
-        yield address
+@pytest.fixture
+def address(vllm: SharedVllm, checkpoint: Path) -> str:
+    """Of a server in working order: a test may have killed it."""
+    return vllm.serving(checkpoint).address
 
 
 @pytest.fixture(scope="module")
@@ -99,57 +89,9 @@ async def engine(address: str) -> AsyncIterator[VllmEngine]:
         yield client
 
 
-def tensors_of(model: Model, media: tuple[Media, ...], text: str = "What is this?") -> dict[str, Array]:
-    parts = (*(MediaPart(medium.key) for medium in media), TextPart(text))
-    return dict(pipeline.prepare(model, PreparationRequest(ChatPrompt((Message("user", parts),)), media)).tensors)
-
-
-def clip(key: str = "clip", fps: float = 2.0) -> Media:
-    return Media(key, Modality.VIDEO, CLIP, Sampling(fps=fps))
-
-
-def picture(key: str = "photo") -> Media:
-    return Media(key, Modality.IMAGE, PHOTO)
-
-
-KINDS: Mapping[str, tuple[Media, ...]] = {
-    "text": (),
-    "image": (picture(),),
-    "video": (clip(),),
-    "two images": (picture("a"), picture("b")),
-    "video and image": (clip(), picture()),
-    "image, video, image, video": (picture("a"), clip("b"), picture("c"), clip("d", fps=1)),
-}
-
-
-async def answer(
-    engine: VllmEngine, tensors: Mapping[str, Array], max_tokens: int = TOKEN_COUNT, **sampling: Any
-) -> tuple[list[int], FinishReason | None]:
-    request = EngineRequest(f"test-{random.getrandbits(64):x}", tensors, SamplingParameters(max_tokens, **sampling))
-    token_ids: list[int] = []
-    reason = None
-    async with aclosing(engine.generate(request, timeout_seconds=120)) as steps:
-        async for step in steps:
-            token_ids += step.token_ids
-            reason = step.finish_reason
-    return token_ids, reason
-
-
 @pytest.fixture(scope="module")
 def expected(checkpoint: Path, tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
-    """What transformers itself answers to each of `KINDS`, in float32, from the same tensors."""
-    folder = tmp_path_factory.mktemp("prompts")
-    for name, media in KINDS.items():
-        np.savez(folder / f"{name}.npz", **tensors_of(tiny, media))
-    script = Path(__file__).with_name("saved_answers.py")
-    run = subprocess.run(
-        [sys.executable, str(script), str(checkpoint), str(folder), str(TOKEN_COUNT)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    answers: dict[str, list[int]] = json.loads(run.stdout.splitlines()[-1])
-    return answers
+    return ask_transformers(checkpoint, tiny, tmp_path_factory.mktemp("prompts"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -220,6 +162,25 @@ async def test_an_item_that_was_seen_is_not_encoded_again(address: str, engine: 
     assert replies[-1].complete.cached_tokens > 0
 
 
+async def test_features_of_an_item_that_was_seen_are_used_again_behind_another_beginning(
+    engine: VllmEngine, tiny: Model
+) -> None:
+    """Shown by pixels that would give another answer: they are sent under the hash of those that were seen, and not encoded."""
+    await answer(engine, tensors_of(tiny, (clip(fps=3),)))
+    whole = tensors_of(tiny, (picture(), clip(fps=3)))  # the beginning is new, so the cache of prefixes does not help
+    inverted = whole["pixel_patches"].copy()
+    first_row = whole["grid_thw"][0].prod()
+    inverted[first_row:] = 255 - inverted[first_row:]
+    hashes = [
+        whole["item_hash"] ^ np.array([[0], [mask]], np.uint8) for mask in (0x55, 0x66)
+    ]  # other clips, the same photo
+    unseen, _ = await answer(engine, whole | {"item_hash": hashes[0]})
+    unseen_inverted, _ = await answer(engine, whole | {"item_hash": hashes[1], "pixel_patches": inverted})
+    assert unseen != unseen_inverted
+    seen, _ = await answer(engine, whole | {"pixel_patches": inverted})
+    assert seen == unseen
+
+
 async def test_the_model_s_own_files_are_compared_with_the_fingerprint(address: str, tiny: Model) -> None:
     parts = fingerprint_parts(tiny)
     async with VllmEngine(address, fingerprint=Fingerprint(parts)) as engine:
@@ -229,28 +190,6 @@ async def test_the_model_s_own_files_are_compared_with_the_fingerprint(address: 
     async with VllmEngine(address, fingerprint=Fingerprint(parts | {"patch_size": "14"})) as engine:
         with pytest.raises(EngineMismatch, match="patch_size"):
             await engine.check_ready()
-
-
-def broken(tensors: Mapping[str, Array], chance: random.Random) -> dict[str, Array]:
-    """The tensors with one thing changed."""
-    made = {name: array.copy() for name, array in tensors.items()}
-    name = chance.choice(sorted(made))
-    array = made[name]
-    match chance.randrange(6):
-        case 0:
-            del made[name]
-        case 1:
-            made[name] = array[: len(array) // 2]
-        case 2 if array.size and array.dtype != np.uint8:
-            array.reshape(-1)[chance.randrange(array.size)] = chance.choice([-1, 0, 1, 7, 151655, 151656, 2**31 - 1])
-        case 3 if array.size and array.dtype != np.uint8:
-            array.reshape(-1)[chance.randrange(array.size)] += chance.choice([-1, 1])
-        case 4:
-            made[name] = np.concatenate([array, array])
-        case _:
-            made["input_ids"] = made["input_ids"][chance.randrange(4) :] if "input_ids" in made else array
-    made.setdefault("input_ids", np.array([1], np.int32))
-    return made
 
 
 async def test_no_prompt_ends_the_core(engine: VllmEngine, tiny: Model, expected: Mapping[str, list[int]]) -> None:
@@ -421,7 +360,9 @@ async def test_a_killed_service_leaves_nothing_after_the_next_start(address: str
             assert await ask(client) == token_ids
 
 
-async def test_a_killed_server_leaves_no_link(checkpoint: Path, region: OwnedRegion, tiny: Model) -> None:
+async def test_a_killed_server_leaves_no_link(
+    vllm: SharedVllm, checkpoint: Path, region: OwnedRegion, tiny: Model
+) -> None:
     released: list[int] = []
     started: set[int] = set()
     tensors = inside(region, tensors_of(tiny, KINDS["video"]))
@@ -433,25 +374,18 @@ async def test_a_killed_server_leaves_no_link(checkpoint: Path, region: OwnedReg
         async for _ in engine.generate(request):
             started.add(number)
 
-    with serving_vllm(checkpoint, "--dtype", "float32") as doomed:
-        async with VllmEngine(doomed) as engine:
-            engine.share(region, is_required=True)
-            asking = [asyncio.create_task(ask(engine, number)) for number in range(4)]
-            await eventually(lambda: len(started) == 4)
-            asking += [asyncio.create_task(ask(engine, number)) for number in range(4, 8)]
-            await asyncio.sleep(0.05)  # some are read then, some are not
-            os.killpg(os.getpgid(listener_of(doomed)), signal.SIGKILL)
-            outcomes = await asyncio.gather(*asking, return_exceptions=True)
-            assert {type(outcome) for outcome in outcomes} == {EngineUnavailable}
-            assert names_of(region) == [region.key[1:]]
-            await eventually(lambda: len(released) == 8)
-
-
-def listener_of(address: str) -> int:
-    """The process that listens there."""
-    port = int(address.rpartition(":")[2])
-    [pid] = {each.pid for each in psutil.net_connections() if each.status == "LISTEN" and each.laddr.port == port}
-    return int(pid)
+    doomed = vllm.serving(checkpoint)
+    async with VllmEngine(doomed.address) as engine:
+        engine.share(region, is_required=True)
+        asking = [asyncio.create_task(ask(engine, number)) for number in range(4)]
+        await eventually(lambda: len(started) == 4)
+        asking += [asyncio.create_task(ask(engine, number)) for number in range(4, 8)]
+        await asyncio.sleep(0.05)  # some are read then, some are not
+        doomed.kill()
+        outcomes = await asyncio.gather(*asking, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {EngineUnavailable}
+        assert names_of(region) == [region.key[1:]]
+        await eventually(lambda: len(released) == 8)
 
 
 async def test_where_nobody_listens_the_engine_is_unavailable() -> None:
@@ -467,18 +401,7 @@ async def test_where_nobody_listens_the_engine_is_unavailable() -> None:
 
 @pytest.fixture(scope="module")
 def direct(checkpoint: Path, tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What transformers itself answers to a prompt of text, under penalties too, and how likely it finds each token."""
-    prompt = tmp_path_factory.mktemp("prompt") / "text.npz"
-    np.savez(prompt, **tensors_of(tiny, ()))
-    script = Path(__file__).with_name("direct_sampling.py")
-    run = subprocess.run(
-        [sys.executable, str(script), str(checkpoint), str(prompt), str(TOKEN_COUNT)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    return found
+    return ask_transformers_to_sample(checkpoint, tiny, tmp_path_factory.mktemp("prompt"))
 
 
 async def steps_of(engine: VllmEngine, tensors: Mapping[str, Array], **sampling: Any) -> list[EngineStep]:

@@ -35,6 +35,7 @@ from preprocessor.types.request import (
     PreparationRequest,
     Sampling,
 )
+from tests.loading import load_family_model
 from tests.media import moving_shapes_clip, photo
 
 IMAGE_PAD, VIDEO_PAD, VISION_START = 151655, 151656, 151652
@@ -169,6 +170,30 @@ def test_a_video_without_its_first_marker_is_refused(tensors: Mapping[str, Array
     changed("input_ids", (first - 1,), 5)(made)
     with pytest.raises(EngineRejected, match="no vision marker"):
         encoded(made)
+
+
+def test_seconds_of_qwen2_5_vl_are_those_of_its_videos() -> None:
+    server = dataclasses.replace(SERVER, model_type="qwen2_5_vl")
+    made = prepared(load_family_model("qwen2.5-vl"))
+    assert made["second_per_grid_ts"].tolist() == [0, 1, 0]  # an item each
+    seconds = encoded(made, server).mm_inputs.model_specific_tensors["second_per_grid_ts"]
+    assert (np.frombuffer(seconds.inline, np.float32).tolist(), seconds.dtype) == ([1], "float32")
+    for change, message in (
+        (without("second_per_grid_ts"), "lacks second_per_grid_ts"),  # vLLM would take a second for each step
+        (changed("second_per_grid_ts", (1,), 0), "must be above 0"),
+        (lambda broken: broken.update(second_per_grid_ts=broken["second_per_grid_ts"][1:]), "one an item"),
+    ):
+        broken = dict(made)
+        change(broken)
+        with pytest.raises(EngineRejected, match=message):
+            encoded(broken, server)
+
+
+def test_items_without_stamps_must_have_one_run_of_placeholders(tensors: Mapping[str, Array]) -> None:
+    item, offset, length = tensors["item_spans"][0].tolist()
+    parts = np.array([[item, offset, 1], [item, offset + 1, length - 1]], np.int32)
+    with pytest.raises(EngineRejected, match="item 0 has 2 runs of placeholders"):
+        encoded({**tensors, "item_spans": np.concatenate([parts, tensors["item_spans"][1:]])})
 
 
 def test_the_server_s_limits_hold(tensors: Mapping[str, Array]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from contextlib import contextmanager
 import pytest
 
 from preprocessor.errors import forget_frames
-from preprocessor.service.concurrency import run_concurrently
+from preprocessor.service.concurrency import Turns, run_concurrently
+from tests.waiting import PATIENCE_SECONDS
 
 
 class Piece:
@@ -88,3 +90,29 @@ async def test_all_have_ended_when_the_failure_is_raised() -> None:
     with pytest.raises(ValueError, match="failed"):
         await run_concurrently(end_slowly(), fail([]))
     assert ended.is_set()
+
+
+async def test_long_steps_leave_every_second_round_of_the_loop_to_others() -> None:
+    turns, log = Turns(), []
+
+    async def long_step() -> None:
+        await turns.next()
+        log.append("step")
+
+    async def other() -> None:
+        while log.count("step") < 5:
+            log.append("other")
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(long_step() for _ in range(5)), other())
+    assert all("step" not in pair or "other" in pair for pair in itertools.pairwise(log))
+
+
+async def test_a_step_that_is_cancelled_while_it_waits_leaves_its_turn() -> None:
+    turns = Turns()
+    await turns.next()
+    waiting = asyncio.create_task(turns.next())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await asyncio.wait_for(turns.next(), PATIENCE_SECONDS)

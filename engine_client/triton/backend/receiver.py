@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 import triton_python_backend_utils as pb_utils
 
 from engine_client.contract.assembler import PromptAssembler
@@ -142,11 +143,15 @@ class PromptReceiver:
         self._await_none(drain_seconds)
         self._is_closing.set()
         self._watcher.join()
-        for opened in self._all():
-            self._stop(opened, Refused("the model is being unloaded"))
+        self.refuse_all(Refused("the model is being unloaded"))
         self._await_none(leave_seconds)
         self._pool.shutdown(wait=True)
         self._outcomes.close()
+
+    def refuse_all(self, refusal: Refused) -> None:
+        """Stop every prompt that is open now; each ends with that error."""
+        for opened in self._all():
+            self._stop(opened, refusal)
 
     def _open(self, request: Any, key: int, *, is_whole: bool) -> None:
         if key in self._by_key:
@@ -267,6 +272,12 @@ def _sequence_id(request: Any) -> int:
 
 
 def _tensor(request: Any, name: str) -> Array | None:
-    """A view that lives as long as `request`."""
+    """A view that lives as long as `request`.
+
+    By DLPack: `as_numpy` of 24.10 is wrong where numpy is 2 (it reads the size of an element from another place).
+    """
     tensor = pb_utils.get_input_tensor_by_name(request, name)
-    return None if tensor is None else tensor.as_numpy()
+    if tensor is None:
+        return None
+    array: Array = torch.from_dlpack(tensor.to_dlpack()).numpy()
+    return array

@@ -153,7 +153,7 @@ def _draw_vllm(points: Sequence[Mapping[str, Any]], path: Path) -> None:
             _powers_of_two(panel, sorted({point["callers"] for point in shown}), "callers")
             panel.set_title(f"requests a second at {fps:g} fps")
             panel.set_ylim(bottom=0)
-        panels[0].legend()
+        panels[-1].legend(loc="lower right")
 
 
 DRAWN = {

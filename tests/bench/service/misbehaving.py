@@ -13,12 +13,14 @@ import json
 import multiprocessing
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Barrier, Event
 
-from preprocessor.client import Client, Prompt
+from preprocessor.client import CallFailed, Client, Prompt
+from preprocessor.client.retry import with_jitter
 from tests.bench.service.watched import WatchedServer
 from tests.media import photo
 from tests.service.cgroup import memory_group
@@ -26,7 +28,6 @@ from tests.service.conftest import chat, image
 from tests.service.pressure import WAYS, Way, pressure
 
 _MIB = 1 << 20
-_BUDGET_BYTES = 256 * _MIB
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,41 +37,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--each", type=int, default=5, help="misbehaving callers of each kind (default: %(default)s)")
     parser.add_argument("--callers", type=int, default=4, help="well-behaved callers (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="of the service (default: %(default)s)")
+    parser.add_argument("--budget", type=int, default=256, help="of the service, MiB (default: %(default)s)")
     options = parser.parse_args(arguments)
-    serve = ("--workers", str(options.workers), "--memory-budget", "256MiB", "--max-media-bytes", "30MiB")
+    serve = ("--workers", str(options.workers), "--memory-budget", f"{options.budget}MiB", "--max-media-bytes", "30MiB")
     with (
-        memory_group(_BUDGET_BYTES + 1024 * _MIB) as group,
+        memory_group((options.budget + 1024) * _MIB) as group,
         WatchedServer(*serve, under=() if group is None else group.under) as server,
     ):
         ask_for(server.address, options.callers, 5.0)
-        alone = ask_for(server.address, options.callers, options.seconds / 4)
+        alone, _ = ask_for(server.address, options.callers, options.seconds / 4)
         with misbehaving(server.address, options.each) as calls, server.watched_pss() as memory_bytes:
-            beside = ask_for(server.address, options.callers, options.seconds)
+            beside, refusals = ask_for(server.address, options.callers, options.seconds)
         result = {
             "misbehaving_callers": len(WAYS) * options.each,
             "requests_per_second_alone": round(alone, 2),
             "requests_per_second_beside": round(beside, 2),
             "ratio": round(beside / alone, 3),
+            "refusals_beside": dict(refusals),
             "misbehaving_calls": calls.value,
             "most_memory_mib": max(memory_bytes) // _MIB,
-            "limit_mib": None if group is None else (_BUDGET_BYTES >> 20) + 1024,
+            "limit_mib": None if group is None else options.budget + 1024,
             "kills": None if group is None else group.kill_count,
             "is_running": server.process.is_running(),
         }
     print(json.dumps(result))
 
 
-def ask_for(address: str, caller_count: int, seconds: float) -> float:
-    """Requests per second of that many callers in a loop; each waits as refusals tell it to."""
+def ask_for(address: str, caller_count: int, seconds: float) -> tuple[float, Counter[str]]:
+    """Requests per second of that many callers in a loop, and the reasons of refusals; each waits as these tell it to."""
     picture = photo(1024, 768)
     counts = [0] * caller_count
+    refusals: Counter[str] = Counter()
     end = time.monotonic() + seconds
 
     def go_on(number: int) -> None:
-        with Client(address, retry_seconds=120) as client:
+        with Client(address, retry_seconds=0) as client:
             while time.monotonic() < end:
-                client.prepare(Prompt(chat(image("photo", picture))), timeout_seconds=120)
-                counts[number] += 1
+                try:
+                    client.prepare(Prompt(chat(image("photo", picture))), timeout_seconds=120)
+                    counts[number] += 1
+                except CallFailed as failure:
+                    if failure.retry_after_seconds is None:
+                        raise
+                    refusals[failure.reason] += 1
+                    time.sleep(with_jitter(failure.retry_after_seconds))
 
     threads = [threading.Thread(target=go_on, args=(number,)) for number in range(caller_count)]
     began = time.monotonic()
@@ -78,7 +88,7 @@ def ask_for(address: str, caller_count: int, seconds: float) -> float:
         thread.start()
     for thread in threads:
         thread.join()
-    return sum(counts) / (time.monotonic() - began)
+    return sum(counts) / (time.monotonic() - began), refusals
 
 
 @contextmanager

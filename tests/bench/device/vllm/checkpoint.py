@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
+from deploy.vllm.tiny_checkpoint import complete_folder, write_folder
 from tests.bench.device.checkpoint import write_checkpoint
-from tests.engine.vllm_checkpoint import complete_folder, write_folder
 
 
 def main() -> None:

@@ -49,11 +49,16 @@ def goals(points: Sequence[Point]) -> Iterator[str]:
                 return found
         return None
 
-    for ours, bound in ((plan.OURS_SHARED, plan.BOUND_SHARED), (plan.OURS_BYTES, plan.BOUND_BYTES)):
+    def of_bounds(fps: float, callers: int, name: str) -> list[float]:
+        """The engine alone, by bytes and by shared memory: what it can do is the better of both."""
+        return [found for bound in (plan.BOUND_SHARED, plan.BOUND_BYTES) if (found := value(bound, fps, callers, name))]
+
+    for ours in (plan.OURS_SHARED, plan.OURS_BYTES):
         for fps in (1, 8):
-            rate, most = (value(system, fps, 32, "requests_a_second") for system in (ours, bound))
+            rate = value(ours, fps, 32, "requests_a_second")
+            most = max(of_bounds(fps, 32, "requests_a_second"), default=None)
             if rate and most:
-                yield f"{ours}, {fps:g} fps, 32 callers: {rate / most:.0%} of the bound (goal 95 %)"
+                yield f"{ours}, {fps:g} fps, 32 callers: {rate / most:.0%} of the better bound (goal 95 %)"
             if busy := value(ours, fps, 32, "gpu_busy"):
                 yield f"{ours}, {fps:g} fps, 32 callers: GPU busy {busy:.0%} (goal 90 %)"
             cost, theirs = (value(system, fps, 32, "core_seconds_a_request") for system in (ours, plan.SERVE_8))
@@ -64,7 +69,8 @@ def goals(points: Sequence[Point]) -> Iterator[str]:
             yield f"{ours}, 1 fps, 32 callers: {rate / theirs:.2f} × serve with 8 API servers (goal 2)"
         if first := value(ours, 8, 1, "first_token_median_seconds"):
             yield f"{ours}, 8 fps, 1 caller: first token after {first:.2f} s (goal 0.5)"
-        first, least = (value(system, 1, 1, "first_token_median_seconds") for system in (ours, bound))
+        first = value(ours, 1, 1, "first_token_median_seconds")
+        least = min(of_bounds(1, 1, "first_token_median_seconds"), default=None)
         if first and least:
             yield f"{ours}, 1 fps, 1 caller: first token {first - least:.2f} s above the engine's own (goal 0.2)"
 

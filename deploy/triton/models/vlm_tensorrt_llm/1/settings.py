@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-Value = TypeVar("Value")
+from engine_client.triton.backend.parameters import InvalidSettings as InvalidSettings
+from engine_client.triton.backend.parameters import ParameterReader, json_object
+
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 OWN_ARGUMENTS = ("model", "dtype", "tensor_parallel_size", "kv_cache_config")
 """What `llm_arguments` may not say, because a parameter of its own does."""
@@ -21,10 +23,6 @@ MULTIMODAL_ARGUMENTS = (
 )
 """Fields of `MultimodalConfig` (llmapi/llm_args.py). `encoder_max_num_tokens` is still an argument of `LLM`."""
 FINGERPRINT_PREFIX = "fingerprint."
-
-
-class InvalidSettings(ValueError):
-    """A parameter of `config.pbtxt` cannot be used; the text names it, its value, and what could be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +53,9 @@ class ModelParameters:
         Raises:
             InvalidSettings: one is missing or out of its range.
         """
-        read = _Reader(parameters)
-        checkpoint = read.text("checkpoint") or environment.get("VLM_CHECKPOINT", "")
-        if not checkpoint:
-            raise InvalidSettings("checkpoint is empty, and so is VLM_CHECKPOINT; name a local path or a hub id")
+        read = ParameterReader(parameters)
         return cls(
-            checkpoint=checkpoint,
+            checkpoint=read.checkpoint(environment),
             dtype=read.value("dtype", str, DTYPES.__contains__, f"one of {', '.join(DTYPES)}"),
             tensor_parallel_size=read.value("tensor_parallel_size", int, lambda count: count >= 1, "1 or more"),
             pixel_device=read.text("pixel_device"),
@@ -73,7 +68,7 @@ class ModelParameters:
             max_row_wait_seconds=read.value("max_row_wait_seconds", float, lambda time: 0 < time < 3600, "0 to 3600"),
             drain_seconds=read.value("drain_seconds", float, lambda time: 0 <= time < 3600, "0 to 3600"),
             accept_other_versions=read.flag("accept_other_versions"),
-            llm_arguments=read.value("llm_arguments", _json_object, _names_each_once, _LLM_ARGUMENTS_RULE),
+            llm_arguments=read.value("llm_arguments", json_object, _names_each_once, _LLM_ARGUMENTS_RULE),
             fingerprint={
                 name.removeprefix(FINGERPRINT_PREFIX): value.strip()
                 for name, value in parameters.items()
@@ -109,37 +104,6 @@ def settings_digest(fingerprint: Mapping[str, str], dtype: str) -> str:
     """
     parts = ["vlm-preprocessor", dtype, sorted(fingerprint.items())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-class _Reader:
-    def __init__(self, parameters: Mapping[str, str]) -> None:
-        self._parameters = parameters
-
-    def text(self, name: str) -> str:
-        try:
-            return self._parameters[name]
-        except KeyError as error:
-            raise InvalidSettings(f"config.pbtxt lacks the parameter {name}") from error
-
-    def value(self, name: str, parse: Callable[[str], Value], holds: Callable[[Value], bool], rule: str) -> Value:
-        text = self.text(name)
-        try:
-            value = parse(text)
-        except ValueError as error:
-            raise InvalidSettings(f"{name} is {text!r}; it must be {rule}") from error
-        if not holds(value):
-            raise InvalidSettings(f"{name} is {text!r}; it must be {rule}")
-        return value
-
-    def flag(self, name: str) -> bool:
-        return self.value(name, str, ("true", "false").__contains__, "true or false") == "true"
-
-
-def _json_object(text: str) -> Mapping[str, Any]:
-    parsed = json.loads(text or "{}")
-    if not isinstance(parsed, dict):
-        raise ValueError("not an object")
-    return parsed
 
 
 def _names_each_once(arguments: Mapping[str, Any]) -> bool:

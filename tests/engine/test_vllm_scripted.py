@@ -1,0 +1,283 @@
+"""The client of vLLM before a server that breaks, restarts as another, or is none that can be served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from engine_client import (
+    EndpointHealth,
+    Endpoints,
+    EngineError,
+    EngineFailed,
+    EngineMismatch,
+    EngineOptions,
+    EngineOverloaded,
+    EngineRejected,
+    EngineRequest,
+    EngineUnavailable,
+    Fingerprint,
+    OnMismatch,
+    SamplingParameters,
+    connect_endpoints,
+)
+from engine_client.contract.tensors import Array
+from engine_client.vllm import VllmEngine
+from preprocessor.models import registry
+from preprocessor.models.family import Model
+from preprocessor.models.fingerprint import fingerprint_parts
+from tests.engine.scripted_vllm import CORE_IS_DEAD, Script, ScriptedVllm
+from tests.engine.several import by_name
+from tests.engine.vllm_prompts import answer, clip, tensors_of, until_ready
+from tests.waiting import eventually
+
+TEXT: Mapping[str, Array] = {"input_ids": np.array([1, 2, 3], np.int32)}
+
+
+@pytest_asyncio.fixture
+async def server() -> AsyncIterator[ScriptedVllm]:
+    async with ScriptedVllm() as scripted:
+        yield scripted
+
+
+@pytest_asyncio.fixture
+async def engine(server: ScriptedVllm) -> AsyncIterator[VllmEngine]:
+    async with VllmEngine(server.address) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def tensors(model: Model) -> dict[str, Array]:
+    return tensors_of(model, (clip(),))
+
+
+async def restart(server: ScriptedVllm) -> None:
+    await server.stop()
+    await server.start()
+
+
+@pytest.mark.parametrize("is_probed", [False, True])
+async def test_after_a_restart_pixels_have_the_form_that_the_server_takes_now(
+    server: ScriptedVllm, engine: VllmEngine, tensors: Mapping[str, Array], is_probed: bool
+) -> None:
+    await answer(engine, tensors)
+    server.script.normalizes = False
+    await restart(server)
+    if is_probed:  # which connects again before the prompt does
+        await engine.check_ready()
+    await answer(engine, tensors)
+    assert [prompt.mm_inputs.pixel_values.dtype for prompt in server.prompts] == ["uint8", "float32"]
+
+
+async def test_one_connection_asks_once_what_the_server_is(server: ScriptedVllm, engine: VllmEngine) -> None:
+    for _ in range(3):
+        await engine.check_ready()
+        await answer(engine, TEXT)
+    assert server.asked_count == 1
+
+
+async def test_another_model_behind_the_address_is_refused_by_name_and_gets_no_prompt(
+    server: ScriptedVllm, model: Model
+) -> None:
+    async with VllmEngine(server.address, fingerprint=Fingerprint(fingerprint_parts(model))) as engine:
+        await answer(engine, TEXT)
+        for script, message in (
+            (Script(model_type="qwen2_5_vl"), "fingerprint family of the engine is qwen2_5_vl, of this side qwen3_vl"),
+            (Script(model_type="llava"), "its model is of the type llava"),
+            (Script(files={"tokenizer.json": {"model": {"vocab": {"a": 0}}}}), "tokenizer_sha256 of the engine is"),
+        ):
+            server.script = script
+            await restart(server)
+            with pytest.raises(EngineMismatch, match=message):
+                await answer(engine, TEXT)
+            with pytest.raises(EngineMismatch, match=message):
+                await engine.check_ready()
+        server.script = Script()
+        await restart(server)
+        await answer(engine, TEXT)
+    assert len(server.prompts) == 2
+
+
+async def test_a_servicer_before_0_14_is_refused_at_connect(server: ScriptedVllm, engine: VllmEngine) -> None:
+    server.script.encoder_dtype = ""  # a field that they do not have
+    for ask in (engine.check_ready(), answer(engine, TEXT)):
+        with pytest.raises(EngineMismatch, match=r"install smg-grpc-servicer>=0\.14 there"):
+            await ask
+    assert not server.prompts
+
+
+async def test_what_cannot_be_compared_is_said_once(
+    server: ScriptedVllm, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with VllmEngine(server.address, fingerprint=Fingerprint(fingerprint_parts(model))) as engine:
+        with caplog.at_level(logging.WARNING):
+            for _ in range(2):
+                await engine.check_ready()
+                await restart(server)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "leaves out merge_size, patch_size, pixel_mean, pixel_std, rescale_factor, temporal_patch_size" in said
+    assert "tokenizer_sha256" in said
+
+
+async def test_a_model_with_its_files_satisfies_a_service_that_requires_a_fingerprint(
+    server: ScriptedVllm, model: Model
+) -> None:
+    files = Path(registry.__file__).parent / "builtin" / "qwen3-vl"
+    tokenizer = json.loads(model.tokenizer.backend_tokenizer.to_str())
+    server.script.files = {
+        "preprocessor_config.json": json.loads((files / "preprocessor_config.json").read_text()),
+        "tokenizer.json": tokenizer,
+    }
+    required = Fingerprint(fingerprint_parts(model), OnMismatch.REQUIRE)  # with markers, which no file of a model tells
+    async with VllmEngine(server.address, fingerprint=required) as engine:
+        await engine.check_ready()
+    server.script.files = {"tokenizer.json": tokenizer}
+    async with VllmEngine(server.address, fingerprint=required) as engine:
+        with pytest.raises(EngineMismatch, match="patch_size is not published"):
+            await engine.check_ready()
+
+
+@pytest.mark.parametrize("token_ids", [(), (1, 2)])
+async def test_a_dead_core_is_unavailable_though_the_server_says_ready(
+    server: ScriptedVllm, engine: VllmEngine, token_ids: tuple[int, ...]
+) -> None:
+    server.script = Script(token_ids=token_ids, error=(grpc.StatusCode.INTERNAL, CORE_IS_DEAD))
+    await engine.check_ready()
+    with pytest.raises(EngineUnavailable, match="EngineCore") as raised:
+        await answer(engine, TEXT)
+    assert raised.value.tokens_received == len(token_ids)
+
+
+async def test_a_server_that_answers_prompts_is_ready_however_late_its_health_check_is(
+    server: ScriptedVllm, engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.script.health_gate = asyncio.Event()
+    with pytest.raises(EngineUnavailable, match="did not say within"):
+        await engine.check_ready(0.1)
+    await answer(engine, TEXT)
+    await engine.check_ready(0.1)
+    monkeypatch.setattr("engine_client.vllm.engine._LATELY_SECONDS", 0.0)
+    with pytest.raises(EngineUnavailable, match="did not say within"):
+        await engine.check_ready(0.1)
+
+
+async def test_a_server_that_says_why_it_is_not_healthy_is_not_ready(server: ScriptedVllm, engine: VllmEngine) -> None:
+    server.script.unhealthy = "Engine is not alive"
+    with pytest.raises(EngineUnavailable, match="Engine is not alive"):
+        await engine.check_ready()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (grpc.StatusCode.INTERNAL, EngineFailed),
+        (grpc.StatusCode.INVALID_ARGUMENT, EngineRejected),
+        (grpc.StatusCode.UNAVAILABLE, EngineUnavailable),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, EngineOverloaded),
+    ],
+)
+async def test_an_error_is_the_callers_and_the_next_prompt_is_answered(
+    server: ScriptedVllm, engine: VllmEngine, status: grpc.StatusCode, kind: type[EngineError]
+) -> None:
+    server.script.error = (status, "so says the script")
+    with pytest.raises(kind, match="so says the script") as raised:
+        await answer(engine, TEXT)
+    assert type(raised.value) is kind
+    server.script.error = None
+    assert (await answer(engine, TEXT))[0] == [1, 2, 3]
+
+
+async def test_a_full_server_is_not_asked_again_what_it_is(server: ScriptedVllm, engine: VllmEngine) -> None:
+    server.script.error = (grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+    for _ in range(3):
+        with pytest.raises(EngineOverloaded):
+            await answer(engine, TEXT)
+    assert server.asked_count == 1
+
+
+async def test_a_server_that_falls_silent_is_unavailable_and_its_prompt_is_aborted(server: ScriptedVllm) -> None:
+    server.script.is_silent = True
+    async with VllmEngine(server.address, max_silence_seconds=0.3) as engine:
+        with pytest.raises(EngineUnavailable, match=r"sent nothing for 0\.3 s"):
+            await answer(engine, TEXT)
+        await eventually(lambda: server.left_count == 1)
+
+
+async def test_a_server_killed_in_mid_answer_is_unavailable_and_found_again(
+    server: ScriptedVllm, engine: VllmEngine
+) -> None:
+    server.script.is_silent = True
+    async with aclosing(engine.generate(EngineRequest("r", TEXT, SamplingParameters(max_tokens=9)))) as steps:
+        await anext(steps)
+        await server.stop()
+        with pytest.raises(EngineUnavailable) as raised:
+            async for _ in steps:
+                pass
+    assert raised.value.tokens_received >= 1
+    with pytest.raises(EngineUnavailable):
+        await answer(engine, TEXT)
+    server.script = Script()
+    await server.start()
+    await until_ready(engine)
+    assert (await answer(engine, TEXT))[0] == [1, 2, 3]
+
+
+async def test_a_context_that_a_restart_made_shorter_is_respected(server: ScriptedVllm, engine: VllmEngine) -> None:
+    await answer(engine, TEXT)
+    server.script.context_tokens = 3
+    await restart(server)
+    with pytest.raises(EngineRejected, match="the engine's context holds 3"):
+        await answer(engine, TEXT)
+    assert len(server.prompts) == 1
+
+
+@pytest.mark.parametrize("name", ["pixel_values", "image_sizes", "input_features"])
+async def test_tensors_of_a_models_own_processor_are_refused_and_not_dropped(
+    server: ScriptedVllm, engine: VllmEngine, name: str
+) -> None:
+    with pytest.raises(EngineRejected, match=f"{name} of another processor cannot be sent to vLLM"):
+        await answer(engine, {**TEXT, name: np.zeros((1, 3), np.float32)})
+    assert not server.prompts
+
+
+async def test_one_of_two_servers_that_dies_under_load_costs_no_caller_who_had_no_token_yet(
+    server: ScriptedVllm,
+) -> None:
+    gate = server.script.gate = asyncio.Event()
+    async with (
+        ScriptedVllm() as doomed,
+        connect_endpoints(f"vllm://{doomed.address},vllm://{server.address}", EngineOptions()) as endpoints,
+    ):
+        assert isinstance(endpoints, Endpoints)
+
+        async def ask() -> list[int] | EngineError:
+            try:
+                return (await answer(endpoints, TEXT))[0]
+            except EngineError as error:
+                return error
+
+        asked = []
+        for token_ids, count in (((), 10), ((1,), 20)):
+            doomed.script = Script(token_ids=token_ids, is_silent=True)
+            asked += [asyncio.create_task(ask()) for _ in range(10)]
+            await eventually(lambda count=count: doomed.running_count + server.running_count == count)  # type: ignore[misc]
+        assert doomed.running_count == 10
+        await doomed.stop()
+        gate.set()
+        outcomes = await asyncio.gather(*asked, *(ask() for _ in range(10)))
+        states = by_name(endpoints)
+    broken_off = [outcome for outcome in outcomes if isinstance(outcome, EngineError)]
+    assert len(broken_off) == 5
+    assert all(isinstance(error, EngineUnavailable) and error.tokens_received == 1 for error in broken_off), broken_off
+    assert all(outcome == [1, 2, 3] for outcome in outcomes if not isinstance(outcome, EngineError))
+    assert [state.in_flight_count for state in states.values()] == [0, 0]
+    assert states[f"vllm://{server.address}"].health is EndpointHealth.HEALTHY

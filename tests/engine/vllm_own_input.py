@@ -1,0 +1,96 @@
+"""Compares the input that `vlm_vllm` makes of prompts with what vLLM itself makes of the same files and frames.
+
+python vllm_own_input.py CHECKPOINT FOLDER, in vLLM's own Python. No engine is started: equal inputs have equal answers.
+
+FOLDER has for each prompt NAME.npz, the contract's tensors, and NAME.media.npz: `text` rendered, and what is in it in order,
+`images` uint8 [H, W, 3] as `image0` …, clips as `frames0` uint8 [T, H, W, 3], `indices0` int64 [T], `rate0` and `total0`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoTokenizer
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.processing import ProcessorInputs, TimingContext
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from engine_client.contract.assembler import PromptAssembler  # noqa: E402
+from engine_client.triton.backend.rows import TorchRows  # noqa: E402
+
+_PACKAGE = ModuleType("vlm_vllm_1")
+_PACKAGE.__path__ = [str(ROOT / "deploy/triton/models/vlm_vllm/1")]
+sys.modules["vlm_vllm_1"] = _PACKAGE
+
+
+def main(checkpoint: str, folder: str) -> None:
+    facts, items, inputs = (importlib.import_module(f"vlm_vllm_1.{name}") for name in ("facts", "items", "inputs"))
+    config = AsyncEngineArgs(model=checkpoint, dtype="float32", max_model_len=8192, mm_processor_cache_gb=0)
+    vllm_config = config.create_engine_config()
+    processor = MULTIMODAL_REGISTRY.create_processor(vllm_config.model_config)
+    known = facts.read_facts(vllm_config, 0, processor.info.get_hf_processor().image_processor)
+    assert known.normalizes and known.mean is not None
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    for path in sorted(Path(folder).glob("*.media.npz")):
+        with np.load(path) as media:
+            token_ids = tokenizer(str(media["text"]), add_special_tokens=False)["input_ids"]
+            own = processor.apply(
+                ProcessorInputs(token_ids, processor.info.parse_mm_data(media_data(media))),
+                TimingContext(enabled=False),
+            )
+        with np.load(str(path).replace(".media", "")) as arrays:
+            tensors = dict(arrays)
+        assembler = PromptAssembler(tensors, None, known.layout, TorchRows(torch.device("cpu")), is_whole=True)
+        read = items.read_items(tensors, assembler.prompt, known)
+        ours = inputs.build_input(assembler.prompt, read, assembler.rows, known)
+        compare(path.name, own, ours)
+    print("equal")
+
+
+def media_data(media: Any) -> dict[str, list[Any]]:
+    """As a caller of vLLM gives it."""
+    data: dict[str, list[Any]] = {}
+    for name in sorted(media):
+        if name.startswith("image"):
+            data.setdefault("image", []).append(Image.fromarray(media[name]))
+        elif name.startswith("frames"):
+            number, rate = name.removeprefix("frames"), float(media["rate" + name.removeprefix("frames")])
+            total = int(media["total" + number])
+            metadata = {
+                "fps": rate,
+                "duration": total / rate,
+                "total_num_frames": total,
+                "frames_indices": media["indices" + number].tolist(),
+                "video_backend": "opencv",
+                "do_sample_frames": False,
+            }
+            data.setdefault("video", []).append((media[name], metadata))
+    return data
+
+
+def compare(name: str, own: Any, ours: Any) -> None:
+    """Token ids, ranges, and each tensor that we send."""
+    assert ours["prompt_token_ids"] == own["prompt_token_ids"], f"{name}: token ids differ"
+    placeholders = ours.get("mm_placeholders", {})  # not there for text alone
+    assert placeholders.keys() == own["mm_placeholders"].keys(), name
+    for modality, ranges in placeholders.items():
+        for one, other in zip(ranges, own["mm_placeholders"][modality], strict=True):
+            embeds = [each.extract_embeds_range() for each in (one, other)]
+            assert embeds[0] == embeds[1], f"{name}: {modality} features go to {embeds}"
+        for sent, made in zip(ours["mm_kwargs"][modality], own["mm_kwargs"][modality], strict=True):
+            for key, element in sent.items():
+                assert element.data.dtype == made[key].data.dtype, f"{name}: {key} is {made[key].data.dtype}"
+                assert torch.equal(element.data, made[key].data), f"{name}: {key} differs"
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

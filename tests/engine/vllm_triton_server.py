@@ -1,0 +1,71 @@
+"""A real Triton with `vlm_vllm`, a real vLLM on this machine's CPU in it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from deploy.triton.local_server import REPOSITORY, TritonServer
+from deploy.vllm.local_server import CONTEXT_TOKENS
+from deploy.vllm.triton_python import make_environment
+
+MODEL = "vlm_vllm"
+MAX_ITEMS = {"image": 3, "video": 2}
+ARGUMENTS = {
+    "dtype": "float32",
+    "max_model_len": CONTEXT_TOKENS,
+    "enforce_eager": True,
+    "limit_mm_per_prompt": MAX_ITEMS,
+}
+
+
+@contextmanager
+def serving_vllm_in_triton(checkpoint: Path, folder: Path, **parameters: str) -> Iterator[TritonServer]:
+    """The deployed model for that checkpoint, with other parameters where they are given.
+
+    Args:
+        folder: Empty; for the model's files and its environment.
+    """
+    shutil.copytree(REPOSITORY / MODEL, folder / "models" / MODEL)
+    config = folder / "models" / MODEL / "config.pbtxt"
+    text = config.read_text()
+    for name, value in ({"engine_arguments": json.dumps(ARGUMENTS)} | parameters).items():
+        written = json.dumps(value).replace("\\", r"\\")
+        text, count = re.subn(rf'(key: "{name}" +value: \{{ string_value: )"[^"]*"', rf"\g<1>{written}", text)
+        assert count == 1, name
+    config.write_text(text)
+    with TritonServer(
+        [MODEL],
+        repository=folder / "models",
+        python=make_environment(folder / "python"),
+        environment={
+            "VLM_CHECKPOINT": str(checkpoint),
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+        },
+        ready_timeout_seconds=900.0,
+    ) as server:
+        segments = _segments(server)
+        try:
+            yield server
+        finally:
+            server.kill()
+            for segment in segments:
+                segment.unlink(missing_ok=True)
+
+
+def _segments(server: TritonServer) -> set[Path]:
+    """Shared memory of vLLM's processes, which a killed one leaves behind."""
+    mapped = (
+        Path(mapping.path)
+        for process in psutil.Process(server.pid).children(recursive=True)
+        for mapping in process.memory_maps()
+    )
+    return {path for path in mapped if path.name.startswith("psm_")}
