@@ -38,14 +38,21 @@ class FlightRun:
     """Rows that workers write.
 
     Args:
-        request_tasks: Those of the request, if it has begun the flight; None if it has joined it.
+        request_tasks: Those of the request. It counts among those that wait for workers until all rows are written.
         plan: Of the request.
         deadline_seconds: Of the request, on `time.monotonic`'s clock.
+        origin: MADE if the request has begun the flight, or JOINED.
     """
 
     def __init__(
-        self, flight: PixelFlight, request_tasks: RequestTasks | None, plan: PixelPlan, deadline_seconds: float
+        self,
+        flight: PixelFlight,
+        request_tasks: RequestTasks,
+        plan: PixelPlan,
+        deadline_seconds: float,
+        origin: Origin,
     ) -> None:
+        self.origin = origin
         self._flight = flight
         self._own_keys = {theirs.key: own.key for theirs, own in zip(flight.plan.items, plan.items, strict=True)}
         self._request_tasks = request_tasks
@@ -53,13 +60,9 @@ class FlightRun:
         flight.join(deadline_seconds)
 
     @property
-    def origin(self) -> Origin:
-        return Origin.JOINED if self._request_tasks is None else Origin.MADE
-
-    @property
     def cached_item_count(self) -> int:
         """Items that were not made for this request."""
-        return self._flight.cached_item_count if self._request_tasks else len(self._flight.plan.items)
+        return self._flight.cached_item_count if self.origin is Origin.MADE else len(self._flight.plan.items)
 
     @property
     def tasks(self) -> list[Task]:
@@ -95,13 +98,11 @@ class FlightRun:
         Raises:
             Whatever `pipeline.write_pixels` raises.
         """
-        if self._request_tasks is None:
-            with _naming(self._own_keys):
-                report = await self._flight.report(_result)
-            return PixelReport(Timings(), report.substitutions)
-        report = await self._flight.report(self._request_tasks.result)
+        is_own = self.origin is Origin.MADE
+        with _naming(self._own_keys):
+            report = await self._flight.report(self._request_tasks.result if is_own else _result)
         self._request_tasks.end()
-        return report
+        return report if is_own else PixelReport(Timings(), report.substitutions)
 
     def stop_waiting(self) -> None:
         """The request wants no more rows. Calling this twice is fine."""
@@ -166,7 +167,7 @@ def begin_run(
     flight = pool.flights.get(keys)
     if flight is not None and flight.is_joinable:
         pool.cache.count_joined(len(keys))
-        return FlightRun(flight, None, plan, deadline_seconds)
+        return FlightRun(flight, request_tasks, plan, deadline_seconds, Origin.JOINED)
     found = pool.cache.find(cache_scope, plan)
     rows = list(found.values())
     if len(rows) == len(plan.items) and is_contiguous(rows):
@@ -185,7 +186,7 @@ def begin_run(
     flight.submit()
     if pool.cache.is_on:
         pool.flights[keys] = flight
-    return FlightRun(flight, request_tasks, plan, deadline_seconds)
+    return FlightRun(flight, request_tasks, plan, deadline_seconds, Origin.MADE)
 
 
 async def _result(task: Task) -> PixelReport:

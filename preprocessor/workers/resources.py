@@ -153,7 +153,7 @@ class RequestResources:
             LimitExceeded, Overloaded: As `WorkerPool.submit`.
         """
         self._run = begin_run(self._pool, self._tasks, tuple(media), plan, self._cache_scope, self._deadline_seconds)
-        if self._run.origin is not Origin.MADE:
+        if self._run.origin is Origin.CACHED:
             self._tasks.end()
         return self._run
 

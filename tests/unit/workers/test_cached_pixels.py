@@ -191,9 +191,10 @@ async def test_requests_at_the_same_time_are_made_once(pool: WorkerPool, model: 
         readers = [await stack.enter_async_context(Reader(pool, request_of(CLIP, PHOTO))) for _ in range(6)]
         origins = [reader.begin() for reader in readers]
         assert origins == [Origin.MADE, *[Origin.JOINED] * 5]
-        assert pool.running_count == 1
+        assert (pool.running_count, pool.pending_count) == (1, 6)
         for pixels in await asyncio.gather(*(reader.read() for reader in readers)):
             np.testing.assert_array_equal(pixels, expected(model, request_of(CLIP, PHOTO)))
+        assert pool.pending_count == 0
 
 
 async def test_the_work_goes_on_after_the_request_that_began_it_has_left(pool: WorkerPool, model: Model) -> None:
