@@ -137,7 +137,8 @@ async def assert_at_rest(caller: Caller) -> None:
     pool, engine = caller.server.pool, caller.server.engine
     assert isinstance(engine, Endpoints)
     await eventually(lambda: (pool.used_bytes, pool.pending_count, pool.running_count) == (0, 0, 0))
-    assert pool.files.leased_bytes == pool.rows.leased_bytes == 0
+    assert pool.files.leased_bytes == pool.file_cache.size_bytes  # what stays for later requests, and nothing else
+    assert pool.rows.leased_bytes == pool.cache.size_bytes
     assert [state.in_flight_count for state in engine.states()] == [0] * len(engine.states())
     # Streams that were left end by themselves, within seconds.
     await eventually(lambda: not any(each._streams or each._shutdowns for each in engines_of(caller)))

@@ -55,7 +55,8 @@ async def leaving_nothing(caller: Caller) -> AsyncIterator[None]:
     pool, engine = caller.server.pool, caller.server.engine
     assert isinstance(engine, Endpoints)
     await eventually(lambda: (pool.used_bytes, pool.pending_count, pool.running_count) == (0, 0, 0))
-    assert pool.files.leased_bytes == pool.rows.leased_bytes == 0
+    assert pool.files.leased_bytes == pool.file_cache.size_bytes  # what stays for later requests, and nothing else
+    assert pool.rows.leased_bytes == pool.cache.size_bytes
     await eventually(lambda: all(state.in_flight_count == 0 for state in engine.states()))
     await eventually(lambda: len(asyncio.all_tasks()) <= len(tasks))
     await eventually(lambda: descriptor_count() <= descriptors + 2)  # gRPC may have opened another connection

@@ -82,7 +82,7 @@ def test_what_is_left_of_a_file_is_mutated_on() -> None:
 
 def test_fields_of_every_kind_are_spoiled() -> None:
     told = ""
-    for number in range(300):
+    for number in range(600):
         spec = pb.GenerateSpec(prompt=pb.PrepareSpec(text="x", media=[pb.Media(key="it", sampling=pb.Sampling())]))
         told += messages.spoil_spec(spec, random.Random(number))
         assert pb.GenerateSpec.FromString(spec.SerializeToString()).SerializeToString() == spec.SerializeToString()
