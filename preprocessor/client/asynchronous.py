@@ -13,7 +13,7 @@ import grpc.aio
 from preprocessor.client.answers import AnswerState, PrepareResult, Progress, ResultAssembler
 from preprocessor.client.channel import Credentials, call_metadata, open_aio_channel
 from preprocessor.client.errors import failure_of
-from preprocessor.client.known_files import MEDIA_NOT_CACHED, KnownFiles
+from preprocessor.client.known_files import MEDIA_NOT_CACHED, KnownFiles, digests_of
 from preprocessor.client.requests import Parameters, Prompt, count_requests, generate_requests, prepare_requests
 from preprocessor.client.retry import RETRY_SECONDS, Retries
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -127,20 +127,23 @@ class AsyncClient:
 
     async def _with_known_files(self, prompt: Prompt, ask: Callable[[Prompt], Awaitable[_Result]]) -> _Result:
         """See `Client._with_known_files`."""
-        named = self._known_files.named(prompt) if self._known_files else None
-        if named is not None and self._known_files:
+        known = self._known_files
+        if known is None:
+            return await ask(prompt)
+        digests = digests_of(prompt)
+        named = known.named(prompt, digests)
+        if named is not None:
             try:
                 result = await ask(named)
             except grpc.aio.AioRpcError as error:
                 if failure_of(error).reason != MEDIA_NOT_CACHED:
                     raise
-                self._known_files.missed(prompt)
+                known.missed(digests.values())
             else:
-                self._known_files.found()
+                known.found()
                 return result
         result = await ask(prompt)
-        if self._known_files:
-            self._known_files.sent(prompt)
+        known.sent(digests.values())
         return result
 
     async def _attempts(

@@ -6,6 +6,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 
 from preprocessor.client.requests import Prompt
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -30,9 +31,14 @@ class KnownFiles:
         self._miss_count = 0
         self._paused_until = 0.0
 
-    def named(self, prompt: Prompt) -> Prompt | None:
-        """The prompt with known files named by their digest; None where none is known."""
-        digests = {key: digest for key, digest in _digests(prompt).items() if self._is_known(digest)}
+    def named(self, prompt: Prompt, digests: Mapping[str, bytes]) -> Prompt | None:
+        """The prompt with known files named by their digest; None where none is known.
+
+        Args:
+            digests: `digests_of` the prompt.
+        """
+        with self._lock:
+            digests = {key: digest for key, digest in digests.items() if digest in self._digests}
         if not digests or time.monotonic() < self._paused_until:
             return None
         spec = pb.PrepareSpec()
@@ -47,30 +53,26 @@ class KnownFiles:
         """The service had every file that was named."""
         self._miss_count = 0
 
-    def missed(self, prompt: Prompt) -> None:
-        """The service did not have a file of this prompt."""
+    def missed(self, digests: Iterable[bytes]) -> None:
+        """The service did not have one of these files."""
         with self._lock:
-            for digest in _digests(prompt).values():
+            for digest in digests:
                 self._digests.pop(digest, None)
             self._miss_count += 1
             if self._miss_count >= _MAX_MISSES:
                 self._miss_count, self._paused_until = 0, time.monotonic() + _PAUSE_SECONDS
 
-    def sent(self, prompt: Prompt) -> None:
+    def sent(self, digests: Iterable[bytes]) -> None:
         """The service has had these files."""
         with self._lock:
-            for digest in _digests(prompt).values():
+            for digest in digests:
                 self._digests[digest] = None
                 self._digests.move_to_end(digest)
             while len(self._digests) > _MAX_COUNT:
                 self._digests.popitem(last=False)
 
-    def _is_known(self, digest: bytes) -> bool:
-        with self._lock:
-            return digest in self._digests
 
-
-def _digests(prompt: Prompt) -> dict[str, bytes]:
+def digests_of(prompt: Prompt) -> dict[str, bytes]:
     """SHA-256 of the files that are sent with a prompt and are not small, by media key."""
     files = {medium.key: medium.inline_data for medium in prompt.spec.media if medium.inline_data} | dict(prompt.files)
     return {key: hashlib.sha256(data).digest() for key, data in files.items() if len(data) >= _LEAST_BYTES}

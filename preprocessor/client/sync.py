@@ -12,7 +12,7 @@ import grpc
 from preprocessor.client.answers import AnswerState, PrepareResult, Progress, ResultAssembler
 from preprocessor.client.channel import Credentials, call_metadata, open_channel
 from preprocessor.client.errors import failure_of
-from preprocessor.client.known_files import MEDIA_NOT_CACHED, KnownFiles
+from preprocessor.client.known_files import MEDIA_NOT_CACHED, KnownFiles, digests_of
 from preprocessor.client.requests import Parameters, Prompt, count_requests, generate_requests, prepare_requests
 from preprocessor.client.retry import RETRY_SECONDS, Retries
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -154,20 +154,23 @@ class Client:
 
     def _with_known_files(self, prompt: Prompt, ask: Callable[[Prompt], _Result]) -> _Result:
         """Make one call; files that the service has had are named, and sent only if it does not have them any more."""
-        named = self._known_files.named(prompt) if self._known_files else None
-        if named is not None and self._known_files:
+        known = self._known_files
+        if known is None:
+            return ask(prompt)
+        digests = digests_of(prompt)
+        named = known.named(prompt, digests)
+        if named is not None:
             try:
                 result = ask(named)
             except grpc.RpcError as error:
                 if failure_of(error).reason != MEDIA_NOT_CACHED:
                     raise
-                self._known_files.missed(prompt)
+                known.missed(digests.values())
             else:
-                self._known_files.found()
+                known.found()
                 return result
         result = ask(prompt)
-        if self._known_files:
-            self._known_files.sent(prompt)
+        known.sent(digests.values())
         return result
 
     def _attempts(self, attempt: Callable[[float | None], _Result], timeout_seconds: float | None) -> _Result:

@@ -87,10 +87,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             await tensor_stream.send_large_tensors(planned, call, self._metrics)
             if planned.pixels is not None:
                 await tensor_stream.send_pixels(request, planned, planned.pixels, call, self._metrics)
-            report = writing.write_report(
-                call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions, call.cached_item_count
-            )
-            await call.send(pb.PrepareResponse(report=report))
+            await call.send(pb.PrepareResponse(report=_report(planned, call)))
 
     async def Generate(  # type: ignore[override]
         self,
@@ -117,11 +114,8 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             ) as engine_request:
                 completion = await generation.stream_answers(engine, engine_request, detokenizers, call, self._metrics)
             # After the context: an engine may answer before the worker has reported that all pixels are written.
-            report = writing.write_report(
-                call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions, call.cached_item_count
-            )
             completion.prompt_token_count = planned.token_count
-            completion.report.CopyFrom(report)
+            completion.report.CopyFrom(_report(planned, call))
             await call.send(pb.GenerateResponse(completion=completion))
 
     async def CountTokens(
@@ -197,3 +191,10 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         if self._engine is None:
             raise EngineUnavailable("no engine is configured; start the service with --engine, or call Prepare")
         return self._engine
+
+
+def _report(planned: Plan, call: Call) -> pb.Report:
+    """What a call has done; to be made when all of it is done."""
+    return writing.write_report(
+        call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions, call.cached_item_count
+    )
