@@ -25,8 +25,9 @@ _UNAVAILABLE_PHRASES = (
     # grpc.aio itself, as INTERNAL: the stream was over before a message was written, and why it was is lost.
     "Internal error from Core",
 )
-# gRPC core's own, where the other side closes or resets a connection with calls open.
-_CONNECTION_LOST_DETAILS = ("Socket closed", "recvmsg:Connection reset by peer", "Connection reset by peer")
+# gRPC core's own, where the other side closes or resets a connection with calls open, or just before a call begins. Each may
+# stand in brackets behind another text, as in "Stream removed (Socket closed)".
+_CONNECTION_LOST_DETAILS = ("Socket closed", "Connection reset by peer", "Stream removed", "Broken pipe")
 # Triton's own full queue; and this project's models, which have no better status to send than UNAVAILABLE.
 _OVERLOADED_PHRASES = ("maximum queue size", "too many prompts")
 # How Triton 2.51 begins what it says of a request that it turns away before the model sees it.
@@ -55,7 +56,7 @@ def grpc_errors(who: str) -> Iterator[None]:
 def _details_of(error: AioRpcError) -> str:
     """The status message, or what gRPC's own texts for a lost connection mean."""
     details = error.details() or "no details"
-    if error.code() is grpc.StatusCode.UNAVAILABLE and details in _CONNECTION_LOST_DETAILS:
+    if error.code() is grpc.StatusCode.UNAVAILABLE and any(one in details for one in _CONNECTION_LOST_DETAILS):
         return f"the engine closed the connection during the call ({details})"
     return details
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import grpc
 import pytest
 from grpc.aio import AioRpcError, Metadata
@@ -82,8 +84,17 @@ def test_reasons_are_stable() -> None:
     }
 
 
-def test_a_closed_connection_is_unavailable_and_said_to_be_closed() -> None:
-    foreign = AioRpcError(grpc.StatusCode.UNAVAILABLE, Metadata(), Metadata(), details="Socket closed")
-    expected = r"engine x: the engine closed the connection during the call \(Socket closed\) \(UNAVAILABLE\)"
+@pytest.mark.parametrize(
+    "details",
+    [
+        "Socket closed",
+        "Stream removed (Socket closed)",
+        "recvmsg:Connection reset by peer",
+        "sendmsg: Broken pipe (32)",
+    ],
+)
+def test_a_closed_connection_is_unavailable_and_said_to_be_closed(details: str) -> None:
+    foreign = AioRpcError(grpc.StatusCode.UNAVAILABLE, Metadata(), Metadata(), details=details)
+    expected = re.escape(f"engine x: the engine closed the connection during the call ({details}) (UNAVAILABLE)")
     with pytest.raises(EngineUnavailable, match=expected), grpc_errors("engine x"):
         raise foreign
