@@ -10,12 +10,13 @@ What these functions refuse is an `InvalidRequest` with the reason that the serv
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Literal
 
+from preprocessor.client.frames import Frame, invalid_frames, join_frames
 from preprocessor.client.requests import Prompt
 from preprocessor.errors import InvalidRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -70,8 +71,9 @@ def image(
 
 
 def video(
-    source: Source,
+    source: Source | None = None,
     *,
+    frames: Iterable[Frame] | None = None,
     key: str = "",
     fps: float | None = None,
     frame_count: int | None = None,
@@ -89,6 +91,10 @@ def video(
     """A video of a prompt. Which frames are used: at most one of the first five ways; the model's own rule with none.
 
     Args:
+        source: The video's file; None where `frames` are given.
+        frames: The frames of the video, all of which are used: paths or bytes of image files (JPEG, PNG, WebP), or arrays uint8
+            [height, width, 3]; all of one size. Then `fps` or `times_seconds` is required and tells when they are shown, and no
+            other way is accepted, nor start, end or basis.
         key: As `image`'s.
         fps: Frames a second.
         frame_count: Frames in all; a clip with fewer gives each once.
@@ -101,8 +107,8 @@ def video(
         cap_pixels_per_frame: Overrides the model's setting of that name.
         tolerant: The last good frame stands in the place of one that cannot be decoded; the call fails otherwise.
     Raises:
-        OSError: The file cannot be read.
-        InvalidRequest: `SAMPLING_CONFLICT`.
+        OSError: A file cannot be read.
+        InvalidRequest: `SAMPLING_CONFLICT`, `INVALID_FRAMES`, `RESOLUTION_CHANGE`.
     """
     fields = pb.Media(
         modality=pb.MODALITY_VIDEO,
@@ -111,6 +117,15 @@ def video(
         cap_pixels_per_frame=cap_pixels_per_frame,
         damage_policy=pb.DAMAGE_POLICY_TOLERANT if tolerant else pb.DAMAGE_POLICY_UNSPECIFIED,
     )
+    if frames is not None:
+        if source is not None:
+            raise invalid_frames("a video is given by its file or by its frames, not by both")
+        listed, joined = join_frames(frames, fps, times_seconds)
+        fields.frames.CopyFrom(listed)
+        fps = times_seconds = None
+        source = joined
+    elif source is None:
+        raise invalid_frames("a video needs its file or its frames")
     choice = {
         "fps": fps,
         "frame_count": frame_count,
@@ -123,6 +138,8 @@ def video(
         raise InvalidRequest(f"{' and '.join(chosen)} are given together; choose one", reason="SAMPLING_CONFLICT")
     sampling = pb.Sampling(start_seconds=start_seconds, end_seconds=end_seconds, basis=_BASES[basis], **chosen)  # type: ignore[arg-type]
     if sampling != pb.Sampling():
+        if frames is not None:
+            raise InvalidRequest("frames that are given are all used; leave sampling out", reason="SAMPLING_CONFLICT")
         fields.sampling.CopyFrom(sampling)
     return _medium(fields, source, key)
 
