@@ -4,6 +4,12 @@
 >>> [medium.key for medium in prompt.spec.media]
 ['clip.mp4', 'photo.jpg']
 
+A video may also be frames that the caller has chosen, as image files or arrays:
+
+>>> camera = video(frames=[photo, photo], times_seconds=[0, 2.5], key="camera")
+>>> list(chat([{"role": "user", "content": [camera, "What has changed?"]}]).spec.media[0].frames.times_seconds.values)
+[0.0, 2.5]
+
 What these functions refuse is an `InvalidRequest` with the reason that the service would give.
 """
 

@@ -116,7 +116,7 @@ async def test_fields_at_fault_are_named(model: Model) -> None:
     async with serving(model, limits=limits) as caller, AsyncClient(caller.server.address) as client:
         for medium, reason, fields in (
             (video(frames=PICTURES, times_seconds=[0, 1]), "INVALID_FRAMES", ["media[0].frames.times_seconds"]),
-            (video(frames=LARGE, fps=1), "MEDIA_TOO_LARGE", []),
+            (video(frames=LARGE, fps=1), "MEDIA_TOO_LARGE", ["media[0]"]),
         ):
             with pytest.raises(CallFailed) as caught:
                 await client.prepare(chat(asked(medium)))
