@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,18 +37,11 @@ def listed(pictures: Sequence[bytes], key: str = "v", frames: FrameList | None =
 def sized(pictures: Sequence[bytes], frames: FrameList | None = None) -> FrameList:
     """The list with the sizes of these pictures."""
     frames = frames or FrameList((), fps=4.0)
-    return FrameList(
-        tuple(map(len, pictures)),
-        frames.fps,
-        frames.times_seconds,
-        frames.encoding,
-        frames.width_px,
-        frames.height_px,
-    )
+    return dataclasses.replace(frames, sizes_bytes=tuple(map(len, pictures)))
 
 
-def at_times(*times_seconds: float) -> FrameList:
-    return FrameList((), times_seconds=times_seconds)
+def at_times(*times_seconds: float, duration_seconds: float | None = None) -> FrameList:
+    return FrameList((), times_seconds=times_seconds, duration_seconds=duration_seconds)
 
 
 def raw(count: int, width: int = 90, height: int = 60, fps: float = 4.0, **settings: Any) -> Media:

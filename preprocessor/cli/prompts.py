@@ -70,6 +70,10 @@ def _medium(options: argparse.Namespace, modality: str, source: Source) -> Mediu
             background=options.background or "",
         )
     folder = Path(str(source)) if modality == "frames" else None
+    if folder is not None and options.fps is None and not options.frame_times:
+        raise InvalidRequest(
+            "--frames needs their rate or their times: --fps or --frame-times", reason="INVALID_FRAMES"
+        )
     medium = video(
         source if folder is None else None,
         frames=None if folder is None else _frame_files(folder),

@@ -85,6 +85,7 @@ def video(
     frame_count: int | None = None,
     indices: Sequence[int] | None = None,
     times_seconds: Sequence[float] | None = None,
+    duration_seconds: float | None = None,
     every_frame: bool = False,
     start_seconds: float | None = None,
     end_seconds: float | None = None,
@@ -106,6 +107,7 @@ def video(
         frame_count: Frames in all; a clip with fewer gives each once.
         indices: Frame numbers in presentation order, from 0, ascending.
         times_seconds: The frames on screen then, from the clip's first frame, ascending.
+        duration_seconds: Of `frames` with times: length of the video that they are from, if it is known.
         every_frame: All frames.
         start_seconds, end_seconds: Only frames on screen from start (included) to end (excluded).
         basis: What fps and frame_count spread frames over: frame numbers, or presentation times.
@@ -128,10 +130,13 @@ def video(
             raise invalid_frames("a video is given by its file or by its frames, not by both")
         listed, joined = join_frames(frames, fps, times_seconds)
         fields.frames.CopyFrom(listed)
+        if duration_seconds is not None:
+            fields.frames.duration_seconds = duration_seconds
         fps = times_seconds = None
         source = joined
-    elif source is None:
-        raise invalid_frames("a video needs its file or its frames")
+    elif source is None or duration_seconds is not None:
+        what = "duration_seconds is for frames" if source is not None else "a video needs its file or its frames"
+        raise invalid_frames(what)
     choice = {
         "fps": fps,
         "frame_count": frame_count,

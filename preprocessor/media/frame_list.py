@@ -53,8 +53,7 @@ def check_frame_list(medium: Media, frames: FrameList, limits: Limits) -> None:
         raise too_many_frames(limits, key)
     _check_sizes(frames, limits, key)
     _check_times(frames, key)
-    times = _times(frames)
-    check_span(float(times[-1]) + 1 / _rate(frames, times), limits, key)
+    check_span(_end_seconds(frames), limits, key)
 
 
 def probe_frame_list(medium: Media, frames: FrameList, limits: Limits, check: Callable[[], None]) -> FrameListInfo:
@@ -137,8 +136,8 @@ def _decoded(data: bytes, clip: FrameListInfo, choice: Choice) -> Iterator[tuple
 def _probe_images(
     medium: Media, offsets: npt.NDArray[np.int64], limits: Limits, check: Callable[[], None]
 ) -> tuple[list[tuple[str, str]], tuple[int, int]]:
-    """(format, decoder) of each image file whose header can be read, and the width and height of all."""
-    kinds: list[tuple[str, str]] = []
+    """(format, decoder) of the image files, each once, and the width and height of all."""
+    kinds: dict[tuple[str, str], None] = {}
     first: tuple[int, ImageInfo] | None = None
     damage: PreprocessorError | None = None
     for index, (start, stop) in enumerate(itertools.pairwise(offsets.tolist())):
@@ -167,11 +166,11 @@ def _probe_images(
                 reason="RESOLUTION_CHANGE",
                 media_key=medium.key,
             )
-        kinds.append((image.format, image.decoder))
+        kinds[image.format, image.decoder] = None
     if first is None:
         assert damage is not None, "there is at least one frame"
         raise damage
-    return kinds, (first[1].width_px, first[1].height_px)
+    return list(kinds), (first[1].width_px, first[1].height_px)
 
 
 def _is_damage(error: PreprocessorError) -> bool:
@@ -185,10 +184,23 @@ def _times(frames: FrameList) -> npt.NDArray[np.float64]:
     return np.array(frames.times_seconds, np.float64)
 
 
+def _end_seconds(frames: FrameList) -> float:
+    """When the last frame is no longer shown."""
+    if frames.fps is not None:
+        return len(frames.sizes_bytes) / frames.fps
+    times = _times(frames)
+    return frames.duration_seconds or float(times[-1]) + 1 / _rate(frames, times)
+
+
 def _rate(frames: FrameList, times: npt.NDArray[np.float64]) -> float:
-    """Frames a second; 1 of a single frame with a time."""
+    """Frames a second; 1 of a single frame with a time.
+
+    Source: transformers 5.23, VideoMetadata.sampled_fps, where the video's length is known.
+    """
     if frames.fps is not None:
         return frames.fps
+    if frames.duration_seconds is not None:
+        return len(times) / frames.duration_seconds
     return (len(times) - 1) / float(times[-1] - times[0]) if len(times) > 1 else 1.0
 
 
@@ -226,6 +238,8 @@ def _check_times(frames: FrameList, key: str) -> None:
     if frames.fps is not None and not (math.isfinite(frames.fps) and frames.fps > 0):
         raise _invalid(f"fps is {frames.fps:g}; give a number above 0", ".fps", key)
     if times is None:
+        if frames.duration_seconds is not None:
+            raise _invalid("a rate tells the duration; leave duration_seconds out", ".duration_seconds", key)
         return
     if len(times) != count:
         raise _invalid(f"{len(times)} times for {count} frames; give one for each", ".times_seconds", key)
@@ -235,6 +249,10 @@ def _check_times(frames: FrameList, key: str) -> None:
             ".times_seconds",
             key,
         )
+    seconds = frames.duration_seconds
+    if seconds is not None and not (math.isfinite(seconds) and seconds > times[-1]):
+        told = f"duration_seconds is {seconds:g}; give a number above the last frame's time, {times[-1]:g}"
+        raise _invalid(told, ".duration_seconds", key)
 
 
 def _invalid(message: str, field: str, key: str) -> InvalidRequest:

@@ -69,6 +69,7 @@ def read_frame_list(medium: pb.Media, encoding: FrameEncoding) -> FrameList | No
         encoding=encoding,
         width_px=frames.width_px,
         height_px=frames.height_px,
+        duration_seconds=frames.duration_seconds if frames.HasField("duration_seconds") else None,
     )
 
 

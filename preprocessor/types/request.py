@@ -78,6 +78,7 @@ class FrameList:
         sizes_bytes: Of each picture, in order.
         fps, times_seconds: Exactly one. Frames a second, the first frame at 0 s; or when each frame is shown, ascending.
         width_px, height_px: Of every RGB24 frame; 0 for image files, whose headers tell.
+        duration_seconds: Length of the video that frames with times are from; None where it is not known.
     """
 
     sizes_bytes: tuple[int, ...] = field(repr=False)
@@ -86,6 +87,7 @@ class FrameList:
     encoding: FrameEncoding = FrameEncoding.IMAGE_FILE
     width_px: int = 0
     height_px: int = 0
+    duration_seconds: float | None = None
 
 
 FileData = bytes | memoryview

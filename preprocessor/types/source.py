@@ -83,8 +83,8 @@ class FrameListInfo:
         codec: "RGB24", or the formats of its image files, such as "JPEG".
         decoder: The libraries that decode them, with versions; empty for RGB24.
         rate: Frames a second on average: frame_count = rate x duration_seconds.
-        duration_seconds: From the first frame's time to the end of the last frame's display, which stays as long as the others
-            do on average.
+        duration_seconds: As the caller gave it; else from the first frame's time to the end of the last frame's display, which
+            stays as long as the others do on average.
         times_seconds: When each frame is shown, float64 [frame_count], ascending.
         offsets: Where each frame's picture begins in the file and where the last one ends, int64 [frame_count + 1].
     """

@@ -806,6 +806,7 @@ class FrameList(_message.Message):
     HEIGHT_PX_FIELD_NUMBER: _builtins.int
     FPS_FIELD_NUMBER: _builtins.int
     TIMES_SECONDS_FIELD_NUMBER: _builtins.int
+    DURATION_SECONDS_FIELD_NUMBER: _builtins.int
     encoding: Global___FrameEncoding.ValueType
     """How each picture is encoded."""
     width_px: _builtins.int
@@ -814,6 +815,11 @@ class FrameList(_message.Message):
     """Height of every frame, as `width_px`."""
     fps: _builtins.float
     """Frames per second, above 0. The first frame is shown at 0 seconds."""
+    duration_seconds: _builtins.float
+    """With times_seconds only: length of the video that the frames are from, above the last time. Qwen2.5-VL's temporal positions
+    follow from the average rate, which is the number of frames / duration_seconds; where absent, that of the mean interval
+    between the frames, or 1 for a single one.
+    """
     @_builtins.property
     def sizes_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Size of each picture, in order; at least one. With `inline_frames`, which tell it, empty. The sum is the size of the file."""
@@ -833,13 +839,19 @@ class FrameList(_message.Message):
         height_px: _builtins.int = ...,
         fps: _builtins.float = ...,
         times_seconds: Global___FrameTimes | None = ...,
+        duration_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fps", b"fps", "times_seconds", b"times_seconds", "timing", b"timing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_duration_seconds", b"_duration_seconds", "duration_seconds", b"duration_seconds", "fps", b"fps", "times_seconds", b"times_seconds", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoding", b"encoding", "fps", b"fps", "height_px", b"height_px", "sizes_bytes", b"sizes_bytes", "times_seconds", b"times_seconds", "timing", b"timing", "width_px", b"width_px"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_duration_seconds", b"_duration_seconds", "duration_seconds", b"duration_seconds", "encoding", b"encoding", "fps", b"fps", "height_px", b"height_px", "sizes_bytes", b"sizes_bytes", "times_seconds", b"times_seconds", "timing", b"timing", "width_px", b"width_px"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__duration_seconds: _TypeAlias = _typing.Literal["duration_seconds"]  # noqa: Y015
+    _WhichOneofArgType__duration_seconds: _TypeAlias = _typing.Literal["_duration_seconds", b"_duration_seconds"]  # noqa: Y015
     _WhichOneofReturnType_timing: _TypeAlias = _typing.Literal["fps", "times_seconds"]  # noqa: Y015
     _WhichOneofArgType_timing: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__duration_seconds) -> _WhichOneofReturnType__duration_seconds | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_timing) -> _WhichOneofReturnType_timing | None: ...
 
 Global___FrameList: _TypeAlias = FrameList  # noqa: Y015

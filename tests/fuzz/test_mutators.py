@@ -106,6 +106,7 @@ def test_fields_of_every_kind_are_spoiled() -> None:
         "FrameList.sizes_bytes",
         "FrameList.times_seconds",
         "FrameTimes.values",
+        "FrameList.duration_seconds",
         "InlineFrames.pictures",
         "PrepareSpec.token_ids",
         "GenerationParameters.seed",

@@ -229,7 +229,7 @@ def _listed(medium: Media, frames: FrameList) -> _Clip:
     if frames.fps is not None:
         return _Clip(np.stack(pictures), list(range(count)), count, frames.fps)
     times = list(frames.times_seconds or ())
-    seconds = count * (times[-1] - times[0]) / (count - 1)
+    seconds = frames.duration_seconds or count * (times[-1] - times[0]) / (count - 1)
     return _Clip(np.stack(pictures), times, seconds, 1.0)
 
 

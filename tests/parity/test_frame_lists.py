@@ -31,6 +31,7 @@ CASES: Mapping[str, Media] = {
     "at a rate": listed(image_files(6)),
     "at times": listed(image_files(4), frames=at_times(0.0, 0.7, 2.0, 9.15)),
     "at times that begin late": listed(image_files(5), frames=at_times(12.25, 12.5, 13.0, 20.0, 20.04)),
+    "of a longer video": listed(image_files(4), frames=at_times(1, 2, 4, 8, duration_seconds=33.4)),
     "an odd number": listed(image_files(7, 57, 130, "PNG"), frames=NTSC),
     "two": listed(image_files(2, image_format="WEBP"), frames=FrameList((), fps=0.25)),
     "of several formats and modes": listed(MIXED),
@@ -50,7 +51,9 @@ def test_frames_come_out_as_from_hugging_face(model: Model, case: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["qwen2-vl", "qwen2.5-vl"])
-@pytest.mark.parametrize("case", ["at times", "an odd number", "under the cap on a frame's pixels"])
+@pytest.mark.parametrize(
+    "case", ["at times", "of a longer video", "an odd number", "under the cap on a frame's pixels"]
+)
 def test_other_families_too(load: Callable[[str], Model], name: str, case: str) -> None:
     assert differences(load(name), asked(CASES[case])) == []
 

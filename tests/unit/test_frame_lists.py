@@ -52,6 +52,9 @@ def refused(model: Model, medium: Media, limits: Limits = LIMITS) -> tuple[str, 
         (sized(FOUR, at_times(0, 2, 1, 3)), ".times_seconds"),
         (sized(FOUR, at_times(-1, 0, 1, 2)), ".times_seconds"),
         (sized(FOUR, at_times(0, 1, 2, float("inf"))), ".times_seconds"),
+        (sized(FOUR, at_times(0, 1, 2, 3, duration_seconds=3)), ".duration_seconds"),
+        (sized(FOUR, at_times(0, 1, 2, 3, duration_seconds=float("nan"))), ".duration_seconds"),
+        (sized(FOUR, FrameList((), fps=4.0, duration_seconds=1.0)), ".duration_seconds"),
         (sized(FOUR, FrameList((), fps=4.0, width_px=90)), ".width_px"),
         (sized(FOUR, FrameList((), fps=4.0, height_px=60)), ".height_px"),
         (FrameList((5, -5), fps=4.0), ".sizes_bytes"),
@@ -106,6 +109,7 @@ def test_only_three_formats_are_frames(model: Model) -> None:
         (Limits(max_clip_frames=3), listed(FOUR), "TOO_MANY_FRAMES"),
         (Limits(max_clip_seconds=1), listed(FOUR, frames=FrameList((), fps=3.9)), "VIDEO_TOO_LONG"),
         (Limits(max_clip_seconds=9), listed(FOUR, frames=at_times(6, 7, 8, 9)), "VIDEO_TOO_LONG"),
+        (Limits(max_clip_seconds=9), listed(FOUR, frames=at_times(1, 2, 3, 4, duration_seconds=10)), "VIDEO_TOO_LONG"),
         (Limits(max_frame_pixels=5399), listed(FOUR), "FRAME_TOO_LARGE"),
         (Limits(max_frame_pixels=5399), raw(2), "FRAME_TOO_LARGE"),
         (Limits(max_side_px=89), listed(FOUR), "SIDE_TOO_LONG"),
@@ -117,6 +121,31 @@ def test_only_three_formats_are_frames(model: Model) -> None:
 )
 def test_a_videos_limits_hold(model: Model, limits: Limits, medium: Media, reason: str) -> None:
     assert refusal(model, medium, limits).reason == reason
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        FrameList((), fps=1e308),
+        at_times(0, 5e-324, 1e-323, 1.5e-323),
+        at_times(0, 1e-320, 1e-319, 2e-319, duration_seconds=1e-318),
+        at_times(1, 2, 3, 60_000),
+    ],
+)
+def test_extreme_times_are_times(model: Model, frames: FrameList) -> None:
+    item = plan(model, asked(listed(FOUR, frames=frames)), LIMITS).items[0]
+    assert item.frames is not None and len(item.frames.prompt_times_seconds) == 4
+
+
+def test_a_rate_near_zero_is_a_long_video(model: Model) -> None:
+    assert refusal(model, listed(FOUR, frames=FrameList((), fps=5e-324))).reason == "VIDEO_TOO_LONG"
+
+
+@pytest.mark.parametrize("medium", [listed(FOUR), raw(3)], ids=["images", "raw"])
+def test_the_decoder_of_video_files_makes_no_difference(model: Model, medium: Media) -> None:
+    ours, theirs = (prepare(model, asked(medium, video_decoder=name)) for name in ("pyav", "opencv"))
+    for name, tensor in ours.tensors.items():
+        assert np.array_equal(tensor, theirs.tensors[name]), name
 
 
 def test_what_is_allowed_is_taken_to_the_last_frame_and_second(model: Model) -> None:
@@ -212,9 +241,10 @@ def test_pictures_in_the_spec_are_one_file() -> None:
 
 
 def test_the_sizes_of_frames_are_the_size_of_the_file() -> None:
-    frames = pb.FrameList(sizes_bytes=[3, 5], times_seconds=pb.FrameTimes(values=[1, 2]))
+    frames = pb.FrameList(sizes_bytes=[3, 5], times_seconds=pb.FrameTimes(values=[1, 2]), duration_seconds=9)
     request, sources = read_spec(spec_of(frames=frames, chunked={}))
-    assert (request.media[0].frames, sources.sizes) == (FrameList((3, 5), times_seconds=(1, 2)), {"v": 8})
+    assert request.media[0].frames == FrameList((3, 5), times_seconds=(1, 2), duration_seconds=9)
+    assert sources.sizes == {"v": 8}
 
 
 @pytest.mark.parametrize(

@@ -99,10 +99,12 @@ def test_a_video_s_sound_is_its_own_file_sent_once() -> None:
 
 def test_frames_are_one_file_with_their_sizes(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").write_bytes(b"three")
-    (sent,) = media_of(video(frames=[b"one", tmp_path / "b.jpg", str(tmp_path / "b.jpg")], times_seconds=[0, 1, 5]))
+    (sent,) = media_of(
+        video(frames=[b"one", tmp_path / "b.jpg", str(tmp_path / "b.jpg")], times_seconds=[0, 1, 5], duration_seconds=6)
+    )
     assert (sent.key, sent.inline_data, sent.HasField("sampling")) == ("video", b"onethreethree", False)
     assert list(sent.frames.sizes_bytes) == [3, 5, 5]
-    assert list(sent.frames.times_seconds.values) == [0, 1, 5]
+    assert (list(sent.frames.times_seconds.values), sent.frames.duration_seconds) == ([0, 1, 5], 6)
 
 
 def test_frames_may_be_arrays_whatever_their_layout_in_memory() -> None:
@@ -130,6 +132,7 @@ ARRAY = np.zeros((4, 6, 3), np.uint8)
     [
         ({}, "INVALID_FRAMES"),
         ({"source": b"film", "frames": [b"x"], "fps": 1}, "INVALID_FRAMES"),
+        ({"source": b"film", "duration_seconds": 2}, "INVALID_FRAMES"),
         ({"frames": [], "fps": 1}, "INVALID_FRAMES"),
         ({"frames": [b"x"]}, "INVALID_FRAMES"),
         ({"frames": [b"x"], "fps": 1, "times_seconds": [0]}, "INVALID_FRAMES"),
