@@ -137,6 +137,17 @@ def test_extreme_times_are_times(model: Model, frames: FrameList) -> None:
     assert item.frames is not None and len(item.frames.prompt_times_seconds) == 4
 
 
+@pytest.mark.parametrize("frames", [FrameList((), fps=2.0), at_times(7.5)], ids=["rate", "time"])
+def test_one_frame_is_a_video(model: Model, frames: FrameList) -> None:
+    """Padded, as a clip of one frame."""
+    done = prepare(model, asked(listed(FOUR[:1], frames=frames)))
+    (item,) = done.plan.items
+    assert (item.frame_count, item.padded_frame_count) == (1, 1)
+    assert f"<{frames.times_seconds[0] if frames.times_seconds else 0:.1f} seconds>" in model.tokenizer.decode(
+        done.tensors["input_ids"].tolist()
+    )
+
+
 def test_a_rate_near_zero_is_a_long_video(model: Model) -> None:
     assert refusal(model, listed(FOUR, frames=FrameList((), fps=5e-324))).reason == "VIDEO_TOO_LONG"
 
