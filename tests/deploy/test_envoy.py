@@ -108,7 +108,7 @@ async def test_turns_of_a_conversation_find_their_media_where_the_client_names_t
             picture = photo(64, 48, seed=2 * number + is_named)
             for turn in range(TURN_COUNT):
                 if is_named:
-                    more = [image(photo(48, 64, seed=turn))] if turn else []
+                    more = [image(photo(48, 64, seed=TURN_COUNT * number + turn))] if turn else []
                     await client.prepare(chat([{"role": "user", "content": [image(picture), *more]}]))
                 else:
                     await prepare(balanced.channel, picture)
