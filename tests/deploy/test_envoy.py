@@ -123,13 +123,11 @@ async def test_turns_of_a_conversation_find_their_media_where_the_client_names_t
 
 
 async def test_a_medium_that_everybody_asks_for_does_not_fill_its_replica(balanced: Balanced) -> None:
-    """With calls of one medium alone, a replica gets at most 1.5 times its share of them; without the header they are even."""
+    """It gets at most 1.5 times the mean, rounded up; Envoy's two threads may each choose it for one more."""
     uploads = [HeldUpload(balanced.channel, PHOTO, ((MEDIA_DIGEST, "popular"),)) for _ in range(30)]
-    for number, upload in enumerate(uploads, 1):
-        await upload.begin()
-        await balanced.all_in_flight(number)
+    await asyncio.gather(*(upload.begin() for upload in uploads))
     counts = await balanced.all_in_flight(len(uploads))
-    assert max(counts) == 15, counts
+    assert 10 < max(counts) <= 17, counts
     assert len(set(await asyncio.gather(*(upload.finish() for upload in uploads)))) == 1
 
 
