@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+_Name = TypeVar("_Name", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +26,14 @@ class Entry:
     worth: float = 1.0
 
 
-def most_saved(requests: Sequence[Hashable], entries: Mapping[Hashable, Entry], capacity_bytes: int) -> float:
+def most_saved(requests: Sequence[_Name], entries: Mapping[_Name, Entry], capacity_bytes: int) -> float:
     """No cache saves more in this sequence.
 
     The bound PFOO-L of Berger, Beckmann and Harchol-Balter ("Practical Bounds on Optimal Caching with Variable Object Sizes",
     2018): a hit needs the entry's bytes from its last request to this one. The byte-steps of all hits together are at most
     the capacity times the steps, whichever order they are taken in, so the hits that are worth most a byte-step are taken.
     """
-    last_seen: dict[Hashable, int] = {}
+    last_seen: dict[_Name, int] = {}
     hits: list[tuple[float, float]] = []  # byte-steps, worth
     for step, name in enumerate(requests):
         if name in last_seen and entries[name].size_bytes <= capacity_bytes:
@@ -44,7 +47,7 @@ def most_saved(requests: Sequence[Hashable], entries: Mapping[Hashable, Entry], 
     return saved
 
 
-def saved_by_belady(requests: Sequence[Hashable], entries: Mapping[Hashable, Entry], capacity_bytes: int) -> float:
+def saved_by_belady(requests: Sequence[_Name], entries: Mapping[_Name, Entry], capacity_bytes: int) -> float:
     """What a cache saves that drops the entry with the most byte-steps until its next request, by what that saves.
 
     With one size and worth that is Belady's rule, and nothing saves more. An entry may be the one that is dropped as soon as
@@ -52,11 +55,11 @@ def saved_by_belady(requests: Sequence[Hashable], entries: Mapping[Hashable, Ent
     """
     never = 2 * len(requests)
     next_use: list[int] = [never] * len(requests)
-    seen: dict[Hashable, int] = {}
+    seen: dict[_Name, int] = {}
     for step in range(len(requests) - 1, -1, -1):
         next_use[step] = seen.get(requests[step], never)
         seen[requests[step]] = step
-    cached: dict[Hashable, int] = {}  # by name, the step of its next request
+    cached: dict[_Name, int] = {}  # by name, the step of its next request
     used_bytes, saved = 0, 0.0
     for step, name in enumerate(requests):
         if name in cached:
