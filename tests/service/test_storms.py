@@ -278,7 +278,8 @@ def all_pixels_are_written_and_unread(server: WatchedServer, call_count: int) ->
 
 def held_bytes(server: WatchedServer) -> float:
     """Memory of the server, without what it keeps for requests with the same media."""
-    return server.pss_bytes() - server.metrics()["preprocessor_cache_bytes"]
+    kept = server.metrics()
+    return server.pss_bytes() - kept["preprocessor_cache_bytes"] - kept["preprocessor_file_cache_bytes"]
 
 
 def worker_ends(server: WatchedServer) -> float:
