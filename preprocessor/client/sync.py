@@ -15,10 +15,12 @@ from preprocessor.client.errors import failure_of
 from preprocessor.client.known_files import MEDIA_NOT_CACHED, KnownFiles, digests_of
 from preprocessor.client.requests import Parameters, Prompt, count_requests, generate_requests, prepare_requests
 from preprocessor.client.retry import RETRY_SECONDS, Retries
+from preprocessor.client.routing import routing_metadata
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 
 _Result = TypeVar("_Result")
+_Metadata = tuple[tuple[str, str], ...]
 
 
 class Client:
@@ -78,11 +80,11 @@ class Client:
         """
 
         def attempt(remaining_seconds: float | None) -> PrepareResult:
-            return self._with_known_files(prompt, lambda sent: ask(sent, remaining_seconds))
+            return self._with_known_files(prompt, lambda sent, metadata: ask(sent, metadata, remaining_seconds))
 
-        def ask(sent: Prompt, remaining_seconds: float | None) -> PrepareResult:
+        def ask(sent: Prompt, metadata: _Metadata, remaining_seconds: float | None) -> PrepareResult:
             assembler = ResultAssembler(progress)
-            call = self._stub.Prepare(prepare_requests(sent), timeout=remaining_seconds, metadata=self._metadata)
+            call = self._stub.Prepare(prepare_requests(sent), timeout=remaining_seconds, metadata=metadata)
             with _cancelled_on_error(call):
                 for response in call:
                     assembler.add(response)
@@ -99,8 +101,8 @@ class Client:
         return self._attempts(
             lambda remaining_seconds: self._with_known_files(
                 prompt,
-                lambda sent: self._stub.CountTokens(
-                    count_requests(sent), timeout=remaining_seconds, metadata=self._metadata
+                lambda sent, metadata: self._stub.CountTokens(
+                    count_requests(sent), timeout=remaining_seconds, metadata=metadata
                 ),
             ),
             timeout_seconds,
@@ -136,11 +138,11 @@ class Client:
         """
 
         def attempt(remaining_seconds: float | None) -> Answer:
-            return self._with_known_files(prompt, lambda sent: ask(sent, remaining_seconds))
+            return self._with_known_files(prompt, lambda sent, metadata: ask(sent, metadata, remaining_seconds))
 
-        def ask(sent: Prompt, remaining_seconds: float | None) -> Answer:
+        def ask(sent: Prompt, metadata: _Metadata, remaining_seconds: float | None) -> Answer:
             requests = generate_requests(sent, parameters)
-            return Answer(self._stub.Generate(requests, timeout=remaining_seconds, metadata=self._metadata))
+            return Answer(self._stub.Generate(requests, timeout=remaining_seconds, metadata=metadata))
 
         answer = self._attempts(attempt, timeout_seconds)
         try:
@@ -149,19 +151,20 @@ class Client:
             answer.cancel()
 
     @property
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
+    def _metadata(self) -> _Metadata:
         return call_metadata(self._credentials)
 
-    def _with_known_files(self, prompt: Prompt, ask: Callable[[Prompt], _Result]) -> _Result:
+    def _with_known_files(self, prompt: Prompt, ask: Callable[[Prompt, _Metadata], _Result]) -> _Result:
         """Make one call; files that the service has had are named, and sent only if it does not have them any more."""
         known = self._known_files
+        digests = {} if known is None else digests_of(prompt)
+        metadata = (*self._metadata, *routing_metadata(prompt, digests))
         if known is None:
-            return ask(prompt)
-        digests = digests_of(prompt)
+            return ask(prompt, metadata)
         named = known.named(prompt, digests)
         if named is not None:
             try:
-                result = ask(named)
+                result = ask(named, metadata)
             except grpc.RpcError as error:
                 if failure_of(error).reason != MEDIA_NOT_CACHED:
                     raise
@@ -169,7 +172,7 @@ class Client:
             else:
                 known.found()
                 return result
-        result = ask(prompt)
+        result = ask(prompt, metadata)
         known.sent(digests.values())
         return result
 
