@@ -53,13 +53,14 @@ def prepare(model: LoadedModel, request: PreparationRequest, limits: Limits | No
     planned = plan(model, request, limits or Limits())
     timings = Timings()
     timings.merge(planned.timings)
-    tensors, substitutions = dict(planned.tensors), planned.substitutions
+    tensors, substitutions, decoded_frame_count = dict(planned.tensors), planned.substitutions, 0
     if planned.pixels is not None:
         pixels = tensors[planned.pixels.name] = allocate_pixels(planned.pixels)
         report = write_pixels(model, request.media, planned.pixels, pixels)
         timings.merge(report.timings)
         substitutions += report.substitutions
-    return Prepared(plan=planned, tensors=tensors, timings=timings, substitutions=substitutions)
+        decoded_frame_count = report.decoded_frame_count
+    return Prepared(planned, tensors, timings, substitutions, decoded_frame_count)
 
 
 def plan(model: LoadedModel, request: PreparationRequest, limits: Limits, check: CancelCheck = keep_going) -> Plan:

@@ -19,8 +19,10 @@ from safetensors.numpy import load_file
 
 from preprocessor import pipeline
 from preprocessor.__main__ import main
-from preprocessor.cli.output import check_output, save_tensors
+from preprocessor.cli.output import check_output
+from preprocessor.cli.saved import PreparedPrompt, save
 from preprocessor.cli.serve import event_loop_runner
+from preprocessor.client import PrepareResult
 from preprocessor.config import SettingError
 from preprocessor.models.family import Model
 from preprocessor.types.request import (
@@ -34,6 +36,7 @@ from preprocessor.types.request import (
     Sampling,
     TextPart,
 )
+from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip, photo
 from tests.pictures import file_of
 from tests.waiting import PATIENCE_SECONDS
@@ -219,7 +222,10 @@ def test_a_full_disk_is_reported_for_the_output(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr("safetensors.numpy.save_file", save_file)
     with pytest.raises(SettingError, match=r"--output: .*; give a file that can be written \(.*No space left"):
-        save_tensors(tmp_path / "out.safetensors", {})
+        save(
+            PreparedPrompt(PrepareResult(pb.Header(), pb.Report(), {}), pb.PrepareSpec(), None, None),
+            tmp_path / "out.safetensors",
+        )
 
 
 def test_checking_the_output_path_changes_no_file(tmp_path: Path) -> None:
