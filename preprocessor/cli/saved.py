@@ -1,8 +1,8 @@
 """The safetensors file of `prepare --output`: tensors, and in its metadata the messages that describe them.
 
 Readers of safetensors see tensors by the contract's names, and may ignore the metadata, whose keys begin with `preprocessor.`.
-Their values are JSON: `header`, `report`, `spec` (without files and URLs) and `model` are the proto's messages, `facts` is `Facts`.
-The last two are there only where the prompt was prepared with `--local`.
+Their values are JSON: `header`, `report`, `spec` (without files and URLs) and `model` are the messages of the proto, `facts` is
+`Facts`. The last two are there only where the prompt was prepared with `--local`.
 """
 
 from __future__ import annotations
