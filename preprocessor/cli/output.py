@@ -9,7 +9,7 @@ from typing import Any
 from preprocessor.config import SettingError
 from preprocessor.v1 import preprocessor_pb2 as pb
 
-_MODALITY_NAMES = {pb.MODALITY_IMAGE: "image", pb.MODALITY_VIDEO: "video"}
+MODALITY_NAMES = {pb.MODALITY_IMAGE: "image", pb.MODALITY_VIDEO: "video", pb.MODALITY_AUDIO: "audio"}
 
 
 def summary(header: pb.Header, report: pb.Report) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def summary(header: pb.Header, report: pb.Report) -> dict[str, Any]:
         "items": [
             {
                 "key": item.key,
-                "modality": _MODALITY_NAMES[item.modality],
+                "modality": MODALITY_NAMES.get(item.modality, "unknown"),
                 "codec": _codec(item.source),
                 "source_size_px": list(_size_px(item.source)),
                 "size_px": [item.patches.width_px, item.patches.height_px],
