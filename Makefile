@@ -19,7 +19,7 @@ LOWEST := build/lowest
 AUDIT_IGNORED :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton vllm prometheus demo test test-vllm test-all test-lowest soak fuzz fuzz-guided audit sbom parity bench bench-full golden proto image image-test render reference format lint type verify clean
+.PHONY: help setup triton vllm prometheus demo test test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit sbom parity bench bench-full golden proto image image-test render reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ VLLM_IN_TRITON := tests/engine/test_vllm_triton.py
 test-vllm: vllm triton ## run the tests with a real vLLM on the CPU; some fifteen minutes
 	$(BIN)/python -m pytest -m vllm tests/engine --ignore $(VLLM_IN_TRITON)
 	$(BIN)/python -m pytest -m vllm $(VLLM_IN_TRITON)
+
+test-browser: setup ## look at the page of `preprocessor inspect` in Chromium, where there is one
+	$(BIN)/python -m pytest -m browser tests/browser
 
 test-all: triton ## run every test but the soak, the long ones too
 	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'

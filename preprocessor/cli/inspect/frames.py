@@ -61,7 +61,9 @@ def locate_pixels(
 ) -> list[ItemPixels] | str:
     """Each item's rows, or why they cannot be shown."""
     name = next((name for name in _PIXEL_TENSORS if name in tensors), None)
-    if not header.items or not all(item.HasField("patches") for item in header.items):
+    if not header.items:
+        return []
+    if not all(item.HasField("patches") for item in header.items):
         return "how this model's tensors arrange pixels is not described: only their names and shapes are known"
     if name is None:
         return "the result has no pixels, as requested"

@@ -131,9 +131,9 @@ def frame_label(frame: Frame) -> str:
     """A frame's place, number and times."""
     if frame.index is None:
         return "as the model gets it"
-    seconds = "" if frame.time_seconds is None else f" · {frame.time_seconds:.2f} s"
+    seconds = "" if frame.time_seconds is None else f" · {frame.time_seconds:.2f}\u00a0s"
     differs = frame.prompt_seconds is not None and (
         frame.time_seconds is None or abs(frame.prompt_seconds - frame.time_seconds) >= 0.005
     )
-    stated = f" · in the prompt {frame.prompt_seconds:.2f} s" if differs else ""
+    stated = f" · in the prompt {frame.prompt_seconds:.2f}\u00a0s" if differs else ""
     return f"#{frame.position} · frame {frame.index:,}{seconds}{stated}"

@@ -114,7 +114,7 @@ def _tokens(tokens: Sequence[Token], counts: Sequence[Pair]) -> Markup:
 def _token(token: Token, place: int) -> Markup:
     text: Child = token.text.replace("\r\n", "\\r\\n\n").replace("\n", "↵\n") or "∅"
     if token.kind == "media":
-        text = join(token.text, tag("small", f" × {token.count:,}"))
+        text = join(token.text, tag("small", f"\u00a0×\u00a0{token.count:,}"))
     kinds = {"text": "text", "time": "time", "special": "spec", "media": "medi", "omitted": "not"}
     return tag(
         "span",
@@ -169,7 +169,9 @@ def _estimates(estimates: Sequence[Estimate]) -> Markup:
         )
         for one in estimates
     ]
-    return table(("part", "plan's estimate, CPU ms", "here, CPU ms", "here ÷ estimate"), rows, numbers=(1, 2, 3))
+    known = table(("part", "plan's estimate, CPU ms", "here, CPU ms", "here ÷ estimate"), rows, numbers=(1, 2, 3))
+    about = "The first run of a process, which is slower than later ones: `plan --measure` tells the median of several."
+    return join(known, tag("p", about, class_="note") if rows else None)
 
 
 def _settings(settings: Sequence[Setting]) -> Markup:

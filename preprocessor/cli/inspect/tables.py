@@ -46,7 +46,10 @@ def settings(header: pb.Header, spec: pb.PrepareSpec, model: pb.Model | None) ->
         form = pb.PixelForm.Name(spec.pixel_form).removeprefix("PIXEL_FORM_").lower()
         yield Setting("form of the pixels", form, "request: pixel_form")
     else:
-        yield Setting("form of the pixels", "uint8, or the processor's own on the generic path", _DEFAULT)
+        is_uint8 = any(tensor.name == "pixel_patches" for tensor in header.tensors)
+        yield Setting(
+            "form of the pixels", "uint8" if is_uint8 else "as the model's own processor makes them", _DEFAULT
+        )
     used = {item.key: item for item in header.items}
     for place, medium in enumerate(spec.media):
         if medium.key in used:
