@@ -69,7 +69,7 @@ async def tab(folder: Path, tmp_path: Path) -> AsyncIterator[Tab]:
 
 async def keep_screenshot(tab: Tab, name: str) -> None:
     if folder := os.environ.get("SCREENSHOTS"):
-        (Path(folder) / f"{name}.png").write_bytes(await tab.screenshot())  # noqa: ASYNC240  (only on request)
+        (Path(folder) / f"{name}.png").write_bytes(await tab.screenshot())
 
 
 async def test_the_page_can_be_read_in_light_and_dark(tab: Tab) -> None:
