@@ -37,6 +37,7 @@ from preprocessor.types.request import (
     TextPart,
 )
 from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.base_install import run_with_base_install
 from tests.media import moving_shapes_clip, photo
 from tests.pictures import file_of
 from tests.waiting import PATIENCE_SECONDS
@@ -122,6 +123,35 @@ def test_prepare_saves_the_tensors_by_the_contract_s_names(
     assert {pixels, "input_ids", "grid_thw", "item_modality", "item_spans", "mrope_position_ids"} <= saved.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(saved[name].view(np.uint8), array.view(np.uint8), err_msg=name)
+
+
+def test_inspect_shows_what_a_service_prepared(address: str, clip: Path, tmp_path: Path) -> None:
+    page, frames = tmp_path / "page.html", tmp_path / "frames"
+    asked = ("--address", address, "--video", str(clip), "--num-frames", "4", "--text", "Hi", "--output", str(page))
+    assert main(["inspect", *asked, "--save-frames", str(frames)]) == 0  # in this process, which has loaded torch
+    shown = page.read_text()
+    assert f"Prepared by the service at {address}." in shown and shown.count("<img ") == 4
+    assert "the model&#x27;s configuration" in shown and "&lt;|vision_start|&gt;" in shown
+    assert "Only a run in this process tells what was decoded" in shown
+    assert len(list(frames.iterdir())) == 4
+
+
+def test_inspect_needs_none_of_the_extra_where_a_service_prepares(address: str, clip: Path, tmp_path: Path) -> None:
+    code = "import sys; from preprocessor.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    page, saved = str(tmp_path / "page.html"), str(tmp_path / "prompt.safetensors")
+    run_with_base_install(code, "inspect", "--address", address, "--video", str(clip), "--output", page)
+    assert Path(page).read_text().count("<img ") == 4
+    assert "that needs pip install &#x27;vlm-preprocessor[serve]&#x27;" in Path(page).read_text()
+    run_with_base_install(code, "prepare", "--address", address, "--video", str(clip), "--output", saved)
+    run_with_base_install(code, "inspect", saved, "--output", page)
+    assert Path(page).read_text().count("<img ") == 4
+
+
+def test_inspect_says_why_a_service_does_not_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    assert main(["inspect", "--address", "127.0.0.1:1", "--text", "Hi", "--output", str(page)]) == 1
+    assert "nobody listens there" in capsys.readouterr().err
+    assert not page.exists()
 
 
 def test_prepare_puts_transparent_images_on_a_background(tmp_path: Path, address: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 
 from preprocessor.cli import saved
@@ -69,10 +68,10 @@ def _texts_of(prepared: PreparedPrompt, tokenizer_name: str) -> tuple[TokenTexts
     An answer's name of its model is a stranger's word: of itself it loads a built-in model, no directory and nothing from a hub.
     """
     header = prepared.result.header
-    if find_spec("transformers") is None:
+    try:
+        from preprocessor.models.registry import builtin_names, load_model
+    except ModuleNotFoundError:
         return None, ("The tokens' texts are not known: that needs pip install 'vlm-preprocessor[serve]'.",)
-    from preprocessor.models.registry import builtin_names, load_model
-
     name = tokenizer_name or (header.model if header.model in builtin_names() else "")
     if not name:
         return None, ("The tokens' texts are not known: --tokenizer names the model whose tokenizer tells them.",)
