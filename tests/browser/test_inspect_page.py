@@ -114,7 +114,8 @@ async def test_the_grid_tells_row_and_token_of_a_patch(tab: Tab, folder: Path) -
     # Column 3, row 1: the second block of tokens; in it the patch of the second row and column.
     first_row = 2 * int(rows[1] * rows[2])
     assert await tab.evaluate("document.querySelector('#item0 .detail').textContent") == (
-        f"patch row 1, column 3 · row {first_row + 4 + 3} of the pixel tensor · token at position {spans[2][1] + 1}"
+        f"temporal patch 2 · patch row 1, column 3 · row {first_row + 4 + 3} of the pixel tensor · "
+        f"token at position {spans[2][1] + 1}"
     )
     lines = "getComputedStyle(document.querySelector('#item0 path.patches')).display"
     assert await tab.evaluate(lines) != "none"
@@ -135,7 +136,7 @@ async def test_the_grid_follows_the_pointer(tab: Tab) -> None:
         "(({height, width}) => [height, width])(document.querySelector('#item1 .frames').dataset)"
     )
     told = await tab.evaluate("document.querySelector('#item1 .detail').textContent")
-    assert told.startswith(f"patch row {int(grid[0]) - 1}, column {int(grid[1]) - 1} · ")
+    assert told.startswith(f"temporal patch 0 · patch row {int(grid[0]) - 1}, column {int(grid[1]) - 1} · ")
 
 
 async def test_tokens_tell_their_ids_by_keyboard_and_pointer(tab: Tab) -> None:
@@ -153,6 +154,15 @@ async def test_tokens_tell_their_ids_by_keyboard_and_pointer(tab: Tab) -> None:
     await tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + 5, y=y + 5)
     told = await tab.evaluate(detail)
     assert told.startswith("clip.mp4: positions ") and "id 151656" in told
+
+
+async def test_a_medium_s_tokens_lead_to_their_frame(tab: Tab) -> None:
+    await tab.evaluate("document.getElementById('map').focus()")
+    second = "((map) => [...map.children].indexOf(map.querySelectorAll('.medi')[1]))(document.getElementById('map'))"
+    await tab.press("ArrowRight", await tab.evaluate(second))
+    await tab.press("Enter")
+    assert (await tab.evaluate("document.activeElement.querySelector('img').alt")).startswith("clip.mp4, #2 ·")
+    assert await tab.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
 
 
 async def test_every_list_is_reached_by_tab(tab: Tab) -> None:

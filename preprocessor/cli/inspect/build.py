@@ -169,6 +169,7 @@ def _frames(
                 _at(item.prompt_times_seconds, chosen),
                 marks,
                 pixels.frame(position) if position in shown else None,
+                group,
                 pixels.first_row + group * pixels.group_rows,
                 positions[first] if first < len(positions) else None,
             )
@@ -197,7 +198,7 @@ def _integers(array: npt.NDArray[Any] | None, columns: int = 0) -> npt.NDArray[n
 
 
 def _tiles(header: pb.Header, report: pb.Report, model: pb.Model | None) -> list[Pair]:
-    path = "" if model is None else pb.PreprocessingPath.Name(model.path).removeprefix("PREPROCESSING_PATH_").lower()
+    path = "" if model is None else tables.name_of(pb.PreprocessingPath, model.path, "PREPROCESSING_PATH_").lower()
     about = [("family", f"{model.family}, {path} path")] if model is not None else []
     return [
         ("model", header.model),

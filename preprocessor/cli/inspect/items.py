@@ -122,6 +122,7 @@ def _thumbnail(item: Item, frame: Frame, grid: PatchGrid) -> Markup:
         caption,
         type="button",
         class_="frame",
+        data_group=frame.group,
         data_row=frame.first_row,
         data_token=frame.first_token,
     )

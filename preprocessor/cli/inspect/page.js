@@ -54,7 +54,7 @@
       block.setAttribute("y", blockRow * merge);
       const tensorRow = Number(button.dataset.row) + place * merge * merge + inBlock;
       const token = button.dataset.token === undefined ? "not known" : Number(button.dataset.token) + place;
-      detail.textContent = `patch row ${row}, column ${column} · row ${tensorRow} of the pixel tensor · token at position ${token}`;
+      detail.textContent = `temporal patch ${button.dataset.group} · patch row ${row}, column ${column} · row ${tensorRow} of the pixel tensor · token at position ${token}`;
     };
     const show = (place, focus) => {
       current = place;
@@ -112,8 +112,17 @@
       const token = event.target.closest(".t");
       if (token) choose(tokens.indexOf(token));
     });
+    const goToFrame = (token) => {
+      const {item, position} = token ? token.dataset : {};
+      const button = item && document.querySelector(`#item${item} button.frame[data-token="${position}"]`);
+      if (!button) return;
+      button.click();
+      button.focus();
+    };
+    map.addEventListener("dblclick", (event) => goToFrame(event.target.closest(".t")));
     map.addEventListener("focus", () => { if (current === -1) choose(0); });
     map.addEventListener("keydown", (event) => {
+      if (event.key === "Enter") goToFrame(tokens[current]);
       const to = {ArrowLeft: current - 1, ArrowRight: current + 1, ArrowUp: current - 10, ArrowDown: current + 10,
         Home: 0, End: tokens.length - 1}[event.key];
       if (to === undefined) return;

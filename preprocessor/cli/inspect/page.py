@@ -21,6 +21,7 @@ class Frame:
             prompt may state. None for an image.
         marks: Such as "repeated" or "substituted by 12".
         pixels: RGB uint8 [height, width, 3]; None where it is not shown in the page.
+        group: Its temporal patch, from 0; frames of one share its tokens.
         first_row: Its temporal patch's first row of the pixel tensor.
         first_token: Position in the prompt of the first token of its temporal patch; None where that is not known.
     """
@@ -31,6 +32,7 @@ class Frame:
     prompt_seconds: float | None
     marks: tuple[str, ...]
     pixels: npt.NDArray[np.uint8] | None = field(repr=False)
+    group: int
     first_row: int
     first_token: int | None
 

@@ -18,7 +18,10 @@ from preprocessor.cli.inspect.markup import Child, Markup, escape, join, tag
 from preprocessor.cli.inspect.page import Estimate, Page, Pair, Setting, Stage, Token
 
 _SECTIONS = {"media": "Media", "tokens": "Tokens", "cost": "Cost", "tensors": "Tensors", "settings": "Settings"}
-_KEYS = "Tab moves between lists; arrow keys, Home and End move within one."
+_HINT = (
+    "Point at a token, or press an arrow key, for its position and id. Enter or a double click on a medium's tokens goes to "
+    "their frame. Tab moves between lists; arrow keys, Home and End move within one."
+)
 
 
 def render(page: Page) -> str:
@@ -93,7 +96,7 @@ def _tokens(tokens: Sequence[Token], counts: Sequence[Pair]) -> Markup:
     pieces = [_token(token, place) for place, token in enumerate(tokens)]
     detail = tag(
         "p",
-        f"Point at a token, or press an arrow key, for its position and id. {_KEYS}",
+        _HINT,
         id="token",
         class_="detail",
         aria_live="polite",

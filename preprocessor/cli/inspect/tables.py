@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from preprocessor.cli.facts import Facts
 from preprocessor.cli.inspect.page import Estimate, Pair, Setting, Stage
@@ -35,15 +36,14 @@ def estimates(report: pb.Report, facts: Facts | None) -> Iterator[Estimate]:
 def tensor_rows(tensors: Iterable[pb.Tensor]) -> Iterator[tuple[str, str, str, str]]:
     """Name, type, shape and size of each."""
     for one in tensors:
-        number = one.data_type
-        dtype = pb.DataType.Name(number).removeprefix("DATA_TYPE_") if number in pb.DataType.values() else str(number)
+        dtype = name_of(pb.DataType, one.data_type, "DATA_TYPE_")
         yield one.name, dtype, " × ".join(map(str, one.shape)) or "scalar", size(one.total_bytes)
 
 
 def settings(header: pb.Header, spec: pb.PrepareSpec, model: pb.Model | None) -> Iterator[Setting]:
     """What decided the result."""
     if spec.pixel_form:
-        form = pb.PixelForm.Name(spec.pixel_form).removeprefix("PIXEL_FORM_").lower()
+        form = name_of(pb.PixelForm, spec.pixel_form, "PIXEL_FORM_").lower()
         yield Setting("form of the pixels", form, "request: pixel_form")
     else:
         is_uint8 = any(tensor.name == "pixel_patches" for tensor in header.tensors)
@@ -66,7 +66,7 @@ def settings(header: pb.Header, spec: pb.PrepareSpec, model: pb.Model | None) ->
         yield Setting("mean of R, G, B", ", ".join(f"{one:g}" for one in pixels.mean), _MODEL)
         yield Setting("standard deviation of R, G, B", ", ".join(f"{one:g}" for one in pixels.std), _MODEL)
     if model.video_markers:
-        markers = pb.VideoMarkers.Name(model.video_markers).removeprefix("VIDEO_MARKERS_").lower()
+        markers = name_of(pb.VideoMarkers, model.video_markers, "VIDEO_MARKERS_").lower()
         source = "--video-markers of the service; else the engine, or transformers here"
         yield Setting("markers around a video", markers, source)
     for modality, token in sorted(model.placeholders.items()):
@@ -160,6 +160,11 @@ def facts_of(item: pb.Item, decoded: Sequence[str]) -> Iterator[Pair]:
         yield "grid t, h, w", f"{rows.grid_t}, {rows.grid_h}, {rows.grid_w}: {count:,} patches"
     if item.token_count:
         yield "tokens", f"{item.token_count:,}"
+
+
+def name_of(enum: Any, number: int, prefix: str) -> str:
+    """The name of an enum's value without its prefix; the number where a later release added it."""
+    return str(enum.Name(number)).removeprefix(prefix) if number in enum.values() else str(number)
 
 
 def size(count: int) -> str:

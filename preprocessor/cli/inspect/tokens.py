@@ -43,9 +43,10 @@ def token_texts(tokenizer: TokenizersBackend, token_ids: Iterable[int]) -> Token
     texts = {}
     added = frozenset(tokenizer.added_tokens_decoder)
     for token_id in set(token_ids):
-        piece = tokenizer.convert_ids_to_tokens(token_id)
+        # A model may have ids that its tokenizer lacks, such as padding; a file may have any.
+        piece = tokenizer.convert_ids_to_tokens(token_id) if 0 <= token_id < 1 << 31 else None
         if piece is None:
-            continue  # an id of an engine's padding, say, which the tokenizer does not have
+            continue
         # "▁" is SentencePiece's space, which decoding a single token drops.
         texts[token_id] = piece.replace("▁", " ") if "▁" in piece else tokenizer.decode([token_id])
     return TokenTexts(texts, added)

@@ -12,9 +12,12 @@ from preprocessor.cli import saved
 from preprocessor.cli.inspect.build import Subject, build_page, frame_marks
 from preprocessor.cli.inspect.frames import ItemPixels, locate_pixels
 from preprocessor.cli.inspect.page import Page
+from preprocessor.cli.inspect.render import render
+from preprocessor.cli.inspect.tokens import token_texts
 from preprocessor.client import PrepareResult
 from preprocessor.config import Limits
 from preprocessor.media.video import decode_frames, probe_video
+from preprocessor.models.registry import load_model
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.vision.resize import resizer
 from tests.golden import oracle  # noqa: F401  # makes torchvision importable, before transformers looks for it
@@ -60,6 +63,20 @@ def test_frames_know_their_rows_and_tokens(shown: Page, folder: Path) -> None:
     assert firsts == np.repeat(spans[spans[:, 0] == 0][:, 1], 2).tolist()
     assert len({ids[first] for first in firsts}) == 1
     assert shown.items[1].frames[0].first_row == grids[0].prod()
+
+
+def test_a_video_of_one_span_has_its_frames_tokens_one_behind_another(folder: Path) -> None:
+    clip, _ = write_media(folder)
+    prepared = subject("--model", "qwen2.5-vl", "--video", clip, "--num-frames", "6")
+    (span,) = prepared.prepared.result.tensors["item_spans"]
+    frames = build_page(prepared, most_frames=64).items[0].frames
+    assert [frame.first_token for frame in frames] == [span[1] + group * span[2] // 3 for group in (0, 0, 1, 1, 2, 2)]
+    clip_info = probe_video(CLIP, Limits())
+    indices = np.array([frame.index for frame in frames])
+    for frame, decoded in zip(frames, decode_frames(CLIP, clip_info, indices), strict=True):
+        assert frame.pixels is not None
+        height, width, _ = frame.pixels.shape
+        np.testing.assert_array_equal(frame.pixels, resizer((120, 160), (height, width), 6)(decoded).transpose(1, 2, 0))
 
 
 def test_the_timeline_tells_sampled_passed_and_skipped_frames(shown: Page) -> None:
@@ -214,6 +231,24 @@ def test_a_header_that_contradicts_its_tensors_shows_no_frames(folder: Path, cha
     result = PrepareResult(header, original.prepared.result.report, original.prepared.result.tensors)
     page = build_page(replace(original, prepared=replace(original.prepared, result=result)), most_frames=64)
     assert page.items[0].frames == () and any("No frames are shown" in note for note in page.notes)
+
+
+def test_numbers_of_a_later_release_or_a_stranger_are_shown_as_numbers(folder: Path) -> None:
+    original = clip_and_photo(folder)
+    header, spec, model = pb.Header(), pb.PrepareSpec(), pb.Model()
+    header.CopyFrom(original.prepared.result.header)
+    spec.CopyFrom(original.prepared.spec)
+    model.CopyFrom(original.prepared.model)  # type: ignore[arg-type]
+    header.items[0].modality = header.tensors[0].data_type = 99  # type: ignore[assignment]
+    spec.pixel_form = model.path = model.video_markers = 99  # type: ignore[assignment]
+    tensors = {**original.prepared.result.tensors, "input_ids": np.array([-5, 2**40, 872], np.int64)}
+    texts = token_texts(load_model("qwen3-vl").tokenizer, tensors["input_ids"].tolist())
+    result = PrepareResult(header, original.prepared.result.report, tensors)
+    prepared = replace(original.prepared, result=result, spec=spec, model=model)
+    page = build_page(replace(original, prepared=prepared, texts=texts), most_frames=64)
+    assert page.tensors[0][1] == "99" and page.items[0].modality == "unknown"
+    assert [token.text for token in page.tokens] == ["-5", str(2**40), "user"]
+    render(page)
 
 
 def test_spans_outside_the_prompt_are_not_shown(folder: Path) -> None:
