@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from preprocessor.cli.inspect.markup import Child, Markup, join, tag
@@ -21,11 +22,12 @@ def item_section(item: Item, place: int) -> Markup:
         parts.append(_timeline(item.timeline))
     parts += [tag("p", note, class_="note") for note in item.notes]
     if item.frames and item.grid is not None:
-        parts.append(_frames(item, item.grid, name))
+        parts.append(_frames(item, item.grid))
     return tag("section", *parts, class_="item", id=name, aria_labelledby=f"{name}-head")
 
 
 def _timeline(timeline: Timeline) -> Markup:
+    thickness = min(3.0, _WIDTH / 2 / max(1, len(timeline.samples)))
     count = max(1, timeline.frame_count, *(sample.index + 1 for sample in timeline.samples))
 
     def x(frame: int) -> str:
@@ -39,7 +41,12 @@ def _timeline(timeline: Timeline) -> Markup:
     for sample in timeline.samples:
         center = float(x(sample.index)) + _WIDTH / count / 2
         mark = tag(
-            "rect", class_=f"sample {_mark_class(sample.marks)}", x=f"{center - 1.5:.2f}", y=4, width=3, height=40
+            "rect",
+            class_=f"sample {_mark_class(sample.marks)}",
+            x=f"{center - thickness / 2:.2f}",
+            y=4,
+            width=f"{thickness:.2f}",
+            height=40,
         )
         shapes.append(tag("g", tag("title", _sample_label(sample)), mark))
     picture = tag(
@@ -87,10 +94,13 @@ def _mark_class(marks: tuple[str, ...]) -> str:
     return next((kind for kind in ("substituted", "padding", "repeated") if kind in kinds), "")
 
 
-def _frames(item: Item, grid: PatchGrid, name: str) -> Markup:
+def _frames(item: Item, grid: PatchGrid) -> Markup:
     """The frames in a row; the script adds the large one with the grid over it."""
-    frames = [tag("li", _thumbnail(item, frame, grid)) for frame in item.frames]
-    strip = tag("ol", *frames, class_="strip", aria_label=f"Frames of {item.key}")
+    entries: list[Markup] = []
+    for is_shown, run in itertools.groupby(item.frames, lambda frame: frame.pixels is not None):
+        frames = list(run)
+        entries += [_thumbnail(item, frame, grid) for frame in frames] if is_shown else [_left_out(frames)]
+    strip = tag("ol", *(tag("li", entry) for entry in entries), class_="strip", aria_label=f"Frames of {item.key}")
     return tag(
         "div",
         strip,
@@ -99,16 +109,13 @@ def _frames(item: Item, grid: PatchGrid, name: str) -> Markup:
         data_width=grid.width,
         data_merge=grid.merge_size,
         data_patch=grid.patch_size,
-        data_name=name,
     )
 
 
 def _thumbnail(item: Item, frame: Frame, grid: PatchGrid) -> Markup:
+    assert frame.pixels is not None
     label = frame_label(frame)
-    badges = [tag("b", mark, class_=f"mark {_mark_class((mark,))}") for mark in frame.marks]
-    caption = tag("span", label, *(join(" ", badge) for badge in badges), class_="caption")
-    if frame.pixels is None:
-        return tag("span", tag("span", "not shown", class_="blank"), caption, class_="frame")
+    caption = tag("span", label, *_badges(frame.marks), class_="caption")
     picture = tag(
         "img",
         src=data_url(frame.pixels),
@@ -126,6 +133,18 @@ def _thumbnail(item: Item, frame: Frame, grid: PatchGrid) -> Markup:
         data_row=frame.first_row,
         data_token=frame.first_token,
     )
+
+
+def _left_out(frames: list[Frame]) -> Markup:
+    """Stands for frames that the page does not show."""
+    numbers = [f"{frame.index:,}" for frame in (frames[0], frames[-1]) if frame.index is not None]
+    marks = dict.fromkeys(mark for frame in frames for mark in frame.marks)
+    text = f"{len(frames):,} more, frames {' to '.join(dict.fromkeys(numbers))}"
+    return tag("span", text, *_badges(tuple(marks)), class_="frame more")
+
+
+def _badges(marks: tuple[str, ...]) -> list[Child]:
+    return [join(" ", tag("b", mark, class_=f"mark {_mark_class((mark,))}")) for mark in marks]
 
 
 def frame_label(frame: Frame) -> str:

@@ -64,6 +64,12 @@ def test_every_picture_has_a_text_and_holds_its_own_pixels(html: str, shown: Pag
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), frame.pixels)
 
 
+def test_frames_that_are_left_out_are_counted_in_their_place(folder: Path) -> None:
+    tree = parsed(render(build_page(clip_and_photo(folder), most_frames=2)))
+    entries = ["".join(entry.itertext()) for entry in next(tree.iter("ol"))]
+    assert entries == ["#0 · frame 0 · 0.00\u00a0s", "4 more, frames 30 to 119", "#5 · frame 119 · 3.97\u00a0s padding"]
+
+
 def test_the_page_names_no_other_resource(html: str) -> None:
     for element in parsed(html).iter():
         for name in ("src", "href", "action", "srcset", "poster", "data"):
