@@ -79,6 +79,8 @@ class Media:
         cap_pixels_per_frame: Override the model's setting of that name; None keeps it.
         background: "#rrggbb" behind the transparent parts of an image; None does as transformers does.
         content_sha256: What the caller says that the file's SHA-256 is, 32 bytes; None where he does not say.
+        file_sha256: What it is, where the service has computed it; None where it is still to be computed.
+        uuid: The caller's own name for the file; None where he gives none.
     """
 
     key: str
@@ -91,6 +93,8 @@ class Media:
     on_damage: OnDamage = OnDamage.FAIL
     background: str | None = None
     content_sha256: bytes | None = None
+    file_sha256: bytes | None = None
+    uuid: str | None = None
 
     @property
     def content(self) -> bytes:

@@ -70,6 +70,7 @@ class RequestTasks:
         on_rows_written: Callable[[int, int], None] = _ignore,
         tensor: TensorSlot | None = None,
         cut: Callable[[int], list[Task]] | None = None,
+        payload_at_start: Callable[[], Payload] | None = None,
     ) -> Task:
         """A task with the request's deadline; see `Task`. Either `submit` it or `add` it."""
         return Task(
@@ -81,6 +82,7 @@ class RequestTasks:
             self._lease_result,
             tensor,
             cut,
+            payload_at_start,
         )
 
     def submit(self, task: Task, *, is_shared: bool = False) -> None:

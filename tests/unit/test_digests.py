@@ -57,6 +57,8 @@ MEDIA: Mapping[str, tuple[list[Case], list[Case]]] = {  # field → (another dig
     "cap_pixels_per_frame": ([(dataclasses.replace(LARGE, max_pixels=10**7), {"cap_pixels_per_frame": True})], []),
     "background": ([(IMAGE, {"background": "#ffffff"})], []),
     "content_sha256": ([], [(IMAGE, {"content_sha256": hashlib.sha256(IMAGE.data).digest()})]),
+    "file_sha256": ([], [(IMAGE, {"file_sha256": hashlib.sha256(IMAGE.data).digest()})]),
+    "uuid": ([], [(IMAGE, {"uuid": "a name"})]),
     "on_damage": ([(VIDEO, {"on_damage": OnDamage.REPEAT})], [(IMAGE, {"on_damage": OnDamage.REPEAT})]),
 }
 SAMPLING: Mapping[str, Case] = {  # each chooses other frames

@@ -11,7 +11,8 @@ import asyncio
 import secrets
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from preprocessor.client import AsyncClient, Credentials, Prompt, chat, video
@@ -76,25 +77,27 @@ async def turn(client: AsyncClient, prompt: Prompt, turns: Turns) -> None:
     turns.first_row_ms += first_row
 
 
-async def measured(server: WatchedServer, turns: Turns, work: Callable[[], Awaitable[None]]) -> None:
+@contextmanager
+def measured(server: WatchedServer, turns: Turns) -> Iterator[None]:
+    """Adds the CPU that the service takes meanwhile."""
     before = server.cpu_seconds()
-    await work()
+    yield
     turns.cpu_seconds += server.cpu_seconds() - before
 
 
-async def chats(server: WatchedServer, clip: bytes, fps: float, chat_count: int, turn_count: int) -> tuple[Turns, Turns]:
+async def chats(
+    server: WatchedServer, clip: bytes, fps: float, chat_count: int, turn_count: int
+) -> tuple[Turns, Turns]:
     """First turns and later ones, of so many chats."""
     first, later = Turns(), Turns()
     for _ in range(chat_count):
         salt = secrets.token_hex(8)
         async with AsyncClient(server.address, Credentials(insecure=True)) as client:
-            await measured(server, first, lambda: turn(client, question(clip, fps, salt, 1), first))
-
-            async def rest() -> None:
+            with measured(server, first):
+                await turn(client, question(clip, fps, salt, 1), first)
+            with measured(server, later):
                 for number in range(2, turn_count + 1):
                     await turn(client, question(clip, fps, salt, number), later)
-
-            await measured(server, later, rest)
     return first, later
 
 
@@ -115,11 +118,9 @@ async def at_once(server: WatchedServer, clip: bytes, fps: float, caller_count: 
         prompt = question(clip, fps, secrets.token_hex(8), 1)
         clients = [AsyncClient(server.address, Credentials(insecure=True)) for _ in range(caller_count)]
 
-        async def all_of_them() -> None:
-            await asyncio.gather(*(turn(client, prompt, turns) for client in clients))
-
         started = time.perf_counter()
-        await measured(server, together, all_of_them)
+        with measured(server, together):
+            await asyncio.gather(*(turn(client, prompt, turns) for client in clients))
         together.wall_ms.append((time.perf_counter() - started) * 1e3)
         for client in clients:
             await client.close()
