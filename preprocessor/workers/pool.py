@@ -291,6 +291,7 @@ class WorkerPool:
         outcome: Any
         try:
             outcome = await worker.run(command, task.on_rows_written, task.lease_result)
+            task.on_result(outcome)
         except WorkerDied as death:
             outcome = self._outcome_of_death(task, death)
         except Exception as error:  # any error must reach the request that caused it, or the request would wait on

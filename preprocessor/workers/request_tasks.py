@@ -71,6 +71,7 @@ class RequestTasks:
         tensor: TensorSlot | None = None,
         cut: Callable[[int], list[Task]] | None = None,
         payload_at_start: Callable[[], Payload] | None = None,
+        on_result: Callable[[Any], None] = lambda result: None,
     ) -> Task:
         """A task with the request's deadline; see `Task`. Either `submit` it or `add` it."""
         return Task(
@@ -83,6 +84,7 @@ class RequestTasks:
             tensor,
             cut,
             payload_at_start,
+            on_result,
         )
 
     def submit(self, task: Task, *, is_shared: bool = False) -> None:

@@ -7,20 +7,17 @@ retained for. So leaving the context while tasks run returns at once, and the re
 from __future__ import annotations
 
 import dataclasses
-import pickle
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 from preprocessor.config import Limits
-from preprocessor.models.loaded import PlannedItem
 from preprocessor.types.plan import PixelPlan, Plan
 from preprocessor.types.request import Media, PreparationRequest
 from preprocessor.types.timing import Timings
 from preprocessor.workers.arena import Arena, Lease
-from preprocessor.workers.payloads import PlanPayload
 from preprocessor.workers.pixel_run import Origin, PixelRun, begin_run
-from preprocessor.workers.plan_cache import plan_key
+from preprocessor.workers.plan_lookup import PlanLookup
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.refusals import file_memory_full
 from preprocessor.workers.request_tasks import RequestTasks
@@ -169,32 +166,18 @@ class RequestResources:
         self._tasks.begin()
         media = tuple(dataclasses.replace(one, file_sha256=self._digest_of(one)) for one in request.media)
         request = dataclasses.replace(request, media=media)
-        model, cache = self._pool.model, self._pool.plan_cache
-        keys: dict[str, bytes] = {}
-        if cache.is_on and model.plans_from_headers:
-            keys = {
-                one.key: plan_key(self._cache_scope, model.fingerprint, request, one, one.file_sha256, limits)
-                for one in media
-                if one.file_sha256 is not None and one.content_sha256 in (None, one.file_sha256)
-            }
-        known: dict[str, bytes] = {}
-
-        def payload() -> PlanPayload:
-            found = ((key, cache.find(keys[key])) for key in keys.keys() - known.keys())
-            known.update((key, entry) for key, entry in found if entry is not None)
-            return PlanPayload(_without_files(request, known), limits, dict(known))
-
-        first = payload()
-        load = model.planning_workload(first.request, self._pool.rows.size_bytes // 2)
-        # What others have found out while the task waited is known when it starts.
-        task = self._tasks.create(first, load.cpu_seconds, load.working_bytes, payload_at_start=payload)
+        model = self._pool.model
+        fingerprint = model.fingerprint if model.plans_from_headers else None
+        lookup = PlanLookup(self._pool.plan_cache, self._cache_scope, fingerprint, request, limits)
+        payload = lookup.payload()
+        load = model.planning_workload(payload.request, self._pool.rows.size_bytes // 2)
+        # What others find out while the task waits is known when it starts.
+        task = self._tasks.create(
+            payload, load.cpu_seconds, load.working_bytes, payload_at_start=lookup.payload, on_result=lookup.keep
+        )
         self._tasks.submit(task)
         planned: Plan
-        items: Mapping[str, PlannedItem]
-        planned, items = await self._tasks.result(task)
-        cache.count(len(known), len(keys) - len(known))
-        for key in items.keys() & keys.keys():
-            cache.add(keys[key], pickle.dumps(items[key]))  # copied: its arrays may lie in memory of this request
+        planned, _ = await self._tasks.result(task)
         if planned.pixels is None:
             self._tasks.end()
         return planned
@@ -249,9 +232,3 @@ class RequestResources:
             return None
         self._leases.append(lease)
         return lease.offset
-
-
-def _without_files(request: PreparationRequest, keys: Container[str]) -> PreparationRequest:
-    """The request, with the files of these media left out."""
-    media = tuple(dataclasses.replace(one, data=b"") if one.key in keys else one for one in request.media)
-    return dataclasses.replace(request, media=media)
