@@ -7,6 +7,7 @@ kilobytes for a clip, less for an image.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections import OrderedDict
 from typing import Any
@@ -92,9 +93,15 @@ def plan_key(
     """
     others = dataclasses.replace(request, prompt=TokenPrompt(()), media=(), with_token_types=False)
     alone = dataclasses.replace(medium, key="", data=b"", content_sha256=None, file_sha256=None, uuid=None)
-    settings = [_values(others), _values(alone), _values(limits)]
-    decided = (scope, content_sha256, fingerprint, __version__, library_versions(), settings)
+    of_the_process = (fingerprint, __version__, library_versions(), _limit_values(limits))
+    decided = (scope, content_sha256, of_the_process, _values(others), _values(alone))
     return hashlib.sha256(repr(decided).encode()).digest()
+
+
+@functools.lru_cache(maxsize=8)
+def _limit_values(limits: Limits) -> str:
+    """`_values`, as text; a service has one set of limits."""
+    return repr(_values(limits))
 
 
 def _values(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """What the same clip costs when it comes again: `python -m tests.bench.service.turns`.
 
 One caller has many chats, each with a `cache_salt` of its own, so that its first turn is new to the service. CPU is that of the
-service's whole tree of processes, without the caller's.
+service's whole tree of processes, without the caller's. Beside it stand a later turn without pixels, and gRPC alone: a server
+that does nothing but send the same answer, which is the least that any service over gRPC in Python can take.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from preprocessor.client import AsyncClient, Credentials, Prompt, chat, video
+from preprocessor.traffic.load import ask_prepare
 from preprocessor.traffic.seed import TEXT, seed_clip
+from tests.bench.service.sender import SenderAlone, record
 from tests.bench.service.sizes import GIB
 from tests.bench.service.watched import WatchedServer
 from tests.engine.relay import Relay
@@ -52,7 +56,9 @@ class CountingRelay(Relay):
             await writer.drain()
 
 
-def question(clip: bytes, fps: float, salt: str, turn_count: int) -> Prompt:
+def question(
+    clip: bytes, fps: float, salt: str, turn_count: int, pixel_form: Literal["uint8", "none"] = "uint8"
+) -> Prompt:
     """A chat about the clip with so many turns of the user."""
     messages = [{"role": "user", "content": [video(clip, fps=fps), TEXT]}]
     for number in range(1, turn_count):
@@ -60,7 +66,7 @@ def question(clip: bytes, fps: float, salt: str, turn_count: int) -> Prompt:
             {"role": "assistant", "content": f"Answer {number}."},
             {"role": "user", "content": f"{TEXT} {number}"},
         ]
-    return chat(messages, cache_salt=salt)
+    return chat(messages, cache_salt=salt, pixel_form=pixel_form)
 
 
 async def turn(client: AsyncClient, prompt: Prompt, turns: Turns) -> None:
@@ -78,7 +84,7 @@ async def turn(client: AsyncClient, prompt: Prompt, turns: Turns) -> None:
 
 
 @contextmanager
-def measured(server: WatchedServer, turns: Turns) -> Iterator[None]:
+def measured(server: WatchedServer | SenderAlone, turns: Turns) -> Iterator[None]:
     """Adds the CPU that the service takes meanwhile."""
     before = server.cpu_seconds()
     yield
@@ -99,6 +105,17 @@ async def chats(
                 for number in range(2, turn_count + 1):
                     await turn(client, question(clip, fps, salt, number), later)
     return first, later
+
+
+async def later_turns(server: WatchedServer | SenderAlone, prompt: Prompt, count: int) -> Turns:
+    """The same turn again and again."""
+    turns = Turns()
+    async with AsyncClient(server.address, Credentials(insecure=True)) as client:
+        await turn(client, prompt, Turns())
+        with measured(server, turns):
+            for _ in range(count):
+                await turn(client, prompt, turns)
+    return turns
 
 
 async def bytes_of_a_turn(server: WatchedServer, clip: bytes, fps: float) -> int:
@@ -140,6 +157,17 @@ async def measure(arguments: argparse.Namespace) -> None:
                 f"{statistics.median(later.first_row_ms):.1f} ms, last after {statistics.median(first.wall_ms):.1f} and "
                 f"{statistics.median(later.wall_ms):.1f} ms; bytes from the caller "
                 f"{await bytes_of_a_turn(server, clip, fps)} of a file of {len(clip)}",
+                flush=True,
+            )
+            count = arguments.chats * arguments.turns
+            prompt = question(clip, fps, "", 2, pixel_form="none")
+            bare = await later_turns(server, prompt, count)
+            pieces = await asyncio.to_thread(record, server.address, ask_prepare("turn", question(clip, fps, "", 2)))
+            with SenderAlone(pieces, 0.0) as sender:
+                alone = await later_turns(sender, prompt, count)
+            print(
+                f"{fps:g} fps: a later turn without pixels {bare.cpu_ms:.2f} ms: {bare.cpu_ms / first.cpu_ms:.1%} of the first; "
+                f"gRPC alone {alone.cpu_ms:.2f} ms: {alone.cpu_ms / first.cpu_ms:.1%}",
                 flush=True,
             )
             one = await at_once(server, clip, fps, 1, arguments.chats)
