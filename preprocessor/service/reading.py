@@ -31,6 +31,7 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 
 MAX_INLINE_BYTES = 4 << 20
 MAX_KEY_BYTES = 128
+MAX_UUID_BYTES = 128
 SHA256_BYTES = 32
 
 _MODALITIES = {
@@ -219,9 +220,17 @@ def _read_media(medium: pb.Media, place: int, background: str) -> Media:
             field=f"{path}.content_sha256",
             media_key=medium.key,
         )
-    if source == "cached" and content_sha256 is None:
+    uuid = medium.uuid if medium.HasField("uuid") else None
+    if uuid is not None and not 0 < len(uuid.encode()) <= MAX_UUID_BYTES:
         raise InvalidRequest(
-            f"{medium.key}: cached without a content_sha256 that names the file",
+            f"{medium.key}: a uuid has 1 to {MAX_UUID_BYTES} bytes",
+            reason="INVALID_UUID",
+            field=f"{path}.uuid",
+            media_key=medium.key,
+        )
+    if source == "cached" and content_sha256 is None and uuid is None:
+        raise InvalidRequest(
+            f"{medium.key}: cached without a content_sha256 or a uuid that names the file",
             reason="INVALID_DIGEST",
             field=f"{path}.content_sha256",
             media_key=medium.key,
@@ -231,6 +240,7 @@ def _read_media(medium: pb.Media, place: int, background: str) -> Media:
         modality=_lookup(_MODALITIES, medium.modality, f"{path}.modality"),
         data=data,
         content_sha256=content_sha256,
+        uuid=uuid,
         sampling=_read_sampling(medium.sampling, f"{path}.sampling"),
         min_pixels=medium.min_pixel_count if medium.HasField("min_pixel_count") else None,
         max_pixels=medium.max_pixel_count if medium.HasField("max_pixel_count") else None,

@@ -171,7 +171,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     async def _plan(self, request: PreparationRequest, call: Call) -> Plan:
         planned = await call.resources.plan(request, self._settings.limits)
         call.timings.merge(planned.timings)
-        call.resources.keep_files(request.media, planned.items)
+        call.resources.keep_files(request)
         self._metrics.observe_plan(planned)
         call.substitutions = writing.write_substitutions(planned, planned.substitutions)
         return planned

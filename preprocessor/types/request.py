@@ -107,6 +107,8 @@ class Media:
         background: "#rrggbb" behind the transparent parts of an image; None does as transformers does.
         content_sha256: What the caller says that the file's SHA-256 is, 32 bytes; None where he does not say.
         frames: Where the file is not a video but frames of one; `sampling` is then empty.
+        file_sha256: What it is, where the service has computed it; None where it is still to be computed.
+        uuid: The caller's own name for the file; None where he gives none.
     """
 
     key: str
@@ -120,6 +122,8 @@ class Media:
     background: str | None = None
     content_sha256: bytes | None = None
     frames: FrameList | None = None
+    file_sha256: bytes | None = None
+    uuid: str | None = None
 
     @property
     def content(self) -> bytes:

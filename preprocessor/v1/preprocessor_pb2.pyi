@@ -673,6 +673,7 @@ class Media(_message.Message):
     CAP_PIXELS_PER_FRAME_FIELD_NUMBER: _builtins.int
     DAMAGE_POLICY_FIELD_NUMBER: _builtins.int
     BACKGROUND_FIELD_NUMBER: _builtins.int
+    UUID_FIELD_NUMBER: _builtins.int
     FRAMES_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Name by which the request refers to it. Unique in the request, 1 to 128 bytes. Required."""
@@ -716,14 +717,21 @@ class Media(_message.Message):
     dropped, and a single transparent colour is put on white. Where empty, the deployment's setting --background, whose
     default is "none". Anything else fails with INVALID_BACKGROUND.
     """
+    uuid: _builtins.str
+    """The caller's own name for the file, 1 to 128 bytes. With a file, the service remembers what the name stands for, for
+    later calls of the same caller with the same cache_salt; if the same name comes with another file, that one counts
+    from then on. Where callers are not named, all of them share names: choose names that nobody can guess, or use a
+    cache_salt.
+    """
     @_builtins.property
     def chunked(self) -> Global___Chunked:
         """The file follows in MediaChunk messages."""
 
     @_builtins.property
     def cached(self) -> Global___Cached:
-        """The service has the file from an earlier call of the same caller, and content_sha256 names it. If the service does
-        not have it, or has it no more, the call fails at once with MEDIA_NOT_CACHED: send the file then.
+        """The service has the file from an earlier call of the same caller, and content_sha256 or uuid names it; where both
+        are given, content_sha256. If the service does not have it, or has it no more, the call fails at once with
+        MEDIA_NOT_CACHED: send the file then.
         """
 
     @_builtins.property
@@ -759,11 +767,12 @@ class Media(_message.Message):
         cap_pixels_per_frame: _builtins.bool | None = ...,
         damage_policy: Global___DamagePolicy.ValueType = ...,
         background: _builtins.str = ...,
+        uuid: _builtins.str | None = ...,
         frames: Global___FrameList | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_content_sha256", b"_content_sha256", "_max_pixel_count", b"_max_pixel_count", "_min_pixel_count", b"_min_pixel_count", "_size_bytes", b"_size_bytes", "cached", b"cached", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "content_sha256", b"content_sha256", "frames", b"frames", "inline_data", b"inline_data", "inline_frames", b"inline_frames", "max_pixel_count", b"max_pixel_count", "min_pixel_count", b"min_pixel_count", "same_file_as", b"same_file_as", "sampling", b"sampling", "size_bytes", b"size_bytes", "source", b"source", "url", b"url"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_content_sha256", b"_content_sha256", "_max_pixel_count", b"_max_pixel_count", "_min_pixel_count", b"_min_pixel_count", "_size_bytes", b"_size_bytes", "_uuid", b"_uuid", "cached", b"cached", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "content_sha256", b"content_sha256", "frames", b"frames", "inline_data", b"inline_data", "inline_frames", b"inline_frames", "max_pixel_count", b"max_pixel_count", "min_pixel_count", b"min_pixel_count", "same_file_as", b"same_file_as", "sampling", b"sampling", "size_bytes", b"size_bytes", "source", b"source", "url", b"url", "uuid", b"uuid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_content_sha256", b"_content_sha256", "_max_pixel_count", b"_max_pixel_count", "_min_pixel_count", b"_min_pixel_count", "_size_bytes", b"_size_bytes", "background", b"background", "cached", b"cached", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "content_sha256", b"content_sha256", "damage_policy", b"damage_policy", "frames", b"frames", "inline_data", b"inline_data", "inline_frames", b"inline_frames", "key", b"key", "max_pixel_count", b"max_pixel_count", "min_pixel_count", b"min_pixel_count", "modality", b"modality", "same_file_as", b"same_file_as", "sampling", b"sampling", "size_bytes", b"size_bytes", "source", b"source", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_content_sha256", b"_content_sha256", "_max_pixel_count", b"_max_pixel_count", "_min_pixel_count", b"_min_pixel_count", "_size_bytes", b"_size_bytes", "_uuid", b"_uuid", "background", b"background", "cached", b"cached", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "content_sha256", b"content_sha256", "damage_policy", b"damage_policy", "frames", b"frames", "inline_data", b"inline_data", "inline_frames", b"inline_frames", "key", b"key", "max_pixel_count", b"max_pixel_count", "min_pixel_count", b"min_pixel_count", "modality", b"modality", "same_file_as", b"same_file_as", "sampling", b"sampling", "size_bytes", b"size_bytes", "source", b"source", "url", b"url", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cap_pixels_per_frame: _TypeAlias = _typing.Literal["cap_pixels_per_frame"]  # noqa: Y015
     _WhichOneofArgType__cap_pixels_per_frame: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame"]  # noqa: Y015
@@ -775,6 +784,8 @@ class Media(_message.Message):
     _WhichOneofArgType__min_pixel_count: _TypeAlias = _typing.Literal["_min_pixel_count", b"_min_pixel_count"]  # noqa: Y015
     _WhichOneofReturnType__size_bytes: _TypeAlias = _typing.Literal["size_bytes"]  # noqa: Y015
     _WhichOneofArgType__size_bytes: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__uuid: _TypeAlias = _typing.Literal["uuid"]  # noqa: Y015
+    _WhichOneofArgType__uuid: _TypeAlias = _typing.Literal["_uuid", b"_uuid"]  # noqa: Y015
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["inline_data", "chunked", "same_file_as", "url", "cached", "inline_frames"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     @_typing.overload
@@ -787,6 +798,8 @@ class Media(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_pixel_count) -> _WhichOneofReturnType__min_pixel_count | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__size_bytes) -> _WhichOneofReturnType__size_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__uuid) -> _WhichOneofReturnType__uuid | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 

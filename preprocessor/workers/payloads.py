@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import cv2
 
 from preprocessor import pipeline
 from preprocessor.config import Limits
-from preprocessor.models.loaded import CancelCheck, LoadedModel
+from preprocessor.models.loaded import CancelCheck, LoadedModel, PlannedItem
 from preprocessor.types.plan import PixelPlan
 from preprocessor.types.request import Media, PreparationRequest
 from preprocessor.vision.patches import PIXEL_DTYPES
@@ -25,17 +26,24 @@ _BATCH_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlanPayload:
-    """`pipeline.plan`. The files lie in the arena."""
+    """`pipeline.plan`; returns the plan, and the items that were not known, by media key. The files lie in the arena.
+
+    Attributes:
+        known: By media key, pickled `PlannedItem`s, which the service has pickled itself. Their files are left out.
+    """
 
     request: PreparationRequest
     limits: Limits
+    known: Mapping[str, bytes] = field(default_factory=dict)
 
     def run(self, model: LoadedModel, arena: Arena, check: CancelCheck, on_rows_written: pipeline.AnnounceRows) -> Any:
         request = dataclasses.replace(self.request, media=_copied(self.request.media))
         # A tokenizer that runs out of memory aborts the process, so a text that would need too much is refused first.
         tokenizing_bytes = min(self.limits.max_tokenizing_bytes, memory_left())
         limits = dataclasses.replace(self.limits, max_tokenizing_bytes=max(1, tokenizing_bytes))
-        return pipeline.plan(model, request, limits, check)
+        items: dict[str, PlannedItem] = {key: pickle.loads(entry) for key, entry in self.known.items()}
+        planned = pipeline.plan(model, request, limits, check, items)
+        return planned, {key: item for key, item in items.items() if key not in self.known}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

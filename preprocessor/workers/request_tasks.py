@@ -70,6 +70,8 @@ class RequestTasks:
         on_rows_written: Callable[[int, int], None] = _ignore,
         tensor: TensorSlot | None = None,
         cut: Callable[[int], list[Task]] | None = None,
+        payload_at_start: Callable[[], Payload] | None = None,
+        on_result: Callable[[Any], None] = lambda result: None,
     ) -> Task:
         """A task with the request's deadline; see `Task`. Either `submit` it or `add` it."""
         return Task(
@@ -81,6 +83,8 @@ class RequestTasks:
             self._lease_result,
             tensor,
             cut,
+            payload_at_start,
+            on_result,
         )
 
     def submit(self, task: Task, *, is_shared: bool = False) -> None:

@@ -71,6 +71,8 @@ MEDIA: Mapping[str, tuple[list[Case], list[Case]]] = {  # field → (another dig
         ],
         [],
     ),
+    "file_sha256": ([], [(IMAGE, {"file_sha256": hashlib.sha256(IMAGE.data).digest()})]),
+    "uuid": ([], [(IMAGE, {"uuid": "a name"})]),
     "on_damage": ([(VIDEO, {"on_damage": OnDamage.REPEAT})], [(IMAGE, {"on_damage": OnDamage.REPEAT})]),
 }
 SAMPLING: Mapping[str, Case] = {  # each chooses other frames

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+
 from preprocessor.config import Limits
 from preprocessor.models.family.plan import plan_from_headers
 from preprocessor.models.family.rules import ModelSettings
-from preprocessor.models.loaded import CancelCheck, ModelDescription, ModelPath, RowWriter, header_workload
+from preprocessor.models.loaded import (
+    CancelCheck,
+    ModelDescription,
+    ModelPath,
+    PlannedItem,
+    RowWriter,
+    header_workload,
+)
 from preprocessor.types.plan import ItemPlan, Plan, Workload
 from preprocessor.types.request import Modality, PixelForm, PreparationRequest
 from preprocessor.vision.patches import normalization_table
@@ -25,9 +34,15 @@ class Model(ModelSettings):
     def plans_from_headers(self) -> bool:
         return True
 
-    def plan(self, request: PreparationRequest, limits: Limits, check: CancelCheck) -> Plan:
+    def plan(
+        self,
+        request: PreparationRequest,
+        limits: Limits,
+        check: CancelCheck,
+        planned_items: MutableMapping[str, PlannedItem],
+    ) -> Plan:
         """See `LoadedModel`."""
-        return plan_from_headers(self, request, limits, check)
+        return plan_from_headers(self, request, limits, check, planned_items)
 
     def planning_workload(self, request: PreparationRequest, most_bytes: int) -> Workload:
         """See `LoadedModel`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from preprocessor.errors import LimitExceeded
 from preprocessor.models.family.item import plan_item
 from preprocessor.models.family.prompt import render_prompt
 from preprocessor.models.family.rules import ItemLayout, ModelSettings
-from preprocessor.models.loaded import CancelCheck
+from preprocessor.models.loaded import CancelCheck, PlannedItem
 from preprocessor.text.prompt import expand_text, expand_token_ids, token_types
 from preprocessor.types.plan import ExpandedPrompt, ItemPlan, PixelPlan, Plan
 from preprocessor.types.request import PixelForm, PreparationRequest, TokenPrompt
@@ -21,7 +22,13 @@ from preprocessor.types.timing import Timings
 from preprocessor.vision.patches import PIXEL_DTYPES
 
 
-def plan_from_headers(model: ModelSettings, request: PreparationRequest, limits: Limits, check: CancelCheck) -> Plan:
+def plan_from_headers(
+    model: ModelSettings,
+    request: PreparationRequest,
+    limits: Limits,
+    check: CancelCheck,
+    planned_items: MutableMapping[str, PlannedItem],
+) -> Plan:
     """See `LoadedModel.plan`."""
     timings = Timings()
     with timings.stage("plan"):
@@ -30,7 +37,12 @@ def plan_from_headers(model: ModelSettings, request: PreparationRequest, limits:
         layouts: list[ItemLayout] = []
         row_count = 0
         for medium in media:
-            item, layout = plan_item(model, request, medium, row_count, limits, check)
+            known = planned_items.get(medium.key)
+            if known is None:
+                item, layout = plan_item(model, request, medium, row_count, limits, check)
+                planned_items[medium.key] = PlannedItem(item, layout)
+            else:
+                item, layout = dataclasses.replace(known.item, key=medium.key, row_start=row_count), known.layout
             items.append(item)
             layouts.append(layout)
             row_count += item.rows.row_count
