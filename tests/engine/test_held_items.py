@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,68 +19,21 @@ from engine_client import (
     EngineRequest,
     EngineUnavailable,
     OwnedRegion,
-    Pixels,
     RowProgress,
-    SamplingParameters,
     TritonEngine,
     connect_endpoints,
 )
 from engine_client.triton import messages
-from engine_client.triton.stream import PromptStream
-from tests.engine.prompts import PROMPTS, TOKEN_COUNT, PromptBuilder, mixed_prompt
+from tests.engine.held import GREEDY, OnDemand, Tensors, hashed, metric, written_bytes
+from tests.engine.prompts import PROMPTS, PromptBuilder, mixed_prompt
 from tests.engine.servers import MODEL_DIRECTORY, answer, outcome_count, serving
 from tests.waiting import PATIENCE_SECONDS, eventually
-
-GREEDY = SamplingParameters(max_tokens=TOKEN_COUNT)
-Tensors = Mapping[str, np.ndarray]
-
-
-def hashed(tensors: Tensors, seed: int) -> dict[str, np.ndarray]:
-    """The prompt with a hash for each item, of its own."""
-    count = len(tensors["grid_thw"])
-    return {**tensors, "item_hash": np.random.default_rng(seed).integers(0, 256, (count, 32), np.uint8)}
-
-
-@dataclass
-class OnDemand:
-    """A request without pixels, and how often they were asked for."""
-
-    tensors: Tensors
-    progress: RowProgress | None = None
-    count: int = 0
-    error: Exception | None = None
-
-    async def make(self) -> Pixels:
-        self.count += 1
-        if self.error is not None:
-            raise self.error
-        return Pixels(self.tensors["pixel_patches"], self.progress)
-
-    @property
-    def request(self) -> EngineRequest:
-        rest = {name: array for name, array in self.tensors.items() if name != "pixel_patches"}
-        return EngineRequest("r", rest, GREEDY, pixels_on_demand=self.make)
 
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The size of each message that is sent to an engine, in bytes."""
-    sizes: list[int] = []
-    write = PromptStream._write
-
-    async def note(stream: PromptStream, wire: bytes) -> None:
-        sizes.append(len(wire))
-        await write(stream, wire)
-
-    monkeypatch.setattr(PromptStream, "_write", note)
-    return sizes
-
-
-def metric(server: TritonServer, name: str, **labels: str) -> float:
-    """A sample of the server's metrics."""
-    wanted = [f'{key}="{value}"' for key, value in labels.items()]
-    lines = [line for line in server.metrics().splitlines() if line.startswith(f"{name}{{")]
-    return float(next(line for line in lines if all(each in line for each in wanted)).split()[-1])
+    return written_bytes(monkeypatch)
 
 
 def write_model(folder: Path, cache_bytes: int) -> Path:
