@@ -26,6 +26,7 @@ from preprocessor.service.calls import Call, Calls
 from preprocessor.service.engine import pixel_form_for
 from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.files import receive_files, store_inline
+from preprocessor.service.made_items import MadeItems
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.tracing import Traces
 from preprocessor.service.upload_stream import Upload, UploadStream
@@ -71,6 +72,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         self._metrics = metrics
         self._fetcher = fetcher
         self._engine = engine
+        self._made_items = MadeItems() if settings.cache_share else MadeItems(0)
 
     # -- the four methods ----------------------------------------------------------------------------------------------
 
@@ -110,7 +112,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             await call.send(pb.GenerateResponse(header=self._header(request, planned, call, with_data=False)))
             detokenizers = [Detokenizer(self._model.tokenizer, stop_strings) for _ in range(sampling.answer_count)]
             async with generation.engine_request(
-                request, planned, sampling, call, self._metrics, engine.capabilities
+                request, planned, sampling, call, self._metrics, engine, self._made_items
             ) as engine_request:
                 completion = await generation.stream_answers(engine, engine_request, detokenizers, call, self._metrics)
             # After the context: an engine may answer before the worker has reported that all pixels are written.

@@ -1705,7 +1705,9 @@ class Report(_message.Message):
     pixel_bytes: _builtins.int
     """Size of the pixel tensor; on the generic path, of every tensor but those of the text."""
     cached_item_count: _builtins.int
-    """Items whose pixels were not made for this call: they were cached, or were being made for another call."""
+    """Items whose pixels were not made for this call: they were cached, or were being made for another call, or the
+    engine holds what it made of all of them.
+    """
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageTime]:
         """Time spent in each stage."""

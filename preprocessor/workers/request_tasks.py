@@ -47,13 +47,14 @@ class RequestTasks:
         return all(task.is_done for task in self._tasks)
 
     def begin(self) -> None:
-        """Count the request among those that wait for workers, until `end`.
+        """Count the request among those that wait for workers, until `end`. Calling it twice is fine.
 
         Raises:
             Overloaded: `QUEUE_FULL`.
         """
-        self._pool.begin_request()
-        self._is_pending = True
+        if not self._is_pending:
+            self._pool.begin_request()
+            self._is_pending = True
 
     def end(self) -> None:
         """The request needs no more workers. Calling it twice is fine."""

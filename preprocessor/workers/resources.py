@@ -60,6 +60,11 @@ class RequestResources:
         self.release()
 
     @property
+    def cache_scope(self) -> str:
+        """Requests of one scope share what is made of media."""
+        return self._cache_scope
+
+    @property
     def arena(self) -> Arena:
         """Where its files and its pixels lie."""
         return self._pool.arena
@@ -182,12 +187,17 @@ class RequestResources:
             self._tasks.end()
         return planned
 
+    def skip_pixels(self) -> None:
+        """The request needs no pixels, as far as is known, and so no more workers."""
+        self._tasks.end()
+
     def pixels(self, media: Sequence[Media], plan: PixelPlan) -> PixelRun:
         """The pixels of a plan: cached ones, or those that workers write for another request, or begin to make them.
 
         Raises:
-            LimitExceeded, Overloaded: As `WorkerPool.submit`.
+            LimitExceeded, Overloaded: As `WorkerPool.submit`; after `skip_pixels` also `QUEUE_FULL`.
         """
+        self._tasks.begin()
         self._run = begin_run(self._pool, self._tasks, tuple(media), plan, self._cache_scope, self._deadline_seconds)
         if self._run.origin is Origin.CACHED:
             self._tasks.end()
