@@ -1,6 +1,7 @@
 """Random requests from a fixed seed. Case N is the same on every machine, but for what encoders make of its pictures.
 
-Every round of cases holds each model with each kind of media and sampling once, and a theme sets its sizes.
+Every round of cases holds each model with each kind of media and sampling once, and a theme sets its sizes. A further model
+changes the numbers of the others' cases, not what they hold.
 
 Left out, each deliberate and tested in tests/unit: what Hugging Face refuses and we do not (a frame count above the clip's
 frames; one-frame clips; Qwen2's sampling where its rounding names a frame beyond the clip, such as 14 of 17), and what it
@@ -132,8 +133,12 @@ def case(number: int) -> Case:
 
 def make_request(asked: Case, model: Model) -> PreparationRequest:
     """The request of a case, drawn from a seed of its own; `model` only tells what Hugging Face would refuse."""
-    random = np.random.default_rng((SEED, asked.number))
-    budgets = {Modality.IMAGE: _budget(random, 200_000), Modality.VIDEO: _budget(random, 400_000)}
+    random = np.random.default_rng((SEED, *asked.model.encode(), asked.number // len(MODEL_NAMES)))
+    unit = getattr(model.image, "token_pixels", 1)  # what the family's classes count a budget in
+    budgets = {
+        Modality.IMAGE: _budget(random, 200_000, unit),
+        Modality.VIDEO: _budget(random, 400_000, unit),
+    }
     cap = (None, True, False)[random.integers(3)]
 
     def image(key: str, theme: str = asked.theme) -> Media:
@@ -163,11 +168,11 @@ def describe(request: PreparationRequest) -> str:
     return "\n  ".join(lines + [f"{medium}, {len(medium.data)} bytes" for medium in request.media])
 
 
-def _budget(random: Random, most: int) -> tuple[int | None, int | None]:
-    """Half the time the model's own."""
+def _budget(random: Random, most: int, unit: int) -> tuple[int | None, int | None]:
+    """Half the time the model's own; else multiples of `unit`."""
     if random.random() < 0.5:
         return None, None
-    low, high = sorted(random.integers(2_048, most, 2).tolist())
+    low, high = (-(-bound // unit) * unit for bound in sorted(random.integers(2_048, most, 2).tolist()))
     return low, high
 
 
