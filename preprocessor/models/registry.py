@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.errors import ModelNotFound
-from preprocessor.models import glm4v, glm5_next, glm46v, qwen2_5_vl, qwen2_vl, qwen3_vl
+from preprocessor.models import glm4v, glm5_next, glm46v, kimi_k25, qwen2_5_vl, qwen2_vl, qwen3_vl
 from preprocessor.models.digests import digest_tokenizer
 from preprocessor.models.family import Family, Model
 from preprocessor.models.generic import load_generic
@@ -50,6 +50,7 @@ FAMILIES: tuple[Family, ...] = (
     glm4v.FAMILY,
     glm46v.FAMILY,
     glm5_next.FAMILY,
+    kimi_k25.FAMILY,
 )
 
 # transformers 5.23, Qwen2_5_VLVisionConfig.

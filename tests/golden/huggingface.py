@@ -77,19 +77,31 @@ def token_budget(processor: Any, least: int | None, most: int | None) -> dict[st
     return {name: value // pixels for name, value in asked.items() if value is not None}
 
 
+def patch_budget(processor: Any, least: int | None, most: int | None) -> dict[str, Any]:
+    """Kimi's has no least."""
+    return {} if most is None else {"max_patches": most // processor.patch_size**2}
+
+
 @dataclass(frozen=True, slots=True)
 class FamilyClasses:
-    """What transformers registers for a family's model types."""
+    """What transformers registers for a family's model types.
+
+    Attributes:
+        model: None where tokens have plain positions.
+        budget: See `Budget`.
+        chunk_count: (the video processor, frames) → the rows of `video_grid_thw` that a video has.
+    """
 
     processor: type
     video_processor: type
-    model: type | None = None  # None: its tokens have plain positions
+    model: type | None = None
     config: type | None = None
     budget: Budget = size_budget
+    chunk_count: Callable[[Any, int], int] = lambda processor, frame_count: 1
 
 
 # Families whose settings differ in kind from Qwen2-VL's: transformers reads their directories itself.
-_READ_FROM_DIRECTORY = {"glm4v", "glm46v", "glm5_next"}
+_READ_FROM_DIRECTORY = {"glm4v", "glm46v", "glm5_next", "kimi_k25"}
 
 CLASSES = {
     "qwen2_vl": FamilyClasses(
@@ -115,6 +127,12 @@ CLASSES = {
     ),
     "glm5_next": FamilyClasses(
         transformers.Glm5NextProcessor, transformers.Glm5NextVideoProcessor, budget=token_budget
+    ),
+    "kimi_k25": FamilyClasses(
+        transformers.Kimi_K25Processor,
+        transformers.Kimi_K25VideoProcessor,
+        budget=patch_budget,
+        chunk_count=lambda processor, frame_count: -(-frame_count // processor.temporal_patch_size),
     ),
 }
 

@@ -67,7 +67,7 @@ class Answer:
         token_ids, token_types: int64 [L].
         pixels: fp32 [P, F], normalized.
         patches: uint8 [P, F], the same before normalization.
-        grid_thw: int64 [M, 3].
+        grid_thw: int64 [M, 3]; of a video several rows where its family cuts it in chunks.
         frame_indices: For each item its frames; None for an image.
         seconds_per_grid: For each item, as its family's processor says it: float32 [M], 0 for an image; None from a
             processor that says nothing.
@@ -119,6 +119,7 @@ def answer(model: Model, request: PreparationRequest, processor: Any = None) -> 
             images=[load_image(_data_url(medium)) for medium in images] or None,
             videos=[clip.frames for clip in clips] or None,
             return_tensors="pt",
+            return_mm_token_type_ids=True,
             images_kwargs={**_budget(images, processor.image_processor, classes), **pixel_options},
             videos_kwargs=videos_kwargs,
         )
@@ -126,13 +127,19 @@ def answer(model: Model, request: PreparationRequest, processor: Any = None) -> 
     normalized, raw = run(), run(do_rescale=False, do_normalize=False)
     positions, delta = _positions(model, normalized)
     indices = [clip.indices for clip in clips]
-    grids = _merged(media, normalized.get("image_grid_thw"), normalized.get("video_grid_thw"))
+    chunks = [classes.chunk_count(processor.video_processor, len(clip.indices)) for clip in clips]
+    image_grids, video_grids = normalized.get("image_grid_thw"), normalized.get("video_grid_thw")
+    grids = _merged(
+        media,
+        None if image_grids is None else image_grids.split(1),
+        None if video_grids is None else video_grids.split(chunks),
+    )
     return Answer(
         token_ids=normalized["input_ids"][0].numpy(),
         token_types=normalized["mm_token_type_ids"][0].numpy(),
         pixels=_pixels(media, grids, normalized, np.float32),
         patches=_pixels(media, grids, raw, np.uint8),
-        grid_thw=np.array([grid.tolist() for grid in grids], np.int64).reshape(-1, 3),
+        grid_thw=np.array([row for grid in grids for row in grid.tolist()], np.int64).reshape(-1, 3),
         frame_indices=_merged(media, [None] * len(images), indices),
         seconds_per_grid=_seconds(model, media, normalized),
         positions=positions,
@@ -255,9 +262,9 @@ def _pixels(media: list[Media], grids: list[Any], output: Any, dtype: type[np.ge
         return np.empty((0, 0), dtype)
     counts: dict[Modality, list[int]] = {Modality.IMAGE: [], Modality.VIDEO: []}
     for medium, grid in zip(media, grids, strict=True):
-        counts[medium.modality].append(int(grid.prod()))
+        counts[medium.modality].append(int(grid.prod(dim=1).sum()))
     images, videos = (
-        output[name].split(counts[modality]) if counts[modality] else []
+        output[name].flatten(1).split(counts[modality]) if counts[modality] else []
         for name, modality in (("pixel_values", Modality.IMAGE), ("pixel_values_videos", Modality.VIDEO))
     )
     joined = torch.cat(_merged(media, images, videos)).numpy()

@@ -41,7 +41,7 @@ def differences(model: Model, request: PreparationRequest, processor: Any = None
     if request.media:
         assert ours.plan.pixels is not None
         name = ours.plan.pixels.name
-        pairs["grid_thw"] = (tensors["grid_thw"], theirs.grid_thw)
+        pairs["grid_thw"] = (tensors.get("chunk_grid_thw", tensors["grid_thw"]), theirs.grid_thw)
         pairs[name] = (_bits(tensors[name]), _bits(pixels_in_form(theirs, request.pixel_form or PixelForm.UINT8)))
     found = [f"{name} {told}" for name, pair in pairs.items() if (told := _difference(*pair))]
     frames = [None if item.frames is None else item.frames.indices.tolist() for item in ours.plan.items]

@@ -61,13 +61,12 @@ class SmallModel:
                 ("image", "video"), self.placeholders, self.surroundings, strict=True
             )
         }
-        before, after = map(json.dumps, self.role.split("{}"))
         return (
             f"{{%- set pictures = {json.dumps(pictures)} -%}}{self.start}"
-            f"{{% for message in messages %}}{{{{ {before} + message.role + {after} }}}}"
+            f"{{% for message in messages %}}{self.role.replace('{}', '{{ message.role }}')}"
             "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
             "{% if part.type == 'text' %}{{ part.text }}{% else %}{{ pictures[part.type] }}{% endif %}{% endfor %}{% endif %}"
-            f"{self.end}{{% endfor %}}{{% if add_generation_prompt %}}{{{{ {before} + 'assistant' + {after} }}}}{{% endif %}}"
+            f"{self.end}{{% endfor %}}{{% if add_generation_prompt %}}{self.role.replace('{}', 'assistant')}{{% endif %}}"
         )
 
 
@@ -106,5 +105,19 @@ SMALL_MODELS: Mapping[str, SmallModel] = {
         "Glm5Next",
         {"min_image_tokens": 16, "max_image_tokens": 8_000, "patch_expand_factor": 1},
         {"min_image_tokens": 16, "max_image_tokens": 240_000, "patch_expand_factor": 1, "fps": 2, "max_duration": 0},
+    ),
+    "kimi-k2.5": SmallModel(
+        model_type="kimi_k25",
+        processor="Kimi_K25",
+        image={"size": {"max_height": 512, "max_width": 512}, "max_patches": 16_384},
+        video={"size": {"max_height": 512, "max_width": 512}, "max_patches": 4_096},
+        placeholders=("<|media_pad|>", "<|kimi_k25_video_placeholder|>"),
+        surroundings=(("<|media_begin|>image<|media_content|>", "<|media_end|>"), ("", "")),
+        tokens=(
+            *("<|im_system|>", "<|im_user|>", "<|im_assistant|>", "<|im_middle|>", "<|im_end|>"),
+            *("<|media_begin|>", "<|media_content|>", "<|media_end|>", "<think>", "</think>"),
+        ),
+        role="<|im_{}|>{}<|im_middle|>",
+        end="<|im_end|>",
     ),
 }
