@@ -37,7 +37,7 @@ _DEFAULTS = {
 _IMAGE_DEFAULTS = {**_DEFAULTS, "max_patches": 16_384}
 _VIDEO_DEFAULTS = {**_DEFAULTS, "max_patches": 4_096, "fps": 2, "temporal_patch_size": 4}
 
-_ANY_COUNT = (1 << 31) - 1  # the family bounds no video's frames
+ANY_COUNT = (1 << 31) - 1  # the family bounds no video's frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class ChunkVideoSpec(VideoSpec):
 def read_pixels(image: Mapping[str, Any], video: Mapping[str, Any], name: str) -> tuple[SidePixelSpec, ChunkVideoSpec]:
     """A budget in px is `max_patches` patches; there is no least one."""
     image, video = {**_IMAGE_DEFAULTS, **without_nulls(image)}, {**_VIDEO_DEFAULTS, **without_nulls(video)}
-    bounds = {"min_frames": 1, "max_frames": _ANY_COUNT, "max_video_tokens": 0}
+    bounds = {"min_frames": 1, "max_frames": ANY_COUNT, "max_video_tokens": 0}
     images, videos = read_patch_settings(_as_patches(image), {**_as_patches(video), **bounds}, name)
     fields = {field.name: getattr(videos, field.name) for field in dataclasses.fields(VideoSpec)}
     fields["pixels"] = _with_side(videos.pixels, video)

@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.errors import ModelNotFound
-from preprocessor.models import glm4v, glm5_next, glm46v, kimi_k25, qwen2_5_vl, qwen2_vl, qwen3_vl
+from preprocessor.models import glm4v, glm5_next, glm46v, kimi_k25, minimax_m3_vl, qwen2_5_vl, qwen2_vl, qwen3_vl
 from preprocessor.models.digests import digest_tokenizer
 from preprocessor.models.family import Family, Model
 from preprocessor.models.generic import load_generic
@@ -51,6 +51,7 @@ FAMILIES: tuple[Family, ...] = (
     glm46v.FAMILY,
     glm5_next.FAMILY,
     kimi_k25.FAMILY,
+    minimax_m3_vl.FAMILY,
 )
 
 # transformers 5.23, Qwen2_5_VLVisionConfig.
@@ -224,7 +225,7 @@ def _placeholders(config: Mapping[str, Any], tokenizer: TokenizersBackend, famil
     tokens: dict[Modality, str] = {}
     for modality in sorted(family.modalities):
         setting = f"{modality.name.lower()}_token_id"
-        token_id = config.get(setting)
+        token_id = config.get(setting) or config.get(f"{modality.name.lower()}_token_index")
         token = tokenizer.convert_ids_to_tokens(token_id) if token_id else None
         if not token_id or token is None:
             raise ModelNotFound(

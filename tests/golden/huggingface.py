@@ -77,6 +77,13 @@ def token_budget(processor: Any, least: int | None, most: int | None) -> dict[st
     return {name: value // pixels for name, value in asked.items() if value is not None}
 
 
+def minimax_budget(processor: Any, least: int | None, most: int | None) -> dict[str, Any]:
+    if not isinstance(processor, transformers.MiniMaxM3VLVideoProcessor):
+        return size_budget(processor, least, most)
+    budget = {name: value for name, value in (("min_pixels", least), ("max_pixels", most)) if value is not None}
+    return {"do_resize": True, **budget}
+
+
 def patch_budget(processor: Any, least: int | None, most: int | None) -> dict[str, Any]:
     """Kimi's has no least."""
     return {} if most is None else {"max_patches": most // processor.patch_size**2}
@@ -101,7 +108,7 @@ class FamilyClasses:
 
 
 # Families whose settings differ in kind from Qwen2-VL's: transformers reads their directories itself.
-_READ_FROM_DIRECTORY = {"glm4v", "glm46v", "glm5_next", "kimi_k25"}
+_READ_FROM_DIRECTORY = {"glm4v", "glm46v", "glm5_next", "kimi_k25", "minimax_m3_vl"}
 
 CLASSES = {
     "qwen2_vl": FamilyClasses(
@@ -133,6 +140,14 @@ CLASSES = {
         transformers.Kimi_K25VideoProcessor,
         budget=patch_budget,
         chunk_count=lambda processor, frame_count: -(-frame_count // processor.temporal_patch_size),
+    ),
+    "minimax_m3_vl": FamilyClasses(
+        transformers.MiniMaxM3VLProcessor,
+        transformers.MiniMaxM3VLVideoProcessor,
+        budget=minimax_budget,
+        chunk_count=lambda processor, frame_count: (
+            -(-frame_count // (processor.temporal_patch_size * processor.vision_segment_max_frames))
+        ),
     ),
 }
 

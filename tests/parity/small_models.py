@@ -120,4 +120,16 @@ SMALL_MODELS: Mapping[str, SmallModel] = {
         role="<|im_{}|>{}<|im_middle|>",
         end="<|im_end|>",
     ),
+    "minimax-m3": SmallModel(
+        model_type="minimax_m3_vl",
+        processor="MiniMaxM3VL",
+        image={**_CLIP, **_PATCHES, "size": [672, 672]},
+        video={**_CLIP, **_PATCHES, "min_pixels": 3_136, "max_pixels": 602_112, "vision_segment_max_frames": 4},
+        placeholders=("]<]image[>[", "]<]video[>["),
+        surroundings=(("", ""), ("", "")),
+        tokens=("]<]start of image[>[", "]<]end of image[>[", "]~!b[", "]~b]", "[e~[", "<think>", "</think>"),
+        start="]~!b[",
+        role="]~b]{}\n",
+        end="[e~[\n",
+    ),
 }
