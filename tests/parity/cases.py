@@ -218,7 +218,7 @@ def _clip(random: Random, theme: str, sampling: str, model: Model) -> tuple[byte
         if sampling == "every frame":
             most = min(most, 60)
         count = int(random.integers(max(2, most // 2) if theme == "long" else 2, most + 1))
-        rates = (2, 5, *RATES) if theme == "4K" else RATES  # some families take no frame of a clip below half a second
+        rates = (1, 2, 5, *RATES) if theme == "4K" else RATES  # some families take less than two frames of a short clip
         rate = rates[random.integers(len(rates))]
         wish = dataclasses.replace(_sampling(random, sampling, count), basis=_BASES.get(container, SamplingBasis.AUTO))
         if not _is_taken(processor, count, float(rate), wish):
