@@ -20,7 +20,7 @@ from preprocessor.models.glm46v import frames_by_steps, tenths
 from preprocessor.models.probe import ProbedMedium
 from preprocessor.models.qwen2_vl import patch_rows, without_nulls
 from preprocessor.types.request import Sampling
-from preprocessor.vision.spec import PixelSpec, VideoSpec
+from preprocessor.vision.spec import PixelSpec, VideoSpec, whole_number
 
 # transformers 5.23, Glm5NextImageProcessor and Glm5NextVideoProcessor.
 _IMAGE_DEFAULTS = {"min_image_tokens": 16, "max_image_tokens": 8_000, "patch_expand_factor": 1}
@@ -60,14 +60,15 @@ def read_pixels(image: Mapping[str, Any], video: Mapping[str, Any], name: str) -
     pixels, videos = read_glm_settings(
         image | {"size": _ANY_SIZE}, video | {"size": _ANY_SIZE}, name, most=video["max_frames"], seconds=seconds
     )
-    return _canvas(pixels, image), dataclasses.replace(videos, pixels=_canvas(videos.pixels, video))
+    return _canvas(pixels, image, name), dataclasses.replace(videos, pixels=_canvas(videos.pixels, video, name))
 
 
-def _canvas(pixels: PixelSpec, settings: Mapping[str, Any]) -> CanvasSpec:
+def _canvas(pixels: PixelSpec, settings: Mapping[str, Any], name: str) -> CanvasSpec:
     """With the budget in px that the settings' numbers of tokens are."""
     fields = {field.name: getattr(pixels, field.name) for field in dataclasses.fields(PixelSpec)}
-    canvas = CanvasSpec(**fields, patch_expand_factor=settings["patch_expand_factor"])
-    least, most = (settings[name] * canvas.token_pixels for name in ("min_image_tokens", "max_image_tokens"))
+    canvas = CanvasSpec(**fields, patch_expand_factor=whole_number(settings, "patch_expand_factor", name))
+    budget = (whole_number(settings, bound, name) for bound in ("min_image_tokens", "max_image_tokens"))
+    least, most = (tokens * canvas.token_pixels for tokens in budget)
     return dataclasses.replace(canvas, min_pixels=least, max_pixels=most)
 
 

@@ -24,7 +24,7 @@ from preprocessor.models.qwen2_vl import grid_writer, patch_rows, read_patch_set
 from preprocessor.text.prompt import Replacement
 from preprocessor.types.plan import ItemPlan
 from preprocessor.types.request import Modality, Sampling
-from preprocessor.vision.spec import PixelSpec, VideoSpec
+from preprocessor.vision.spec import PixelSpec, VideoSpec, whole_number
 
 # transformers 5.23, Kimi_K25ImageProcessor and Kimi_K25VideoProcessor.
 _DEFAULTS = {
@@ -62,21 +62,25 @@ def read_pixels(image: Mapping[str, Any], video: Mapping[str, Any], name: str) -
     """A budget in px is `max_patches` patches; there is no least one."""
     image, video = {**_IMAGE_DEFAULTS, **without_nulls(image)}, {**_VIDEO_DEFAULTS, **without_nulls(video)}
     bounds = {"min_frames": 1, "max_frames": ANY_COUNT, "max_video_tokens": 0}
-    images, videos = read_patch_settings(_as_patches(image), {**_as_patches(video), **bounds}, name)
+    images, videos = read_patch_settings(_as_patches(image, name), {**_as_patches(video, name), **bounds}, name)
     fields = {field.name: getattr(videos, field.name) for field in dataclasses.fields(VideoSpec)}
-    fields["pixels"] = _with_side(videos.pixels, video)
-    return _with_side(images, image), ChunkVideoSpec(**fields, chunk_frames=video["temporal_patch_size"])
+    fields["pixels"] = _with_side(videos.pixels, video, name)
+    chunk_frames = whole_number(video, "temporal_patch_size", name)
+    return _with_side(images, image, name), ChunkVideoSpec(**fields, chunk_frames=chunk_frames)
 
 
-def _as_patches(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _as_patches(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     """In the terms of `parse_pixel_spec`."""
-    size = {"shortest_edge": 1, "longest_edge": settings["max_patches"] * settings["patch_size"] ** 2}
+    size = {
+        "shortest_edge": 1,
+        "longest_edge": whole_number(settings, "max_patches", name) * whole_number(settings, "patch_size", name) ** 2,
+    }
     return {**settings, "size": size, "temporal_patch_size": 1}
 
 
-def _with_side(pixels: PixelSpec, settings: Mapping[str, Any]) -> SidePixelSpec:
+def _with_side(pixels: PixelSpec, settings: Mapping[str, Any], name: str) -> SidePixelSpec:
     fields = {field.name: getattr(pixels, field.name) for field in dataclasses.fields(PixelSpec)}
-    return SidePixelSpec(**fields, max_side_px=settings["size"]["max_height"] * pixels.patch_size)
+    return SidePixelSpec(**fields, max_side_px=whole_number(settings["size"], "max_height", name) * pixels.patch_size)
 
 
 def sample_indices(total: int, rate: float, sampling: Sampling, spec: VideoSpec) -> npt.NDArray[np.int64]:

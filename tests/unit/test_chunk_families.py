@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from preprocessor.config import Limits
+from preprocessor.errors import ModelNotFound
 from preprocessor.media.image import decode_image
 from preprocessor.models import kimi_k25, minimax_m3_vl
 from preprocessor.models.family import Model
@@ -158,3 +159,25 @@ def test_both_have_plain_positions(kimi: Model, minimax: Model) -> None:
 def test_pixel_specs_of_images_and_videos_are_of_one_kind(kimi: Model, minimax: Model) -> None:
     assert isinstance(kimi.image, kimi_k25.SidePixelSpec) and isinstance(kimi.video.pixels, kimi_k25.SidePixelSpec)
     assert type(minimax.image) is type(minimax.video.pixels) is PixelSpec
+
+
+@pytest.mark.parametrize(
+    ("model", "setting", "value"),
+    [
+        ("kimi-k2.5", "size", {"shortest_edge": 28, "longest_edge": 9_999}),
+        ("kimi-k2.5", "max_patches", "many"),
+        ("glm-5.3", "max_image_tokens", 0),
+        ("glm-4.1v", "resample", 2),
+    ],
+)
+def test_settings_that_the_fast_path_does_not_read_are_refused(
+    model: str, setting: str, value: object, tmp_path: Path
+) -> None:
+    SMALL_MODELS[model].save(tmp_path)
+    path = tmp_path / "processor_config.json"
+    settings = json.loads(path.read_text())
+    settings["image_processor"][setting] = value
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ModelNotFound) as caught:
+        load_family_model(str(tmp_path))
+    assert caught.value.reason == "UNSUPPORTED_PROCESSOR"
