@@ -1,7 +1,7 @@
 """Families of the fast path beside transformers' own processor on the generic path: the same request, the same values.
 
-    python -m tests.bench.families                          # the small models of tests/parity, minutes
-    python -m tests.bench.families kimi-k2.5 --rounds 9
+    python -m tests.bench.small_models                          # the small models of tests/parity, minutes
+    python -m tests.bench.small_models kimi-k2.5 --rounds 9
 
 Both paths get the seed clip with the same frames, or 20 images. The generic path makes normalized float32, `fast` uint8 rows as
 an engine gets them, `fast FP32` the generic path's float32, which is compared before anything is timed. MiniMax-M3's own
@@ -94,7 +94,7 @@ def compare(directory: str, request: PreparationRequest) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.families", description="Fast path ÷ generic path.")
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.small_models", description="Fast path ÷ generic path.")
     parser.add_argument("models", nargs="*", default=list(SMALL_MODELS), metavar="MODEL", help=", ".join(SMALL_MODELS))
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
