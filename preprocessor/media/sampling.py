@@ -136,6 +136,16 @@ def spread_by_steps(total: int, count: int) -> npt.NDArray[np.int64]:
     return indices[:count]
 
 
+def spread_from_start(total: int, count: int) -> npt.NDArray[np.int64]:
+    """`count` indices in equal steps from the first frame, each rounded down in whole numbers.
+
+    Source: transformers 5.23, video_utils.default_sample_indices_fn. Differs: a count above `total` gives `total`, where the
+    original raises.
+    """
+    count = min(count, total)
+    return np.arange(count, dtype=np.int64) * total // count
+
+
 def whole_patches(count: float, temporal_patch_size: int) -> int:
     """The largest multiple of `temporal_patch_size` that is not above `count`; one frame stays one."""
     return max(math.floor(count / temporal_patch_size) * temporal_patch_size, 1)

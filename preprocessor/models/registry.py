@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.errors import ModelNotFound
-from preprocessor.models import qwen2_5_vl, qwen2_vl, qwen3_vl
+from preprocessor.models import glm4v, glm5_next, glm46v, kimi_k25, minimax_m3_vl, qwen2_5_vl, qwen2_vl, qwen3_vl
 from preprocessor.models.digests import digest_tokenizer
 from preprocessor.models.family import Family, Model
 from preprocessor.models.generic import load_generic
@@ -43,7 +43,16 @@ from preprocessor.text.tokenizer import (
 )
 from preprocessor.types.request import Modality
 
-FAMILIES: tuple[Family, ...] = (qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    qwen2_vl.FAMILY,
+    qwen2_5_vl.FAMILY,
+    qwen3_vl.FAMILY,
+    glm4v.FAMILY,
+    glm46v.FAMILY,
+    glm5_next.FAMILY,
+    kimi_k25.FAMILY,
+    minimax_m3_vl.FAMILY,
+)
 
 # transformers 5.23, Qwen2_5_VLVisionConfig.
 _TOKENS_PER_SECOND = 4
@@ -66,7 +75,7 @@ def load_model(name: str, video_markers: str = "auto") -> LoadedModel:
     """
     directory = _BUILTIN / name if name in builtin_names() else _local_directory(name)
     config = _read_json(directory, "config.json")
-    family = next((family for family in FAMILIES if config.get("model_type") in family.model_types), None)
+    family = _family(directory, config)
     if family is None:
         return load_generic(name, directory)
     settings = _processor_settings(directory)
@@ -142,6 +151,25 @@ def _local_directory(name: str) -> Path:
         raise ModelNotFound(f"{name}: {what}") from error
 
 
+def _family(directory: Path, config: Mapping[str, Any]) -> Family | None:
+    """The family whose processor transformers would load; None where it is none of ours.
+
+    Source: transformers 5.23, AutoProcessor.from_pretrained: a class that the files name goes before the model type.
+    """
+    family = next((family for family in FAMILIES if config.get("model_type") in family.model_types), None)
+    if family is None or not family.processor:
+        return family
+    named = _named_processor(directory) or family.processor
+    return next((family for family in FAMILIES if family.processor == named), None)
+
+
+def _named_processor(directory: Path) -> str:
+    for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        if (directory / name).is_file() and (named := _read_json(directory, name).get("processor_class")):
+            return str(named)
+    return ""
+
+
 def _processor_settings(directory: Path) -> dict[str, Mapping[str, Any]]:
     """Image and video processor settings, from either layout that transformers writes.
 
@@ -197,7 +225,7 @@ def _placeholders(config: Mapping[str, Any], tokenizer: TokenizersBackend, famil
     tokens: dict[Modality, str] = {}
     for modality in sorted(family.modalities):
         setting = f"{modality.name.lower()}_token_id"
-        token_id = config.get(setting)
+        token_id = config.get(setting) or config.get(f"{modality.name.lower()}_token_index")
         token = tokenizer.convert_ids_to_tokens(token_id) if token_id else None
         if not token_id or token is None:
             raise ModelNotFound(

@@ -1,4 +1,4 @@
-"""Frames → planes of the planned size: bicubic with antialiasing, rounded to uint8.
+"""Frames → planes of the planned size: bicubic with antialiasing, rounded to uint8, padded where a family does.
 
 All variants use one torch operator, so results equal torchvision's resize, which calls it on planar tensors. The operator resizes
 each line, rounds to uint8, and then resizes each column of the result; columns take less than half the time of lines. So the
@@ -37,6 +37,21 @@ def resizer(source: Size, target: Size, frame_count: int) -> Resize:
         return _by_columns(source, target)
     resized = _Planes(target)
     return lambda frame: resized.take(_resized(frame, target))
+
+
+def padded(resize: Resize, canvas: Size) -> Resize:
+    """The same planes at the top left of black ones of this size.
+
+    Source: transformers 5.23, TorchvisionBackend.pad, which fills uint8 pixels with 0 before they are normalized.
+    """
+    planes = np.zeros((3, *canvas), np.uint8)
+
+    def pad(frame: Pixels) -> Pixels:
+        resized = resize(frame)
+        planes[:, : resized.shape[1], : resized.shape[2]] = resized
+        return planes
+
+    return pad
 
 
 def _by_columns(source: Size, target: Size) -> Resize:

@@ -80,11 +80,11 @@ def parse_pixel_spec(config: Mapping[str, Any], source: str) -> PixelSpec:
         raise _unsupported(source, "resample", resample, f"{_BICUBIC} (bicubic)")
     size = config.get("size") or {}
     return PixelSpec(
-        patch_size=_field(config, "patch_size", source),
-        merge_size=_field(config, "merge_size", source),
-        temporal_patch_size=_field(config, "temporal_patch_size", source),
-        min_pixels=config.get("min_pixels") or _field(size, "shortest_edge", source),
-        max_pixels=config.get("max_pixels") or _field(size, "longest_edge", source),
+        patch_size=whole_number(config, "patch_size", source),
+        merge_size=whole_number(config, "merge_size", source),
+        temporal_patch_size=whole_number(config, "temporal_patch_size", source),
+        min_pixels=config.get("min_pixels") or whole_number(size, "shortest_edge", source),
+        max_pixels=config.get("max_pixels") or whole_number(size, "longest_edge", source),
         mean=_channels(config, "image_mean", source),
         std=_channels(config, "image_std", source),
         rescale_factor=config.get("rescale_factor", 1 / 255),
@@ -108,7 +108,12 @@ def parse_video_spec(config: Mapping[str, Any], source: str) -> VideoSpec:
     )
 
 
-def _field(config: Mapping[str, Any], name: str, source: str) -> int:
+def whole_number(config: Mapping[str, Any], name: str, source: str) -> int:
+    """A setting that must be one of at least 1.
+
+    Raises:
+        ModelNotFound: `UNSUPPORTED_PROCESSOR`.
+    """
     value = config.get(name)
     if not isinstance(value, int) or value < 1:
         raise _unsupported(source, name, value, "a whole number of at least 1")

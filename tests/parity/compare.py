@@ -36,14 +36,14 @@ def differences(model: Model, request: PreparationRequest, processor: Any = None
     pairs: dict[str, tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]] = {
         "input_ids": (tensors["input_ids"], theirs.token_ids),
         "mm_token_type_ids": (tensors["mm_token_type_ids"], theirs.token_types),
-        "mrope_position_ids": (tensors["mrope_position_ids"], theirs.positions),
-        "mrope_position_delta": (tensors["mrope_position_delta"], np.array([theirs.delta])),
+        "mrope_position_ids": (tensors.get("mrope_position_ids"), theirs.positions),
+        "mrope_position_delta": (tensors.get("mrope_position_delta"), theirs.delta),
         "second_per_grid_ts": (tensors.get("second_per_grid_ts"), theirs.seconds_per_grid),
     }
     if request.media:
         assert ours.plan.pixels is not None
         name = ours.plan.pixels.name
-        pairs["grid_thw"] = (tensors["grid_thw"], theirs.grid_thw)
+        pairs["grid_thw"] = (tensors.get("chunk_grid_thw", tensors["grid_thw"]), theirs.grid_thw)
         pairs[name] = (_bits(tensors[name]), _bits(pixels_in_form(theirs, request.pixel_form or PixelForm.UINT8)))
     found = [f"{name} {told}" for name, pair in pairs.items() if (told := _difference(*pair))]
     frames = [_frames_of(item) for item in ours.plan.items]
@@ -65,7 +65,7 @@ def run_case(number: int, folder: Path) -> list[str]:
     """What differs in this case; one that raises differs too.
 
     Args:
-        folder: Where `save_qwen3_5` wrote.
+        folder: Where `save_models` wrote.
     """
     torch.set_num_threads(1)  # a process a core
     asked = case(number)

@@ -96,6 +96,8 @@ class Family:
 
     Attributes:
         model_types: Values of `model_type` in config.json that belong here.
+        processor: transformers' class for it, where models of one type have processors of several: a model whose files name the
+            class of another such family belongs to that one. Empty where the type alone decides.
         read_pixels: (configuration of the image processor, of the video processor, the model's name) → settings of both.
             Raises `ModelNotFound` where they ask for what the family does not do.
         sample_indices: (frames, frames a second, the caller's sampling, settings) → ascending indices int64 [n].
@@ -117,3 +119,4 @@ class Family:
     )
     modalities: frozenset[Modality] = frozenset({Modality.IMAGE, Modality.VIDEO})
     marks_frames: bool = False
+    processor: str = ""
