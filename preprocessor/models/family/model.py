@@ -40,6 +40,7 @@ class Model(ModelSettings):
 
     def describe(self) -> ModelDescription:
         """See `LoadedModel`."""
+        video = self.video if Modality.VIDEO in self.modalities else None
         return ModelDescription(
-            ModelPath.FAST, self.family.name, self.placeholders.tokens, self.image, self.video, self.video_markers
+            ModelPath.FAST, self.family.name, self.placeholders.tokens, self.image, video, self.video_markers
         )
