@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.errors import ModelNotFound
-from preprocessor.models import qwen2_5_vl, qwen2_vl, qwen3_vl
+from preprocessor.models import internvl, mistral3, qwen2_5_vl, qwen2_vl, qwen3_vl
 from preprocessor.models.digests import digest_tokenizer
 from preprocessor.models.family import Configuration, Family, Model
 from preprocessor.models.generic import load_generic
@@ -42,7 +42,13 @@ from preprocessor.text.tokenizer import (
     read_stop_token_ids,
 )
 
-FAMILIES: tuple[Family, ...] = (qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    qwen2_vl.FAMILY,
+    qwen2_5_vl.FAMILY,
+    qwen3_vl.FAMILY,
+    internvl.FAMILY,
+    mistral3.FAMILY,
+)
 
 # transformers 5.23, Qwen2_5_VLVisionConfig.
 _TOKENS_PER_SECOND = 4

@@ -97,6 +97,11 @@ def no_details(configuration: Configuration) -> None:
     """For families whose pixel settings are all that they read."""
 
 
+def no_video(total: int, rate: float, sampling: Sampling, spec: VideoSpec) -> npt.NDArray[np.int64]:
+    """For families that take none, which are asked for no frames."""
+    raise AssertionError("a video for a family without")
+
+
 def types_of_spans(prompt: ExpandedPrompt, items: Sequence[ItemPlan], model: ModelSettings) -> npt.NDArray[np.int32]:
     """Each item's modality at the tokens of its spans, 0 elsewhere."""
     return token_types(prompt, [item.modality for item in items])
