@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from preprocessor.errors import ModelNotFound
+from preprocessor.media.sampling import count_asked
 from preprocessor.models.family import Configuration, Family, ItemLayout, ModelSettings
 from preprocessor.models.family.budget import refuse_bounds
 from preprocessor.models.loaded import WriteFrame
@@ -106,12 +107,7 @@ def sample_indices(total: int, rate: float, sampling: Sampling, spec: VideoSpec)
     `num_frames`; a count above what the clip holds gives every frame, and an fps that gives none gives one, where the
     original raises.
     """
-    count = sampling.frame_count
-    if count is None and sampling.fps is not None:
-        count = int(total / rate * sampling.fps)
-    if count is None:
-        count = total if spec.frame_count is None else spec.frame_count
-    count = min(max(count, 1), total)
+    count = count_asked(total, rate, sampling, spec.frame_count)
     indices: npt.NDArray[np.int64] = (
         torch.arange(total / count / 2, total, total / count).int().numpy().astype(np.int64)
     )

@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.errors import ModelNotFound
-from preprocessor.models import internvl, mistral3, qwen2_5_vl, qwen2_vl, qwen3_vl
+from preprocessor.models import gemma3, gemma4, internvl, mistral3, qwen2_5_vl, qwen2_vl, qwen3_vl
 from preprocessor.models.digests import digest_tokenizer
 from preprocessor.models.family import Configuration, Family, Model
 from preprocessor.models.generic import load_generic
@@ -48,6 +48,8 @@ FAMILIES: tuple[Family, ...] = (
     qwen3_vl.FAMILY,
     internvl.FAMILY,
     mistral3.FAMILY,
+    gemma3.FAMILY,
+    gemma4.FAMILY,
 )
 
 # transformers 5.23, Qwen2_5_VLVisionConfig.
@@ -103,8 +105,8 @@ def _load_of_family(family: Family, name: str, directory: Path, config: Mapping[
     kept_markers = choose_video_markers(video_markers) if family.marks_frames else None
     decided: list[Any] = [
         family.name,
-        dataclasses.asdict(image),
-        dataclasses.asdict(video),
+        _decisive(dataclasses.asdict(image)),
+        _decisive(dataclasses.asdict(video)),
         sorted(marks),
         markers,
         kept_markers,
@@ -199,6 +201,12 @@ def _chat_template(directory: Path, tokenizer: TokenizersBackend) -> str:
         template = str(tokenizer.chat_template or "")
     check_template(template, str(directory))
     return str(template)
+
+
+def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """Pixel settings without `normalizes` where it is set, which fingerprints of earlier releases do not have."""
+    kept = {name: value for name, value in settings.items() if name != "normalizes" or not value}
+    return {name: _decisive(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
 def _as_jinja_reads(template: str) -> str:

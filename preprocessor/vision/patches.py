@@ -57,8 +57,11 @@ def normalization_table(spec: PixelSpec, form: PixelForm) -> npt.NDArray[Any]:
     """The normalized value of every uint8 in every channel, [3, 256] in the form's dtype, read-only.
 
     Source: transformers 5.23, image_processing_backends, rescale_and_normalize: mean and std are divided by the rescale
-    factor in float32, then (value - mean) / std.
+    factor in float32, then (value - mean) / std; value * rescale factor where it does not normalize, which may differ in the
+    last bit.
     """
+    if not spec.normalizes:
+        return _rescaling_table(spec.rescale_factor, form)
     return _normalization_table(spec.mean, spec.std, spec.rescale_factor, form)
 
 
@@ -69,7 +72,16 @@ def _normalization_table(
     values = torch.arange(256, dtype=torch.float32)
     mean = torch.tensor(channel_mean) * (1.0 / rescale_factor)
     std = torch.tensor(channel_std) * (1.0 / rescale_factor)
-    table: npt.NDArray[np.float32] = ((values[None, :] - mean[:, None]) / std[:, None]).numpy()
+    return _in_form(((values[None, :] - mean[:, None]) / std[:, None]).numpy(), form)
+
+
+@functools.lru_cache(maxsize=64)
+def _rescaling_table(rescale_factor: float, form: PixelForm) -> npt.NDArray[Any]:
+    values = torch.arange(256, dtype=torch.uint8) * rescale_factor
+    return _in_form(values.expand(3, 256).numpy(), form)
+
+
+def _in_form(table: npt.NDArray[np.float32], form: PixelForm) -> npt.NDArray[Any]:
     converted = table.astype(PIXEL_DTYPES[form])
     converted.flags.writeable = False  # shared by every request
     return converted

@@ -22,6 +22,7 @@ class PixelSpec:
         min_pixels, max_pixels: Budget after resizing; of h*w for images, of t*h*w for videos.
         mean, std: Per RGB channel, on the 0 to 1 scale.
         rescale_factor: What a uint8 value is multiplied by to reach that scale.
+        normalizes: Whether mean and std are applied at all; where they are not, they are 0 and 1.
     """
 
     patch_size: int
@@ -32,6 +33,7 @@ class PixelSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     rescale_factor: float = 1 / 255
+    normalizes: bool = True
 
     @property
     def factor(self) -> int:

@@ -64,7 +64,43 @@ def mistral3(directory: Path) -> None:
     _save(processor, directory, model_type="mistral3")
 
 
-MAKERS: Mapping[str, Callable[[Path], None]] = {"internvl": internvl, "mistral3": mistral3}
+def gemma3(directory: Path) -> None:
+    """Settings as google/gemma-3-4b-it has them."""
+    tokens = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    processor = transformers.Gemma3Processor(
+        image_processor=transformers.Gemma3ImageProcessor(size={"height": 896, "width": 896}),
+        tokenizer=_tokenizer(tokens, bos="<bos>"),
+        chat_template=_template(image="<start_of_image>"),
+    )
+    _save(processor, directory, model_type="gemma3")
+
+
+def gemma4(directory: Path) -> None:
+    """Settings as the sizes without sound have them."""
+    tokens = {
+        "boi_token": "<|image>",
+        "eoi_token": "<image|>",
+        "image_token": "<|image|>",
+        "boa_token": "<|audio>",
+        "eoa_token": "<audio|>",
+        "audio_token": "<|audio|>",
+    }
+    processor = transformers.Gemma4Processor(
+        feature_extractor=transformers.Gemma4AudioFeatureExtractor(),
+        image_processor=transformers.Gemma4ImageProcessor(),
+        tokenizer=_tokenizer(tokens, ("<|video|>",), bos="<bos>"),
+        video_processor=transformers.Gemma4VideoProcessor(),
+        chat_template=_template(image="<|image|>", video="<|video|>"),
+    )
+    _save(processor, directory, model_type="gemma4")
+
+
+MAKERS: Mapping[str, Callable[[Path], None]] = {
+    "internvl": internvl,
+    "mistral3": mistral3,
+    "gemma3": gemma3,
+    "gemma4": gemma4,
+}
 
 
 def _tokenizer(named: Mapping[str, str], more: tuple[str, ...] = (), bos: str | None = None) -> PreTrainedTokenizerFast:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -9,11 +10,15 @@ from preprocessor.models.family import Model
 from preprocessor.types.request import Modality, PreparationRequest
 from tests.golden.cases import _ask, _image, _mixed_chat, _video
 
+# Where torchvision is installed without its operators, transformers can import it after this alone; Gemma 4's settings need it.
+with contextlib.suppress(ImportError):
+    import tests.golden.huggingface  # noqa: F401
+
 MODELS = Path(__file__).parent / "models"
 TILE_GOLDENS = Path(__file__).parent / "tile_goldens.json"
 
 # Model → a most pixel count for which its processor makes something else than by itself.
-BUDGETS = {"internvl": 500_000, "mistral3": 100_000}
+BUDGETS = {"internvl": 500_000, "mistral3": 100_000, "gemma3": 4 * 896**2, "gemma4": 350_000}
 
 
 def requests(model: Model) -> dict[str, PreparationRequest]:

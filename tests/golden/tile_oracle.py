@@ -188,7 +188,63 @@ def _pixtral_rows(output: Any, media: list[Media]) -> Rows:
     return rows, {"grid_thw": np.array(grids, np.int64), "image_sizes": sizes}
 
 
+def _gemma3_budget(processor: Any, media: list[Media]) -> dict[str, Any]:
+    most = _most(media)
+    crop_count = 0 if most is None else most // processor.image_processor.size["height"] ** 2 - 1
+    return {"do_pan_and_scan": True, "pan_and_scan_max_num_crops": crop_count} if crop_count > 1 else {}
+
+
+def _gemma3_rows(output: Any, media: list[Media]) -> Rows:
+    tiles = output["pixel_values"].numpy()
+    return [tiles.reshape(len(tiles), -1)], {}
+
+
+def _gemma4_budget(processor: Any, media: list[Media]) -> dict[str, Any]:
+    most, factor = _most(media), processor.image_processor.patch_size * processor.image_processor.pooling_kernel_size
+    if most is None:
+        return {}
+    return {"max_soft_tokens": max(count for count in (70, 140, 280, 560, 1120) if count * factor**2 <= most)}
+
+
+def _gemma4_rows(output: Any, media: list[Media]) -> Rows:
+    """Padding taken off, which its positions tell; these must be columns and lines of a grid."""
+    frame_counts = output["num_frames_per_video"].tolist() if "num_frames_per_video" in output else []
+    videos = (
+        [
+            _gemma4_item(*pair)
+            for pair in zip(
+                *(output[name].split(frame_counts) for name in ("pixel_values_videos", "video_position_ids")),
+                strict=True,
+            )
+        ]
+        if frame_counts
+        else []
+    )
+    images = (
+        [
+            _gemma4_item(pixels[None], positions[None])
+            for pixels, positions in zip(output["pixel_values"], output["image_position_ids"], strict=True)
+        ]
+        if "pixel_values" in output
+        else []
+    )
+    items = _merged(media, images, videos)
+    return [rows for rows, _ in items], {"grid_thw": np.array([grid for _, grid in items], np.int64)}
+
+
+def _gemma4_item(pixels: Any, positions: Any) -> tuple[npt.NDArray[Any], tuple[int, int, int]]:
+    """Frames [t, most patches, F] and their positions [t, most patches, 2]."""
+    (width, height) = (positions[0].max(dim=0).values + 1).tolist()
+    expected = np.array([(row % width, row // width) for row in range(height * width)])
+    count = height * width
+    assert (positions[:, :count].numpy() == expected).all() and (positions[:, count:] == -1).all()
+    assert (pixels[:, count:] == 0).all()
+    return pixels[:, :count].reshape(len(pixels) * count, -1).numpy(), (len(pixels), height, width)
+
+
 _FAMILIES = {
+    "Gemma3Processor": _Family(_gemma3_budget, _gemma3_rows, lambda made: [1 + count for count in made["num_crops"]]),
+    "Gemma4Processor": _Family(_gemma4_budget, _gemma4_rows),
     "PixtralProcessor": _Family(_pixtral_budget, _pixtral_rows),
     "InternVLProcessor": _Family(_tiles_budget, _internvl_rows, lambda made: list(made["num_patches"])),
 }

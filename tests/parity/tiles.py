@@ -33,7 +33,12 @@ VIDEO_KINDS = tuple(("video", way) for way in ("default", "fps", "frame count", 
 IMAGE_KINDS = (("image", "one"), ("image", "several"), ("image", "4K"), ("image", "thin"), ("text", "none"))
 KINDS = (*VIDEO_KINDS, *IMAGE_KINDS, ("mixed", "any"))
 # Model → the area of what its budget counts, px, where the caller may give a least and a most one.
-BUDGETS: dict[str, tuple[bool, int]] = {"internvl": (True, 448 * 448), "mistral3": (False, 300 * 300)}
+BUDGETS: dict[str, tuple[bool, int]] = {
+    "internvl": (True, 448 * 448),
+    "mistral3": (False, 300 * 300),
+    "gemma3": (False, 896 * 896),
+    "gemma4": (False, 500_000),
+}
 LEAST_CASES = 66
 _CASE_LIMIT_SECONDS = 300
 
@@ -135,7 +140,9 @@ def _clip(random: Random, way: str, model: str) -> tuple[bytes, Sampling]:
     width, height = _side(random, 64, 700), _side(random, 64, 700)
     plain = [encoder for encoder in ENCODERS if encoder[1] not in ("matroska", "gif")]
     codec, container, pixel_format, options = plain[random.integers(len(plain))]
-    count, rate = int(random.integers(2, 25)), RATES[random.integers(len(RATES))]
+    processor = tile_oracle.processor_in(str(MODELS / model)).video_processor
+    least = processor.num_frames or 2
+    count, rate = int(random.integers(least, least + 23)), RATES[random.integers(len(RATES))]
     data = media.moving_shapes_clip(
         count / rate,
         rate,
@@ -147,7 +154,6 @@ def _clip(random: Random, way: str, model: str) -> tuple[bytes, Sampling]:
         options=options,
         pixel_format=pixel_format,
     )
-    processor = tile_oracle.processor_in(str(MODELS / model)).video_processor
     for _ in range(100):
         wish = _sampling(random, way, count)
         try:

@@ -35,7 +35,7 @@ class Model(ModelSettings):
 
     def row_writer(self, item: ItemPlan, form: PixelForm) -> RowWriter:
         """See `LoadedModel`."""
-        table = None if form is PixelForm.UINT8 else normalization_table(self.image, form)
+        table = None if form is PixelForm.UINT8 else normalization_table(self.pixels_of(item.modality), form)
         return RowWriter(self.family.frame_writer(item, self), table)
 
     def describe(self) -> ModelDescription:
