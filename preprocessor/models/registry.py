@@ -105,8 +105,8 @@ def _load_of_family(family: Family, name: str, directory: Path, config: Mapping[
     kept_markers = choose_video_markers(video_markers) if family.marks_frames else None
     decided: list[Any] = [
         family.name,
-        _decisive(dataclasses.asdict(image)),
-        _decisive(dataclasses.asdict(video)),
+        dataclasses.asdict(image),
+        dataclasses.asdict(video),
         sorted(marks),
         markers,
         kept_markers,
@@ -201,12 +201,6 @@ def _chat_template(directory: Path, tokenizer: TokenizersBackend) -> str:
         template = str(tokenizer.chat_template or "")
     check_template(template, str(directory))
     return str(template)
-
-
-def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """Pixel settings without `normalizes` where it is set, which fingerprints of earlier releases do not have."""
-    kept = {name: value for name, value in settings.items() if name != "normalizes" or not value}
-    return {name: _decisive(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
 def _as_jinja_reads(template: str) -> str:

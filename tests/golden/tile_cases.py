@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from pathlib import Path
 
 from preprocessor.models.family import Model
@@ -36,8 +35,7 @@ def requests(model: Model) -> dict[str, PreparationRequest]:
     }
     if Modality.VIDEO not in model.modalities:
         return asked
-    mixed = _mixed_chat()
-    (clip,) = (medium for medium in mixed.media if medium.modality is Modality.VIDEO)
+    own = "tiny-48x32.mp4" if model.video.frame_count is None else "shapes-374.mp4"  # every frame, or a number of them
     return asked | {
         "video at 1 fps": _ask(_video("shapes-374.mp4", fps=1)),
         "three frames of a 720p video": _ask(_video("shapes-720p.mp4", frame_count=3)),
@@ -45,7 +43,7 @@ def requests(model: Model) -> dict[str, PreparationRequest]:
         "video by the model's own sampling": _ask(
             dataclasses.replace(clip, key="video", sampling=type(clip.sampling)())
         ),
-        "images and a video in one chat": mixed,
+        "images and a video in one chat": _mixed_chat(),
     }
 
 
