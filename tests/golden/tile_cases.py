@@ -40,9 +40,7 @@ def requests(model: Model) -> dict[str, PreparationRequest]:
         "video at 1 fps": _ask(_video("shapes-374.mp4", fps=1)),
         "three frames of a 720p video": _ask(_video("shapes-720p.mp4", frame_count=3)),
         "named frames": _ask(_video("ntsc-vp9.webm", indices=(0, 7, 31))),
-        "video by the model's own sampling": _ask(
-            dataclasses.replace(clip, key="video", sampling=type(clip.sampling)())
-        ),
+        "video by the model's own sampling": _ask(_video(own)),
         "images and a video in one chat": _mixed_chat(),
     }
 
