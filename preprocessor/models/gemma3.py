@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -142,7 +143,7 @@ def tile_writer(item: ItemPlan, model: ModelSettings) -> WriteFrame:
         for row, box in zip(rows, [(slice(None), slice(None)), *boxes], strict=True):
             tile = resize_pixels(frame[box], (side, side), details.mode)
             stopwatch.end("resize")
-            row.reshape(3, side, side)[:] = tile.transpose(2, 0, 1)
+            cv2.split(tile, list(row.reshape(3, side, side)))
             stopwatch.end("patch")
 
     return write
