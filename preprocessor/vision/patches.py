@@ -30,6 +30,10 @@ PIXEL_DTYPES: dict[PixelForm, np.dtype[Any]] = {
 }
 
 
+_BLOCK_VALUES = 1 << 16
+"""Values of rows that are normalized at once where channels differ: they and their floats stay in cache."""
+
+
 def write_patches(
     planes: npt.NDArray[np.uint8], spec: PixelSpec, out: npt.NDArray[np.uint8], positions: slice = slice(None)
 ) -> None:
@@ -93,9 +97,18 @@ def normalize_rows(rows: npt.NDArray[np.uint8], table: npt.NDArray[Any], out: np
     if (table == table[0]).all():
         np.take(table[0], rows, out=out, mode="clip")
         return
-    for row, target in zip(rows.reshape(len(rows), 3, -1), out.reshape(len(out), 3, -1), strict=True):
+    by_channel, targets = rows.reshape(len(rows), 3, -1), out.reshape(len(out), 3, -1)
+    count = _BLOCK_VALUES // rows.shape[1]
+    if count < 2:
+        for row, target in zip(by_channel, targets, strict=True):
+            for channel in range(3):
+                np.take(table[channel], row[channel], out=target[channel], mode="clip")
+        return
+    # Of small rows many at once: a call for each would take longer than its work, and a copy within the cache takes little.
+    for first in range(0, len(rows), count):
+        block = slice(first, first + count)
         for channel in range(3):
-            np.take(table[channel], row[channel], out=target[channel], mode="clip")
+            targets[block, channel] = np.take(table[channel], by_channel[block, channel], mode="clip")
 
 
 def _element_dtype(patch_size: int) -> np.dtype[Any]:
