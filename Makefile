@@ -101,6 +101,7 @@ sbom: setup $(SUPPLY)/stamp ## write build/sbom.cdx.json: every installed packag
 
 parity: setup ## compare with Hugging Face live, hundreds of cases; minutes
 	$(BIN)/python -m tests.parity
+	$(BIN)/python -m tests.parity.tiles
 
 bench: setup ## time everything beside other ways to do the same; some ten minutes
 	$(BIN)/python -m tests.bench
@@ -110,6 +111,7 @@ bench-full: triton ## the same with more rounds, loads and clips, into tests/ben
 
 golden: setup ## make the golden results anew from Hugging Face's processor
 	$(BIN)/python -m tests.golden.make_goldens
+	$(BIN)/python -m tests.golden.make_tile_goldens
 
 proto: setup ## generate preprocessor/v1 from protos
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --grpc_python_out=. \

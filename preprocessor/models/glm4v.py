@@ -154,4 +154,5 @@ FAMILY = Family(
     frame_writer=patch_writer,
     prompt_tensors=qwen3_vl.prompt_tensors,  # transformers 5.23, Glm4vModel.get_rope_index: a grid of t = 1 for each pair
     processor="Glm4vProcessor",
+    else_generic=True,
 )

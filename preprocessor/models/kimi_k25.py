@@ -158,4 +158,5 @@ FAMILY = Family(
     sample_indices=sample_indices,
     layout=layout,
     frame_writer=line_writer,
+    else_generic=True,
 )

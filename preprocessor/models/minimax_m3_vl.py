@@ -91,4 +91,5 @@ FAMILY = Family(
     sample_indices=sample_indices,  # transformers 5.23: both classes have BaseVideoProcessor's
     layout=layout,
     frame_writer=patch_writer,
+    else_generic=True,
 )

@@ -18,6 +18,7 @@ from preprocessor.types.plan import ItemPlan
 from preprocessor.types.request import PixelForm, PreparationRequest, SamplingBasis
 from preprocessor.types.source import FrameListInfo
 from tests.golden import oracle
+from tests.golden.tile_oracle import TileAnswer
 from tests.parity.cases import case, make_request
 from tests.parity.directories import model_named
 
@@ -79,7 +80,7 @@ def run_case(number: int, folder: Path) -> list[str]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def pixels_in_form(theirs: oracle.Answer, form: PixelForm) -> npt.NDArray[Any]:
+def pixels_in_form(theirs: oracle.Answer | TileAnswer, form: PixelForm) -> npt.NDArray[Any]:
     """Hugging Face's pixels as the caller asked for them; torch casts what an engine would have cast."""
     if form is PixelForm.UINT8:
         return theirs.patches

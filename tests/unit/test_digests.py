@@ -108,6 +108,7 @@ PIXEL_SPEC: Mapping[str, Any] = {
     "mean": (0.1, 0.2, 0.3),
     "std": (0.1, 0.2, 0.3),
     "rescale_factor": 1 / 256,
+    "normalizes": False,
 }
 VIDEO_SPEC: Mapping[str, tuple[str, Media, Mapping[str, Any]]] = {  # the family that heeds it, an item, other settings
     "pixels": ("qwen3-vl", VIDEO, {}),  # PIXEL_SPEC
@@ -135,6 +136,7 @@ MODEL = {
     "tokens_per_second": NO,
     "stop_token_ids": NO,
     "fingerprint": "in the digest",
+    "details": "in the fingerprint",
 }
 REACHING_PIXELS = {
     "background": "MEDIA",

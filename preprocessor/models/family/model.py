@@ -50,11 +50,12 @@ class Model(ModelSettings):
 
     def row_writer(self, item: ItemPlan, form: PixelForm) -> RowWriter:
         """See `LoadedModel`."""
-        table = None if form is PixelForm.UINT8 else normalization_table(self.image, form)
+        table = None if form is PixelForm.UINT8 else normalization_table(self.pixels_of(item.modality), form)
         return RowWriter(self.family.frame_writer(item, self), table)
 
     def describe(self) -> ModelDescription:
         """See `LoadedModel`."""
+        video = self.video if Modality.VIDEO in self.modalities else None
         return ModelDescription(
-            ModelPath.FAST, self.family.name, self.placeholders.tokens, self.image, self.video, self.video_markers
+            ModelPath.FAST, self.family.name, self.placeholders.tokens, self.image, video, self.video_markers
         )
