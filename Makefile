@@ -29,8 +29,6 @@ setup: $(VENV)/stamp ## install the project and its tools into .venv
 $(VENV)/stamp: pyproject.toml deploy/constraints.txt deploy/venv.sh
 	sh deploy/venv.sh $(PYTHON) $(VENV)
 	$(BIN)/pip install --quiet --constraint deploy/constraints.txt --editable '.[dev]'
-	# The oracle of the parity tests. Without its dependencies: they would replace CPU torch.
-	$(BIN)/pip install --quiet --no-deps torchvision==0.28.0
 	touch $@
 
 triton: setup ## unpack a real Triton server and the environment of its models into .triton
@@ -66,7 +64,6 @@ $(LOWEST)/stamp: pyproject.toml deploy/bounds.py deploy/venv.sh $(VENV)/stamp
 	sh deploy/venv.sh $(PYTHON) $(LOWEST)
 	$(BIN)/python -m deploy.bounds > $(LOWEST)/bounds.txt
 	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/bounds.txt --editable '.[dev,s3]'
-	$(LOWEST)/bin/pip install --quiet --no-deps torchvision==0.28.0
 	touch $@
 
 # Without the two tests that compare what is installed with deploy/constraints.txt.

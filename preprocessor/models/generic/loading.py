@@ -21,7 +21,8 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from preprocessor.errors import ModelNotFound
 from preprocessor.models.digests import digest_files
 from preprocessor.models.generic.model import GenericModel
-from preprocessor.models.generic.processor import part_of, settle_torchvision
+from preprocessor.models.generic.processor import part_of
+from preprocessor.models.generic.torchvision import settle_torchvision
 from preprocessor.models.versions import library_versions
 from preprocessor.text.prompt import check_template
 from preprocessor.text.tokenizer import one_line, read_stop_token_ids

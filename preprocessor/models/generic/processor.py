@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
-import logging
 import pickle
-import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
-from transformers.utils import import_utils
 
+from preprocessor.models.generic.torchvision import settle_torchvision
 from preprocessor.types.request import Modality
-
-_LOGGER = logging.getLogger(__name__)
 
 _ATTRIBUTES = {Modality.IMAGE: "image_processor", Modality.VIDEO: "video_processor", Modality.AUDIO: "audio_processor"}
 
@@ -74,23 +69,3 @@ def part_of(processor: Any, modality: Modality) -> Any:
         part = part or getattr(processor, "feature_extractor", None)
         return part if hasattr(part, "sampling_rate") else None  # old image processors are feature extractors too
     return part
-
-
-def settle_torchvision() -> str:
-    """Decide whether transformers may use torchvision; returns its version, or "absent".
-
-    The torchvision of the package index cannot be imported beside a CPU-only torch. transformers sees that it is installed, and
-    every image class then fails. Where the import fails, torchvision is hidden, and transformers uses its Pillow classes.
-    """
-    try:
-        torchvision = importlib.import_module("torchvision")
-    except ImportError:
-        return "absent"
-    except Exception as error:  # whatever a library built for another torch raises
-        _LOGGER.warning("torchvision is installed but cannot be imported; continuing without it: %s", error)
-        sys.modules["torchvision"] = None  # type: ignore[assignment]  # how Python itself says "not importable"
-        import_utils.is_torchvision_available.cache_clear()
-        import_utils.is_torchvision_v2_available.cache_clear()
-        import_utils.is_torchvision_greater_or_equal.cache_clear()
-        return "absent"
-    return str(torchvision.__version__)
