@@ -103,6 +103,13 @@ class LoadedModel(Protocol):
     @property
     def plans_from_headers(self) -> bool: ...
 
+    def check_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Refuse arguments of a processor that this model does not take.
+
+        Raises:
+            InvalidRequest: `INVALID_PROCESSOR_ARGUMENTS`.
+        """
+
     def plan(self, request: PreparationRequest, limits: Limits, check: CancelCheck) -> Plan:
         """Plan a request that `pipeline.request_checks.check_request` has let through.
 

@@ -61,7 +61,11 @@ def encoded(container: str, codec: str, rate: int = RATE, layout: str = "mono", 
 @cache
 def clip_with_sound() -> bytes:
     """An mp4 of one second whose picture is H.264 and whose sound is AAC."""
-    picture, sound = moving_shapes_clip(seconds=1, width=64, height=64), encoded("mp4", "aac")
+    return with_sound(moving_shapes_clip(seconds=1, width=64, height=64), encoded("mp4", "aac"))
+
+
+def with_sound(picture: bytes, sound: bytes) -> bytes:
+    """An mp4 of the pictures of one file and the sound of another."""
     buffer = io.BytesIO()
     with av.open(io.BytesIO(picture)) as video, av.open(io.BytesIO(sound)) as audio, av.open(buffer, "w", "mp4") as out:
         copies = [

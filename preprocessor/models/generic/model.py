@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from preprocessor.config import Limits
+from preprocessor.models.generic.arguments import read_arguments
 from preprocessor.models.generic.prepare import prepare_generic
 from preprocessor.models.generic.processor import ProcessorSettings
 from preprocessor.models.loaded import CancelCheck, ModelDescription, ModelPath, RowWriter, header_workload
@@ -23,6 +27,10 @@ class GenericModel(ProcessorSettings):
     @property
     def plans_from_headers(self) -> bool:
         return False
+
+    def check_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """See `LoadedModel`."""
+        read_arguments(self.processor, arguments)
 
     def plan(self, request: PreparationRequest, limits: Limits, check: CancelCheck) -> Plan:
         """See `LoadedModel`."""

@@ -51,6 +51,16 @@ class ProcessorSettings:
         object.__setattr__(self, "tokenizer", copy.deepcopy(self.processor.tokenizer))
         object.__setattr__(self, "lock", threading.Lock())
 
+    @property
+    def samples_frames(self) -> bool:
+        """Whether frames of a video are sampled by default: False where the model's own files turn off what its class does.
+
+        Classes that do not sample (`do_sample_frames = False` "for BC") say so in every file that transformers saves, fine-tunes
+        of models that are served with 2 frames a second included, so that their false means nothing.
+        """
+        part = part_of(self.processor, Modality.VIDEO)
+        return not getattr(type(part), "do_sample_frames", False) or part.do_sample_frames is not False
+
     def __reduce__(self) -> tuple[object, ...]:
         # Bytes inside the pickle: the classes in them may be imported only once torchvision is settled.
         state = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
@@ -69,3 +79,17 @@ def part_of(processor: Any, modality: Modality) -> Any:
         part = part or getattr(processor, "feature_extractor", None)
         return part if hasattr(part, "sampling_rate") else None  # old image processors are feature extractors too
     return part
+
+
+def counts_pixels(part: Any) -> bool:
+    """Whether an image or video part counts pixels in `size`, as a budget.
+
+    Only processors that fit an image to whole merged patches within a budget (Qwen's and GLM's) do. Others give lengths of an
+    edge under the same names.
+    """
+    return own_size(part).keys() == {"shortest_edge", "longest_edge"} and hasattr(part, "merge_size")
+
+
+def own_size(part: Any) -> dict[str, int]:
+    """The `size` of an image or video part, without what is not set; empty where it has none."""
+    return {name: value for name, value in dict(getattr(part, "size", None) or {}).items() if value is not None}

@@ -26,19 +26,33 @@ from preprocessor.types.request import (
     TextPrompt,
 )
 from tests.media import photo
-from tests.tiny_processors import MAKERS
+from tests.tiny_omni_processors import ALL_MAKERS
 from tests.unit.generic.cases import LIMITS, chat, clip, image, refusal, sound, video
 
 from transformers.image_utils import load_image  # isort: skip
 from transformers.video_utils import VideoMetadata  # isort: skip
 
-IMAGE_MODELS = [name for name in MAKERS if name != "qwen2_audio"]
-# Seconds of the clips of one request; only GLM's processor takes clips of different frame counts together.
-VIDEO_LENGTHS = {"llava_onevision": (1.5, 1.8), "internvl": (1.5, 1.8), "glm46v": (1.5, 3)}
+IMAGE_MODELS = [name for name in ALL_MAKERS if name != "qwen2_audio"]
+# Seconds of the clips of one request; some processors take clips of different frame counts together.
+VIDEO_LENGTHS = {
+    "llava_onevision": (1.5, 1.8),
+    "internvl": (1.5, 1.8),
+    "glm46v": (1.5, 3),
+    "gemma4": (1.5, 1.8),
+    "video_llama_3": (1.5, 3),
+    "kimi_k25": (1.5, 3),
+}
 
 
-def answer_of(processor: Any, request: PreparationRequest, **arguments: Any) -> dict[str, torch.Tensor]:
-    """transformers' own answer to a chat whose media need no sampling of ours."""
+def answer_of(
+    processor: Any, request: PreparationRequest, *, load_sound: bool = False, **arguments: Any
+) -> dict[str, torch.Tensor]:
+    """transformers' own answer to a chat whose media need no sampling of ours.
+
+    Args:
+        load_sound: As `load_audio_from_video`.
+        arguments: As `processor_kwargs`.
+    """
     assert isinstance(request.prompt, ChatPrompt)
     contents = {medium.key: content_of(processor, medium) for medium in request.media}
     conversation = [
@@ -53,6 +67,8 @@ def answer_of(processor: Any, request: PreparationRequest, **arguments: Any) -> 
     ]
     output = processor.apply_chat_template(
         conversation,
+        chat_template=processor.chat_template or processor.tokenizer.chat_template,  # Phi-4's processor leaves it there
+        load_audio_from_video=load_sound,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
@@ -67,7 +83,7 @@ def content_of(processor: Any, medium: Media) -> dict[str, Any]:
         return {"type": "image", "image": load_image("data:image/any;base64," + base64.b64encode(medium.data).decode())}
     if medium.modality is Modality.VIDEO:
         return {"type": "video", "video": all_frames(medium.data)[frame_indices(medium.data)]}
-    rate = processor.feature_extractor.sampling_rate
+    rate = processor._audio_processor.sampling_rate
     return {"type": "audio", "audio": extract_audio(medium.data, rate, LIMITS)}
 
 
@@ -90,7 +106,7 @@ def metadata(data: bytes) -> VideoMetadata:
 
 
 def assert_equal(tensors: Any, expected: dict[str, torch.Tensor]) -> None:
-    """Same names; same dtypes, shapes and bits, but for the text's batch axis and the ids' int32."""
+    """Same names; same dtypes, shapes and bits, but for the text's batch axis, the ids' int32 and booleans as uint8."""
     assert tensors.keys() == expected.keys()
     for name, tensor in expected.items():
         array = tensor.numpy()
@@ -98,6 +114,8 @@ def assert_equal(tensors: Any, expected: dict[str, torch.Tensor]) -> None:
             array = array[0]
         if name == "input_ids":
             array = array.astype(np.int32)
+        if array.dtype == bool:
+            array = array.view(np.uint8)
         assert (tensors[name].dtype, tensors[name].shape) == (array.dtype, array.shape), name
         assert tensors[name].tobytes() == array.tobytes(), name
 
@@ -124,7 +142,7 @@ def test_image_files_are_read_as_transformers_reads_them(
     assert_equal(prepare_generic(loaded["pixtral"], request, LIMITS).tensors, answer_of(processors["pixtral"], request))
 
 
-@pytest.mark.parametrize("name", list(MAKERS))
+@pytest.mark.parametrize("name", list(ALL_MAKERS))
 def test_text_alone_comes_out_as_transformers_makes_it(
     loaded: dict[str, GenericModel], processors: dict[str, Any], name: str
 ) -> None:

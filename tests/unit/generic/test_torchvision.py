@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.tiny_processors import MAKERS
+from tests.tiny_omni_processors import ALL_MAKERS
 
 # What transformers 5.23 can load where torchvision is absent; all others have a part that only torchvision makes.
 PILLOW_MODELS = ["gemma3", "idefics3", "llava_next"]
@@ -81,13 +81,13 @@ def run(script: str, *arguments: Path) -> str:
 def test_a_torchvision_for_another_torch_serves_every_model(models: Path) -> None:
     """The package index's build beside CPU torch: its compiled operators cannot be loaded, and nothing calls them."""
     answers = json.loads(run(_WITHOUT_TORCHVISION.format(hidden=False), models))
-    assert answers == {name: [False, True] for name in set(MAKERS) - {"qwen2_audio"}}
+    assert answers == {name: [False, True] for name in set(ALL_MAKERS) - {"qwen2_audio"}}
 
 
 def test_images_need_no_torchvision(models: Path) -> None:
     answers = json.loads(run(_WITHOUT_TORCHVISION.format(hidden=True), models))
     assert {name: answers[name] for name in PILLOW_MODELS} == {name: [True, True] for name in PILLOW_MODELS}
-    others = set(MAKERS) - set(PILLOW_MODELS) - {"qwen2_audio"}
+    others = set(ALL_MAKERS) - set(PILLOW_MODELS) - {"qwen2_audio"}
     assert {name: answers[name] for name in others} == {name: ["UNSUPPORTED_MODEL", True] for name in others}
 
 
