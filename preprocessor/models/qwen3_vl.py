@@ -32,7 +32,9 @@ VIDEO_DEFAULTS = {"fps": 2, "min_frames": 4, "max_frames": 768, "max_video_token
 
 
 def read_pixels(image: Mapping[str, Any], video: Mapping[str, Any], name: str) -> tuple[PixelSpec, VideoSpec]:
-    return read_patch_settings(image, {**VIDEO_DEFAULTS, **without_nulls(video)}, name)
+    pixels, settings = read_patch_settings(image, {**VIDEO_DEFAULTS, **without_nulls(video)}, name)
+    # Qwen3VLVideoProcessor samples; where a model's files say that it does not, transformers uses every frame.
+    return pixels, dataclasses.replace(settings, takes_every_frame=video.get("do_sample_frames") is False)
 
 
 def sample_indices(total: int, rate: float, sampling: Sampling, spec: VideoSpec) -> npt.NDArray[np.int64]:
@@ -41,6 +43,8 @@ def sample_indices(total: int, rate: float, sampling: Sampling, spec: VideoSpec)
     Source: transformers 5.23, Qwen3VLVideoProcessor.sample_frames. Differs: a `frame_count` above what the clip holds
     gives every frame once, where the original repeats frames.
     """
+    if spec.takes_every_frame and sampling.frame_count is None and sampling.fps is None:
+        return np.arange(total)
     count = sampling.frame_count
     if count is None:
         fps = sampling.fps if sampling.fps is not None else spec.fps

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import av
@@ -13,7 +16,7 @@ import pytest
 import torch
 
 from preprocessor.media.audio import extract_audio
-from preprocessor.models.generic import GenericModel, prepare_generic
+from preprocessor.models.generic import GenericModel, load_generic, prepare_generic
 from preprocessor.types.request import (
     ChatPrompt,
     Media,
@@ -29,6 +32,7 @@ from tests.media import photo
 from tests.tiny_omni_processors import ALL_MAKERS
 from tests.unit.generic.cases import LIMITS, chat, clip, image, refusal, sound, video
 
+from transformers import AutoProcessor  # isort: skip
 from transformers.image_utils import load_image  # isort: skip
 from transformers.video_utils import VideoMetadata  # isort: skip
 
@@ -157,6 +161,50 @@ def test_videos_come_out_as_transformers_makes_them_of_the_same_frames(
     frames = [metadata(medium.data) for medium in request.media]
     expected = answer_of(processors[name], request, videos_kwargs={"do_sample_frames": False, "video_metadata": frames})
     assert_equal(prepare_generic(loaded[name], request, LIMITS).tensors, expected)
+
+
+@pytest.fixture(scope="module")
+def unsampled(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose files turn off the sampling that its class does."""
+    directory = tmp_path_factory.mktemp("unsampled") / "glm46v"
+    shutil.copytree(models / "glm46v", directory)
+    path = directory / "processor_config.json"
+    settings = json.loads(path.read_text())
+    settings["video_processor"]["do_sample_frames"] = False
+    path.write_text(json.dumps(settings))
+    return directory
+
+
+def test_a_model_that_does_not_sample_gets_every_frame(unsampled: Path) -> None:
+    processor, frames = AutoProcessor.from_pretrained(unsampled), all_frames(clip())
+    whole = VideoMetadata(total_num_frames=len(frames), fps=10.0, frames_indices=list(range(len(frames))))
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What?"}]}],
+        add_generation_prompt=True,
+    )
+    expected = processor(
+        text=text, videos=[frames], video_metadata=[whole], add_special_tokens=False, return_tensors="pt"
+    )
+    messages = (Message("user", (MediaPart("v"), TextPart("What?"))),)
+    prepared = prepare_generic(
+        load_generic("unsampled", unsampled), PreparationRequest(ChatPrompt(messages), (video("v"),)), LIMITS
+    )
+    assert_equal(prepared.tensors, dict(expected))
+
+
+def test_a_caller_may_sample_for_a_model_that_does_not(unsampled: Path, loaded: dict[str, GenericModel]) -> None:
+    model = load_generic("unsampled", unsampled)
+    for sampling in (Sampling(fps=4), Sampling(frame_count=3)):
+        request = chat(video("v", sampling=sampling))
+        theirs, ours = (prepare_generic(one, request, LIMITS).token_ids.tolist() for one in (loaded["glm46v"], model))
+        assert ours == theirs
+
+
+def test_a_class_that_never_samples_by_default_is_sampled_all_the_same(loaded: dict[str, GenericModel]) -> None:
+    """transformers writes its `do_sample_frames = False` into every file: no statement of the model."""
+    assert loaded["internvl"].processor.video_processor.do_sample_frames is False
+    (item,) = prepare_generic(loaded["internvl"], chat(video("v")), LIMITS).items
+    assert item.frames is not None and len(item.frames.indices) == 4
 
 
 def test_images_and_videos_mix(loaded: dict[str, GenericModel], processors: dict[str, Any]) -> None:
