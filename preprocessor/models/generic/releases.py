@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 
 # Model types → the first release with them, of releases after the one that is constrained here; `make parity TRANSFORMERS=latest`
-# prints what is missing. Source: transformers 5.24.0, models/auto/auto_mappings.py, CONFIG_MAPPING_NAMES; parts of models left out.
+# prints what is missing. Source: transformers 5.24.0, models/auto/auto_mappings.py, CONFIG_MAPPING_NAMES, without parts.
 NEWER_MODEL_TYPES: Mapping[str, str] = {
     "apertus1p5": "5.24.0",
     "dory": "5.24.0",

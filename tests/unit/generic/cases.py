@@ -11,7 +11,7 @@ from preprocessor.errors import PreprocessorError
 from preprocessor.models.generic import GenericModel, prepare_generic
 from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, TextPart
 from tests.media import audio_only_clip, moving_shapes_clip, photo
-from tests.unit.test_audio import encoded, with_sound
+from tests.sounds import encoded, with_sound
 
 LIMITS = Limits()
 

@@ -10,9 +10,9 @@ import torch
 from preprocessor.media.audio import extract_audio
 from preprocessor.models.generic import GenericModel, prepare_generic
 from preprocessor.types.request import ChatPrompt, Media, MediaPart, Modality, PreparationRequest, Sampling
+from tests.sounds import encoded
 from tests.unit.generic.cases import LIMITS, chat, clip, image, refusal, sound, sounding_clip, video
 from tests.unit.generic.test_parity import all_frames, answer_of, assert_equal, content_of, frame_indices, metadata
-from tests.unit.test_audio import encoded
 
 SOUND_MODELS = ["qwen2_audio", "qwen2_5_omni", "qwen3_omni", "gemma3n", "gemma4", "phi4_multimodal"]
 OMNI_MODELS = ["qwen2_5_omni", "qwen3_omni"]
