@@ -96,8 +96,9 @@ sbom: setup $(SUPPLY)/stamp ## write build/sbom.cdx.json: every installed packag
 	$(SUPPLY)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
 		--output-format JSON --output-file build/sbom.cdx.json
 
-parity: setup ## compare with Hugging Face live, hundreds of cases; minutes
-	$(BIN)/python -m tests.parity
+# TRANSFORMERS=latest, or a version, for a weekly run: that release in an environment of its own, and what changed in it.
+parity: setup ## compare with Hugging Face live, hundreds of cases; minutes. TRANSFORMERS=latest: with its newest release
+	$(if $(TRANSFORMERS),PYTHON=$(PYTHON) $(BIN)/python -m tests.parity.release $(TRANSFORMERS),$(BIN)/python -m tests.parity)
 
 bench: setup ## time everything beside other ways to do the same; some ten minutes
 	$(BIN)/python -m tests.bench
