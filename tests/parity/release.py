@@ -92,7 +92,7 @@ def _install(release: str) -> None:
     """The environment, with everything as constrained but transformers and what it insists on."""
     python = os.environ.get("PYTHON", sys.executable)
     subprocess.run(["sh", "deploy/venv.sh", python, _ENVIRONMENT], cwd=_REPOSITORY, check=True)
-    pip = [_PYTHON, "-m", "pip", "install", "--quiet"]
+    pip = [str(_PYTHON), "-m", "pip", "install", "--quiet"]
     constrained = ["--constraint", "deploy/constraints.txt", "--editable", ".[dev]"]
     subprocess.run([*pip, *constrained], cwd=_REPOSITORY, check=True)
     wanted = "transformers" if release == "latest" else f"transformers=={release}"

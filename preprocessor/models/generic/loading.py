@@ -93,7 +93,7 @@ def _load_processor(name: str, directory: Path) -> Any:
     except ImportError as error:
         reason = " ".join(str(error).split())
         if "torchvision" in reason.lower():
-            what = f"{reason.split(' but it ')[0]}; install the release for this torch"
+            what = f"{reason.split(' but it ')[0]}; install the torchvision that belongs to this torch"
             raise _unsupported(name, what, "torchvision") from error
         raise _unsupported(name, reason, *_PIP.findall(reason)) from error
     except ValueError as error:
@@ -103,6 +103,9 @@ def _load_processor(name: str, directory: Path) -> Any:
         if "Unrecognized" in str(error):
             what = f"transformers {version('transformers')} has no processor for it"
             raise _unsupported(name, f"{what}; {release_sentence(_model_type(directory))}") from error
+        if "Could not load any" in str(error) and "torchvision:" in str(error):  # transformers 5.23, AutoImageProcessor
+            what = "its image processor needs torchvision; install the torchvision that belongs to this torch"
+            raise _unsupported(name, what, "torchvision") from error
         raise _damaged(name, one_line(error)) from error
     except Exception as error:  # tokenizers raises bare Exception; a setting of a wrong type may raise anything
         raise _damaged(name, one_line(error)) from error

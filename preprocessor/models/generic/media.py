@@ -18,7 +18,7 @@ from preprocessor.media.sampling import choose_frames, count_for_fps, spread_eve
 from preprocessor.media.video import decode_frames
 from preprocessor.models.probe import ChooseFrames, ProbedMedium, probe_medium
 from preprocessor.types.request import Media, Modality, SamplingBasis
-from preprocessor.types.source import ClipInfo, FrameChoice
+from preprocessor.types.source import ClipInfo, FrameChoice, FrameListInfo, ImageInfo
 
 # What transformers' video processors of chat models sample by where they sample (5.23, Qwen3VLVideoProcessor).
 _FPS, _MIN_FRAMES, _MAX_FRAMES = 2.0, 4, 768
@@ -98,14 +98,16 @@ def decode(
 def sound_of_video(
     probed: ProbedMedium, sample_rate_hz: int, limits: Limits, check: Callable[[], None]
 ) -> npt.NDArray[np.float32] | None:
-    """The sound of a video file, float32 [samples], mono; None for a silent one, and for what is no video.
+    """The sound of a video file, float32 [samples], mono; None for a silent one, and for what is no video file.
 
     Raises:
         InvalidRequest: `SAMPLING_CONFLICT`: only a part of the video is used, and the sound is that of the whole.
         CorruptMedia, LimitExceeded, UnsupportedMedia: As `extract_audio`.
     """
     medium = probed.medium
-    if medium.modality is not Modality.VIDEO:
+    if medium.modality is not Modality.VIDEO or not isinstance(
+        probed.source, ClipInfo
+    ):  # a list of frames has no sound
         return None
     if (medium.sampling.start_seconds, medium.sampling.end_seconds) != (None, None):
         raise InvalidRequest(
@@ -129,12 +131,13 @@ def metadata_of(probed: ProbedMedium) -> dict[str, Any]:
     Frames chosen by time are numbered by milliseconds, since index / rate is not when they are shown.
     """
     clip, frames = probed.source, probed.frames
-    assert isinstance(clip, ClipInfo) and frames is not None
-    indices, count, rate = frames.indices.tolist(), clip.frame_count, clip.index_rate
+    assert clip is not None and not isinstance(clip, ImageInfo) and frames is not None
+    indices, count = frames.indices.tolist(), clip.frame_count
+    rate = clip.rate if isinstance(clip, FrameListInfo) else clip.index_rate
     seconds = count / rate
     if frames.basis is SamplingBasis.TIME:
         indices = np.rint(frames.prompt_times_seconds * 1e3).astype(np.int64).tolist()
-        count, rate, seconds = round(clip.duration_seconds * 1e3), 1e3, clip.duration_seconds
+        count, rate, seconds = max(1, round(clip.duration_seconds * 1e3)), 1e3, clip.duration_seconds
     return {
         "total_num_frames": count,
         "fps": rate,
@@ -167,12 +170,13 @@ def _decoded_bytes(probed: ProbedMedium) -> int:
 def _decode_video(
     probed: ProbedMedium, check: Callable[[], None], decoder: str, substituted: Callable[[int, int], None]
 ) -> npt.NDArray[np.uint8]:
-    assert isinstance(probed.source, ClipInfo) and probed.frames is not None
+    clip = probed.source
+    assert clip is not None and not isinstance(clip, ImageInfo) and probed.frames is not None
     indices, key = probed.frames.indices, probed.medium.key
     frames: npt.NDArray[np.uint8] | None = None
     decoded = decode_frames(
         probed.medium.content,
-        probed.source,
+        clip,
         indices,
         key,
         check,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import threading
 import time
 from collections import Counter
@@ -38,11 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--callers", type=int, default=4, help="well-behaved callers (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="of the service (default: %(default)s)")
     parser.add_argument("--budget", type=int, default=256, help="of the service, MiB (default: %(default)s)")
+    parser.add_argument("--service-cpus", default="", help="as for taskset; the callers have the others (default: all share)")
     options = parser.parse_args(arguments)
+    pinned: tuple[str, ...] = ()
+    if options.service_cpus:
+        pinned = ("taskset", "--cpu-list", options.service_cpus)
+        mine = os.sched_getaffinity(0) - _cpus(options.service_cpus)
+        os.sched_setaffinity(0, mine)
     serve = ("--workers", str(options.workers), "--memory-budget", f"{options.budget}MiB", "--max-media-bytes", "30MiB")
     with (
         memory_group((options.budget + 1024) * _MIB) as group,
-        WatchedServer(*serve, under=() if group is None else group.under) as server,
+        WatchedServer(*serve, under=pinned if group is None else (*pinned, *group.under)) as server,
     ):
         ask_for(server.address, options.callers, 5.0)
         alone, _ = ask_for(server.address, options.callers, options.seconds / 4)
@@ -110,11 +117,18 @@ def misbehaving(address: str, each: int) -> Iterator[Synchronized[int]]:
 
 
 def _misbehave(address: str, way: Way, each: int, count: Synchronized[int], begun: Barrier, stop: Event) -> None:
+    os.nice(10)  # the callers' own cores, where they are few, go to the well-behaved first: what is measured is the service
     begun.wait()
     with pressure(address, (way,), each=each) as endings:
         stop.wait()
     with count.get_lock():
         count.value += sum(endings.values())
+
+
+def _cpus(ranges: str) -> set[int]:
+    """The numbers in a list such as "0-3,8"."""
+    parts = [part.partition("-") for part in ranges.split(",")]
+    return {cpu for first, _, last in parts for cpu in range(int(first), int(last or first) + 1)}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.tiny_omni_processors import ALL_MAKERS
 
 # What transformers 5.23 can load where torchvision is absent; all others have a part that only torchvision makes.
-PILLOW_MODELS = ["gemma3", "idefics3", "llava_next"]
+PILLOW_MODELS = ["gemma3", "gemma3n", "idefics3", "llava_next"]
 
 _WITHOUT_TORCHVISION = """
 import sys
@@ -43,8 +43,9 @@ for directory in sorted(Path(sys.argv[1]).iterdir()):
         processor = AutoProcessor.from_pretrained(directory)
         picture = Image.open(io.BytesIO(photo(90, 60, "PNG"))).convert("RGB")
         content = [{{"type": "image", "image": picture}}, {{"type": "text", "text": "What?"}}]
-        theirs = processor.apply_chat_template([{{"role": "user", "content": content}}], tokenize=True,
-            return_dict=True, return_tensors="pt", add_generation_prompt=True)
+        theirs = processor.apply_chat_template([{{"role": "user", "content": content}}],
+            chat_template=processor.chat_template or processor.tokenizer.chat_template,
+            tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True)
         equal = all(ours.tensors[name].tobytes() == theirs[name].numpy().tobytes() for name in theirs if name != "input_ids")
         ids = ours.token_ids.tolist() == theirs["input_ids"][0].tolist()
         answers[directory.name] = [type(model.processor.image_processor).__name__.endswith("Pil"), equal and ids]
