@@ -58,6 +58,7 @@ def read_glm_settings(
     bounds = {"min_frames": 1, "max_frames": most, "max_video_tokens": 0, "num_frames": None}
     pixels, videos = read_patch_settings(image, {**video, **bounds}, name)
     fields = {field.name: getattr(videos, field.name) for field in dataclasses.fields(VideoSpec)}
+    fields["takes_every_frame"] = video.get("do_sample_frames") is False  # these classes sample by default
     return pixels, GlmVideoSpec(**fields, max_duration_seconds=seconds)
 
 

@@ -77,11 +77,12 @@ def plan(
     Raises:
         InvalidRequest: `PLACEHOLDER_MISMATCH`, `UNKNOWN_MEDIA_KEY`, `DUPLICATE_MEDIA_KEY`, `INVALID_SAMPLING`,
             `SAMPLING_CONFLICT`, `INVALID_PIXEL_BUDGET`, `INVALID_TOKEN_ID`, `CHAT_TEMPLATE_FAILED`, `EMPTY_PROMPT`,
-            `LITERAL_TEXT_REFUSED`, `DIGEST_MISMATCH`.
+            `LITERAL_TEXT_REFUSED`, `DIGEST_MISMATCH`, `INVALID_PROCESSOR_ARGUMENTS`.
         UnsupportedMedia, CorruptMedia: A file that is not what it should be; see `probe_video` and `probe_image`.
         LimitExceeded: More than `limits` allows.
     """
     check_request(request, model.modalities, limits)
+    model.check_arguments(request.processor_arguments)
     return model.plan(request, limits, check, {} if planned_items is None else planned_items)
 
 

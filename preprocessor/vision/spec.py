@@ -56,6 +56,7 @@ class VideoSpec:
         min_frames, max_frames: Bounds on what `fps` yields.
         cap_pixels_per_frame: Whether the family's further cap on a frame's pixels holds.
         max_video_tokens: What that cap is derived from; a frame's tokens or a video's, by family.
+        takes_every_frame: Whether the model's files turn sampling off (`do_sample_frames`), so that all frames are used instead.
     """
 
     pixels: PixelSpec
@@ -65,6 +66,7 @@ class VideoSpec:
     cap_pixels_per_frame: bool = False
     max_video_tokens: int = 768
     frame_count: int | None = None
+    takes_every_frame: bool = False
 
 
 def parse_pixel_spec(config: Mapping[str, Any], source: str) -> PixelSpec:

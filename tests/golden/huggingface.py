@@ -1,10 +1,7 @@
 """Hugging Face's own classes for each model family, set up with the settings that our `Model` read, or by themselves from its
 directory.
 
-They need torchvision, of which only the resize is used, and that is plain torch. The package index's build finds no
-compiled operators beside a CPU-only torch; `_import_torchvision` lets it be imported all the same:
-
-    pip install --no-deps torchvision==0.28.0      # beside torch 2.13.0
+They need torchvision, of which only the resize is used, and that is plain torch.
 """
 
 from __future__ import annotations
@@ -19,36 +16,17 @@ import numpy as np
 import torch
 
 from preprocessor.models.family import Model
+from preprocessor.models.generic.torchvision import settle_torchvision
 from preprocessor.types.request import Sampling
 from preprocessor.vision.spec import PixelSpec
 
+if settle_torchvision() == "absent":
+    raise ImportError("the oracle needs torchvision: pip install torchvision==0.28.0 (beside torch 2.13.0)")
 
-def _import_torchvision() -> None:
-    """Import torchvision although torch knows none of its operators."""
-    register_fake = torch.library.register_fake
-
-    def skip_missing_operators(op: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(op, str) and op.startswith("torchvision::"):
-            return lambda function: function
-        return register_fake(op, *args, **kwargs)
-
-    torch.library.register_fake = skip_missing_operators
-    try:
-        import torchvision  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "the oracle needs torchvision: pip install --no-deps torchvision==0.28.0 (beside torch 2.13.0)"
-        ) from error
-    finally:
-        torch.library.register_fake = register_fake
-
-
-_import_torchvision()
-
-import transformers  # noqa: E402
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor  # noqa: E402
-from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor  # noqa: E402
-from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor  # noqa: E402
+import transformers
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 

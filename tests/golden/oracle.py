@@ -158,7 +158,8 @@ def chosen_indices(processor: Any, total: int, rate: float, sampling: Sampling) 
     """
     if sampling.indices is not None:
         return np.array(sampling.indices, np.int64)
-    if sampling.every_frame:
+    is_sampled = processor.do_sample_frames or not type(processor).do_sample_frames  # or the model's own files say no
+    if sampling.every_frame or not (is_sampled or sampling.fps or sampling.frame_count):
         return np.arange(total)
     metadata = VideoMetadata(total_num_frames=total, fps=rate, duration=total / rate)
     indices = np.asarray(sample_frames(processor, metadata, sampling), np.int64)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from typing import Any
 
 from preprocessor.config import Limits
+from preprocessor.errors import InvalidRequest
 from preprocessor.models.family.plan import plan_from_headers
 from preprocessor.models.family.rules import ModelSettings
 from preprocessor.models.loaded import (
@@ -33,6 +35,16 @@ class Model(ModelSettings):
     @property
     def plans_from_headers(self) -> bool:
         return True
+
+    def check_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """See `LoadedModel`."""
+        if arguments:
+            raise InvalidRequest(
+                f"{self.name} is prepared by this service's own pipeline, which takes no arguments of transformers' processor "
+                f"({', '.join(sorted(arguments))}); frames and pixel budgets are said in each medium",
+                reason="INVALID_PROCESSOR_ARGUMENTS",
+                field="processor_arguments_json",
+            )
 
     def plan(
         self,
