@@ -18,7 +18,10 @@ from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Mo
 
 logger = logging.getLogger(__name__)
 
-_LOADED_WHOLE = ("encodings", "jinja2")  # a file's metadata may be in any encoding; templates fail in modules of their own
+_LOADED_WHOLE = (
+    "encodings",
+    "jinja2",
+)  # a file's metadata may be in any encoding; templates fail in modules of their own
 _SIDE_PX = 64
 
 
@@ -30,7 +33,7 @@ def load_ahead(model: LoadedModel) -> None:
             with contextlib.suppress(ImportError):  # of another platform
                 importlib.import_module(module.name)
     for media in _examples(model.modalities):
-        parts = (*(MediaPart(medium.key) for medium in media), TextPart("a"), TextPart("<|b|>", is_literal=True))
+        parts: tuple[TextPart | MediaPart, ...] = (*(MediaPart(medium.key) for medium in media), TextPart("a"), TextPart("<|b|>", is_literal=True))
         request = PreparationRequest(ChatPrompt((Message("user", parts),)), media)
         try:
             pipeline.prepare(model, request, Limits())

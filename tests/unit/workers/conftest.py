@@ -90,7 +90,7 @@ def submit(
         then: What it does when it is tried again, if not the same.
     """
 
-    def tell(number: int, _: int) -> None:
+    def tell(_: int, number: int) -> None:
         task.told.append(number)
         task.payload = then or payload
 

@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from preprocessor.workers.sandbox import anonymous_bytes
 
 Checkpoint = Callable[[], None]
 Tell = Callable[[int], None]
-"""Sends a number to the test, at once."""
+"""Sends a positive number to the test, at once: as a count of finished rows."""
 
 GO = signal.SIGUSR1
 
@@ -45,8 +45,20 @@ NO_MODEL: Any = NoModel()
 class Step(ABC):
     """A payload. Its fields reach the worker by pickle, as those of real payloads do."""
 
+    expected_rows: ClassVar[range] = range(1 << 60)
+
+    def check_outcome(self, outcome: object) -> None:
+        assert outcome is not self
+
     def run(self, model: Any, arena: Any, check: Checkpoint, on_rows_written: Callable[[int, int], None]) -> Any:
-        return self.do(check, lambda number: on_rows_written(number, 1))
+        told = 0
+
+        def tell(number: int) -> None:
+            nonlocal told
+            on_rows_written(told, number)
+            told += number
+
+        return self.do(check, tell)
 
     @abstractmethod
     def do(self, check: Checkpoint, tell: Tell) -> Any:
