@@ -33,7 +33,11 @@ def load_ahead(model: LoadedModel) -> None:
             with contextlib.suppress(ImportError):  # of another platform
                 importlib.import_module(module.name)
     for media in _examples(model.modalities):
-        parts: tuple[TextPart | MediaPart, ...] = (*(MediaPart(medium.key) for medium in media), TextPart("a"), TextPart("<|b|>", is_literal=True))
+        parts: tuple[TextPart | MediaPart, ...] = (
+            *(MediaPart(medium.key) for medium in media),
+            TextPart("a"),
+            TextPart("<|b|>", is_literal=True),
+        )
         request = PreparationRequest(ChatPrompt((Message("user", parts),)), media)
         try:
             pipeline.prepare(model, request, Limits())

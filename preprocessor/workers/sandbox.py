@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_NO_NEW_PRIVS = 38
+_CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 
 # A worker needs its channel, the standard streams, and the file of an arena that has a name.
 _OPEN_FILES = 16
@@ -66,6 +67,7 @@ def enter_sandbox(limits: WorkerLimits, open_files: Collection[int] = (), arena:
     _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
     _lower(resource.RLIMIT_AS, _address_space_bytes() + limits.memory_bytes)
     os.nice(limits.niceness)
+    _drop_capabilities(libc)
     try:
         landlock.refuse_everything()
     except OSError as error:
@@ -118,6 +120,12 @@ def _lower(kind: int, value: int) -> None:
 
 def _address_space_bytes() -> int:
     return _pages()[0] * resource.getpagesize()
+
+
+def _drop_capabilities(libc: ctypes.CDLL) -> None:
+    """Give up what root may do beyond other users, such as raising limits; capset(2)."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    libc.capset(ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
 
 
 def _do_without_files() -> None:

@@ -78,6 +78,7 @@ def submit(
     payload: Any,
     *,
     then: Any = None,
+    scope: str = "",
     seconds: float = 0.01,
     working_bytes: int = MIB,
     timeout_seconds: float = PATIENCE_SECONDS,
@@ -102,6 +103,7 @@ def submit(
         on_rows_written=tell,
         lease_result=lease_result,
         tensor=TensorSlot(tensor_bytes) if tensor_bytes else None,
+        scope=scope,
     )
 
     def release(_: object) -> None:
