@@ -172,7 +172,7 @@ def conforms(value: Any, hint: Any) -> bool:
         key, item = arguments
         return type(value) is dict and all(conforms(one, key) and conforms(other, item) for one, other in value.items())
     if dataclasses.is_dataclass(hint):  # or one derived from it; only this project's own can be unpickled
-        fields = _hints(type(value)).items() if isinstance(value, typing.cast(type, hint)) else ()
+        fields = _hints(typing.cast(Any, type(value))).items() if isinstance(value, typing.cast(type, hint)) else ()
         return bool(fields) and all(conforms(getattr(value, name, _MISSING), one) for name, one in fields)
     return type(value) is hint or (hint is float and type(value) is int)
 

@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--callers", type=int, default=4, help="well-behaved callers (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="of the service (default: %(default)s)")
     parser.add_argument("--budget", type=int, default=256, help="of the service, MiB (default: %(default)s)")
-    parser.add_argument("--service-cpus", default="", help="as for taskset; the callers have the others (default: all share)")
+    parser.add_argument(
+        "--service-cpus", default="", help="as for taskset; the callers have the others (default: all share)"
+    )
     options = parser.parse_args(arguments)
     pinned: tuple[str, ...] = ()
     if options.service_cpus:
@@ -117,7 +119,9 @@ def misbehaving(address: str, each: int) -> Iterator[Synchronized[int]]:
 
 
 def _misbehave(address: str, way: Way, each: int, count: Synchronized[int], begun: Barrier, stop: Event) -> None:
-    os.nice(10)  # the callers' own cores, where they are few, go to the well-behaved first: what is measured is the service
+    os.nice(
+        10
+    )  # the callers' own cores, where they are few, go to the well-behaved first: what is measured is the service
     begun.wait()
     with pressure(address, (way,), each=each) as endings:
         stop.wait()
