@@ -161,8 +161,29 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
             metavar="FILE",
             help=f"a {modality} file, or a URL for the service to fetch; may be repeated, and keeps its place among the media",
         )
+    parser.add_argument(
+        "--frames",
+        dest="media",
+        action=_AppendMedia,
+        const="frames",
+        metavar="DIR",
+        help="a video as a folder of its frames: .jpg, .png or .webp files in the order of their names, at the rate --fps or at "
+        "the times --frame-times; may be repeated, and keeps its place among the media",
+    )
     choice = parser.add_mutually_exclusive_group()  # `Sampling.choice`, of which a message keeps only the last
-    choice.add_argument("--fps", action=_Once, type=float, metavar="F", help="frames per second to use of every video")
+    choice.add_argument(
+        "--fps",
+        action=_Once,
+        type=float,
+        metavar="F",
+        help="frames per second to use of every video; of --frames, their rate",
+    )
+    choice.add_argument(
+        "--frame-times",
+        action=_Once,
+        metavar="FILE",
+        help="when the frames of --frames are shown: a text file of seconds, one number for each frame; excludes --fps",
+    )
     choice.add_argument(
         "--num-frames", action=_Once, type=_whole(31), metavar="N", help="frames to use of every video; excludes --fps"
     )

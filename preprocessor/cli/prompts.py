@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from preprocessor.types.request import PreparationRequest
 
 
+_FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
 def build_prompt(options: argparse.Namespace) -> Prompt:
     """The files and the text of the command line as one user message.
 
@@ -26,7 +29,11 @@ def build_prompt(options: argparse.Namespace) -> Prompt:
         OSError: A file cannot be read.
     """
     if not (options.media or options.text):
-        raise InvalidRequest("there is nothing to prepare; give --text, --video or --image", reason="EMPTY_PROMPT")
+        raise InvalidRequest(
+            "there is nothing to prepare; give --text, --video, --frames or --image", reason="EMPTY_PROMPT"
+        )
+    if options.frame_times and not any(modality == "frames" for modality, _ in options.media or []):
+        raise InvalidRequest("--frame-times are those of --frames, which is not given", reason="INVALID_FRAMES")
     for option in ("text", "model", "template_arguments", "background"):
         _check_text(f"--{option.replace('_', '-')}", getattr(options, option) or "")
     for modality, path in options.media or []:
@@ -62,8 +69,15 @@ def _medium(options: argparse.Namespace, modality: str, source: Source) -> Mediu
             max_pixels=options.max_pixels,
             background=options.background or "",
         )
-    return video(
-        source,
+    folder = Path(str(source)) if modality == "frames" else None
+    if folder is not None and options.fps is None and not options.frame_times:
+        raise InvalidRequest(
+            "--frames needs their rate or their times: --fps or --frame-times", reason="INVALID_FRAMES"
+        )
+    medium = video(
+        source if folder is None else None,
+        frames=None if folder is None else _frame_files(folder),
+        times_seconds=_read_times(options.frame_times) if folder and options.frame_times else None,
         fps=options.fps,
         frame_count=options.num_frames,
         every_frame=options.every_frame,
@@ -73,6 +87,23 @@ def _medium(options: argparse.Namespace, modality: str, source: Source) -> Mediu
         max_pixels=options.max_pixels,
         tolerant=options.tolerant,
     )
+    return medium if folder is None else dataclasses.replace(medium, name=folder.resolve().name or medium.name)
+
+
+def _frame_files(folder: Path) -> list[Path]:
+    """The image files of a folder, by name."""
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _FRAME_SUFFIXES)
+    if not files:
+        raise InvalidRequest(f"{folder}: no {', '.join(_FRAME_SUFFIXES)} file is in it", reason="INVALID_FRAMES")
+    return files
+
+
+def _read_times(path: str) -> list[float]:
+    text = _read_text("--frame-times", path)
+    try:
+        return [float(word) for word in text.split()]
+    except ValueError as error:
+        raise SettingError("--frame-times", path, f"a file of numbers ({error})") from error
 
 
 def generation_parameters(options: argparse.Namespace) -> Parameters:

@@ -4,18 +4,25 @@
 >>> [medium.key for medium in prompt.spec.media]
 ['clip.mp4', 'photo.jpg']
 
+A video may also be frames that the caller has chosen, as image files or arrays:
+
+>>> camera = video(frames=[photo, photo], times_seconds=[0, 2.5], key="camera")
+>>> list(chat([{"role": "user", "content": [camera, "What has changed?"]}]).spec.media[0].frames.times_seconds.values)
+[0.0, 2.5]
+
 What these functions refuse is an `InvalidRequest` with the reason that the service would give.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Literal
 
+from preprocessor.client.frames import Frame, invalid_frames, join_frames
 from preprocessor.client.requests import Prompt
 from preprocessor.errors import InvalidRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -70,13 +77,15 @@ def image(
 
 
 def video(
-    source: Source,
+    source: Source | None = None,
     *,
+    frames: Iterable[Frame] | None = None,
     key: str = "",
     fps: float | None = None,
     frame_count: int | None = None,
     indices: Sequence[int] | None = None,
     times_seconds: Sequence[float] | None = None,
+    duration_seconds: float | None = None,
     every_frame: bool = False,
     start_seconds: float | None = None,
     end_seconds: float | None = None,
@@ -89,11 +98,16 @@ def video(
     """A video of a prompt. Which frames are used: at most one of the first five ways; the model's own rule with none.
 
     Args:
+        source: The video's file; None where `frames` are given.
+        frames: The frames of the video, all of which are used: paths or bytes of image files (JPEG, PNG, WebP), or arrays uint8
+            [height, width, 3]; all of one size. Then `fps` or `times_seconds` is required and tells when they are shown, and no
+            other way is accepted, nor start, end or basis.
         key: As `image`'s.
         fps: Frames a second.
         frame_count: Frames in all; a clip with fewer gives each once.
         indices: Frame numbers in presentation order, from 0, ascending.
         times_seconds: The frames on screen then, from the clip's first frame, ascending.
+        duration_seconds: Of `frames` with times: length of the video that they are from, if it is known.
         every_frame: All frames.
         start_seconds, end_seconds: Only frames on screen from start (included) to end (excluded).
         basis: What fps and frame_count spread frames over: frame numbers, or presentation times.
@@ -101,8 +115,8 @@ def video(
         cap_pixels_per_frame: Overrides the model's setting of that name.
         tolerant: The last good frame stands in the place of one that cannot be decoded; the call fails otherwise.
     Raises:
-        OSError: The file cannot be read.
-        InvalidRequest: `SAMPLING_CONFLICT`.
+        OSError: A file cannot be read.
+        InvalidRequest: `SAMPLING_CONFLICT`, `INVALID_FRAMES`, `RESOLUTION_CHANGE`.
     """
     fields = pb.Media(
         modality=pb.MODALITY_VIDEO,
@@ -111,6 +125,18 @@ def video(
         cap_pixels_per_frame=cap_pixels_per_frame,
         damage_policy=pb.DAMAGE_POLICY_TOLERANT if tolerant else pb.DAMAGE_POLICY_UNSPECIFIED,
     )
+    if frames is not None:
+        if source is not None:
+            raise invalid_frames("a video is given by its file or by its frames, not by both")
+        listed, joined = join_frames(frames, fps, times_seconds)
+        fields.frames.CopyFrom(listed)
+        if duration_seconds is not None:
+            fields.frames.duration_seconds = duration_seconds
+        fps = times_seconds = None
+        source = joined
+    elif source is None or duration_seconds is not None:
+        what = "duration_seconds is for frames" if source is not None else "a video needs its file or its frames"
+        raise invalid_frames(what)
     choice = {
         "fps": fps,
         "frame_count": frame_count,
@@ -123,6 +149,8 @@ def video(
         raise InvalidRequest(f"{' and '.join(chosen)} are given together; choose one", reason="SAMPLING_CONFLICT")
     sampling = pb.Sampling(start_seconds=start_seconds, end_seconds=end_seconds, basis=_BASES[basis], **chosen)  # type: ignore[arg-type]
     if sampling != pb.Sampling():
+        if frames is not None:
+            raise InvalidRequest("frames that are given are all used; leave sampling out", reason="SAMPLING_CONFLICT")
         fields.sampling.CopyFrom(sampling)
     return _medium(fields, source, key)
 

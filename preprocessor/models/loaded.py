@@ -36,6 +36,7 @@ ones too; and a stopwatch, whose stages "resize" and "patch" it ends. A row's va
 
 
 _SECONDS_A_FILE_BYTE = 5e-9  # a walk over the packets and a digest
+_SECONDS_A_LISTED_FRAME = 100e-6  # its image file's header
 _PLANNING_BYTES = 16 << 20
 
 
@@ -128,4 +129,6 @@ class LoadedModel(Protocol):
 def header_workload(request: PreparationRequest) -> Workload:
     """Of a plan from headers alone; the worker holds a copy of its own of each file."""
     file_bytes = sum(len(medium.data) for medium in request.media)
-    return Workload(file_bytes * _SECONDS_A_FILE_BYTE, file_bytes + _PLANNING_BYTES)
+    listed_count = sum(len(medium.frames.sizes_bytes) for medium in request.media if medium.frames is not None)
+    seconds = file_bytes * _SECONDS_A_FILE_BYTE + listed_count * _SECONDS_A_LISTED_FRAME
+    return Workload(seconds, file_bytes + _PLANNING_BYTES)

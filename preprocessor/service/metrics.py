@@ -24,7 +24,7 @@ from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.versions import library_versions
 from preprocessor.types.plan import ItemPlan, Plan
 from preprocessor.types.request import Modality
-from preprocessor.types.source import ClipInfo
+from preprocessor.types.source import VideoInfo
 from preprocessor.types.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
 
@@ -172,7 +172,7 @@ class Metrics:
         in_files = 0
         for item in planned.items:
             self.pixels.labels(item.modality.name.lower()).inc(_pixel_count(item))
-            if item.modality is Modality.VIDEO and isinstance(item.source, ClipInfo):
+            if item.modality is Modality.VIDEO and isinstance(item.source, VideoInfo):
                 in_files += item.source.frame_count
         self.frames_decoded.inc(max(0, decoded_frame_count))
         # If a clip is split within a group of pictures, some frames are decoded twice.

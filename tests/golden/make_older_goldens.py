@@ -65,7 +65,7 @@ def _write_questions(folder: Path) -> None:
         clips = [oracle._sampled_clip(medium, processor.video_processor) for medium in videos]
         arrays = {f"video{index}": clip.frames for index, clip in enumerate(clips)}
         for index, medium in enumerate(images):
-            arrays[f"image{index}"] = np.asarray(load_image(oracle._data_url(medium)))
+            arrays[f"image{index}"] = np.asarray(load_image(oracle._data_url(medium.data)))
         np.savez(folder / f"{number}.npz", **arrays)  # type: ignore[arg-type]
         questions[name] = {
             "text": text,

@@ -24,6 +24,9 @@ import torch
 from preprocessor.models.family import Model
 from preprocessor.types.request import (
     ChatPrompt,
+    FileData,
+    FrameEncoding,
+    FrameList,
     Media,
     MediaPart,
     Modality,
@@ -62,7 +65,7 @@ class Answer:
         pixels: fp32 [P, F], normalized.
         patches: uint8 [P, F], the same before normalization.
         grid_thw: int64 [M, 3].
-        frame_indices: For each item its frames; None for an image.
+        frame_indices: For each item its frames, or their times where the caller has chosen both; None for an image.
         seconds_per_grid: For each item, as its family's processor says it: float32 [M], 0 for an image; None from a
             processor that says nothing.
         positions: int64 [3, L], with the delta.
@@ -111,7 +114,7 @@ def answer(model: Model, request: PreparationRequest, processor: Any = None) -> 
         }
         return processor(
             text=[text],
-            images=[load_image(_data_url(medium)) for medium in images] or None,
+            images=[load_image(_data_url(medium.data)) for medium in images] or None,
             videos=[clip.frames for clip in clips] or None,
             return_tensors="pt",
             images_kwargs={"size": _size(images, processor.image_processor.size), **pixel_options},
@@ -168,8 +171,8 @@ class _Clip:
     """Frames uint8 [n, H, W, 3] at `indices` of a file with `total` frames."""
 
     frames: npt.NDArray[np.uint8]
-    indices: list[int]
-    total: int
+    indices: list[Any]
+    total: float
     rate: float
 
 
@@ -201,6 +204,8 @@ def _rendered(processor: Any, request: PreparationRequest) -> tuple[str, list[Me
 
 def _sampled_clip(medium: Media, processor: Any) -> _Clip:
     """Every frame decoded, then Hugging Face's choice of them."""
+    if medium.frames is not None:
+        return _listed(medium, medium.frames)
     with av.open(io.BytesIO(medium.data), "r") as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
@@ -209,6 +214,23 @@ def _sampled_clip(medium: Media, processor: Any) -> _Clip:
     indices = chosen_indices(processor, len(frames), rate, medium.sampling).tolist()
     chosen = np.stack([frames[index] for index in indices])
     return _Clip(frames=chosen, indices=indices, total=len(frames), rate=rate)
+
+
+def _listed(medium: Media, frames: FrameList) -> _Clip:
+    """Frames that the caller has chosen, as `load_image` reads them. Their times are stated as numbers at one frame a second."""
+    ends = np.cumsum(frames.sizes_bytes).tolist()
+    pieces = [bytes(medium.data[end - size : end]) for end, size in zip(ends, frames.sizes_bytes, strict=True)]
+    if frames.encoding is FrameEncoding.RGB24:
+        size = (frames.height_px, frames.width_px, 3)
+        pictures = [np.frombuffer(piece, np.uint8).reshape(size) for piece in pieces]
+    else:
+        pictures = [np.asarray(load_image(_data_url(piece))) for piece in pieces]
+    count = len(pictures)
+    if frames.fps is not None:
+        return _Clip(np.stack(pictures), list(range(count)), count, frames.fps)
+    times = list(frames.times_seconds or ())
+    seconds = frames.duration_seconds or count * (times[-1] - times[0]) / (count - 1)
+    return _Clip(np.stack(pictures), times, seconds, 1.0)
 
 
 def _metadata(clip: _Clip) -> VideoMetadata:
@@ -232,8 +254,8 @@ def _cap(videos: list[Media], default: bool | None) -> bool:
     return bool(default) if asked is None else asked
 
 
-def _data_url(medium: Media) -> str:
-    return "data:image/any;base64," + base64.b64encode(medium.data).decode()
+def _data_url(data: FileData) -> str:
+    return "data:image/any;base64," + base64.b64encode(data).decode()
 
 
 def _seconds(model: Model, media: list[Media], output: Any) -> npt.NDArray[np.float32] | None:

@@ -14,7 +14,9 @@ import torch
 
 from preprocessor.models.family import Model
 from preprocessor.pipeline import prepare
-from preprocessor.types.request import PixelForm, PreparationRequest
+from preprocessor.types.plan import ItemPlan
+from preprocessor.types.request import PixelForm, PreparationRequest, SamplingBasis
+from preprocessor.types.source import FrameListInfo
 from tests.golden import oracle
 from tests.parity.cases import case, make_request
 from tests.parity.directories import model_named
@@ -44,10 +46,19 @@ def differences(model: Model, request: PreparationRequest, processor: Any = None
         pairs["grid_thw"] = (tensors["grid_thw"], theirs.grid_thw)
         pairs[name] = (_bits(tensors[name]), _bits(pixels_in_form(theirs, request.pixel_form or PixelForm.UINT8)))
     found = [f"{name} {told}" for name, pair in pairs.items() if (told := _difference(*pair))]
-    frames = [None if item.frames is None else item.frames.indices.tolist() for item in ours.plan.items]
+    frames = [_frames_of(item) for item in ours.plan.items]
     if frames != theirs.frame_indices:
         found.append(f"frame indices: ours {frames}, theirs {theirs.frame_indices}")
     return found
+
+
+def _frames_of(item: ItemPlan) -> list[Any] | None:
+    """As `oracle.Answer.frame_indices`."""
+    if item.frames is None:
+        return None
+    is_timed = isinstance(item.source, FrameListInfo) and item.frames.basis is SamplingBasis.TIME
+    times: list[Any] = (item.frames.prompt_times_seconds if is_timed else item.frames.indices).tolist()
+    return times
 
 
 def run_case(number: int, folder: Path) -> list[str]:

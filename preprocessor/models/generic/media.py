@@ -18,7 +18,7 @@ from preprocessor.media.sampling import choose_frames, count_for_fps, spread_eve
 from preprocessor.media.video import decode_frames
 from preprocessor.models.probe import ChooseFrames, ProbedMedium, probe_medium
 from preprocessor.types.request import Media, Modality, SamplingBasis
-from preprocessor.types.source import ClipInfo, FrameChoice
+from preprocessor.types.source import ClipInfo, FrameChoice, FrameListInfo, ImageInfo
 
 # What transformers' video processors of chat models sample by where they sample (5.23, Qwen3VLVideoProcessor).
 _FPS, _MIN_FRAMES, _MAX_FRAMES = 2.0, 4, 768
@@ -87,12 +87,13 @@ def metadata_of(probed: ProbedMedium) -> dict[str, Any]:
     Frames chosen by time are numbered by milliseconds, since index / rate is not when they are shown.
     """
     clip, frames = probed.source, probed.frames
-    assert isinstance(clip, ClipInfo) and frames is not None
-    indices, count, rate = frames.indices.tolist(), clip.frame_count, clip.index_rate
+    assert clip is not None and not isinstance(clip, ImageInfo) and frames is not None
+    indices, count = frames.indices.tolist(), clip.frame_count
+    rate = clip.rate if isinstance(clip, FrameListInfo) else clip.index_rate
     seconds = count / rate
     if frames.basis is SamplingBasis.TIME:
         indices = np.rint(frames.prompt_times_seconds * 1e3).astype(np.int64).tolist()
-        count, rate, seconds = round(clip.duration_seconds * 1e3), 1e3, clip.duration_seconds
+        count, rate, seconds = max(1, round(clip.duration_seconds * 1e3)), 1e3, clip.duration_seconds
     return {
         "total_num_frames": count,
         "fps": rate,
@@ -125,12 +126,13 @@ def _decoded_bytes(probed: ProbedMedium) -> int:
 def _decode_video(
     probed: ProbedMedium, check: Callable[[], None], decoder: str, substituted: Callable[[int, int], None]
 ) -> npt.NDArray[np.uint8]:
-    assert isinstance(probed.source, ClipInfo) and probed.frames is not None
+    clip = probed.source
+    assert clip is not None and not isinstance(clip, ImageInfo) and probed.frames is not None
     indices, key = probed.frames.indices, probed.medium.key
     frames: npt.NDArray[np.uint8] | None = None
     decoded = decode_frames(
         probed.medium.content,
-        probed.source,
+        clip,
         indices,
         key,
         check,

@@ -33,7 +33,7 @@ from preprocessor.models.probe import ChooseFrames, ProbedMedium, decoder_of
 from preprocessor.models.versions import pixel_settings
 from preprocessor.types.plan import ItemPlan, Plan, Substitution
 from preprocessor.types.request import Media, Modality, PixelForm, PreparationRequest
-from preprocessor.types.source import ClipInfo, ImageInfo, SoundInfo
+from preprocessor.types.source import ImageInfo, SoundInfo, VideoInfo
 from preprocessor.types.timing import Timings
 
 _LOCK_POLL_SECONDS = 0.05  # how soon a request that waits for the processor notices that it was cancelled
@@ -224,7 +224,7 @@ def _refusal(model: ProcessorSettings, error: ValueError) -> PreprocessorError:
 def _items(
     probed: Sequence[ProbedMedium],
     contents: Sequence[bytes],
-    sources: Sequence[ImageInfo | ClipInfo | SoundInfo],
+    sources: Sequence[ImageInfo | VideoInfo | SoundInfo],
     decoders: Sequence[str],
     processing: str,
 ) -> tuple[ItemPlan, ...]:
