@@ -17,6 +17,7 @@ from preprocessor.types.plan import PixelPlan
 from preprocessor.types.request import Media, PreparationRequest
 from preprocessor.vision.patches import PIXEL_DTYPES
 from preprocessor.workers.arena import Arena
+from preprocessor.workers.claims import check_plan, check_report
 from preprocessor.workers.sandbox import memory_left
 
 # A message for every pair of frames would cost the service more than the bytes do. Batches are whole multiples of this size,
@@ -35,6 +36,19 @@ class PlanPayload:
     request: PreparationRequest
     limits: Limits
     known: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def expected_rows(self) -> range:
+        """Rows of a tensor that it is to report, in order."""
+        return range(0)
+
+    def check_outcome(self, outcome: object) -> None:
+        """Check what a worker says that `run` returned.
+
+        Raises:
+            Violation: See `claims`.
+        """
+        check_plan(outcome, self.request, self.limits)
 
     def run(self, model: LoadedModel, arena: Arena, check: CancelCheck, on_rows_written: pipeline.AnnounceRows) -> Any:
         request = dataclasses.replace(self.request, media=_copied(self.request.media))
@@ -60,6 +74,15 @@ class PixelPayload:
     offset: int
     rows: range
     cached: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def expected_rows(self) -> range:
+        """See `PlanPayload`."""
+        return self.rows
+
+    def check_outcome(self, outcome: object) -> None:
+        """See `PlanPayload`."""
+        check_report(outcome, self.plan)
 
     def run(self, model: LoadedModel, arena: Arena, check: CancelCheck, on_rows_written: pipeline.AnnounceRows) -> Any:
         plan = self.plan
