@@ -19,6 +19,7 @@ Each setting is also an environment variable, PREPROCESSOR_ and the option's nam
 and a key of the TOML file that --config names; a flag goes before a variable, and a variable before the file.
 --show-config prints such a file."""
 
+_FILES = {"video": "a video file", "image": "an image file", "audio": "a file with sound"}
 PIXEL_FORMS = ("uint8", "bf16", "fp16", "fp32")
 
 
@@ -184,14 +185,21 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="a JSON object of arguments for the chat template",
     )
-    for modality in ("video", "image"):
+    parser.add_argument(
+        "--processor-arguments",
+        action=_Once,
+        default="",
+        metavar="JSON",
+        help="a JSON object of arguments for the model's own processor, on the generic path",
+    )
+    for modality in ("video", "image", "audio"):
         parser.add_argument(
             f"--{modality}",
             dest="media",
             action=_AppendMedia,
             const=modality,
             metavar="FILE",
-            help=f"a {modality} file, or a URL for the service to fetch; may be repeated, and keeps its place among the media",
+            help=f"{_FILES[modality]}, or a URL for the service to fetch; may be repeated, and keeps its place among the media",
         )
     parser.add_argument(
         "--frames",
@@ -402,7 +410,7 @@ class _Once(argparse.Action):
 
 
 class _AppendMedia(argparse.Action):
-    """Collects (modality, path) pairs of --video and --image in the order of the command line."""
+    """Collects (modality, path) pairs of --video, --image and --audio in the order of the command line."""
 
     def __call__(
         self,

@@ -12,7 +12,7 @@ from preprocessor.cli.output import check_output, summary, table
 from preprocessor.cli.prompts import build_prompt, credentials_of
 from preprocessor.cli.saved import PreparedPrompt, save
 from preprocessor.cli.unanswered import explain
-from preprocessor.client import CallFailed, Client, PrepareResult, Prompt
+from preprocessor.client import CallFailed, Client, Prompt
 
 
 def run(options: argparse.Namespace) -> int:
@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
         if options.local:
             prepared, _ = prepare_here(prompt)
         else:
-            prepared = PreparedPrompt(ask_service(options, prompt), prompt.spec, None, None)
+            prepared = ask_service(options, prompt, with_model=bool(options.output))
     except CallFailed as error:
         print(f"preprocessor: {explain(error, options, credentials_of(options))}", file=sys.stderr)
         return 1
@@ -37,21 +37,25 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def ask_service(options: argparse.Namespace, prompt: Prompt) -> PrepareResult:
+def ask_service(options: argparse.Namespace, prompt: Prompt, *, with_model: bool) -> PreparedPrompt:
     """A service's answer; how much of it has come is shown where standard error is a terminal.
 
+    Args:
+        with_model: Ask what the model's settings are, too.
     Raises:
         CallFailed: The service refused the call, or did not answer.
     """
     is_watched = sys.stderr.isatty()
     with Client(options.address, credentials_of(options)) as client:
         try:
-            return client.prepare(
+            result = client.prepare(
                 prompt, timeout_seconds=options.timeout_seconds, progress=_print_progress if is_watched else None
             )
         finally:
             if is_watched:
                 print(end="\r\x1b[K", file=sys.stderr)  # take the progress line away
+        model = client.get_model(timeout_seconds=options.timeout_seconds) if with_model else None
+        return PreparedPrompt(result, prompt.spec, model, None)
 
 
 def _print_progress(received_bytes: int, total_bytes: int) -> None:

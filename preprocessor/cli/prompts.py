@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preprocessor.client import Credentials, Medium, Parameters, Prompt, chat, image, video
+from preprocessor.client import Credentials, Medium, Parameters, Prompt, audio, chat, image, video
 from preprocessor.client.media import Source
 from preprocessor.config import SettingError
 from preprocessor.errors import InvalidRequest
@@ -30,11 +30,11 @@ def build_prompt(options: argparse.Namespace) -> Prompt:
     """
     if not (options.media or options.text):
         raise InvalidRequest(
-            "there is nothing to prepare; give --text, --video, --frames or --image", reason="EMPTY_PROMPT"
+            "there is nothing to prepare; give --text, --video, --frames, --image or --audio", reason="EMPTY_PROMPT"
         )
     if options.frame_times and not any(modality == "frames" for modality, _ in options.media or []):
         raise InvalidRequest("--frame-times are those of --frames, which is not given", reason="INVALID_FRAMES")
-    for option in ("text", "model", "template_arguments", "background"):
+    for option in ("text", "model", "template_arguments", "processor_arguments", "background"):
         _check_text(f"--{option.replace('_', '-')}", getattr(options, option) or "")
     for modality, path in options.media or []:
         _check_text(f"--{modality}", path)
@@ -56,6 +56,7 @@ def build_prompt_of(options: argparse.Namespace, media: Sequence[tuple[str, Sour
         [{"role": "user", "content": content}],
         tools=_read_text("--tools", options.tools) if options.tools else "",
         template_arguments=options.template_arguments,
+        processor_arguments=options.processor_arguments,
         model=options.model,
         pixel_form=getattr(options, "dtype", None),  # without one the model decides: a generic one makes no uint8
     )
@@ -69,6 +70,8 @@ def _medium(options: argparse.Namespace, modality: str, source: Source) -> Mediu
             max_pixels=options.max_pixels,
             background=options.background or "",
         )
+    if modality == "audio":
+        return audio(source)
     folder = Path(str(source)) if modality == "frames" else None
     if folder is not None and options.fps is None and not options.frame_times:
         raise InvalidRequest(

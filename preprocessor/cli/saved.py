@@ -2,7 +2,7 @@
 
 Readers of safetensors see tensors by the contract's names, and may ignore the metadata, whose keys begin with `preprocessor.`.
 Their values are JSON: `header`, `report`, `spec` (without files and URLs) and `model` are the messages of the proto, `facts` is
-`Facts`. The last two are there only where the prompt was prepared with `--local`.
+`Facts`. The last is there only where the prompt was prepared with `--local`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from preprocessor.client.channel import Credentials, call_metadata, open_aio_cha
 from preprocessor.client.errors import failure_of
 from preprocessor.client.known_files import MEDIA_NOT_CACHED, KnownFiles, digests_of
 from preprocessor.client.requests import Parameters, Prompt, count_requests, generate_requests, prepare_requests
-from preprocessor.client.retry import RETRY_SECONDS, Retries
+from preprocessor.client.retry import RETRY_SECONDS, RemainingSeconds, Retries
 from preprocessor.client.routing import routing_metadata
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
@@ -67,8 +67,8 @@ class AsyncClient:
     ) -> PrepareResult:
         """See `Client.prepare`."""
 
-        async def attempt(remaining_seconds: float | None) -> PrepareResult:
-            return await self._with_known_files(prompt, lambda sent, metadata: ask(sent, metadata, remaining_seconds))
+        async def attempt(remaining: RemainingSeconds) -> PrepareResult:
+            return await self._with_known_files(prompt, lambda sent, metadata: ask(sent, metadata, remaining()))
 
         async def ask(sent: Prompt, metadata: _Metadata, remaining_seconds: float | None) -> PrepareResult:
             assembler = ResultAssembler(progress)
@@ -85,10 +85,10 @@ class AsyncClient:
     async def count_tokens(self, prompt: Prompt, *, timeout_seconds: float | None = None) -> pb.CountTokensResponse:
         """See `Client.count_tokens`."""
         return await self._attempts(
-            lambda remaining_seconds: self._with_known_files(
+            lambda remaining: self._with_known_files(
                 prompt,
                 lambda sent, metadata: self._stub.CountTokens(
-                    count_requests(sent), timeout=remaining_seconds, metadata=metadata
+                    count_requests(sent), timeout=remaining(), metadata=metadata
                 ),
             ),
             timeout_seconds,
@@ -98,7 +98,7 @@ class AsyncClient:
         """See `Client.get_model`."""
         request = pb.GetModelRequest(model=model)
         return await self._attempts(
-            lambda remaining_seconds: self._stub.GetModel(request, timeout=remaining_seconds, metadata=self._metadata),
+            lambda remaining: self._stub.GetModel(request, timeout=remaining(), metadata=self._metadata),
             timeout_seconds,
         )
 
@@ -108,8 +108,8 @@ class AsyncClient:
     ) -> AsyncIterator[AsyncAnswer]:
         """See `Client.generate`."""
 
-        async def attempt(remaining_seconds: float | None) -> AsyncAnswer:
-            return await self._with_known_files(prompt, lambda sent, metadata: ask(sent, metadata, remaining_seconds))
+        async def attempt(remaining: RemainingSeconds) -> AsyncAnswer:
+            return await self._with_known_files(prompt, lambda sent, metadata: ask(sent, metadata, remaining()))
 
         async def ask(sent: Prompt, metadata: _Metadata, remaining_seconds: float | None) -> AsyncAnswer:
             requests = generate_requests(sent, parameters)
@@ -152,13 +152,13 @@ class AsyncClient:
         return result
 
     async def _attempts(
-        self, attempt: Callable[[float | None], Awaitable[_Result]], timeout_seconds: float | None
+        self, attempt: Callable[[RemainingSeconds], Awaitable[_Result]], timeout_seconds: float | None
     ) -> _Result:
-        """Make a call, again where the service asks for it. An attempt is given the seconds that it may take."""
+        """Make a call, again where the service asks for it. An attempt is given what tells the seconds that it may still take."""
         retries = Retries(self._retry_seconds, timeout_seconds)
         while True:
             try:
-                return await attempt(retries.remaining_seconds)
+                return await attempt(lambda: retries.remaining_seconds)
             except grpc.aio.AioRpcError as error:
                 failure = failure_of(error)
                 delay_seconds = retries.delay_after(failure)

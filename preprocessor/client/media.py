@@ -31,6 +31,20 @@ from preprocessor.wire.tensors import MAX_CHUNK_BYTES
 Source = str | PathLike[str] | bytes
 """A path; the file itself; or a URL for the service to fetch: a text that begins with `data:` or a scheme and `://`."""
 
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """A file that the service has from an earlier call, named by one of these. If not, the call fails with `MEDIA_NOT_CACHED`.
+
+    Attributes:
+        uuid: As given to `image`, `video` or `audio` with the file.
+        content_sha256: Of the file, 32 bytes.
+    """
+
+    uuid: str = ""
+    content_sha256: bytes = b""
+
+
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
 _BASES = {None: pb.SAMPLING_BASIS_UNSPECIFIED, "index": pb.SAMPLING_BASIS_INDEX, "time": pb.SAMPLING_BASIS_TIME}
 _MODALITY_NAMES = {pb.MODALITY_IMAGE: "image", pb.MODALITY_VIDEO: "video", pb.MODALITY_AUDIO: "audio"}
@@ -42,21 +56,22 @@ class Medium:
 
     Attributes:
         fields: All but the key and the source.
-        source: The file, its URL, or another medium whose file this is too.
+        source: The file, its URL, another medium whose file this is too, or the name of a file that the service has.
         key: Its name in header and errors.
         name: What its key is made of where `key` is empty.
     """
 
     fields: pb.Media
-    source: bytes | str | Medium
+    source: bytes | str | Medium | Cached
     key: str
     name: str
 
 
 def image(
-    source: Source,
+    source: Source | Cached,
     *,
     key: str = "",
+    uuid: str = "",
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     background: str = "",
@@ -65,6 +80,7 @@ def image(
 
     Args:
         key: Its name in header and errors; the file's name, or "image", where empty.
+        uuid: A name of your own for the file, by which later calls can name it: `Cached`. None where empty.
         min_pixels, max_pixels: Bounds on height x width after resizing, px; the model's own where None.
         background: What is transparent is laid on "white", "black" or "#rrggbb"; "none" does as transformers does.
     Raises:
@@ -73,14 +89,15 @@ def image(
     fields = pb.Media(
         modality=pb.MODALITY_IMAGE, min_pixel_count=min_pixels, max_pixel_count=max_pixels, background=background
     )
-    return _medium(fields, source, key)
+    return _medium(fields, source, key, uuid)
 
 
 def video(
-    source: Source | None = None,
+    source: Source | Cached | None = None,
     *,
     frames: Iterable[Frame] | None = None,
     key: str = "",
+    uuid: str = "",
     fps: float | None = None,
     frame_count: int | None = None,
     indices: Sequence[int] | None = None,
@@ -102,7 +119,7 @@ def video(
         frames: The frames of the video, all of which are used: paths or bytes of image files (JPEG, PNG, WebP), or arrays uint8
             [height, width, 3]; all of one size. Then `fps` or `times_seconds` is required and tells when they are shown, and no
             other way is accepted, nor start, end or basis.
-        key: As `image`'s.
+        key, uuid: As `image`'s.
         fps: Frames a second.
         frame_count: Frames in all; a clip with fewer gives each once.
         indices: Frame numbers in presentation order, from 0, ascending.
@@ -152,20 +169,19 @@ def video(
         if frames is not None:
             raise InvalidRequest("frames that are given are all used; leave sampling out", reason="SAMPLING_CONFLICT")
         fields.sampling.CopyFrom(sampling)
-    return _medium(fields, source, key)
+    return _medium(fields, source, key, uuid)
 
 
-def audio(source: Source | Medium, *, key: str = "") -> Medium:
+def audio(source: Source | Medium | Cached, *, key: str = "", uuid: str = "") -> Medium:
     """A sound of a prompt, for models that take sound.
 
     Args:
         source: A `video` too, whose sound this is: its file is sent once.
-        key: As `image`'s.
+        key, uuid: As `image`'s.
     Raises:
         OSError: The file cannot be read.
     """
-    fields = pb.Media(modality=pb.MODALITY_AUDIO)
-    return Medium(fields, source, key, "audio") if isinstance(source, Medium) else _medium(fields, source, key)
+    return _medium(pb.Media(modality=pb.MODALITY_AUDIO), source, key, uuid)
 
 
 class MediaSet:
@@ -193,6 +209,8 @@ class MediaSet:
         sent.key = self._keys[medium] = self._key_of(medium)
         if isinstance(medium.source, str):
             sent.url = medium.source
+        elif isinstance(medium.source, Cached):
+            sent.cached.SetInParent()
         elif isinstance(medium.source, bytes):
             if self._inline_bytes + len(medium.source) <= MAX_CHUNK_BYTES:
                 sent.inline_data = medium.source
@@ -223,9 +241,15 @@ def by_url(modality: pb.Modality.ValueType, url: str) -> Medium:
     return Medium(pb.Media(modality=modality), url, "", _MODALITY_NAMES[modality])
 
 
-def _medium(fields: pb.Media, source: Source, key: str) -> Medium:
+def _medium(fields: pb.Media, source: Source | Medium | Cached, key: str, uuid: str) -> Medium:
     name = _MODALITY_NAMES[fields.modality]
-    if isinstance(source, bytes) or (isinstance(source, str) and _URL.match(source)):
+    if isinstance(source, Cached):
+        uuid = uuid or source.uuid
+        if source.content_sha256:
+            fields.content_sha256 = source.content_sha256
+    if uuid:
+        fields.uuid = uuid
+    if isinstance(source, bytes | Medium | Cached) or (isinstance(source, str) and _URL.match(source)):
         return Medium(fields, source, key, name)
     path = Path(source)
     return Medium(fields, path.read_bytes(), key, path.name)

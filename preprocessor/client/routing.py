@@ -32,6 +32,8 @@ def routing_metadata(prompt: Prompt, digests: Mapping[str, bytes]) -> tuple[tupl
     if medium is None:
         return ()
     digest = digests.get(medium.key) or medium.content_sha256
+    if medium.uuid:  # which names the file in every turn, whether or not it is sent
+        digest = hashlib.sha256(medium.uuid.encode()).digest()
     if not digest:
         content = medium.inline_data or prompt.files.get(medium.key) or medium.url.encode()
         if not content:

@@ -14,7 +14,7 @@ from preprocessor.client.channel import Credentials, call_metadata, open_channel
 from preprocessor.client.errors import failure_of
 from preprocessor.client.known_files import MEDIA_NOT_CACHED, KnownFiles, digests_of
 from preprocessor.client.requests import Parameters, Prompt, count_requests, generate_requests, prepare_requests
-from preprocessor.client.retry import RETRY_SECONDS, Retries
+from preprocessor.client.retry import RETRY_SECONDS, RemainingSeconds, Retries
 from preprocessor.client.routing import routing_metadata
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
@@ -79,8 +79,8 @@ class Client:
             CallFailed: The service refused the call, or did not answer.
         """
 
-        def attempt(remaining_seconds: float | None) -> PrepareResult:
-            return self._with_known_files(prompt, lambda sent, metadata: ask(sent, metadata, remaining_seconds))
+        def attempt(remaining: RemainingSeconds) -> PrepareResult:
+            return self._with_known_files(prompt, lambda sent, metadata: ask(sent, metadata, remaining()))
 
         def ask(sent: Prompt, metadata: _Metadata, remaining_seconds: float | None) -> PrepareResult:
             assembler = ResultAssembler(progress)
@@ -99,10 +99,10 @@ class Client:
             CallFailed: As `prepare`.
         """
         return self._attempts(
-            lambda remaining_seconds: self._with_known_files(
+            lambda remaining: self._with_known_files(
                 prompt,
                 lambda sent, metadata: self._stub.CountTokens(
-                    count_requests(sent), timeout=remaining_seconds, metadata=metadata
+                    count_requests(sent), timeout=remaining(), metadata=metadata
                 ),
             ),
             timeout_seconds,
@@ -118,7 +118,7 @@ class Client:
         """
         request = pb.GetModelRequest(model=model)
         return self._attempts(
-            lambda remaining_seconds: self._stub.GetModel(request, timeout=remaining_seconds, metadata=self._metadata),
+            lambda remaining: self._stub.GetModel(request, timeout=remaining(), metadata=self._metadata),
             timeout_seconds,
         )
 
@@ -137,8 +137,8 @@ class Client:
             CallFailed: As `prepare`; while the answer is read, too.
         """
 
-        def attempt(remaining_seconds: float | None) -> Answer:
-            return self._with_known_files(prompt, lambda sent, metadata: ask(sent, metadata, remaining_seconds))
+        def attempt(remaining: RemainingSeconds) -> Answer:
+            return self._with_known_files(prompt, lambda sent, metadata: ask(sent, metadata, remaining()))
 
         def ask(sent: Prompt, metadata: _Metadata, remaining_seconds: float | None) -> Answer:
             requests = generate_requests(sent, parameters)
@@ -176,12 +176,12 @@ class Client:
         known.sent(digests.values())
         return result
 
-    def _attempts(self, attempt: Callable[[float | None], _Result], timeout_seconds: float | None) -> _Result:
-        """Make a call, again where the service asks for it. An attempt is given the seconds that it may take."""
+    def _attempts(self, attempt: Callable[[RemainingSeconds], _Result], timeout_seconds: float | None) -> _Result:
+        """Make a call, again where the service asks for it. An attempt is given what tells the seconds that it may still take."""
         retries = Retries(self._retry_seconds, timeout_seconds)
         while True:
             try:
-                return attempt(retries.remaining_seconds)
+                return attempt(lambda: retries.remaining_seconds)
             except grpc.RpcError as error:
                 failure = failure_of(error)
                 delay_seconds = retries.delay_after(failure)

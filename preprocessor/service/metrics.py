@@ -94,6 +94,12 @@ class Metrics:
         self.received_bytes = self._counter("preprocessor_received_bytes", "Media bytes received")
         self.sent_bytes = self._counter("preprocessor_sent_bytes", "Tensor bytes sent, by receiver", "to")
 
+        self.engine_held_items = self._counter(
+            "preprocessor_engine_held_items",
+            "Items of prompts for the engine: held there (hit), held no more (lost), not known to be held (miss)",
+            "result",
+        )
+
         self.fetch_seconds = self._histogram(
             "preprocessor_fetch_duration_seconds",
             "Duration of fetching a file, by URL scheme and outcome",
@@ -113,10 +119,12 @@ class Metrics:
             self.request_seconds.labels(method)
             for code in ("OK", "CANCELLED", "INTERNAL", "RESOURCE_EXHAUSTED", "UNAVAILABLE"):
                 self.requests.labels(method, code)
-        for reason in ("lost", "killed", "recycled"):
+        for reason in ("lost", "killed", "recycled", "caller_changed", "violation"):
             self.worker_ends.labels(reason)
         for receiver in ("caller", "engine"):
             self.sent_bytes.labels(receiver)
+        for result in ("hit", "lost", "miss"):
+            self.engine_held_items.labels(result)
         self._reasons: set[str] = set()
         self.between_tokens = self._stages["between_tokens"]
 

@@ -107,6 +107,8 @@ class Media:
         background: "#rrggbb" behind the transparent parts of an image; None does as transformers does.
         content_sha256: What the caller says that the file's SHA-256 is, 32 bytes; None where he does not say.
         frames: Where the file is not a video but frames of one; `sampling` is then empty.
+        file_sha256: What it is, where the service has computed it; None where it is still to be computed.
+        uuid: The caller's own name for the file; None where he gives none.
     """
 
     key: str
@@ -120,6 +122,8 @@ class Media:
     background: str | None = None
     content_sha256: bytes | None = None
     frames: FrameList | None = None
+    file_sha256: bytes | None = None
+    uuid: str | None = None
 
     @property
     def content(self) -> bytes:
@@ -195,6 +199,7 @@ class PreparationRequest:
         with_token_types: Whether to add `mm_token_type_ids`.
         cache_salt: Mixed into every item's digest.
         video_decoder: A name in `media.video.VIDEO_BACKENDS`; the deployment's choice, not the caller's.
+        processor_arguments: Arguments of the model's own processor by name, on the generic path alone.
     """
 
     prompt: ChatPrompt | TextPrompt | TokenPrompt
@@ -203,3 +208,4 @@ class PreparationRequest:
     with_token_types: bool = False
     cache_salt: str = ""
     video_decoder: str = "pyav"
+    processor_arguments: Mapping[str, Any] = field(default_factory=dict)

@@ -421,6 +421,7 @@ class PrepareSpec(_message.Message):
     PIXEL_FORM_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     WITH_TOKEN_TYPES_FIELD_NUMBER: _builtins.int
+    PROCESSOR_ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model for which the prompt is meant; empty for the one served. Any other name fails with NOT_FOUND."""
     text: _builtins.str
@@ -434,6 +435,14 @@ class PrepareSpec(_message.Message):
     """Mixed into every `Item.digest`. Tenants with different salts never share a cache entry."""
     with_token_types: _builtins.bool
     """Adds the tensor `mm_token_type_ids`, INT32 [L]: the modality's number of each of the L tokens, 0 for text."""
+    processor_arguments_json: _builtins.str
+    """Generic path only: further arguments of the model's own processor as the JSON text of an object, such as
+    {"do_pan_and_scan": true} or {"images_kwargs": {"size": {"height": 448, "width": 448}}}: the `processor_kwargs` of
+    transformers' apply_chat_template. Names and types are those that the processor declares; what the service itself
+    decides (device, frames, the form of tensors) is refused, as is everything on the fast path
+    (INVALID_PROCESSOR_ARGUMENTS). {"load_audio_from_video": true} puts the sound of each video between its frames, for
+    processors that do so (Qwen-Omni's).
+    """
     @_builtins.property
     def chat(self) -> Global___ChatPrompt:
         """Messages, rendered with the model's chat template."""
@@ -457,10 +466,11 @@ class PrepareSpec(_message.Message):
         pixel_form: Global___PixelForm.ValueType = ...,
         cache_salt: _builtins.str = ...,
         with_token_types: _builtins.bool = ...,
+        processor_arguments_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "prompt", b"prompt", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "chat", b"chat", "media", b"media", "model", b"model", "pixel_form", b"pixel_form", "prompt", b"prompt", "text", b"text", "token_ids", b"token_ids", "with_token_types", b"with_token_types"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "chat", b"chat", "media", b"media", "model", b"model", "pixel_form", b"pixel_form", "processor_arguments_json", b"processor_arguments_json", "prompt", b"prompt", "text", b"text", "token_ids", b"token_ids", "with_token_types", b"with_token_types"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["chat", "text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
@@ -673,6 +683,7 @@ class Media(_message.Message):
     CAP_PIXELS_PER_FRAME_FIELD_NUMBER: _builtins.int
     DAMAGE_POLICY_FIELD_NUMBER: _builtins.int
     BACKGROUND_FIELD_NUMBER: _builtins.int
+    UUID_FIELD_NUMBER: _builtins.int
     FRAMES_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Name by which the request refers to it. Unique in the request, 1 to 128 bytes. Required."""
@@ -716,14 +727,21 @@ class Media(_message.Message):
     dropped, and a single transparent colour is put on white. Where empty, the deployment's setting --background, whose
     default is "none". Anything else fails with INVALID_BACKGROUND.
     """
+    uuid: _builtins.str
+    """The caller's own name for the file, 1 to 128 bytes. With a file, the service remembers what the name stands for, for
+    later calls of the same caller with the same cache_salt; if the same name comes with another file, that one counts
+    from then on. Where callers are not named, all of them share names: choose names that nobody can guess, or use a
+    cache_salt.
+    """
     @_builtins.property
     def chunked(self) -> Global___Chunked:
         """The file follows in MediaChunk messages."""
 
     @_builtins.property
     def cached(self) -> Global___Cached:
-        """The service has the file from an earlier call of the same caller, and content_sha256 names it. If the service does
-        not have it, or has it no more, the call fails at once with MEDIA_NOT_CACHED: send the file then.
+        """The service has the file from an earlier call of the same caller, and content_sha256 or uuid names it; where both
+        are given, content_sha256. If the service does not have it, or has it no more, the call fails at once with
+        MEDIA_NOT_CACHED: send the file then.
         """
 
     @_builtins.property
@@ -759,11 +777,12 @@ class Media(_message.Message):
         cap_pixels_per_frame: _builtins.bool | None = ...,
         damage_policy: Global___DamagePolicy.ValueType = ...,
         background: _builtins.str = ...,
+        uuid: _builtins.str | None = ...,
         frames: Global___FrameList | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_content_sha256", b"_content_sha256", "_max_pixel_count", b"_max_pixel_count", "_min_pixel_count", b"_min_pixel_count", "_size_bytes", b"_size_bytes", "cached", b"cached", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "content_sha256", b"content_sha256", "frames", b"frames", "inline_data", b"inline_data", "inline_frames", b"inline_frames", "max_pixel_count", b"max_pixel_count", "min_pixel_count", b"min_pixel_count", "same_file_as", b"same_file_as", "sampling", b"sampling", "size_bytes", b"size_bytes", "source", b"source", "url", b"url"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_content_sha256", b"_content_sha256", "_max_pixel_count", b"_max_pixel_count", "_min_pixel_count", b"_min_pixel_count", "_size_bytes", b"_size_bytes", "_uuid", b"_uuid", "cached", b"cached", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "content_sha256", b"content_sha256", "frames", b"frames", "inline_data", b"inline_data", "inline_frames", b"inline_frames", "max_pixel_count", b"max_pixel_count", "min_pixel_count", b"min_pixel_count", "same_file_as", b"same_file_as", "sampling", b"sampling", "size_bytes", b"size_bytes", "source", b"source", "url", b"url", "uuid", b"uuid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_content_sha256", b"_content_sha256", "_max_pixel_count", b"_max_pixel_count", "_min_pixel_count", b"_min_pixel_count", "_size_bytes", b"_size_bytes", "background", b"background", "cached", b"cached", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "content_sha256", b"content_sha256", "damage_policy", b"damage_policy", "frames", b"frames", "inline_data", b"inline_data", "inline_frames", b"inline_frames", "key", b"key", "max_pixel_count", b"max_pixel_count", "min_pixel_count", b"min_pixel_count", "modality", b"modality", "same_file_as", b"same_file_as", "sampling", b"sampling", "size_bytes", b"size_bytes", "source", b"source", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_content_sha256", b"_content_sha256", "_max_pixel_count", b"_max_pixel_count", "_min_pixel_count", b"_min_pixel_count", "_size_bytes", b"_size_bytes", "_uuid", b"_uuid", "background", b"background", "cached", b"cached", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "content_sha256", b"content_sha256", "damage_policy", b"damage_policy", "frames", b"frames", "inline_data", b"inline_data", "inline_frames", b"inline_frames", "key", b"key", "max_pixel_count", b"max_pixel_count", "min_pixel_count", b"min_pixel_count", "modality", b"modality", "same_file_as", b"same_file_as", "sampling", b"sampling", "size_bytes", b"size_bytes", "source", b"source", "url", b"url", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cap_pixels_per_frame: _TypeAlias = _typing.Literal["cap_pixels_per_frame"]  # noqa: Y015
     _WhichOneofArgType__cap_pixels_per_frame: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame"]  # noqa: Y015
@@ -775,6 +794,8 @@ class Media(_message.Message):
     _WhichOneofArgType__min_pixel_count: _TypeAlias = _typing.Literal["_min_pixel_count", b"_min_pixel_count"]  # noqa: Y015
     _WhichOneofReturnType__size_bytes: _TypeAlias = _typing.Literal["size_bytes"]  # noqa: Y015
     _WhichOneofArgType__size_bytes: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__uuid: _TypeAlias = _typing.Literal["uuid"]  # noqa: Y015
+    _WhichOneofArgType__uuid: _TypeAlias = _typing.Literal["_uuid", b"_uuid"]  # noqa: Y015
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["inline_data", "chunked", "same_file_as", "url", "cached", "inline_frames"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     @_typing.overload
@@ -787,6 +808,8 @@ class Media(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_pixel_count) -> _WhichOneofReturnType__min_pixel_count | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__size_bytes) -> _WhichOneofReturnType__size_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__uuid) -> _WhichOneofReturnType__uuid | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
@@ -1692,7 +1715,9 @@ class Report(_message.Message):
     pixel_bytes: _builtins.int
     """Size of the pixel tensor; on the generic path, of every tensor but those of the text."""
     cached_item_count: _builtins.int
-    """Items whose pixels were not made for this call: they were cached, or were being made for another call."""
+    """Items whose pixels were not made for this call: they were cached, or were being made for another call, or the
+    engine holds what it made of all of them.
+    """
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageTime]:
         """Time spent in each stage."""

@@ -1,4 +1,4 @@
-"""Patch rows → the frames that they were cut from: the inverse of `patches.write_patches`, for people who look at them.
+"""Patch rows → the frames that they were cut from, for people who look at them: the inverse of what families' writers do.
 
 Needs numpy alone, so that whoever only asks a service can look too.
 """
@@ -15,11 +15,24 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class PatchShape:
-    """How frames are cut: see the fields of `vision.spec.PixelSpec` of the same names."""
+    """How frames are cut into rows.
+
+    Attributes:
+        patch_size: Side of a square patch, px.
+        block_size: Patches a side of a square whose rows follow one another; 1 where patches come line by line.
+        temporal_patch_size: Frames a patch spans.
+        is_channels_last: A row's values are ordered y, x, channel, instead of channel, frame, y, x; of one frame only.
+    """
 
     patch_size: int
-    merge_size: int
+    block_size: int
     temporal_patch_size: int
+    is_channels_last: bool = False
+
+    @property
+    def feature_count(self) -> int:
+        """Values in one row."""
+        return 3 * self.temporal_patch_size * self.patch_size**2
 
 
 def rebuild_frames(
@@ -28,24 +41,21 @@ def rebuild_frames(
     """The frames of one temporal patch.
 
     Args:
-        rows: uint8 [grid_height * grid_width, 3 * temporal_patch_size * patch_size**2], as `write_patches` fills them.
-        grid_height, grid_width: Patches of a frame along each side, multiples of `merge_size`.
+        rows: uint8 [grid_height * grid_width, feature_count], such as `patches.write_patches` fills them.
+        grid_height, grid_width: Patches of a frame along each side, multiples of `block_size`.
     Returns:
         RGB uint8 [temporal_patch_size, height, width, 3].
     Raises:
         ValueError: The rows have another shape.
     """
-    patch, merge, frames = shape.patch_size, shape.merge_size, shape.temporal_patch_size
-    block_rows, block_columns = grid_height // merge, grid_width // merge
-    # Of the rows: block row, block column, patch row and column in the block, channel, frame, y, x.
-    elements = rows.reshape(block_rows, block_columns, merge, merge, 3, frames, patch, patch)
-    return elements.transpose(5, 0, 2, 6, 1, 3, 7, 4).reshape(frames, grid_height * patch, grid_width * patch, 3)
-
-
-def row_in_frame(patch_row: int, patch_column: int, grid_width: int, merge_size: int) -> int:
-    """Place of a patch among the rows of its temporal patch."""
-    block = (patch_row // merge_size) * (grid_width // merge_size) + patch_column // merge_size
-    return block * merge_size**2 + (patch_row % merge_size) * merge_size + patch_column % merge_size
+    patch, block, frames = shape.patch_size, shape.block_size, shape.temporal_patch_size
+    # Of the rows: block row, block column, patch row and column in the block, then the values of a row.
+    blocks = (grid_height // block, grid_width // block, block, block)
+    if shape.is_channels_last:
+        elements = rows.reshape(*blocks, frames, patch, patch, 3).transpose(4, 0, 2, 5, 1, 3, 6, 7)
+    else:
+        elements = rows.reshape(*blocks, 3, frames, patch, patch).transpose(5, 0, 2, 6, 1, 3, 7, 4)
+    return elements.reshape(frames, grid_height * patch, grid_width * patch, 3)
 
 
 def denormalize_rows(rows: npt.NDArray[Any], mean: Sequence[float], std: Sequence[float]) -> npt.NDArray[np.uint8]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from preprocessor.errors import PreprocessorError
 from preprocessor.workers.arena import Arena
+from preprocessor.workers.claims import Violation, check_error, conforms
 from preprocessor.workers.payloads import Payload
 
 HEAD = struct.Struct("<I")
@@ -43,6 +44,9 @@ _CONSTRUCTORS = frozenset(
         ("numpy._core.multiarray", "scalar"),
         ("numpy._core.numeric", "_frombuffer"),
         ("preprocessor.errors", "_rebuild"),
+        ("preprocessor.models.family.rules", "ItemLayout"),
+        ("preprocessor.models.loaded", "PlannedItem"),
+        ("preprocessor.text.prompt", "Replacement"),
     }
 )
 
@@ -55,12 +59,14 @@ class Command:
         task_id: What `Arena.control` will hold if the task is to stop.
         deadline_seconds: On the machine's monotonic clock.
         cpu_seconds: CPU time that the task may use.
+        scope: Whose task it is.
     """
 
     task_id: int
     deadline_seconds: float
     cpu_seconds: float
     payload: Payload
+    scope: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +142,23 @@ class Finished:
         if isinstance(self.outcome, PreprocessorError):
             raise self.outcome
         return self.outcome
+
+
+def check_finished(finished: object, payload: Payload) -> None:
+    """Check the end of a task, which a worker claims.
+
+    Raises:
+        Violation: It is no end of this task.
+    """
+    if not isinstance(finished, Finished) or type(finished.grown_bytes) is not int:
+        raise Violation("message", f"a result of type {type(finished).__name__}")
+    if finished.fault is not None:
+        if not conforms(finished.fault, Fault):
+            raise Violation("message", "a malformed fault")
+    elif isinstance(finished.outcome, PreprocessorError):
+        check_error(finished.outcome)
+    else:
+        payload.check_outcome(finished.outcome)
 
 
 def dump(message: Any, arena: Arena | None = None, aside: Callable[[pickle.PickleBuffer], Any] | None = None) -> bytes:

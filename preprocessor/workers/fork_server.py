@@ -15,6 +15,7 @@ import pickle
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from preprocessor.config.machine import SINGLE_THREADED
@@ -93,16 +94,19 @@ class ForkServer:
             )
         return process, control
 
-    async def fork(self, slot: int, arena: Arena, limits: WorkerLimits) -> ProcessWorker:
+    async def fork(
+        self, slot: int, arena: Arena, limits: WorkerLimits, on_violation: Callable[[str], None]
+    ) -> ProcessWorker:
         """Fork a worker.
 
         Args:
             slot: The worker's place in `Arena.control`.
+            on_violation: As for `ProcessWorker`.
         Raises:
             OSError: No socket can be made.
         """
         worker_id = next(self._ids)
-        worker = ProcessWorker(slot, arena, functools.partial(self.send, forking.Kill(worker_id)))
+        worker = ProcessWorker(slot, arena, functools.partial(self.send, forking.Kill(worker_id)), on_violation)
         ours, theirs = socket.socketpair()
         with theirs:
             command = forking.Fork(worker_id, slot, arena.size_bytes, limits)

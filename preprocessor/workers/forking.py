@@ -32,6 +32,7 @@ from typing import Any
 from preprocessor.config.machine import use_one_thread
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.heap import give_back_freed_memory
+from preprocessor.workers.preloading import load_ahead
 from preprocessor.workers.sandbox import WorkerLimits, enter_sandbox
 
 MAX_MESSAGE_BYTES = 1 << 16
@@ -137,7 +138,6 @@ def main(descriptor: int) -> None:
     with mmap.mmap(descriptors[0], setup.model_bytes, access=mmap.ACCESS_READ) as pickled:
         model = pickle.loads(pickled)
     os.close(descriptors[0])
-    _prepare_to_fork()
     _serve_forks(control, model)
 
 
@@ -158,6 +158,8 @@ def _serve_forks(control: socket.socket, model: Any) -> None:
     alarm.setblocking(False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(alarm.fileno(), warn_on_full_buffer=False)
+    load_ahead(model)
+    _prepare_to_fork()
     try:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             control.send(pickle.dumps(Ready()))
@@ -212,9 +214,11 @@ def _run_worker(serve: Callable[..., None], channel: int, arena: int, model: Any
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        shared = Arena(arena, command.arena_bytes)
-        enter_sandbox(command.limits)
-        serve(socket.socket(fileno=channel), shared, model, command.slot, command.limits.kept_bytes)
+        shared, connection = Arena(arena, command.arena_bytes), socket.socket(fileno=channel)
+        # Only an arena with a name needs its file again, to allocate pages.
+        descriptors = (channel, arena) if shared.is_named else (channel,)
+        enter_sandbox(command.limits, descriptors, arena if shared.is_named else None)
+        serve(connection, shared, model, command.slot, command.limits.kept_bytes)
         code = 0
     except (BrokenPipeError, ConnectionResetError):
         code = 0  # the service is gone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +12,12 @@ import cv2
 
 from preprocessor import pipeline
 from preprocessor.config import Limits
-from preprocessor.models.loaded import CancelCheck, LoadedModel
+from preprocessor.models.loaded import CancelCheck, LoadedModel, PlannedItem
 from preprocessor.types.plan import PixelPlan
 from preprocessor.types.request import Media, PreparationRequest
 from preprocessor.vision.patches import PIXEL_DTYPES
 from preprocessor.workers.arena import Arena
+from preprocessor.workers.claims import check_plan, check_report
 from preprocessor.workers.sandbox import memory_left
 
 # A message for every pair of frames would cost the service more than the bytes do. Batches are whole multiples of this size,
@@ -25,17 +27,37 @@ _BATCH_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlanPayload:
-    """`pipeline.plan`. The files lie in the arena."""
+    """`pipeline.plan`; returns the plan, and the items that were not known, by media key. The files lie in the arena.
+
+    Attributes:
+        known: By media key, pickled `PlannedItem`s, which the service has pickled itself. Their files are left out.
+    """
 
     request: PreparationRequest
     limits: Limits
+    known: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def expected_rows(self) -> range:
+        """Rows of a tensor that it is to report, in order."""
+        return range(0)
+
+    def check_outcome(self, outcome: object) -> None:
+        """Check what a worker says that `run` returned.
+
+        Raises:
+            Violation: See `claims`.
+        """
+        check_plan(outcome, self.request, self.limits)
 
     def run(self, model: LoadedModel, arena: Arena, check: CancelCheck, on_rows_written: pipeline.AnnounceRows) -> Any:
         request = dataclasses.replace(self.request, media=_copied(self.request.media))
         # A tokenizer that runs out of memory aborts the process, so a text that would need too much is refused first.
         tokenizing_bytes = min(self.limits.max_tokenizing_bytes, memory_left())
         limits = dataclasses.replace(self.limits, max_tokenizing_bytes=max(1, tokenizing_bytes))
-        return pipeline.plan(model, request, limits, check)
+        items: dict[str, PlannedItem] = {key: pickle.loads(entry) for key, entry in self.known.items()}
+        planned = pipeline.plan(model, request, limits, check, items)
+        return planned, {key: item for key, item in items.items() if key not in self.known}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +74,15 @@ class PixelPayload:
     offset: int
     rows: range
     cached: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def expected_rows(self) -> range:
+        """See `PlanPayload`."""
+        return self.rows
+
+    def check_outcome(self, outcome: object) -> None:
+        """See `PlanPayload`."""
+        check_report(outcome, self.plan)
 
     def run(self, model: LoadedModel, arena: Arena, check: CancelCheck, on_rows_written: pipeline.AnnounceRows) -> Any:
         plan = self.plan

@@ -39,9 +39,11 @@ from preprocessor.workers.counters import PoolCounters
 from preprocessor.workers.file_cache import FileCache
 from preprocessor.workers.fork_server import ForkServer
 from preprocessor.workers.idle_trim import IdleTrim
+from preprocessor.workers.known_uuids import KnownUuids
 from preprocessor.workers.memory_admission import MemoryAdmission, wanted_bytes
 from preprocessor.workers.payloads import PixelPayload
 from preprocessor.workers.pixel_flight import PixelFlight
+from preprocessor.workers.plan_cache import PlanCache
 from preprocessor.workers.process import WorkerDied
 from preprocessor.workers.queue import TaskQueue
 from preprocessor.workers.row_cache import ItemKey, RowCache
@@ -54,10 +56,11 @@ CANCEL_GRACE_SECONDS = 0.1
 
 _TRIES = 2
 _RETAINED_BYTES_A_WORKER = 256 << 20  # pages that stay mapped: a tensor being written, and some being sent
+_PLAN_SHARE = 16  # plans take at most one part in so many of what rows may take
 _MIN_PART_SECONDS = 0.1  # opening the file again costs a few milliseconds a part
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSettings(WorkerSetSettings):
     """See `config.ServeSettings` for the options behind these."""
 
@@ -65,6 +68,7 @@ class PoolSettings(WorkerSetSettings):
     memory_budget_bytes: int
     max_cpu_seconds: float
     cache_bytes: int = 0
+    has_workers_a_caller: bool = True
 
 
 class WorkerPool:
@@ -77,6 +81,7 @@ class WorkerPool:
         files, rows: Ranges of the arena for files, and for pixels and other results.
         counters: Every count, and the only object that changes one.
         cache, file_cache: Finished rows that stay in `rows`, and files that stay in `files`.
+        plan_cache, known_uuids: What is known of files beside that.
         flights: Tensors that workers write and other requests may join, by the keys of their items.
     """
 
@@ -96,12 +101,16 @@ class WorkerPool:
         self.files = Ranges(self.arena, 0, budget // FILE_SHARE, retained_bytes // 8)
         self.rows = Ranges(self.arena, budget // FILE_SHARE, self.arena.size_bytes, retained_bytes)
         self.counters = PoolCounters(self.files, self.rows)
-        self.worker_set = WorkerSet(model, self.arena, settings, self._dispatch, on_worker_end, fork_server)
+        self.worker_set = WorkerSet(
+            model, self.arena, settings, self._dispatch, on_worker_end, self.counters.add_violation, fork_server
+        )
         self._task_ids = itertools.count(1)
         self._queues: dict[Lane, TaskQueue[Task]] = {lane: TaskQueue() for lane in Lane}
         self._running: dict[Task, asyncio.Task[None]] = {}
         self.cache = RowCache(self.rows, settings.cache_bytes)
         self.file_cache = FileCache(settings.cache_bytes // FILE_SHARE)
+        self.plan_cache = PlanCache(settings.cache_bytes // _PLAN_SHARE)
+        self.known_uuids = KnownUuids(is_on=settings.cache_bytes > 0)
         self.flights: dict[tuple[ItemKey, ...], PixelFlight] = {}
         self._memory = MemoryAdmission(self.rows, self.counters, self.cache)
         self._idle_trim = IdleTrim(self.counters, self.files, self.rows)
@@ -158,6 +167,7 @@ class WorkerPool:
             await asyncio.wait(self._running.values())
         self.cache.clear()
         self.file_cache.clear()
+        self.plan_cache.clear()
         self.arena.close()
 
     # -- for requests --------------------------------------------------------------------------------------------------
@@ -264,8 +274,10 @@ class WorkerPool:
         return [task, *task.cut(part_count)] if part_count > 1 else [task]
 
     def _begin(self, task: Task) -> None:
-        worker = self.worker_set.take(task.lane)
+        worker = self.worker_set.take(task.lane, task.scope)
         task.start(worker, next(self._task_ids))
+        if task.payload_at_start is not None:
+            task.payload = task.payload_at_start()
         if isinstance(task.payload, PixelPayload) and task.tensor is not None and task.tensor.lease is not None:
             task.payload = dataclasses.replace(task.payload, offset=task.tensor.lease.offset)
         self.counters.add_working(task.working_bytes)
@@ -278,10 +290,13 @@ class WorkerPool:
         """Run a task on its worker, and finish it or queue it again."""
         # A task that several requests wait for ends with the last of them.
         deadline_seconds = math.inf if isinstance(task.payload, PixelPayload) else task.deadline_seconds
-        command = Command(task.task_id, deadline_seconds, self.settings.max_cpu_seconds, task.payload)
+        command = Command(task.task_id, deadline_seconds, self.settings.max_cpu_seconds, task.payload, task.scope)
         outcome: Any
         try:
+            if not worker.is_for(task.scope):
+                worker = await self._change_worker(task, worker)
             outcome = await worker.run(command, task.on_rows_written, task.lease_result)
+            task.on_result(outcome)
         except WorkerDied as death:
             outcome = self._outcome_of_death(task, death)
         except Exception as error:  # any error must reach the request that caused it, or the request would wait on
@@ -296,10 +311,31 @@ class WorkerPool:
             task.finish(outcome)
         self._dispatch()
 
+    async def _change_worker(self, task: Task, worker: Worker) -> Worker:
+        """A new worker for a task of another caller than the one whose files have reached the worker.
+
+        Raises:
+            WorkerDied: No process can be forked now.
+            Cancelled: The caller has left meanwhile.
+        """
+        try:
+            fresh = await self.worker_set.renew(task.lane, worker)
+        except OSError as error:
+            logger.error("no worker can be forked: %s", error)
+            raise WorkerDied(None) from error
+        if task.state is TaskState.CANCELLING:
+            self.worker_set.put_back(task.lane, fresh)
+            raise Cancelled("the caller went away")
+        task.move_to_worker(fresh)
+        return fresh
+
     def _outcome_of_death(self, task: Task, death: WorkerDied) -> Exception:
         """The error of a task whose worker died; the death itself if the task is tried again."""
         if task.state is TaskState.CANCELLING:
             return Cancelled("the caller went away")
+        if death.violation is not None:
+            logger.error("%s: %s; its request is given up", death, death.violation)
+            return refusals.worker_violation()
         if death.code == -signal.SIGXCPU:
             return refusals.cpu_seconds_exceeded(self.settings.max_cpu_seconds)
         if death.code == -signal.SIGBUS and self.arena.is_full():

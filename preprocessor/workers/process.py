@@ -22,9 +22,11 @@ from preprocessor.workers.channel import (
     ResultSlot,
     ResultSlotWanted,
     RowsFinished,
+    check_finished,
     dump,
     load_untrusted,
 )
+from preprocessor.workers.claims import Violation, check_rows
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +36,22 @@ _EXIT_CODE_SECONDS = 5.0
 _MAX_MESSAGE_BYTES = 1 << 28  # the packet tables of a clip with a million frames take a tenth
 
 
+_system_call = Violation("system_call", "a system call that is not allowed")
+
+
 class WorkerDied(Exception):
     """The worker process ended before its task did.
 
     Attributes:
         code: As `forking.Exited.code`; None: unknown.
+        violation: What it did before that none of our code does, if that is how it ended.
     """
 
-    def __init__(self, code: int | None) -> None:
+    def __init__(self, code: int | None, violation: Violation | None = None) -> None:
         name = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
         super().__init__(f"a worker process ended ({name})")
         self.code = code
+        self.violation = violation
 
 
 class ProcessWorker:
@@ -52,6 +59,7 @@ class ProcessWorker:
 
     Args:
         send_kill: Tells the fork server to kill the process; False: its socket is full, try again.
+        on_violation: Called with the kind of a violation.
     Attributes:
         slot: Its place in `Arena.control`.
         task_count: Tasks done.
@@ -59,18 +67,26 @@ class ProcessWorker:
         end_reason: Why it ends: "lost" unless its owner says otherwise.
     """
 
-    def __init__(self, slot: int, arena: Arena, send_kill: Callable[[], bool]) -> None:
+    def __init__(
+        self, slot: int, arena: Arena, send_kill: Callable[[], bool], on_violation: Callable[[str], None]
+    ) -> None:
         self.slot = slot
+        self._scope: str | None = None
         self.task_count = 0
         self.grown_bytes = 0
         self.end_reason = "lost"
         self.is_alive = True
         self._arena = arena
         self._send_kill = send_kill
+        self._on_violation = on_violation
         self._exit_code: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
 
     async def connect(self, channel: socket.socket) -> None:
         self._reader, self._writer = await asyncio.open_unix_connection(sock=channel)
+
+    def is_for(self, scope: str) -> bool:
+        """Whether it has run no tasks of another scope."""
+        return self._scope in (None, scope)
 
     async def run(
         self, command: Command, on_rows_written: Callable[[int, int], None], lease_result: Callable[[int], int | None]
@@ -90,11 +106,16 @@ class ProcessWorker:
         try:
             finished = await self._exchange(command, on_rows_written, lease_result)
         except (asyncio.IncompleteReadError, ConnectionError):
-            raise WorkerDied(await self._wait_for_exit()) from None
-        except Exception:  # a malformed message: the process may be under a stranger's control
-            logger.exception("a worker sent a malformed message and is killed")
+            code = await self._wait_for_exit()
+            raise WorkerDied(code, _system_call if code == -signal.SIGSYS else None) from None
+        except Exception as error:  # any: what a process under a stranger's control says may fail in any way
+            violation = (
+                error if isinstance(error, Violation) else Violation("message", f"{type(error).__name__}: {error}")
+            )
+            self.end_reason = "violation"
+            self._on_violation(violation.kind)
             self.kill()
-            raise WorkerDied(await self._wait_for_exit()) from None
+            raise WorkerDied(await self._wait_for_exit(), violation) from None
         self.task_count += 1
         self.grown_bytes = finished.grown_bytes
         return finished.result()
@@ -102,24 +123,35 @@ class ProcessWorker:
     async def _exchange(
         self, command: Command, on_rows_written: Callable[[int, int], None], lease_result: Callable[[int], int | None]
     ) -> Finished:
+        self._scope = command.scope
         self._send(command)
+        rows = command.payload.expected_rows
+        slot: range | None = None
         while True:
             match load_untrusted(await self._receive()):
                 case RowsFinished(first_row, row_count):
+                    rows = range(check_rows(first_row, row_count, rows), rows.stop)
                     on_rows_written(first_row, row_count)
-                case ResultSlotWanted(size_bytes):
-                    self._send(ResultSlot(lease_result(size_bytes)))
+                case ResultSlotWanted(int() as size_bytes) if slot is None and size_bytes > 0:
+                    offset = lease_result(size_bytes)
+                    slot = range(0) if offset is None else range(offset, offset + size_bytes)
+                    self._send(ResultSlot(offset))
                 case (bytes() as reply, list() as buffers):
-                    finished = load_untrusted(reply, [self._buffer(buffer) for buffer in buffers])
-                    if isinstance(finished, Finished):
-                        return finished
-                    raise TypeError(f"a result of type {type(finished).__name__}")
+                    places = slot or range(0)
+                    finished = load_untrusted(reply, [self._buffer(buffer, places) for buffer in buffers])
+                    check_finished(finished, command.payload)
+                    return finished  # type: ignore[no-any-return]
                 case other:
-                    raise TypeError(f"a message of type {type(other).__name__}")
+                    raise Violation("message", f"a message of type {type(other).__name__}")
 
-    def _buffer(self, buffer: Any) -> Any:
-        """A buffer of a result: its bytes, or the view of its (offset, size) in the arena."""
-        return buffer if isinstance(buffer, bytes) else self._arena.view(*buffer)
+    def _buffer(self, buffer: Any, places: range) -> bytes | memoryview:
+        """A buffer of a result: its bytes, or the view of its (offset, size) in the arena, within what was leased for it."""
+        match buffer:
+            case bytes():
+                return buffer
+            case (int() as offset, int() as size_bytes) if places.start <= offset <= offset + size_bytes <= places.stop:
+                return self._arena.view(offset, size_bytes)
+        raise Violation("message", "a buffer that is nowhere")
 
     def kill(self) -> None:
         """Kill the process."""
@@ -133,6 +165,9 @@ class ProcessWorker:
     def note_exit(self, code: int | None) -> None:
         """The process has ended, with this exit code; None: unknown."""
         self.is_alive = False
+        if code == -signal.SIGSYS:  # whether or not it has a task
+            self.end_reason = "violation"
+            self._on_violation(_system_call.kind)
         if not self._exit_code.done():
             self._exit_code.set_result(code)
 

@@ -23,6 +23,7 @@ class RequestTasks:
         deadline_seconds: On `time.monotonic`'s clock; a task that has not started by then does not start.
         timings: Gets the time spent waiting for workers, as the stage "queue".
         lease_result: As `Task.lease_result`.
+        scope: As `Task.scope`.
     """
 
     def __init__(
@@ -31,11 +32,13 @@ class RequestTasks:
         deadline_seconds: float,
         timings: Timings,
         lease_result: Callable[[int], int | None],
+        scope: str,
     ) -> None:
         self._pool = pool
         self._deadline_seconds = deadline_seconds
         self._timings = timings
         self._lease_result = lease_result
+        self._scope = scope
         self._is_pending = False
         self._tasks: list[Task] = []
         self._own: list[Task] = []
@@ -47,13 +50,14 @@ class RequestTasks:
         return all(task.is_done for task in self._tasks)
 
     def begin(self) -> None:
-        """Count the request among those that wait for workers, until `end`.
+        """Count the request among those that wait for workers, until `end`. Calling it twice is fine.
 
         Raises:
             Overloaded: `QUEUE_FULL`.
         """
-        self._pool.begin_request()
-        self._is_pending = True
+        if not self._is_pending:
+            self._pool.begin_request()
+            self._is_pending = True
 
     def end(self) -> None:
         """The request needs no more workers. Calling it twice is fine."""
@@ -70,6 +74,8 @@ class RequestTasks:
         on_rows_written: Callable[[int, int], None] = _ignore,
         tensor: TensorSlot | None = None,
         cut: Callable[[int], list[Task]] | None = None,
+        payload_at_start: Callable[[], Payload] | None = None,
+        on_result: Callable[[Any], None] = lambda result: None,
     ) -> Task:
         """A task with the request's deadline; see `Task`. Either `submit` it or `add` it."""
         return Task(
@@ -81,6 +87,9 @@ class RequestTasks:
             self._lease_result,
             tensor,
             cut,
+            payload_at_start,
+            on_result,
+            self._scope,
         )
 
     def submit(self, task: Task, *, is_shared: bool = False) -> None:

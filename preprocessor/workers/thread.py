@@ -28,6 +28,10 @@ class ThreadWorker:
         self._model = model
         self._executor = ThreadPoolExecutor(1, "worker", initializer=use_one_thread)
 
+    def is_for(self, scope: str) -> bool:
+        """Always: nothing is isolated."""
+        return True
+
     async def run(
         self, command: Command, on_rows_written: Callable[[int, int], None], lease_result: Callable[[int], int | None]
     ) -> Any:

@@ -188,7 +188,7 @@ def test_a_missing_file_is_named(address: str) -> None:
 )
 def test_an_empty_request_is_refused(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command]) == 1
-    assert "give --text, --video or --image" in capsys.readouterr().err
+    assert "give --text, --video, --frames, --image or --audio" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--text", "--fps", "--max-pixels", "--output"])

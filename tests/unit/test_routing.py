@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from preprocessor.client import Medium, Prompt, audio, chat, image, text, video
+from preprocessor.client import Cached, Medium, Prompt, audio, chat, image, text, video
 from preprocessor.client.known_files import digests_of
 from preprocessor.client.routing import MEDIA_DIGEST, routing_metadata
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -53,6 +53,11 @@ def test_a_file_that_is_named_and_not_sent_has_the_name_that_it_had() -> None:
     digest = hashlib.sha256(LARGE).digest()
     cached = pb.Media(key=medium.key, cached=pb.Cached(), content_sha256=digest)
     assert named(Prompt(pb.PrepareSpec(media=[cached]))) == named(sent)
+
+
+def test_a_name_of_the_caller_s_own_stands_for_the_file_in_every_turn() -> None:
+    sent, named_only = turn(video(LARGE, uuid="clip")), turn(video(Cached(uuid="clip")))
+    assert named(sent) == named(named_only) == of(b"clip")
 
 
 def test_digests_that_are_known_are_not_made_again() -> None:

@@ -127,7 +127,9 @@ def _item(
     notes: list[str] = []
     grid = None
     if pixels is not None:
-        grid = PatchGrid(pixels.grid[1], pixels.grid[2], pixels.shape.merge_size, pixels.shape.patch_size)
+        grid = PatchGrid(
+            pixels.grid[1], pixels.grid[2], pixels.merge_size, pixels.shape.block_size, pixels.shape.patch_size
+        )
         frames = _frames(item, place, pixels, report, _positions(spans, place), most_frames)
         hidden = sum(frame.pixels is None for frame in frames)
         if hidden:
@@ -152,7 +154,8 @@ def _frames(
 ) -> tuple[Frame, ...]:
     count = pixels.frame_count if item.source.HasField("video") else 1  # an image fills every place of its patches
     shown = set(np.linspace(0, count - 1, min(count, max(1, most_frames))).round().astype(int).tolist())
-    tokens_a_group = pixels.group_rows // pixels.shape.merge_size**2
+    tokens_a_group = pixels.group_rows // pixels.merge_size**2
+    has_own_tokens = len(positions) == tokens_a_group * pixels.grid[0]
     frames = []
     for position in range(count):
         group = position // pixels.shape.temporal_patch_size
@@ -171,7 +174,7 @@ def _frames(
                 pixels.frame(position) if position in shown else None,
                 group,
                 pixels.first_row + group * pixels.group_rows,
-                positions[first] if first < len(positions) else None,
+                _runs(positions[first : first + tokens_a_group]) if has_own_tokens else (),
             )
         )
     return tuple(frames)
@@ -185,6 +188,15 @@ def _positions(spans: Sequence[Span] | None, place: int) -> list[int]:
     """Positions in the prompt of all tokens that stand for an item."""
     own = [range(offset, offset + length) for item, offset, length in spans or () if item == place]
     return list(itertools.chain(*own))
+
+
+def _runs(positions: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """First and length of each run of consecutive positions."""
+    found = []
+    for _, run in itertools.groupby(enumerate(positions), lambda one: one[1] - one[0]):
+        own = [position for _, position in run]
+        found.append((own[0], len(own)))
+    return tuple(found)
 
 
 def _integers(array: npt.NDArray[Any] | None, columns: int = 0) -> npt.NDArray[np.integer[Any]] | None:

@@ -1,7 +1,7 @@
 """The rows of the pixel tensor → the frames that they were cut from, item by item. Nothing is decoded again.
 
-What is needed is in the header of an answer: grids, sizes and token counts. It may come from a file that anyone wrote, so all of
-it is checked against the tensor's shape.
+The grids are in the header of an answer, the sizes of a patch in the model's description, and the order of rows is the family's.
+All of it may come from a file that anyone wrote, so it is checked against the tensor's shape.
 """
 
 from __future__ import annotations
@@ -17,6 +17,12 @@ import numpy.typing as npt
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.vision.rebuild import PatchShape, denormalize_rows, rebuild_frames
 
+_IN_BLOCKS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "glm46v", "glm5_next", "minimax_m3_vl")
+_IN_LINES = ("kimi_k25", "mistral3")
+_IN_LINES_CHANNELS_LAST = ("gemma4",)
+PATCH_FAMILIES = frozenset({*_IN_BLOCKS, *_IN_LINES, *_IN_LINES_CHANNELS_LAST})
+"""Families whose rows are patches; of others the order of rows is not known here."""
+
 _PIXEL_TENSORS = ("pixel_patches", "pixel_values")
 
 
@@ -27,6 +33,7 @@ class ItemPixels:
     Attributes:
         first_row: Of the item in the tensor.
         grid: Patches along time, height and width.
+        merge_size: Patches a side that become one token.
         mean_std: By which the rows are normalized; None for uint8.
     """
 
@@ -34,6 +41,7 @@ class ItemPixels:
     first_row: int
     grid: tuple[int, int, int]
     shape: PatchShape
+    merge_size: int
     mean_std: tuple[Sequence[float], Sequence[float]] | None
 
     @property
@@ -63,7 +71,9 @@ def locate_pixels(
     name = next((name for name in _PIXEL_TENSORS if name in tensors), None)
     if not header.items:
         return []
-    if not all(item.HasField("patches") for item in header.items):
+    if model is None:
+        return "the model's settings are not known, nor how its rows are arranged"
+    if model.family not in PATCH_FAMILIES or not all(item.HasField("patches") for item in header.items):
         return "how this model's tensors arrange pixels is not described: only their names and shapes are known"
     if name is None:
         return "the result has no pixels, as requested"
@@ -74,26 +84,24 @@ def locate_pixels(
         return f"{name} has the shape {list(rows.shape)}, which is not that of the items' grids"
     mean_std = None
     if rows.dtype != np.uint8:
-        if model is None or len(model.image.mean) != 3 or len(model.image.std) != 3:
+        if len(model.image.mean) != 3 or len(model.image.std) != 3:
             return f"{name} is {rows.dtype}, and by which mean and deviation it is normalized is not known here"
         mean_std = (list(model.image.mean), list(model.image.std))
     found, first_row = [], 0
     for item, grid, count in zip(header.items, grids, counts, strict=True):
-        shape = _shape_of(item, grid, rows.shape[1])
-        if shape is None:
-            return f"{item.key}: its grid, its size and its {item.token_count} tokens are not those of patches"
-        found.append(ItemPixels(rows[first_row : first_row + count], first_row, grid, shape, mean_std))
+        settings = model.video if item.modality == pb.MODALITY_VIDEO else model.image
+        shape, merge = _shape_of(model.family, settings), settings.merge_size
+        if shape is None or shape.feature_count != rows.shape[1] or grid[1] % merge or grid[2] % merge:
+            return f"{item.key}: its grid, or the size of a row, is not what the model's settings say"
+        found.append(ItemPixels(rows[first_row : first_row + count], first_row, grid, shape, merge, mean_std))
         first_row += count
     return found
 
 
-def _shape_of(item: pb.Item, grid: tuple[int, int, int], feature_count: int) -> PatchShape | None:
-    """How an item is cut, worked out from its sizes; None where they contradict each other."""
-    patch = item.patches.height_px // grid[1]
-    if patch < 1 or (item.patches.height_px, item.patches.width_px) != (grid[1] * patch, grid[2] * patch):
+def _shape_of(family: str, settings: pb.PixelSettings) -> PatchShape | None:
+    """How a model's frames are cut; None for settings that are none."""
+    if min(settings.patch_size_px, settings.merge_size, settings.temporal_patch_size) < 1:
         return None
-    merge = math.isqrt(math.prod(grid) // item.token_count) if item.token_count > 0 else 0
-    frames = feature_count // (3 * patch**2)
-    shape = PatchShape(patch, merge, frames)
-    whole = merge and frames and feature_count == 3 * frames * patch**2 and not grid[1] % merge and not grid[2] % merge
-    return shape if whole and item.token_count * merge**2 == math.prod(grid) else None
+    block = settings.merge_size if family in _IN_BLOCKS else 1
+    is_channels_last = family in _IN_LINES_CHANNELS_LAST
+    return PatchShape(settings.patch_size_px, block, settings.temporal_patch_size, is_channels_last)

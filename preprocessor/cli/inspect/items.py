@@ -108,6 +108,7 @@ def _frames(item: Item, grid: PatchGrid) -> Markup:
         data_height=grid.height,
         data_width=grid.width,
         data_merge=grid.merge_size,
+        data_block=grid.block_size,
         data_patch=grid.patch_size,
     )
 
@@ -131,7 +132,8 @@ def _thumbnail(item: Item, frame: Frame, grid: PatchGrid) -> Markup:
         class_="frame",
         data_group=frame.group,
         data_row=frame.first_row,
-        data_token=frame.first_token,
+        data_token=frame.token_runs[0][0] if frame.token_runs else None,
+        data_tokens=" ".join(f"{first}+{length}" for first, length in frame.token_runs) or None,
     )
 
 

@@ -11,9 +11,8 @@ from preprocessor.cli.inspect.build import Subject
 from preprocessor.cli.inspect.tokens import TokenTexts, token_texts
 from preprocessor.cli.local import prepare_here
 from preprocessor.cli.prepare import ask_service
-from preprocessor.cli.prompts import build_prompt, credentials_of
+from preprocessor.cli.prompts import build_prompt
 from preprocessor.cli.saved import PreparedPrompt
-from preprocessor.client import Client
 from preprocessor.config import SettingError
 
 _NO_FACTS = "Only a run in this process tells what was decoded beside the sampled frames, and what `preprocessor plan` estimates."
@@ -38,11 +37,7 @@ def _prepared_here(options: argparse.Namespace) -> Subject:
 
 
 def _from_service(options: argparse.Namespace) -> Subject:
-    prompt = build_prompt(options)
-    result = ask_service(options, prompt)
-    with Client(options.address, credentials_of(options)) as client:
-        model = client.get_model(timeout_seconds=options.timeout_seconds)
-    prepared = PreparedPrompt(result, prompt.spec, model, None)
+    prepared = ask_service(options, build_prompt(options), with_model=True)
     texts, notes = _texts_of(prepared, options.tokenizer)
     return Subject(prepared, f"Prepared by the service at {options.address}.", texts, (_NO_FACTS, *notes))
 
@@ -54,11 +49,6 @@ def _from_file(options: argparse.Namespace) -> Subject:
     texts, notes = _texts_of(prepared, options.tokenizer)
     if prepared.facts is None:
         notes = (_NO_FACTS, *notes)
-    if prepared.model is None:
-        notes = (
-            "The model's settings are not in the file, since a service made it: `prepare --local` saves them.",
-            *notes,
-        )
     return Subject(prepared, f"Read from {Path(options.saved).name}.", texts, notes)
 
 

@@ -17,8 +17,18 @@
 
   const lines = (count, line, step) => Array.from({length: count / step + 1}, (_, place) => line(place * step)).join("");
 
+  // The position in the prompt of a frame's token, from "first+length" of each run of its tokens.
+  const positionOf = (runs, place) => {
+    for (const run of runs ? runs.split(" ") : []) {
+      const [first, length] = run.split("+").map(Number);
+      if (length > place) return first + place;
+      place -= length;
+    }
+    return "not known";
+  };
+
   const addViewer = (box) => {
-    const [height, width, merge, patch] = ["height", "width", "merge", "patch"].map((key) => Number(box.dataset[key]));
+    const [height, width, merge, rowBlock, patch] = ["height", "width", "merge", "block", "patch"].map((key) => Number(box.dataset[key]));
     const buttons = [...box.querySelectorAll("button.frame")];
     if (!buttons.length) return;
     const stage = html("div", "stage"), image = document.createElement("img"), figure = html("figure", "viewer");
@@ -47,13 +57,14 @@
     const tell = () => {
       const button = buttons[current], blockRow = Math.floor(row / merge), blockColumn = Math.floor(column / merge);
       const place = blockRow * (width / merge) + blockColumn;
-      const inBlock = (row % merge) * merge + column % merge;
+      const inRows = Math.floor(row / rowBlock) * (width / rowBlock) + Math.floor(column / rowBlock);
+      const inBlock = (row % rowBlock) * rowBlock + column % rowBlock;
       one.setAttribute("x", column);
       one.setAttribute("y", row);
       block.setAttribute("x", blockColumn * merge);
       block.setAttribute("y", blockRow * merge);
-      const tensorRow = Number(button.dataset.row) + place * merge * merge + inBlock;
-      const token = button.dataset.token === undefined ? "not known" : Number(button.dataset.token) + place;
+      const tensorRow = Number(button.dataset.row) + inRows * rowBlock * rowBlock + inBlock;
+      const token = positionOf(button.dataset.tokens, place);
       detail.textContent = `temporal patch ${button.dataset.group} · patch row ${row}, column ${column} · row ${tensorRow} of the pixel tensor · token at position ${token}`;
     };
     const show = (place, focus) => {

@@ -23,7 +23,8 @@ class Frame:
         pixels: RGB uint8 [height, width, 3]; None where it is not shown in the page.
         group: Its temporal patch, from 0; frames of one share its tokens.
         first_row: Its temporal patch's first row of the pixel tensor.
-        first_token: Position in the prompt of the first token of its temporal patch; None where that is not known.
+        token_runs: Of the tokens of its temporal patch, each run's first position in the prompt and length; empty where they are
+            not known.
     """
 
     position: int
@@ -34,7 +35,7 @@ class Frame:
     pixels: npt.NDArray[np.uint8] | None = field(repr=False)
     group: int
     first_row: int
-    first_token: int | None
+    token_runs: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +63,12 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True)
 class PatchGrid:
-    """How frames are cut, in patches, and how many patches a side become one token."""
+    """How frames are cut, in patches; how many patches a side become one token, and how many follow one another in rows."""
 
     height: int
     width: int
     merge_size: int
+    block_size: int
     patch_size: int
 
 

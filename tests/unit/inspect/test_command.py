@@ -60,7 +60,7 @@ def test_names_of_media_cannot_leave_the_folder(folder: Path) -> None:
     header.items[1].key = "../../\x00/" + "x" * 300
     path, frames = folder / "named.safetensors", folder / "named"
     result = saved.PrepareResult(header, prepared.result.report, prepared.result.tensors)
-    saved.save(saved.PreparedPrompt(result, prepared.spec, None, None), path)
+    saved.save(saved.PreparedPrompt(result, prepared.spec, prepared.model, None), path)
     assert main(["inspect", str(path), "--output", str(folder / "named.html"), "--save-frames", str(frames)]) == 0
     assert [one.name for one in frames.iterdir() if one.name.startswith("01")] == ["01-.._..___" + "x" * 56 + ".png"]
 
@@ -148,12 +148,12 @@ def test_frames_that_are_not_known_cannot_be_saved(
     tensors = {name: one for name, one in prepared.result.tensors.items() if name != "pixel_patches"}
     path = tmp_path / "bare.safetensors"
     result = saved.PrepareResult(prepared.result.header, prepared.result.report, tensors)
-    saved.save(saved.PreparedPrompt(result, prepared.spec, None, None), path)
+    saved.save(saved.PreparedPrompt(result, prepared.spec, prepared.model, None), path)
     asked = ["inspect", str(path), "--output", str(tmp_path / "page.html")]
     assert main([*asked, "--save-frames", str(tmp_path / "frames")]) == 2
     assert "a prompt whose frames are known (the result has no pixels" in capsys.readouterr().err
     assert main(asked) == 0
-    assert "The model&#x27;s settings are not in the file" in (tmp_path / "page.html").read_text()
+    assert "Only a run in this process tells what was decoded" in (tmp_path / "page.html").read_text()
 
 
 def test_a_file_s_model_name_loads_nothing_but_a_built_in(folder: Path, prompt: Path, tmp_path: Path) -> None:

@@ -7,21 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from preprocessor.cli import saved
 from preprocessor.cli.inspect.build import Subject, build_page, frame_marks
-from preprocessor.cli.inspect.frames import ItemPixels, locate_pixels
+from preprocessor.cli.inspect.frames import PATCH_FAMILIES, ItemPixels, locate_pixels
 from preprocessor.cli.inspect.page import Page
 from preprocessor.cli.inspect.render import render
 from preprocessor.cli.inspect.tokens import token_texts
 from preprocessor.client import PrepareResult
 from preprocessor.config import Limits
 from preprocessor.media.video import decode_frames, probe_video
-from preprocessor.models.registry import load_model
+from preprocessor.models.registry import FAMILIES, load_model
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.vision.resize import resizer
 from tests.golden import oracle  # noqa: F401  # makes torchvision importable, before transformers looks for it
+from tests.golden.tile_cases import MODELS
 from tests.media import damaged, moving_shapes_clip
+from tests.parity.directories import MODEL_NAMES
 from tests.tiny_processors import MAKERS
 from tests.unit.inspect.prompts import CLIP, clip_and_photo, subject, write_media
 
@@ -59,9 +62,9 @@ def test_an_image_is_shown_once(shown: Page) -> None:
 def test_frames_know_their_rows_and_tokens(shown: Page, folder: Path) -> None:
     tensors = clip_and_photo(folder).prepared.result.tensors
     ids, spans, grids = tensors["input_ids"], tensors["item_spans"], tensors["grid_thw"]
-    firsts = [frame.first_token for frame in shown.items[0].frames]
-    assert firsts == np.repeat(spans[spans[:, 0] == 0][:, 1], 2).tolist()
-    assert len({ids[first] for first in firsts}) == 1
+    runs = [frame.token_runs for frame in shown.items[0].frames]
+    assert runs == [((offset, length),) for _, offset, length in spans.tolist()[:3] for _ in range(2)]
+    assert len({ids[first] for ((first, _),) in runs}) == 1
     assert shown.items[1].frames[0].first_row == grids[0].prod()
 
 
@@ -70,7 +73,10 @@ def test_a_video_of_one_span_has_its_frames_tokens_one_behind_another(folder: Pa
     prepared = subject("--model", "qwen2.5-vl", "--video", clip, "--num-frames", "6")
     (span,) = prepared.prepared.result.tensors["item_spans"]
     frames = build_page(prepared, most_frames=64).items[0].frames
-    assert [frame.first_token for frame in frames] == [span[1] + group * span[2] // 3 for group in (0, 0, 1, 1, 2, 2)]
+    length = span[2] // 3
+    assert [frame.token_runs for frame in frames] == [
+        ((span[1] + group * length, length),) for group in (0, 0, 1, 1, 2, 2)
+    ]
     clip_info = probe_video(CLIP, Limits())
     indices = np.array([frame.index for frame in frames])
     for frame, decoded in zip(frames, decode_frames(CLIP, clip_info, indices), strict=True):
@@ -168,9 +174,9 @@ def test_a_prompt_without_media_has_a_token_map() -> None:
 
 
 def test_the_generic_path_shows_what_is_known_and_says_what_is_not(tmp_path: Path) -> None:
-    MAKERS["gemma3"](tmp_path / "gemma3")
+    MAKERS["llava_onevision"](tmp_path / "llava")
     _, picture = write_media(tmp_path)
-    page = build_page(subject("--model", tmp_path / "gemma3", "--image", picture, "--text", "Hi"), most_frames=64)
+    page = build_page(subject("--model", tmp_path / "llava", "--image", picture, "--text", "Hi"), most_frames=64)
     assert "pixel_values" in [row[0] for row in page.tensors]
     assert page.items[0].frames == () and page.tokens
     assert any("how this model's tensors arrange pixels is not described" in note for note in page.notes)
@@ -214,8 +220,6 @@ def located(subject: Subject, header: pb.Header) -> list[ItemPixels] | str:
         {"grid_h": 0},
         {"grid_w": -4},
         {"grid_h": 20, "grid_w": 16},
-        {"height_px": 17},
-        {"width_px": 0},
     ],
     ids=str,
 )
@@ -231,6 +235,53 @@ def test_a_header_that_contradicts_its_tensors_shows_no_frames(folder: Path, cha
     result = PrepareResult(header, original.prepared.result.report, original.prepared.result.tensors)
     page = build_page(replace(original, prepared=replace(original.prepared, result=result)), most_frames=64)
     assert page.items[0].frames == () and any("No frames are shown" in note for note in page.notes)
+
+
+@pytest.mark.parametrize("setting", ["patch_size_px", "merge_size", "temporal_patch_size"])
+@pytest.mark.parametrize("value", [-1, 0, 3, 2**31 - 1])
+def test_settings_that_contradict_the_tensors_show_no_frames(folder: Path, setting: str, value: int) -> None:
+    original = clip_and_photo(folder)
+    model = pb.Model()
+    model.CopyFrom(original.prepared.model)  # type: ignore[arg-type]
+    setattr(model.image, setting, value)
+    found = locate_pixels(original.prepared.result.header, original.prepared.result.tensors, model)
+    assert isinstance(found, str) and found.startswith("photo.png: ")
+
+
+def test_without_a_model_no_frames_are_shown(folder: Path) -> None:
+    original = clip_and_photo(folder)
+    page = build_page(replace(original, prepared=replace(original.prepared, model=None)), most_frames=64)
+    assert page.items[0].frames == () and any("settings are not known" in note for note in page.notes)
+
+
+@pytest.mark.parametrize(
+    "name", [*(name for name in MODEL_NAMES if name not in ("qwen3-vl", "qwen3.5")), "mistral3", "gemma4"]
+)
+def test_frames_of_every_family_are_the_picture(name: str, model_folder: Path, folder: Path) -> None:
+    directory = next((one / name for one in (model_folder, MODELS) if (one / name).is_dir()), name)
+    _, picture = write_media(folder)
+    prepared = subject("--model", directory, "--image", picture, "--text", "Hi")
+    result = prepared.prepared.result
+    page = build_page(prepared, most_frames=64)
+    (frame,) = page.items[0].frames
+    rows = result.header.items[0].patches
+    expected = np.asarray(
+        Image.open(picture).convert("RGB").resize((rows.width_px, rows.height_px), Image.Resampling.BICUBIC)
+    )
+    assert frame.pixels is not None
+    assert np.abs(frame.pixels[: rows.height_px, : rows.width_px].astype(int) - expected).mean() < 3
+    ids = result.tensors["input_ids"]
+    own = [position for first, length in frame.token_runs for position in range(first, first + length)]
+    assert len(own) == result.header.items[0].token_count and len(set(ids[own].tolist())) == 1
+
+
+def test_families_whose_rows_are_tiles_are_said_to_be_such(folder: Path) -> None:
+    tiles = {"internvl", "gemma3"}
+    assert {family.name for family in FAMILIES} - PATCH_FAMILIES == tiles
+    _, picture = write_media(folder)
+    for name in tiles:
+        page = build_page(subject("--model", MODELS / name, "--image", picture), most_frames=64)
+        assert page.items[0].frames == () and any("not described" in note for note in page.notes)
 
 
 def test_numbers_of_a_later_release_or_a_stranger_are_shown_as_numbers(folder: Path) -> None:
