@@ -56,6 +56,8 @@ def settings(header: pb.Header, spec: pb.PrepareSpec, model: pb.Model | None) ->
             yield from _of_medium(medium, f"request: media[{place}]", used[medium.key], model)
     if spec.chat.template_arguments_json:
         yield Setting("template arguments", spec.chat.template_arguments_json, "request: chat.template_arguments_json")
+    if spec.processor_arguments_json:
+        yield Setting("processor arguments", spec.processor_arguments_json, "request: processor_arguments_json")
     if model is None:
         return
     if model.HasField("image"):
