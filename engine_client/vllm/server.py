@@ -12,10 +12,10 @@ from typing import Any
 
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
+from engine_client.contract.published import PARAMETER_PREFIX
 from engine_client.contract.tensors import IMAGE, VIDEO
 from engine_client.contract.vllm_rules import FAMILIES, VisionMarkers, has_seconds, has_stamps
 from engine_client.errors import EngineMismatch
-from engine_client.fingerprint import PARAMETER_PREFIX
 from engine_client.types import EngineInfo
 
 _CONTRACT_VERSION = "1"
