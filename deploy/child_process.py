@@ -127,7 +127,7 @@ class ServerProcess:
             raise RuntimeError("the server is not started; use it as a context manager")
         return self._process
 
-    def _log_tail(self, line_count: int = 100) -> str:
+    def _log_tail(self, line_count: int = 300) -> str:
         return "\n".join(self._log_path.read_text(errors="replace").splitlines()[-line_count:])
 
 

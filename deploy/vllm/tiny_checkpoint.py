@@ -137,6 +137,8 @@ def write_folder(folder: Path, model: str = "qwen3-vl") -> None:
     made.generation_config = GenerationConfig(eos_token_id=ends)
     made.save_pretrained(folder)
     complete_folder(folder, builtin)
+    if model == "qwen3-vl-moe":
+        _change_text_config(folder, norm_topk_prob=True)  # as transformers does always, which does not write it
 
 
 def complete_folder(folder: Path, model: str = "qwen3-vl") -> None:
@@ -154,9 +156,15 @@ def complete_folder(folder: Path, model: str = "qwen3-vl") -> None:
         ) in _PROCESSOR_TYPES.items():  # transformers does not know it by the type of a mixture of experts
             found = json.loads((folder / name).read_text())
             (folder / name).write_text(json.dumps(kinds | found))
-        config = json.loads((folder / "config.json").read_text())
-        config["text_config"]["rope_parameters"]["mrope_interleaved"] = True  # vLLM reads positions in no other order
-        (folder / "config.json").write_text(json.dumps(config, indent=2))
+        config = json.loads((folder / "config.json").read_text())["text_config"]
+        # vLLM reads positions in no other order.
+        _change_text_config(folder, rope_parameters={**config["rope_parameters"], "mrope_interleaved": True})
+
+
+def _change_text_config(folder: Path, **changed: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= changed
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,9 @@ from engine_client.contract.tensors import (
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 REJECTED, REFUSED, FAILED = "rejected", "refused", "failed"
+METRICS_LOCK = threading.Lock()
+"""Held while any metric of the process is changed: two threads that do so at the same moment abort the whole server (2.51:
+lock_exception in its Python backend)."""
 
 
 class Outcomes:
@@ -47,11 +50,9 @@ class Outcomes:
             outcome: self._family.Metric(labels={"model": model_name, "outcome": outcome})
             for outcome in (STOP, LENGTH, CANCELLED, REJECTED, REFUSED, FAILED)
         }
-        # Two threads that count at the same moment abort the whole server (2.51: lock_exception in its Python backend).
-        self._lock = threading.Lock()
 
     def count(self, outcome: str) -> None:
-        with self._lock:
+        with METRICS_LOCK:
             self._counters[outcome].increment(1)
 
     def close(self) -> None:

@@ -31,9 +31,10 @@ from engine_client.triton.backend.parameters import InvalidSettings
 from engine_client.triton.backend.receiver import OpenPrompt, PromptReceiver
 from engine_client.triton.backend.rows import TorchRows
 
-from .engine import CORE_IS_DEAD, Engine, EngineGone
+from .engine import CORE_IS_DEAD, Engine, EngineGone, SlowStart
 from .facts import UnsupportedEngine
 from .items import TENSORS_OF_THIS_ENGINE, Item, read_items
+from .metrics import EngineMetrics
 from .settings import STOP_SERVER, ModelParameters
 
 BUILDER_THREADS = 2  # one normalizes, where vLLM does not, while another checks
@@ -58,7 +59,7 @@ class TritonPythonModel:
         try:
             self._settings = ModelParameters.from_parameters(parameters, os.environ)
             self._engine = Engine(self._settings)
-        except (InvalidSettings, UnsupportedEngine) as error:
+        except (InvalidSettings, UnsupportedEngine, SlowStart) as error:
             raise pb_utils.TritonModelException(f"{self._name}: {error}") from error
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="sender")
         self._receiver = PromptReceiver(
@@ -69,6 +70,7 @@ class TritonPythonModel:
             thread_count=BUILDER_THREADS,
             max_row_wait_seconds=self._settings.max_row_wait_seconds,
         )
+        self._metrics = EngineMetrics(self._name, self._engine.registry)
         self._engine.watch(self._on_death)
         pb_utils.Logger.log_info(f"{self._name}: {self._settings.checkpoint}, {self._engine.description}")
 
@@ -83,6 +85,7 @@ class TritonPythonModel:
         # Triton calls this when no request is left, or its exit timeout is over and their clients are gone.
         self._receiver.close(self._settings.drain_seconds, LEAVE_SECONDS)
         self._sender.shutdown(wait=True)
+        self._metrics.close()
         self._engine.shutdown()
 
     def begin(self, tensors: dict[str, np.ndarray], owner: object, *, is_whole: bool) -> tuple[PromptAssembler, Build]:
