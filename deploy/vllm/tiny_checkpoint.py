@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 import tests.golden.huggingface  # noqa: F401  # first: it makes torchvision importable, which transformers looks for
 from preprocessor.models import registry
@@ -51,7 +52,7 @@ _TEXT: Mapping[str, Any] = {
 }
 _VISION: Mapping[str, Any] = {"depth": 2, "num_heads": 2, "initializer_range": 0.2}
 _VISION_2_5 = {**_VISION, "hidden_size": 64, "intermediate_size": 128, "out_hidden_size": 64}
-_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
 # One layer of each kind of attention.
 _TEXT_3_5: Mapping[str, Any] = {
     **_TEXT,
@@ -139,6 +140,7 @@ def write_folder(folder: Path, model: str = "qwen3-vl") -> None:
     complete_folder(folder, builtin)
     if model == "qwen3-vl-moe":
         _change_text_config(folder, norm_topk_prob=True)  # as transformers does always, which does not write it
+        _transpose_experts(folder / "model.safetensors")
 
 
 def complete_folder(folder: Path, model: str = "qwen3-vl") -> None:
@@ -159,6 +161,15 @@ def complete_folder(folder: Path, model: str = "qwen3-vl") -> None:
         config = json.loads((folder / "config.json").read_text())["text_config"]
         # vLLM reads positions in no other order.
         _change_text_config(folder, rope_parameters={**config["rope_parameters"], "mrope_interleaved": True})
+
+
+def _transpose_experts(path: Path) -> None:
+    """As Qwen3-VL's mixtures were published. transformers loads either layout and writes the other, which vLLM does not load."""
+    weights = {
+        name: weight.transpose(1, 2).contiguous() if ".mlp.experts." in name else weight
+        for name, weight in load_file(path).items()
+    }
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 def _change_text_config(folder: Path, **changed: Any) -> None:

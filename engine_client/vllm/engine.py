@@ -65,7 +65,7 @@ class VllmEngine:
             waits as long as the request's own timeout.
     """
 
-    capabilities = EngineCapabilities(reads_shared_memory=True)
+    capabilities = EngineCapabilities(reads_shared_memory=True, tells_items_apart=True)
 
     def __init__(
         self,

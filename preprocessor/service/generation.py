@@ -42,6 +42,8 @@ async def engine_request(
 ) -> AsyncIterator[EngineRequest]:
     """The request for the engine. If the engine takes pieces, it can be sent while workers still write later rows of pixels."""
     tensors = dict(planned.tensors)
+    if capabilities.tells_items_apart:
+        tensors |= planned.item_tensors
     if planned.pixels is None or capabilities.takes_hashes_only:
         yield EngineRequest(call.request_id, tensors, sampling)
         return

@@ -28,6 +28,7 @@ from preprocessor.media.content import content_digest
 from preprocessor.models.generic.media import choose_evenly, decode, metadata_of, probe_media, refuse_above
 from preprocessor.models.generic.processor import ProcessorSettings, part_of
 from preprocessor.models.generic.prompt import render
+from preprocessor.models.generic.spans import item_tensors
 from preprocessor.models.generic.tensors import TEXT_TENSORS, ragged, to_tensors
 from preprocessor.models.probe import ChooseFrames, ProbedMedium, decoder_of
 from preprocessor.models.versions import pixel_settings
@@ -98,7 +99,8 @@ def prepare_generic(
     settings = [pixel_settings(one.medium, decoder, form) for one, decoder in zip(probed, decoders, strict=True)]
     items = _items(probed, digests, sources, decoders, repr((model.fingerprint, sizes, settings, request.cache_salt)))
     pixel_bytes = sum(tensor.nbytes for name, tensor in tensors.items() if name not in TEXT_TENSORS)
-    return Plan(items, tensors, timings, None, pixel_bytes, tuple(substitutions))
+    told = item_tensors(model.processor, items, tensors["input_ids"])
+    return Plan(items, tensors, timings, None, pixel_bytes, tuple(substitutions), told)
 
 
 def _form(asked: PixelForm | None) -> PixelForm | None:
