@@ -53,15 +53,15 @@ _TEXT: Mapping[str, Any] = {
 _VISION: Mapping[str, Any] = {"depth": 2, "num_heads": 2, "initializer_range": 0.2}
 _VISION_2_5 = {**_VISION, "hidden_size": 64, "intermediate_size": 128, "out_hidden_size": 64}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
-# One layer of each kind of attention.
+# One layer of each kind of attention. vLLM computes the linear one on a CPU with heads of 128, as the models have them.
 _TEXT_3_5: Mapping[str, Any] = {
     **_TEXT,
     "head_dim": 64,
     "layer_types": ["linear_attention", "full_attention"],
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 2,
-    "linear_key_head_dim": 32,
-    "linear_value_head_dim": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
     "rope_parameters": {**_TEXT["rope_parameters"], "partial_rotary_factor": 0.5},
 }
 # Of the tokenizer that it gets; its own has others.
