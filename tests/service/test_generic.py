@@ -10,6 +10,8 @@ import pytest
 import pytest_asyncio
 from safetensors import safe_open
 
+from engine_client import EngineCapabilities
+from engine_client.testing import FakeEngine
 from preprocessor import pipeline
 from preprocessor.__main__ import main
 from preprocessor.client import CallFailed
@@ -48,6 +50,17 @@ async def test_the_processor_s_tensors_equal_the_pipeline_s(idefics: Caller) -> 
     assert {"input_ids", "pixel_values"} <= result.tensors.keys()
     assert [item.key for item in result.header.items] == ["a", "b"]
     assert result.header.token_count == len(result.tensors["input_ids"])
+
+
+@pytest.mark.parametrize("asks", [True, False])
+async def test_an_engine_that_asks_is_told_which_tokens_stand_for_which_image(idefics: Caller, asks: bool) -> None:
+    engine = FakeEngine([5], capabilities=EngineCapabilities(tells_items_apart=asks))
+    spec = chat(image("a", PHOTO), "and", image("b", PHOTO))
+    async with serving(idefics.server.model, engine, is_in_process=True) as caller:
+        await caller.generate(spec, max_tokens=1)
+    own = pipeline.prepare(idefics.server.model, read_spec(spec)[0])
+    told = {"item_modality", "item_spans", "item_hash"}
+    assert engine.requests[0].tensors.keys() == {*own.tensors} | (told if asks else set())
 
 
 async def test_arguments_of_the_processor_reach_it(idefics: Caller) -> None:
