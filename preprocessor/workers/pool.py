@@ -94,8 +94,11 @@ class WorkerPool:
         budget = settings.memory_budget_bytes
         self.arena = arena or Arena.create(budget)
         retained_bytes = min(budget // 4, settings.worker_count * _RETAINED_BYTES_A_WORKER)
-        self.files = Ranges(self.arena, 0, budget // FILE_SHARE, retained_bytes // 8)
-        self.rows = Ranges(self.arena, budget // FILE_SHARE, self.arena.size_bytes, retained_bytes)
+        rows_start = self.arena.rows_start
+        self.files = Ranges(self.arena, 0, rows_start, retained_bytes // 8)
+        self.rows = Ranges(
+            self.arena, rows_start, self.arena.size_bytes, retained_bytes, unit_bytes=self.arena.unit_bytes
+        )
         self.counters = PoolCounters(self.files, self.rows)
         self.worker_set = WorkerSet(
             model, self.arena, settings, self._dispatch, on_worker_end, self.counters.add_violation, fork_server
@@ -206,7 +209,7 @@ class WorkerPool:
         elif task.state is TaskState.RUNNING:
             self.counters.add_abandoned(task.state)
             worker = task.cancel()
-            self.arena.control[worker.slot] = task.task_id
+            worker.stop(task.task_id)
             asyncio.get_running_loop().call_later(CANCEL_GRACE_SECONDS, self._kill, task, worker)
 
     def make_file_room(self, size_bytes: int) -> None:

@@ -8,6 +8,7 @@ import mmap
 import numpy as np
 import pytest
 
+from preprocessor.workers import stop_flag
 from preprocessor.workers.arena import Arena, Lease, Ranges
 from tests.unit.workers.conftest import resident_bytes
 
@@ -90,9 +91,17 @@ def test_two_mappings_see_the_same_bytes(arena: Arena) -> None:
     array = arena.array(PAGE, (3, 4), np.dtype(np.float32))
     array[:] = 7
     assert (other.array(PAGE, (3, 4), np.dtype(np.float32)) == 7).all()
-    arena.control[5] = 2**63
-    assert other.control[5] == 2**63
-    assert other.view(0, 8).tobytes() == bytes(8)  # the control slots lie outside all ranges
+
+
+def test_a_flag_is_seen_by_its_worker_which_cannot_set_it() -> None:
+    flag, descriptor = stop_flag.make()
+    seen = stop_flag.open_flag(descriptor)
+    flag.stop(2**63)
+    assert seen.numbers[0] == 2**63
+    with pytest.raises(TypeError):
+        seen.stop(1)
+    with pytest.raises(PermissionError):
+        mmap.mmap(descriptor, PAGE)
 
 
 def test_the_offset_of_a_view_is_found(arena: Arena) -> None:
