@@ -103,6 +103,9 @@ class Arena:
     def reserve(self, offset: int, size_bytes: int) -> None:
         """Nothing: in this process there is no worker, or one that is a thread."""
 
+    def map_ahead(self, offset: int) -> None:
+        """Nothing, as `reserve`."""
+
     def offset_of(self, view: memoryview) -> int:
         """The offset of a view of this arena.
 
@@ -113,6 +116,11 @@ class Arena:
         if not 0 <= offset <= self.size_bytes - view.nbytes:
             raise ValueError(f"a view of {view.nbytes} bytes does not lie in the arena")
         return offset
+
+    def free(self, start: int, end: int) -> None:
+        """[start, end) is no longer leased; its pages stay."""
+        if self.chunks is not None:
+            self.chunks.free(start, end)
 
     def drop_pages(self, start: int, end: int) -> None:
         """Return the pages of [start, end) to the kernel; the range then reads as zeros."""
@@ -239,6 +247,7 @@ class Ranges:
         self.leased_bytes -= size_bytes
         end = start + size_bytes
         self._arena.drop_pages(max(start, self._start + self.retained_bytes), end)
+        self._arena.free(start, end)
         position = bisect.bisect(self._free, (start, end))
         if position < len(self._free) and self._free[position][0] == end:
             end = self._free.pop(position)[1]

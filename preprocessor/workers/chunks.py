@@ -1,10 +1,12 @@
 """Shared memory of which a worker sees only what its task needs: the memory for rows, in chunks that are files of their own.
 
 A chunk is a memfd that the service has mapped at its place in the arena. Its descriptor is sent to the worker of a task whose
-rows lie in it, and to no other. A worker maps what its task is given, and nothing else: see `windows`.
+rows lie in it, and to no other. A worker unmaps what its next task does not need before it reads a file of that task. It keeps
+free memory of its own earlier tasks, because mapping pages takes as long as filling them several times: if another task needs
+that memory while the worker runs, a new chunk takes its place.
 
-A worker that was taken over may keep what it was given. So a chunk that held one caller's pixels is never given to another
-caller's worker. It is cut to nothing, and a new one takes its place: whoever has kept the old one finds no memory behind it.
+A worker that was taken over may keep whatever it was given. So a chunk that held one caller's pixels is never given to another
+caller's worker either. A chunk that is replaced is cut to nothing: whoever has it mapped finds no memory behind it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import resource
 from collections.abc import Iterable
 from dataclasses import dataclass
+from weakref import WeakSet
 
 BATCH_COUNT = 64
 """Descriptors that are sent together: a worker may have only so many open."""
@@ -24,7 +27,8 @@ MAP_FIXED = 0x10  # linux/mman.h
 _LEAST_BYTES = 512 << 10  # a small photo takes as much
 _MOST_CHUNKS = 8192  # an eighth of the mappings that a process may have, vm.max_map_count
 _DESCRIPTOR_SHARE = 4  # one part in so many of the descriptors that this process may open
-_MAP = ctypes.CDLL(None, use_errno=True).mmap
+LIBC = ctypes.CDLL(None, use_errno=True)
+_MAP = LIBC.mmap
 _MAP.restype = ctypes.c_void_p
 _MAP.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
 _MAP_FAILED = ctypes.c_void_p(-1).value
@@ -77,17 +81,30 @@ class Windows:
 
 @dataclass(slots=True, eq=False)
 class _Chunk:
-    """Attributes:
-    descriptor: Of its file.
-    scope: Whose pixels it holds.
+    """One chunk.
+
+    Attributes:
+        descriptor: Of its file.
+        scope: Whose pixels it holds.
+        is_free: Whether it lies in no leased range.
     """
 
     descriptor: int
     scope: str
+    is_free: bool = False
 
 
-GivenChunks = dict[int, tuple[_Chunk, bool]]
-"""What one worker process has mapped, as the service knows it: by number, and whether it may write."""
+class GivenChunks:
+    """What one worker process has mapped, as the service knows it.
+
+    Attributes:
+        chunks: By number, with whether the worker may write.
+        is_running: Whether it has a task; if not, it unmaps what it is told to before it reads anything.
+    """
+
+    def __init__(self) -> None:
+        self.chunks: dict[int, tuple[_Chunk, bool]] = {}
+        self.is_running = False
 
 
 class Chunks:
@@ -104,6 +121,7 @@ class Chunks:
         self._address = address
         self._file = file
         self._chunks: dict[int, _Chunk] = {}
+        self._workers: WeakSet[GivenChunks] = WeakSet()
 
     def scope_of(self, offset: int) -> str | None:
         """Whose pixels the chunk at this offset has held; None: there is none."""
@@ -117,7 +135,7 @@ class Chunks:
     def give(
         self, given: GivenChunks, scope: str, written: Iterable[range], read: Iterable[range] = ()
     ) -> tuple[Windows, list[int]]:
-        """Give a worker the chunks of these ranges of the arena, and take back all others.
+        """Give a worker the chunks of these ranges of the arena, and take back others.
 
         Args:
             given: What the worker has; updated.
@@ -129,13 +147,12 @@ class Chunks:
         Raises:
             OSError: No chunk can be made.
         """
-        wanted: dict[int, tuple[_Chunk, bool]] = {}
-        for span in read:
-            wanted |= {number: (self._chunks[number], False) for number in self._numbers(span)}
-        for span in written:
-            wanted |= {number: (self._owned(number, scope), True) for number in self._numbers(span)}
+        to_write = [number for span in written for number in self._numbers(span)]
+        self._take_from_others(given, {number for number in to_write if self._is_free(number)})
+        wanted = {number: (self._chunks[number], False) for span in read for number in self._numbers(span)}
+        wanted |= {number: (self._owned(number, scope), True) for number in to_write}
         assert all(chunk.scope == scope for chunk, _ in wanted.values()), "another caller's memory"
-        new = {number: one for number, one in wanted.items() if given.get(number) != one}
+        new = {number: one for number, one in wanted.items() if given.chunks.get(number) != one}
         descriptors: list[int] = []
         try:
             for chunk, may_write in new.values():
@@ -143,14 +160,23 @@ class Chunks:
         except OSError:
             close_all(descriptors)
             raise
+        for number, (chunk, may_write) in given.chunks.items():
+            if chunk.is_free and self._chunks.get(number) is chunk:
+                wanted.setdefault(number, (chunk, may_write))
         kept = _runs((number, True) for number in wanted if number not in new)
         windows = Windows(
             tuple((first, count) for first, count, _ in kept),
             tuple(_runs((number, may_write) for number, (_, may_write) in new.items())),
         )
-        given.clear()
-        given.update(wanted)
+        given.chunks = wanted
+        self._workers.add(given)
         return windows, descriptors
+
+    def free(self, start: int, end: int) -> None:
+        """[start, end) is no longer leased."""
+        for number in self._numbers(range(start, end)):
+            if (chunk := self._chunks.get(number)) is not None:
+                chunk.is_free = True
 
     def drop(self, start: int, end: int) -> None:
         """Return the memory of all chunks of [start, end) to the kernel."""
@@ -166,10 +192,25 @@ class Chunks:
     def _numbers(self, span: range) -> range:
         return range(span.start // self.size_bytes, -(-span.stop // self.size_bytes)) if span else range(0)
 
+    def _is_free(self, number: int) -> bool:
+        chunk = self._chunks.get(number)
+        return chunk is not None and chunk.is_free
+
+    def _take_from_others(self, given: GivenChunks, numbers: set[int]) -> None:
+        """Replace those of free chunks that other workers have while they run; others will unmap them."""
+        for other in self._workers:
+            if other is given:
+                continue
+            for number in numbers & other.chunks.keys():
+                chunk, _ = other.chunks.pop(number)
+                if other.is_running and self._chunks.get(number) is chunk:
+                    self._remove(number)
+
     def _owned(self, number: int, scope: str) -> _Chunk:
-        """The chunk of that number, which has held nothing of another scope."""
+        """The chunk of that number, which has held nothing of another scope; it is free no longer."""
         chunk = self._chunks.get(number)
         if chunk is not None and chunk.scope == scope:
+            chunk.is_free = False
             return chunk
         if chunk is not None:
             self._remove(number)

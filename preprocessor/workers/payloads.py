@@ -119,7 +119,13 @@ class PixelPayload:
             for index, offset in self.cached.items()
         }
         batches = _RowBatches(on_rows_written, self.rows, max(1, _BATCH_BYTES // max(1, out[:1].nbytes)))
-        return pipeline.write_pixels(model, self.media, plan, out, batches.add, check, self.rows, cached)
+        memory.map_ahead(self.written_bytes.start + _BATCH_BYTES)
+
+        def add(first_row: int, row_count: int) -> None:
+            batches.add(first_row, row_count)
+            memory.map_ahead(self.offset + (first_row + row_count) * self._row_bytes + _BATCH_BYTES)
+
+        return pipeline.write_pixels(model, self.media, plan, out, add, check, self.rows, cached)
 
 
 Payload = PlanPayload | PixelPayload
@@ -128,9 +134,7 @@ Payload = PlanPayload | PixelPayload
 def header_bytes(payload: object, model: LoadedModel) -> int | None:
     """Memory limit of a payload that only reads headers, whose counts cannot be trusted; None for any other payload.
 
-    Its files are there already.
-
-    Others take what their plan says, which the budget has reserved.
+    Its files are in memory already. Others take what their plan says, which the budget has reserved.
     """
     if not (isinstance(payload, PlanPayload) and model.plans_from_headers):
         return None

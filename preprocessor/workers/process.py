@@ -74,8 +74,7 @@ class ProcessWorker:
         self, arena: Arena, flag: StopFlag, send_kill: Callable[[], bool], on_violation: Callable[[str], None]
     ) -> None:
         self._flag = flag
-        self._given: GivenChunks = {}
-        self._is_busy = False
+        self._given = GivenChunks()
         self._scope: str | None = None
         self.task_count = 0
         self.grown_bytes = 0
@@ -111,7 +110,7 @@ class ProcessWorker:
             PreprocessorError: `Payload.run` raised it.
             TaskFailed: `Payload.run` failed in a way that no request should be able to cause.
         """
-        self._is_busy = True
+        self._given.is_running = True
         try:
             finished = await self._exchange(command, on_rows_written, lease_result)
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -126,7 +125,7 @@ class ProcessWorker:
             self.kill()
             raise WorkerDied(await self._wait_for_exit(), violation) from None
         finally:
-            self._is_busy = False
+            self._given.is_running = False
         self.task_count += 1
         self.grown_bytes = finished.grown_bytes
         return finished.result()
@@ -215,7 +214,7 @@ class ProcessWorker:
     def retire(self) -> None:
         """Close the channel, so that the process ends by itself; it must be idle, or killed."""
         self._writer.close()
-        if not self._is_busy:  # else it is closed once nothing waits to be sent
+        if not self._given.is_running:  # else it is closed once nothing waits to be sent
             self._supply.close()
 
     def note_exit(self, code: int | None) -> None:
