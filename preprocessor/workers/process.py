@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from preprocessor.workers.arena import Arena
@@ -110,8 +111,16 @@ class ProcessWorker:
             PreprocessorError: `Payload.run` raised it.
             TaskFailed: `Payload.run` failed in a way that no request should be able to cause.
         """
+        self._scope = command.scope
         self._given.is_running = True
         try:
+            windows, descriptors = self._give(command, command.payload.written_bytes)
+        except OSError as error:
+            self._given.is_running = False
+            logger.error("no memory can be given to a worker: %s", error)
+            raise WorkerDied(None) from error
+        try:
+            await self._send_command(command, windows, descriptors)
             finished = await self._exchange(command, on_rows_written, lease_result)
         except (asyncio.IncompleteReadError, ConnectionError):
             code = await self._wait_for_exit()
@@ -133,10 +142,7 @@ class ProcessWorker:
     async def _exchange(
         self, command: Command, on_rows_written: Callable[[int, int], None], lease_result: Callable[[int], int | None]
     ) -> Finished:
-        self._scope = command.scope
-        await self._send_command(command)
         rows = command.payload.expected_rows
-        written = command.payload.written_bytes
         slot: range | None = None
         while True:
             match load_untrusted(await self._receive()):
@@ -146,7 +152,7 @@ class ProcessWorker:
                 case ResultSlotWanted(int() as size_bytes) if slot is None and size_bytes > 0:
                     offset = lease_result(size_bytes)
                     slot = range(0) if offset is None else range(offset, offset + size_bytes)
-                    windows, descriptors = self._give((written, slot), command.payload.read_bytes)
+                    windows, descriptors = self._give(command, command.payload.written_bytes, slot)
                     self._send(dump(ResultSlot(offset, windows)))
                     await self._supply_descriptors(descriptors)
                 case (bytes() as reply, list() as buffers):
@@ -157,11 +163,10 @@ class ProcessWorker:
                 case other:
                     raise Violation("message", f"a message of type {type(other).__name__}")
 
-    async def _send_command(self, command: Command) -> None:
+    async def _send_command(self, command: Command, windows: Windows | None, descriptors: list[int]) -> None:
         """Send a command, and what comes with it."""
         files: list[memoryview] = []
         data = dump(command, files.append)
-        windows, descriptors = self._give((command.payload.written_bytes,), command.payload.read_bytes)
         self._send(dump(Given(windows, sum(file.nbytes for file in files))))
         self._send(data)
         await self._supply_descriptors(descriptors)
@@ -169,11 +174,11 @@ class ProcessWorker:
         for file in files:
             await loop.sock_sendall(self._supply, file)
 
-    def _give(self, written: Sequence[range], read: Sequence[range]) -> tuple[Windows | None, list[int]]:
+    def _give(self, command: Command, *written: range) -> tuple[Windows | None, list[int]]:
         """See `Chunks.give`; nothing for an arena with a name, which is mapped."""
         if self._arena.chunks is None:
             return None, []
-        return self._arena.chunks.give(self._given, self._scope or "", written, read)
+        return self._arena.chunks.give(self._given, command.scope, written, command.payload.read_bytes)
 
     async def _supply_descriptors(self, descriptors: list[int]) -> None:
         """Send descriptors, and close them here."""
@@ -190,6 +195,10 @@ class ProcessWorker:
         try:
             socket.send_fds(self._supply, [b"d"], descriptors)
         except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:  # of all processes of this user, until they are received
+                raise
             return False
         return True
 
@@ -232,6 +241,7 @@ class ProcessWorker:
 
     async def _wait_for_exit(self) -> int | None:
         self.is_alive = False
+        self.kill()  # it may have closed a socket and live on
         self._writer.close()
         self._supply.close()
         with contextlib.suppress(TimeoutError):
