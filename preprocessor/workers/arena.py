@@ -30,6 +30,7 @@ from preprocessor.config import FILE_SHARE
 from preprocessor.workers.chunks import Chunks, allow_descriptors, chunk_bytes, map_at
 
 _PAGE_BYTES = mmap.PAGESIZE
+_MOST_UNITS_SEEN = 2048
 _FULL_BYTES = 1 << 20  # with less than this free, a worker may have been killed for the lack of it
 
 
@@ -116,6 +117,10 @@ class Arena:
         if not 0 <= offset <= self.size_bytes - view.nbytes:
             raise ValueError(f"a view of {view.nbytes} bytes does not lie in the arena")
         return offset
+
+    def scope_at(self, offset: int) -> str | None:
+        """Whose pixels the memory there holds, so that nobody else may be given it; None: nobody's."""
+        return None if self.chunks is None else self.chunks.scope_of(offset)
 
     def free(self, start: int, end: int) -> None:
         """[start, end) is no longer leased; its pages stay."""
@@ -213,19 +218,41 @@ class Ranges:
     def size_bytes(self) -> int:
         return self._end - self._start
 
-    def lease(self, size_bytes: int, *, from_end: bool = False) -> Lease | None:
-        """Lease the lowest free range that is large enough, or the highest; None if there is none."""
+    def lease(self, size_bytes: int, *, from_end: bool = False, scope: str | None = None) -> Lease | None:
+        """Lease the lowest free range that is large enough, or the highest; None if there is none.
+
+        Args:
+            scope: Whose pixels it is for: a range whose pages hold nobody else's is preferred, as others must be made anew.
+        """
         wanted = _whole(size_bytes, self._unit_bytes)
+        if scope is not None and not from_end and (place := self._own_place(wanted, scope)) is not None:
+            return self._take(*place, wanted)
         positions = range(len(self._free))
         for position in reversed(positions) if from_end else positions:
             start, end = self._free[position]
-            if end - start < wanted:
-                continue
-            rest = (start, end - wanted) if from_end else (start + wanted, end)
-            self._free[position : position + 1] = [rest] if end - start > wanted else []
-            self.leased_bytes += wanted
-            return Lease(self, _LeasedRange(end - wanted if from_end else start, wanted))
+            if end - start >= wanted:
+                return self._take(position, end - wanted if from_end else start, wanted)
         return None
+
+    def _own_place(self, wanted: int, scope: str) -> tuple[int, int] | None:
+        """Which free range, and where in it, the scope has nobody else's pages; only where pages are retained."""
+        limit = self._start + min(self.retained_bytes, _MOST_UNITS_SEEN * self._unit_bytes)
+        for position, (start, end) in enumerate(self._free):
+            offset = start
+            for unit in range(start, min(end, limit), self._unit_bytes):
+                if self._arena.scope_at(unit) not in (None, scope):
+                    offset = unit + self._unit_bytes
+                elif unit + self._unit_bytes - offset >= wanted:
+                    return position, offset
+        return None
+
+    def _take(self, position: int, offset: int, size_bytes: int) -> Lease:
+        """Lease a part of a free range."""
+        start, end = self._free[position]
+        rest = [(start, offset), (offset + size_bytes, end)]
+        self._free[position : position + 1] = [(first, last) for first, last in rest if first < last]
+        self.leased_bytes += size_bytes
+        return Lease(self, _LeasedRange(offset, size_bytes))
 
     def drop_free_pages(self) -> None:
         """Return the pages of all free ranges to the kernel."""

@@ -128,10 +128,6 @@ class Chunks:
         chunk = self._chunks.get(offset // self.size_bytes)
         return None if chunk is None else chunk.scope
 
-    def resident_bytes(self) -> int:
-        """Memory that the chunks take."""
-        return sum(os.fstat(chunk.descriptor).st_blocks * 512 for chunk in self._chunks.values())
-
     def give(
         self, given: GivenChunks, scope: str, written: Iterable[range], read: Iterable[range] = ()
     ) -> tuple[Windows, list[int]]:
