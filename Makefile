@@ -29,8 +29,6 @@ setup: $(VENV)/stamp ## install the project and its tools into .venv
 $(VENV)/stamp: pyproject.toml deploy/constraints.txt deploy/venv.sh
 	sh deploy/venv.sh $(PYTHON) $(VENV)
 	$(BIN)/pip install --quiet --constraint deploy/constraints.txt --editable '.[dev]'
-	# The oracle of the parity tests. Without its dependencies: they would replace CPU torch.
-	$(BIN)/pip install --quiet --no-deps torchvision==0.28.0
 	touch $@
 
 triton: setup ## unpack a real Triton server and the environment of its models into .triton
@@ -66,7 +64,6 @@ $(LOWEST)/stamp: pyproject.toml deploy/bounds.py deploy/venv.sh $(VENV)/stamp
 	sh deploy/venv.sh $(PYTHON) $(LOWEST)
 	$(BIN)/python -m deploy.bounds > $(LOWEST)/bounds.txt
 	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/bounds.txt --editable '.[dev,s3]'
-	$(LOWEST)/bin/pip install --quiet --no-deps torchvision==0.28.0
 	touch $@
 
 # Without the two tests that compare what is installed with deploy/constraints.txt.
@@ -99,8 +96,9 @@ sbom: setup $(SUPPLY)/stamp ## write build/sbom.cdx.json: every installed packag
 	$(SUPPLY)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
 		--output-format JSON --output-file build/sbom.cdx.json
 
-parity: setup ## compare with Hugging Face live, hundreds of cases; minutes
-	$(BIN)/python -m tests.parity
+# TRANSFORMERS=latest, or a version, for a weekly run: that release in an environment of its own, and what changed in it.
+parity: setup ## compare with Hugging Face live, hundreds of cases; minutes. TRANSFORMERS=latest: with its newest release
+	$(if $(TRANSFORMERS),PYTHON=$(PYTHON) $(BIN)/python -m tests.parity.release $(TRANSFORMERS),$(BIN)/python -m tests.parity && $(BIN)/python -m tests.parity.tiles)
 
 bench: setup ## time everything beside other ways to do the same; some ten minutes
 	$(BIN)/python -m tests.bench
@@ -110,6 +108,7 @@ bench-full: triton ## the same with more rounds, loads and clips, into tests/ben
 
 golden: setup ## make the golden results anew from Hugging Face's processor
 	$(BIN)/python -m tests.golden.make_goldens
+	$(BIN)/python -m tests.golden.make_tile_goldens
 
 proto: setup ## generate preprocessor/v1 from protos
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --grpc_python_out=. \

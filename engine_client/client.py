@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from engine_client.capabilities import EngineCapabilities
 from engine_client.shm import SharedRegion
@@ -54,7 +56,7 @@ class EngineClient(Protocol):
             EngineUnavailable: the engine cannot be reached, or the connection broke.
             EngineDeadlineExceeded: `timeout_seconds` passed.
             EngineFailed: the engine broke.
-            Exception: what `RowProgress.fail` was given, for a request with `pending`.
+            Exception: what `RowProgress.fail` was given, for a request with `pending`; what `request.pixels_on_demand` raises.
         """
         ...
 
@@ -96,5 +98,20 @@ class ChoosesTransport(Protocol):
 
         Raises:
             EngineUnavailable: the engine does not answer; or the region is required, and it cannot read it: the text says why.
+        """
+        ...
+
+
+@runtime_checkable
+class HoldsItems(Protocol):
+    """An engine that may hold what it has made of items, so that their pixels need not be sent again."""
+
+    def holds(self, item_hashes: np.ndarray[Any, Any]) -> bool:
+        """Whether the engine has said that it holds all of these, and nothing since that it does not.
+
+        That may have changed, so a request without pixels has `pixels_on_demand`: a wrong guess costs a round trip.
+
+        Args:
+            item_hashes: `item_hash` of a prompt, uint8 [M, 32].
         """
         ...

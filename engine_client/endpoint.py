@@ -7,7 +7,8 @@ import logging
 from dataclasses import dataclass
 
 from engine_client.breaker import Breaker, EndpointHealth
-from engine_client.client import EngineClient
+from engine_client.client import EngineClient, HoldsItems
+from engine_client.contract.tensors import Array
 from engine_client.errors import EngineError, EngineMismatch
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,10 @@ class Endpoint:
             ejection_count=self.breaker.ejection_count,
             last_error=self.breaker.last_error,
         )
+
+    def holds(self, item_hashes: Array) -> bool:
+        """See `HoldsItems.holds`; false of an engine that cannot be asked."""
+        return isinstance(self.engine, HoldsItems) and self.engine.holds(item_hashes)
 
     def log_health(self) -> None:
         """Log the health once when it has changed."""

@@ -26,7 +26,8 @@ from typing import NoReturn, Self
 
 from engine_client.breaker import Attempt, Breaker, EndpointHealth, EndpointPolicy, RetryBudget
 from engine_client.capabilities import EngineCapabilities, common_capabilities
-from engine_client.client import PROBE_TIMEOUT_SECONDS, EngineClient, Metadata
+from engine_client.client import PROBE_TIMEOUT_SECONDS, EngineClient, HoldsItems, Metadata
+from engine_client.contract.tensors import ITEM_HASH, Array
 from engine_client.endpoint import Endpoint, EndpointState
 from engine_client.errors import (
     EngineDeadlineExceeded,
@@ -40,6 +41,9 @@ from engine_client.errors import (
 from engine_client.release import Release
 from engine_client.shm import SharedRegion
 from engine_client.types import EngineInfo, EngineRequest, EngineStep
+
+AFFINITY_MARGIN = 2
+"""An engine that holds the items may have so many requests more than twice those of the emptiest."""
 
 
 class Endpoints:
@@ -98,6 +102,13 @@ class Endpoints:
         for endpoint in self._endpoints:
             endpoint.engine.share(region, is_required=is_required)
 
+    def holds(self, item_hashes: Array) -> bool:
+        """See `HoldsItems.holds`: whether one of those that may get requests does, and all can be asked."""
+        engines = [endpoint.engine for endpoint in self._endpoints]
+        return all(isinstance(engine, HoldsItems) for engine in engines) and any(
+            endpoint.breaker.is_open and endpoint.holds(item_hashes) for endpoint in self._endpoints
+        )
+
     async def generate(
         self, request: EngineRequest, *, timeout_seconds: float | None = None, metadata: Metadata = ()
     ) -> AsyncGenerator[EngineStep, None]:
@@ -108,10 +119,11 @@ class Endpoints:
         release = Release(request.on_released)
         let_go = release.hold()
         repeatable: EngineRequest | None = request
-        del request
         try:
             self._start_watching()
-            endpoint = self._choose(tried) or self._raise_none_left()
+            hashes = None if request.pixels_on_demand is None else request.tensors[ITEM_HASH]
+            endpoint = self._choose(tried, hashes) or self._raise_none_left()
+            del request
             while True:
                 tried.append(endpoint)
                 has_answered = False
@@ -237,8 +249,11 @@ class Endpoints:
         endpoint.is_mismatched = isinstance(error, EngineMismatch)
         endpoint.breaker.failed(attempt, str(error), is_final=endpoint.is_mismatched, may_eject=may_eject)
 
-    def _choose(self, tried: Collection[Endpoint]) -> Endpoint | None:
+    def _choose(self, tried: Collection[Endpoint], item_hashes: Array | None = None) -> Endpoint | None:
         """The emptier of two drawn by lot; None where all were tried or are out.
+
+        Where items are given, it is one that holds them, unless all of those have far more requests than the emptiest.
+        Then another one gets the pixels, and holds them from then on: an item that many ask for is soon held by many.
 
         Two suffice to keep the fullest far below that of one draw, and unlike "the emptiest of all" they do not send
         every client to the endpoint that has just come back (M. Mitzenmacher, The Power of Two Choices, 2001).
@@ -246,6 +261,11 @@ class Endpoints:
         open_ones = [endpoint for endpoint in self._endpoints if endpoint.breaker.is_open and endpoint not in tried]
         if not open_ones:
             return None
+        if item_hashes is not None:
+            most = 2 * min(endpoint.in_flight_count for endpoint in open_ones) + AFFINITY_MARGIN
+            open_ones = [
+                one for one in open_ones if one.in_flight_count <= most and one.holds(item_hashes)
+            ] or open_ones
         drawn = self._chance.sample(open_ones, min(2, len(open_ones)))
         return min(drawn, key=lambda endpoint: endpoint.in_flight_count)
 

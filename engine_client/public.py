@@ -2,7 +2,7 @@
 
 from engine_client.breaker import EndpointHealth, EndpointPolicy
 from engine_client.capabilities import EngineCapabilities, PixelType
-from engine_client.client import EngineClient, Metadata
+from engine_client.client import EngineClient, HoldsItems, Metadata
 from engine_client.contract.sampling import SamplingParameters, TokenLogprob
 from engine_client.contract.tensors import CONTRACT_INPUTS, FEATURE_TENSORS, ContractTensor
 from engine_client.credentials import CredentialsError, TokenMetadata, tls_credentials
@@ -31,6 +31,7 @@ from engine_client.types import (
     EngineRequest,
     EngineStep,
     FinishReason,
+    Pixels,
     TensorInfo,
     Transport,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "EngineUnavailable",
     "Fingerprint",
     "FinishReason",
+    "HoldsItems",
     "InputRule",
     "MappingError",
     "Metadata",
@@ -68,6 +70,7 @@ __all__ = [
     "Outputs",
     "OwnedRegion",
     "PixelType",
+    "Pixels",
     "RowProgress",
     "SamplingParameters",
     "SharedRegion",

@@ -12,11 +12,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Collection, Sequence
 from itertools import zip_longest
+from typing import Any
+
+import numpy as np
 
 from engine_client.capabilities import EngineCapabilities
 from engine_client.client import PROBE_TIMEOUT_SECONDS, Metadata
 from engine_client.contract.sampling import TokenLogprob
-from engine_client.contract.tensors import FEATURE_TENSORS, PIXELS
+from engine_client.contract.tensors import FEATURE_TENSORS, ITEM_HASH, PIXELS
 from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineRejected, EngineUnavailable
 from engine_client.release import Release
 from engine_client.shm import SharedRegion
@@ -40,6 +43,8 @@ class FakeEngine:
         gate: Awaited before each step, so that a test decides when the engine goes on.
         capabilities: What it says that it takes. A request beyond that is rejected: pixels of another type, `pending` where
             it takes no pieces, pixels where it takes hashes only.
+        keeps_items: It says that it holds the items of each prompt that it has answered, and has their hashes in `held_hashes`.
+            Where a test takes some out, it is asked without pixels and asks for them.
         features: Parameters of `FEATURE_TENSORS` that it has; a request with another one is rejected.
     """
 
@@ -53,6 +58,7 @@ class FakeEngine:
         gate: asyncio.Event | None = None,
         capabilities: EngineCapabilities | None = None,
         features: Collection[str] = tuple(FEATURE_TENSORS),
+        keeps_items: bool = False,
     ) -> None:
         self.token_ids = tuple(token_ids)
         self.error = error
@@ -61,10 +67,13 @@ class FakeEngine:
         self.gate = gate
         self.capabilities = capabilities or EngineCapabilities(takes_pieces=True)
         self.features = frozenset(features)
+        self.keeps_items = keeps_items
+        self.held_hashes: set[bytes] = set()
+        self._told_hashes: set[bytes] = set()
         self.region: SharedRegion | None = None
         """What `share` was called with."""
         self.requests: list[EngineRequest] = []
-        """Every request, in the order of arrival."""
+        """Every request, in the order of arrival; with its pixels, where it has asked for them."""
         self.metadata: list[Metadata] = []
         """What came along with each."""
         self.cancelled_count = 0
@@ -76,6 +85,11 @@ class FakeEngine:
         assert self.capabilities.reads_shared_memory, "share is for engines that read shared memory"
         self.region = region
 
+    def holds(self, item_hashes: np.ndarray[Any, Any]) -> bool:
+        """See `HoldsItems.holds`."""
+        hashes = _hashes_of(item_hashes)
+        return bool(hashes) and hashes <= self._told_hashes
+
     async def generate(
         self, request: EngineRequest, *, timeout_seconds: float | None = None, metadata: Metadata = ()
     ) -> AsyncGenerator[EngineStep, None]:
@@ -86,11 +100,17 @@ class FakeEngine:
         tokens_received = 0
         try:
             self._require_available()
+            hashes = _hashes_of(request.tensors.get(ITEM_HASH))
+            if not hashes <= self.held_hashes:
+                request = await request.with_pixels()
             self.requests.append(request)
             self.metadata.append(metadata)
             self._require_within_capabilities(request)
             await self._await_rows(request, deadline)
             let_go()
+            if self.keeps_items:
+                self.held_hashes |= hashes
+                self._told_hashes |= hashes
             for step in self._steps(request):
                 await self._pass_gate(deadline)
                 if self.error is not None and tokens_received == self.fail_at_step:
@@ -186,6 +206,10 @@ class FakeEngine:
     def _require_available(self) -> None:
         if self.is_closed or not self.is_available:
             raise EngineUnavailable("the fake engine is closed" if self.is_closed else "the fake engine is unavailable")
+
+
+def _hashes_of(item_hashes: np.ndarray[Any, Any] | None) -> set[bytes]:
+    return set() if item_hashes is None else {row.tobytes() for row in item_hashes}
 
 
 def _logprob(token_id: int, top_count: int) -> TokenLogprob:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -35,6 +35,16 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Pixels:
+    """Pixels that were made because an engine asked for them."""
+
+    array: np.ndarray[Any, Any]
+    """As `pixel_patches`."""
+    pending: RowProgress | None = None
+    """As that of `EngineRequest`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class EngineRequest:
     """One prepared prompt. Not comparable: it holds arrays.
 
@@ -44,6 +54,9 @@ class EngineRequest:
     removed the names that it was given, which it does before the first token. `on_released` reports this. Without it,
     memory of your own may be reused after the first step or the end of the call, and memory of a shared region only after
     the first step: an engine that was told to stop may still read it.
+
+    A request with `pixels_on_demand` has no pixels at first. The client of an engine that holds the items sends it as it is;
+    any other asks for the pixels (`with_pixels`).
     """
 
     request_id: str
@@ -56,16 +69,42 @@ class EngineRequest:
     on_released: Callable[[], None] | None = None
     """Called once in the event loop, when the arrays are not needed any more: see above. It may be after the call has
     ended, if that was early; it is not called if the answer is never asked for. It must not raise."""
+    pixels_on_demand: Callable[[], Awaitable[Pixels]] | None = None
+    """Set in the place of pixels, only where `HoldsItems.holds` was true. Awaited if the engine that gets the request does not
+    hold the items after all; the same array each time. What it raises ends the answer."""
 
     def __post_init__(self) -> None:
         if contract.INPUT_IDS not in self.tensors:
             raise ValueError(f"tensors has {sorted(self.tensors)}; it must have {contract.INPUT_IDS}")
+        if self.pixels_on_demand is not None and (
+            contract.PIXELS in self.tensors or contract.ITEM_HASH not in self.tensors or self.pending is not None
+        ):
+            raise ValueError(
+                f"pixels_on_demand is given with {sorted(self.tensors)}; it is for a request with {contract.ITEM_HASH}, "
+                f"without {contract.PIXELS} and pending"
+            )
         if self.pending is not None:
             array = self.tensors.get(self.pending.tensor_name)
             if array is None or array.ndim == 0:
                 raise ValueError(
                     f"pending is of {self.pending.tensor_name}; it must be a tensor of {list(self.tensors)}"
                 )
+
+    async def with_pixels(self) -> EngineRequest:
+        """This request with its pixels.
+
+        Raises:
+            Exception: what `pixels_on_demand` raises.
+        """
+        if self.pixels_on_demand is None:
+            return self
+        pixels = await self.pixels_on_demand()
+        return replace(
+            self,
+            tensors={**self.tensors, contract.PIXELS: pixels.array},
+            pending=pixels.pending,
+            pixels_on_demand=None,
+        )
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}: {array.dtype} {list(array.shape)}" for name, array in self.tensors.items())

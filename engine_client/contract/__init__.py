@@ -3,6 +3,7 @@
     tensors     names, types and shapes of a prompt's tensors
     sampling    how tokens are chosen, and the tensors that say so
     prompt      the tensors of one prompt, checked against the model's configuration
+    held        by what a model finds again what it has of an item
     rows        the rows of one prompt's pixels, whole or in pieces
     assembler   one prompt from its first message until all of it is there
     vllm_rules  what vLLM needs of a prompt beside all that

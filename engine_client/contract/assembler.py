@@ -13,11 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from engine_client.contract.errors import InvalidPrompt
 from engine_client.contract.prompt import ModelLayout, Prompt, check_prompt
 from engine_client.contract.rows import RowBuffer, RowStorage
 from engine_client.contract.sampling import SamplingParameters
-from engine_client.contract.tensors import PIXELS, Array
+from engine_client.contract.tensors import PIXELS, USES_HELD_ITEMS, Array
+
+_NO = np.zeros(1, np.uint8)
 
 
 class State(enum.Enum):
@@ -58,7 +62,13 @@ class PromptAssembler:
                 f"input_ids and max_tokens make {position_count} positions; the model has {layout.max_positions}"
             )
         self.rows = RowBuffer(self.prompt, layout, storage)
-        if PIXELS in tensors:
+        self.uses_held_items = bool(tensors.get(USES_HELD_ITEMS, _NO).any())
+        """The prompt has no pixels: the model is to take what it holds of the items."""
+        if self.uses_held_items:
+            if PIXELS in tensors or not is_whole:
+                raise InvalidPrompt(f"{USES_HELD_ITEMS} came with {PIXELS}, or more was to follow; send one of the two")
+            self.rows.take_none()
+        elif PIXELS in tensors:
             self.rows.take_all(tensors[PIXELS])
         elif is_whole and not self.rows.is_complete:
             raise InvalidPrompt(f"{PIXELS} is missing")

@@ -58,6 +58,10 @@ class RowBuffer:
         self._storage.adopt(rows)
         self._count = len(rows)
 
+    def take_none(self) -> None:
+        """No rows will come, and none are needed."""
+        self._total = 0
+
     def add(self, first_row: int, rows: Array) -> None:
         """Take the next rows, with a copy.
 

@@ -27,6 +27,14 @@ LOGPROBS = "logprobs"
 TOP_TOKEN_IDS, TOP_LOGPROBS = "top_token_ids", "top_logprobs"
 """int32 and float32 [n, k], outputs: the k likeliest tokens at each of n places, likeliest first."""
 
+ITEM_HASH = "item_hash"
+USES_HELD_ITEMS = "uses_held_items"
+"""uint8 [1], 1, of a prompt without `PIXELS`: the model holds what it has made of each item, and finds it by `ITEM_HASH`. If it
+does not, it refuses the prompt with `ItemsNotHeld`, before anything else, and the prompt is to be sent with its pixels."""
+HELD_ITEMS = "held_items"
+"""uint8 [M], output, in the first reply to a prompt with items: 1 for each that the model holds from now on, until it needs the
+memory. A model that holds items declares both tensors."""
+
 STOP, LENGTH = "stop", "length"
 """The values of `FINISH_REASON`: the last token is a stop token; or the answer has `max_tokens` tokens."""
 CANCELLED = "cancelled"
@@ -67,7 +75,7 @@ VISION_TENSORS: Mapping[str, ContractTensor] = _by_name(
 """A prompt has all of them, or, for text alone, none."""
 
 OPTIONAL_TENSORS: Mapping[str, ContractTensor] = _by_name(
-    ("item_hash", np.uint8, (-1, HASH_BYTES)),
+    (ITEM_HASH, np.uint8, (-1, HASH_BYTES)),
     ("mrope_position_ids", np.int32, (3, -1)),
     ("mrope_position_delta", np.int32, (1,)),
     ("second_per_grid_ts", np.float32, (-1,)),
@@ -104,6 +112,10 @@ FEATURE_OUTPUTS: Mapping[str, Mapping[str, ContractTensor]] = {
     "answer_count": _by_name((ANSWER_INDEX, np.int32, (1,))),
 }
 """The outputs that a model with such a parameter declares beside its input, by the parameter's name."""
+
+HELD_INPUTS: Mapping[str, ContractTensor] = _by_name((USES_HELD_ITEMS, np.uint8, (1,)))
+HELD_OUTPUTS: Mapping[str, ContractTensor] = _by_name((HELD_ITEMS, np.uint8, (-1,)))
+"""What a model that holds items declares beside the rest."""
 
 CONTRACT_INPUTS: Mapping[str, ContractTensor] = {
     **_by_name((INPUT_IDS, np.int32, (-1,))),

@@ -3,6 +3,7 @@
     engine          `TritonEngine`: one request from its first message to its last token
     connect         from an address and options to a `TritonEngine`
     connection      the channel, and what is sent along with every call
+    held_items      which items the engine has said that it holds
     served_model    what the engine says of its model, and whether that fits
     tensor_mapping  how its model takes prompts; mapping_files reads that from TOML; outputs of its answers
     messages        a request, cut into messages: whole or in pieces, tensors inside or by reference

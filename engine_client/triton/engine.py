@@ -20,10 +20,12 @@ from engine_client.capabilities import EngineCapabilities
 from engine_client.client import PROBE_TIMEOUT_SECONDS, Metadata
 from engine_client.compatibility import CompatibilityCheck
 from engine_client.connection import Connection
+from engine_client.contract.tensors import ITEM_HASH, USES_HELD_ITEMS, Array
 from engine_client.deadline import Deadline
 from engine_client.errors import (
     EngineError,
     EngineFailed,
+    EngineOverloaded,
     EngineRejected,
     EngineUnavailable,
 )
@@ -31,15 +33,16 @@ from engine_client.fingerprint import Fingerprint
 from engine_client.release import Release
 from engine_client.shm import SharedRegion
 from engine_client.triton import kserve
+from engine_client.triton.held_items import HeldItems, hashes_of
 from engine_client.triton.kserve import InferReply
 from engine_client.triton.messages import RequestMessages
-from engine_client.triton.outputs import finish_reason_of
+from engine_client.triton.outputs import finish_reason_of, read_finish_reason
 from engine_client.triton.registration import CALL_TIMEOUT_SECONDS, RegionRegistration
 from engine_client.triton.served_model import ServedModel
-from engine_client.triton.status import grpc_errors, is_region_unknown
+from engine_client.triton.status import grpc_errors, is_not_held, is_region_unknown
 from engine_client.triton.stream import PromptStream
 from engine_client.triton.tensor_mapping import TensorMapping
-from engine_client.types import EngineInfo, EngineRequest, EngineStep, FinishReason, Transport
+from engine_client.types import EngineInfo, EngineRequest, EngineStep, Transport
 
 # How often one request may find that the engine has forgotten the region, before its tensors go as bytes.
 MAX_REGION_LOSSES = 2
@@ -100,6 +103,7 @@ class TritonEngine:
         )
         self._executor = executor
         self._max_silence_seconds = max_silence_seconds
+        self._held = HeldItems()
         self._is_closing = False
         self._streams: set[PromptStream] = set()
         self._shutdowns: set[asyncio.Task[None]] = set()
@@ -134,6 +138,10 @@ class TritonEngine:
         is_required = is_required or self._transport is Transport.SHARED_MEMORY
         self._registration = RegionRegistration(region, self._connection.ask, self._name, is_required=is_required)
 
+    def holds(self, item_hashes: Array) -> bool:
+        """See `HoldsItems.holds`."""
+        return self._held.has(hashes_of(item_hashes))
+
     async def generate(
         self, request: EngineRequest, *, timeout_seconds: float | None = None, metadata: Metadata = ()
     ) -> AsyncGenerator[EngineStep, None]:
@@ -151,9 +159,11 @@ class TritonEngine:
             async with deadline.enforced():
                 stream, reply = await self._start(request, metadata, release)
             let_go()  # the stream holds the arrays as long as it needs them
+            if reply is not None and reply.held_items and self._mapping.wire_name(USES_HELD_ITEMS) == USES_HELD_ITEMS:
+                self._held.learn(hashes_of(request.tensors.get(ITEM_HASH)), reply.held_items)
             del request  # so that its arrays need not stay until the last token
             while reply is not None:
-                finish_reason = _finish_reason(reply)
+                finish_reason = read_finish_reason(reply.finish_reason)
                 open_answer_count -= finish_reason is not None
                 tokens_received += len(reply.token_ids)
                 last_token_ids = reply.token_ids or last_token_ids
@@ -168,6 +178,8 @@ class TritonEngine:
             error.tokens_received = tokens_received
             if isinstance(error, EngineUnavailable):
                 self._forget_engine()
+                if not isinstance(error, EngineOverloaded):
+                    self._held.clear()
             raise
         finally:
             let_go()
@@ -217,7 +229,23 @@ class TritonEngine:
     async def _start(
         self, request: EngineRequest, metadata: Metadata, release: Release
     ) -> tuple[PromptStream, InferReply | None]:
-        """Send the prompt and wait for the first reply.
+        """Send the prompt and wait for the first reply; without pixels only if the engine holds its items."""
+        if request.pixels_on_demand is None:
+            return await self._send(request, metadata, release)
+        hashes = hashes_of(request.tensors[ITEM_HASH])
+        if self._held.has(hashes):
+            try:
+                return await self._send(request, metadata, release)
+            except EngineRejected as error:
+                if not is_not_held(error):
+                    raise
+            self._held.forget(hashes)
+        return await self._send(await request.with_pixels(), metadata, release)
+
+    async def _send(
+        self, request: EngineRequest, metadata: Metadata, release: Release
+    ) -> tuple[PromptStream, InferReply | None]:
+        """Send the prompt as it is and wait for the first reply.
 
         An engine that has forgotten the region has generated nothing, so the prompt is sent to it once more.
         """
@@ -278,13 +306,3 @@ class TritonEngine:
         self._model.forget()
         if self._registration is not None:
             self._registration.forget()
-
-
-def _finish_reason(reply: InferReply) -> FinishReason | None:
-    if reply.finish_reason is None:
-        return None
-    try:
-        return FinishReason(reply.finish_reason)
-    except ValueError as error:
-        known = ", ".join(FinishReason)
-        raise EngineFailed(f"finish_reason is {reply.finish_reason!r}; the contract has {known}") from error

@@ -21,7 +21,7 @@ from tritonclient.grpc import service_pb2
 
 from engine_client.connection import MAX_MESSAGE_BYTES
 from engine_client.contract.sampling import TokenLogprob
-from engine_client.contract.tensors import ANSWER_INDEX, LOGPROBS, Array
+from engine_client.contract.tensors import ANSWER_INDEX, HELD_ITEMS, LOGPROBS, Array
 from engine_client.joining import join_parts
 from engine_client.triton.outputs import CONTRACT_OUTPUTS, Outputs, read_logprobs
 from engine_client.types import EngineInfo, TensorInfo
@@ -85,6 +85,8 @@ class InferReply:
     answer_index: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     """One for each token id, or none."""
+    held_items: tuple[bool, ...] = ()
+    """One for each item of the prompt, in the first reply of a model that holds items: whether it holds this one."""
 
 
 def datatype_of(name: str, dtype: np.dtype[Any]) -> str:
@@ -186,6 +188,7 @@ def decode_infer_reply(wire: bytes, wanted: Outputs = CONTRACT_OUTPUTS) -> Infer
         request_id=response.id,
         answer_index=int(np.frombuffer(outputs[ANSWER_INDEX][1], "<i4")[0]) if ANSWER_INDEX in outputs else 0,
         logprobs=read_logprobs(outputs, len(token_ids)) if LOGPROBS in outputs else (),
+        held_items=tuple(map(bool, outputs[HELD_ITEMS][1])) if HELD_ITEMS in outputs else (),
     )
 
 

@@ -21,7 +21,7 @@ from functools import partial
 
 import numpy as np
 
-from engine_client.contract.tensors import FIRST_ROW, PIXELS, Array
+from engine_client.contract.tensors import FIRST_ROW, PIXELS, USES_HELD_ITEMS, Array
 from engine_client.errors import EngineRejected
 from engine_client.shm import SharedRegion
 from engine_client.triton import kserve
@@ -66,7 +66,8 @@ class RequestMessages:
 
     Args:
         model_name: As the engine calls it.
-        request: Whose arrays are read while the messages are asked for.
+        request: Whose arrays are read while the messages are asked for. One with `pixels_on_demand` says that the model holds its
+            items.
         mapping: How this engine wants them.
         takes_pieces: Whether the engine's model does.
         known: Shared memory that the engine can read; None puts every tensor into the messages.
@@ -92,7 +93,8 @@ class RequestMessages:
         self._prompt_key = 1 + secrets.randbelow(2**63 - 1) if takes_pieces else None
         self._mapping = mapping or TensorMapping()
         try:
-            self._tensors = self._mapping.wire_tensors({**request.tensors, **request.sampling.tensors()})
+            held = {} if request.pixels_on_demand is None else {USES_HELD_ITEMS: np.ones(1, np.uint8)}
+            self._tensors = self._mapping.wire_tensors({**request.tensors, **request.sampling.tensors(), **held})
         except ValueError as error:
             raise EngineRejected(f"the request cannot be sent to model {model_name}: {error}") from error
         self._rows_name = self._choose_rows() if takes_pieces else None

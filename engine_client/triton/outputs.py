@@ -9,6 +9,7 @@ import numpy as np
 
 from engine_client.contract.sampling import SamplingParameters, TokenLogprob
 from engine_client.contract.tensors import FINISH_REASON, LOGPROBS, TOKEN_IDS, TOP_LOGPROBS, TOP_TOKEN_IDS
+from engine_client.errors import EngineFailed
 from engine_client.types import FinishReason
 
 
@@ -40,6 +41,21 @@ def finish_reason_of(last_token_ids: Sequence[int], token_count: int, sampling: 
     """
     is_stopped = bool(last_token_ids) and last_token_ids[-1] in sampling.stop_token_ids
     return FinishReason.LENGTH if token_count >= sampling.max_tokens and not is_stopped else FinishReason.STOP
+
+
+def read_finish_reason(text: str | None) -> FinishReason | None:
+    """The finish reason of a reply; None where it has none.
+
+    Raises:
+        EngineFailed: the contract has no such reason.
+    """
+    if text is None:
+        return None
+    try:
+        return FinishReason(text)
+    except ValueError as error:
+        known = ", ".join(FinishReason)
+        raise EngineFailed(f"finish_reason is {text!r}; the contract has {known}") from error
 
 
 def read_logprobs(outputs: Mapping[str, tuple[str, bytes]], token_count: int) -> tuple[TokenLogprob, ...]:

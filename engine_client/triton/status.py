@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import grpc
 from grpc.aio import AioRpcError
 
+from engine_client.contract.errors import ItemsNotHeld
+from engine_client.contract.tensors import USES_HELD_ITEMS
 from engine_client.errors import (
     EngineError,
     EngineFailed,
@@ -83,6 +85,13 @@ def is_region_unknown(error: EngineError) -> bool:
     2.51): it has restarted since, or another one answers now, or has a shorter region by that name."""
     text = str(error)
     return "Unable to find shared memory region" in text or "Invalid offset + byte size for shared memory" in text
+
+
+def is_not_held(error: EngineError) -> bool:
+    """Whether the engine refused a prompt without pixels because it does not hold all of its items; or because it is now one
+    with another model, which does not know such prompts (Triton 2.51)."""
+    text = str(error)
+    return ItemsNotHeld.REASON in text or ("unexpected inference input" in text and USES_HELD_ITEMS in text)
 
 
 def _told_by_text(text: str, otherwise: type[EngineError]) -> type[EngineError]:

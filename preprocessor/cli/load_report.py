@@ -86,6 +86,8 @@ def figures(load: Load, tally: Tally) -> dict[str, Any]:
         "received_bytes": tally.received_bytes,
         "row_count": tally.row_count,
         "token_count": tally.token_count,
+        "item_count": tally.item_count,
+        "cached_item_count": tally.cached_item_count,
         "client_cpu_seconds": tally.client_cpu_seconds,
     }
 
@@ -112,5 +114,7 @@ def _volume(tally: Tally) -> str:
         parts.append(f"{tally.row_count:,} rows")
     if tally.token_count:
         parts.append(f"{tally.token_count:,} tokens")
+    if tally.item_count:
+        parts.append(f"pixels of {tally.cached_item_count:,} of {tally.item_count:,} items cached")
     parts.append(f"{tally.client_cpu_seconds:.2f} s of CPU taken by the callers")
     return ", ".join(parts)

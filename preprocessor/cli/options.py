@@ -19,6 +19,7 @@ Each setting is also an environment variable, PREPROCESSOR_ and the option's nam
 and a key of the TOML file that --config names; a flag goes before a variable, and a variable before the file.
 --show-config prints such a file."""
 
+_FILES = {"video": "a video file", "image": "an image file", "audio": "a file with sound"}
 PIXEL_FORMS = ("uint8", "bf16", "fp16", "fp32")
 
 
@@ -152,17 +153,45 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="a JSON object of arguments for the chat template",
     )
-    for modality in ("video", "image"):
+    parser.add_argument(
+        "--processor-arguments",
+        action=_Once,
+        default="",
+        metavar="JSON",
+        help="a JSON object of arguments for the model's own processor, on the generic path",
+    )
+    for modality in ("video", "image", "audio"):
         parser.add_argument(
             f"--{modality}",
             dest="media",
             action=_AppendMedia,
             const=modality,
             metavar="FILE",
-            help=f"a {modality} file, or a URL for the service to fetch; may be repeated, and keeps its place among the media",
+            help=f"{_FILES[modality]}, or a URL for the service to fetch; may be repeated, and keeps its place among the media",
         )
+    parser.add_argument(
+        "--frames",
+        dest="media",
+        action=_AppendMedia,
+        const="frames",
+        metavar="DIR",
+        help="a video as a folder of its frames: .jpg, .png or .webp files in the order of their names, at the rate --fps or at "
+        "the times --frame-times; may be repeated, and keeps its place among the media",
+    )
     choice = parser.add_mutually_exclusive_group()  # `Sampling.choice`, of which a message keeps only the last
-    choice.add_argument("--fps", action=_Once, type=float, metavar="F", help="frames per second to use of every video")
+    choice.add_argument(
+        "--fps",
+        action=_Once,
+        type=float,
+        metavar="F",
+        help="frames per second to use of every video; of --frames, their rate",
+    )
+    choice.add_argument(
+        "--frame-times",
+        action=_Once,
+        metavar="FILE",
+        help="when the frames of --frames are shown: a text file of seconds, one number for each frame; excludes --fps",
+    )
     choice.add_argument(
         "--num-frames", action=_Once, type=_whole(31), metavar="N", help="frames to use of every video; excludes --fps"
     )
@@ -349,7 +378,7 @@ class _Once(argparse.Action):
 
 
 class _AppendMedia(argparse.Action):
-    """Collects (modality, path) pairs of --video and --image in the order of the command line."""
+    """Collects (modality, path) pairs of --video, --image and --audio in the order of the command line."""
 
     def __call__(
         self,

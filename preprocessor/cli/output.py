@@ -43,6 +43,7 @@ def summary(header: pb.Header, report: pb.Report) -> dict[str, Any]:
             for one in report.substitutions
         ],
         "bytes": {"received": report.received_bytes, "pixels": report.pixel_bytes},
+        "cached_item_count": report.cached_item_count,
     }
 
 
@@ -67,11 +68,10 @@ def table(header: pb.Header, report: pb.Report) -> str:
     ]
     stages = [("stage", "wall ms", "CPU ms")]
     stages += [(s.stage, f"{s.wall_ms:,.1f}", f"{s.cpu_ms:,.1f}" if s.cpu_ms else "") for s in report.stages]
-    lines += [
-        *columns(stages),
-        "",
-        f"{report.received_bytes:,} bytes received, {report.pixel_bytes:,} bytes of pixels",
-    ]
+    volume = f"{report.received_bytes:,} bytes received, {report.pixel_bytes:,} bytes of pixels"
+    if report.cached_item_count:
+        volume += f", {report.cached_item_count} of {len(header.items)} items cached"
+    lines += [*columns(stages), "", volume]
     return "\n".join(lines)
 
 

@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preprocessor.client import Credentials, Medium, Parameters, Prompt, chat, image, video
+from preprocessor.client import Credentials, Medium, Parameters, Prompt, audio, chat, image, video
 from preprocessor.client.media import Source
 from preprocessor.config import SettingError
 from preprocessor.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from preprocessor.types.request import PreparationRequest
+
+
+_FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def build_prompt(options: argparse.Namespace) -> Prompt:
@@ -26,8 +29,12 @@ def build_prompt(options: argparse.Namespace) -> Prompt:
         OSError: A file cannot be read.
     """
     if not (options.media or options.text):
-        raise InvalidRequest("there is nothing to prepare; give --text, --video or --image", reason="EMPTY_PROMPT")
-    for option in ("text", "model", "template_arguments", "background"):
+        raise InvalidRequest(
+            "there is nothing to prepare; give --text, --video, --frames, --image or --audio", reason="EMPTY_PROMPT"
+        )
+    if options.frame_times and not any(modality == "frames" for modality, _ in options.media or []):
+        raise InvalidRequest("--frame-times are those of --frames, which is not given", reason="INVALID_FRAMES")
+    for option in ("text", "model", "template_arguments", "processor_arguments", "background"):
         _check_text(f"--{option.replace('_', '-')}", getattr(options, option) or "")
     for modality, path in options.media or []:
         _check_text(f"--{modality}", path)
@@ -49,6 +56,7 @@ def build_prompt_of(options: argparse.Namespace, media: Sequence[tuple[str, Sour
         [{"role": "user", "content": content}],
         tools=_read_text("--tools", options.tools) if options.tools else "",
         template_arguments=options.template_arguments,
+        processor_arguments=options.processor_arguments,
         model=options.model,
         pixel_form=getattr(options, "dtype", None),  # without one the model decides: a generic one makes no uint8
     )
@@ -62,8 +70,17 @@ def _medium(options: argparse.Namespace, modality: str, source: Source) -> Mediu
             max_pixels=options.max_pixels,
             background=options.background or "",
         )
-    return video(
-        source,
+    if modality == "audio":
+        return audio(source)
+    folder = Path(str(source)) if modality == "frames" else None
+    if folder is not None and options.fps is None and not options.frame_times:
+        raise InvalidRequest(
+            "--frames needs their rate or their times: --fps or --frame-times", reason="INVALID_FRAMES"
+        )
+    medium = video(
+        source if folder is None else None,
+        frames=None if folder is None else _frame_files(folder),
+        times_seconds=_read_times(options.frame_times) if folder and options.frame_times else None,
         fps=options.fps,
         frame_count=options.num_frames,
         every_frame=options.every_frame,
@@ -73,6 +90,23 @@ def _medium(options: argparse.Namespace, modality: str, source: Source) -> Mediu
         max_pixels=options.max_pixels,
         tolerant=options.tolerant,
     )
+    return medium if folder is None else dataclasses.replace(medium, name=folder.resolve().name or medium.name)
+
+
+def _frame_files(folder: Path) -> list[Path]:
+    """The image files of a folder, by name."""
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _FRAME_SUFFIXES)
+    if not files:
+        raise InvalidRequest(f"{folder}: no {', '.join(_FRAME_SUFFIXES)} file is in it", reason="INVALID_FRAMES")
+    return files
+
+
+def _read_times(path: str) -> list[float]:
+    text = _read_text("--frame-times", path)
+    try:
+        return [float(word) for word in text.split()]
+    except ValueError as error:
+        raise SettingError("--frame-times", path, f"a file of numbers ({error})") from error
 
 
 def generation_parameters(options: argparse.Namespace) -> Parameters:

@@ -27,7 +27,7 @@ from preprocessor.client.answers import OneAnswer, PrepareResult, Progress
 from preprocessor.client.asynchronous import AsyncAnswer, AsyncClient
 from preprocessor.client.channel import Credentials
 from preprocessor.client.errors import CallFailed, FieldViolation
-from preprocessor.client.media import Medium, audio, image, video
+from preprocessor.client.media import Cached, Medium, audio, image, video
 from preprocessor.client.prompts import chat, text, token_ids, tools
 from preprocessor.client.requests import Parameters, Prompt
 from preprocessor.client.sync import Answer, Client
@@ -38,6 +38,7 @@ __all__ = [
     "Answer",
     "AsyncAnswer",
     "AsyncClient",
+    "Cached",
     "CallFailed",
     "Client",
     "Credentials",

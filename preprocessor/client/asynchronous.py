@@ -15,11 +15,13 @@ from preprocessor.client.channel import Credentials, call_metadata, open_aio_cha
 from preprocessor.client.errors import failure_of
 from preprocessor.client.known_files import MEDIA_NOT_CACHED, KnownFiles, digests_of
 from preprocessor.client.requests import Parameters, Prompt, count_requests, generate_requests, prepare_requests
-from preprocessor.client.retry import RETRY_SECONDS, Retries
+from preprocessor.client.retry import RETRY_SECONDS, RemainingSeconds, Retries
+from preprocessor.client.routing import routing_metadata
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 
 _Result = TypeVar("_Result")
+_Metadata = tuple[tuple[str, str], ...]
 
 
 class AsyncClient:
@@ -65,12 +67,12 @@ class AsyncClient:
     ) -> PrepareResult:
         """See `Client.prepare`."""
 
-        async def attempt(remaining_seconds: float | None) -> PrepareResult:
-            return await self._with_known_files(prompt, lambda sent: ask(sent, remaining_seconds))
+        async def attempt(remaining: RemainingSeconds) -> PrepareResult:
+            return await self._with_known_files(prompt, lambda sent, metadata: ask(sent, metadata, remaining()))
 
-        async def ask(sent: Prompt, remaining_seconds: float | None) -> PrepareResult:
+        async def ask(sent: Prompt, metadata: _Metadata, remaining_seconds: float | None) -> PrepareResult:
             assembler = ResultAssembler(progress)
-            call = self._stub.Prepare(prepare_requests(sent), timeout=remaining_seconds, metadata=self._metadata)
+            call = self._stub.Prepare(prepare_requests(sent), timeout=remaining_seconds, metadata=metadata)
             try:
                 async for response in call:
                     assembler.add(response)
@@ -83,10 +85,10 @@ class AsyncClient:
     async def count_tokens(self, prompt: Prompt, *, timeout_seconds: float | None = None) -> pb.CountTokensResponse:
         """See `Client.count_tokens`."""
         return await self._attempts(
-            lambda remaining_seconds: self._with_known_files(
+            lambda remaining: self._with_known_files(
                 prompt,
-                lambda sent: self._stub.CountTokens(
-                    count_requests(sent), timeout=remaining_seconds, metadata=self._metadata
+                lambda sent, metadata: self._stub.CountTokens(
+                    count_requests(sent), timeout=remaining(), metadata=metadata
                 ),
             ),
             timeout_seconds,
@@ -96,7 +98,7 @@ class AsyncClient:
         """See `Client.get_model`."""
         request = pb.GetModelRequest(model=model)
         return await self._attempts(
-            lambda remaining_seconds: self._stub.GetModel(request, timeout=remaining_seconds, metadata=self._metadata),
+            lambda remaining: self._stub.GetModel(request, timeout=remaining(), metadata=self._metadata),
             timeout_seconds,
         )
 
@@ -106,12 +108,12 @@ class AsyncClient:
     ) -> AsyncIterator[AsyncAnswer]:
         """See `Client.generate`."""
 
-        async def attempt(remaining_seconds: float | None) -> AsyncAnswer:
-            return await self._with_known_files(prompt, lambda sent: ask(sent, remaining_seconds))
+        async def attempt(remaining: RemainingSeconds) -> AsyncAnswer:
+            return await self._with_known_files(prompt, lambda sent, metadata: ask(sent, metadata, remaining()))
 
-        async def ask(sent: Prompt, remaining_seconds: float | None) -> AsyncAnswer:
+        async def ask(sent: Prompt, metadata: _Metadata, remaining_seconds: float | None) -> AsyncAnswer:
             requests = generate_requests(sent, parameters)
-            answer = AsyncAnswer(self._stub.Generate(requests, timeout=remaining_seconds, metadata=self._metadata))
+            answer = AsyncAnswer(self._stub.Generate(requests, timeout=remaining_seconds, metadata=metadata))
             await answer._receive_header()
             return answer
 
@@ -122,19 +124,22 @@ class AsyncClient:
             answer.cancel()
 
     @property
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
+    def _metadata(self) -> _Metadata:
         return call_metadata(self._credentials)
 
-    async def _with_known_files(self, prompt: Prompt, ask: Callable[[Prompt], Awaitable[_Result]]) -> _Result:
+    async def _with_known_files(
+        self, prompt: Prompt, ask: Callable[[Prompt, _Metadata], Awaitable[_Result]]
+    ) -> _Result:
         """See `Client._with_known_files`."""
         known = self._known_files
+        digests = {} if known is None else digests_of(prompt)
+        metadata = (*self._metadata, *routing_metadata(prompt, digests))
         if known is None:
-            return await ask(prompt)
-        digests = digests_of(prompt)
+            return await ask(prompt, metadata)
         named = known.named(prompt, digests)
         if named is not None:
             try:
-                result = await ask(named)
+                result = await ask(named, metadata)
             except grpc.aio.AioRpcError as error:
                 if failure_of(error).reason != MEDIA_NOT_CACHED:
                     raise
@@ -142,18 +147,18 @@ class AsyncClient:
             else:
                 known.found()
                 return result
-        result = await ask(prompt)
+        result = await ask(prompt, metadata)
         known.sent(digests.values())
         return result
 
     async def _attempts(
-        self, attempt: Callable[[float | None], Awaitable[_Result]], timeout_seconds: float | None
+        self, attempt: Callable[[RemainingSeconds], Awaitable[_Result]], timeout_seconds: float | None
     ) -> _Result:
-        """Make a call, again where the service asks for it. An attempt is given the seconds that it may take."""
+        """Make a call, again where the service asks for it. An attempt is given what tells the seconds that it may still take."""
         retries = Retries(self._retry_seconds, timeout_seconds)
         while True:
             try:
-                return await attempt(retries.remaining_seconds)
+                return await attempt(lambda: retries.remaining_seconds)
             except grpc.aio.AioRpcError as error:
                 failure = failure_of(error)
                 delay_seconds = retries.delay_after(failure)

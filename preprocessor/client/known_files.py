@@ -37,8 +37,15 @@ class KnownFiles:
         Args:
             digests: `digests_of` the prompt.
         """
+        stated = {
+            medium.key: medium.content_sha256 for medium in prompt.spec.media if medium.HasField("content_sha256")
+        }
         with self._lock:
-            digests = {key: digest for key, digest in digests.items() if digest in self._digests}
+            digests = {
+                key: digest
+                for key, digest in digests.items()
+                if digest in self._digests and stated.get(key, digest) == digest  # else the service says so, each time
+            }
         if not digests or time.monotonic() < self._paused_until:
             return None
         spec = pb.PrepareSpec()

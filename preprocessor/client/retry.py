@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections.abc import Callable
 
 from preprocessor.client.errors import CallFailed
 
 RETRY_SECONDS = 30.0
 """How long a call that was refused for lack of capacity is made again, unless the caller says otherwise."""
+
+RemainingSeconds = Callable[[], float | None]
+"""Tells the seconds until the deadline of a call; None where there is none."""
 
 
 class Retries:

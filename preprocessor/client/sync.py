@@ -14,11 +14,13 @@ from preprocessor.client.channel import Credentials, call_metadata, open_channel
 from preprocessor.client.errors import failure_of
 from preprocessor.client.known_files import MEDIA_NOT_CACHED, KnownFiles, digests_of
 from preprocessor.client.requests import Parameters, Prompt, count_requests, generate_requests, prepare_requests
-from preprocessor.client.retry import RETRY_SECONDS, Retries
+from preprocessor.client.retry import RETRY_SECONDS, RemainingSeconds, Retries
+from preprocessor.client.routing import routing_metadata
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 
 _Result = TypeVar("_Result")
+_Metadata = tuple[tuple[str, str], ...]
 
 
 class Client:
@@ -77,12 +79,12 @@ class Client:
             CallFailed: The service refused the call, or did not answer.
         """
 
-        def attempt(remaining_seconds: float | None) -> PrepareResult:
-            return self._with_known_files(prompt, lambda sent: ask(sent, remaining_seconds))
+        def attempt(remaining: RemainingSeconds) -> PrepareResult:
+            return self._with_known_files(prompt, lambda sent, metadata: ask(sent, metadata, remaining()))
 
-        def ask(sent: Prompt, remaining_seconds: float | None) -> PrepareResult:
+        def ask(sent: Prompt, metadata: _Metadata, remaining_seconds: float | None) -> PrepareResult:
             assembler = ResultAssembler(progress)
-            call = self._stub.Prepare(prepare_requests(sent), timeout=remaining_seconds, metadata=self._metadata)
+            call = self._stub.Prepare(prepare_requests(sent), timeout=remaining_seconds, metadata=metadata)
             with _cancelled_on_error(call):
                 for response in call:
                     assembler.add(response)
@@ -97,10 +99,10 @@ class Client:
             CallFailed: As `prepare`.
         """
         return self._attempts(
-            lambda remaining_seconds: self._with_known_files(
+            lambda remaining: self._with_known_files(
                 prompt,
-                lambda sent: self._stub.CountTokens(
-                    count_requests(sent), timeout=remaining_seconds, metadata=self._metadata
+                lambda sent, metadata: self._stub.CountTokens(
+                    count_requests(sent), timeout=remaining(), metadata=metadata
                 ),
             ),
             timeout_seconds,
@@ -116,7 +118,7 @@ class Client:
         """
         request = pb.GetModelRequest(model=model)
         return self._attempts(
-            lambda remaining_seconds: self._stub.GetModel(request, timeout=remaining_seconds, metadata=self._metadata),
+            lambda remaining: self._stub.GetModel(request, timeout=remaining(), metadata=self._metadata),
             timeout_seconds,
         )
 
@@ -135,12 +137,12 @@ class Client:
             CallFailed: As `prepare`; while the answer is read, too.
         """
 
-        def attempt(remaining_seconds: float | None) -> Answer:
-            return self._with_known_files(prompt, lambda sent: ask(sent, remaining_seconds))
+        def attempt(remaining: RemainingSeconds) -> Answer:
+            return self._with_known_files(prompt, lambda sent, metadata: ask(sent, metadata, remaining()))
 
-        def ask(sent: Prompt, remaining_seconds: float | None) -> Answer:
+        def ask(sent: Prompt, metadata: _Metadata, remaining_seconds: float | None) -> Answer:
             requests = generate_requests(sent, parameters)
-            return Answer(self._stub.Generate(requests, timeout=remaining_seconds, metadata=self._metadata))
+            return Answer(self._stub.Generate(requests, timeout=remaining_seconds, metadata=metadata))
 
         answer = self._attempts(attempt, timeout_seconds)
         try:
@@ -149,19 +151,20 @@ class Client:
             answer.cancel()
 
     @property
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
+    def _metadata(self) -> _Metadata:
         return call_metadata(self._credentials)
 
-    def _with_known_files(self, prompt: Prompt, ask: Callable[[Prompt], _Result]) -> _Result:
+    def _with_known_files(self, prompt: Prompt, ask: Callable[[Prompt, _Metadata], _Result]) -> _Result:
         """Make one call; files that the service has had are named, and sent only if it does not have them any more."""
         known = self._known_files
+        digests = {} if known is None else digests_of(prompt)
+        metadata = (*self._metadata, *routing_metadata(prompt, digests))
         if known is None:
-            return ask(prompt)
-        digests = digests_of(prompt)
+            return ask(prompt, metadata)
         named = known.named(prompt, digests)
         if named is not None:
             try:
-                result = ask(named)
+                result = ask(named, metadata)
             except grpc.RpcError as error:
                 if failure_of(error).reason != MEDIA_NOT_CACHED:
                     raise
@@ -169,16 +172,16 @@ class Client:
             else:
                 known.found()
                 return result
-        result = ask(prompt)
+        result = ask(prompt, metadata)
         known.sent(digests.values())
         return result
 
-    def _attempts(self, attempt: Callable[[float | None], _Result], timeout_seconds: float | None) -> _Result:
-        """Make a call, again where the service asks for it. An attempt is given the seconds that it may take."""
+    def _attempts(self, attempt: Callable[[RemainingSeconds], _Result], timeout_seconds: float | None) -> _Result:
+        """Make a call, again where the service asks for it. An attempt is given what tells the seconds that it may still take."""
         retries = Retries(self._retry_seconds, timeout_seconds)
         while True:
             try:
-                return attempt(retries.remaining_seconds)
+                return attempt(lambda: retries.remaining_seconds)
             except grpc.RpcError as error:
                 failure = failure_of(error)
                 delay_seconds = retries.delay_after(failure)

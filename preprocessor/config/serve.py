@@ -128,6 +128,8 @@ class ServeSettings:
         require_seconds("--drain-seconds", self.drain_seconds)
         require_seconds("--budget-full-seconds", self.budget_full_seconds)
         require_choices(self)
+        if self.is_in_process and self.isolation == "required":
+            raise SettingError("--isolation", self.isolation, "available: nothing is isolated with --in-process")
         try:
             parse_background(self.background)
         except ValueError as error:

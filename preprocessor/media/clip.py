@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.errors import CorruptMedia
-from preprocessor.types.source import ClipInfo
+from preprocessor.types.source import ClipInfo, VideoInfo
 
 NO_FRAME = -1
 
@@ -52,7 +52,7 @@ class IndexedClip(ClipInfo):
         return np.rot90(pixels, -self.rotation_degrees // 90) if self.rotation_degrees else pixels
 
 
-def undecodable(clip: ClipInfo, index: int, key: str) -> CorruptMedia:
+def undecodable(clip: VideoInfo, index: int, key: str) -> CorruptMedia:
     """The error for a frame that cannot be decoded; it names the frame's time."""
     return CorruptMedia(
         f"{key}: the frame at {clip.times_seconds[index]:.3f} s cannot be decoded; the file is damaged there",

@@ -9,12 +9,12 @@ from preprocessor.types.request import Media
 
 
 def content_digest(medium: Media) -> bytes:
-    """SHA-256 of the file, 32 bytes.
+    """SHA-256 of the file, 32 bytes; computed here unless it is known.
 
     Raises:
         InvalidRequest: `DIGEST_MISMATCH` where the caller has given another one.
     """
-    digest = hashlib.sha256(medium.data).digest()
+    digest = medium.file_sha256 or hashlib.sha256(medium.data).digest()
     if medium.content_sha256 not in (None, digest):
         raise InvalidRequest(
             f"{medium.key}: the spec states another SHA-256 than that of the file, {digest.hex()}; the file was changed or "

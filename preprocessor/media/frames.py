@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from preprocessor.media.clip import IndexedClip, undecodable
 from preprocessor.types.request import OnDamage
+from preprocessor.types.source import VideoInfo
 
 Pixels = npt.NDArray[np.uint8]
 Picture = TypeVar("Picture")
@@ -61,7 +62,7 @@ class Decoder(Protocol):
 
 
 def fill(
-    good: Iterable[tuple[int, Picture]], convert: Callable[[Picture], Pixels], clip: IndexedClip, choice: Choice
+    good: Iterable[tuple[int, Picture]], convert: Callable[[Picture], Pixels], clip: VideoInfo, choice: Choice
 ) -> Iterator[Pixels]:
     """Yield one frame for each index.
 

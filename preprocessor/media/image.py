@@ -84,13 +84,16 @@ def _probe_ico(picture: bytes, limits: Limits, key: str) -> ImageInfo:
         return ImageInfo(format="ICO", width_px=width, height_px=height, decoder=decoder_of("ICO"))
 
 
-def decode_image(data: bytes, key: str = "image", background: str | None = None) -> npt.NDArray[np.uint8]:
+def decode_image(
+    data: bytes, key: str = "image", background: str | None = None, *, is_frame: bool = False
+) -> npt.NDArray[np.uint8]:
     """RGB uint8 [height, width, 3], upright; of an animation, the first frame.
 
     Checks no limit: probe the file first.
 
     Args:
         background: "#rrggbb" that everything transparent is laid on; None does as transformers does.
+        is_frame: One of a video's frames, of which transformers keeps a single transparent colour as it is stored.
     Raises:
         UnsupportedMedia: `EMPTY_MEDIA`, `NOT_MEDIA` or `UNSUPPORTED_FORMAT`.
         CorruptMedia: The header is sound and the pixels are not, or not all there.
@@ -100,7 +103,10 @@ def decode_image(data: bytes, key: str = "image", background: str | None = None)
     """
     ground = _colour(background)
     with _open_image(data, key) as opened:
-        return _pixels_of(_loaded(opened, key), ground)
+        image = _loaded(opened, key)
+        if is_frame:
+            image.info.pop("transparency", None)
+        return _pixels_of(image, ground)
 
 
 def load_picture(data: bytes, key: str = "image", background: str | None = None) -> Image.Image:

@@ -18,6 +18,7 @@ A clip's frames are what a full decode shows, in its order and at its times. Rea
 | `pyav`, `opencv`, `webp` | decoders, behind `frames.Decoder` |
 | `apng` | animations that FFmpeg does not decode |
 | `frames` | what happens to a frame that cannot be decoded |
+| `frame_list` | a video that came as a list of frames |
 
 Frames are upright: a display matrix is applied (see `orientation` for who else does).
 """
@@ -35,6 +36,7 @@ from preprocessor.errors import InvalidRequest
 from preprocessor.media.apng import check_blending
 from preprocessor.media.clip import IndexedClip
 from preprocessor.media.container import keep_going
+from preprocessor.media.frame_list import decode_frame_list
 from preprocessor.media.frames import Choice, Decoded, Decoder, Substituted, unreported
 from preprocessor.media.image_formats import decoder_of
 from preprocessor.media.opencv import decode_with_opencv, opencv_version
@@ -42,7 +44,7 @@ from preprocessor.media.probe import probe_file
 from preprocessor.media.pyav import decode_with_pyav
 from preprocessor.media.webp import decode_webp, is_webp, probe_webp
 from preprocessor.types.request import OnDamage
-from preprocessor.types.source import ClipInfo
+from preprocessor.types.source import FrameListInfo, VideoInfo
 
 VIDEO_BACKENDS: Mapping[str, Decoder] = {"pyav": decode_with_pyav, "opencv": decode_with_opencv}
 
@@ -74,12 +76,14 @@ def probe_video(
     return probe(data, limits, key, check, on_damage)
 
 
-def video_decoder_of(clip: ClipInfo, backend: str) -> str:
+def video_decoder_of(clip: VideoInfo, backend: str) -> str:
     """The libraries that decode a clip, with versions: "FFmpeg 8.1.2".
 
     Args:
         backend: As `decode_frames`'s.
     """
+    if isinstance(clip, FrameListInfo):
+        return clip.decoder
     if backend == "opencv":
         return opencv_version()
     return decoder_of("WEBP") if clip.codec == "webp" else f"FFmpeg {av.ffmpeg_version_info}"
@@ -87,7 +91,7 @@ def video_decoder_of(clip: ClipInfo, backend: str) -> str:
 
 def decode_frames(
     data: bytes,
-    clip: ClipInfo,
+    clip: VideoInfo,
     indices: npt.NDArray[np.int64],
     key: str = "video",
     check: Callable[[], None] = keep_going,
@@ -102,7 +106,7 @@ def decode_frames(
     Exactly one frame an index. A yielded array is valid until the next one is asked for, and may be a turned view.
 
     Args:
-        clip: As `probe_video` returned it for these bytes.
+        clip: As `probe_video` or `probe_frame_list` returned it for these bytes.
         indices: Ascending, 0 <= index < clip.frame_count.
         check: Called between packets; raises to stop the decode.
         on_damage: REPEAT puts the last good frame in the place of one that cannot be decoded, or the next good one where
@@ -123,7 +127,10 @@ def decode_frames(
             reason="UNKNOWN_DECODER",
             media_key=key,
         )
+    choice = Choice(indices, key, check, on_damage, substituted, decoded)
+    if isinstance(clip, FrameListInfo):
+        return decode_frame_list(data, clip, choice)
     if not isinstance(clip, IndexedClip):
         raise TypeError("clip must come from probe_video, for it holds the file's packets")
     decode = decode_webp if clip.codec == "webp" and backend == "pyav" else VIDEO_BACKENDS[backend]
-    return decode(data, clip, Choice(indices, key, check, on_damage, substituted, decoded))
+    return decode(data, clip, choice)

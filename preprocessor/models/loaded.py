@@ -8,7 +8,7 @@ The rest of the program asks the model or the plan, and does not look at which o
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,6 +36,7 @@ ones too; and a stopwatch, whose stages "resize" and "patch" it ends. A row's va
 
 
 _SECONDS_A_FILE_BYTE = 5e-9  # a walk over the packets and a digest
+_SECONDS_A_LISTED_FRAME = 100e-6  # its image file's header
 _PLANNING_BYTES = 16 << 20
 
 
@@ -78,6 +79,19 @@ class RowWriter:
     normalized: npt.NDArray[Any] | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedItem:
+    """An item as some request had it, for others with the same file and settings. It pickles.
+
+    Attributes:
+        item: Its key and its first row are those of that request.
+        layout: What the model's family has decided beside it: a `models.family.ItemLayout`.
+    """
+
+    item: ItemPlan
+    layout: Any
+
+
 class LoadedModel(Protocol):
     """A model as far as preprocessing knows it. It pickles.
 
@@ -103,11 +117,26 @@ class LoadedModel(Protocol):
     @property
     def plans_from_headers(self) -> bool: ...
 
-    def plan(self, request: PreparationRequest, limits: Limits, check: CancelCheck) -> Plan:
+    def check_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Refuse arguments of a processor that this model does not take.
+
+        Raises:
+            InvalidRequest: `INVALID_PROCESSOR_ARGUMENTS`.
+        """
+
+    def plan(
+        self,
+        request: PreparationRequest,
+        limits: Limits,
+        check: CancelCheck,
+        planned_items: MutableMapping[str, PlannedItem],
+    ) -> Plan:
         """Plan a request that `pipeline.request_checks.check_request` has let through.
 
         Args:
             check: Called between packets; whatever it raises ends the work.
+            planned_items: By media key, items that are planned already: their files are not read, and may be empty. A model that
+                plans from headers adds all others.
         Raises:
             InvalidRequest, UnsupportedMedia, CorruptMedia, LimitExceeded: As `pipeline.plan`.
         """
@@ -128,4 +157,6 @@ class LoadedModel(Protocol):
 def header_workload(request: PreparationRequest) -> Workload:
     """Of a plan from headers alone; the worker holds a copy of its own of each file."""
     file_bytes = sum(len(medium.data) for medium in request.media)
-    return Workload(file_bytes * _SECONDS_A_FILE_BYTE, file_bytes + _PLANNING_BYTES)
+    listed_count = sum(len(medium.frames.sizes_bytes) for medium in request.media if medium.frames is not None)
+    seconds = file_bytes * _SECONDS_A_FILE_BYTE + listed_count * _SECONDS_A_LISTED_FRAME
+    return Workload(seconds, file_bytes + _PLANNING_BYTES)

@@ -9,10 +9,11 @@ import av
 
 from preprocessor.config import Limits
 from preprocessor.media.cpu import within_cpu_seconds
+from preprocessor.media.frame_list import choose_every_frame, probe_frame_list
 from preprocessor.media.image import probe_image
 from preprocessor.media.video import probe_video, video_decoder_of
 from preprocessor.types.request import Media, Modality
-from preprocessor.types.source import ClipInfo, FrameChoice, ImageInfo
+from preprocessor.types.source import ClipInfo, FrameChoice, FrameListInfo, ImageInfo, VideoInfo
 
 ChooseFrames = Callable[[ClipInfo, Media], FrameChoice]
 
@@ -27,7 +28,7 @@ class ProbedMedium:
     """
 
     medium: Media
-    source: ImageInfo | ClipInfo | None
+    source: ImageInfo | VideoInfo | None
     frames: FrameChoice | None
 
     @property
@@ -47,15 +48,19 @@ def probe_medium(medium: Media, limits: Limits, check: Callable[[], None], choos
 
     Args:
         check: Called between packets; whatever it raises ends the work.
-        choose: Which frames of a video to use.
+        choose: Which frames of a video to use; not asked where the caller has chosen them.
     Raises:
-        UnsupportedMedia, CorruptMedia, LimitExceeded, InvalidRequest: As `probe_image`, `probe_video` and `choose`.
+        UnsupportedMedia, CorruptMedia, LimitExceeded, InvalidRequest: As `probe_image`, `probe_video`, `probe_frame_list`
+            and `choose`.
     """
     match medium.modality:
         case Modality.IMAGE:
             return ProbedMedium(medium, probe_image(medium.content, limits, medium.key), None)
         case Modality.VIDEO:
             check_file = within_cpu_seconds(limits.max_file_cpu_seconds, check, medium.key)
+            if medium.frames is not None:
+                listed = probe_frame_list(medium, medium.frames, limits, check_file)
+                return ProbedMedium(medium, listed, choose_every_frame(listed, medium.frames))
             clip = probe_video(medium.content, limits, medium.key, check_file, medium.on_damage)
             return ProbedMedium(medium, clip, choose(clip, medium))
         case Modality.AUDIO:
@@ -71,6 +76,6 @@ def decoder_of(probed: ProbedMedium, video_decoder: str) -> str:
     match probed.source:
         case ImageInfo() as image:
             return image.decoder
-        case ClipInfo() as clip:
+        case ClipInfo() | FrameListInfo() as clip:
             return video_decoder_of(clip, video_decoder)
     return f"FFmpeg {av.ffmpeg_version_info}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from importlib.metadata import version
 
@@ -28,4 +29,5 @@ def pixel_settings(medium: Media, decoder: str, form: PixelForm | None) -> str:
     """
     rounded_to = form.value if form in (PixelForm.BF16, PixelForm.FP16) else ""
     on_damage = medium.on_damage.value if medium.modality is Modality.VIDEO else ""  # images and sounds have no policy
-    return repr((__version__, decoder, rounded_to, on_damage, medium.background))
+    frames = None if medium.frames is None else dataclasses.astuple(medium.frames)
+    return repr((__version__, decoder, rounded_to, on_damage, medium.background, frames))

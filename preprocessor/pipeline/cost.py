@@ -15,7 +15,7 @@ import numpy.typing as npt
 from preprocessor.media.clip import IndexedClip
 from preprocessor.types.plan import ItemPlan, PixelPlan, Workload
 from preprocessor.types.request import Media, OnDamage
-from preprocessor.types.source import ImageInfo
+from preprocessor.types.source import FrameListInfo, ImageInfo
 
 _SECONDS_A_DECODED_PIXEL = {"h264": 0.5e-9, "hevc": 0.7e-9, "vp9": 0.6e-9, "libdav1d": 0.8e-9}
 _SECONDS_A_DECODED_PIXEL_OF_OTHERS = 1.5e-9
@@ -31,6 +31,7 @@ _BYTES_A_RESIZED_PIXEL = 6  # three planes of the one step and of the next; of t
 # Pillow's own buffer takes 4 bytes a pixel, the RGB copy 3, a transposed or converted one 4, the planes of a resize 3.
 _BYTES_AN_IMAGE_PIXEL_OF_OTHERS = 14
 _BYTES_AN_IMAGE_PIXEL = {"JPEG2000": 28}  # OpenJPEG holds 4 bytes a channel of the whole picture beside that
+_BYTES_A_LISTED_FRAME_PIXEL = 3  # the frame before, which may stand for one that cannot be decoded
 _BYTES_A_JOB = 16 << 20  # codec contexts, packet tables, scratch
 
 
@@ -58,6 +59,11 @@ def _item_cost(item: ItemPlan, video_decoder: str) -> tuple[float, float]:
     source, rows = item.picture, item.rows
     pixels = source.width_px * source.height_px
     resized_bytes = rows.width_px * rows.height_px * 3
+    if isinstance(source, FrameListInfo):
+        decoding = _SECONDS_AN_IMAGE_PIXEL_OF_OTHERS if source.decoder else 0.0
+        seconds = item.frame_count * pixels * (decoding + _SECONDS_A_USED_PIXEL)
+        bytes_a_pixel = _BYTES_AN_IMAGE_PIXEL_OF_OTHERS + _BYTES_A_LISTED_FRAME_PIXEL
+        return seconds, pixels * bytes_a_pixel + _group_bytes(item, pixels, source.height_px)
     if not isinstance(source, IndexedClip) or item.frames is None:
         name = source.format if isinstance(source, ImageInfo) else ""
         seconds = pixels * _SECONDS_AN_IMAGE_PIXEL.get(name, _SECONDS_AN_IMAGE_PIXEL_OF_OTHERS)
@@ -67,17 +73,25 @@ def _item_cost(item: ItemPlan, video_decoder: str) -> tuple[float, float]:
     if video_decoder == "opencv":  # PyAV decodes as well, to check it: see `media.opencv`
         seconds += _seconds_from_the_start(source, item.frames.indices, pixels)
         decoder_count = 2
-    resizing_px = max(pixels, source.height_px * rows.width_px, resized_bytes // 3)
-    # Where floats are requested, a group's rows are first written as uint8.
-    group_bytes = _BYTES_A_RESIZED_PIXEL * resizing_px + rows.group_frames * resized_bytes
+    group_bytes = _group_bytes(item, pixels, source.height_px)
     return seconds, decoder_count * pixels * _BYTES_A_FRAME_PIXEL + group_bytes
+
+
+def _group_bytes(item: ItemPlan, pixels: int, height: int) -> int:
+    """Bytes that resizing a video's frames and writing a group of rows take, for frames of that size in pixels."""
+    rows = item.rows
+    resized_px = rows.width_px * rows.height_px
+    resizing_px = max(pixels, height * rows.width_px, resized_px)
+    # Where floats are requested, a group's rows are first written as uint8.
+    return _BYTES_A_RESIZED_PIXEL * resizing_px + rows.group_frames * resized_px * 3
 
 
 def cut(planned: PixelPlan, media: Sequence[Media], part_count: int) -> list[range]:
     """Divide the rows into at most `part_count` ranges of about equal work, each of which can be made alone.
 
     A cut lies between two items, or inside a video where a new group of pictures begins, so that parts decode few frames
-    twice. A video with `OnDamage.REPEAT` is not cut: a damaged frame is replaced by an earlier one.
+    twice; in a list of frames, between any two groups of rows. A video with `OnDamage.REPEAT` is not cut: a damaged frame is
+    replaced by an earlier one.
 
     Returns:
         Row ranges in order, covering all rows; a single one where no cut is possible.
@@ -97,6 +111,8 @@ def cut(planned: PixelPlan, media: Sequence[Media], part_count: int) -> list[ran
 
 def _separate_groups(item: ItemPlan) -> list[int]:
     """Groups of rows whose first frame lies in another group of pictures than that of the group before; 0 included."""
+    if isinstance(item.source, FrameListInfo):
+        return list(range(item.rows.group_count))
     if item.frames is None or not isinstance(item.source, IndexedClip):
         return [0]
     access_points = np.searchsorted(item.source.random_access_frames, item.frames.indices, "right")

@@ -13,7 +13,7 @@ from preprocessor.media.image import decode_image
 from preprocessor.media.video import decode_frames
 from preprocessor.types.plan import ItemPlan
 from preprocessor.types.request import Media
-from preprocessor.types.source import ClipInfo
+from preprocessor.types.source import ImageInfo
 
 
 def decode_item(
@@ -34,13 +34,14 @@ def decode_item(
     Raises:
         CorruptMedia: The pixels are not what the header says.
     """
-    if item.frames is None or not isinstance(item.source, ClipInfo):
+    source = item.picture
+    if item.frames is None or isinstance(source, ImageInfo):
         yield _decode_image(medium, item)
         return
     indices = item.frames.indices[frames_wanted]
     yield from decode_frames(
         medium.content,
-        item.source,
+        source,
         indices,
         item.key,
         check,

@@ -15,7 +15,7 @@ Rules that hold here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ import numpy.typing as npt
 from preprocessor.config import Limits
 from preprocessor.media.container import keep_going
 from preprocessor.media.cpu import within_cpu_seconds
-from preprocessor.models.loaded import CancelCheck, LoadedModel, RowWriter
+from preprocessor.models.loaded import CancelCheck, LoadedModel, PlannedItem, RowWriter
 from preprocessor.pipeline.decode_item import decode_item
 from preprocessor.pipeline.request_checks import check_request
 from preprocessor.types.plan import ItemPlan, PixelPlan, Plan, Substitution
@@ -62,20 +62,28 @@ def prepare(model: LoadedModel, request: PreparationRequest, limits: Limits | No
     return Prepared(plan=planned, tensors=tensors, timings=timings, substitutions=substitutions)
 
 
-def plan(model: LoadedModel, request: PreparationRequest, limits: Limits, check: CancelCheck = keep_going) -> Plan:
+def plan(
+    model: LoadedModel,
+    request: PreparationRequest,
+    limits: Limits,
+    check: CancelCheck = keep_going,
+    planned_items: MutableMapping[str, PlannedItem] | None = None,
+) -> Plan:
     """Everything but the pixels, from headers alone. For a generic model the pixels too: its processor makes all at once.
 
     Args:
         check: Called between packets; whatever it raises ends the work.
+        planned_items: As in `LoadedModel.plan`.
     Raises:
         InvalidRequest: `PLACEHOLDER_MISMATCH`, `UNKNOWN_MEDIA_KEY`, `DUPLICATE_MEDIA_KEY`, `INVALID_SAMPLING`,
             `SAMPLING_CONFLICT`, `INVALID_PIXEL_BUDGET`, `INVALID_TOKEN_ID`, `CHAT_TEMPLATE_FAILED`, `EMPTY_PROMPT`,
-            `LITERAL_TEXT_REFUSED`, `DIGEST_MISMATCH`.
+            `LITERAL_TEXT_REFUSED`, `DIGEST_MISMATCH`, `INVALID_PROCESSOR_ARGUMENTS`.
         UnsupportedMedia, CorruptMedia: A file that is not what it should be; see `probe_video` and `probe_image`.
         LimitExceeded: More than `limits` allows.
     """
     check_request(request, model.modalities, limits)
-    return model.plan(request, limits, check)
+    model.check_arguments(request.processor_arguments)
+    return model.plan(request, limits, check, {} if planned_items is None else planned_items)
 
 
 def write_pixels(

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded, UnsupportedMedia
+from preprocessor.media.frame_list import check_frame_list
 from preprocessor.media.sampling import check_sampling
 from preprocessor.types.request import Media, Modality, PreparationRequest, Sampling
 
@@ -58,6 +59,8 @@ def check_request(request: PreparationRequest, modalities: Collection[Modality],
                 media_key=medium.key,
             )
         check_sampling(medium.sampling, medium.key)
+        if medium.frames is not None:
+            check_frame_list(medium, medium.frames, limits)
         _check_pixel_budget(medium)
 
 

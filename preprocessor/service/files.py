@@ -54,7 +54,8 @@ async def store_inline(
         _check_size(medium, size_bytes, limits)
     total.check(sum(following.values()))
     resources.check_memory(inline_bytes + sum(following.values()))
-    return sources.fill(request, {key: await _store(data, resources) for key, data in inline.items()} | cached)
+    stored = await run_concurrently(*(_store(data, resources) for data in inline.values()))
+    return sources.fill(request, dict(zip(inline, stored, strict=True)) | cached)
 
 
 async def receive_files(
@@ -91,8 +92,12 @@ def _cached_files(request: PreparationRequest, sources: Sources, resources: Requ
     """Media key → file, of the media that the spec only names."""
     found: dict[str, memoryview | None] = {}
     for medium in request.media:
-        if medium.key in sources.cached and medium.content_sha256 is not None:
+        if medium.key not in sources.cached:
+            continue
+        if medium.content_sha256 is not None:
             found[medium.key] = resources.cached_file(medium.content_sha256)
+        elif medium.uuid is not None:
+            found[medium.key] = resources.named_file(medium.uuid, request.cache_salt)
     missing = [key for key, file in found.items() if file is None]
     if missing:
         raise MediaNotCached(f"{', '.join(missing)}: not here, or no more; send the file", media_key=missing[0])

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Sequence
 
+import numpy as np
+
 from engine_client import (
-    EngineCapabilities,
     EngineClient,
     EngineFailed,
     EngineRequest,
     EngineStep,
     FinishReason,
-    RowProgress,
+    HoldsItems,
     SamplingParameters,
 )
-from engine_client.contract.tensors import PIXELS
-from preprocessor.errors import PreprocessorError
+from engine_client.contract.tensors import HASH_BYTES, ITEM_HASH, PIXELS
 from preprocessor.service import writing
 from preprocessor.service.calls import Call
+from preprocessor.service.engine_pixels import EnginePixels
+from preprocessor.service.made_items import MadeItems, scoped_hashes
 from preprocessor.service.metrics import Metrics
-from preprocessor.service.tensor_stream import finish_pixels
 from preprocessor.text.detokenizer import Detokenizer
 from preprocessor.types.plan import Plan
 from preprocessor.types.request import PreparationRequest
 from preprocessor.v1 import preprocessor_pb2 as pb
-from preprocessor.workers.pixel_run import PixelRun
+
+_NO_HASHES = np.zeros((0, HASH_BYTES), np.uint8)
 
 
 @contextlib.asynccontextmanager
@@ -38,25 +39,45 @@ async def engine_request(
     sampling: SamplingParameters,
     call: Call,
     metrics: Metrics,
-    capabilities: EngineCapabilities,
+    engine: EngineClient,
+    made_items: MadeItems,
 ) -> AsyncIterator[EngineRequest]:
-    """The request for the engine. If the engine takes pieces, it can be sent while workers still write later rows of pixels."""
+    """The request for the engine. If the engine takes pieces, it can be sent while workers still write later rows of pixels.
+
+    No pixels are made of items that the engine says it holds, unless it asks for them after all.
+    """
     tensors = dict(planned.tensors)
-    if planned.pixels is None or capabilities.takes_hashes_only:
+    if planned.pixels is None or engine.capabilities.takes_hashes_only:
+        call.resources.skip_pixels()
         yield EngineRequest(call.request_id, tensors, sampling)
         return
-    run = call.resources.pixels(request.media, planned.pixels)
-    tensors[PIXELS] = pixels = await run.begun()
-    progress = RowProgress(PIXELS)
-    forwarding = asyncio.create_task(_forward_progress(run, progress, planned, call, metrics))
+    if ITEM_HASH in tensors:
+        tensors[ITEM_HASH] = scoped_hashes(tensors[ITEM_HASH], call.resources.cache_scope)
+    hashes = tensors.get(ITEM_HASH, _NO_HASHES)
+    pixels = EnginePixels(
+        request.media,
+        planned,
+        call,
+        metrics,
+        takes_pieces=engine.capabilities.takes_pieces,
+        on_made=lambda substitutions: made_items.add(hashes, substitutions),
+    )
+    told = made_items.find(hashes) if isinstance(engine, HoldsItems) and engine.holds(hashes) else None
     try:
-        if not capabilities.takes_pieces:
-            await forwarding
-            await progress.wait_past(len(pixels) - 1)  # raises what ended the rows early
-        yield EngineRequest(call.request_id, tensors, sampling, progress if capabilities.takes_pieces else None)
-        await forwarding
+        if told is None:
+            made = await pixels.make()
+            yield EngineRequest(call.request_id, tensors | {PIXELS: made.array}, sampling, made.pending)
+        else:
+            call.resources.skip_pixels()
+            yield EngineRequest(call.request_id, tensors, sampling, pixels_on_demand=pixels.make)
+        await pixels.finish()
     finally:
-        forwarding.cancel()
+        pixels.cancel()
+    result = "miss" if told is None else "lost" if pixels.are_asked_for else "hit"
+    metrics.engine_held_items.labels(result).inc(len(planned.pixels.items))
+    if result == "hit":
+        call.cached_item_count = len(planned.pixels.items)
+        call.substitutions += writing.write_substitutions(planned, told or ())
 
 
 async def stream_answers(
@@ -74,7 +95,8 @@ async def stream_answers(
         EngineFailed: A step is of an answer that was not asked for.
     """
     started, first_token_at = time.perf_counter(), 0.0
-    metrics.sent_bytes.labels("engine").inc(sum(array.nbytes for array in request.tensors.values()))
+    small_bytes = sum(array.nbytes for name, array in request.tensors.items() if name != PIXELS)
+    metrics.sent_bytes.labels("engine").inc(small_bytes)  # `EnginePixels` counts the others
     answers, observe_gap = [_Answer(detokenizer) for detokenizer in detokenizers], metrics.between_tokens.observe
     open_count = len(answers)
     # The memory is reused once the engine has read all of it. That may be after the call, if it ends before its first token.
@@ -109,16 +131,6 @@ async def stream_answers(
         for one in answers
     ]
     return pb.Completion(finish_reason=ends[0].finish_reason, completion_token_count=token_count, answers=ends)
-
-
-async def _forward_progress(run: PixelRun, progress: RowProgress, planned: Plan, call: Call, metrics: Metrics) -> None:
-    """Report finished rows to the engine client, or the error that ended them."""
-    try:
-        async for first_row, row_count in run.finished_rows():
-            progress.finish(first_row + row_count)
-        await finish_pixels(run, planned, call, metrics)
-    except PreprocessorError as error:
-        progress.fail(error)
 
 
 class _Answer:

@@ -24,7 +24,7 @@ from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.versions import library_versions
 from preprocessor.types.plan import ItemPlan, Plan
 from preprocessor.types.request import Modality
-from preprocessor.types.source import ClipInfo
+from preprocessor.types.source import VideoInfo
 from preprocessor.types.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
 
@@ -94,6 +94,12 @@ class Metrics:
         self.received_bytes = self._counter("preprocessor_received_bytes", "Media bytes received")
         self.sent_bytes = self._counter("preprocessor_sent_bytes", "Tensor bytes sent, by receiver", "to")
 
+        self.engine_held_items = self._counter(
+            "preprocessor_engine_held_items",
+            "Items of prompts for the engine: held there (hit), held no more (lost), not known to be held (miss)",
+            "result",
+        )
+
         self.fetch_seconds = self._histogram(
             "preprocessor_fetch_duration_seconds",
             "Duration of fetching a file, by URL scheme and outcome",
@@ -117,6 +123,8 @@ class Metrics:
             self.worker_ends.labels(reason)
         for receiver in ("caller", "engine"):
             self.sent_bytes.labels(receiver)
+        for result in ("hit", "lost", "miss"):
+            self.engine_held_items.labels(result)
         self._reasons: set[str] = set()
         self.between_tokens = self._stages["between_tokens"]
 
@@ -172,7 +180,7 @@ class Metrics:
         in_files = 0
         for item in planned.items:
             self.pixels.labels(item.modality.name.lower()).inc(_pixel_count(item))
-            if item.modality is Modality.VIDEO and isinstance(item.source, ClipInfo):
+            if item.modality is Modality.VIDEO and isinstance(item.source, VideoInfo):
                 in_files += item.source.frame_count
         self.frames_decoded.inc(max(0, decoded_frame_count))
         # If a clip is split within a group of pictures, some frames are decoded twice.

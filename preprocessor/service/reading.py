@@ -12,8 +12,10 @@ from google.protobuf import struct_pb2
 from preprocessor.config import Limits
 from preprocessor.config.values import NO_BACKGROUND, parse_background
 from preprocessor.errors import InvalidRequest, LimitExceeded
+from preprocessor.media.walk import too_many_frames
 from preprocessor.service.fetch.data_urls import is_data_url, read_data_url
-from preprocessor.service.json_text import value_count
+from preprocessor.service.frame_lists import ENCODINGS, file_size, frame_count, inline_pictures, read_frame_list
+from preprocessor.service.json_text import read_json, value_count
 from preprocessor.service.prompts import json_texts, read_prompt
 from preprocessor.types.request import (
     FileData,
@@ -29,6 +31,7 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 
 MAX_INLINE_BYTES = 4 << 20
 MAX_KEY_BYTES = 128
+MAX_UUID_BYTES = 128
 SHA256_BYTES = 32
 
 _MODALITIES = {
@@ -96,7 +99,7 @@ def check_counts(spec: pb.PrepareSpec, limits: Limits, max_spec_parts: int) -> N
     A message of 16 MiB can hold millions of empty parts, and each would become a Python object.
 
     Raises:
-        LimitExceeded: `LIMIT_EXCEEDED`, `SPEC_TOO_LARGE`, `PROMPT_TOO_LONG`.
+        LimitExceeded: `LIMIT_EXCEEDED`, `SPEC_TOO_LARGE`, `PROMPT_TOO_LONG`, `TOO_MANY_FRAMES`.
     """
     limits.check_media_count(len(spec.media))
     if len(spec.token_ids.ids) > limits.max_prompt_length:
@@ -105,7 +108,11 @@ def check_counts(spec: pb.PrepareSpec, limits: Limits, max_spec_parts: int) -> N
             reason="PROMPT_TOO_LONG",
             field="token_ids.ids",
         )
+    listed_count = 0
     for place, medium in enumerate(spec.media):
+        listed_count += frame_count(medium)
+        if listed_count > limits.max_clip_frames:
+            raise too_many_frames(limits, medium.key)
         for name in ("indices", "times_seconds"):
             chosen_count = len(getattr(medium.sampling, name).values)
             if chosen_count > limits.max_clip_frames:
@@ -124,7 +131,8 @@ def check_counts(spec: pb.PrepareSpec, limits: Limits, max_spec_parts: int) -> N
             break
     count += _value_count(structs, max_spec_parts)
     if count <= max_spec_parts:
-        count += sum(value_count(text, max_spec_parts) for text in json_texts(spec.chat))
+        texts = [*json_texts(spec.chat), spec.processor_arguments_json]
+        count += sum(value_count(text, max_spec_parts) for text in texts)
     if count > max_spec_parts:
         raise LimitExceeded(
             f"more than {max_spec_parts} messages, parts and values of arguments in one spec; send fewer",
@@ -176,10 +184,15 @@ def read_spec(spec: pb.PrepareSpec, background: str = NO_BACKGROUND) -> tuple[Pr
         pixel_form=_lookup(_PIXEL_FORMS, spec.pixel_form, "pixel_form"),
         with_token_types=spec.with_token_types,
         cache_salt=spec.cache_salt,
+        processor_arguments=_read_processor_arguments(spec.processor_arguments_json),
     )
     urls = {medium.key: medium.url for medium in spec.media if medium.url and not is_data_url(medium.url)}
-    sizes = {medium.key: medium.size_bytes for medium in spec.media if medium.HasField("size_bytes")}
+    sizes = {medium.key: size for medium in spec.media if (size := file_size(medium)) is not None}
     return request, Sources(chunked, urls, same_file, sizes, cached)
+
+
+def _read_processor_arguments(text: str) -> dict[str, Any]:
+    return read_json(text, dict, "processor_arguments_json") if text else {}
 
 
 def _read_media(medium: pb.Media, place: int, background: str) -> Media:
@@ -191,18 +204,18 @@ def _read_media(medium: pb.Media, place: int, background: str) -> Media:
     source = medium.WhichOneof("source")
     if source is None or (source == "url" and not medium.url):
         raise InvalidRequest(
-            f"{medium.key}: no source; give inline_data, chunked, same_file_as, url or cached",
+            f"{medium.key}: no source; give inline_data, chunked, same_file_as, url, cached or inline_frames",
             reason="MEDIA_SOURCE_MISSING",
             media_key=medium.key,
         )
-    if len(medium.inline_data) > MAX_INLINE_BYTES:
+    data = inline_pictures(medium, path) if source == "inline_frames" else medium.inline_data
+    if len(data) > MAX_INLINE_BYTES:
         raise LimitExceeded(
-            f"{medium.key}: {len(medium.inline_data)} bytes inline; above {MAX_INLINE_BYTES} send chunks",
+            f"{medium.key}: {len(data)} bytes inline; above {MAX_INLINE_BYTES} send chunks",
             reason="INLINE_TOO_LARGE",
-            field=f"{path}.inline_data",
+            field=f"{path}.{source}",
             media_key=medium.key,
         )
-    data = medium.inline_data
     if is_data_url(medium.url):
         data = read_data_url(medium.url, medium.key, MAX_INLINE_BYTES)
     content_sha256 = medium.content_sha256 if medium.HasField("content_sha256") else None
@@ -213,9 +226,17 @@ def _read_media(medium: pb.Media, place: int, background: str) -> Media:
             field=f"{path}.content_sha256",
             media_key=medium.key,
         )
-    if source == "cached" and content_sha256 is None:
+    uuid = medium.uuid if medium.HasField("uuid") else None
+    if uuid is not None and not 0 < len(uuid.encode()) <= MAX_UUID_BYTES:
         raise InvalidRequest(
-            f"{medium.key}: cached without a content_sha256 that names the file",
+            f"{medium.key}: a uuid has 1 to {MAX_UUID_BYTES} bytes",
+            reason="INVALID_UUID",
+            field=f"{path}.uuid",
+            media_key=medium.key,
+        )
+    if source == "cached" and content_sha256 is None and uuid is None:
+        raise InvalidRequest(
+            f"{medium.key}: cached without a content_sha256 or a uuid that names the file",
             reason="INVALID_DIGEST",
             field=f"{path}.content_sha256",
             media_key=medium.key,
@@ -225,12 +246,14 @@ def _read_media(medium: pb.Media, place: int, background: str) -> Media:
         modality=_lookup(_MODALITIES, medium.modality, f"{path}.modality"),
         data=data,
         content_sha256=content_sha256,
+        uuid=uuid,
         sampling=_read_sampling(medium.sampling, f"{path}.sampling"),
         min_pixels=medium.min_pixel_count if medium.HasField("min_pixel_count") else None,
         max_pixels=medium.max_pixel_count if medium.HasField("max_pixel_count") else None,
         cap_pixels_per_frame=medium.cap_pixels_per_frame if medium.HasField("cap_pixels_per_frame") else None,
         on_damage=_lookup(_DAMAGE_POLICIES, medium.damage_policy, f"{path}.damage_policy"),
         background=_read_background(medium, background),
+        frames=read_frame_list(medium, _lookup(ENCODINGS, medium.frames.encoding, f"{path}.frames.encoding")),
     )
 
 

@@ -26,6 +26,7 @@ from preprocessor.service.calls import Call, Calls
 from preprocessor.service.engine import pixel_form_for
 from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.files import receive_files, store_inline
+from preprocessor.service.made_items import MadeItems
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.tracing import Traces
 from preprocessor.service.upload_stream import Upload, UploadStream
@@ -71,6 +72,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         self._metrics = metrics
         self._fetcher = fetcher
         self._engine = engine
+        self._made_items = MadeItems() if settings.cache_share else MadeItems(0)
 
     # -- the four methods ----------------------------------------------------------------------------------------------
 
@@ -110,7 +112,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             await call.send(pb.GenerateResponse(header=self._header(request, planned, call, with_data=False)))
             detokenizers = [Detokenizer(self._model.tokenizer, stop_strings) for _ in range(sampling.answer_count)]
             async with generation.engine_request(
-                request, planned, sampling, call, self._metrics, engine.capabilities
+                request, planned, sampling, call, self._metrics, engine, self._made_items
             ) as engine_request:
                 completion = await generation.stream_answers(engine, engine_request, detokenizers, call, self._metrics)
             # After the context: an engine may answer before the worker has reported that all pixels are written.
@@ -158,6 +160,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             request, sources = reading.read_spec(spec, self._settings.background)
             del spec  # it holds a copy of the inline files, which the request has
             check_request(request, self._model.modalities, self._settings.limits)
+            self._model.check_arguments(request.processor_arguments)
             limits = self._settings.limits
             for key, url in sources.urls.items():
                 self._fetcher.check(url, key)
@@ -171,7 +174,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     async def _plan(self, request: PreparationRequest, call: Call) -> Plan:
         planned = await call.resources.plan(request, self._settings.limits)
         call.timings.merge(planned.timings)
-        call.resources.keep_files(request.media, planned.items)
+        call.resources.keep_files(request)
         self._metrics.observe_plan(planned)
         call.substitutions = writing.write_substitutions(planned, planned.substitutions)
         return planned

@@ -11,6 +11,7 @@ from preprocessor.config.machine import available_memory_bytes, used_memory_byte
 from preprocessor.service.health import Cause, Health
 from preprocessor.service.metrics import METHODS
 from preprocessor.workers.file_cache import FileCache
+from preprocessor.workers.plan_cache import PlanCache
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.row_cache import Eviction, RowCache
 
@@ -44,6 +45,7 @@ class StateMetrics(Collector):
         )
         yield from _cache_metrics(pool.cache)
         yield from _file_cache_metrics(pool.file_cache)
+        yield from _plan_cache_metrics(pool.plan_cache)
         yield _gauge(
             "preprocessor_memory_limit_bytes", "Memory limit of the container or machine", available_memory_bytes()
         )
@@ -115,6 +117,19 @@ def _file_cache_metrics(cache: FileCache) -> Iterator[Metric]:
         ),
         {"hit": cache.hit_count, "miss": cache.miss_count},
     )
+
+
+def _plan_cache_metrics(cache: PlanCache) -> Iterator[Metric]:
+    yield _gauge("preprocessor_plan_cache_bytes", "Plans of items that stay, beside the budget", cache.size_bytes)
+    yield _by_label(
+        CounterMetricFamily(
+            "preprocessor_plan_cache_items", "Items whose plan was known, or was not", labels=("result",)
+        ),
+        {"hit": cache.hit_count, "miss": cache.miss_count},
+    )
+    evictions = CounterMetricFamily("preprocessor_plan_cache_evictions", "Plans dropped for others")
+    evictions.add_metric((), cache.eviction_count)
+    yield evictions
 
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:

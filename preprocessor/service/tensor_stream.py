@@ -5,7 +5,7 @@ from __future__ import annotations
 from preprocessor.service import writing
 from preprocessor.service.calls import Call
 from preprocessor.service.metrics import Metrics
-from preprocessor.types.plan import PixelPlan, Plan
+from preprocessor.types.plan import PixelPlan, Plan, Substitution
 from preprocessor.types.request import PreparationRequest
 from preprocessor.wire.tensors import is_small, write_rows
 from preprocessor.workers.pixel_run import PixelRun
@@ -37,10 +37,11 @@ async def send_pixels(
     await finish_pixels(run, planned, call, metrics)
 
 
-async def finish_pixels(run: PixelRun, planned: Plan, call: Call, metrics: Metrics) -> None:
-    """Wait until all pixels are written, and record timings, substitutions and frame counts."""
+async def finish_pixels(run: PixelRun, planned: Plan, call: Call, metrics: Metrics) -> tuple[Substitution, ...]:
+    """Wait until all pixels are written, and record timings, substitutions and frame counts; returns the substitutions."""
     report = await run.report()
     call.timings.merge(report.timings)
     call.substitutions += writing.write_substitutions(planned, report.substitutions)
     call.cached_item_count = run.cached_item_count
     metrics.observe_pixels(planned, report.decoded_frame_count)
+    return report.substitutions

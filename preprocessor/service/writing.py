@@ -9,7 +9,7 @@ from preprocessor.models.loaded import LoadedModel, ModelPath
 from preprocessor.models.video_markers import VideoMarkers
 from preprocessor.types.plan import ItemPlan, Plan, Substitution
 from preprocessor.types.request import Modality, SamplingBasis
-from preprocessor.types.source import ClipInfo, ImageInfo, SoundInfo
+from preprocessor.types.source import ClipInfo, FrameListInfo, ImageInfo, SoundInfo, VideoInfo
 from preprocessor.types.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.vision.patches import PIXEL_DTYPES
@@ -85,7 +85,7 @@ def _write_source(item: ItemPlan, size_bytes: int) -> pb.SourceInfo:
         case ImageInfo() as image:
             message.image.format = image.format
             message.image.width_px, message.image.height_px = image.width_px, image.height_px
-        case ClipInfo() as clip:
+        case ClipInfo() | FrameListInfo() as clip:
             message.video.CopyFrom(_write_video(clip))
         case SoundInfo() as sound:
             message.audio.sample_rate_hz = sound.sample_rate_hz
@@ -93,18 +93,20 @@ def _write_source(item: ItemPlan, size_bytes: int) -> pb.SourceInfo:
     return message
 
 
-def _write_video(clip: ClipInfo) -> pb.VideoSource:
-    return pb.VideoSource(
+def _write_video(clip: VideoInfo) -> pb.VideoSource:
+    message = pb.VideoSource(
         codec=clip.codec,
         width_px=clip.width_px,
         height_px=clip.height_px,
         frame_count=clip.frame_count,
         average_fps=clip.rate,
         duration_seconds=clip.duration_seconds,
-        rotation_degrees=clip.rotation_degrees,
-        truncated=clip.is_truncated,
-        stated_frame_count=clip.stated_frame_count,
     )
+    if isinstance(clip, ClipInfo):
+        message.rotation_degrees = clip.rotation_degrees
+        message.truncated = clip.is_truncated
+        message.stated_frame_count = clip.stated_frame_count
+    return message
 
 
 def write_report(

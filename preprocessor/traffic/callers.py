@@ -183,6 +183,8 @@ class _Callers:
                 received_bytes=answer.received_bytes,
                 row_count=answer.row_count,
                 token_count=answer.token_count,
+                item_count=answer.item_count,
+                cached_item_count=answer.cached_item_count,
             )
         )
         return answer.retry_after_seconds
@@ -206,6 +208,8 @@ class _Answer:
     received_bytes: int = 0
     row_count: int = 0
     token_count: int = 0
+    item_count: int = 0
+    cached_item_count: int = 0
     outcome: str = ""
     code: str = ""
     retry_after_seconds: float = 0.0
@@ -223,9 +227,15 @@ class _Answer:
 
     def _count(self, method: str, message: bytes) -> None:
         if method == PREPARE:
-            self.row_count += pb.PrepareResponse.FromString(message).rows.row_count
+            prepared = pb.PrepareResponse.FromString(message)
+            self.row_count += prepared.rows.row_count
+            self.item_count += len(prepared.header.items)
+            self.cached_item_count += prepared.report.cached_item_count
         elif method == GENERATE:
-            self.token_count += len(pb.GenerateResponse.FromString(message).delta.token_ids)
+            generated = pb.GenerateResponse.FromString(message)
+            self.token_count += len(generated.delta.token_ids)
+            self.item_count += len(generated.header.items)
+            self.cached_item_count += generated.completion.report.cached_item_count
         else:
             self.token_count += pb.CountTokensResponse.FromString(message).token_count
 

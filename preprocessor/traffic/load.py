@@ -62,7 +62,7 @@ class Load:
         warm_up_seconds: The same load before `seconds` begin.
         beside: Each is sent repeatedly by its own caller, from before the first of `asks` until after the last.
         check: Makes a reader for a response to compare; the share `check_share` of them is compared, and always the first.
-        is_counted: Whether rows and tokens of responses are counted, which requires parsing.
+        is_counted: Whether rows, tokens and items of responses are counted, which requires parsing.
         cancel_share: Share of requests that are cancelled at a random time within `cancel_within_seconds`.
         timeout_seconds: Timeout of a request, from when it was due.
         metadata: Sent with each request.
@@ -101,6 +101,8 @@ class Ending:
             where there is none).
         code: Name of the gRPC status; empty if the caller cancelled.
         received_bytes: Of all messages of the response.
+        item_count, cached_item_count: Media in the response, and those whose pixels the service did not make for it. Counted, as
+            rows and tokens are, if `Load.is_counted`.
     """
 
     ask: Ask
@@ -113,6 +115,8 @@ class Ending:
     received_bytes: int
     row_count: int
     token_count: int
+    item_count: int = 0
+    cached_item_count: int = 0
 
     @property
     def is_answered(self) -> bool:

@@ -67,7 +67,7 @@ class Tally:
         endings: Counts by (status code, outcome), without the successful ones.
         late_count: Requests of an open loop that were sent more than `LATE_SECONDS` after they were due.
         worst_late_seconds: The longest delay of a request that was sent late.
-        received_bytes, row_count, token_count: Of successful responses.
+        received_bytes, row_count, token_count, item_count, cached_item_count: Of successful responses.
         latency: Of successful responses, from when they were due; `first_message`, until the first message of each.
         client_cpu_seconds: CPU time of the callers' processes.
     """
@@ -82,6 +82,8 @@ class Tally:
     received_bytes: int = 0
     row_count: int = 0
     token_count: int = 0
+    item_count: int = 0
+    cached_item_count: int = 0
     client_cpu_seconds: float = 0.0
     endings: Counter[tuple[str, str]] = field(default_factory=Counter)
     latency: Latencies = field(default_factory=Latencies)
@@ -104,6 +106,8 @@ class Tally:
         self.received_bytes += ending.received_bytes
         self.row_count += ending.row_count
         self.token_count += ending.token_count
+        self.item_count += ending.item_count
+        self.cached_item_count += ending.cached_item_count
         self.latency.add(ending.seconds)
         self.first_message.add(ending.first_at_seconds - ending.due_at_seconds)
 
@@ -111,7 +115,7 @@ class Tally:
         """Count what another process counted in the same window."""
         for name in (
             "due_count", "answered_count", "ended_count", "late_count", "received_bytes", "row_count", "token_count",
-            "client_cpu_seconds",
+            "item_count", "cached_item_count", "client_cpu_seconds",
         ):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.window_stop_seconds = min(self.window_stop_seconds, other.window_stop_seconds)

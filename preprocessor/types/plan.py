@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.types.request import Modality, PixelForm
-from preprocessor.types.source import ClipInfo, FrameChoice, ImageInfo, SoundInfo
+from preprocessor.types.source import FrameChoice, ImageInfo, SoundInfo, VideoInfo
 from preprocessor.types.timing import Timings
 
 
@@ -62,7 +62,7 @@ class ItemPlan:
     """One medium of a request, planned.
 
     Attributes:
-        source: Header facts; a `ClipInfo` for a video.
+        source: Header facts; a `VideoInfo` for a video.
         decoder: The libraries that decode it, with versions.
         frames: The frames chosen of a video; None for an image or a sound.
         content_sha256: Digest of the file.
@@ -74,7 +74,7 @@ class ItemPlan:
 
     key: str
     modality: Modality
-    source: ImageInfo | ClipInfo | SoundInfo
+    source: ImageInfo | VideoInfo | SoundInfo
     decoder: str
     frames: FrameChoice | None
     content_sha256: bytes
@@ -84,7 +84,7 @@ class ItemPlan:
     token_count: int = 0
 
     @property
-    def picture(self) -> ImageInfo | ClipInfo:
+    def picture(self) -> ImageInfo | VideoInfo:
         """The source of an item that has rows, which a sound never has."""
         assert not isinstance(self.source, SoundInfo), "a sound has no rows"
         return self.source

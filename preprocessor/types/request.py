@@ -63,6 +63,33 @@ class Sampling:
     basis: SamplingBasis = SamplingBasis.AUTO
 
 
+class FrameEncoding(enum.Enum):
+    """How the frames of a `FrameList` are encoded."""
+
+    IMAGE_FILE = "image file"  # JPEG, PNG or WebP
+    RGB24 = "rgb24"  # height x width x 3 bytes, without a header
+
+
+@dataclass(frozen=True, slots=True)
+class FrameList:
+    """The frames of a video that the caller has chosen. The medium's file holds their pictures one after another.
+
+    Attributes:
+        sizes_bytes: Of each picture, in order.
+        fps, times_seconds: Exactly one. Frames a second, the first frame at 0 s; or when each frame is shown, ascending.
+        width_px, height_px: Of every RGB24 frame; 0 for image files, whose headers tell.
+        duration_seconds: Length of the video that frames with times are from; None where it is not known.
+    """
+
+    sizes_bytes: tuple[int, ...] = field(repr=False)
+    fps: float | None = None
+    times_seconds: tuple[float, ...] | None = field(default=None, repr=False)
+    encoding: FrameEncoding = FrameEncoding.IMAGE_FILE
+    width_px: int = 0
+    height_px: int = 0
+    duration_seconds: float | None = None
+
+
 FileData = bytes | memoryview
 """A whole file: bytes, or a view of shared memory."""
 
@@ -79,6 +106,9 @@ class Media:
         cap_pixels_per_frame: Override the model's setting of that name; None keeps it.
         background: "#rrggbb" behind the transparent parts of an image; None does as transformers does.
         content_sha256: What the caller says that the file's SHA-256 is, 32 bytes; None where he does not say.
+        frames: Where the file is not a video but frames of one; `sampling` is then empty.
+        file_sha256: What it is, where the service has computed it; None where it is still to be computed.
+        uuid: The caller's own name for the file; None where he gives none.
     """
 
     key: str
@@ -91,6 +121,9 @@ class Media:
     on_damage: OnDamage = OnDamage.FAIL
     background: str | None = None
     content_sha256: bytes | None = None
+    frames: FrameList | None = None
+    file_sha256: bytes | None = None
+    uuid: str | None = None
 
     @property
     def content(self) -> bytes:
@@ -166,6 +199,7 @@ class PreparationRequest:
         with_token_types: Whether to add `mm_token_type_ids`.
         cache_salt: Mixed into every item's digest.
         video_decoder: A name in `media.video.VIDEO_BACKENDS`; the deployment's choice, not the caller's.
+        processor_arguments: Arguments of the model's own processor by name, on the generic path alone.
     """
 
     prompt: ChatPrompt | TextPrompt | TokenPrompt
@@ -174,3 +208,4 @@ class PreparationRequest:
     with_token_types: bool = False
     cache_salt: str = ""
     video_decoder: str = "pyav"
+    processor_arguments: Mapping[str, Any] = field(default_factory=dict)

@@ -76,6 +76,37 @@ class ClipInfo:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class FrameListInfo:
+    """Header facts of a video that came as a list of frames.
+
+    Attributes:
+        codec: "RGB24", or the formats of its image files, such as "JPEG".
+        decoder: The libraries that decode them, with versions; empty for RGB24.
+        rate: Frames a second on average: frame_count = rate x duration_seconds.
+        duration_seconds: As the caller gave it; else from the first frame's time to the end of the last frame's display, which
+            stays as long as the others do on average.
+        times_seconds: When each frame is shown, float64 [frame_count], ascending.
+        offsets: Where each frame's picture begins in the file and where the last one ends, int64 [frame_count + 1].
+    """
+
+    codec: str
+    decoder: str
+    width_px: int
+    height_px: int
+    rate: float
+    duration_seconds: float
+    times_seconds: npt.NDArray[np.float64] = field(repr=False)
+    offsets: npt.NDArray[np.int64] = field(repr=False)
+
+    @property
+    def frame_count(self) -> int:
+        return len(self.times_seconds)
+
+
+VideoInfo = ClipInfo | FrameListInfo
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class FrameChoice:
     """The frames to decode.
 

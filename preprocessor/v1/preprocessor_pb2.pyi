@@ -61,6 +61,30 @@ MODALITY_AUDIO: Modality.ValueType  # 3
 """Sound, from any file that holds some, a video too. For models whose own processor takes sound."""
 Global___Modality: _TypeAlias = Modality  # noqa: Y015
 
+class _FrameEncoding:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FrameEncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FrameEncoding.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FRAME_ENCODING_UNSPECIFIED: _FrameEncoding.ValueType  # 0
+    """The same as FRAME_ENCODING_IMAGE_FILE."""
+    FRAME_ENCODING_IMAGE_FILE: _FrameEncoding.ValueType  # 1
+    """Each is a JPEG, PNG or WebP file, upright as displayed; an alpha channel is dropped."""
+    FRAME_ENCODING_RGB24: _FrameEncoding.ValueType  # 2
+    """Each is height_px x width_px pixels from left to right and from top to bottom, 3 bytes a pixel: red, green, blue."""
+
+class FrameEncoding(_FrameEncoding, metaclass=_FrameEncodingEnumTypeWrapper):
+    """How the pictures of a `FrameList` are encoded."""
+
+FRAME_ENCODING_UNSPECIFIED: FrameEncoding.ValueType  # 0
+"""The same as FRAME_ENCODING_IMAGE_FILE."""
+FRAME_ENCODING_IMAGE_FILE: FrameEncoding.ValueType  # 1
+"""Each is a JPEG, PNG or WebP file, upright as displayed; an alpha channel is dropped."""
+FRAME_ENCODING_RGB24: FrameEncoding.ValueType  # 2
+"""Each is height_px x width_px pixels from left to right and from top to bottom, 3 bytes a pixel: red, green, blue."""
+Global___FrameEncoding: _TypeAlias = FrameEncoding  # noqa: Y015
+
 class _SamplingBasis:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -397,6 +421,7 @@ class PrepareSpec(_message.Message):
     PIXEL_FORM_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     WITH_TOKEN_TYPES_FIELD_NUMBER: _builtins.int
+    PROCESSOR_ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model for which the prompt is meant; empty for the one served. Any other name fails with NOT_FOUND."""
     text: _builtins.str
@@ -410,6 +435,14 @@ class PrepareSpec(_message.Message):
     """Mixed into every `Item.digest`. Tenants with different salts never share a cache entry."""
     with_token_types: _builtins.bool
     """Adds the tensor `mm_token_type_ids`, INT32 [L]: the modality's number of each of the L tokens, 0 for text."""
+    processor_arguments_json: _builtins.str
+    """Generic path only: further arguments of the model's own processor as the JSON text of an object, such as
+    {"do_pan_and_scan": true} or {"images_kwargs": {"size": {"height": 448, "width": 448}}}: the `processor_kwargs` of
+    transformers' apply_chat_template. Names and types are those that the processor declares; what the service itself
+    decides (device, frames, the form of tensors) is refused, as is everything on the fast path
+    (INVALID_PROCESSOR_ARGUMENTS). {"load_audio_from_video": true} puts the sound of each video between its frames, for
+    processors that do so (Qwen-Omni's).
+    """
     @_builtins.property
     def chat(self) -> Global___ChatPrompt:
         """Messages, rendered with the model's chat template."""
@@ -433,10 +466,11 @@ class PrepareSpec(_message.Message):
         pixel_form: Global___PixelForm.ValueType = ...,
         cache_salt: _builtins.str = ...,
         with_token_types: _builtins.bool = ...,
+        processor_arguments_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "prompt", b"prompt", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "chat", b"chat", "media", b"media", "model", b"model", "pixel_form", b"pixel_form", "prompt", b"prompt", "text", b"text", "token_ids", b"token_ids", "with_token_types", b"with_token_types"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "chat", b"chat", "media", b"media", "model", b"model", "pixel_form", b"pixel_form", "processor_arguments_json", b"processor_arguments_json", "prompt", b"prompt", "text", b"text", "token_ids", b"token_ids", "with_token_types", b"with_token_types"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["chat", "text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
@@ -640,6 +674,7 @@ class Media(_message.Message):
     SAME_FILE_AS_FIELD_NUMBER: _builtins.int
     URL_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
+    INLINE_FRAMES_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     CONTENT_SHA256_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
@@ -648,6 +683,8 @@ class Media(_message.Message):
     CAP_PIXELS_PER_FRAME_FIELD_NUMBER: _builtins.int
     DAMAGE_POLICY_FIELD_NUMBER: _builtins.int
     BACKGROUND_FIELD_NUMBER: _builtins.int
+    UUID_FIELD_NUMBER: _builtins.int
+    FRAMES_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Name by which the request refers to it. Unique in the request, 1 to 128 bytes. Required."""
     modality: Global___Modality.ValueType
@@ -690,19 +727,36 @@ class Media(_message.Message):
     dropped, and a single transparent colour is put on white. Where empty, the deployment's setting --background, whose
     default is "none". Anything else fails with INVALID_BACKGROUND.
     """
+    uuid: _builtins.str
+    """The caller's own name for the file, 1 to 128 bytes. With a file, the service remembers what the name stands for, for
+    later calls of the same caller with the same cache_salt; if the same name comes with another file, that one counts
+    from then on. Where callers are not named, all of them share names: choose names that nobody can guess, or use a
+    cache_salt.
+    """
     @_builtins.property
     def chunked(self) -> Global___Chunked:
         """The file follows in MediaChunk messages."""
 
     @_builtins.property
     def cached(self) -> Global___Cached:
-        """The service has the file from an earlier call of the same caller, and content_sha256 names it. If the service does
-        not have it, or has it no more, the call fails at once with MEDIA_NOT_CACHED: send the file then.
+        """The service has the file from an earlier call of the same caller, and content_sha256 or uuid names it; where both
+        are given, content_sha256. If the service does not have it, or has it no more, the call fails at once with
+        MEDIA_NOT_CACHED: send the file then.
         """
+
+    @_builtins.property
+    def inline_frames(self) -> Global___InlineFrames:
+        """With `frames` only: the pictures of all frames, in order, at most 4 MiB together."""
 
     @_builtins.property
     def sampling(self) -> Global___Sampling:
         """Videos only: which frames to use; the model's own rule where absent."""
+
+    @_builtins.property
+    def frames(self) -> Global___FrameList:
+        """Videos only: the file is not a video but the frames of one, which the caller has chosen. Every frame is used, at the
+        time that the caller states; `sampling` is refused beside it.
+        """
 
     def __init__(
         self,
@@ -714,6 +768,7 @@ class Media(_message.Message):
         same_file_as: _builtins.str = ...,
         url: _builtins.str = ...,
         cached: Global___Cached | None = ...,
+        inline_frames: Global___InlineFrames | None = ...,
         size_bytes: _builtins.int | None = ...,
         content_sha256: _builtins.bytes | None = ...,
         sampling: Global___Sampling | None = ...,
@@ -722,10 +777,12 @@ class Media(_message.Message):
         cap_pixels_per_frame: _builtins.bool | None = ...,
         damage_policy: Global___DamagePolicy.ValueType = ...,
         background: _builtins.str = ...,
+        uuid: _builtins.str | None = ...,
+        frames: Global___FrameList | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_content_sha256", b"_content_sha256", "_max_pixel_count", b"_max_pixel_count", "_min_pixel_count", b"_min_pixel_count", "_size_bytes", b"_size_bytes", "cached", b"cached", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "content_sha256", b"content_sha256", "inline_data", b"inline_data", "max_pixel_count", b"max_pixel_count", "min_pixel_count", b"min_pixel_count", "same_file_as", b"same_file_as", "sampling", b"sampling", "size_bytes", b"size_bytes", "source", b"source", "url", b"url"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_content_sha256", b"_content_sha256", "_max_pixel_count", b"_max_pixel_count", "_min_pixel_count", b"_min_pixel_count", "_size_bytes", b"_size_bytes", "_uuid", b"_uuid", "cached", b"cached", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "content_sha256", b"content_sha256", "frames", b"frames", "inline_data", b"inline_data", "inline_frames", b"inline_frames", "max_pixel_count", b"max_pixel_count", "min_pixel_count", b"min_pixel_count", "same_file_as", b"same_file_as", "sampling", b"sampling", "size_bytes", b"size_bytes", "source", b"source", "url", b"url", "uuid", b"uuid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_content_sha256", b"_content_sha256", "_max_pixel_count", b"_max_pixel_count", "_min_pixel_count", b"_min_pixel_count", "_size_bytes", b"_size_bytes", "background", b"background", "cached", b"cached", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "content_sha256", b"content_sha256", "damage_policy", b"damage_policy", "inline_data", b"inline_data", "key", b"key", "max_pixel_count", b"max_pixel_count", "min_pixel_count", b"min_pixel_count", "modality", b"modality", "same_file_as", b"same_file_as", "sampling", b"sampling", "size_bytes", b"size_bytes", "source", b"source", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame", "_content_sha256", b"_content_sha256", "_max_pixel_count", b"_max_pixel_count", "_min_pixel_count", b"_min_pixel_count", "_size_bytes", b"_size_bytes", "_uuid", b"_uuid", "background", b"background", "cached", b"cached", "cap_pixels_per_frame", b"cap_pixels_per_frame", "chunked", b"chunked", "content_sha256", b"content_sha256", "damage_policy", b"damage_policy", "frames", b"frames", "inline_data", b"inline_data", "inline_frames", b"inline_frames", "key", b"key", "max_pixel_count", b"max_pixel_count", "min_pixel_count", b"min_pixel_count", "modality", b"modality", "same_file_as", b"same_file_as", "sampling", b"sampling", "size_bytes", b"size_bytes", "source", b"source", "url", b"url", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cap_pixels_per_frame: _TypeAlias = _typing.Literal["cap_pixels_per_frame"]  # noqa: Y015
     _WhichOneofArgType__cap_pixels_per_frame: _TypeAlias = _typing.Literal["_cap_pixels_per_frame", b"_cap_pixels_per_frame"]  # noqa: Y015
@@ -737,7 +794,9 @@ class Media(_message.Message):
     _WhichOneofArgType__min_pixel_count: _TypeAlias = _typing.Literal["_min_pixel_count", b"_min_pixel_count"]  # noqa: Y015
     _WhichOneofReturnType__size_bytes: _TypeAlias = _typing.Literal["size_bytes"]  # noqa: Y015
     _WhichOneofArgType__size_bytes: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes"]  # noqa: Y015
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["inline_data", "chunked", "same_file_as", "url", "cached"]  # noqa: Y015
+    _WhichOneofReturnType__uuid: _TypeAlias = _typing.Literal["uuid"]  # noqa: Y015
+    _WhichOneofArgType__uuid: _TypeAlias = _typing.Literal["_uuid", b"_uuid"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["inline_data", "chunked", "same_file_as", "url", "cached", "inline_frames"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cap_pixels_per_frame) -> _WhichOneofReturnType__cap_pixels_per_frame | None: ...
@@ -750,9 +809,99 @@ class Media(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__size_bytes) -> _WhichOneofReturnType__size_bytes | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__uuid) -> _WhichOneofReturnType__uuid | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
 Global___Media: _TypeAlias = Media  # noqa: Y015
+
+@_typing.final
+class FrameList(_message.Message):
+    """Frames that the caller has chosen. The medium's file holds the picture of each, one after another, and nothing else. All
+    pictures have one size as displayed; others fail with RESOLUTION_CHANGE. The limits of a video's frames apply.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENCODING_FIELD_NUMBER: _builtins.int
+    SIZES_BYTES_FIELD_NUMBER: _builtins.int
+    WIDTH_PX_FIELD_NUMBER: _builtins.int
+    HEIGHT_PX_FIELD_NUMBER: _builtins.int
+    FPS_FIELD_NUMBER: _builtins.int
+    TIMES_SECONDS_FIELD_NUMBER: _builtins.int
+    DURATION_SECONDS_FIELD_NUMBER: _builtins.int
+    encoding: Global___FrameEncoding.ValueType
+    """How each picture is encoded."""
+    width_px: _builtins.int
+    """Width of every frame with FRAME_ENCODING_RGB24, and required there; absent for image files, which state their own."""
+    height_px: _builtins.int
+    """Height of every frame, as `width_px`."""
+    fps: _builtins.float
+    """Frames per second, above 0. The first frame is shown at 0 seconds."""
+    duration_seconds: _builtins.float
+    """With times_seconds only: length of the video that the frames are from, above the last time. Qwen2.5-VL's temporal positions
+    follow from the average rate, which is the number of frames / duration_seconds; where absent, that of the mean interval
+    between the frames, or 1 for a single one.
+    """
+    @_builtins.property
+    def sizes_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Size of each picture, in order; at least one. With `inline_frames`, which tell it, empty. The sum is the size of the file."""
+
+    @_builtins.property
+    def times_seconds(self) -> Global___FrameTimes:
+        """Seconds from the beginning of the video that the frames are from: at least 0, one for each frame, each greater than the
+        one before.
+        """
+
+    def __init__(
+        self,
+        *,
+        encoding: Global___FrameEncoding.ValueType = ...,
+        sizes_bytes: _abc.Iterable[_builtins.int] | None = ...,
+        width_px: _builtins.int = ...,
+        height_px: _builtins.int = ...,
+        fps: _builtins.float = ...,
+        times_seconds: Global___FrameTimes | None = ...,
+        duration_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_duration_seconds", b"_duration_seconds", "duration_seconds", b"duration_seconds", "fps", b"fps", "times_seconds", b"times_seconds", "timing", b"timing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_duration_seconds", b"_duration_seconds", "duration_seconds", b"duration_seconds", "encoding", b"encoding", "fps", b"fps", "height_px", b"height_px", "sizes_bytes", b"sizes_bytes", "times_seconds", b"times_seconds", "timing", b"timing", "width_px", b"width_px"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__duration_seconds: _TypeAlias = _typing.Literal["duration_seconds"]  # noqa: Y015
+    _WhichOneofArgType__duration_seconds: _TypeAlias = _typing.Literal["_duration_seconds", b"_duration_seconds"]  # noqa: Y015
+    _WhichOneofReturnType_timing: _TypeAlias = _typing.Literal["fps", "times_seconds"]  # noqa: Y015
+    _WhichOneofArgType_timing: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__duration_seconds) -> _WhichOneofReturnType__duration_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_timing) -> _WhichOneofReturnType_timing | None: ...
+
+Global___FrameList: _TypeAlias = FrameList  # noqa: Y015
+
+@_typing.final
+class InlineFrames(_message.Message):
+    """The pictures of a `FrameList`, in place of a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PICTURES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pictures(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """One for each frame."""
+
+    def __init__(
+        self,
+        *,
+        pictures: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pictures", b"pictures"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InlineFrames: _TypeAlias = InlineFrames  # noqa: Y015
 
 @_typing.final
 class Chunked(_message.Message):
@@ -1412,7 +1561,7 @@ class VideoSource(_message.Message):
     TRUNCATED_FIELD_NUMBER: _builtins.int
     STATED_FRAME_COUNT_FIELD_NUMBER: _builtins.int
     codec: _builtins.str
-    """FFmpeg's name of the codec, such as "h264"."""
+    """FFmpeg's name of the codec, such as "h264"; of a `FrameList`, how its pictures are encoded, such as "JPEG" or "RGB24"."""
     width_px: _builtins.int
     """Width, upright as displayed."""
     height_px: _builtins.int
@@ -1566,7 +1715,9 @@ class Report(_message.Message):
     pixel_bytes: _builtins.int
     """Size of the pixel tensor; on the generic path, of every tensor but those of the text."""
     cached_item_count: _builtins.int
-    """Items whose pixels were not made for this call: they were cached, or were being made for another call."""
+    """Items whose pixels were not made for this call: they were cached, or were being made for another call, or the
+    engine holds what it made of all of them.
+    """
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageTime]:
         """Time spent in each stage."""

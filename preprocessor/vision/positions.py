@@ -45,12 +45,16 @@ def mrope_positions(
     """
     positions = np.empty((3, length), dtype=np.int32)
     cursor = following = 0
+    axes_of: dict[Grid, npt.NDArray[np.int32]] = {}  # a clip's frames have one grid, mostly
     intervals = [1.0] * len(spans) if time_intervals is None else time_intervals
     for (_, offset, count), grid, interval in zip(spans.tolist(), span_grids, intervals, strict=True):
         positions[:, cursor:offset] = np.arange(following, following + offset - cursor, dtype=np.int32)
         following += offset - cursor
-        axes = np.indices((grid.t, grid.h, grid.w), dtype=np.int32).reshape(3, count)
+        axes = axes_of.get(grid)
+        if axes is None:
+            axes = axes_of[grid] = np.indices((grid.t, grid.h, grid.w), dtype=np.int32).reshape(3, count)
         if interval != 1:
+            axes = axes.copy()
             axes[0] = axes[0].astype(np.float32) * np.float32(interval)
         positions[:, offset : offset + count] = axes + following
         following += max(grid.h, grid.w)

@@ -44,6 +44,9 @@ _CONSTRUCTORS = frozenset(
         ("numpy._core.multiarray", "scalar"),
         ("numpy._core.numeric", "_frombuffer"),
         ("preprocessor.errors", "_rebuild"),
+        ("preprocessor.models.family.rules", "ItemLayout"),
+        ("preprocessor.models.loaded", "PlannedItem"),
+        ("preprocessor.text.prompt", "Replacement"),
     }
 )
 

@@ -14,12 +14,14 @@ import numpy as np
 
 from preprocessor.config import Limits
 from preprocessor.errors import PreprocessorError
+from preprocessor.models.loaded import PlannedItem
 from preprocessor.types.plan import ItemPlan, PixelPlan, Plan
 from preprocessor.types.request import Media, PixelForm, PreparationRequest
 from preprocessor.types.result import PixelReport
 from preprocessor.types.timing import Timings
 from preprocessor.vision.patches import PIXEL_DTYPES
 
+_PLANNED = tuple[Plan, dict[str, PlannedItem]]
 _DIGEST_BYTES = 32
 _MAX_TEXT = 1 << 14  # characters of an error
 _MAX_STAGES = 64
@@ -87,13 +89,17 @@ def check_report(report: Any, plan: PixelPlan) -> None:
     _require(report.decoded_frame_count >= 0, "result", "a negative count of frames")
 
 
-def check_plan(plan: Any, request: PreparationRequest, limits: Limits) -> None:
+def check_plan(outcome: Any, request: PreparationRequest, limits: Limits) -> None:
     """Check the result of planning: that later steps can rely on its numbers, and that it is about this request.
 
+    Args:
+        outcome: A plan, and items for later requests by media key, which go to workers alone.
     Raises:
         Violation: It is not.
     """
-    _require(isinstance(plan, Plan) and conforms(plan, Plan), "result", "no plan")
+    _require(conforms(outcome, _PLANNED), "result", "no plan")
+    plan, items = outcome
+    _require(items.keys() <= {medium.key for medium in request.media}, "result", "items of other media")
     _check_timings(plan.timings)
     _check_substitutions(plan.substitutions, plan.items)
     _check_items(plan.items, request.media)
@@ -116,7 +122,8 @@ def _check_items(items: Sequence[ItemPlan], media: Sequence[Media]) -> None:
         medium, rows = given[item.key], item.rows
         _require(item.modality is medium.modality, "result", "another modality")
         _require(len(item.digest) == len(item.content_sha256) == _DIGEST_BYTES, "result", "digests of a wrong length")
-        _require(medium.content_sha256 in (None, item.content_sha256), "result", "another digest than the file's")
+        for known in (medium.content_sha256, medium.file_sha256):
+            _require(known in (None, item.content_sha256), "result", "another digest than the file's")
         counts = (rows.group_count, rows.group_rows, rows.group_frames, rows.width_px, rows.height_px, item.token_count)
         _require(min(counts) >= 0, "result", "a negative count")
         _require(item.row_start == row or not rows.row_count, "result", "rows that overlap")
@@ -164,6 +171,10 @@ def conforms(value: Any, hint: Any) -> bool:
         return any(conforms(value, one) for one in arguments)
     if origin is np.ndarray:
         return type(value) is np.ndarray and (arguments[1] == np.dtype[Any] or _is_dtype(value, arguments[1]))
+    if hint is Any:
+        return True
+    if origin is tuple and arguments[-1] is not ...:
+        return type(value) is tuple and len(value) == len(arguments) and all(map(conforms, value, arguments))
     if origin is tuple:
         return type(value) is tuple and all(conforms(one, arguments[0]) for one in value)
     if origin is list:

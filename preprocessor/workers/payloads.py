@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import cv2
 
 from preprocessor import pipeline
 from preprocessor.config import Limits
-from preprocessor.models.loaded import CancelCheck, LoadedModel
+from preprocessor.models.loaded import CancelCheck, LoadedModel, PlannedItem
 from preprocessor.types.plan import PixelPlan
 from preprocessor.types.request import Media, PreparationRequest
 from preprocessor.vision.patches import PIXEL_DTYPES
@@ -30,10 +31,15 @@ _BATCH_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlanPayload:
-    """`pipeline.plan`."""
+    """`pipeline.plan`; returns the plan, and the items that were not known, by media key.
+
+    Attributes:
+        known: By media key, pickled `PlannedItem`s, which the service has pickled itself. Their files are left out.
+    """
 
     request: PreparationRequest
     limits: Limits
+    known: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def expected_rows(self) -> range:
@@ -64,7 +70,9 @@ class PlanPayload:
         # A tokenizer that runs out of memory aborts the process, so a text that would need too much is refused first.
         tokenizing_bytes = min(self.limits.max_tokenizing_bytes, memory_left())
         limits = dataclasses.replace(self.limits, max_tokenizing_bytes=max(1, tokenizing_bytes))
-        return pipeline.plan(model, self.request, limits, check)
+        items: dict[str, PlannedItem] = {key: pickle.loads(entry) for key, entry in self.known.items()}
+        planned = pipeline.plan(model, self.request, limits, check, items)
+        return planned, {key: item for key, item in items.items() if key not in self.known}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

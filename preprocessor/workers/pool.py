@@ -39,9 +39,11 @@ from preprocessor.workers.counters import PoolCounters
 from preprocessor.workers.file_cache import FileCache
 from preprocessor.workers.fork_server import ForkServer
 from preprocessor.workers.idle_trim import IdleTrim
+from preprocessor.workers.known_uuids import KnownUuids
 from preprocessor.workers.memory_admission import MemoryAdmission, wanted_bytes
 from preprocessor.workers.payloads import PixelPayload
 from preprocessor.workers.pixel_flight import PixelFlight
+from preprocessor.workers.plan_cache import PlanCache
 from preprocessor.workers.process import WorkerDied
 from preprocessor.workers.queue import TaskQueue
 from preprocessor.workers.row_cache import ItemKey, RowCache
@@ -54,6 +56,7 @@ CANCEL_GRACE_SECONDS = 0.1
 
 _TRIES = 2
 _RETAINED_BYTES_A_WORKER = 256 << 20  # pages that stay mapped: a tensor being written, and some being sent
+_PLAN_SHARE = 16  # plans take at most one part in so many of what rows may take
 _MIN_PART_SECONDS = 0.1  # opening the file again costs a few milliseconds a part
 
 
@@ -78,6 +81,7 @@ class WorkerPool:
         files, rows: Ranges of the arena for files, and for pixels and other results.
         counters: Every count, and the only object that changes one.
         cache, file_cache: Finished rows that stay in `rows`, and files that stay in `files`.
+        plan_cache, known_uuids: What is known of files beside that.
         flights: Tensors that workers write and other requests may join, by the keys of their items.
     """
 
@@ -108,6 +112,8 @@ class WorkerPool:
         self._running: dict[Task, asyncio.Task[None]] = {}
         self.cache = RowCache(self.rows, settings.cache_bytes)
         self.file_cache = FileCache(settings.cache_bytes // FILE_SHARE)
+        self.plan_cache = PlanCache(settings.cache_bytes // _PLAN_SHARE)
+        self.known_uuids = KnownUuids(is_on=settings.cache_bytes > 0)
         self.flights: dict[tuple[ItemKey, ...], PixelFlight] = {}
         self._memory = MemoryAdmission(self.rows, self.counters, self.cache)
         self._idle_trim = IdleTrim(self.counters, self.files, self.rows)
@@ -164,6 +170,7 @@ class WorkerPool:
             await asyncio.wait(self._running.values())
         self.cache.clear()
         self.file_cache.clear()
+        self.plan_cache.clear()
         self.arena.close()
 
     # -- for requests --------------------------------------------------------------------------------------------------
@@ -272,6 +279,8 @@ class WorkerPool:
     def _begin(self, task: Task) -> None:
         worker = self.worker_set.take(task.lane, task.scope)
         task.start(worker, next(self._task_ids))
+        if task.payload_at_start is not None:
+            task.payload = task.payload_at_start()
         if isinstance(task.payload, PixelPayload) and task.tensor is not None and task.tensor.lease is not None:
             task.payload = dataclasses.replace(task.payload, offset=task.tensor.lease.offset)
         self.counters.add_working(task.working_bytes)
@@ -290,6 +299,7 @@ class WorkerPool:
             if not worker.is_for(task.scope):
                 worker = await self._change_worker(task, worker)
             outcome = await worker.run(command, task.on_rows_written, task.lease_result)
+            task.on_result(outcome)
         except WorkerDied as death:
             outcome = self._outcome_of_death(task, death)
         except Exception as error:  # any error must reach the request that caused it, or the request would wait on

@@ -50,13 +50,14 @@ class RequestTasks:
         return all(task.is_done for task in self._tasks)
 
     def begin(self) -> None:
-        """Count the request among those that wait for workers, until `end`.
+        """Count the request among those that wait for workers, until `end`. Calling it twice is fine.
 
         Raises:
             Overloaded: `QUEUE_FULL`.
         """
-        self._pool.begin_request()
-        self._is_pending = True
+        if not self._is_pending:
+            self._pool.begin_request()
+            self._is_pending = True
 
     def end(self) -> None:
         """The request needs no more workers. Calling it twice is fine."""
@@ -73,6 +74,8 @@ class RequestTasks:
         on_rows_written: Callable[[int, int], None] = _ignore,
         tensor: TensorSlot | None = None,
         cut: Callable[[int], list[Task]] | None = None,
+        payload_at_start: Callable[[], Payload] | None = None,
+        on_result: Callable[[Any], None] = lambda result: None,
     ) -> Task:
         """A task with the request's deadline; see `Task`. Either `submit` it or `add` it."""
         return Task(
@@ -84,6 +87,8 @@ class RequestTasks:
             self._lease_result,
             tensor,
             cut,
+            payload_at_start,
+            on_result,
             self._scope,
         )
 

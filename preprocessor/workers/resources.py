@@ -6,17 +6,18 @@ retained for. So leaving the context while tasks run returns at once, and the re
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 from preprocessor.config import Limits
-from preprocessor.types.plan import ItemPlan, PixelPlan, Plan
+from preprocessor.types.plan import PixelPlan, Plan
 from preprocessor.types.request import Media, PreparationRequest
 from preprocessor.types.timing import Timings
 from preprocessor.workers.arena import Arena, Lease
-from preprocessor.workers.payloads import PlanPayload
 from preprocessor.workers.pixel_run import Origin, PixelRun, begin_run
+from preprocessor.workers.plan_lookup import PlanLookup
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.refusals import file_memory_full
 from preprocessor.workers.request_tasks import RequestTasks
@@ -28,7 +29,7 @@ class RequestResources:
     Args:
         deadline_seconds: On `time.monotonic`'s clock; a task that has not started by then does not start.
         timings: Gets the time spent waiting for workers, as the stage "queue".
-        cache_scope: Requests of one scope share cached pixels, and processes.
+        cache_scope: Requests of one scope share what is cached, and processes.
     """
 
     def __init__(self, pool: WorkerPool, deadline_seconds: float, timings: Timings, cache_scope: str = "") -> None:
@@ -41,6 +42,7 @@ class RequestResources:
         self._uploading_bytes = 0
         self._is_retained = False
         self._leases: list[Lease] = []
+        self._digests: dict[int, bytes] = {}  # of files, by their offset
         self._exit_callbacks: list[Callable[[], None]] = []
 
     async def __aenter__(self) -> Self:
@@ -57,6 +59,11 @@ class RequestResources:
         if self._run is not None:
             self._run.stop_waiting()
         self.release()
+
+    @property
+    def cache_scope(self) -> str:
+        """Requests of one scope share what is made of media."""
+        return self._cache_scope
 
     @property
     def arena(self) -> Arena:
@@ -113,19 +120,43 @@ class RequestResources:
         if found is None:
             return None
         self._leases.append(found.lease.share())
+        self._digests[found.lease.offset] = content_sha256
         return self.arena.view(found.lease.offset, found.size_bytes)
 
-    def keep_files(self, media: Sequence[Media], items: Sequence[ItemPlan]) -> None:
+    @property
+    def are_files_kept(self) -> bool:
+        """Whether files may stay for later requests, which need their digests."""
+        return self._pool.plan_cache.is_on
+
+    def note_digest(self, lease: Lease, content_sha256: bytes) -> None:
+        """The file in that range has this digest."""
+        self._digests[lease.offset] = content_sha256
+
+    def named_file(self, uuid: str, cache_salt: str) -> memoryview | None:
+        """The file that the caller last sent under a uuid; None if it is not here."""
+        content_sha256 = self._pool.known_uuids.find(self._cache_scope, cache_salt, uuid)
+        if content_sha256 is None:
+            self._pool.file_cache.miss_count += 1
+            return None
+        return self.cached_file(content_sha256)
+
+    def keep_files(self, request: PreparationRequest) -> None:
         """Keep the files of a planned request for later ones."""
         leases = {lease.offset: lease for lease in self._leases}
-        digests = {item.key: item.content_sha256 for item in items}
-        for medium in media:
-            data, digest = medium.data, digests.get(medium.key)
-            if digest is None or not isinstance(data, memoryview):
+        for medium in request.media:
+            digest = self._digest_of(medium)
+            if digest is None:
                 continue
-            lease = leases.get(self.arena.offset_of(data))
-            if lease is not None:
-                self._pool.file_cache.add((self._cache_scope, digest), lease, len(data))
+            assert isinstance(medium.data, memoryview)
+            lease = leases[self.arena.offset_of(medium.data)]
+            self._pool.file_cache.add((self._cache_scope, digest), lease, len(medium.data))
+            if medium.uuid is not None:
+                self._pool.known_uuids.add(self._cache_scope, request.cache_salt, medium.uuid, digest)
+
+    def _digest_of(self, medium: Media) -> bytes | None:
+        """The digest of a file of this request, where it is known."""
+        data = medium.data
+        return self._digests.get(self.arena.offset_of(data)) if isinstance(data, memoryview) and data else None
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
@@ -139,20 +170,35 @@ class RequestResources:
             Whatever `pipeline.plan` raises.
         """
         self._tasks.begin()
-        load = self._pool.model.planning_workload(request, self._pool.rows.size_bytes // 2)
-        task = self._tasks.create(PlanPayload(request, limits), load.cpu_seconds, load.working_bytes)
+        media = tuple(dataclasses.replace(one, file_sha256=self._digest_of(one)) for one in request.media)
+        request = dataclasses.replace(request, media=media)
+        model = self._pool.model
+        fingerprint = model.fingerprint if model.plans_from_headers else None
+        lookup = PlanLookup(self._pool.plan_cache, self._cache_scope, fingerprint, request, limits)
+        payload = lookup.payload()
+        load = model.planning_workload(payload.request, self._pool.rows.size_bytes // 2)
+        # What others find out while the task waits is known when it starts.
+        task = self._tasks.create(
+            payload, load.cpu_seconds, load.working_bytes, payload_at_start=lookup.payload, on_result=lookup.keep
+        )
         self._tasks.submit(task)
-        planned: Plan = await self._tasks.result(task)
+        planned: Plan
+        planned, _ = await self._tasks.result(task)
         if planned.pixels is None:
             self._tasks.end()
         return planned
+
+    def skip_pixels(self) -> None:
+        """The request needs no pixels, as far as is known, and so no more workers."""
+        self._tasks.end()
 
     def pixels(self, media: Sequence[Media], plan: PixelPlan) -> PixelRun:
         """The pixels of a plan: cached ones, or those that workers write for another request, or begin to make them.
 
         Raises:
-            LimitExceeded, Overloaded: As `WorkerPool.submit`.
+            LimitExceeded, Overloaded: As `WorkerPool.submit`; after `skip_pixels` also `QUEUE_FULL`.
         """
+        self._tasks.begin()
         self._run = begin_run(self._pool, self._tasks, tuple(media), plan, self._cache_scope, self._deadline_seconds)
         if self._run.origin is Origin.CACHED:
             self._tasks.end()

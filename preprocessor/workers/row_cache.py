@@ -5,9 +5,15 @@ where they are; others copy them. A key holds everything that can change a row (
 within which media may be shared.
 
 Entries give way to requests: when a task needs memory, the entry that is worth least is dropped. Its worth is that of
-GreedyDual-Size-Frequency (Cherkasova, 1998): seconds saved by a hit, times its hits, divided by its size, plus the worth of the
-entry dropped last, so that entries not used for long go first. A tenth of the code of a library's cache would be glue here: the
-memory belongs to the arena, and an entry that a request reads cannot be dropped.
+GreedyDual-Size-Frequency (Cherkasova, 1998): seconds saved by a hit, times how often it is used, divided by its size, plus the
+worth of the entry dropped last, so that entries not used for long go first. Two things differ. Uses count by their square root:
+else the clip of a conversation that has ended stays in the place of those that go on. And the uses of dropped entries are
+remembered, so that popular ones that return are not taken for new ones. Hit rates on traces of thousands of requests for clips of
+four sizes, with 1 GiB: of conversations 0.69 as published, 0.76 so, 0.79 by LRU, and 0.80 with knowledge of the future
+(`tests.bench.service.bounds`); of a Zipf workload (1,000 clips, s = 1) 0.74, 0.73, 0.70 and 0.84.
+
+A tenth of the code of a library's cache would be glue here: the memory belongs to the arena, and an entry that a request reads
+cannot be dropped.
 """
 
 from __future__ import annotations
@@ -15,7 +21,8 @@ from __future__ import annotations
 import enum
 import heapq
 import itertools
-from collections import Counter
+import math
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +34,7 @@ ItemKey = tuple[str, bytes, PixelForm]
 """Scope, `ItemPlan.digest`, form."""
 
 _MOST_VOID = 64
+_MOST_REMEMBERED = 1000
 
 
 class Eviction(enum.Enum):
@@ -47,13 +55,14 @@ class _CachedTensor:
     Attributes:
         lease: The cache's own.
         seconds: CPU seconds that making it took.
+        use_count: Requests that it was made for, or that found it, earlier copies of it included.
         keys: Of the items that requests find here.
     """
 
     lease: Lease
     seconds: float
+    use_count: int
     keys: set[ItemKey] = field(default_factory=set)
-    hit_count: int = 1
     worth: float = 0.0
 
 
@@ -101,6 +110,7 @@ class RowCache:
         self._order: list[
             tuple[float, int, _CachedTensor]
         ] = []  # heap by worth; an entry is void once its worth changes
+        self._past_uses: OrderedDict[ItemKey, int] = OrderedDict()  # of items of entries that were dropped
         self._numbers = itertools.count()
         self._floor = 0.0  # the worth of the entry dropped last
         self.size_bytes = 0
@@ -126,7 +136,7 @@ class RowCache:
         self.hit_count += len(found)
         self.miss_count += len(keys) - len(found)
         for tensor in {rows.tensor for rows in found.values()}:
-            tensor.hit_count += 1
+            tensor.use_count += 1
             self._set_worth(tensor)
         self.saved_seconds += sum(
             rows.tensor.seconds * rows.size_bytes / rows.tensor.lease.size_bytes for rows in found.values()
@@ -151,7 +161,10 @@ class RowCache:
         keys = item_keys(scope, plan)
         if all(key in self._items for key in keys):
             return
-        tensor = _CachedTensor(lease.share(is_kept=True), seconds)
+        use_count = max(
+            self._items[key].tensor.use_count if key in self._items else 1 + self._past_uses.pop(key, 0) for key in keys
+        )
+        tensor = _CachedTensor(lease.share(is_kept=True), seconds, use_count)
         self._tensors.add(tensor)
         self.size_bytes += lease.size_bytes
         row_bytes = plan.size_bytes // plan.row_count
@@ -189,7 +202,7 @@ class RowCache:
             self._drop(tensor, Eviction.WORK)
 
     def _set_worth(self, tensor: _CachedTensor) -> None:
-        tensor.worth = self._floor + tensor.hit_count * tensor.seconds / tensor.lease.size_bytes
+        tensor.worth = self._floor + math.sqrt(tensor.use_count) * tensor.seconds / tensor.lease.size_bytes
         heapq.heappush(self._order, (tensor.worth, next(self._numbers), tensor))
         if len(self._order) > 2 * len(self._tensors) + _MOST_VOID:
             self._order = [entry for entry in self._order if self._is_valid(entry)]
@@ -227,6 +240,9 @@ class RowCache:
             self._floor = max(self._floor, tensor.worth)
         for key in tensor.keys:
             del self._items[key]
+            self._past_uses[key] = tensor.use_count
+        while len(self._past_uses) > _MOST_REMEMBERED:
+            self._past_uses.popitem(last=False)
         self._tensors.discard(tensor)
         self.size_bytes -= tensor.lease.size_bytes
         self.eviction_counts[why] += 1

@@ -76,6 +76,8 @@ class Task:
         deadline_seconds: On `time.monotonic`'s clock.
         on_rows_written: Called with (first row, row count) when those rows are final.
         lease_result: Leases a range of the arena for a result of that many bytes and returns its offset; None: no memory.
+        payload_at_start: Makes the payload anew when the task starts, with what is known by then.
+        on_result: Called with the result before another task starts, so that it is known to that one.
         cut: Cuts the task into at most so many parts. The task becomes the first part; the others are returned.
         scope: Whose task it is: tasks of one scope may run in one process.
         context: The request's context, so that log lines about the task carry its request id, whichever task's end starts it.
@@ -93,6 +95,8 @@ class Task:
     lease_result: Callable[[int], int | None]
     tensor: TensorSlot | None = None
     cut: Callable[[int], list[Task]] | None = None
+    payload_at_start: Callable[[], Payload] | None = None
+    on_result: Callable[[Any], None] = lambda result: None
     scope: str = ""
     context: Context = field(default_factory=copy_context)
     done: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())

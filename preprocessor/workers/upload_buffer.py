@@ -8,6 +8,7 @@ undeclared size, chunks wait in a `StagingBuffer`, and count as used memory.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import mmap
 
 from preprocessor.types.request import FileData
@@ -16,6 +17,9 @@ from preprocessor.workers.resources import RequestResources
 
 _MIN_RECEIVED_SHARE = 4  # one part in so many of the declared bytes must have arrived
 _EXTENT_BYTES = 4 << 20
+_DIGESTED_AT_ONCE_BYTES = (
+    64 << 10
+)  # more is digested in a thread: it takes longer than the event loop should be held up
 
 
 class StagingBuffer:
@@ -69,6 +73,7 @@ class UploadBuffer:
         self._declared_bytes: int | None = None
         self._staging = StagingBuffer()
         self._lease: Lease | None = None
+        self._sha256 = hashlib.sha256() if resources.are_files_kept else None
         resources.on_exit(self._staging.drop)
 
     def announce(self, size_bytes: int) -> None:
@@ -95,6 +100,11 @@ class UploadBuffer:
         else:
             self._resources.arena.write(self._lease.offset + self.size_bytes, data)
         self.size_bytes = received_bytes
+        if self._sha256 is not None:
+            if len(data) > _DIGESTED_AT_ONCE_BYTES:
+                await asyncio.to_thread(self._sha256.update, data)
+            else:
+                self._sha256.update(data)
 
     async def finish(self) -> memoryview:
         """The whole file, as a view of the arena.
@@ -103,6 +113,8 @@ class UploadBuffer:
             Overloaded: `MEMORY_BUDGET_FULL`, `SHARED_MEMORY_FULL`.
         """
         lease = await self._move_to_arena(self.size_bytes) if self._lease is None else self._lease
+        if self._sha256 is not None:
+            self._resources.note_digest(lease, self._sha256.digest())
         return self._resources.arena.view(lease.offset, self.size_bytes)
 
     async def _move_to_arena(self, size_bytes: int) -> Lease:

@@ -18,8 +18,8 @@ SECONDS = 120.0
 class HeldUpload:
     """A `Prepare` that has sent half of its file: accepted, without a response yet."""
 
-    def __init__(self, channel: grpc.aio.Channel, file: bytes) -> None:
-        self._call: Any = pb_grpc.PreprocessorStub(channel).Prepare(timeout=SECONDS)
+    def __init__(self, channel: grpc.aio.Channel, file: bytes, metadata: tuple[tuple[str, str], ...] = ()) -> None:
+        self._call: Any = pb_grpc.PreprocessorStub(channel).Prepare(timeout=SECONDS, metadata=metadata)
         self._file = file
 
     async def begin(self) -> None:
@@ -60,10 +60,10 @@ class BegunAnswer:
         return digest_of(self._messages)
 
 
-async def prepare(channel: grpc.aio.Channel, file: bytes) -> str:
+async def prepare(channel: grpc.aio.Channel, file: bytes, metadata: tuple[tuple[str, str], ...] = ()) -> str:
     """A small call from beginning to end."""
     request = pb.PrepareRequest(spec=chat("What is this?", image(data=file)))
-    call: Any = pb_grpc.PreprocessorStub(channel).Prepare(iter([request]), timeout=SECONDS)
+    call: Any = pb_grpc.PreprocessorStub(channel).Prepare(iter([request]), timeout=SECONDS, metadata=metadata)
     return digest_of([message async for message in call])
 
 

@@ -101,7 +101,8 @@ async def running_envoy(directory: Path, replica_ports: Sequence[int], tls: Path
     try:
         await eventually(lambda: process.poll() is not None or _is_open(admin_port))
         assert process.poll() is None, log.read_text()
-        await envoy.until_healthy(set(replica_ports))
+        for cluster in ("preprocessor", "preprocessor-by-media"):
+            await envoy.until_healthy(set(replica_ports), cluster)
         yield envoy
     finally:
         process.kill()

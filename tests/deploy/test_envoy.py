@@ -7,11 +7,9 @@ import base64
 import json
 import shutil
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,15 @@ import pytest
 import pytest_asyncio
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from preprocessor.client import AsyncClient, chat, image
 from preprocessor.client.channel import CHANNEL_OPTIONS
+from preprocessor.client.routing import MEDIA_DIGEST
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
+from tests.deploy.balanced import PHOTO, Balanced
 from tests.deploy.calls import SECONDS, BegunAnswer, HeldUpload, prepare
 from tests.deploy.envoy import DIRECTORY, Envoy, configuration, running_envoy
-from tests.deploy.replicas import Replica, running_replicas
+from tests.deploy.replicas import running_replicas
 from tests.deploy.tools import envoy_binary
 from tests.engine.certificates import SERVER_NAME, Authority, Signed
 from tests.local_service import LOOPBACK
@@ -34,45 +35,10 @@ from tests.waiting import PATIENCE_SECONDS, eventually
 
 pytestmark = pytest.mark.timeout(300)  # replicas take seconds to start, more on a busy machine
 
-PHOTO = photo(160, 120)
 LARGE_CLIP = moving_shapes_clip(seconds=2, width=640, height=480)
 """Some 50 MB of pixels."""
 SERVICE = "/preprocessor.v1.Preprocessor"
-
-
-@dataclass(frozen=True, slots=True)
-class Balanced:
-    """The replicas, and Envoy before them."""
-
-    replicas: list[Replica]
-    envoy: Envoy
-    channel: grpc.aio.Channel
-
-    async def in_flight(self, replica: Replica) -> int:
-        return int(await replica.metric("preprocessor_requests_in_flight", method="Prepare"))
-
-    async def all_in_flight(self, count: int) -> list[int]:
-        """Open calls of each replica, once there are so many together."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            counts = [await self.in_flight(replica) for replica in self.replicas]
-            if sum(counts) == count:
-                return counts
-            assert time.monotonic() < deadline, f"{counts} calls are open, and not {count}"
-            await asyncio.sleep(0.02)
-
-    async def connect(self) -> None:
-        """Have Envoy connect to every replica.
-
-        It does so with the first call of each, and does not count those that wait for the connection: to a replica that it
-        has never called it sends more than its share.
-        """
-        held: list[HeldUpload] = []
-        while not all(await self.all_in_flight(len(held))):
-            held.append(HeldUpload(self.channel, PHOTO))
-            await held[-1].begin()
-        await asyncio.gather(*(upload.finish() for upload in held))
-        await self.all_in_flight(0)
+CONVERSATION_COUNT, TURN_COUNT = 30, 4
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -128,6 +94,40 @@ async def test_calls_under_way_are_spread_within_a_fifth(balanced: Balanced) -> 
     await asyncio.gather(*(upload.begin() for upload in uploads))
     counts = await balanced.all_in_flight(90)
     assert all(abs(count - 30) <= 6 for count in counts), counts
+    assert len(set(await asyncio.gather(*(upload.finish() for upload in uploads)))) == 1
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+async def test_turns_of_a_conversation_find_their_media_where_the_client_names_them(
+    balanced: Balanced, is_named: bool
+) -> None:
+    """The hit rate of conversations of four turns, of which a single replica would have three hits."""
+    before = await balanced.items()
+    async with AsyncClient(balanced.envoy.address) as client:
+        for number in range(CONVERSATION_COUNT):
+            picture = photo(64, 48, seed=2 * number + is_named)
+            for turn in range(TURN_COUNT):
+                if is_named:
+                    more = [image(photo(48, 64, seed=TURN_COUNT * number + turn))] if turn else []
+                    await client.prepare(chat([{"role": "user", "content": [image(picture), *more]}]))
+                else:
+                    await prepare(balanced.channel, picture)
+    found = await balanced.items()
+    hit_count = found["hit"] - before["hit"]
+    possible_count = CONVERSATION_COUNT * (TURN_COUNT - 1)
+    print(f"hits: {hit_count} of {possible_count} possible")
+    if is_named:
+        assert hit_count >= 0.95 * possible_count
+    else:  # by lot, a turn meets one of the replicas that have had an earlier one: 0, 1/3, 5/9, 19/27 of the time
+        assert hit_count < 0.8 * possible_count
+
+
+async def test_a_medium_that_everybody_asks_for_does_not_fill_its_replica(balanced: Balanced) -> None:
+    """It gets at most 1.5 times the mean, rounded up; Envoy's two threads may each choose it for one more."""
+    uploads = [HeldUpload(balanced.channel, PHOTO, ((MEDIA_DIGEST, "popular"),)) for _ in range(30)]
+    await asyncio.gather(*(upload.begin() for upload in uploads))
+    counts = await balanced.all_in_flight(len(uploads))
+    assert 10 < max(counts) <= 17, counts
     assert len(set(await asyncio.gather(*(upload.finish() for upload in uploads)))) == 1
 
 
@@ -328,6 +328,9 @@ async def test_replicas_that_drain_or_die_lose_only_started_responses(balanced: 
     digests = set(await asyncio.gather(*(prepare(balanced.channel, PHOTO) for _ in range(12))))
     killed.kill()
     digests |= set(await asyncio.gather(*(prepare(balanced.channel, PHOTO) for _ in range(12))))
+    # Media that met the two find the third at once.
+    each = [((MEDIA_DIGEST, str(number)),) for number in range(12)]
+    digests |= set(await asyncio.gather(*(prepare(balanced.channel, PHOTO, metadata) for metadata in each)))
     assert len(digests) == 1
 
     assert len(set(await asyncio.gather(*(upload.finish() for upload in uploads)))) == 1

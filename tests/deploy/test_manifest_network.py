@@ -15,7 +15,12 @@ from tests.deploy.manifests import (
 )
 from tests.deploy.tools import DEPLOY
 
-REPLICAS = {"preprocessor": SERVICE_NAME, "generate": health_name("Generate")}
+REPLICAS = {
+    "preprocessor": SERVICE_NAME,
+    "preprocessor-by-media": SERVICE_NAME,
+    "generate": health_name("Generate"),
+    "generate-by-media": health_name("Generate"),
+}
 """Envoy's clusters that are the replicas, and the name by which each asks for their health."""
 
 

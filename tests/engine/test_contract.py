@@ -20,6 +20,8 @@ from engine_client.contract.tensors import (
     FEATURE_OUTPUTS,
     FEATURE_TENSORS,
     FIRST_ROW,
+    HELD_INPUTS,
+    HELD_OUTPUTS,
     ContractTensor,
 )
 from engine_client.triton.backend.rows import normalize_patches
@@ -237,9 +239,9 @@ CONFIGURATIONS = [
 def test_models_declare_the_contract_s_tensors(path: Path) -> None:
     inputs, _ = declared_tensors(path)
     contract = as_declared(CONTRACT_INPUTS)
-    assert {name: tensor for name, tensor in inputs.items() if name not in FEATURE_TENSORS} == contract | {
-        FIRST_ROW: ("INT64", (1,))
-    }
+    others = {name: tensor for name, tensor in inputs.items() if name not in FEATURE_TENSORS}
+    held = as_declared(HELD_INPUTS) if others.keys() & HELD_INPUTS.keys() else {}
+    assert others == contract | held | {FIRST_ROW: ("INT64", (1,))}
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.parent.name)
@@ -249,6 +251,7 @@ def test_models_declare_the_features_that_they_have_with_their_outputs(path: Pat
     assert features
     assert features == as_declared({name: FEATURE_TENSORS[name] for name in features})
     expected = [as_declared(FEATURE_OUTPUTS[name]) for name in features if name in FEATURE_OUTPUTS]
+    expected += [as_declared(HELD_OUTPUTS)] if inputs.keys() & HELD_INPUTS.keys() else []
     assert {name: tensor for name, tensor in outputs.items() if name not in ("token_ids", "finish_reason")} == {
         name: tensor for each in expected for name, tensor in each.items()
     }

@@ -50,6 +50,18 @@ def test_a_run_is_all_whole_steps_that_have_come(start: int, row_count: int, exp
     assert (run and (run.start, run.stop, run.grids)) == expected
 
 
+def test_runs_leave_out_the_steps_of_skipped_items() -> None:
+    grids = np.array([[1, 4, 4], [2, 6, 4], [1, 2, 8], [3, 4, 4]])  # rows 0-16, 16-64, 64-80, 80-128
+    runs, start = [], 0
+    plan = steps.StepPlan(grids, {1, 2})
+    while (run := plan.run(start, 112)) is not None:
+        runs.append((run.start, run.stop, run.grids, run.items))
+        start = run.stop
+    assert runs == [(0, 16, ((1, 4, 4),), (0,)), (80, 112, ((2, 4, 4),), (3,))]
+    assert steps.StepPlan(grids, {0, 1, 2, 3}).run(0, 128) is None
+    assert steps.StepPlan(grids, {0}).run(0, 30) is None
+
+
 def test_text_alone_has_no_runs_and_lacks_no_rows() -> None:
     prompt = check_prompt({"input_ids": np.array([1], np.int32)}, LAYOUT)
     assert steps.StepPlan(prompt.grids).run(0, 0) is None

@@ -6,6 +6,7 @@ vLLM's own gRPC service is held to the same tokens, from the same checkpoint and
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import random
 import re
@@ -41,6 +42,7 @@ from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
 from tests.engine import servers
 from tests.engine.direct_sampling import FREQUENCY, PRESENCE, REPETITION, TOP
+from tests.engine.held import OnDemand, written_bytes
 from tests.engine.servers import outcome_count
 from tests.engine.vllm_prompts import (
     CLIP,
@@ -125,6 +127,43 @@ def moved(rows: Array, region: OwnedRegion) -> Array:
     placed = np.frombuffer(region.buffer, np.uint8, rows.size).reshape(rows.shape)
     placed[:] = rows
     return placed
+
+
+@pytest.mark.parametrize("way", ["pieces", "whole"])
+async def test_the_next_prompt_about_the_same_items_sends_no_pixels_and_gets_the_same_tokens(
+    way: str,
+    engine: TritonEngine,
+    server: TritonServer,
+    tiny: Model,
+    expected: Mapping[str, list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if way == "whole":
+        monkeypatch.setattr(engine._model, "takes_pieces", _no)
+    for number, (kind, media) in enumerate(KINDS.items()):
+        if not media:
+            continue
+        tensors = tensors_of(tiny, media)
+        tensors["item_hash"] = tensors["item_hash"] ^ np.uint8(64 + 2 * number + (way == "whole"))
+        assert not engine.holds(tensors["item_hash"])
+        assert await answer(engine, tensors) == (expected[kind], FinishReason.LENGTH), kind
+        assert engine.holds(tensors["item_hash"])
+        sizes, again = written_bytes(monkeypatch), OnDemand(tensors)
+        greedy = dataclasses.replace(again.request, sampling=SamplingParameters(TOKEN_COUNT))
+        assert await servers.answer(engine, greedy) == expected[kind]
+        assert again.count == 0
+        assert sum(sizes) < 8192 + tensors["input_ids"].nbytes + tensors["mrope_position_ids"].nbytes
+        # A wrong guess: of an item that was never there.
+        tensors["item_hash"] = tensors["item_hash"] ^ np.uint8(128)
+        engine._held.learn([row.tobytes() for row in tensors["item_hash"]], [True] * len(tensors["item_hash"]))
+        wrong, refused = OnDemand(tensors), outcome_count(server, "not_held")
+        greedy = dataclasses.replace(wrong.request, sampling=SamplingParameters(TOKEN_COUNT))
+        assert await servers.answer(engine, greedy) == expected[kind]
+        assert (wrong.count, outcome_count(server, "not_held")) == (1, refused + 1)
+
+
+async def _no(timeout_seconds: float) -> bool:
+    return False
 
 
 async def test_rows_that_come_while_they_are_written_give_the_same_tokens(

@@ -51,7 +51,8 @@ def main(checkpoint: str, folder: str) -> None:
             tensors = dict(arrays)
         assembler = PromptAssembler(tensors, None, known.layout, TorchRows(torch.device("cpu")), is_whole=True)
         read = items.read_items(tensors, assembler.prompt, known)
-        ours = inputs.build_input(assembler.prompt, read, assembler.rows, known)
+        rows = assembler.rows.between(0, assembler.rows.row_count) if read else torch.empty(0)
+        ours = inputs.build_input(assembler.prompt, read, rows, known)
         compare(path.name, own, ours)
     print("equal")
 

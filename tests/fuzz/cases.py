@@ -16,6 +16,7 @@ from tests.fuzz.seeds import SEEDS, Seed, file_of
 _MESSAGES_SHARE = 0.15
 _COUNT_SHARE = 0.2
 _CACHED_SHARE = 0.2
+_LISTED_SHARE = 0.15
 _WEIGHTS = {pb.MODALITY_VIDEO: 5, pb.MODALITY_IMAGE: 4, pb.MODALITY_AUDIO: 2}
 
 
@@ -52,11 +53,15 @@ def make_case(run_seed: int, number: int, only: str = "") -> Case:
     seed = SEEDS[_choose(names, source)]
     donor = file_of(_choose(names, source))
     data, told = mutate(file_of(seed.name), seed.structure, source, donor)
-    spec = _spec(seed, source)
-    chunks = (pb.PrepareRequest(chunk=chunk) for chunk in media_chunks({"it": data}))
+    spec, modality = _spec(seed, source), seed.modality
+    if modality == pb.MODALITY_IMAGE and source.random() < _LISTED_SHARE:
+        data, modality = messages.list_frames(spec.media[0], file_of(seed.name), data, source), pb.MODALITY_VIDEO
+        told += ", a frame of a list"
+    files = {"it": data} if spec.media[0].HasField("chunked") else {}
+    chunks = (pb.PrepareRequest(chunk=chunk) for chunk in media_chunks(files))
     sent = [pb.PrepareRequest(spec=spec), *chunks]
     method = "CountTokens" if source.random() < _COUNT_SHARE else "Prepare"
-    return Case(number, seed.name, method, seed.modality, data, tuple(one.SerializeToString() for one in sent), told)
+    return Case(number, seed.name, method, modality, data, tuple(one.SerializeToString() for one in sent), told)
 
 
 def _choose(names: Sequence[str], source: random.Random) -> str:
@@ -73,6 +78,9 @@ def _messages_case(number: int, source: random.Random) -> Case:
     seed = SEEDS[source.choice(("mp4 h264", "image png", "gif", "image jpeg"))]
     data = file_of(seed.name)
     spec = _spec(seed, source)
+    modality = seed.modality
+    if modality == pb.MODALITY_IMAGE and source.random() < 0.5:
+        data, modality = messages.list_frames(spec.media[0], data, data, source), pb.MODALITY_VIDEO
     is_cached = source.random() < _CACHED_SHARE
     if is_cached:  # known, if an earlier case has sent the file
         spec.media[0].cached.SetInParent()
@@ -81,7 +89,8 @@ def _messages_case(number: int, source: random.Random) -> Case:
     is_generate = source.random() < 0.2
     whole = pb.GenerateSpec(prompt=spec) if is_generate else spec
     told = [spoil(whole, source)] if source.random() < 0.8 else []
-    following, how = messages.chunks({} if is_cached else {"it": data}, source)
+    is_inline = spec.media[:1] and spec.media[0].HasField("inline_frames")
+    following, how = messages.chunks({} if is_cached or is_inline else {"it": data}, source)
     request = pb.GenerateRequest if is_generate else pb.PrepareRequest
     sent = [request(spec=whole), *(request(chunk=chunk) for chunk in following)]  # type: ignore[arg-type]
     if source.random() < 0.1:
@@ -93,7 +102,7 @@ def _messages_case(number: int, source: random.Random) -> Case:
         place = source.randrange(len(serialized))
         serialized[place], raw = mutate(serialized[place], "pieces", source)
         told.append(f"message {place} as bytes: {raw}")
-    return Case(number, "messages", method, seed.modality, b"", tuple(serialized), "; ".join([*told, how]))
+    return Case(number, "messages", method, modality, b"", tuple(serialized), "; ".join([*told, how]))
 
 
 def _spec(seed: Seed, source: random.Random) -> pb.PrepareSpec:

@@ -33,6 +33,30 @@ _FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-300, 1e300, float("inf"), float("-inf"), flo
 _MAX_REPEATS = 300
 
 
+def list_frames(medium: pb.Media, picture: bytes, spoiled: bytes, source: random.Random) -> bytes:
+    """Make of a medium a list of frames: copies of a picture with a spoiled one among them, or raw pixels. Returns their file."""
+    count = source.choice((1, 2, 3, 8))
+    pictures = [picture] * count
+    pictures[source.randrange(count)] = spoiled
+    medium.modality = pb.MODALITY_VIDEO
+    medium.ClearField("sampling")
+    if source.random() < 0.2:
+        width, height = source.choice(((2, 2), (64, 48), (28, 300)))
+        pictures = [source.randbytes(width * height * 3) for _ in range(count)]
+        medium.frames.encoding, medium.frames.width_px, medium.frames.height_px = pb.FRAME_ENCODING_RGB24, width, height
+    if source.random() < 0.5:
+        medium.frames.fps = source.choice((0.5, 4.0, 29.97))
+    else:
+        medium.frames.times_seconds.values.extend(number * 0.7 for number in range(count))
+    if source.random() < 0.5:
+        medium.damage_policy = pb.DAMAGE_POLICY_TOLERANT
+    if source.random() < 0.2:
+        medium.inline_frames.pictures.extend(pictures)
+    else:
+        medium.frames.sizes_bytes.extend(map(len, pictures))
+    return b"".join(pictures)
+
+
 def spoil_spec(spec: Message, source: random.Random) -> str:
     """Put extreme values into some of its fields, at any depth. Returns what was done."""
     told = []

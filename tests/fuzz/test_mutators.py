@@ -80,16 +80,34 @@ def test_what_is_left_of_a_file_is_mutated_on() -> None:
             mutate(b"\xff", structure, random.Random(number))
 
 
+MEDIUM = pb.Media(
+    key="it",
+    sampling=pb.Sampling(),
+    frames=pb.FrameList(times_seconds=pb.FrameTimes(values=[1])),
+    inline_frames=pb.InlineFrames(pictures=[b"x"]),
+)
+
+
+def test_lists_of_frames_are_among_the_cases() -> None:
+    told = [make_case(5, number).told for number in range(400)]
+    assert any("a frame of a list" in one for one in told)
+
+
 def test_fields_of_every_kind_are_spoiled() -> None:
     told = ""
     for number in range(600):
-        spec = pb.GenerateSpec(prompt=pb.PrepareSpec(text="x", media=[pb.Media(key="it", sampling=pb.Sampling())]))
+        spec = pb.GenerateSpec(prompt=pb.PrepareSpec(text="x", media=[MEDIUM]))
         told += messages.spoil_spec(spec, random.Random(number))
         assert pb.GenerateSpec.FromString(spec.SerializeToString()).SerializeToString() == spec.SerializeToString()
     for field in (
         "Media.url",
         "Sampling.indices",
         "Sampling.fps",
+        "FrameList.sizes_bytes",
+        "FrameList.times_seconds",
+        "FrameTimes.values",
+        "FrameList.duration_seconds",
+        "InlineFrames.pictures",
         "PrepareSpec.token_ids",
         "GenerationParameters.seed",
     ):

@@ -14,8 +14,11 @@ import torch
 
 from preprocessor.models.family import Model
 from preprocessor.pipeline import prepare
-from preprocessor.types.request import PixelForm, PreparationRequest
+from preprocessor.types.plan import ItemPlan
+from preprocessor.types.request import PixelForm, PreparationRequest, SamplingBasis
+from preprocessor.types.source import FrameListInfo
 from tests.golden import oracle
+from tests.golden.tile_oracle import TileAnswer
 from tests.parity.cases import case, make_request
 from tests.parity.directories import model_named
 
@@ -34,27 +37,36 @@ def differences(model: Model, request: PreparationRequest, processor: Any = None
     pairs: dict[str, tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]] = {
         "input_ids": (tensors["input_ids"], theirs.token_ids),
         "mm_token_type_ids": (tensors["mm_token_type_ids"], theirs.token_types),
-        "mrope_position_ids": (tensors["mrope_position_ids"], theirs.positions),
-        "mrope_position_delta": (tensors["mrope_position_delta"], np.array([theirs.delta])),
+        "mrope_position_ids": (tensors.get("mrope_position_ids"), theirs.positions),
+        "mrope_position_delta": (tensors.get("mrope_position_delta"), theirs.delta),
         "second_per_grid_ts": (tensors.get("second_per_grid_ts"), theirs.seconds_per_grid),
     }
     if request.media:
         assert ours.plan.pixels is not None
         name = ours.plan.pixels.name
-        pairs["grid_thw"] = (tensors["grid_thw"], theirs.grid_thw)
+        pairs["grid_thw"] = (tensors.get("chunk_grid_thw", tensors["grid_thw"]), theirs.grid_thw)
         pairs[name] = (_bits(tensors[name]), _bits(pixels_in_form(theirs, request.pixel_form or PixelForm.UINT8)))
     found = [f"{name} {told}" for name, pair in pairs.items() if (told := _difference(*pair))]
-    frames = [None if item.frames is None else item.frames.indices.tolist() for item in ours.plan.items]
+    frames = [_frames_of(item) for item in ours.plan.items]
     if frames != theirs.frame_indices:
         found.append(f"frame indices: ours {frames}, theirs {theirs.frame_indices}")
     return found
+
+
+def _frames_of(item: ItemPlan) -> list[Any] | None:
+    """As `oracle.Answer.frame_indices`."""
+    if item.frames is None:
+        return None
+    is_timed = isinstance(item.source, FrameListInfo) and item.frames.basis is SamplingBasis.TIME
+    times: list[Any] = (item.frames.prompt_times_seconds if is_timed else item.frames.indices).tolist()
+    return times
 
 
 def run_case(number: int, folder: Path) -> list[str]:
     """What differs in this case; one that raises differs too.
 
     Args:
-        folder: Where `save_qwen3_5` wrote.
+        folder: Where `save_models` wrote.
     """
     torch.set_num_threads(1)  # a process a core
     asked = case(number)
@@ -68,7 +80,7 @@ def run_case(number: int, folder: Path) -> list[str]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def pixels_in_form(theirs: oracle.Answer, form: PixelForm) -> npt.NDArray[Any]:
+def pixels_in_form(theirs: oracle.Answer | TileAnswer, form: PixelForm) -> npt.NDArray[Any]:
     """Hugging Face's pixels as the caller asked for them; torch casts what an engine would have cast."""
     if form is PixelForm.UINT8:
         return theirs.patches

@@ -140,6 +140,9 @@ async def test_media_are_new_to_the_service_unless_they_are_to_repeat(
             figures = json.loads(output)
             assert figures["repeats_media"] is repeats
             assert figures["answered_count"] > 2
+            if method == "prepare":
+                assert figures["item_count"] == figures["answered_count"]
+                assert (figures["cached_item_count"] > 0) is repeats
         samples = await caller.samples()
     found = samples["preprocessor_cache_items_total", "hit"] + samples["preprocessor_cache_items_total", "joined"]
     assert (found > 0) is repeats

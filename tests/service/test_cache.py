@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
 from engine_client.testing import FakeEngine
-from preprocessor.client import AsyncClient, Client, Credentials, PrepareResult
+from preprocessor.client import AsyncClient, Cached, CallFailed, Client, Credentials, PrepareResult
 from preprocessor.client import chat as chat_of
 from preprocessor.client import video as video_of
 from preprocessor.client.errors import failure_of
@@ -159,3 +160,116 @@ async def asked_as(caller: Caller, name: str) -> int:
         [pb.PrepareRequest(spec=spec)], (("authorization", f"Bearer {token}"), ("x-caller", name))
     )
     return responses[-1].report.cached_item_count
+
+
+# -- a caller's own names ----------------------------------------------------------------------------------------------
+
+
+def named(uuid: str, **fields: Any) -> pb.Media:
+    """The medium of a file that was sent under that name."""
+    return pb.Media(key="clip", modality=pb.MODALITY_VIDEO, cached=pb.Cached(), uuid=uuid, **fields)
+
+
+async def test_a_file_is_found_by_the_name_that_its_caller_gave_it(model: Model) -> None:
+    async with serving(model) as caller:
+        first = await caller.prepare(chat(video("clip", CLIP, uuid="my clip")))
+        second = await caller.prepare(chat(named("my clip"), "and now?"))
+        samples = await caller.samples()
+    np.testing.assert_array_equal(first.tensors["pixel_patches"], second.tensors["pixel_patches"])
+    assert second.header.items[0].source.content_sha256 == hashlib.sha256(CLIP).digest()
+    assert (second.report.cached_item_count, second.report.received_bytes) == (1, 0)
+    assert samples["preprocessor_plan_cache_items_total", "hit"] == 1
+    assert samples["preprocessor_plan_cache_items_total", "miss"] == 1
+    assert samples["preprocessor_plan_cache_bytes",] > 0
+
+
+async def test_a_name_means_the_bytes_that_came_last(model: Model) -> None:
+    other = moving_shapes_clip(seconds=2, width=96, height=128)
+    async with serving(model) as caller:
+        for data in (CLIP, other):
+            sent = await caller.prepare(chat(video("clip", data, uuid="my clip")))
+            found = await caller.prepare(chat(named("my clip")))
+            np.testing.assert_array_equal(sent.tensors["pixel_patches"], found.tensors["pixel_patches"])
+        by_digest = await caller.prepare(chat(named("my clip", content_sha256=hashlib.sha256(CLIP).digest())))
+        assert by_digest.header.items[0].source.video.width_px == 128
+        again = await caller.prepare(chat(named("my clip")))
+        assert again.header.items[0].source.video.width_px == 128  # a digest and a name together give the name anew
+
+
+async def test_a_name_that_is_not_known_is_refused(model: Model) -> None:
+    async with serving(model) as caller:
+        await caller.prepare(chat(video("clip", CLIP, uuid="my clip"), cache_salt="salt"))
+        for spec in (chat(named("another"), cache_salt="salt"), chat(named("my clip")), chat(named("my clip"))):
+            refusal = await caller.refusal(spec)
+            assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "MEDIA_NOT_CACHED")
+        assert (await caller.prepare(chat(named("my clip"), cache_salt="salt"))).report.cached_item_count == 1
+
+
+async def test_names_of_one_caller_mean_nothing_from_another(model: Model) -> None:
+    async with serving(model, access=AccessSettings(is_insecure=True, caller_metadata="x-caller")) as caller:
+        sent = pb.PrepareRequest(spec=chat(video("clip", CLIP, uuid="my clip")))
+        await caller.send([sent], (("x-caller", "one"),))
+        request = pb.PrepareRequest(spec=chat(named("my clip")))
+        assert (await caller.send([request], (("x-caller", "one"),)))[-1].report.cached_item_count == 1
+        with pytest.raises(grpc.RpcError) as error:
+            await caller.send([request], (("x-caller", "other"),))
+        assert failure_of(error.value).reason == "MEDIA_NOT_CACHED"
+
+
+@pytest.mark.parametrize("uuid", ["", "x" * 129, "ä" * 65])
+async def test_a_name_has_1_to_128_bytes(caller: Caller, uuid: str) -> None:
+    refusal = await caller.refusal(chat(video("clip", CLIP, uuid=uuid)))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_UUID")
+    assert refusal.fields == ("media[0].uuid",)
+
+
+async def test_no_name_is_remembered_where_the_share_is_0(model: Model) -> None:
+    async with serving(model, cache_share=0.0) as caller:
+        await caller.prepare(chat(video("clip", CLIP, uuid="my clip")))
+        assert (await caller.refusal(chat(named("my clip")))).reason == "MEDIA_NOT_CACHED"
+        assert (await caller.samples())["preprocessor_plan_cache_items_total", "miss"] == 0
+
+
+# -- the client --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_client_names_files_by_uuid_and_digest(model: Model) -> None:
+    async with serving(model) as caller, AsyncClient(caller.server.address, Credentials(insecure=True)) as client:
+        for source in (CLIP, Cached(uuid="my clip"), Cached(content_sha256=hashlib.sha256(CLIP).digest())):
+            uuid = "my clip" if isinstance(source, bytes) else ""
+            prompt = chat_of([{"role": "user", "content": [video_of(source, uuid=uuid), "what is this?"]}])
+            result = await client.prepare(prompt, timeout_seconds=PATIENCE_SECONDS)
+            assert result.header.items[0].source.content_sha256 == hashlib.sha256(CLIP).digest()
+        with pytest.raises(CallFailed, match="MEDIA_NOT_CACHED"):
+            await client.prepare(chat_of([{"role": "user", "content": [video_of(Cached(uuid="another"))]}]))
+
+
+async def test_a_digest_that_a_caller_states_wrongly_is_refused_each_time(model: Model) -> None:
+    large = moving_shapes_clip(seconds=4, width=320, height=240, options=(("crf", "1"),))
+    async with serving(model) as caller, AsyncClient(caller.server.address, Credentials(insecure=True)) as client:
+        prompt = chat_of([{"role": "user", "content": [video_of(large), "what is this?"]}])
+        await client.prepare(prompt, timeout_seconds=PATIENCE_SECONDS)
+        prompt.spec.media[0].content_sha256 = bytes(32)
+        for _ in range(2):
+            with pytest.raises(CallFailed, match="DIGEST_MISMATCH"):
+                await client.prepare(prompt, timeout_seconds=PATIENCE_SECONDS)
+
+
+async def test_a_file_that_is_sent_again_has_what_is_left_of_the_deadline(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = moving_shapes_clip(seconds=4, width=320, height=240, options=(("crf", "1"),))
+    async with serving(model) as caller, AsyncClient(caller.server.address, Credentials(insecure=True)) as client:
+        prompt = chat_of([{"role": "user", "content": [video_of(large), "what is this?"]}])
+        await client.prepare(prompt, timeout_seconds=PATIENCE_SECONDS)
+        caller.server.pool.file_cache.clear()
+        prepare, timeouts = client._stub.Prepare, []
+
+        def watched(requests: Any, *, timeout: float, metadata: Any) -> Any:
+            timeouts.append(timeout)
+            return prepare(requests, timeout=timeout, metadata=metadata)
+
+        monkeypatch.setattr(client._stub, "Prepare", watched)
+        await client.prepare(prompt, timeout_seconds=PATIENCE_SECONDS)
+    named_within, sent_within = timeouts
+    assert sent_within < named_within <= PATIENCE_SECONDS

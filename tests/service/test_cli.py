@@ -135,6 +135,9 @@ def test_prepare_prints_a_table_for_people(address: str, clip: Path) -> None:
     table = run("prepare", "--address", address, "--video", clip, "--fps", 5).stdout
     assert re.search(r"clip\.mp4 +h264 160x120 +10 of 60 ", table)
     assert "decode" in table
+    again = run("prepare", "--address", address, "--video", clip, "--fps", 5).stdout
+    assert "1 of 1 items cached" in again
+    assert "decode" not in again
 
 
 def test_a_refusal_is_one_line_with_its_reason(address: str, picture: Path) -> None:
@@ -152,7 +155,7 @@ def test_a_missing_file_is_named(address: str) -> None:
 )
 def test_an_empty_request_is_refused(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command]) == 1
-    assert "give --text, --video or --image" in capsys.readouterr().err
+    assert "give --text, --video, --frames, --image or --audio" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--text", "--fps", "--max-pixels", "--output"])

@@ -35,10 +35,23 @@ FIELDS = {
     "media[0].modality": chat(pb.Media(key="photo", inline_data=PHOTO)),
     "media[0].key": chat(image("", PHOTO)),
     "media[1].key": chat(image("photo", PHOTO), image("photo", PHOTO)),
+    "media[0].frames.times_seconds": chat(
+        video("clip", frames=pb.FrameList(sizes_bytes=[1], times_seconds=pb.FrameTimes(values=[-1])))
+    ),
+    "media[0].frames": chat(video("clip", inline_frames=pb.InlineFrames(pictures=[b"x"]))),
+    "media[0].frames.encoding": chat(video("clip", frames=pb.FrameList(encoding=9))),  # type: ignore[arg-type]
+    "media[0].frames.sizes_bytes": chat(
+        video(
+            "clip",
+            CLIP,
+            frames=pb.FrameList(fps=1, encoding=pb.FRAME_ENCODING_RGB24, width_px=1, height_px=1, sizes_bytes=[4]),
+        )
+    ),
     "media[0].url": chat(pb.Media(key="photo", modality=pb.MODALITY_IMAGE, url="ftp://host/photo.jpg")),
     "media[0].size_bytes": chat(image("photo", PHOTO, size_bytes=1)),
     "media[0]": chat(image("photo", b"no picture")),
     "pixel_form": chat("hi", pixel_form=99),
+    "processor_arguments_json": chat("hi", processor_arguments_json='{"device": "cuda"}'),
     "token_ids.ids": pb.PrepareSpec(token_ids=pb.TokenIds(ids=[-1])),
     "chat.messages": pb.PrepareSpec(chat=pb.ChatPrompt()),
     "chat.messages[1].role": pb.PrepareSpec(chat=pb.ChatPrompt(messages=[HI, pb.Message()])),

@@ -17,11 +17,11 @@ from preprocessor.models.registry import load_model
 from preprocessor.service.reading import read_spec
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.golden import oracle  # noqa: F401  # makes torchvision importable, before transformers looks for it
-from tests.media import photo
+from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import Caller, chat, image, serving
 from tests.service.test_prepare import assert_same_tensors
-from tests.tiny_processors import MAKERS
-from tests.unit.test_audio import encoded
+from tests.sounds import encoded, with_sound
+from tests.tiny_omni_processors import ALL_MAKERS
 
 PHOTO = photo(200, 120)
 
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module")
 async def gemma(folder: Path) -> AsyncIterator[Caller]:
-    MAKERS["gemma3"](folder / "gemma3")
+    ALL_MAKERS["gemma3"](folder / "gemma3")
     model = load_model(str(folder / "gemma3"))
     # In process: the oracle's torchvision is in this interpreter alone, and its classes are what is compared with.
     async with serving(model, is_in_process=True) as caller:
@@ -48,6 +48,22 @@ async def test_the_processor_s_tensors_equal_the_pipeline_s(gemma: Caller) -> No
     assert {"input_ids", "pixel_values"} <= result.tensors.keys()
     assert [item.key for item in result.header.items] == ["a", "b"]
     assert result.header.token_count == len(result.tensors["input_ids"])
+
+
+async def test_arguments_of_the_processor_reach_it(gemma: Caller) -> None:
+    cropping = '{"do_pan_and_scan": true, "pan_and_scan_min_crop_size": 8, "pan_and_scan_min_ratio_to_activate": 1.1}'
+    spec = chat(image("a", PHOTO), processor_arguments_json=cropping)
+    expected = pipeline.prepare(gemma.server.model, read_spec(spec)[0])
+    result = await gemma.prepare(spec)
+    assert_same_tensors(result.tensors, dict(expected.tensors))
+    assert len(result.tensors["pixel_values"]) > 1
+
+
+async def test_arguments_that_are_not_accepted_are_refused_before_the_upload(gemma: Caller) -> None:
+    medium = pb.Media(key="a", modality=pb.MODALITY_IMAGE, chunked=pb.Chunked())
+    with pytest.raises(CallFailed, match="'device' is not accepted") as caught:
+        await gemma.prepare(chat(medium, processor_arguments_json='{"device": "cuda"}'))
+    assert (caught.value.reason, caught.value.fields) == ("INVALID_PROCESSOR_ARGUMENTS", ("processor_arguments_json",))
 
 
 async def test_the_model_says_that_it_takes_the_generic_path(gemma: Caller) -> None:
@@ -88,6 +104,15 @@ async def test_the_command_line_takes_such_a_model_like_any_other(
         assert tensors.get_slice("pixel_values").get_dtype() == ("BF16" if form else "F32")
 
 
+async def test_the_command_line_takes_arguments_of_the_processor(
+    gemma: Caller, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "photo.jpg").write_bytes(PHOTO)
+    asked = ["prepare", "--local", "--model", str(folder / "gemma3"), "--image", str(folder / "photo.jpg")]
+    assert await asyncio.to_thread(main, [*asked, "--processor-arguments", '{"device": "cuda"}']) == 1
+    assert "INVALID_PROCESSOR_ARGUMENTS" in capsys.readouterr().err
+
+
 async def test_the_command_line_lists_the_pixel_forms(
     gemma: Caller, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,9 +124,20 @@ async def test_the_command_line_lists_the_pixel_forms(
 
 
 async def test_a_model_of_sound_takes_it_from_any_file(folder: Path) -> None:
-    MAKERS["qwen2_audio"](folder / "qwen2_audio")
+    ALL_MAKERS["qwen2_audio"](folder / "qwen2_audio")
     async with serving(load_model(str(folder / "qwen2_audio"))) as caller:
         sound = pb.Media(key="sound", modality=pb.MODALITY_AUDIO, inline_data=encoded("mp4", "aac", seconds=0.5))
         result = await caller.prepare(chat(sound, "What is heard?"))
     assert "input_features" in result.tensors
     assert result.header.items[0].source.audio.duration_seconds == pytest.approx(0.5, abs=0.1)
+
+
+async def test_a_video_and_its_sound_are_sent_once(folder: Path) -> None:
+    ALL_MAKERS["gemma4"](folder / "gemma4")
+    clip = with_sound(moving_shapes_clip(seconds=1, width=64, height=64), encoded("mp4", "aac"))
+    film = pb.Media(key="film", modality=pb.MODALITY_VIDEO, inline_data=clip)
+    sound = pb.Media(key="sound", modality=pb.MODALITY_AUDIO, same_file_as="film")
+    async with serving(load_model(str(folder / "gemma4"))) as caller:
+        result = await caller.prepare(chat(film, sound, "What is heard?"))
+    assert {"pixel_values_videos", "input_features"} <= result.tensors.keys()
+    assert result.header.items[1].source.audio.duration_seconds == pytest.approx(1, abs=0.1)

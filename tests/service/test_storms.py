@@ -93,6 +93,7 @@ async def test_killed_workers_cause_clean_refusals_at_most(
     assert_ended_well(traffic, count, "WORKER_LOST")
     await eventually(server.is_at_rest)
     assert worker_ends(server) - ends_before > len(killed) / 2
+    assert_the_cache_took_part(server)
     await eventually(lambda: held_bytes(server) < memory_before + MEMORY_SLACK_BYTES)
     await eventually(lambda: server.descriptor_count() <= descriptors_before)
     assert_ended_well(await drive(server.address, storm(asks, count=len(asks), check_share=1)), len(asks))
@@ -197,6 +198,7 @@ async def test_memory_and_descriptors_stay_flat_for_hours(asks: tuple[Ask, ...])
         )
         assert_ended_well(traffic, len(traffic.endings), LEFT, *CROWDED)
         assert late < early * 1.05 + 50
+        assert_the_cache_took_part(server)
         await eventually(lambda: server.descriptor_count() <= descriptors_before)
         await assert_nothing_is_left(server)
 
@@ -254,6 +256,13 @@ async def killing(server: WatchedServer, endings: list[Ending], *, every: int) -
         await asyncio.gather(task, return_exceptions=True)
 
 
+def assert_the_cache_took_part(server: WatchedServer) -> None:
+    """Some requests found pixels, some joined the work of others, and some entries had to go."""
+    items = server.metric_by("result", "preprocessor_cache_items_total")
+    assert items["hit"] > 0 < items["joined"]
+    assert sum(server.metric_by("reason", "preprocessor_cache_evictions_total").values()) > 0
+
+
 def is_busy(server: WatchedServer) -> bool:
     return server.metrics()["preprocessor_running_work"] > 0
 
@@ -269,7 +278,8 @@ def all_pixels_are_written_and_unread(server: WatchedServer, call_count: int) ->
 
 def held_bytes(server: WatchedServer) -> float:
     """Memory of the server, without what it keeps for requests with the same media."""
-    return server.pss_bytes() - server.metrics()["preprocessor_cache_bytes"]
+    kept = server.metrics()
+    return server.pss_bytes() - kept["preprocessor_cache_bytes"] - kept["preprocessor_file_cache_bytes"]
 
 
 def worker_ends(server: WatchedServer) -> float:

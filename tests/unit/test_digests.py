@@ -19,6 +19,7 @@ from preprocessor.models import versions
 from preprocessor.models.family import Model
 from preprocessor.types.request import (
     ChatPrompt,
+    FrameList,
     Media,
     MediaPart,
     Message,
@@ -31,6 +32,7 @@ from preprocessor.types.request import (
     TextPart,
 )
 from preprocessor.vision.spec import PixelSpec, VideoSpec
+from tests.frame_lists import at_times, image_files, listed, raw, sized
 from tests.media import photo
 from tests.odd_clips import encode, held, numbered, run_of
 
@@ -40,6 +42,9 @@ IMAGE = Media("item", Modality.IMAGE, photo(200, 100))
 VIDEO = Media("item", Modality.VIDEO, CLIP, sampling=Sampling(fps=2))
 HELD = Media("item", Modality.VIDEO, held([0, 100, 200, 2000, 2100, 2200], 100))
 SAMPLED = dataclasses.replace(VIDEO, sampling=Sampling())
+PICTURES = image_files(2)
+LISTED = listed(PICTURES, "item")
+PIXELS = raw(2, key="item")
 # Frames large enough for the families' caps.
 LARGE = Media("item", Modality.VIDEO, encode([numbered(5, 1280, 960)] * 4), sampling=Sampling(every_frame=True))
 
@@ -57,6 +62,17 @@ MEDIA: Mapping[str, tuple[list[Case], list[Case]]] = {  # field → (another dig
     "cap_pixels_per_frame": ([(dataclasses.replace(LARGE, max_pixels=10**7), {"cap_pixels_per_frame": True})], []),
     "background": ([(IMAGE, {"background": "#ffffff"})], []),
     "content_sha256": ([], [(IMAGE, {"content_sha256": hashlib.sha256(IMAGE.data).digest()})]),
+    "frames": (
+        [
+            (LISTED, {"frames": sized(PICTURES, FrameList((), fps=5.0))}),
+            (LISTED, {"frames": sized(PICTURES, at_times(0.0, 0.25))}),
+            (PIXELS, {"frames": dataclasses.replace(PIXELS.frames, width_px=60, height_px=90)}),
+            (PIXELS, {"frames": dataclasses.replace(PIXELS.frames, fps=None, times_seconds=(0.0, 0.25))}),
+        ],
+        [],
+    ),
+    "file_sha256": ([], [(IMAGE, {"file_sha256": hashlib.sha256(IMAGE.data).digest()})]),
+    "uuid": ([], [(IMAGE, {"uuid": "a name"})]),
     "on_damage": ([(VIDEO, {"on_damage": OnDamage.REPEAT})], [(IMAGE, {"on_damage": OnDamage.REPEAT})]),
 }
 SAMPLING: Mapping[str, Case] = {  # each chooses other frames
@@ -81,6 +97,7 @@ REQUEST: Mapping[str, tuple[list[Case], list[Case]]] = {
     ),
     "with_token_types": ([], [(VIDEO, {"with_token_types": True})]),
     "cache_salt": ([(IMAGE, {"cache_salt": "x"}), (VIDEO, {"cache_salt": "x"})], []),
+    "processor_arguments": ([], []),  # the generic path's: tests/unit/generic/test_arguments.py
     "video_decoder": ([(VIDEO, {"video_decoder": "opencv"})], [(IMAGE, {"video_decoder": "opencv"})]),
 }
 PIXEL_SPEC: Mapping[str, Any] = {
@@ -92,6 +109,7 @@ PIXEL_SPEC: Mapping[str, Any] = {
     "mean": (0.1, 0.2, 0.3),
     "std": (0.1, 0.2, 0.3),
     "rescale_factor": 1 / 256,
+    "normalizes": False,
 }
 VIDEO_SPEC: Mapping[str, tuple[str, Media, Mapping[str, Any]]] = {  # the family that heeds it, an item, other settings
     "pixels": ("qwen3-vl", VIDEO, {}),  # PIXEL_SPEC
@@ -105,6 +123,7 @@ VIDEO_SPEC: Mapping[str, tuple[str, Media, Mapping[str, Any]]] = {  # the family
         dataclasses.replace(LARGE, max_pixels=10**7, cap_pixels_per_frame=True),
         {"max_video_tokens": 16},
     ),
+    "takes_every_frame": ("qwen3-vl", SAMPLED, {"takes_every_frame": True}),
 }
 MODEL = {
     "name": NO,
@@ -119,6 +138,7 @@ MODEL = {
     "tokens_per_second": NO,
     "stop_token_ids": NO,
     "fingerprint": "in the digest",
+    "details": "in the fingerprint",
 }
 REACHING_PIXELS = {
     "background": "MEDIA",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from preprocessor.client import InvalidRequest, Medium, audio, chat, image, text, token_ids, tools, video
@@ -95,6 +97,59 @@ def test_a_video_s_sound_is_its_own_file_sent_once() -> None:
     assert sent[1].same_file_as == "clip"
 
 
+def test_frames_are_one_file_with_their_sizes(tmp_path: Path) -> None:
+    (tmp_path / "b.jpg").write_bytes(b"three")
+    (sent,) = media_of(
+        video(frames=[b"one", tmp_path / "b.jpg", str(tmp_path / "b.jpg")], times_seconds=[0, 1, 5], duration_seconds=6)
+    )
+    assert (sent.key, sent.inline_data, sent.HasField("sampling")) == ("video", b"onethreethree", False)
+    assert list(sent.frames.sizes_bytes) == [3, 5, 5]
+    assert (list(sent.frames.times_seconds.values), sent.frames.duration_seconds) == ([0, 1, 5], 6)
+
+
+def test_frames_may_be_arrays_whatever_their_layout_in_memory() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), np.uint8)
+    (sent,) = media_of(video(frames=pixels, fps=2))
+    assert sent.frames == pb.FrameList(
+        encoding=pb.FRAME_ENCODING_RGB24, sizes_bytes=[72, 72], width_px=6, height_px=4, fps=2
+    )
+    assert sent.inline_data == pixels.tobytes()
+    (mirrored,) = media_of(video(frames=[frame[:, ::-1] for frame in pixels], fps=2))
+    assert mirrored.inline_data == np.ascontiguousarray(pixels[:, :, ::-1]).tobytes()
+
+
+def test_large_frames_follow_in_chunks() -> None:
+    prompt = chat(user(video(frames=[bytes(MAX_CHUNK_BYTES), b"x"], fps=1)))
+    assert prompt.spec.media[0].WhichOneof("source") == "chunked"
+    assert dict(prompt.files) == {"video": bytes(MAX_CHUNK_BYTES) + b"x"}
+
+
+ARRAY = np.zeros((4, 6, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({}, "INVALID_FRAMES"),
+        ({"source": b"film", "frames": [b"x"], "fps": 1}, "INVALID_FRAMES"),
+        ({"source": b"film", "duration_seconds": 2}, "INVALID_FRAMES"),
+        ({"frames": [], "fps": 1}, "INVALID_FRAMES"),
+        ({"frames": [b"x"]}, "INVALID_FRAMES"),
+        ({"frames": [b"x"], "fps": 1, "times_seconds": [0]}, "INVALID_FRAMES"),
+        ({"frames": [b"x", ARRAY], "fps": 1}, "INVALID_FRAMES"),
+        ({"frames": [ARRAY[..., :1]], "fps": 1}, "INVALID_FRAMES"),
+        ({"frames": [ARRAY.astype(np.float32)], "fps": 1}, "INVALID_FRAMES"),
+        ({"frames": [ARRAY, ARRAY[1:]], "fps": 1}, "RESOLUTION_CHANGE"),
+        ({"frames": [b"x"], "fps": 1, "frame_count": 2}, "SAMPLING_CONFLICT"),
+        ({"frames": [b"x"], "fps": 1, "start_seconds": 2}, "SAMPLING_CONFLICT"),
+    ],
+)
+def test_frames_that_cannot_be_meant_are_refused(arguments: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        video(**arguments)
+    assert refused.value.reason == reason
+
+
 def test_budgets_and_sampling_are_keyword_arguments() -> None:
     (sent,) = media_of(
         video(b"", indices=[0, 5], min_pixels=1, max_pixels=2, cap_pixels_per_frame=False, tolerant=True, basis="time")
@@ -135,6 +190,11 @@ def test_tools_and_arguments_keep_their_order_and_json_text_is_sent_as_it_is() -
     assert made.spec.chat.template_arguments_json == '{"b": 1, "a": 2}'
     assert made.spec.chat.omit_generation_prompt
     assert chat("Hi", tools="[1.0]").spec.chat.tools_json == "[1.0]"
+
+
+def test_arguments_of_a_processor_keep_their_order() -> None:
+    made = text("Hi", processor_arguments={"size": {"width": 2, "height": 1}, "do_resize": True})
+    assert made.spec.processor_arguments_json == '{"size": {"width": 2, "height": 1}, "do_resize": true}'
 
 
 @pytest.mark.parametrize(

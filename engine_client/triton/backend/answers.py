@@ -3,6 +3,7 @@
 stop, length   the last token came with this finish reason
 cancelled      the client stopped it or left; nothing more is sent
 rejected       InvalidPrompt                                  INVALID_ARG
+not_held       ItemsNotHeld: the prompt comes again, whole    INVALID_ARG, its text FAILED_PRECONDITION
 refused        Refused: no place, no rows, an engine gone     UNAVAILABLE
 failed         anything else                                  INTERNAL, and logged with its traceback
 """
@@ -18,12 +19,13 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-from engine_client.contract.errors import InvalidPrompt, Refused
+from engine_client.contract.errors import InvalidPrompt, ItemsNotHeld, Refused
 from engine_client.contract.sampling import TokenLogprob
 from engine_client.contract.tensors import (
     ANSWER_INDEX,
     CANCELLED,
     FINISH_REASON,
+    HELD_ITEMS,
     LENGTH,
     LOGPROBS,
     STOP,
@@ -34,6 +36,10 @@ from engine_client.contract.tensors import (
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 REJECTED, REFUSED, FAILED = "rejected", "refused", "failed"
+NOT_HELD = "not_held"
+METRICS_LOCK = threading.Lock()
+"""To be held while any metric of this process changes: two threads that count at the same moment abort the whole server (2.51:
+lock_exception in its Python backend)."""
 
 
 class Outcomes:
@@ -45,13 +51,11 @@ class Outcomes:
         )
         self._counters = {
             outcome: self._family.Metric(labels={"model": model_name, "outcome": outcome})
-            for outcome in (STOP, LENGTH, CANCELLED, REJECTED, REFUSED, FAILED)
+            for outcome in (STOP, LENGTH, CANCELLED, REJECTED, NOT_HELD, REFUSED, FAILED)
         }
-        # Two threads that count at the same moment abort the whole server (2.51: lock_exception in its Python backend).
-        self._lock = threading.Lock()
 
     def count(self, outcome: str) -> None:
-        with self._lock:
+        with METRICS_LOCK:
             self._counters[outcome].increment(1)
 
     def close(self) -> None:
@@ -75,8 +79,13 @@ class Answer:
         self._sender = request.get_response_sender()
         self._outcomes = outcomes
         self._on_end = on_end
+        self._held_items: Sequence[bool] = ()
         self._is_ended = False
         self._lock = threading.Lock()
+
+    def tell_held(self, items: Sequence[bool]) -> None:
+        """Tell with the next tokens which items of the prompt are held from now on; the model declares that output."""
+        self._held_items = items
 
     def send(
         self,
@@ -102,6 +111,9 @@ class Answer:
                 ids, values = ([[pair[i] for pair in one.top] for one in logprobs] for i in (0, 1))
                 outputs.append(_tensor(TOP_TOKEN_IDS, ids, torch.int32))
                 outputs.append(_tensor(TOP_LOGPROBS, values, torch.float32))
+        if self._held_items:
+            outputs.append(_tensor(HELD_ITEMS, self._held_items, torch.uint8))
+            self._held_items = ()
         if finish_reason is not None:
             outputs.append(pb_utils.Tensor(FINISH_REASON, np.array([finish_reason.encode()], np.object_)))
         self._sender.send(pb_utils.InferenceResponse(output_tensors=outputs))
@@ -119,6 +131,8 @@ class Answer:
         """It ended in an error, the caller's or ours: the table above says whose."""
         if isinstance(failure, InvalidPrompt):
             self._finish(REJECTED, error("INVALID_ARGUMENT", str(failure)))
+        elif isinstance(failure, ItemsNotHeld):
+            self._finish(NOT_HELD, error("FAILED_PRECONDITION", str(failure)))
         elif isinstance(failure, Refused):
             self._finish(REFUSED, error("UNAVAILABLE", str(failure)))
         else:
@@ -151,6 +165,7 @@ def error(status: str, text: str) -> Any:
     """An error with the gRPC status in its text as well: a stream's replies carry the text alone."""
     codes = {
         "INVALID_ARGUMENT": pb_utils.TritonError.INVALID_ARG,
+        "FAILED_PRECONDITION": pb_utils.TritonError.INVALID_ARG,
         "UNAVAILABLE": pb_utils.TritonError.UNAVAILABLE,
         "INTERNAL": pb_utils.TritonError.INTERNAL,
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,21 @@ from preprocessor.errors import LimitExceeded
 from preprocessor.models.family.item import plan_item
 from preprocessor.models.family.prompt import render_prompt
 from preprocessor.models.family.rules import ItemLayout, ModelSettings
-from preprocessor.models.loaded import CancelCheck
-from preprocessor.text.prompt import expand_text, expand_token_ids, token_types
+from preprocessor.models.loaded import CancelCheck, PlannedItem
+from preprocessor.text.prompt import expand_text, expand_token_ids
 from preprocessor.types.plan import ExpandedPrompt, ItemPlan, PixelPlan, Plan
 from preprocessor.types.request import PixelForm, PreparationRequest, TokenPrompt
 from preprocessor.types.timing import Timings
 from preprocessor.vision.patches import PIXEL_DTYPES
 
 
-def plan_from_headers(model: ModelSettings, request: PreparationRequest, limits: Limits, check: CancelCheck) -> Plan:
+def plan_from_headers(
+    model: ModelSettings,
+    request: PreparationRequest,
+    limits: Limits,
+    check: CancelCheck,
+    planned_items: MutableMapping[str, PlannedItem],
+) -> Plan:
     """See `LoadedModel.plan`."""
     timings = Timings()
     with timings.stage("plan"):
@@ -30,7 +37,12 @@ def plan_from_headers(model: ModelSettings, request: PreparationRequest, limits:
         layouts: list[ItemLayout] = []
         row_count = 0
         for medium in media:
-            item, layout = plan_item(model, request, medium, row_count, limits, check)
+            known = planned_items.get(medium.key)
+            if known is None:
+                item, layout = plan_item(model, request, medium, row_count, limits, check)
+                planned_items[medium.key] = PlannedItem(item, layout)
+            else:
+                item, layout = dataclasses.replace(known.item, key=medium.key, row_start=row_count), known.layout
             items.append(item)
             layouts.append(layout)
             row_count += item.rows.row_count
@@ -85,7 +97,7 @@ def _item_tensors(
             "item_hash": np.frombuffer(b"".join(item.digest for item in items), np.uint8).reshape(-1, 32),
         }
     if request.with_token_types:
-        tensors["mm_token_type_ids"] = token_types(prompt, [item.modality for item in items])
+        tensors["mm_token_type_ids"] = model.family.token_types(prompt, items, model)
     if items and request.pixel_form in (None, PixelForm.UINT8):
         tensors["pixel_mean"] = np.array(model.image.mean, np.float32)
         tensors["pixel_std"] = np.array(model.image.std, np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.config import Limits
-from preprocessor.errors import CorruptMedia, LimitExceeded
+from preprocessor.errors import CorruptMedia, InvalidRequest, LimitExceeded, UnsupportedMedia
 from preprocessor.media.audio import extract_audio
 from preprocessor.media.cpu import within_cpu_seconds
 from preprocessor.media.frames import unreported
@@ -18,10 +18,13 @@ from preprocessor.media.sampling import choose_frames, count_for_fps, spread_eve
 from preprocessor.media.video import decode_frames
 from preprocessor.models.probe import ChooseFrames, ProbedMedium, probe_medium
 from preprocessor.types.request import Media, Modality, SamplingBasis
-from preprocessor.types.source import ClipInfo, FrameChoice
+from preprocessor.types.source import ClipInfo, FrameChoice, FrameListInfo, ImageInfo
 
 # What transformers' video processors of chat models sample by where they sample (5.23, Qwen3VLVideoProcessor).
 _FPS, _MIN_FRAMES, _MAX_FRAMES = 2.0, 4, 768
+
+# Of a file that was read as a video: it has no sound, or its format (GIF, say) holds none.
+_SILENT = frozenset({"NO_AUDIO_STREAM", "UNSUPPORTED_FORMAT", "NOT_MEDIA"})
 
 
 def choose_evenly(clip: ClipInfo, medium: Media) -> FrameChoice:
@@ -35,6 +38,17 @@ def choose_evenly(clip: ClipInfo, medium: Media) -> FrameChoice:
         return spread_evenly(total, count)
 
     return choose_frames(clip, medium.sampling, spread, medium.key)
+
+
+def choose_every(clip: ClipInfo, medium: Media) -> FrameChoice:
+    """The caller's choice; by default every frame, for a model whose configuration turns sampling off.
+
+    Source: transformers 5.23, ProcessorMixin.apply_chat_template: a rate or a count of the caller turns it on again.
+    """
+    sampling = medium.sampling
+    if sampling.fps is not None or sampling.frame_count is not None:
+        return choose_evenly(clip, medium)
+    return choose_frames(clip, sampling, lambda total, _: np.arange(total), medium.key)
 
 
 def probe_media(
@@ -81,18 +95,49 @@ def decode(
     return extract_audio(medium.content, sample_rate_hz, limits, medium.key, check)
 
 
+def sound_of_video(
+    probed: ProbedMedium, sample_rate_hz: int, limits: Limits, check: Callable[[], None]
+) -> npt.NDArray[np.float32] | None:
+    """The sound of a video file, float32 [samples], mono; None for a silent one, and for what is no video file.
+
+    Raises:
+        InvalidRequest: `SAMPLING_CONFLICT`: only a part of the video is used, and the sound is that of the whole.
+        CorruptMedia, LimitExceeded, UnsupportedMedia: As `extract_audio`.
+    """
+    medium = probed.medium
+    if medium.modality is not Modality.VIDEO or not isinstance(
+        probed.source, ClipInfo
+    ):  # a list of frames has no sound
+        return None
+    if (medium.sampling.start_seconds, medium.sampling.end_seconds) != (None, None):
+        raise InvalidRequest(
+            f"{medium.key}: the sound of the whole video goes between its frames; leave out start_seconds and end_seconds",
+            reason="SAMPLING_CONFLICT",
+            field="media[].sampling",
+            media_key=medium.key,
+        )
+    check = within_cpu_seconds(limits.max_file_cpu_seconds, check, medium.key)
+    try:
+        return extract_audio(medium.content, sample_rate_hz, limits, medium.key, check)
+    except UnsupportedMedia as error:
+        if error.reason not in _SILENT:
+            raise
+        return None
+
+
 def metadata_of(probed: ProbedMedium) -> dict[str, Any]:
     """What transformers computes timestamps from: the fields of its `VideoMetadata`, which of the file's frames these are.
 
     Frames chosen by time are numbered by milliseconds, since index / rate is not when they are shown.
     """
     clip, frames = probed.source, probed.frames
-    assert isinstance(clip, ClipInfo) and frames is not None
-    indices, count, rate = frames.indices.tolist(), clip.frame_count, clip.index_rate
+    assert clip is not None and not isinstance(clip, ImageInfo) and frames is not None
+    indices, count = frames.indices.tolist(), clip.frame_count
+    rate = clip.rate if isinstance(clip, FrameListInfo) else clip.index_rate
     seconds = count / rate
     if frames.basis is SamplingBasis.TIME:
         indices = np.rint(frames.prompt_times_seconds * 1e3).astype(np.int64).tolist()
-        count, rate, seconds = round(clip.duration_seconds * 1e3), 1e3, clip.duration_seconds
+        count, rate, seconds = max(1, round(clip.duration_seconds * 1e3)), 1e3, clip.duration_seconds
     return {
         "total_num_frames": count,
         "fps": rate,
@@ -125,12 +170,13 @@ def _decoded_bytes(probed: ProbedMedium) -> int:
 def _decode_video(
     probed: ProbedMedium, check: Callable[[], None], decoder: str, substituted: Callable[[int, int], None]
 ) -> npt.NDArray[np.uint8]:
-    assert isinstance(probed.source, ClipInfo) and probed.frames is not None
+    clip = probed.source
+    assert clip is not None and not isinstance(clip, ImageInfo) and probed.frames is not None
     indices, key = probed.frames.indices, probed.medium.key
     frames: npt.NDArray[np.uint8] | None = None
     decoded = decode_frames(
         probed.medium.content,
-        probed.source,
+        clip,
         indices,
         key,
         check,

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
 from preprocessor.config import Limits
+from preprocessor.models.generic.arguments import read_arguments
 from preprocessor.models.generic.prepare import prepare_generic
 from preprocessor.models.generic.processor import ProcessorSettings
-from preprocessor.models.loaded import CancelCheck, ModelDescription, ModelPath, RowWriter, header_workload
+from preprocessor.models.loaded import (
+    CancelCheck,
+    ModelDescription,
+    ModelPath,
+    PlannedItem,
+    RowWriter,
+    header_workload,
+)
 from preprocessor.types.plan import ItemPlan, Plan, Workload
 from preprocessor.types.request import PixelForm, PreparationRequest
 
@@ -24,7 +35,17 @@ class GenericModel(ProcessorSettings):
     def plans_from_headers(self) -> bool:
         return False
 
-    def plan(self, request: PreparationRequest, limits: Limits, check: CancelCheck) -> Plan:
+    def check_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """See `LoadedModel`."""
+        read_arguments(self.processor, arguments)
+
+    def plan(
+        self,
+        request: PreparationRequest,
+        limits: Limits,
+        check: CancelCheck,
+        planned_items: MutableMapping[str, PlannedItem],
+    ) -> Plan:
         """See `LoadedModel`."""
         return prepare_generic(self, request, limits, check)
 

@@ -52,9 +52,10 @@ def _steps(llm: Any, device: torch.device, fps: float, of_clip: str) -> dict[str
     theirs_on_device = torch.from_numpy(theirs.pixels).to(device, llm.dtype)
     collected = RowBuffer(prompt, layout, TorchRows(device))
     collected.take_all(tensors["pixel_patches"])
-    encoding = model_file("vlm_transformers", "vision").VisionEncoding(llm, prompt, collected)
+    vision = model_file("vlm_transformers", "vision")
+    encoding = vision.VisionEncoding(llm, prompt, collected, {})
     encoding.take_rows()
-    outputs = encoding.take_outputs()
+    outputs = vision.encoder_outputs(encoding.take_features(), prompt.modality)
     with torch.inference_mode():
         grids = torch.from_numpy(theirs.grid_thw).to(device)
         whole = llm.get_image_features(theirs_on_device, grids, return_dict=True)

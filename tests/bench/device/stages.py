@@ -53,9 +53,9 @@ def _stages(server: InProcess, fps: float, rounds: int) -> dict[str, float]:
     def encode() -> Any:
         collected = RowBuffer(prompt, layout, TorchRows(device))
         collected.take_all(tensors["pixel_patches"])
-        encoding = vision.VisionEncoding(llm, prompt, collected)
+        encoding = vision.VisionEncoding(llm, prompt, collected, {})
         encoding.take_rows()
-        return encoding.take_outputs()
+        return vision.encoder_outputs(encoding.take_features(), prompt.modality)
 
     inputs = generation.build_model_inputs(prompt, device) | {"mm_encoder_outputs": encode()}
 

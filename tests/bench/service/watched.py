@@ -20,6 +20,7 @@ from typing import Self
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from tests.local_service import SERVING
 
@@ -151,13 +152,14 @@ class WatchedServer:
 
     def metrics(self) -> dict[str, float]:
         """Each metric of the `preprocessor_` family: the sum over its labels."""
-        with urllib.request.urlopen(f"http://{self.http_address}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
         values: dict[str, float] = {}
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                values[sample.name] = values.get(sample.name, 0.0) + sample.value
+        for sample in self._samples():
+            values[sample.name] = values.get(sample.name, 0.0) + sample.value
         return values
+
+    def metric_by(self, label: str, name: str) -> dict[str, float]:
+        """A metric by the values of one of its labels."""
+        return {sample.labels[label]: sample.value for sample in self._samples() if sample.name == name}
 
     def is_at_rest(self) -> bool:
         """Whether every worker is there, no request is open, and none of the budget is held."""
@@ -176,6 +178,11 @@ class WatchedServer:
         temporary = set(Path(self._folder.name).iterdir())
         own = {process.pid for process in self.tree()}
         return temporary | {path for path in _shared_files() - self._shared_before if not _is_mapped(path, own)}
+
+    def _samples(self) -> list[Sample]:
+        with urllib.request.urlopen(f"http://{self.http_address}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
     def _read_log(self) -> None:
         assert self._popen.stderr is not None

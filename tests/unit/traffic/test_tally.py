@@ -17,7 +17,7 @@ def ending(
     due: float, ended: float, *, began: float | None = None, outcome: str = ANSWERED, code: str = "OK"
 ) -> Ending:
     began = due if began is None else began
-    return Ending(ASK, due, began, (began + ended) / 2, ended, outcome, code, 100, 10, 1)
+    return Ending(ASK, due, began, (began + ended) / 2, ended, outcome, code, 100, 10, 1, 3, 2)
 
 
 def tally_of(*endings: Ending, start: float = 10, stop: float = 20) -> Tally:
@@ -77,6 +77,7 @@ def test_a_refusal_is_counted_by_status_and_reason_and_has_no_latency() -> None:
     assert tally.endings == {("RESOURCE_EXHAUSTED", "QUEUE_FULL"): 2}
     assert (tally.due_count, tally.answered_count, tally.latency.count) == (3, 1, 1)
     assert (tally.received_bytes, tally.row_count, tally.token_count) == (100, 10, 1)
+    assert (tally.item_count, tally.cached_item_count) == (3, 2)
 
 
 def test_several_processes_add_up_to_what_one_would_have_counted() -> None:
@@ -86,5 +87,5 @@ def test_several_processes_add_up_to_what_one_would_have_counted() -> None:
     parts[0].merge(parts[1])
     assert parts[0].latency.encoded() == whole.latency.encoded()
     for name in ("due_count", "answered_count", "ended_count", "late_count", "worst_late_seconds", "endings",
-                 "received_bytes", "row_count", "token_count"):  # fmt: skip
+                 "received_bytes", "row_count", "token_count", "item_count", "cached_item_count"):  # fmt: skip
         assert getattr(parts[0], name) == getattr(whole, name), name

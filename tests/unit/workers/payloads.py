@@ -9,7 +9,7 @@ import resource
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -34,7 +34,10 @@ class NoModel:
 
     modalities: frozenset[Modality] = frozenset()
 
-    def plan(self, request: PreparationRequest, limits: Limits, check: Checkpoint) -> Plan:
+    def check_arguments(self, arguments: Mapping[str, Any]) -> None:
+        assert not arguments
+
+    def plan(self, request: PreparationRequest, limits: Limits, check: Checkpoint, planned_items: Any) -> Plan:
         raise InvalidRequest("there is no model")
 
 

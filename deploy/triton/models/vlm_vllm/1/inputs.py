@@ -17,7 +17,6 @@ from vllm.inputs.engine import mm_input, tokens_input
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems, PlaceholderRange
 
 from engine_client.contract.prompt import Prompt
-from engine_client.contract.rows import RowBuffer
 from engine_client.contract.tensors import IMAGE, VIDEO, Array
 from engine_client.contract.vllm_rules import MODALITY_NAMES
 from engine_client.triton.backend.rows import normalize_patches
@@ -46,19 +45,18 @@ class OwnedArray:
         return np.asarray(cls(array, owner))
 
 
-def build_input(prompt: Prompt, items: Sequence[Item], rows: RowBuffer, facts: EngineFacts) -> Any:
+def build_input(prompt: Prompt, items: Sequence[Item], pixels: torch.Tensor, facts: EngineFacts) -> Any:
     """Make an `EngineInput` of vLLM. Rows are referred to, not copied, except where a prompt has images and videos.
 
     Args:
         prompt: Checked.
         items: Of the same prompt.
-        rows: All of them.
+        pixels: All rows, uint8 [P, F], on the CPU.
         facts: Of the engine that will read them.
     """
     token_ids = prompt.input_ids.tolist()
     if not items:
         return tokens_input(token_ids)
-    pixels = rows.between(0, rows.row_count)
     if not facts.normalizes:
         pixels = _normalized(pixels, prompt, facts.dtype)
     tensors: dict[str, torch.Tensor] = {}

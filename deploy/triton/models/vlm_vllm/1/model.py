@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +24,11 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from engine_client.contract.assembler import PromptAssembler, State
+from engine_client.contract.held import HeldKey, held_keys
 from engine_client.contract.prompt import Prompt
 from engine_client.contract.sampling import TokenLogprob
-from engine_client.contract.tensors import CANCELLED, PIXELS
+from engine_client.contract.tensors import CANCELLED, PIXELS, USES_HELD_ITEMS
+from engine_client.triton.backend.item_cache import ItemCache
 from engine_client.triton.backend.parameters import InvalidSettings
 from engine_client.triton.backend.receiver import OpenPrompt, PromptReceiver
 from engine_client.triton.backend.rows import TorchRows
@@ -47,6 +49,12 @@ class Build:
 
     prompt: Prompt
     items: tuple[Item, ...]
+    keys: tuple[HeldKey, ...]
+    """Of the items."""
+    held: Mapping[int, torch.Tensor]
+    """Rows of items that the model has already, by index."""
+    is_in_pieces: bool
+    """The rows are collected in memory of this process; else they lie in Triton's."""
 
 
 class TritonPythonModel:
@@ -60,11 +68,12 @@ class TritonPythonModel:
             self._engine = Engine(self._settings)
         except (InvalidSettings, UnsupportedEngine) as error:
             raise pb_utils.TritonModelException(f"{self._name}: {error}") from error
+        self._cache: ItemCache[torch.Tensor] = ItemCache(self._name, self._settings.held_items_bytes)
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="sender")
         self._receiver = PromptReceiver(
             self._name,
             self,
-            tensor_names=TENSORS_OF_THIS_ENGINE,
+            tensor_names=(*TENSORS_OF_THIS_ENGINE, USES_HELD_ITEMS),
             max_prompts=self._settings.max_in_flight,
             thread_count=BUILDER_THREADS,
             max_row_wait_seconds=self._settings.max_row_wait_seconds,
@@ -83,6 +92,7 @@ class TritonPythonModel:
         # Triton calls this when no request is left, or its exit timeout is over and their clients are gone.
         self._receiver.close(self._settings.drain_seconds, LEAVE_SECONDS)
         self._sender.shutdown(wait=True)
+        self._cache.close()
         self._engine.shutdown()
 
     def begin(self, tensors: dict[str, np.ndarray], owner: object, *, is_whole: bool) -> tuple[PromptAssembler, Build]:
@@ -95,7 +105,10 @@ class TritonPythonModel:
             tensors[PIXELS] = OwnedArray.wrap(tensors[PIXELS], owner)
         storage = TorchRows(torch.device("cpu"))
         assembler = PromptAssembler(tensors, owner, facts.layout, storage, is_whole=is_whole)
-        return assembler, Build(assembler.prompt, read_items(tensors, assembler.prompt, facts))
+        prompt = assembler.prompt
+        items, keys = read_items(tensors, prompt, facts), held_keys(tensors, prompt)
+        held = self._cache.find(keys, must_find=assembler.uses_held_items)
+        return assembler, Build(prompt, items, keys, held, PIXELS not in tensors)
 
     def advance(self, opened: OpenPrompt) -> str | None:
         """See `PromptModel`."""
@@ -109,7 +122,9 @@ class TritonPythonModel:
         if state is State.STOPPED:
             return CANCELLED
         self._engine.require_alive()
-        inputs = build_input(build.prompt, build.items, assembler.rows, self._engine.facts)
+        inputs = build_input(build.prompt, build.items, self._pixels(assembler, build), self._engine.facts)
+        if self._cache.is_on and build.keys:
+            opened.answer.tell_held(self._cache.holds(build.keys))
         assembler.release()
         opened.work = None
         self._engine.start(
@@ -120,6 +135,23 @@ class TritonPythonModel:
             on_end=lambda outcome: self._end(opened, outcome),
         )
         return None
+
+    def _pixels(self, assembler: PromptAssembler, build: Build) -> torch.Tensor:
+        """The rows of a prompt, those that came or those that are held; the former are held from now on.
+
+        A copy is kept of rows that lie in Triton's own shared memory, or together with those of other items.
+        """
+        if assembler.uses_held_items:
+            held = [build.held[index] for index in range(len(build.items))]
+            return held[0] if len(held) == 1 else torch.cat(held)
+        rows = assembler.rows
+        pixels: torch.Tensor = rows.between(0, rows.row_count) if build.items else torch.empty(0)
+        for index, (item, key) in enumerate(zip(build.items, build.keys, strict=True)):
+            part = pixels[item.first_row : item.first_row + item.row_count]
+            if index not in build.held and part.nbytes <= self._settings.held_items_bytes:
+                is_own = build.is_in_pieces and len(build.items) == 1
+                self._cache.add(key, part if is_own else part.clone(), part.nbytes)
+        return pixels
 
     def _send(
         self, opened: OpenPrompt, token_ids: list[int], reason: str | None, told: Sequence[TokenLogprob], index: int

@@ -23,6 +23,7 @@ class ModelParameters:
     max_row_wait_seconds: float
     drain_seconds: float
     when_engine_dies: str
+    held_items_bytes: int = 0
     engine_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -43,5 +44,8 @@ class ModelParameters:
             max_row_wait_seconds=read.value("max_row_wait_seconds", float, lambda time: 0 < time < 3600, "0 to 3600"),
             drain_seconds=read.value("drain_seconds", float, lambda time: 0 <= time < 3600, "0 to 3600"),
             when_engine_dies=read.value("when_engine_dies", str, ends.__contains__, f"one of {', '.join(ends)}"),
+            held_items_bytes=ParameterReader({"held_items_bytes": "0"} | dict(parameters)).value(
+                "held_items_bytes", int, lambda size: size >= 0, "a number of bytes, 0 or more"
+            ),
             engine_arguments=read.arguments("engine_arguments", OWN_ARGUMENTS, "vllm.AsyncEngineArgs"),
         )
