@@ -232,10 +232,10 @@ class WorkerPool:
                 return None
         return lease
 
-    def lease_rows(self, size_bytes: int) -> Lease | None:
-        """Lease a range for rows or another result, in place of cached rows if need be; None if there is no memory."""
+    def lease_rows(self, size_bytes: int, scope: str | None = None) -> Lease | None:
+        """Lease a range for a result of a scope's task, in place of cached rows if need be; None if there is no memory."""
         self._memory.make_room(size_bytes)
-        return self._memory.lease(size_bytes)
+        return self._memory.lease(size_bytes, scope=scope)
 
     def released(self) -> None:
         """Memory was released: start the tasks that fit now."""
