@@ -11,6 +11,8 @@ import mmap
 import os
 from collections.abc import Iterable, Mapping
 
+from preprocessor.workers.chunks import MAP_FIXED
+
 try:
     import pyseccomp as seccomp
 except (ImportError, RuntimeError):  # RuntimeError: the package is there and libseccomp is not
@@ -75,9 +77,12 @@ def allow_only(arena: int | None, arena_bytes: int) -> None:
     add(seccomp.ALLOW, ALLOWED)
     for name, code in REFUSED.items():
         add(seccomp.ERRNO(code), (name,))
-    # New memory of its own, never executable, and no file.
+    # New memory of its own, never executable. Of files only such as it was given for its task, in place of a part of the arena.
     new = arg(3, seccomp.MASKED_EQ, mmap.MAP_ANONYMOUS, mmap.MAP_ANONYMOUS)
     add(seccomp.ALLOW, ("mmap",), arg(2, seccomp.MASKED_EQ, mmap.PROT_EXEC, 0), new)
+    if arena is None:
+        shared = arg(3, seccomp.MASKED_EQ, _MASK_32, mmap.MAP_SHARED | MAP_FIXED)
+        add(seccomp.ALLOW, ("mmap",), arg(2, seccomp.MASKED_EQ, mmap.PROT_EXEC, 0), shared)
     add(seccomp.ALLOW, ("mprotect",), arg(2, seccomp.MASKED_EQ, mmap.PROT_EXEC, 0))
     # Threads, which the filter holds too, and no processes. The flags of clone3 cannot be read here, so it is refused, and libc
     # uses clone.
