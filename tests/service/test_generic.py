@@ -15,6 +15,7 @@ from engine_client.testing import FakeEngine
 from preprocessor import pipeline
 from preprocessor.__main__ import main
 from preprocessor.client import CallFailed
+from preprocessor.models.generic import load_generic
 from preprocessor.models.registry import load_model
 from preprocessor.service.reading import read_spec
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -53,12 +54,14 @@ async def test_the_processor_s_tensors_equal_the_pipeline_s(idefics: Caller) -> 
 
 
 @pytest.mark.parametrize("asks", [True, False])
-async def test_an_engine_that_asks_is_told_which_tokens_stand_for_which_image(idefics: Caller, asks: bool) -> None:
+async def test_an_engine_that_asks_is_told_which_tokens_stand_for_which_image(folder: Path, asks: bool) -> None:
+    ALL_MAKERS["gemma3"](folder / "gemma3")
+    model = load_generic(str(folder / "gemma3"), folder / "gemma3")  # `load_model` would choose the fast path
     engine = FakeEngine([5], capabilities=EngineCapabilities(tells_items_apart=asks))
     spec = chat(image("a", PHOTO), "and", image("b", PHOTO))
-    async with serving(idefics.server.model, engine, is_in_process=True) as caller:
+    async with serving(model, engine, is_in_process=True) as caller:
         await caller.generate(spec, max_tokens=1)
-    own = pipeline.prepare(idefics.server.model, read_spec(spec)[0])
+    own = pipeline.prepare(model, read_spec(spec)[0])
     told = {"item_modality", "item_spans", "item_hash"}
     assert engine.requests[0].tensors.keys() == {*own.tensors} | (told if asks else set())
 

@@ -37,18 +37,26 @@ pytestmark = MARKS
 
 @pytest.mark.parametrize("way", ["pieces", "whole", "shared memory"])
 async def test_tokens_equal_those_of_transformers(
-    way: str, server: TritonServer, tiny: Model, expected: Mapping[str, list[int]]
+    way: str,
+    server: TritonServer,
+    tiny: Model,
+    expected: Mapping[str, list[int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with OwnedRegion.create(64 << 20) as region:
         shared = {"shared_region": region, "transport": Transport.SHARED_MEMORY} if way == "shared memory" else {}
         async with TritonEngine(server.grpc_address, MODEL, **shared) as engine:  # type: ignore[arg-type]
             if way == "whole":
-                engine._model._takes_pieces = False
+                monkeypatch.setattr(engine._model, "takes_pieces", takes_none)
             for kind, media in KINDS.items():
                 tensors = tensors_of(tiny, media)
                 if shared and media:
                     tensors["pixel_patches"] = moved(tensors["pixel_patches"], region)
                 assert await answer(engine, tensors) == (expected[kind], FinishReason.LENGTH), kind
+
+
+async def takes_none(timeout_seconds: float) -> bool:
+    return False
 
 
 def moved(rows: Array, region: OwnedRegion) -> Array:

@@ -16,6 +16,7 @@ from tests.engine import servers
 from tests.engine.held import OnDemand, written_bytes
 from tests.engine.servers import outcome_count
 from tests.engine.vllm_prompts import KINDS, TOKEN_COUNT, answer, tensors_of
+from tests.engine.vllm_triton.test_answers import takes_none
 from tests.engine.vllm_triton_server import MARKS
 
 pytestmark = MARKS
@@ -31,7 +32,7 @@ async def test_the_next_prompt_about_the_same_items_sends_no_pixels_and_gets_the
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if way == "whole":
-        monkeypatch.setattr(engine._model, "takes_pieces", _no)
+        monkeypatch.setattr(engine._model, "takes_pieces", takes_none)
     for number, (kind, media) in enumerate(KINDS.items()):
         if not media:
             continue
@@ -52,7 +53,3 @@ async def test_the_next_prompt_about_the_same_items_sends_no_pixels_and_gets_the
         greedy = dataclasses.replace(wrong.request, sampling=SamplingParameters(TOKEN_COUNT))
         assert await servers.answer(engine, greedy) == expected[kind]
         assert (wrong.count, outcome_count(server, "not_held")) == (1, refused + 1)
-
-
-async def _no(timeout_seconds: float) -> bool:
-    return False
