@@ -50,7 +50,7 @@ test: triton ## run the tests; a few minutes
 	$(BIN)/python -m pytest --numprocesses 3
 
 # One process: all tests share one server, since a start takes minutes. Then another: the vLLM in Triton is a server of its own.
-VLLM_IN_TRITON := tests/engine/test_vllm_triton.py
+VLLM_IN_TRITON := tests/engine/vllm_triton
 test-vllm: vllm triton ## run the tests with a real vLLM on the CPU; some fifteen minutes
 	$(BIN)/python -m pytest -m vllm tests/engine --ignore $(VLLM_IN_TRITON)
 	$(BIN)/python -m pytest -m vllm $(VLLM_IN_TRITON)

@@ -59,7 +59,7 @@ def save_gemma4(directory: Path) -> None:
         video_processor=transformers.Gemma4VideoProcessor(max_soft_tokens=70, patch_size=4),
         chat_template=chat_template({"image": "<|image|>", "video": "<|video|>", "audio": "<|audio|>"}),
     )
-    save(processor, directory, model_type="gemma4")
+    save(processor, directory, model_type="gemma4", audio_config={"model_type": "gemma4_audio"})
 
 
 def save_phi4_multimodal(directory: Path) -> None:

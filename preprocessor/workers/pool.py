@@ -98,8 +98,11 @@ class WorkerPool:
         budget = settings.memory_budget_bytes
         self.arena = arena or Arena.create(budget)
         retained_bytes = min(budget // 4, settings.worker_count * _RETAINED_BYTES_A_WORKER)
-        self.files = Ranges(self.arena, 0, budget // FILE_SHARE, retained_bytes // 8)
-        self.rows = Ranges(self.arena, budget // FILE_SHARE, self.arena.size_bytes, retained_bytes)
+        rows_start = self.arena.rows_start
+        self.files = Ranges(self.arena, 0, rows_start, retained_bytes // 8)
+        self.rows = Ranges(
+            self.arena, rows_start, self.arena.size_bytes, retained_bytes, unit_bytes=self.arena.unit_bytes
+        )
         self.counters = PoolCounters(self.files, self.rows)
         self.worker_set = WorkerSet(
             model, self.arena, settings, self._dispatch, on_worker_end, self.counters.add_violation, fork_server
@@ -213,7 +216,7 @@ class WorkerPool:
         elif task.state is TaskState.RUNNING:
             self.counters.add_abandoned(task.state)
             worker = task.cancel()
-            self.arena.control[worker.slot] = task.task_id
+            worker.stop(task.task_id)
             asyncio.get_running_loop().call_later(CANCEL_GRACE_SECONDS, self._kill, task, worker)
 
     def make_file_room(self, size_bytes: int) -> None:
@@ -229,10 +232,10 @@ class WorkerPool:
                 return None
         return lease
 
-    def lease_rows(self, size_bytes: int) -> Lease | None:
-        """Lease a range for rows or another result, in place of cached rows if need be; None if there is no memory."""
+    def lease_rows(self, size_bytes: int, scope: str | None = None) -> Lease | None:
+        """Lease a range for a result of a scope's task, in place of cached rows if need be; None if there is no memory."""
         self._memory.make_room(size_bytes)
-        return self._memory.lease(size_bytes)
+        return self._memory.lease(size_bytes, scope=scope)
 
     def released(self) -> None:
         """Memory was released: start the tasks that fit now."""

@@ -7,6 +7,7 @@ import importlib
 import io
 import logging
 import pkgutil
+import wave
 
 from PIL import Image
 
@@ -23,6 +24,7 @@ _LOADED_WHOLE = (
     "jinja2",
 )  # a file's metadata may be in any encoding; templates fail in modules of their own
 _SIDE_PX = 64
+_SOUND_HZ = 16_000
 
 
 def load_ahead(model: LoadedModel) -> None:
@@ -47,7 +49,7 @@ def load_ahead(model: LoadedModel) -> None:
 
 def _examples(modalities: frozenset[Modality]) -> list[tuple[Media, ...]]:
     """Media of a prompt each: none, then one of each modality."""
-    files = {Modality.IMAGE: _picture("PNG", 1), Modality.VIDEO: _picture("GIF", 4)}
+    files = {Modality.IMAGE: _picture("PNG", 1), Modality.VIDEO: _picture("GIF", 4), Modality.AUDIO: _sound()}
     return [(), *((Media("a", modality, data),) for modality, data in files.items() if modality in modalities)]
 
 
@@ -55,4 +57,14 @@ def _picture(file_format: str, frame_count: int) -> bytes:
     frames = [Image.new("RGB", (_SIDE_PX, _SIDE_PX), (number, 0, 0)) for number in range(frame_count)]
     file = io.BytesIO()
     frames[0].save(file, file_format, save_all=frame_count > 1, append_images=frames[1:])
+    return file.getvalue()
+
+
+def _sound() -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(_SOUND_HZ)
+        sound.writeframes(bytes(2 * _SOUND_HZ))
     return file.getvalue()

@@ -37,7 +37,7 @@ class RequestResources:
         self._deadline_seconds = deadline_seconds
         self._cache_scope = cache_scope
         self._run: PixelRun | None = None
-        scope = cache_scope if pool.settings.has_workers_a_caller else ""
+        self._scope = scope = cache_scope if pool.settings.has_workers_a_caller else ""
         self._tasks = RequestTasks(pool, deadline_seconds, timings, self._lease_result, scope)
         self._uploading_bytes = 0
         self._is_retained = False
@@ -238,7 +238,7 @@ class RequestResources:
 
     def _lease_result(self, size_bytes: int) -> int | None:
         """See `Task.lease_result`."""
-        lease = self._pool.lease_rows(size_bytes)
+        lease = self._pool.lease_rows(size_bytes, self._scope)
         if lease is None:
             return None
         self._leases.append(lease)

@@ -21,6 +21,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from preprocessor.workers import landlock, system_calls
+from preprocessor.workers.chunks import BATCH_COUNT
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +29,9 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 
-# A worker needs its channel, the standard streams, and the file of an arena that has a name.
-_OPEN_FILES = 16
+# A worker needs its two sockets, the standard streams, the file of an arena that has a name, and descriptors of memory while it
+# maps it.
+_OPEN_FILES = 16 + BATCH_COUNT
 
 
 @dataclass(frozen=True, slots=True)

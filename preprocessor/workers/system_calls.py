@@ -11,6 +11,8 @@ import mmap
 import os
 from collections.abc import Iterable, Mapping
 
+from preprocessor.workers.chunks import MAP_FIXED
+
 try:
     import pyseccomp as seccomp
 except (ImportError, RuntimeError):  # RuntimeError: the package is there and libseccomp is not
@@ -24,7 +26,7 @@ ALLOWED = (
     "brk", "munmap", "mremap", "madvise", "mincore", "membarrier",
     # Time, order, chance.
     "clock_gettime", "clock_getres", "clock_nanosleep", "nanosleep", "gettimeofday", "time", "times", "futex", "sched_yield",
-    "sched_getaffinity", "getcpu", "getrandom",
+    "sched_getaffinity", "getcpu", "getrandom", "set_robust_list", "rseq",
     # The process itself.
     "getpid", "gettid", "getppid", "getuid", "geteuid", "getgid", "getegid", "getrusage", "uname", "sysinfo",
     "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "rt_sigpending", "sigaltstack", "restart_syscall", "exit",
@@ -36,12 +38,13 @@ REFUSED: Mapping[str, int] = {
     "fstat": errno.EACCES, "newfstatat": errno.EACCES, "stat": errno.EACCES, "lstat": errno.EACCES, "statx": errno.EACCES,
     "access": errno.EACCES, "faccessat": errno.EACCES, "faccessat2": errno.EACCES, "readlink": errno.EACCES,
     "readlinkat": errno.EACCES, "getcwd": errno.EACCES, "ioctl": errno.ENOTTY, "getsockname": errno.EACCES,
-    "getsockopt": errno.EACCES, "getpeername": errno.EACCES, "set_robust_list": errno.ENOSYS, "rseq": errno.ENOSYS,
-    "prctl": errno.EPERM,
+    "getsockopt": errno.EACCES, "getpeername": errno.EACCES,
+    "prctl": errno.EPERM, "clone3": errno.ENOSYS,
 }  # fmt: skip
 
 _READ_FLAGS = (1, 3)  # fcntl.h: F_GETFD, F_GETFL; others could have signals sent to any process
 _MASK_32 = 0xFFFFFFFF
+_CLONE_THREAD = 0x10000  # linux/sched.h
 
 
 class FilterUnavailable(Exception):
@@ -74,10 +77,16 @@ def allow_only(arena: int | None, arena_bytes: int) -> None:
     add(seccomp.ALLOW, ALLOWED)
     for name, code in REFUSED.items():
         add(seccomp.ERRNO(code), (name,))
-    # New memory of its own, never executable, and no file.
+    # New memory of its own, never executable. Of files only such as it was given for its task, in place of a part of the arena.
     new = arg(3, seccomp.MASKED_EQ, mmap.MAP_ANONYMOUS, mmap.MAP_ANONYMOUS)
     add(seccomp.ALLOW, ("mmap",), arg(2, seccomp.MASKED_EQ, mmap.PROT_EXEC, 0), new)
+    if arena is None:
+        shared = arg(3, seccomp.MASKED_EQ, _MASK_32, mmap.MAP_SHARED | MAP_FIXED)
+        add(seccomp.ALLOW, ("mmap",), arg(2, seccomp.MASKED_EQ, mmap.PROT_EXEC, 0), shared)
     add(seccomp.ALLOW, ("mprotect",), arg(2, seccomp.MASKED_EQ, mmap.PROT_EXEC, 0))
+    # Threads, which the filter holds too, and no processes. The flags of clone3 cannot be read here, so it is refused, and libc
+    # uses clone.
+    add(seccomp.ALLOW, ("clone",), arg(0, seccomp.MASKED_EQ, _CLONE_THREAD, _CLONE_THREAD))
     # Signals to itself, and limits of its own.
     for name in ("kill", "tgkill"):
         add(seccomp.ALLOW, (name,), arg(0, seccomp.MASKED_EQ, _MASK_32, own))

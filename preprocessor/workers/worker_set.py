@@ -16,7 +16,7 @@ from typing import Any
 
 from preprocessor.config import retained_bytes
 from preprocessor.models.loaded import LoadedModel
-from preprocessor.workers.arena import CONTROL_SLOT_COUNT, Arena
+from preprocessor.workers.arena import Arena
 from preprocessor.workers.fork_server import ForkServer
 from preprocessor.workers.sandbox import WorkerLimits
 from preprocessor.workers.task import Lane, Worker
@@ -70,7 +70,6 @@ class WorkerSet:
         self._owns_fork_server = fork_server is None
         self._workers: dict[Lane, set[Worker]] = {lane: set() for lane in Lane}
         self._idle: dict[Lane, list[Worker]] = {lane: [] for lane in Lane}
-        self._free_slots = list(range(CONTROL_SLOT_COUNT))
         self._filling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._deaths_in_a_row = 0
@@ -183,24 +182,18 @@ class WorkerSet:
         worker.on_exit(lambda: self._on_worker_exit(lane, worker))
 
     async def _new_worker(self, lane: Lane) -> Worker:
-        slot = self._free_slots.pop()
         if self._fork_server is None:
-            return ThreadWorker(slot, self._arena, self._model)
+            return ThreadWorker(self._arena, self._model)
         limits = WorkerLimits(
             memory_bytes=self._settings.worker_memory_bytes,
             niceness=_LONG_LANE_NICENESS if lane is Lane.LONG else 0,
             is_isolation_required=self._settings.is_isolation_required,
             kept_bytes=retained_bytes(self._arena.size_bytes) // (len(Lane) * self._settings.worker_count),
         )
-        try:
-            return await self._fork_server.fork(slot, self._arena, limits, self._on_violation)
-        except OSError:
-            self._free_slots.append(slot)
-            raise
+        return await self._fork_server.fork(self._arena, limits, self._on_violation)
 
     def _on_worker_exit(self, lane: Lane, worker: Worker) -> None:
         """A worker has ended: replace it, unless it was retired and has been replaced."""
-        self._free_slots.append(worker.slot)
         if self._is_closing:
             return
         self._on_end(worker.end_reason)

@@ -45,6 +45,7 @@ from preprocessor.models.generic.media import (
 )
 from preprocessor.models.generic.processor import ProcessorSettings, counts_pixels, own_size, part_of
 from preprocessor.models.generic.prompt import render
+from preprocessor.models.generic.spans import item_tensors
 from preprocessor.models.generic.tensors import TEXT_TENSORS, ragged, to_tensors
 from preprocessor.models.probe import ChooseFrames, ProbedMedium, decoder_of
 from preprocessor.models.versions import pixel_settings
@@ -132,7 +133,8 @@ def prepare_generic(
     )
     items = _items(probed, digests, sources, decoders, repr(decided))
     pixel_bytes = sum(tensor.nbytes for name, tensor in tensors.items() if name not in TEXT_TENSORS)
-    return Plan(items, tensors, timings, None, pixel_bytes, tuple(substitutions))
+    told = item_tensors(model.processor, items, tensors["input_ids"])
+    return Plan(items, tensors, timings, None, pixel_bytes, tuple(substitutions), told)
 
 
 def _form(asked: PixelForm | None) -> PixelForm | None:

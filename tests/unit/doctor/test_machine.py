@@ -29,8 +29,8 @@ GIB = 1 << 30
         (resources.check_memory(4 * GIB, 4 * GIB), FAILED, "--memory-budget 3GiB at most"),
         (resources.check_memory(GIB, GIB // 2), FAILED, "a memory limit of at least 2.0 GiB"),
         (resources.check_open_files(20_000, 8), OK, ""),
-        (resources.check_open_files(1024, 8), WARNING, "to 1,104"),
-        (resources.check_open_files(64, 8), FAILED, "to 1,104"),
+        (resources.check_open_files(1024, 8), WARNING, "to 1,136"),
+        (resources.check_open_files(64, 8), FAILED, "to 1,136"),
         (resources.check_shared_memory("auto", True, 5 * GIB, 4 * GIB), OK, ""),
         (resources.check_shared_memory("auto", True, 64 << 20, 4 * GIB), WARNING, "at least 4.0 GiB"),
         (

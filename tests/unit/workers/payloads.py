@@ -49,6 +49,8 @@ class Step(ABC):
     """A payload. Its fields reach the worker by pickle, as those of real payloads do."""
 
     expected_rows: ClassVar[range] = range(1 << 60)
+    written_bytes: ClassVar[range] = range(0)
+    read_bytes: ClassVar[tuple[range, ...]] = ()
 
     def check_outcome(self, outcome: object) -> None:
         assert outcome is not self

@@ -125,7 +125,7 @@ async def test_cpu_seconds_are_limited(ignores_stop: bool) -> None:
 async def test_a_worker_dumps_no_core_and_opens_few_files_and_one_of_the_long_lane_gives_way(pool: WorkerPool) -> None:
     for seconds, is_nice in ((0.01, False), (LONG, True)):
         task = submit(pool, TellLimits(), seconds=seconds)
-        assert await outcome(task) == {"core": 0, "files": 16}
+        assert await outcome(task) == {"core": 0, "files": 80}
         assert (os.getpriority(os.PRIO_PROCESS, await begun(task)) > os.nice(0)) is is_nice
 
 
