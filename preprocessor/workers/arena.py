@@ -118,10 +118,6 @@ class Arena:
             raise ValueError(f"a view of {view.nbytes} bytes does not lie in the arena")
         return offset
 
-    def scope_at(self, offset: int) -> str | None:
-        """Whose pixels the memory there holds, so that nobody else may be given it; None: nobody's."""
-        return None if self.chunks is None else self.chunks.scope_of(offset)
-
     def free(self, start: int, end: int) -> None:
         """[start, end) is no longer leased; its pages stay."""
         if self.chunks is not None:
@@ -235,12 +231,17 @@ class Ranges:
         return None
 
     def _own_place(self, wanted: int, scope: str) -> tuple[int, int] | None:
-        """Which free range, and where in it, the scope has nobody else's pages; only where pages are retained."""
+        """Which free range, and where in it, the scope has nobody else's pages; only where pages are retained.
+
+        None if there is none, or if nobody else's are anywhere.
+        """
+        if self._arena.chunks is None or not self._arena.chunks.has_others(scope):
+            return None
         limit = self._start + min(self.retained_bytes, _MOST_UNITS_SEEN * self._unit_bytes)
         for position, (start, end) in enumerate(self._free):
             offset = start
             for unit in range(start, min(end, limit), self._unit_bytes):
-                if self._arena.scope_at(unit) not in (None, scope):
+                if self._arena.chunks.scope_of(unit) not in (None, scope):
                     offset = unit + self._unit_bytes
                 elif unit + self._unit_bytes - offset >= wanted:
                     return position, offset

@@ -16,6 +16,7 @@ import fcntl
 import mmap
 import os
 import resource
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from weakref import WeakSet
@@ -121,7 +122,12 @@ class Chunks:
         self._address = address
         self._file = file
         self._chunks: dict[int, _Chunk] = {}
+        self._scopes: Counter[str] = Counter()  # chunks by scope
         self._workers: WeakSet[GivenChunks] = WeakSet()
+
+    def has_others(self, scope: str) -> bool:
+        """Whether any chunk has held pixels of another scope."""
+        return any(other != scope for other in self._scopes)
 
     def scope_of(self, offset: int) -> str | None:
         """Whose pixels the chunk at this offset has held; None: there is none."""
@@ -219,13 +225,17 @@ class Chunks:
             os.close(descriptor)
             raise
         chunk = self._chunks[number] = _Chunk(descriptor, scope)
+        self._scopes[scope] += 1
         return chunk
 
     def _remove(self, number: int) -> None:
         self._map(number, self._file, number * self.size_bytes)
-        descriptor = self._chunks.pop(number).descriptor
-        os.truncate(descriptor, 0)  # for those who have it mapped, too; it is sealed against growing again
-        os.close(descriptor)
+        chunk = self._chunks.pop(number)
+        self._scopes[chunk.scope] -= 1
+        if not self._scopes[chunk.scope]:
+            del self._scopes[chunk.scope]
+        os.truncate(chunk.descriptor, 0)  # for those who have it mapped, too; it is sealed against growing again
+        os.close(chunk.descriptor)
 
     def _map(self, number: int, descriptor: int, offset: int) -> None:
         address = self._address + number * self.size_bytes
