@@ -12,7 +12,7 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from preprocessor.workers.arena import Arena
@@ -113,6 +113,8 @@ class ProcessWorker:
         """
         self._scope = command.scope
         self._given.is_running = True
+        files: list[memoryview] = []
+        data = dump(command, files.append)
         try:
             windows, descriptors = self._give(command, command.payload.written_bytes)
         except OSError as error:
@@ -120,7 +122,7 @@ class ProcessWorker:
             logger.error("no memory can be given to a worker: %s", error)
             raise WorkerDied(None) from error
         try:
-            await self._send_command(command, windows, descriptors)
+            await self._send_command(data, files, windows, descriptors)
             finished = await self._exchange(command, on_rows_written, lease_result)
         except (asyncio.IncompleteReadError, ConnectionError):
             code = await self._wait_for_exit()
@@ -152,7 +154,11 @@ class ProcessWorker:
                 case ResultSlotWanted(int() as size_bytes) if slot is None and size_bytes > 0:
                     offset = lease_result(size_bytes)
                     slot = range(0) if offset is None else range(offset, offset + size_bytes)
-                    windows, descriptors = self._give(command, command.payload.written_bytes, slot)
+                    try:
+                        windows, descriptors = self._give(command, command.payload.written_bytes, slot)
+                    except OSError as error:
+                        logger.error("no memory can be given to a worker for its result: %s", error)
+                        offset, slot, windows, descriptors = None, range(0), None, []
                     self._send(dump(ResultSlot(offset, windows)))
                     await self._supply_descriptors(descriptors)
                 case (bytes() as reply, list() as buffers):
@@ -163,10 +169,10 @@ class ProcessWorker:
                 case other:
                     raise Violation("message", f"a message of type {type(other).__name__}")
 
-    async def _send_command(self, command: Command, windows: Windows | None, descriptors: list[int]) -> None:
+    async def _send_command(
+        self, data: bytes, files: Sequence[memoryview], windows: Windows | None, descriptors: list[int]
+    ) -> None:
         """Send a command, and what comes with it."""
-        files: list[memoryview] = []
-        data = dump(command, files.append)
         self._send(dump(Given(windows, sum(file.nbytes for file in files))))
         self._send(data)
         await self._supply_descriptors(descriptors)
