@@ -91,4 +91,5 @@ async def test_an_ejected_endpoint_shows_in_metrics(model: Model) -> None:
 
 
 async def test_a_service_without_an_engine_has_no_endpoint_metrics(caller: Caller) -> None:
-    assert {key[0] for key in await caller.samples() if key[0].startswith(ENGINE)} == {ENGINE + "ready"}
+    counts = {f"{ENGINE}held_items_{kind}" for kind in ("total", "created")}
+    assert {key[0] for key in await caller.samples() if key[0].startswith(ENGINE)} == {ENGINE + "ready", *counts}

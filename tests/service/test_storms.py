@@ -199,6 +199,8 @@ async def test_memory_and_descriptors_stay_flat_for_hours(asks: tuple[Ask, ...])
         assert_ended_well(traffic, len(traffic.endings), LEFT, *CROWDED)
         assert late < early * 1.05 + 50
         assert_the_cache_took_part(server)
+        assert server.metric_by("result", "preprocessor_cache_items_total")["joined"] > 0
+        assert sum(server.metric_by("reason", "preprocessor_cache_evictions_total").values()) > 0
         await eventually(lambda: server.descriptor_count() <= descriptors_before)
         await assert_nothing_is_left(server)
 
@@ -257,10 +259,9 @@ async def killing(server: WatchedServer, endings: list[Ending], *, every: int) -
 
 
 def assert_the_cache_took_part(server: WatchedServer) -> None:
-    """Some requests found pixels, some joined the work of others, and some entries had to go."""
+    """Some requests found pixels, or joined the work of others. How many of which depends on the machine."""
     items = server.metric_by("result", "preprocessor_cache_items_total")
-    assert items["hit"] > 0 < items["joined"]
-    assert sum(server.metric_by("reason", "preprocessor_cache_evictions_total").values()) > 0
+    assert items["hit"] + items["joined"] > 0
 
 
 def is_busy(server: WatchedServer) -> bool:
