@@ -14,12 +14,12 @@ from typing import Any
 
 from preprocessor.config import Limits, WireSettings
 from preprocessor.errors import InvalidRequest, LimitExceeded
-from preprocessor.service.calls import Call
 from preprocessor.service.files import FileReceiver, FilesTotal
 from preprocessor.service.json_text import read_json, value_count
 from preprocessor.service.openai.base64_text import Base64Text
 from preprocessor.service.upload_stream import Upload
 from preprocessor.types.request import Media, Modality
+from preprocessor.workers.resources import RequestResources
 
 # A quote after a backslash is inside a string. `\s` is more than JSON's white space, which the text's reader refuses.
 _FILE = re.compile(
@@ -40,7 +40,7 @@ class Body:
     files: Mapping[str, memoryview]
 
 
-async def receive_body(upload: Upload[Any], call: Call, limits: Limits, wire: WireSettings) -> Body:
+async def receive_body(upload: Upload[Any], resources: RequestResources, limits: Limits, wire: WireSettings) -> Body:
     """Receive a whole body.
 
     Raises:
@@ -49,7 +49,7 @@ async def receive_body(upload: Upload[Any], call: Call, limits: Limits, wire: Wi
         DeadlineExceeded: As `Upload.chunk`.
         Overloaded: `MEMORY_BUDGET_FULL`, `SHARED_MEMORY_FULL`.
     """
-    reader = _BodyReader(call, limits, wire.max_message_bytes)
+    reader = BodyReader(resources, limits, wire.max_message_bytes)
     while (chunk := await upload.chunk()) is not None:
         await reader.push(chunk.data)
     text, files = reader.finish()
@@ -60,11 +60,16 @@ async def receive_body(upload: Upload[Any], call: Call, limits: Limits, wire: Wi
     return Body(read_json(text, dict, "the body"), files)
 
 
-class _BodyReader:
-    """Parts text and files."""
+class BodyReader:
+    """Parts text and files.
 
-    def __init__(self, call: Call, limits: Limits, max_text_bytes: int) -> None:
-        self._call = call
+    Args:
+        resources: Hold the files.
+        max_text_bytes: The most text beside them.
+    """
+
+    def __init__(self, resources: RequestResources, limits: Limits, max_text_bytes: int) -> None:
+        self._resources = resources
         self._limits = limits
         self._max_text_bytes = max_text_bytes
         self._total = FilesTotal(limits)
@@ -75,6 +80,7 @@ class _BodyReader:
         self._file: _File | None = None
 
     async def push(self, piece: bytes) -> None:
+        """Read the next bytes."""
         self._pending += piece
         while await (self._find_file() if self._file is None else self._read_file(self._file)):
             pass
@@ -100,7 +106,7 @@ class _BodyReader:
         kept = found.end("field") if found["field"] else found.start()
         self._keep_text(kept)
         self._pending = self._pending[found.end() - kept :]
-        self._file = _File(f"file {len(self._files) + 1}", self._total, self._call)
+        self._file = _File(f"file {len(self._files) + 1}", self._total, self._resources)
         return True
 
     async def _read_file(self, file: _File) -> bool:
@@ -131,9 +137,9 @@ class _BodyReader:
 class _File:
     """One file while it arrives, of a modality that is not known yet."""
 
-    def __init__(self, key: str, total: FilesTotal, call: Call) -> None:
+    def __init__(self, key: str, total: FilesTotal, resources: RequestResources) -> None:
         self._base64 = Base64Text(key)
-        self._receiver = FileReceiver(Media(key, Modality.VIDEO, b""), total, call.resources, None)
+        self._receiver = FileReceiver(Media(key, Modality.VIDEO, b""), total, resources, None)
 
     async def write(self, text: bytes) -> None:
         if data := self._base64.push(text):

@@ -10,7 +10,6 @@ import grpc
 import grpc.aio
 from aiohttp import web
 
-from preprocessor.errors import InvalidRequest
 from preprocessor.service.openai.errors import HttpError, error_of
 from preprocessor.service.status import DETAILS_KEY, REQUEST_ID_KEY, Context
 
@@ -70,12 +69,7 @@ class HttpContext:
         return None  # HTTP has no deadline
 
     async def read(self) -> Any:
-        try:
-            return await anext(self._messages, grpc.aio.EOF)
-        except web.RequestPayloadError:
-            raise InvalidRequest(
-                "the body is not encoded as its headers say; send it whole", reason="MALFORMED_MESSAGE"
-            ) from None
+        return await anext(self._messages, grpc.aio.EOF)
 
     async def write(self, message: Any) -> None:
         await self._write(message)

@@ -61,7 +61,7 @@ class Exchange:
     ) -> tuple[pb.GenerateSpec, Mapping[str, memoryview]]:
         """See `servicer.ReceiveSpec`."""
         with call.timings.stage("receive"):
-            self._chat = read_chat(await receive_body(upload, call, self._limits, self._wire))
+            self._chat = read_chat(await receive_body(upload, call.resources, self._limits, self._wire))
         self._chunks = ChunkWriter(self._chat, self._heading, self._tokenizer)
         return self._chat.spec, self._chat.received
 
