@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import pytest_asyncio
 from safetensors import safe_open
 
+from engine_client.testing import FakeEngine
 from preprocessor import pipeline
 from preprocessor.__main__ import main
 from preprocessor.client import CallFailed
@@ -19,6 +21,7 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.golden import oracle  # noqa: F401  # makes torchvision importable, before transformers looks for it
 from tests.media import photo
 from tests.service.conftest import Caller, chat, image, serving
+from tests.service.openai_calls import data_url, serving_openai, user
 from tests.service.test_prepare import assert_same_tensors
 from tests.tiny_processors import MAKERS
 from tests.unit.test_audio import encoded
@@ -105,3 +108,16 @@ async def test_a_model_of_sound_takes_it_from_any_file(folder: Path) -> None:
         result = await caller.prepare(chat(sound, "What is heard?"))
     assert "input_features" in result.tensors
     assert result.header.items[0].source.audio.duration_seconds == pytest.approx(0.5, abs=0.1)
+
+
+async def test_openai_s_input_audio_is_the_same_prompt(folder: Path) -> None:
+    MAKERS["qwen2_audio"](folder / "sound")
+    data, engine = encoded("mp4", "aac", seconds=0.5), FakeEngine([1])
+    part = {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode(), "format": "wav"}}
+    async with serving_openai(load_model(str(folder / "sound")), engine, is_in_process=True) as (caller, client):
+        for one in (part, {"type": "audio_url", "audio_url": {"url": data_url(data, "audio/mp4")}}):
+            await client.chat.completions.create(model="", messages=user(one, "What is heard?"))  # type: ignore[arg-type]
+        await caller.generate(chat(pb.Media(key="a", modality=pb.MODALITY_AUDIO, inline_data=data), "What is heard?"))
+    first, second, expected = (request.tensors for request in engine.requests)
+    assert first.keys() == second.keys() == expected.keys()
+    assert first["input_ids"].tolist() == second["input_ids"].tolist() == expected["input_ids"].tolist()

@@ -42,10 +42,14 @@ async def refusal(client: AsyncOpenAI, messages: Any = (QUESTION,), **options: A
     return caught.value
 
 
+async def connect(caller: Caller) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, port = caller.server.openai_address.rsplit(":", 1)
+    return await asyncio.open_connection(host, int(port))
+
+
 async def exchange(caller: Caller, request: bytes) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of what comes for bytes sent as they are."""
-    host, port = caller.server.openai_address.rsplit(":", 1)
-    reader, writer = await asyncio.open_connection(host, int(port))
+    reader, writer = await connect(caller)
     try:
         writer.write(request)
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -72,6 +76,7 @@ async def shared(model: Model) -> AsyncIterator[tuple[Caller, AsyncOpenAI, FakeE
 
 @pytest.fixture
 def caller(shared: tuple[Caller, AsyncOpenAI, FakeEngine]) -> Caller:
+    shared[2].error = None
     return shared[0]
 
 
@@ -176,6 +181,34 @@ async def test_requests_that_no_client_sends_are_refused(
     assert json.loads(body)["error"]["code"] == reason
 
 
+async def test_a_body_is_asked_for_once_the_call_is_admitted(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text(f"gateway {TOKEN}\n")
+    access = AccessSettings(token_file=str(tmp_path / "tokens"))
+    async with serving_openai(model, FakeEngine([5]), access=access) as (caller, _):
+        for token, line in ((TOKEN, b"HTTP/1.1 100 Continue\r\n"), ("another", b"HTTP/1.1 401 Unauthorized\r\n")):
+            reader, writer = await connect(caller)
+            headers = (f"Authorization: Bearer {token}", "Expect: 100-continue")
+            writer.write(request_bytes(b"", *headers, length=len(BODY)))
+            assert await reader.readline() == line
+            if token == TOKEN:
+                writer.write(BODY)
+                assert (await reader.readuntil(b"200 OK\r\n")) == b"\r\nHTTP/1.1 200 OK\r\n"
+            writer.close()
+
+
+async def test_a_caller_who_does_not_read_its_answer_is_disconnected(model: Model) -> None:
+    engine = FakeEngine([5, 6, 7] * 100_000)
+    async with serving_openai(model, engine, wire=WireSettings(answer_idle_seconds=0.3)) as (caller, _):
+        _, writer = await connect(caller)
+        body = json.dumps({"messages": [QUESTION], "stream": True, "max_tokens": 1_000_000}).encode()
+        writer.write(request_bytes(body))
+        await eventually(lambda: engine.cancelled_count == 1)
+        await eventually(lambda: not caller.server._openai._http.connections)  # type: ignore[union-attr]
+        samples = await caller.samples()
+        assert samples["preprocessor_requests_total", "DEADLINE_EXCEEDED", "Generate"] == 1
+        writer.close()
+
+
 async def test_a_request_has_the_caller_s_own_id(caller: Caller) -> None:
     _, headers, body = await exchange(caller, request_bytes(BODY, "X-Request-Id: my-own-id"))
     assert headers["x-request-id"] == "my-own-id"
@@ -202,8 +235,7 @@ async def test_files_that_are_too_large_are_refused_while_they_arrive(model: Mod
 
 async def test_a_file_on_its_way_counts_against_the_memory_budget(model: Model) -> None:
     async with serving_openai(model, FakeEngine([5]), memory_budget_bytes=256 << 20) as (caller, client):
-        host, port = caller.server.openai_address.rsplit(":", 1)
-        reader, writer = await asyncio.open_connection(host, int(port))
+        reader, writer = await connect(caller)
         head = BODY[:-1] + b', "x": "data:video/mp4;base64,'
         writer.write(request_bytes(head, length=10**9))
         for _ in range(50):
@@ -221,7 +253,7 @@ async def test_a_file_on_its_way_counts_against_the_memory_budget(model: Model) 
 
 
 async def test_a_body_that_stops_arriving_is_given_up(model: Model) -> None:
-    async with serving_openai(model, FakeEngine([5]), wire=WireSettings(upload_idle_seconds=0.2)) as (caller, client):
+    async with serving_openai(model, FakeEngine([5]), wire=WireSettings(upload_idle_seconds=0.2)) as (caller, _):
         status, _, body = await exchange(caller, request_bytes(BODY[:-1], length=len(BODY)))
         assert (status, json.loads(body)["error"]["code"]) == (408, "UPLOAD_IDLE")
 
@@ -320,8 +352,7 @@ async def test_a_stop_without_patience_ends_answers(model: Model) -> None:
 
 async def test_connections_beyond_the_limit_are_closed_at_once(model: Model) -> None:
     async with serving_openai(model, FakeEngine([5]), wire=WireSettings(max_connections=2)) as (caller, client):
-        host, port = caller.server.openai_address.rsplit(":", 1)
-        held = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
+        held = [await connect(caller) for _ in range(2)]
         with pytest.raises(openai.APIConnectionError):
             await ask(client)
         for _, writer in held:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from preprocessor.service.openai.chat import ChatRequest
+from preprocessor.service.openai.chat import AnswerForm
 from preprocessor.service.openai.tool_calls import ToolCallReader, function_call
 from preprocessor.v1 import preprocessor_pb2 as pb
 
@@ -26,8 +26,8 @@ class ChunkWriter:
         usage: Counts of tokens; empty until the end.
     """
 
-    def __init__(self, chat: ChatRequest, heading: Mapping[str, Any], tokenizer: TokenizersBackend) -> None:
-        self._chat = chat
+    def __init__(self, form: AnswerForm, heading: Mapping[str, Any], tokenizer: TokenizersBackend) -> None:
+        self._form = form
         self._heading = dict(heading)
         self._tokenizer = tokenizer
         self._choices: dict[int, _Choice] = {}
@@ -59,10 +59,10 @@ class ChunkWriter:
             self._chunk([self._choice(index).finish(_FINISH_REASONS[end.finish_reason])])
             for index, end in enumerate(completion.answers)
         ]
-        return [*chunks, self._chunk([]) | {"usage": self.usage}] if self._chat.with_usage else chunks
+        return [*chunks, self._chunk([]) | {"usage": self.usage}] if self._form.with_usage else chunks
 
     def _choice(self, index: int) -> _Choice:
-        return self._choices.setdefault(index, _Choice(index, self._chat))
+        return self._choices.setdefault(index, _Choice(index, self._form))
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._heading, "object": "chat.completion.chunk", "choices": choices}
@@ -83,10 +83,10 @@ class ChunkWriter:
 class _Choice:
     """One of the answers, as far as it has come."""
 
-    def __init__(self, index: int, chat: ChatRequest) -> None:
+    def __init__(self, index: int, form: AnswerForm) -> None:
         self._index = index
-        self._function = chat.called_function
-        self._reader = ToolCallReader() if chat.reads_tool_calls else None
+        self._function = form.called_function
+        self._reader = ToolCallReader() if form.reads_tool_calls else None
         self._has_begun = False
         self._has_called = False
 

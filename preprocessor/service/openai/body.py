@@ -14,6 +14,7 @@ from typing import Any
 
 from preprocessor.config import Limits, WireSettings
 from preprocessor.errors import InvalidRequest, LimitExceeded
+from preprocessor.service.concurrency import Turns
 from preprocessor.service.files import FileReceiver, FilesTotal
 from preprocessor.service.json_text import read_json, value_count
 from preprocessor.service.openai.base64_text import Base64Text
@@ -25,6 +26,7 @@ from preprocessor.workers.resources import RequestResources
 _FILE = re.compile(
     rb'(?<!\\)(?P<url>"data:[^",]{0,256};base64,)|(?<!\\)(?P<field>"data"\s{0,16}:\s{0,16})"(?=[A-Za-z0-9+/_\\-]{512})'
 )
+_LARGE_TEXT_LENGTH = 1 << 20  # to read it takes milliseconds
 _KEPT_BYTES = 1024  # longer than any match
 
 
@@ -40,8 +42,13 @@ class Body:
     files: Mapping[str, memoryview]
 
 
-async def receive_body(upload: Upload[Any], resources: RequestResources, limits: Limits, wire: WireSettings) -> Body:
+async def receive_body(
+    upload: Upload[Any], resources: RequestResources, limits: Limits, wire: WireSettings, turns: Turns
+) -> Body:
     """Receive a whole body.
+
+    Args:
+        turns: Large texts are read in turn.
 
     Raises:
         InvalidRequest: `INVALID_DATA_URL`, or as `read_json`.
@@ -53,6 +60,8 @@ async def receive_body(upload: Upload[Any], resources: RequestResources, limits:
     while (chunk := await upload.chunk()) is not None:
         await reader.push(chunk.data)
     text, files = reader.finish()
+    if len(text) > _LARGE_TEXT_LENGTH:
+        await turns.next()
     if value_count(text, wire.max_spec_parts) > wire.max_spec_parts:
         raise LimitExceeded(
             f"more than {wire.max_spec_parts} values in one request; send fewer", reason="SPEC_TOO_LARGE"

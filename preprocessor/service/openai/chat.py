@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from preprocessor.errors import InvalidRequest
@@ -27,26 +27,24 @@ _WITHOUT_EFFECT = (
 
 
 @dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """A chat completion that is asked for.
+class AnswerForm:
+    """What an answer looks like.
 
     Attributes:
-        received: Media key → file, of the chunked media of `spec`.
+        is_stream: Whether it is sent as it comes.
         with_usage: Whether a stream ends with the counts of tokens.
         reads_tool_calls: Whether an answer's `<tool_call>` is taken out of its text.
         called_function: The function that the whole answer has the arguments of; empty if none was chosen.
     """
 
-    spec: pb.GenerateSpec
-    received: Mapping[str, memoryview] = field(repr=False)
     is_stream: bool = False
     with_usage: bool = False
     reads_tool_calls: bool = False
     called_function: str = ""
 
 
-def read_chat(body: Body) -> ChatRequest:
-    """A request's body as what is to be done.
+def read_chat(body: Body) -> tuple[pb.GenerateSpec, Mapping[str, memoryview], AnswerForm]:
+    """A request's body as its spec, the files of the spec's chunked media by their keys, and the form of the answer.
 
     Raises:
         InvalidRequest: `INVALID_MESSAGE`, `INVALID_GENERATION_PARAMETERS`, `UNSUPPORTED_PARAMETER`; the error names the field.
@@ -78,7 +76,7 @@ def read_chat(body: Body) -> ChatRequest:
         options.end()
     fields.ignore(*_WITHOUT_EFFECT)
     fields.end()
-    return ChatRequest(spec, media.received, is_stream, with_usage, reads_tool_calls, called_function)
+    return spec, media.received, AnswerForm(is_stream, with_usage, reads_tool_calls, called_function)
 
 
 def _read_message(fields: Fields, media: MediaReader) -> pb.Message:

@@ -13,6 +13,8 @@ from aiohttp import web
 from preprocessor.service.openai.errors import HttpError, error_of
 from preprocessor.service.status import DETAILS_KEY, REQUEST_ID_KEY, Context
 
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
 
 class HttpContext:
     """See `grpc.aio.ServicerContext`, of which this has the methods that are used.
@@ -28,6 +30,7 @@ class HttpContext:
         self._request = request
         self._messages = messages
         self._write = write
+        self._is_continue_awaited = request.headers.get("Expect", "").lower() == "100-continue"
         self._code: grpc.StatusCode | None = None
         self._trailing: Mapping[str, str | bytes] = {}
         given = {name.lower(): value for name, value in request.headers.items()}
@@ -69,6 +72,10 @@ class HttpContext:
         return None  # HTTP has no deadline
 
     async def read(self) -> Any:
+        if self._is_continue_awaited:
+            self._is_continue_awaited = False  # not before the call is admitted, so that a refused file is never sent
+            await self._request.writer.write(_CONTINUE)
+            self._request.writer.output_size = 0  # as in aiohttp: the response has not begun
         return await anext(self._messages, grpc.aio.EOF)
 
     async def write(self, message: Any) -> None:

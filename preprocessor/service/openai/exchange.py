@@ -14,9 +14,10 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from preprocessor.config import Limits, WireSettings
 from preprocessor.errors import Cancelled
 from preprocessor.service.calls import Call
+from preprocessor.service.concurrency import Turns
 from preprocessor.service.openai.answers import ChunkWriter, Completion
 from preprocessor.service.openai.body import receive_body
-from preprocessor.service.openai.chat import ChatRequest, read_chat
+from preprocessor.service.openai.chat import AnswerForm, read_chat
 from preprocessor.service.openai.errors import HttpError
 from preprocessor.service.upload_stream import Upload
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -44,6 +45,7 @@ class Exchange:
         tokenizer: TokenizersBackend,
         limits: Limits,
         wire: WireSettings,
+        turns: Turns,
     ) -> None:
         self._request = request
         self._heading = heading
@@ -51,32 +53,37 @@ class Exchange:
         self._tokenizer = tokenizer
         self._limits = limits
         self._wire = wire
-        self._chat: ChatRequest | None = None
+        self._turns = turns
+        self._form = AnswerForm()
         self._chunks: ChunkWriter | None = None
         self._completion = Completion()
         self._stream: web.StreamResponse | None = None
+        self._is_sending = False
 
     async def receive_spec(
         self, upload: Upload[pb.GenerateRequest], call: Call
     ) -> tuple[pb.GenerateSpec, Mapping[str, memoryview]]:
         """See `servicer.ReceiveSpec`."""
         with call.timings.stage("receive"):
-            self._chat = read_chat(await receive_body(upload, call.resources, self._limits, self._wire))
-        self._chunks = ChunkWriter(self._chat, self._heading, self._tokenizer)
-        return self._chat.spec, self._chat.received
+            body = await receive_body(upload, call.resources, self._limits, self._wire, self._turns)
+            spec, received, self._form = read_chat(body)
+        self._chunks = ChunkWriter(self._form, self._heading, self._tokenizer)
+        return spec, received
 
     async def write(self, response: pb.GenerateResponse) -> None:
         """Send a response, or keep it until all have come. The first chunk begins a stream, so that what fails before it has a
         status of its own."""
-        assert self._chat is not None and self._chunks is not None
+        assert self._chunks is not None
         for chunk in self._chunks.chunks_of(response):
-            if not self._chat.is_stream:
+            if not self._form.is_stream:
                 self._completion.add(chunk)
                 continue
+            self._is_sending = True
             try:
                 await self._send_event(json.dumps(chunk, ensure_ascii=False))
             except ConnectionError:
                 raise Cancelled("the caller has left") from None
+            self._is_sending = False
 
     async def end(self, error: HttpError | None) -> web.StreamResponse:
         """The response, sent to its end."""
@@ -87,6 +94,9 @@ class Exchange:
                 assert self._chunks is not None
                 body, status, headers = self._completion.whole(self._chunks.usage), 200, dict(self._headers)
             return await send(self._request, json_response(body, status, headers), self._wire.answer_idle_seconds)
+        if self._is_sending:  # for too long: nothing can be added to what the client does not read
+            _disconnect(self._request)
+            return self._stream
         async with _read_within(self._request, self._wire.answer_idle_seconds):
             if error is not None:
                 await self._send_event(json.dumps(error.body, ensure_ascii=False))
@@ -121,7 +131,11 @@ async def _read_within(request: web.BaseRequest, seconds: float) -> AsyncIterato
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        if request.transport is not None:
-            request.transport.abort()
+        _disconnect(request)
     except ConnectionError:
         pass  # it has left
+
+
+def _disconnect(request: web.BaseRequest) -> None:
+    if request.transport is not None:
+        request.transport.abort()

@@ -17,6 +17,7 @@ from preprocessor.errors import trace_of
 from preprocessor.models.loaded import LoadedModel
 from preprocessor.service import listening
 from preprocessor.service.auth_interceptor import AuthInterceptor
+from preprocessor.service.concurrency import Turns
 from preprocessor.service.openai.context import HttpContext
 from preprocessor.service.openai.errors import HttpError
 from preprocessor.service.openai.exchange import Exchange, json_response, send
@@ -65,6 +66,7 @@ class OpenAIServer:
             keepalive_timeout=_IDLE_SECONDS,
             max_field_size=settings.wire.max_metadata_bytes,
         )
+        self._turns = Turns()
         self._sockets: asyncio.Server | None = None
 
     async def start(self) -> str:
@@ -130,6 +132,7 @@ class OpenAIServer:
             self._model.tokenizer,
             self._settings.limits,
             self._settings.wire,
+            self._turns,
         )
         behaviour = functools.partial(self._servicer.generate, receive_spec=exchange.receive_spec)
         guarded = self._auth_interceptor.guard(behaviour, f"{_SERVICE}Generate", _chunk, is_unary=False)
