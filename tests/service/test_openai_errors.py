@@ -63,6 +63,8 @@ async def exchange(caller: Caller, request: bytes) -> tuple[int, dict[str, str],
 
 def request_bytes(body: bytes, *headers: str, path: str = "/v1/chat/completions", length: int | None = None) -> bytes:
     size = len(body) if length is None else length
+    if not any(header.startswith("Content-Type:") for header in headers):
+        headers = ("Content-Type: application/json", *headers)
     lines = [f"POST {path} HTTP/1.1", "Host: x", "Connection: close", f"Content-Length: {size}", *headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
@@ -168,7 +170,8 @@ async def test_without_an_engine_it_is_unavailable(model: Model) -> None:
         (request_bytes(b""), 400, "INVALID_JSON"),
         (request_bytes(b'{"messages": 1, "messages": 2}'), 400, "DUPLICATE_JSON_KEY"),
         (request_bytes(b'{"a": [' + b"1," * 20_000 + b"1]}"), 413, "SPEC_TOO_LARGE"),
-        (request_bytes(BODY, "Content-Encoding: gzip"), 415, "UNSUPPORTED_ENCODING"),
+        (request_bytes(BODY, "Content-Encoding: gzip"), 415, "UNSUPPORTED_CONTENT"),
+        (request_bytes(BODY, "Content-Type: text/plain"), 415, "UNSUPPORTED_CONTENT"),
         (request_bytes(BODY, path="/v1/completions"), 404, "UNKNOWN_PATH"),
         (request_bytes(BODY, path="/v1/models"), 405, "METHOD_NOT_ALLOWED"),
     ],

@@ -108,9 +108,11 @@ class OpenAIServer:
         path = request.path
         route = (request.method, path)
         if route == ("POST", COMPLETIONS):
-            if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-                error = HttpError(415, "UNSUPPORTED_ENCODING", "a compressed body; send it as it is")
-                return await self._send(request, error.body, error)
+            is_plain = request.headers.get("Content-Encoding", "identity").lower() == "identity"
+            # Of no other type: pages of other origins may send those without asking first.
+            if not is_plain or request.content_type != "application/json":
+                error = HttpError(415, "UNSUPPORTED_CONTENT", "send application/json, not compressed")
+                return await self._send(request, error)
             return await self._complete(request)
         if route == ("GET", MODELS) or (request.method == "GET" and path.startswith(f"{MODELS}/")):
             return await self._tell_models(request, path.removeprefix(MODELS).removeprefix("/"))
@@ -119,7 +121,7 @@ class OpenAIServer:
         error = HttpError(
             status, reason, f"{request.method} {path[:200]} is not served; POST {COMPLETIONS}, GET {MODELS}"
         )
-        return await self._send(request, error.body, error)
+        return await self._send(request, error)
 
     async def _complete(self, request: web.BaseRequest) -> web.StreamResponse:
         context = HttpContext(request, request.content.iter_any(), lambda response: exchange.write(response))
@@ -156,9 +158,9 @@ class OpenAIServer:
         async for _ in guarded(None, context):
             pass
         model = {"id": self._model.name, "object": "model", "created": self._created, "owned_by": _OWNER}
-        return await self._send(request, model if name else {"object": "list", "data": [model]}, context.error)
+        return await self._send(request, context.error, model if name else {"object": "list", "data": [model]})
 
-    async def _send(self, request: web.BaseRequest, body: Any, error: HttpError | None) -> web.StreamResponse:
+    async def _send(self, request: web.BaseRequest, error: HttpError | None, body: Any = None) -> web.StreamResponse:
         status, headers = (200, {}) if error is None else (error.status, error.headers)
         response = json_response(body if error is None else error.body, status, headers)
         return await send(request, response, self._settings.wire.answer_idle_seconds)
