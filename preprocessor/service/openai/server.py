@@ -33,6 +33,7 @@ COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/models"
 _SERVICE = "/preprocessor.v1.Preprocessor/"
 _HANDSHAKE_SECONDS = 10.0  # as for gRPC
 _IDLE_SECONDS = 75.0  # between requests, and from the connection to the end of the first one's headers
+_CLOSE_SECONDS = 1.0  # for connections, once their requests have ended
 _OWNER = "vlm-preprocessor"
 
 
@@ -67,6 +68,7 @@ class OpenAIServer:
             max_field_size=settings.wire.max_metadata_bytes,
         )
         self._turns = Turns()
+        self._requests: set[asyncio.Task[Any]] = set()
         self._sockets: asyncio.Server | None = None
 
     async def start(self) -> str:
@@ -93,11 +95,15 @@ class OpenAIServer:
         return f"{host}:{self._sockets.sockets[0].getsockname()[1]}"
 
     async def stop(self, grace_seconds: float) -> None:
-        """Let requests in progress end within that time, then cancel them."""
+        """Let requests in progress end within that time, then cancel them. Calling it again is fine."""
         if self._sockets is not None:
             self._sockets.close()
         self._http.pre_shutdown()
-        await self._http.shutdown(grace_seconds)
+        if self._requests:
+            _, late = await asyncio.wait(self._requests, timeout=grace_seconds)
+            for request in late:
+                request.cancel()
+        await self._http.shutdown(_CLOSE_SECONDS)
 
     def _accept(self) -> asyncio.Protocol:
         if len(self._http.connections) >= self._settings.wire.max_connections:
@@ -105,6 +111,15 @@ class OpenAIServer:
         return self._http()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        task = asyncio.current_task()
+        assert task is not None
+        self._requests.add(task)
+        try:
+            return await self._answer(request)
+        finally:
+            self._requests.discard(task)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
         route = (request.method, path)
         if route == ("POST", COMPLETIONS):
