@@ -30,6 +30,9 @@ class ServeSettings:
     model: str = setting("qwen3-vl", "built-in name, local directory or hub id", "NAME", kind=str)
     address: str = setting("127.0.0.1:50051", "where gRPC listens; port 0 takes a free one", "HOST:PORT", kind=str)
     http_address: str = setting("127.0.0.1:8080", "where /livez, /readyz and /metrics listen", "HOST:PORT", kind=str)
+    openai_address: str = setting(
+        "", "where OpenAI's chat completions listen, in front of Generate; without it, nowhere", "HOST:PORT", kind=str
+    )
     worker_count: int = setting(
         available_cpu_count, "cores to work on", name="--workers", default_text="the cgroup's CPU limit"
     )
@@ -139,3 +142,10 @@ class ServeSettings:
         split_address("--http-address", self.http_address)
         if self.address == self.http_address and port:
             raise SettingError("--http-address", self.http_address, "another port than --address has")
+        if self.openai_address:
+            self.access.check_address("--openai-address", self.openai_address)
+            _, openai_port = split_address("--openai-address", self.openai_address)
+            if openai_port and self.openai_address in (self.address, self.http_address):
+                raise SettingError(
+                    "--openai-address", self.openai_address, "another port than --address and --http-address have"
+                )

@@ -75,7 +75,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             behaviour = getattr(handler, kind)
             if behaviour is not None:
                 parse = handler.request_deserializer
-                guarded = self._guarded(behaviour, details.method, parse, is_unary=kind.startswith("unary"))
+                guarded = self.guard(behaviour, details.method, parse, is_unary=kind.startswith("unary"))
                 as_streams = {
                     kind: None,
                     "stream_stream": guarded,
@@ -85,7 +85,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
                 return handler._replace(**as_streams, request_deserializer=None)
         return handler
 
-    def _guarded(self, behaviour: Any, path: str, parse: Callable[[bytes], Any], *, is_unary: bool) -> Any:
+    def guard(self, behaviour: Any, path: str, parse: Callable[[bytes], Any], *, is_unary: bool) -> Any:
         """The handler, called for admitted calls alone.
 
         Every handler becomes one that streams both ways, which is the same on the wire. gRPC reads a unary request whole, 16 MiB

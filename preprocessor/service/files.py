@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,7 @@ async def store_inline(
     """
     inline = {medium.key: medium.data for medium in request.media if medium.data}
     cached = _cached_files(request, sources, resources)
-    total = _Total(limits)
+    total = FilesTotal(limits)
     total.add(sum(map(len, (*inline.values(), *cached.values()))))
     inline_bytes = sum(map(len, inline.values()))
     following = {key: size for key, size in sources.sizes.items() if key in sources.chunked or key in sources.urls}
@@ -59,10 +60,18 @@ async def store_inline(
 
 
 async def receive_files(
-    request: PreparationRequest, sources: Sources, upload: Upload[Any], limits: Limits, fetcher: Fetcher, call: Call
+    request: PreparationRequest,
+    sources: Sources,
+    upload: Upload[Any],
+    limits: Limits,
+    fetcher: Fetcher,
+    call: Call,
+    received: Mapping[str, memoryview],
 ) -> PreparationRequest:
     """The request that `store_inline` returned, with all other files stored. Chunks are received while URLs are fetched.
 
+    Args:
+        received: Media key → file, of media that the spec announces as chunked and that have arrived before it.
     Raises:
         InvalidRequest: `CHUNK_OUT_OF_ORDER`, `UNKNOWN_MEDIA_KEY`, `UPLOAD_INCOMPLETE`, `SIZE_MISMATCH`, or as `Upload.chunk`.
         LimitExceeded: `CHUNK_TOO_LARGE`, `MEDIA_TOO_LARGE`, `REQUEST_TOO_LARGE`.
@@ -70,18 +79,21 @@ async def receive_files(
         Overloaded: `MEMORY_BUDGET_FULL`.
         Whatever `Fetcher.fetch` raises.
     """
-    files = {medium.key: medium.data for medium in request.media if medium.data}
+    sources = dataclasses.replace(sources, chunked=sources.chunked - received.keys())
+    files = {medium.key: medium.data for medium in request.media if medium.data} | dict(received)
     media: Mapping[str, Media] = {medium.key: medium for medium in request.media}
-    total = _Total(limits)
+    for key, file in received.items():
+        _check_size(media[key], len(file), limits)
+    total = FilesTotal(limits)
     total.add(sum(len(data) for key, data in files.items() if key not in sources.same_file))
     if not sources.urls:
         files |= await _receive_chunks(upload, media, sources, total, call.resources)
         return _filled(request, sources, files)
 
     async def receive() -> dict[str, memoryview]:
-        received = await _receive_chunks(upload, media, sources, total, call.resources)
+        chunked = await _receive_chunks(upload, media, sources, total, call.resources)
         upload.end()
-        return received
+        return chunked
 
     for some in await run_concurrently(receive(), _fetch_files(media, sources, total, fetcher, call)):
         files |= some
@@ -115,11 +127,11 @@ def _filled(request: PreparationRequest, sources: Sources, files: Mapping[str, F
 
 
 async def _receive_chunks(
-    upload: Upload[Any], media: Mapping[str, Media], sources: Sources, total: _Total, resources: RequestResources
+    upload: Upload[Any], media: Mapping[str, Media], sources: Sources, total: FilesTotal, resources: RequestResources
 ) -> dict[str, memoryview]:
     """Media key → file, of the media sent in chunks. Chunks of several files may alternate."""
     files: dict[str, memoryview] = {}
-    receivers = {key: _FileReceiver(media[key], total, resources, sources.sizes.get(key)) for key in sources.chunked}
+    receivers = {key: FileReceiver(media[key], total, resources, sources.sizes.get(key)) for key in sources.chunked}
     while len(files) < len(receivers):
         chunk = await upload.chunk()
         if chunk is None:
@@ -145,13 +157,13 @@ async def _receive_chunks(
 
 
 async def _fetch_files(
-    media: Mapping[str, Media], sources: Sources, total: _Total, fetcher: Fetcher, call: Call
+    media: Mapping[str, Media], sources: Sources, total: FilesTotal, fetcher: Fetcher, call: Call
 ) -> dict[str, memoryview]:
     """Media key → file, of the media given by URL."""
     places = asyncio.Semaphore(_FETCHES_PER_REQUEST)
 
     async def fetch(key: str, url: str) -> memoryview:
-        receiver = _FileReceiver(media[key], total, call.resources, sources.sizes.get(key))
+        receiver = FileReceiver(media[key], total, call.resources, sources.sizes.get(key))
         async with places:
             await fetcher.fetch(url, key, receiver)
         return await receiver.file.finish()
@@ -161,7 +173,7 @@ async def _fetch_files(
     return dict(zip(sources.urls, fetched, strict=True))
 
 
-class _Total:
+class FilesTotal:
     """Bytes of all files of one request."""
 
     def __init__(self, limits: Limits) -> None:
@@ -183,10 +195,10 @@ class _Total:
             )
 
 
-class _FileReceiver:
+class FileReceiver:
     """One file while it arrives; a `fetch.sink.Sink`."""
 
-    def __init__(self, medium: Media, total: _Total, resources: RequestResources, stated_bytes: int | None) -> None:
+    def __init__(self, medium: Media, total: FilesTotal, resources: RequestResources, stated_bytes: int | None) -> None:
         self.file = UploadBuffer(resources)
         self._medium = medium
         self._total = total

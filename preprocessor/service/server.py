@@ -27,6 +27,7 @@ from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
 from preprocessor.service.logs import keep_writing_summaries
 from preprocessor.service.metrics import Metrics
+from preprocessor.service.openai.server import OpenAIServer
 from preprocessor.service.servicer import PreprocessorServicer
 from preprocessor.service.state_metrics import StateMetrics
 from preprocessor.service.tracing import Traces
@@ -46,7 +47,7 @@ class Server:
     """A running service, as an async context manager; leaving it drains and stops.
 
     Attributes:
-        address, http_address: Where it listens, with the bound ports.
+        address, http_address, openai_address: Where it listens, with the bound ports; empty where it does not.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Server:
         self._fork_server = fork_server
         self.address = ""
         self.http_address = ""
+        self.openai_address = ""
         self._drain_seconds = settings.drain_seconds
 
     async def __aenter__(self) -> Server:
@@ -146,14 +148,25 @@ class Server:
         await self._http.setup()
         stack.push_async_callback(self._http.cleanup)
         self.http_address = await self._bind_http(settings.http_address)
+        self._openai = None
+        if settings.openai_address:
+            self._openai = OpenAIServer(self.model, settings, servicer, self.auth_interceptor)
+            stack.push_async_callback(self._openai.stop, 0.0)
+            self.openai_address = await self._openai.start()
         await self.health.refresh()
         stack.callback(asyncio.create_task(self.health.run()).cancel)
         stack.callback(asyncio.create_task(self.metrics.watch_event_loop()).cancel)
         stack.push_async_callback(self._drain_calls)
 
     async def _drain_calls(self) -> None:
-        """Stop the gRPC server once its calls have ended; readiness probes report "draining" meanwhile."""
+        """Stop the servers of calls once these have ended; readiness probes report "draining" meanwhile."""
         await self.health.drain()
+        if self._openai is None:
+            await self._drain_grpc()
+        else:
+            await asyncio.gather(self._drain_grpc(), self._openai.stop(self._drain_seconds))
+
+    async def _drain_grpc(self) -> None:
         if not self.auth_interceptor.is_draining:
             await self._grpc.stop(grace=self._drain_seconds)
             return
@@ -202,10 +215,11 @@ async def serve(settings: ServeSettings, model: LoadedModel, fork_server: ForkSe
         await fork_server.start()
     async with Server(settings, model, fork_server=fork_server) as server:
         logger.info(
-            "serving %s on grpc %s, http %s; %d workers; memory budget %d MiB; engine %s; FFmpeg %s",
+            "serving %s on grpc %s, http %s;%s %d workers; memory budget %d MiB; engine %s; FFmpeg %s",
             server.model.name,
             server.address,
             server.http_address,
+            f" openai {server.openai_address};" if server.openai_address else "",
             settings.worker_count,
             settings.memory_budget_bytes >> 20,
             settings.engine.address or "none",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import av
@@ -37,8 +38,14 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from preprocessor.workers.pool import WorkerPool
 
+ReceiveSpec = Callable[[Upload[pb.GenerateRequest], Call], Awaitable[tuple[pb.GenerateSpec, Mapping[str, memoryview]]]]
+"""Receives the spec of a `Generate`, and the files of chunked media that come before it, by media key."""
+
 ENGINE_TIMEOUT_SECONDS = 1.0
 """How long `GetModel` may wait for an engine that says what it has; it says so at once, or is not there."""
+
+
+_NO_FILES: Mapping[str, memoryview] = MappingProxyType({})
 
 
 class PreprocessorServicer(pb_grpc.PreprocessorServicer):
@@ -96,16 +103,25 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         requests: AsyncIterator[pb.GenerateRequest],
         context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse],
     ) -> None:
+        await self.generate(requests, context, _receive_first_message)
+
+    async def generate(
+        self,
+        requests: AsyncIterator[pb.GenerateRequest],
+        context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse],
+        receive_spec: ReceiveSpec,
+    ) -> None:
+        """`Generate`, whatever form its spec arrives in."""
         async with self._calls.open("Generate", context) as call:
             engine = self._require_engine()
             async with self._upload_stream.upload(requests, context.peer()) as upload:
-                spec = (await upload.spec()).spec
+                spec, received = await receive_spec(upload, call)
                 sampling = parameters.read_parameters(spec.parameters, self._model.stop_token_ids)
                 stop_strings = parameters.read_stop_strings(spec.parameters)
                 await parameters.require_features(engine, sampling)
                 prompt = spec.prompt
                 del spec
-                request = await self._receive(prompt, upload, call)
+                request = await self._receive(prompt, upload, call, received)
             # In place of the caller's choice.
             request = dataclasses.replace(request, pixel_form=pixel_form_for(engine.capabilities))
             planned = await self._plan(request, call)
@@ -151,8 +167,14 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
 
     # -- stages --------------------------------------------------------------------------------------------------------
 
-    async def _receive(self, spec: pb.PrepareSpec, upload: Upload[Any], call: Call) -> PreparationRequest:
-        """Check the spec, then receive uploaded files and fetch those named by URL."""
+    async def _receive(
+        self, spec: pb.PrepareSpec, upload: Upload[Any], call: Call, received: Mapping[str, memoryview] = _NO_FILES
+    ) -> PreparationRequest:
+        """Check the spec, then receive uploaded files and fetch those named by URL.
+
+        Args:
+            received: As in `receive_files`.
+        """
         with call.timings.stage("receive"):
             self._require_model(spec.model)
             reading.check_counts(spec, self._settings.limits, self._settings.wire.max_spec_parts)
@@ -165,7 +187,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             for key, url in sources.urls.items():
                 self._fetcher.check(url, key)
             request = await store_inline(request, sources, limits, call.resources)
-            request = await receive_files(request, sources, upload, limits, self._fetcher, call)
+            request = await receive_files(request, sources, upload, limits, self._fetcher, call, received)
         request = dataclasses.replace(request, video_decoder=self._settings.video_decoder)
         call.received_bytes = sum(len(medium.data) for medium in request.media if medium.key not in sources.cached)
         self._metrics.received_bytes.inc(call.received_bytes)
@@ -194,6 +216,12 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         if self._engine is None:
             raise EngineUnavailable("no engine is configured; start the service with --engine, or call Prepare")
         return self._engine
+
+
+async def _receive_first_message(
+    upload: Upload[pb.GenerateRequest], call: Call
+) -> tuple[pb.GenerateSpec, Mapping[str, memoryview]]:
+    return (await upload.spec()).spec, _NO_FILES
 
 
 def _report(planned: Plan, call: Call) -> pb.Report:

@@ -60,12 +60,12 @@ class Detokenizer:
             self.is_stopped = True
             text, self._held = self._held[: min(starts)], ""
             return text
-        kept = max((_overlap(self._held, stop) for stop in self._stop_strings), default=0)
+        kept = max((overlap(self._held, stop) for stop in self._stop_strings), default=0)
         cut = len(self._held) - kept
         text, self._held = self._held[:cut], self._held[cut:]
         return text
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that begins `stop`."""
     return next(n for n in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:n]))

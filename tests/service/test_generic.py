@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.golden import oracle  # noqa: F401  # makes torchvision importable, before transformers looks for it
 from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import Caller, chat, image, serving
+from tests.service.openai_calls import data_url, serving_openai, user
 from tests.service.test_prepare import assert_same_tensors
 from tests.sounds import encoded, with_sound
 from tests.tiny_omni_processors import ALL_MAKERS
@@ -158,3 +160,16 @@ async def test_a_video_and_its_sound_are_sent_once(folder: Path) -> None:
         result = await caller.prepare(chat(film, sound, "What is heard?"))
     assert {"pixel_values_videos", "input_features"} <= result.tensors.keys()
     assert result.header.items[1].source.audio.duration_seconds == pytest.approx(1, abs=0.1)
+
+
+async def test_openai_s_input_audio_is_the_same_prompt(folder: Path) -> None:
+    ALL_MAKERS["qwen2_audio"](folder / "sound")
+    data, engine = encoded("mp4", "aac", seconds=0.5), FakeEngine([1])
+    part = {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode(), "format": "wav"}}
+    async with serving_openai(load_model(str(folder / "sound")), engine, is_in_process=True) as (caller, client):
+        for one in (part, {"type": "audio_url", "audio_url": {"url": data_url(data, "audio/mp4")}}):
+            await client.chat.completions.create(model="", messages=user(one, "What is heard?"))  # type: ignore[arg-type]
+        await caller.generate(chat(pb.Media(key="a", modality=pb.MODALITY_AUDIO, inline_data=data), "What is heard?"))
+    first, second, expected = (request.tensors for request in engine.requests)
+    assert first.keys() == second.keys() == expected.keys()
+    assert first["input_ids"].tolist() == second["input_ids"].tolist() == expected["input_ids"].tolist()

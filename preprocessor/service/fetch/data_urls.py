@@ -15,8 +15,8 @@ from preprocessor.errors import InvalidRequest, LimitExceeded
 _HEAD = re.compile(r'(?:[^",]++|"[^"]*+")*+,')
 _IS_BASE64 = re.compile(r";\s*base64\s*(?:;|$)", re.IGNORECASE)
 _SCHEME = "data:"
-_WHITESPACE = " \t\n\r\f"
-_URL_SAFE = bytes.maketrans(b"-_", b"+/")  # RFC 4648, 5
+WHITESPACE = " \t\n\r\f"
+URL_SAFE = bytes.maketrans(b"-_", b"+/")  # RFC 4648, 5
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]*(={0,2})")
 
 
@@ -34,13 +34,13 @@ def read_data_url(url: str, key: str, max_bytes: int) -> bytes:
         InvalidRequest: `INVALID_DATA_URL`.
         LimitExceeded: `INLINE_TOO_LARGE`.
     """
-    url = url.partition("#")[0].strip(_WHITESPACE)[len(_SCHEME) :]
+    url = url.partition("#")[0].strip(WHITESPACE)[len(_SCHEME) :]
     quoted = _HEAD.match(url)
     end = quoted.end() if quoted else url.find(",") + 1
     if not end:
         raise _invalid(key, "it has no comma before its data")
     head, body = url[: end - 1], _percent_decoded(url[end:].encode("utf-8", "surrogatepass"), key)
-    data = _base64_decoded(body, key, max_bytes) if _IS_BASE64.search(head) else body
+    data = decode_base64(body, key, max_bytes) if _IS_BASE64.search(head) else body
     if len(data) > max_bytes:
         raise _too_large(key, max_bytes)
     return data
@@ -66,8 +66,9 @@ def _percent_decoded(text: bytes, key: str) -> bytes:
     return decoded[kept].tobytes()
 
 
-def _base64_decoded(text: bytes, key: str, max_bytes: int) -> bytes:
-    text = text.translate(_URL_SAFE, _WHITESPACE.encode())
+def decode_base64(text: bytes, key: str, max_bytes: int) -> bytes:
+    """The bytes of base64 as `read_data_url` accepts it; raises as that."""
+    text = text.translate(URL_SAFE, WHITESPACE.encode())
     if len(text) // 4 * 3 > max_bytes + 2:
         raise _too_large(key, max_bytes)
     shape = _BASE64.fullmatch(text)
