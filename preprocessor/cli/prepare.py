@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from preprocessor.cli.output import check_output, save_tensors, summary, table
+from preprocessor.cli.progress import ProgressLine
 from preprocessor.cli.prompts import build_prompt, credentials_of, read_whole
 from preprocessor.cli.unanswered import explain
 from preprocessor.client import CallFailed, Client, PrepareResult, Prompt
@@ -32,15 +33,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _ask_service(options: argparse.Namespace, prompt: Prompt) -> PrepareResult:
-    is_watched = sys.stderr.isatty()
-    with Client(options.address, credentials_of(options)) as client:
-        try:
-            return client.prepare(
-                prompt, timeout_seconds=options.timeout_seconds, progress=_print_progress if is_watched else None
-            )
-        finally:
-            if is_watched:
-                print(end="\r\x1b[K", file=sys.stderr)  # take the progress line away
+    with Client(options.address, credentials_of(options)) as client, ProgressLine() as line:
+        return client.prepare(
+            prompt, timeout_seconds=options.timeout_seconds, progress=line.received, upload_progress=line.sent
+        )
 
 
 def _prepare_here(prompt: Prompt) -> PrepareResult:
@@ -63,7 +59,3 @@ def _prepare_here(prompt: Prompt) -> PrepareResult:
         ),
         tensors=dict(prepared.tensors),
     )
-
-
-def _print_progress(received_bytes: int, total_bytes: int) -> None:
-    print(f"\rreceived {received_bytes / 1e6:,.0f} of {total_bytes / 1e6:,.0f} MB", end="", file=sys.stderr, flush=True)
