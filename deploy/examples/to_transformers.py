@@ -30,12 +30,12 @@ def main(address: str, name: str, clip: str, question: str) -> None:
 
 def model_inputs(tensors: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, torch.Tensor]:
     """Tensors by the engine contract's names → the arguments of Qwen2-VL to Qwen3.5 in transformers, a batch of one."""
-    input_ids = torch.from_numpy(tensors["input_ids"])[None].long()
+    input_ids = torch.tensor(tensors["input_ids"])[None].long()
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     if "pixel_values" not in tensors:
         return inputs
-    inputs["mm_token_type_ids"] = torch.from_numpy(tensors["mm_token_type_ids"])[None]
-    grids = torch.from_numpy(tensors["grid_thw"])
+    inputs["mm_token_type_ids"] = torch.tensor(tensors["mm_token_type_ids"])[None]
+    grids = torch.tensor(tensors["grid_thw"])
     # Rows of all items lie one behind the other; transformers takes those of images and of videos apart.
     pixels = torch.from_numpy(tensors["pixel_values"]).split(grids.prod(dim=1).tolist())
     for modality, pixel_name, grid_name in (
