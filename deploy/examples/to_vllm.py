@@ -9,24 +9,37 @@ this project. Written for vLLM 0.32 and Qwen3-VL; a running vLLM needs none of i
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from transformers import BatchFeature
-from vllm import LLM, SamplingParams
+from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.inputs.engine import mm_input, tokens_input
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems, PlaceholderRange
 
+AT_ONCE = 256  # prompts whose pixels are in memory
+SAMPLING = SamplingParams(max_tokens=32, temperature=0)
+
 
 def main(model: str, *paths: str) -> None:
-    llm = LLM(model, max_model_len=8192)
-    answers = llm.generate(
-        [engine_input(load_file(path)) for path in paths], SamplingParams(max_tokens=32, temperature=0)
-    )
-    for path, answer in zip(paths, answers, strict=True):
-        print(f"{Path(path).name}: {answer.outputs[0].text!r}")
+    engine = LLMEngine.from_engine_args(EngineArgs(model, max_model_len=8192))
+    for path, answer in answers(engine, paths):
+        print(f"{Path(path).name}: {answer.outputs[0].text!r}", flush=True)
+
+
+def answers(engine: LLMEngine, paths: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Path and vLLM's `RequestOutput` of each prompt, as they are finished."""
+    waiting = list(reversed(paths))
+    while waiting or engine.has_unfinished_requests():
+        while waiting and engine.get_num_unfinished_requests() < AT_ONCE:
+            path = waiting.pop()
+            engine.add_request(path, engine_input(load_file(path)), SAMPLING)
+        for answer in engine.step():
+            if answer.finished:
+                yield answer.request_id, answer
 
 
 def engine_input(tensors: dict[str, torch.Tensor]) -> Any:
@@ -35,7 +48,7 @@ def engine_input(tensors: dict[str, torch.Tensor]) -> Any:
     if "grid_thw" not in tensors:
         return tokens_input(token_ids)
     grids = tensors["grid_thw"]
-    rows = pixels_of(tensors).split(grids.prod(dim=1).tolist())
+    rows = tensors["pixel_patches"].split(grids.prod(dim=1).tolist())  # uint8: vLLM normalizes on its device
     values: dict[str, torch.Tensor] = {}
     fields: dict[str, MultiModalFieldConfig] = {}
     hashes: dict[str, list[str]] = {}
@@ -51,16 +64,6 @@ def engine_input(tensors: dict[str, torch.Tensor]) -> Any:
         hashes[name] = [bytes(tensors["item_hash"][item].tolist()).hex() for item in chosen]  # keys of vLLM's caches
         ranges[name] = [placeholders(tensors["item_spans"], item, is_video=name == "video") for item in chosen]
     return mm_input(token_ids, MultiModalKwargsItems.from_hf_inputs(BatchFeature(values), fields), hashes, ranges)
-
-
-def pixels_of(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Normalized rows; of uint8 patches bit for bit what transformers makes of them."""
-    if "pixel_values" in tensors:
-        return tensors["pixel_values"]
-    pixels = tensors["pixel_patches"].float()
-    mean, std = (tensors[name][:, None] * 255.0 for name in ("pixel_mean", "pixel_std"))
-    pixels.view(len(pixels), 3, -1).sub_(mean).div_(std)
-    return pixels
 
 
 def placeholders(spans: torch.Tensor, item: int, *, is_video: bool) -> PlaceholderRange:
