@@ -19,7 +19,7 @@ LOWEST := build/lowest
 AUDIT_IGNORED :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton vllm prometheus examples demo test test-vllm test-all test-lowest soak fuzz fuzz-guided audit sbom parity bench bench-full golden proto image image-test render reference format lint type verify clean
+.PHONY: help setup triton vllm prometheus examples demo test test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit sbom parity bench bench-full golden proto image image-test render reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,8 +29,6 @@ setup: $(VENV)/stamp ## install the project and its tools into .venv
 $(VENV)/stamp: pyproject.toml deploy/constraints.txt deploy/venv.sh
 	sh deploy/venv.sh $(PYTHON) $(VENV)
 	$(BIN)/pip install --quiet --constraint deploy/constraints.txt --editable '.[dev]'
-	# The oracle of the parity tests. Without its dependencies: they would replace CPU torch.
-	$(BIN)/pip install --quiet --no-deps torchvision==0.28.0
 	touch $@
 
 triton: setup ## unpack a real Triton server and the environment of its models into .triton
@@ -55,10 +53,13 @@ test: triton ## run the tests; a few minutes
 	$(BIN)/python -m pytest --numprocesses 3
 
 # One process: all tests share one server, since a start takes minutes. Then another: the vLLM in Triton is a server of its own.
-VLLM_IN_TRITON := tests/engine/test_vllm_triton.py
+VLLM_IN_TRITON := tests/engine/vllm_triton
 test-vllm: vllm triton ## run the tests with a real vLLM on the CPU; some fifteen minutes
 	$(BIN)/python -m pytest -m vllm tests/engine --ignore $(VLLM_IN_TRITON)
 	$(BIN)/python -m pytest -m vllm $(VLLM_IN_TRITON)
+
+test-browser: setup ## look at the page of `preprocessor inspect` in Chromium, where there is one
+	$(BIN)/python -m pytest -m browser tests/browser
 
 test-all: triton ## run every test but the soak, the long ones too
 	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'
@@ -69,7 +70,6 @@ $(LOWEST)/stamp: pyproject.toml deploy/bounds.py deploy/venv.sh $(VENV)/stamp
 	sh deploy/venv.sh $(PYTHON) $(LOWEST)
 	$(BIN)/python -m deploy.bounds > $(LOWEST)/bounds.txt
 	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/bounds.txt --editable '.[dev,s3]'
-	$(LOWEST)/bin/pip install --quiet --no-deps torchvision==0.28.0
 	touch $@
 
 # Without the two tests that compare what is installed with deploy/constraints.txt.
@@ -102,8 +102,9 @@ sbom: setup $(SUPPLY)/stamp ## write build/sbom.cdx.json: every installed packag
 	$(SUPPLY)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
 		--output-format JSON --output-file build/sbom.cdx.json
 
-parity: setup ## compare with Hugging Face live, hundreds of cases; minutes
-	$(BIN)/python -m tests.parity
+# TRANSFORMERS=latest, or a version, for a weekly run: that release in an environment of its own, and what changed in it.
+parity: setup ## compare with Hugging Face live, hundreds of cases; minutes. TRANSFORMERS=latest: with its newest release
+	$(if $(TRANSFORMERS),PYTHON=$(PYTHON) $(BIN)/python -m tests.parity.release $(TRANSFORMERS),$(BIN)/python -m tests.parity && $(BIN)/python -m tests.parity.tiles)
 
 bench: setup ## time everything beside other ways to do the same; some ten minutes
 	$(BIN)/python -m tests.bench
@@ -113,6 +114,7 @@ bench-full: triton ## the same with more rounds, loads and clips, into tests/ben
 
 golden: setup ## make the golden results anew from Hugging Face's processor
 	$(BIN)/python -m tests.golden.make_goldens
+	$(BIN)/python -m tests.golden.make_tile_goldens
 
 proto: setup ## generate preprocessor/v1 from protos
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --grpc_python_out=. \

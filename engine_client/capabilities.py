@@ -53,6 +53,9 @@ class EngineCapabilities:
     takes_hashes_only: bool = False
     """Whether the engine has the pixels of each item, or its features, from elsewhere, and finds them by `item_hash`: requests
     then have no `pixel_patches`."""
+    tells_items_apart: bool = False
+    """Whether a prompt of a model's own processor is to have `item_modality`, `item_spans` and `item_hash` too, where they are
+    known."""
 
     def __post_init__(self) -> None:
         if not self.pixel_types:
@@ -76,4 +79,5 @@ def common_capabilities(each: Sequence[EngineCapabilities]) -> EngineCapabilitie
         takes_pieces=all(one.takes_pieces for one in each),
         reads_shared_memory=all(one.reads_shared_memory for one in each),
         takes_hashes_only=all(one.takes_hashes_only for one in each),
+        tells_items_apart=all(one.tells_items_apart for one in each),
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from engine_client.contract.published import published_parts
 from engine_client.errors import EngineMismatch
-from engine_client.fingerprint import Fingerprint, published_parts
+from engine_client.fingerprint import Fingerprint
 from engine_client.types import EngineInfo
 
 logger = logging.getLogger(__name__)

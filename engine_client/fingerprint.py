@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-PARAMETER_PREFIX = "fingerprint."
+from engine_client.contract.published import PARAMETER_PREFIX, published_parts
 
 EXACT_PARTS = frozenset(
     {
@@ -101,15 +101,6 @@ class Fingerprint:
                 if name not in self.unpublished_parts
             ]
         return Comparison(tuple(refused), tuple(warned), tuple(missing))
-
-
-def published_parts(parameters: Mapping[str, str]) -> dict[str, str]:
-    """The parts in a model's parameters; those left empty are left out."""
-    return {
-        key.removeprefix(PARAMETER_PREFIX): value.strip()
-        for key, value in parameters.items()
-        if key.startswith(PARAMETER_PREFIX) and value.strip()
-    }
 
 
 def format_parameters(parts: Mapping[str, str]) -> str:

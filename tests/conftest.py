@@ -52,9 +52,9 @@ def model(load: Callable[[str], Model]) -> Model:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the model directory `qwen3.5`."""
-    from tests.parity.directories import save_qwen3_5  # not above: few tests need what it imports
+    """A folder with the model directories of the parity cases."""
+    from tests.parity.directories import save_models  # not above: few tests need what it imports
 
     folder = tmp_path_factory.mktemp("models")
-    save_qwen3_5(folder)
+    save_models(folder)
     return folder

@@ -5,14 +5,13 @@ from __future__ import annotations
 from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers.fork_server import ForkServer
 
-_fork_servers: dict[LoadedModel | None, ForkServer] = {}
+_fork_servers: dict[LoadedModel, ForkServer] = {}
 
 
-async def fork_server_of(model: LoadedModel | None) -> ForkServer:
-    """None is for tests that need no model."""
+async def fork_server_of(model: LoadedModel) -> ForkServer:
     fork_server = _fork_servers.get(model)
     if fork_server is None or fork_server.lost.is_set():
-        fork_server = _fork_servers[model] = ForkServer(model)  # type: ignore[arg-type]
+        fork_server = _fork_servers[model] = ForkServer(model)
         await fork_server.start()
     return fork_server
 

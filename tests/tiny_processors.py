@@ -38,7 +38,7 @@ def save_llava_onevision(directory: Path) -> None:
         video_processor=transformers.LlavaOnevisionVideoProcessor(size=size),
         num_image_tokens=4,
         vision_feature_select_strategy="full",
-        chat_template=_template({"image": "<image>", "video": "<video>"}),
+        chat_template=chat_template({"image": "<image>", "video": "<video>"}),
     )
     save(processor, directory, model_type="llava_onevision")
 
@@ -54,7 +54,7 @@ def save_llava_next(directory: Path) -> None:
         tokenizer=byte_tokenizer("<image>"),
         patch_size=14,
         vision_feature_select_strategy="default",
-        chat_template=_template({"image": "<image>"}),
+        chat_template=chat_template({"image": "<image>"}),
     )
     save(processor, directory, model_type="llava_next")
 
@@ -66,7 +66,7 @@ def save_gemma3(directory: Path) -> None:
         image_processor=transformers.Gemma3ImageProcessor(size={"height": 28, "width": 28}),
         tokenizer=byte_tokenizer(*tokens.values(), named=tokens),
         image_seq_length=4,
-        chat_template=_template({"image": "<boi>"}),
+        chat_template=chat_template({"image": "<boi>"}),
     )
     save(processor, directory, model_type="gemma3")
 
@@ -79,7 +79,7 @@ def save_pixtral(directory: Path) -> None:
         ),
         tokenizer=byte_tokenizer("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
         patch_size=16,
-        chat_template=_template({"image": "[IMG]"}),
+        chat_template=chat_template({"image": "[IMG]"}),
     )
     save(processor, directory, model_type="pixtral")
 
@@ -93,7 +93,7 @@ def save_idefics3(directory: Path) -> None:
         ),
         tokenizer=byte_tokenizer("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *tiles),
         image_seq_len=4,
-        chat_template=_template({"image": "<image>"}),
+        chat_template=chat_template({"image": "<image>"}),
     )
     save(processor, directory, model_type="idefics3")
 
@@ -112,7 +112,7 @@ def save_internvl(directory: Path) -> None:
         tokenizer=byte_tokenizer(*tokens.values(), named=tokens),
         video_processor=transformers.InternVLVideoProcessor(size=size),
         image_seq_length=4,
-        chat_template=_template({"image": "<IMG_CONTEXT>", "video": "<video>"}),
+        chat_template=chat_template({"image": "<IMG_CONTEXT>", "video": "<video>"}),
     )
     save(processor, directory, model_type="internvl")
 
@@ -126,7 +126,7 @@ def save_glm46v(directory: Path) -> None:
         image_processor=transformers.Glm46VImageProcessor(size=size),
         tokenizer=byte_tokenizer("<|image|>", "<|video|>", *marks),
         video_processor=transformers.Glm46VVideoProcessor(size={"shortest_edge": 2 * 56 * 56, "longest_edge": 2**19}),
-        chat_template=_template(placeholders),
+        chat_template=chat_template(placeholders),
     )
     save(processor, directory, model_type="glm46v")
 
@@ -137,7 +137,7 @@ def save_qwen2_audio(directory: Path) -> None:
     processor = transformers.Qwen2AudioProcessor(
         feature_extractor=transformers.WhisperFeatureExtractor(feature_size=8, chunk_length=1),
         tokenizer=byte_tokenizer("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"),
-        chat_template=_template(tokens),
+        chat_template=chat_template(tokens),
     )
     save(processor, directory, model_type="qwen2_audio")
 
@@ -164,7 +164,7 @@ def save_qwen2_5_omni(directory: Path) -> None:
         video_processor=transformers.Qwen2VLVideoProcessor(size=size),
         feature_extractor=transformers.WhisperFeatureExtractor(feature_size=8, chunk_length=1),
         tokenizer=byte_tokenizer(*tokens.values(), named=tokens),
-        chat_template=_template(placeholders),
+        chat_template=chat_template(placeholders),
     )
     save(processor, directory, model_type="qwen2_5_omni")
 
@@ -211,6 +211,6 @@ def save(processor: Any, directory: Path, **config: object) -> None:
     (directory / "config.json").write_text(json.dumps(config))
 
 
-def _template(placeholders: Mapping[str, str]) -> str:
+def chat_template(placeholders: Mapping[str, str]) -> str:
     """A chat template that writes these placeholders, by modality."""
     return f"{{% set placeholders = {dict(placeholders)} %}}" + _PARTS_TEMPLATE

@@ -24,14 +24,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deploy.child_process import ending_with_this_process, free_ports
+from deploy.child_process import ServerProcess, SetupError, free_ports
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE / "models"
@@ -40,6 +39,7 @@ INSTALLED = HERE.parents[1] / ".triton"
 RANDOM_WEIGHTS = {"VLM_CHECKPOINT": "random-weights"}  # what `vlm_transformers` takes in the place of a checkpoint
 INSTALL_HINT = "run make triton"
 LOADER_FAILED = 127  # exit status of a program whose shared libraries are missing
+_STOP_SECONDS = 10.0
 
 _DESCRIBE_PYTHON = """
 import json, sys, sysconfig, numpy
@@ -50,8 +50,8 @@ print(json.dumps(["%d.%d" % sys.version_info[:2], sysconfig.get_config_var("LIBD
 _HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-class TritonSetupError(RuntimeError):
-    """The server cannot start here; the text says what is missing and how to get it."""
+class TritonSetupError(SetupError):
+    """Of Triton."""
 
 
 class TritonServer:
@@ -92,23 +92,21 @@ class TritonServer:
         self._options = tuple(options)
         self._ready_timeout_seconds = ready_timeout_seconds
         self._shared_memory_bytes = shared_memory_bytes
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process = ServerProcess("tritonserver", TritonSetupError)
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         with self._cleanup:  # undoes a start that fails half way
             self._directory = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="triton-")))
-            backends, environment = self._prepare()
+            backends, self._full_environment = self._prepare()
             self._ports = dict(zip(("http", "grpc", "metrics"), free_ports(3), strict=True))
             self._shm_prefix = f"triton_{os.getpid()}_{self._ports['grpc']}_"
             self._cleanup.callback(self._remove_shared_memory)
             size = self._shared_memory_bytes
-            inner = [*([] if size is None else own_shared_memory(size)), *self._command(backends)]
-            self._full_command = ending_with_this_process(inner)
-            self._full_environment = environment
+            self._full_command = [*([] if size is None else own_shared_memory(size)), *self._command(backends)]
+            self._cleanup.callback(self._process.kill)
             self._start()
             self._cleanup.callback(self.stop)
-            self._wait_ready()
             self._cleanup = self._cleanup.pop_all()
         return self
 
@@ -130,12 +128,12 @@ class TritonServer:
     @property
     def pid(self) -> int:
         """Process id of the server."""
-        return self._running().pid
+        return self._process.pid
 
     @property
     def is_running(self) -> bool:
         """Whether the server's process is there."""
-        return self._running().poll() is None
+        return self._process.is_running
 
     def model_pids(self) -> list[int]:
         """Process ids of the Python models, one an instance."""
@@ -143,25 +141,17 @@ class TritonServer:
 
     def kill(self) -> None:
         """End the server and its models at once, as a crashed machine would."""
-        process = self._running()
-        with contextlib.suppress(ProcessLookupError):  # it was killed before
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        self._process.kill()
 
     def stop(self) -> None:
         """End it as a kubelet does: SIGTERM, time to finish what it has begun, then SIGKILL."""
-        process = self._running()
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=10)
-        self.kill()  # a model may outlive its server
+        self._process.stop(_STOP_SECONDS)
 
     def restart(self) -> None:
         """Kill it, if it still runs, and start it anew at the same addresses."""
         self.kill()
         self._remove_shared_memory()
         self._start()
-        self._wait_ready()
 
     def metrics(self) -> str:
         """The server's Prometheus text, custom metrics of the models included."""
@@ -170,23 +160,11 @@ class TritonServer:
 
     def wait(self) -> int:
         """Block until the server ends; its exit status."""
-        return self._running().wait()
+        return self._process.wait()
 
     def _start(self) -> None:
-        with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._full_command,
-                env=self._full_environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a ^C for this process is not one for the server; and a group to kill
-            )
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            raise RuntimeError("the server is not started; use it as a context manager")
-        return self._process
+        self._process.start(self._full_command, self._full_environment, self.log_path)
+        self._process.wait_ready(self._is_ready, self._ready_timeout_seconds)
 
     def _prepare(self) -> tuple[Path, dict[str, str]]:
         """Check the installation, and lay out a backend directory whose stub is the one for our Python."""
@@ -245,23 +223,14 @@ class TritonServer:
             *self._options,
         ]
 
-    def _wait_ready(self) -> None:
-        deadline = time.monotonic() + self._ready_timeout_seconds
-        process = self._running()
-        while time.monotonic() < deadline:
-            if process.poll() is not None:
-                raise TritonSetupError(f"tritonserver ended with status {process.returncode}:\n{self._log_tail()}")
-            try:
-                # The metrics port opens after the server has said that it is ready, so both are asked.
-                for url in (f"{self._ports['http']}/v2/health/ready", f"{self._ports['metrics']}/metrics"):
-                    _HTTP.open(f"http://127.0.0.1:{url}", timeout=1).close()
-                return
-            except OSError:  # not listening yet, or answers 400: still loading
-                time.sleep(0.05)
-        raise TimeoutError(f"tritonserver was not ready in {self._ready_timeout_seconds} s:\n{self._log_tail()}")
-
-    def _log_tail(self, line_count: int = 40) -> str:
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-line_count:])
+    def _is_ready(self) -> bool:
+        try:
+            # The metrics port opens after the server has said that it is ready, so both are asked.
+            for url in (f"{self._ports['http']}/v2/health/ready", f"{self._ports['metrics']}/metrics"):
+                _HTTP.open(f"http://127.0.0.1:{url}", timeout=1).close()
+        except OSError:  # not listening yet, or answers 400: still loading
+            return False
+        return True
 
     def _remove_shared_memory(self) -> None:
         for left in Path("/dev/shm").glob(self._shm_prefix + "*"):

@@ -19,10 +19,8 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +30,7 @@ import grpc
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 from smg_grpc_proto.generated import vllm_engine_pb2_grpc as pb_grpc
 
-from deploy.child_process import ending_with_this_process, free_ports
+from deploy.child_process import ServerProcess, SetupError, free_ports
 
 INSTALLED = Path(__file__).resolve().parents[2] / ".vllm" / "venv" / "bin" / "vllm"
 INSTALL_HINT = "run make vllm"
@@ -44,8 +42,8 @@ _STOP_SECONDS = 20.0
 _SEGMENT = re.compile(r"/dev/shm/(psm_\w+)")  # Python's multiprocessing.shared_memory
 
 
-class VllmSetupError(RuntimeError):
-    """The server cannot start here; the text says why."""
+class VllmSetupError(SetupError):
+    """Of vLLM."""
 
 
 class VllmServer:
@@ -63,7 +61,7 @@ class VllmServer:
         self._checkpoint = checkpoint
         self._options = tuple(options)
         self._ready_timeout_seconds = ready_timeout_seconds
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process = ServerProcess("vLLM", VllmSetupError)
         self._segments: set[Path] = set()
         self._cleanup = contextlib.ExitStack()
 
@@ -96,11 +94,11 @@ class VllmServer:
     @property
     def pid(self) -> int:
         """Of the process that listens."""
-        return self._running().pid
+        return self._process.pid
 
     def core_pids(self) -> list[int]:
         """Of the processes that compute: vLLM runs its engine's core beside the one that listens."""
-        return [pid for pid in self._group() if b"EngineCore" in _command_line(pid)]
+        return [pid for pid in self._process.group_pids() if b"EngineCore" in _command_line(pid)]
 
     def is_healthy(self) -> bool:
         """Whether it answers, and says that its core lives."""
@@ -113,26 +111,15 @@ class VllmServer:
 
     def kill(self) -> None:
         """End all of its processes at once, as a crashed machine would."""
-        if self._process is None:
-            return
         self._note_segments()
-        with contextlib.suppress(ProcessLookupError):  # all have ended
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        while self._group():  # its other processes are not this one's children
-            time.sleep(0.01)
-        for segment in self._segments:
-            segment.unlink(missing_ok=True)
-        self._segments.clear()
+        self._process.kill()
+        self._remove_segments()
 
     def stop(self) -> None:
         """End it as a kubelet does: SIGTERM, time to finish what it has begun, then SIGKILL."""
-        process = self._running()
         self._note_segments()
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=_STOP_SECONDS)
-        self.kill()
+        self._process.stop(_STOP_SECONDS)
+        self._remove_segments()
 
     def restart(self, checkpoint: Path | str | None = None, options: Sequence[str] | None = None) -> None:
         """Kill it, if it still runs, and start it anew at the same address.
@@ -148,7 +135,7 @@ class VllmServer:
 
     def wait(self) -> int:
         """Block until it ends; its exit status."""
-        return self._running().wait()
+        return self._process.wait()
 
     def _start(self) -> None:
         # gRPC sets SO_REUSEPORT: two servers of one port both start, and connections go to either.
@@ -168,49 +155,21 @@ class VllmServer:
             **os.environ,
             "TMPDIR": str(self._directory),  # for what its processes leave when they are killed
         }
-        with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                ending_with_this_process([*command, *self._options]),
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a ^C for this process is not one for the server; and a group to kill
-            )
-        deadline = time.monotonic() + self._ready_timeout_seconds
-        while not self.is_healthy():
-            if self._process.poll() is not None:
-                raise VllmSetupError(f"vLLM ended with status {self._process.returncode}:\n{self._log_tail()}")
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"vLLM was not ready in {self._ready_timeout_seconds} s:\n{self._log_tail()}")
-            time.sleep(0.2)
+        self._process.start([*command, *self._options], environment, self.log_path)
+        self._process.wait_ready(self.is_healthy, self._ready_timeout_seconds)
         self._note_segments()  # a core that dies later leaves them
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            raise RuntimeError("the server is not started; use it as a context manager")
-        return self._process
-
-    def _group(self) -> list[int]:
-        """Its processes that live, itself included: all are in one group."""
-        leader = self._running().pid
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # it has ended
-                state, _, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
-                if int(group) == leader and state != "Z":
-                    found.append(int(entry.name))
-        return found
 
     def _note_segments(self) -> None:
         """Find the shared memory of its processes while they live; killed, they leave it."""
-        for pid in self._group():
+        for pid in self._process.group_pids():
             with contextlib.suppress(OSError):
                 maps = Path(f"/proc/{pid}/maps").read_text()
                 self._segments |= {Path("/dev/shm") / name for name in _SEGMENT.findall(maps)}
 
-    def _log_tail(self, line_count: int = 100) -> str:
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-line_count:])
+    def _remove_segments(self) -> None:
+        for segment in self._segments:
+            segment.unlink(missing_ok=True)
+        self._segments.clear()
 
 
 def _command_line(pid: int) -> bytes:

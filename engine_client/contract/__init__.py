@@ -7,6 +7,7 @@
     rows        the rows of one prompt's pixels, whole or in pieces
     assembler   one prompt from its first message until all of it is there
     vllm_rules  what vLLM needs of a prompt beside all that
+    published   what a model says of how it was set up
     errors      why a prompt is not answered
 
 An inference server loads this package too, in a Python environment of its own. So it needs Python 3.10, numpy 1.26 and

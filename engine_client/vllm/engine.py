@@ -8,19 +8,15 @@ core.
 from __future__ import annotations
 
 import asyncio
-import math
-import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
-from smg_grpc_proto.generated import common_pb2
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from engine_client.capabilities import EngineCapabilities
@@ -30,7 +26,6 @@ from engine_client.connection import Connection
 from engine_client.contract.sampling import SamplingParameters
 from engine_client.deadline import Deadline
 from engine_client.errors import (
-    EngineDeadlineExceeded,
     EngineError,
     EngineFailed,
     EngineOverloaded,
@@ -44,17 +39,15 @@ from engine_client.types import EngineInfo, EngineRequest, EngineStep, FinishRea
 from engine_client.vllm.links import PromptLinks, RegionLinks
 from engine_client.vllm.prompt import encode_prompt
 from engine_client.vllm.sampling import FEATURES, read_logprobs
-from engine_client.vllm.server import VllmServer, read_bundle, read_server
+from engine_client.vllm.served_model import ServedModel
+from engine_client.vllm.server import VllmServer
 from engine_client.vllm.status import grpc_errors
 
 _SERVICE = "/vllm.grpc.engine.VllmEngine/"
-_Answer = TypeVar("_Answer", bound=Message)
 _Call = grpc.aio.UnaryStreamCall[bytes, bytes]
 
 # Which transformers a server has, and so what becomes of the markers around a video, it does not tell.
 _UNPUBLISHED_PARTS = frozenset({"video_markers"})
-_LATELY_SECONDS = 10.0
-_CONNECT_TIMEOUT_SECONDS = 30.0  # the tokenizer alone has some 10 MB
 
 
 class VllmEngine:
@@ -72,7 +65,7 @@ class VllmEngine:
             waits as long as the request's own timeout.
     """
 
-    capabilities = EngineCapabilities(reads_shared_memory=True)
+    capabilities = EngineCapabilities(reads_shared_memory=True, tells_items_apart=True)
 
     def __init__(
         self,
@@ -97,13 +90,11 @@ class VllmEngine:
         )
         if fingerprint is not None:
             fingerprint = replace(fingerprint, unpublished_parts=_UNPUBLISHED_PARTS)
-        self._check = CompatibilityCheck(self._name, None, fingerprint)
+        compatibility = CompatibilityCheck(self._name, None, fingerprint)
+        self._model = ServedModel(self._connection, self._name, compatibility, executor)
         self._executor = executor
         self._max_silence_seconds = max_silence_seconds
         self._links: RegionLinks | None = None
-        self._server: VllmServer | None = None
-        self._replied_at_seconds = -math.inf
-        self._asking = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         return self
@@ -142,39 +133,19 @@ class VllmEngine:
         except EngineError as error:
             error.tokens_received = tokens_received
             if isinstance(error, EngineUnavailable) and not isinstance(error, EngineOverloaded):
-                self._server = None  # what answers next may be another process, with another model
+                self._model.forget()
             raise
         finally:
             if call is not None:
                 call.cancel()
 
     async def check_ready(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> None:
-        """See `EngineClient.check_ready`. An engine that does not fit raises EngineMismatch, which is one too.
-
-        A server that takes in many large prompts may be seconds late with everything: one that has answered a prompt lately
-        is ready, although it does not say so in time.
-        """
-        self._forget_if_disconnected()
-        try:
-            health = await self._ask("HealthCheck", pb.HealthCheckRequest(), pb.HealthCheckResponse, timeout_seconds)
-        except EngineDeadlineExceeded as error:
-            if time.monotonic() - self._replied_at_seconds < _LATELY_SECONDS:
-                return
-            raise EngineUnavailable(f"{self._name} did not say within {timeout_seconds} s that it is ready") from error
-        except EngineUnavailable:
-            self._server = None
-            raise
-        except EngineError as error:
-            raise EngineUnavailable(str(error)) from error
-        if not health.healthy:
-            self._server = None
-            raise EngineUnavailable(f"{self._name} is not healthy: {health.message or 'it does not say why'}")
-        await self._agreed_server(max(timeout_seconds, _CONNECT_TIMEOUT_SECONDS))
+        """See `EngineClient.check_ready`. An engine that does not fit raises EngineMismatch, which is one too."""
+        await self._model.check_ready(timeout_seconds)
 
     async def describe(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> EngineInfo:
         """See `EngineClient.describe`."""
-        self._forget_if_disconnected()
-        return (await self._read_server(max(timeout_seconds, _CONNECT_TIMEOUT_SECONDS))).info
+        return (await self._model.describe(timeout_seconds)).info
 
     async def sampling_features(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> frozenset[str]:
         """See `EngineClient.sampling_features`; nothing is asked."""
@@ -182,7 +153,7 @@ class VllmEngine:
 
     async def choose_transport(self) -> Transport:
         """See `ChoosesTransport.choose_transport`. Whether the server's user may read the file shows with the first prompt."""
-        server = await self._agreed_server(_CONNECT_TIMEOUT_SECONDS)
+        server = await self._model.require_server()
         can_refer = self._links is not None and self._links.references(server) is not None
         return Transport.SHARED_MEMORY if can_refer else Transport.GRPC
 
@@ -191,62 +162,6 @@ class VllmEngine:
         await self._connection.close()
         if self._links is not None:
             self._links.close()
-
-    # -- the server ----------------------------------------------------------------------------------------------------
-
-    async def _agreed_server(self, timeout_seconds: float) -> VllmServer:
-        """What the server says, where it fits; asked again where it may be another one since.
-
-        Raises:
-            EngineUnavailable: it does not say; EngineMismatch where it does not fit.
-        """
-        async with self._asking:
-            self._forget_if_disconnected()
-            if self._server is None:
-                try:
-                    server = await self._read_server(timeout_seconds)
-                except EngineUnavailable:
-                    raise
-                except EngineError as error:
-                    raise EngineUnavailable(f"{self._name} does not say what it is: {error}") from error
-                self._check.require(server.info)
-                self._server = server
-            return self._server
-
-    def _forget_if_disconnected(self) -> None:
-        """To be called before anything is sent, since that connects again: maybe to another process, with another model."""
-        if not self._connection.is_ready:
-            self._server = None
-
-    def _is_current(self, server: VllmServer | None) -> bool:
-        """Whether the connection is still the one on which the server said this."""
-        self._forget_if_disconnected()
-        return server is not None and server is self._server
-
-    async def _read_server(self, timeout_seconds: float) -> VllmServer:
-        model, server, chunks = await asyncio.gather(
-            self._ask("GetModelInfo", pb.GetModelInfoRequest(), pb.GetModelInfoResponse, timeout_seconds),
-            self._ask("GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoResponse, timeout_seconds),
-            self._tokenizer_chunks(timeout_seconds),
-        )
-        bundle = await asyncio.get_running_loop().run_in_executor(self._executor, read_bundle, chunks)
-        return read_server(self._name, model, server, bundle)
-
-    async def _tokenizer_chunks(self, timeout_seconds: float) -> list[bytes]:
-        """The archive of the model's files; none where the server cannot give it, as of a model without files."""
-        with grpc_errors(self._name):
-            question = common_pb2.GetTokenizerRequest().SerializeToString()
-            call = self._connection.ask_for_stream("GetTokenizer", question, (), timeout_seconds)
-            try:
-                return [common_pb2.GetTokenizerChunk.FromString(chunk).data async for chunk in call]
-            except grpc.aio.AioRpcError as error:
-                if error.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INTERNAL):
-                    return []
-                raise
-
-    async def _ask(self, method: str, message: Message, answer: type[_Answer], timeout_seconds: float) -> _Answer:
-        wire = await self._connection.ask(method, message.SerializeToString(), timeout_seconds)
-        return answer.FromString(wire)
 
     # -- the prompt ----------------------------------------------------------------------------------------------------
 
@@ -259,13 +174,13 @@ class VllmEngine:
         """
         let_go = release.hold()
         try:
-            server = await self._agreed_server(_CONNECT_TIMEOUT_SECONDS)
+            server = await self._model.require_server()
             while True:
                 wire, links = await self._encode(request, server, release)
-                if not self._is_current(server):
+                if not self._model.is_current(server):
                     if links is not None:
                         links.finish()
-                    server = await self._agreed_server(_CONNECT_TIMEOUT_SECONDS)
+                    server = await self._model.require_server()
                     continue
                 let_go()  # where there are links, they hold the arrays from here on
                 call: _Call | None = None
@@ -313,7 +228,7 @@ class VllmEngine:
             raise EngineUnavailable(f"{self._name} sent nothing for {self._max_silence_seconds} s") from error
         if not isinstance(wire, bytes):
             raise EngineFailed(f"{self._name} ended its answer without a finish reason")
-        self._replied_at_seconds = time.monotonic()
+        self._model.note_reply()
         reply = pb.GenerateResponse.FromString(wire)
         if reply.HasField("chunk"):
             chunk = reply.chunk

@@ -33,11 +33,18 @@ from engine_client.errors import EngineRejected
 from engine_client.joining import join_parts
 from engine_client.types import EngineRequest
 from engine_client.vllm.links import References
+from engine_client.vllm.own_tensors import OwnTensorsPrompt
 from engine_client.vllm.sampling import encode_sampling
 from engine_client.vllm.server import VllmServer
 
 _MODALITIES = {IMAGE: common_pb2.IMAGE, VIDEO: common_pb2.VIDEO}
-_UNUSED = {"mrope_position_ids", "mrope_position_delta", "mm_token_type_ids"}  # vLLM works these out itself
+_UNUSED = {
+    "mrope_position_ids",
+    "mrope_position_delta",
+    "mm_token_type_ids",
+    "token_type_ids",
+    "attention_mask",
+}  # vLLM works these out itself
 _KNOWN = {INPUT_IDS, *VISION_TENSORS, "item_hash", "second_per_grid_ts"} | _UNUSED
 
 _MM_INPUTS = pb.GenerateRequest.MM_INPUTS_FIELD_NUMBER
@@ -66,7 +73,7 @@ def encode_prompt(who: str, request: EngineRequest, server: VllmServer, referenc
     )
     pieces: list[bytes | memoryview] = [message.SerializeToString()]
     if tensors.keys() - {INPUT_IDS, *_UNUSED}:
-        prompt = _VisionPrompt(who, request, server)
+        prompt = _VisionPrompt(who, request, server) if server.tiles is None else _own_prompt(who, request, server)
         fields = [_MM_INPUTS, _EXTRA_MM_INPUTS]
         for modality in sorted(MODALITY_NAMES, reverse=True):  # videos first, as vLLM's own clients send them
             if items := prompt.items_of(modality):
@@ -251,6 +258,14 @@ class _VisionPrompt:
     def _require(self, is_right: bool, what: str) -> None:
         if not is_right:
             raise EngineRejected(f"{self._who}: {what}")
+
+
+def _own_prompt(who: str, request: EngineRequest, server: VllmServer) -> OwnTensorsPrompt:
+    assert server.tiles is not None
+    try:
+        return OwnTensorsPrompt(request, server.model_type, server.tiles, server.max_items, server.max_item_tokens)
+    except InvalidPrompt as invalid:
+        raise EngineRejected(f"{who}: {invalid}") from invalid
 
 
 def _check_ids(who: str, ids: Array, server: VllmServer) -> None:

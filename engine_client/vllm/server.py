@@ -12,11 +12,12 @@ from typing import Any
 
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
+from engine_client.contract.published import PARAMETER_PREFIX
 from engine_client.contract.tensors import IMAGE, VIDEO
 from engine_client.contract.vllm_rules import FAMILIES, VisionMarkers, has_seconds, has_stamps
 from engine_client.errors import EngineMismatch
-from engine_client.fingerprint import PARAMETER_PREFIX
 from engine_client.types import EngineInfo
+from engine_client.vllm.own_tensors import OWN_TENSORS, TileSettings, read_tile_settings
 
 _CONTRACT_VERSION = "1"
 """Of the tensors that `engine_client.vllm.prompt` turns into vLLM's: a server knows nothing of them."""
@@ -37,6 +38,7 @@ class VllmServer:
         pad_ids: Placeholder ids by `item_modality`, as far as the model's configuration is known.
         rows_per_token: Patches behind one placeholder; None where it is not known.
         vision_start_id, vision_end_id: The tokens before and after a picture's placeholders; None where they are not known.
+        tiles: Of a model of `OWN_TENSORS`; None for any other.
         shm_namespace: Tells whether this process sees the same `/dev/shm`.
     """
 
@@ -54,6 +56,7 @@ class VllmServer:
     shm_namespace: str
     parameters: Mapping[str, str]
     vision_end_id: int | None = None
+    tiles: TileSettings | None = None
 
     @property
     def video_markers(self) -> VisionMarkers | None:
@@ -83,8 +86,15 @@ def read_server(
         EngineMismatch: its model or its servicer is one that cannot be served from here.
     """
     wrong: list[str] = []
-    if model.model_type not in FAMILIES:
-        wrong.append(f"its model is of the type {model.model_type or 'unknown'}; served are {', '.join(FAMILIES)}")
+    config = bundle.get("config.json", {})
+    tiles = read_tile_settings(model.model_type, config)
+    served = (*FAMILIES, *OWN_TENSORS)
+    if model.model_type not in served:
+        wrong.append(f"its model is of the type {model.model_type or 'unknown'}; served are {', '.join(served)}")
+    elif model.model_type in OWN_TENSORS and tiles is None:
+        wrong.append(
+            f"its model's config.json does not tell how many tokens and pixels a tile of {model.model_type} has"
+        )
     if server.multimodal_encoder_dtype not in _FLOAT_TYPES:
         wrong.append(
             "it does not say the encoder's type, as smg-grpc-servicer before 0.14 does not; install smg-grpc-servicer>=0.14 there"
@@ -92,7 +102,6 @@ def read_server(
     if wrong:
         raise EngineMismatch(who, wrong)
     limits = dict(part.split("=", 1) for part in server.mm_item_limits.split(",") if "=" in part)
-    config = bundle.get("config.json", {})
     merge = _image_settings(bundle).get("merge_size")
     ids = {IMAGE: config.get("image_token_id"), VIDEO: config.get("video_token_id")}
     return VllmServer(
@@ -113,6 +122,7 @@ def read_server(
         vision_end_id=config.get("vision_end_token_id"),
         rows_per_token=None if merge is None else int(merge) ** 2,
         shm_namespace=server.shm_namespace_id,
+        tiles=tiles,
         parameters={PARAMETER_PREFIX + name: value for name, value in _fingerprint(model.model_type, bundle).items()},
     )
 
@@ -134,7 +144,9 @@ def read_bundle(chunks: Iterable[bytes]) -> dict[str, Any]:
 
 def _fingerprint(model_type: str, bundle: Mapping[str, Any]) -> dict[str, str]:
     """The parts of `engine_client.fingerprint` that are known of the server: most are told by its model's own files."""
-    parts = {"contract_version": _CONTRACT_VERSION, "family": FAMILIES[model_type]}
+    parts = {"contract_version": _CONTRACT_VERSION}
+    if model_type in FAMILIES:
+        parts["family"] = FAMILIES[model_type]
     if vocabulary := _vocabulary(bundle.get("tokenizer.json", {})):
         by_id = sorted((token_id, token) for token, token_id in vocabulary.items())
         parts["tokenizer_sha256"] = hashlib.sha256(json.dumps(by_id).encode()).hexdigest()

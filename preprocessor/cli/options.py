@@ -71,6 +71,10 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--measure", action="store_true", help="prepare the request here a few times, instead of estimating its cost"
     )
+    inspect = commands.add_parser(
+        "inspect", help="write an HTML file that shows what a prompt became", formatter_class=Formatter
+    )
+    _add_inspection(inspect)
     fingerprint = commands.add_parser(
         "fingerprint", help="print what an engine must be set up for, as parameters of its Triton model"
     )
@@ -125,12 +129,40 @@ def _add_setting(section: argparse._ActionsContainer, option: Option) -> None:
         section.add_argument(option.flag, dest=option.flag, action=action, metavar=option.metavar, help=about)
 
 
-def _add_service(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--address", default=_DEFAULT_ADDRESS, metavar="HOST:PORT", help="the service")
+def _add_service(parser: argparse.ArgumentParser, default_address: str | None = _DEFAULT_ADDRESS) -> None:
+    about = "the service" if default_address else "a service that prepares the prompt, instead of this process"
+    parser.add_argument("--address", default=default_address, metavar="HOST:PORT", help=about)
     parser.add_argument(
         "--timeout-seconds", type=positive(float), default=300.0, metavar="S", help="give up after this long"
     )
     _add_credentials(parser.add_argument_group("to and from a service on another machine"))
+
+
+def _add_inspection(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Writes one HTML file that shows what a prompt became: the frames as the model gets them, the clip's timeline, the "
+        "patch grid, the token map, sizes, costs and settings. It loads nothing. The prompt is prepared in this process, by "
+        "the service at --address, or was saved by `prepare --output`."
+    )
+    parser.add_argument("saved", nargs="?", metavar="FILE.safetensors", help="a prompt that `prepare --output` saved")
+    parser.add_argument("--output", action=Once, default="inspect.html", metavar="FILE.html", help="the page to write")
+    parser.add_argument(
+        "--save-frames", action=Once, metavar="DIR", help="write every frame as a PNG file into this folder too"
+    )
+    parser.add_argument(
+        "--most-frames", type=positive(int), default=64, metavar="N", help="frames of each item that the page shows"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        action=Once,
+        default="",
+        metavar="MODEL",
+        help="with --address or a saved prompt: the model whose tokenizer tells the tokens' texts (default: that of the prompt, "
+        "if it is built in)",
+    )
+    _add_service(parser, None)
+    add_prompt(parser)
+    add_dtype(parser)
 
 
 def _add_features(parser: argparse.ArgumentParser) -> None:

@@ -1,17 +1,15 @@
-"""Answers as a table, as JSON, and as a safetensors file."""
+"""Answers as a table and as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy.typing as npt
 
 from preprocessor.config import SettingError
 from preprocessor.v1 import preprocessor_pb2 as pb
 
-_MODALITY_NAMES = {pb.MODALITY_IMAGE: "image", pb.MODALITY_VIDEO: "video"}
+MODALITY_NAMES = {pb.MODALITY_IMAGE: "image", pb.MODALITY_VIDEO: "video", pb.MODALITY_AUDIO: "audio"}
 
 
 def summary(header: pb.Header, report: pb.Report) -> dict[str, Any]:
@@ -23,7 +21,7 @@ def summary(header: pb.Header, report: pb.Report) -> dict[str, Any]:
         "items": [
             {
                 "key": item.key,
-                "modality": _MODALITY_NAMES[item.modality],
+                "modality": MODALITY_NAMES.get(item.modality, "unknown"),
                 "codec": _codec(item.source),
                 "source_size_px": list(_size_px(item.source)),
                 "size_px": [item.patches.width_px, item.patches.height_px],
@@ -92,21 +90,6 @@ def check_output(path: Path) -> None:
     except OSError as error:
         accepted = f"a file that can be written, in a directory that is there ({error.strerror})"
         raise SettingError("--output", str(path), accepted) from error
-
-
-def save_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write the tensors to a safetensors file by the contract's names.
-
-    Raises:
-        SettingError: It cannot be written, such as to a full disk.
-    """
-    from safetensors import SafetensorError  # not worth the import time of every other command
-    from safetensors.numpy import save_file
-
-    try:
-        save_file(dict(tensors), path)
-    except (SafetensorError, OSError) as error:
-        raise SettingError("--output", str(path), f"a file that can be written ({error})") from error
 
 
 def _frame_lines(item: pb.Item, shown: int = 6) -> list[str]:

@@ -7,11 +7,13 @@ import json
 import sys
 from pathlib import Path
 
-from preprocessor.cli.output import check_output, save_tensors, summary, table
+from preprocessor.cli.local import prepare_here
+from preprocessor.cli.output import check_output, summary, table
 from preprocessor.cli.progress import ProgressLine
-from preprocessor.cli.prompts import build_prompt, credentials_of, read_whole
+from preprocessor.cli.prompts import build_prompt, credentials_of
+from preprocessor.cli.saved import PreparedPrompt, save
 from preprocessor.cli.unanswered import explain
-from preprocessor.client import CallFailed, Client, PrepareResult, Prompt
+from preprocessor.client import CallFailed, Client, Prompt
 
 
 def run(options: argparse.Namespace) -> int:
@@ -19,12 +21,16 @@ def run(options: argparse.Namespace) -> int:
         check_output(Path(options.output))
     prompt = build_prompt(options)
     try:
-        result = _prepare_here(prompt) if options.local else _ask_service(options, prompt)
+        if options.local:
+            prepared, _ = prepare_here(prompt)
+        else:
+            prepared = ask_service(options, prompt, with_model=bool(options.output))
     except CallFailed as error:
         print(f"preprocessor: {explain(error, options, credentials_of(options))}", file=sys.stderr)
         return 1
     if options.output:
-        save_tensors(Path(options.output), result.tensors)
+        save(prepared, Path(options.output))
+    result = prepared.result
     if options.json:
         print(json.dumps(summary(result.header, result.report)))
     else:
@@ -32,30 +38,18 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _ask_service(options: argparse.Namespace, prompt: Prompt) -> PrepareResult:
-    with Client(options.address, credentials_of(options)) as client, ProgressLine() as line:
-        return client.prepare(
-            prompt, timeout_seconds=options.timeout_seconds, progress=line.received, upload_progress=line.sent
-        )
+def ask_service(options: argparse.Namespace, prompt: Prompt, *, with_model: bool) -> PreparedPrompt:
+    """A service's answer; how much was sent and received is shown if standard error is a terminal.
 
-
-def _prepare_here(prompt: Prompt) -> PrepareResult:
-    """The same answer without a service: the same messages, the same pipeline."""
-    from preprocessor import pipeline  # torch and transformers: seconds that a service's caller need not wait
-    from preprocessor.models.registry import load_model
-    from preprocessor.service import writing
-
-    model = load_model(prompt.spec.model or "qwen3-vl")
-    request = read_whole(prompt)
-    prepared = pipeline.prepare(model, request)
-    sizes = {medium.key: len(medium.data) for medium in request.media}
-    return PrepareResult(
-        header=writing.write_header(model, prepared.plan, sizes, request_id="local"),
-        report=writing.write_report(
-            prepared.timings,
-            sum(sizes.values()),
-            prepared.plan.pixel_bytes,
-            writing.write_substitutions(prepared.plan, prepared.substitutions),
-        ),
-        tensors=dict(prepared.tensors),
-    )
+    Args:
+        with_model: Ask what the model's settings are, too.
+    Raises:
+        CallFailed: The service refused the call, or did not answer.
+    """
+    with Client(options.address, credentials_of(options)) as client:
+        with ProgressLine() as line:
+            result = client.prepare(
+                prompt, timeout_seconds=options.timeout_seconds, progress=line.received, upload_progress=line.sent
+            )
+        model = client.get_model(timeout_seconds=options.timeout_seconds) if with_model else None
+        return PreparedPrompt(result, prompt.spec, model, None)

@@ -1,4 +1,4 @@
-"""The options that describe a prompt, which `prepare`, `generate`, `bench` and `plan` have in common."""
+"""The options that describe a prompt, which `prepare`, `generate`, `bench`, `plan` and `inspect` have in common."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def _add_conversation(group: argparse._ArgumentGroup) -> None:
         ("assistant", "the model's answer to the message that ends here; may be repeated"),
     ):
         group.add_argument(f"--{role}", dest="parts", action=_AppendPart, const=role, metavar="TEXT", help=about)
-    for modality in ("image", "video", "audio"):
+    for modality, about in (("image", "an image file"), ("video", "a video file"), ("audio", "a file with sound")):
         group.add_argument(
             f"--{modality}",
             dest="parts",
             action=_AppendPart,
             const=modality,
             metavar="FILE",
-            help=f"a file of this kind, or a URL for the service to fetch; {_IN_PLACE}",
+            help=f"{about}, or a URL for the service to fetch; {_IN_PLACE}",
         )
     group.add_argument(
         "--frames",
@@ -77,6 +77,13 @@ def _add_conversation(group: argparse._ArgumentGroup) -> None:
         default="",
         metavar="JSON",
         help="a JSON object of arguments for the chat template",
+    )
+    group.add_argument(
+        "--processor-arguments",
+        action=Once,
+        default="",
+        metavar="JSON",
+        help="a JSON object of arguments for the model's own processor, on the generic path",
     )
 
 

@@ -38,11 +38,12 @@ def build_prompt(options: argparse.Namespace) -> Prompt:
     parts: list[tuple[str, Source]] = options.parts or []
     if not has_prompt(options):
         raise InvalidRequest(
-            "there is nothing to prepare; give --text, --video or --image, or --messages", reason="EMPTY_PROMPT"
+            "there is nothing to prepare; give --text, --video, --frames, --image or --audio, or --messages",
+            reason="EMPTY_PROMPT",
         )
     if options.frame_times and not any(kind == "frames" for kind, _ in parts) and not options.messages:
         raise InvalidRequest("--frame-times are those of --frames, which is not given", reason="INVALID_FRAMES")
-    for option in ("system", "model", "template_arguments", "background"):
+    for option in ("system", "model", "template_arguments", "processor_arguments", "background"):
         _check_text(f"--{option.replace('_', '-')}", getattr(options, option) or "")
     for kind, value in parts:
         _check_text(f"--{kind}", str(value))
@@ -77,6 +78,7 @@ def _chat(
         [*begin, *_turns(options, parts)],
         tools=_read_text("--tools", options.tools) if options.tools else tools or "",
         template_arguments=options.template_arguments,
+        processor_arguments=options.processor_arguments,
         model=options.model,
         pixel_form=getattr(options, "dtype", None),  # without one the model decides: a generic one makes no uint8
     )

@@ -13,7 +13,7 @@ from typing import Any
 from preprocessor.cli.reference import effective
 from preprocessor.cli.sources import load_settings
 from preprocessor.cli.video_markers import ask_for_video_markers
-from preprocessor.config import require_memory
+from preprocessor.config import SettingError, require_memory
 from preprocessor.config.machine import SINGLE_THREADED, available_memory_bytes
 from preprocessor.service.logs import configure
 
@@ -28,6 +28,8 @@ def run(options: argparse.Namespace) -> int:
     settings = loaded.settings
     with loaded.given.spelling():
         require_memory(settings.memory_budget_bytes, available_memory_bytes(), settings.more_incoming_bytes)
+        if settings.isolation == "required":
+            _require_isolation()
     configure(settings.log_level, settings.log_format)
     # From here on seconds of torch, after a wrong option has been refused at once. What sets up its threads when it is
     # imported must find one wanted: work runs in processes, and a process with threads cannot be forked.
@@ -50,6 +52,22 @@ def run(options: argparse.Namespace) -> int:
     with loaded.given.spelling():
         run_loop(serve(settings, model, fork_server))
     return 0
+
+
+def _require_isolation() -> None:
+    """Check that workers can be isolated.
+
+    Raises:
+        SettingError: Something that they need does not hold here.
+    """
+    from preprocessor.cli.doctor.isolation import lacking_means, try_sandbox
+
+    holds, trouble = try_sandbox()
+    if not holds or (lacking := lacking_means(holds)):
+        lack = trouble or "without " + "; ".join(lacking)
+        raise SettingError(
+            "--isolation", "required", f"available, or mend what `preprocessor doctor` finds here: {lack}"
+        )
 
 
 def event_loop_runner() -> Callable[[Coroutine[Any, Any, None]], None]:

@@ -24,13 +24,15 @@ class PromptOptions(TypedDict, total=False):
     """What `chat`, `text` and `token_ids` have in common.
 
     `model` must be the one that is served, where it is given. `pixel_form`: see `PixelForm` in the proto. `cache_salt` keeps the
-    cache entries of tenants apart. `with_token_types` adds the tensor `mm_token_type_ids`.
+    cache entries of tenants apart. `with_token_types` adds the tensor `mm_token_type_ids`. `processor_arguments` are those of the
+    model's own processor, on the generic path: {"do_pan_and_scan": True}; JSON text is sent as it is.
     """
 
     model: str
     pixel_form: PixelForm | None
     cache_salt: str
     with_token_types: bool
+    processor_arguments: Mapping[str, Any] | str
 
 
 def tools(*functions: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -125,6 +127,7 @@ def _spec(options: PromptOptions) -> pb.PrepareSpec:
         pixel_form=pb.PixelForm.Value(f"PIXEL_FORM_{form.upper()}") if form else pb.PIXEL_FORM_UNSPECIFIED,
         cache_salt=options.get("cache_salt", ""),
         with_token_types=options.get("with_token_types", False),
+        processor_arguments_json=_json(options.get("processor_arguments", "")),
     )
 
 

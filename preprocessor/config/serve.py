@@ -60,6 +60,18 @@ class ServeSettings:
     )
     max_cpu_seconds: float = setting(300.0, "CPU that one request may use in one stage", "S", kind=float)
     max_jobs_a_worker: int = setting(10_000, "jobs after which a worker process is replaced")
+    worker_reuse: str = setting(
+        "caller",
+        "whose tasks one worker process runs: those of one caller, where callers are named, or any",
+        kind=str,
+        choices=("caller", "any"),
+    )
+    isolation: str = setting(
+        "available",
+        "required: do not start where the system calls of workers cannot be filtered",
+        kind=str,
+        choices=("available", "required"),
+    )
     is_in_process: bool = setting(
         False, "work on threads: for debugging only, nothing is isolated", "", name="--in-process", kind=bool
     )
@@ -116,6 +128,8 @@ class ServeSettings:
         require_seconds("--drain-seconds", self.drain_seconds)
         require_seconds("--budget-full-seconds", self.budget_full_seconds)
         require_choices(self)
+        if self.is_in_process and self.isolation == "required":
+            raise SettingError("--isolation", self.isolation, "available: nothing is isolated with --in-process")
         try:
             parse_background(self.background)
         except ValueError as error:

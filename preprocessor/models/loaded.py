@@ -117,6 +117,13 @@ class LoadedModel(Protocol):
     @property
     def plans_from_headers(self) -> bool: ...
 
+    def check_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Refuse arguments of a processor that this model does not take.
+
+        Raises:
+            InvalidRequest: `INVALID_PROCESSOR_ARGUMENTS`.
+        """
+
     def plan(
         self,
         request: PreparationRequest,

@@ -21,7 +21,7 @@ from preprocessor.types.timing import Stopwatch
 from preprocessor.vision.geometry import fit_image, patch_grid
 from preprocessor.vision.patches import write_patches
 from preprocessor.vision.positions import mrope_tensors
-from preprocessor.vision.resize import resizer
+from preprocessor.vision.resize import padded, resizer
 from preprocessor.vision.spec import PixelSpec, VideoSpec, parse_pixel_spec, parse_video_spec
 
 FitVideo = Callable[[int, int, int, VideoSpec], tuple[int, int]]
@@ -92,7 +92,7 @@ def layout(item: ProbedMedium, model: ModelSettings) -> ItemLayout:
 
 
 def patch_layout(item: ProbedMedium, model: ModelSettings, fit: FitVideo) -> ItemLayout:
-    """One row a patch, one group a temporal patch, one run of placeholders; each of these is merge_size x merge_size patches.
+    """`patch_rows` of an image within its budget, or of a video.
 
     Args:
         fit: The family's size of a video.
@@ -100,24 +100,45 @@ def patch_layout(item: ProbedMedium, model: ModelSettings, fit: FitVideo) -> Ite
     pixels = model.pixels_of(item.medium.modality)
     height, width = item.size_px
     if item.frames is None:
-        height, width = fit_image(
+        size = fit_image(
             height, width, factor=pixels.factor, min_pixels=pixels.min_pixels, max_pixels=pixels.max_pixels
         )
     else:
-        height, width = fit(item.frame_count, height, width, model.video)
-    grid = patch_grid(item.frame_count, height, width, pixels)
+        size = fit(item.frame_count, height, width, model.video)
+    return patch_rows(item, model, size)
+
+
+def patch_rows(
+    item: ProbedMedium, model: ModelSettings, size: tuple[int, int], canvas: tuple[int, int] | None = None
+) -> ItemLayout:
+    """One row a patch, one group a temporal patch, one run of placeholders; each of these is merge_size x merge_size patches.
+
+    Args:
+        size: Height and width of a frame after resizing, px.
+        canvas: Height and width to which black is added below and to the right; the size itself where None.
+    """
+    pixels = model.pixels_of(item.medium.modality)
+    grid = patch_grid(item.frame_count, *(canvas or size), pixels)
     return ItemLayout(
-        rows=ItemRows(grid.t, grid.h * grid.w, pixels.temporal_patch_size, width, height, grid),
+        rows=ItemRows(grid.t, grid.h * grid.w, pixels.temporal_patch_size, size[1], size[0], grid),
         spans=Replacement(model.placeholders.tokens[item.medium.modality], (grid.patch_count // pixels.merge_size**2,)),
         tensors={"grid_thw": np.array([(grid.t, grid.h, grid.w)], np.int64)},
     )
 
 
 def patch_writer(item: ItemPlan, model: ModelSettings) -> WriteFrame:
-    """Resizes each frame and cuts it into its part of a temporal patch's rows."""
-    pixels = model.pixels_of(item.modality)
-    source = item.picture
-    resize = resizer((source.height_px, source.width_px), (item.rows.height_px, item.rows.width_px), item.frame_count)
+    """Resizes each frame, pads it to its grid, and cuts it into its part of a temporal patch's rows."""
+    return grid_writer(item, model.pixels_of(item.modality))
+
+
+def grid_writer(item: ItemPlan, pixels: PixelSpec) -> WriteFrame:
+    """See `patch_writer`."""
+    source, rows, grid = item.picture, item.rows, item.rows.grid
+    assert grid is not None, "`patch_rows` gives each item one"
+    canvas = (grid.h * pixels.patch_size, grid.w * pixels.patch_size)
+    resize = resizer((source.height_px, source.width_px), (rows.height_px, rows.width_px), item.frame_count)
+    if canvas != (rows.height_px, rows.width_px):
+        resize = padded(resize, canvas)
 
     def write_frame(
         frame: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8], places: slice, stopwatch: Stopwatch
@@ -141,7 +162,7 @@ def merged_grids(items: Sequence[ItemPlan], model: ModelSettings) -> list[Grid]:
     merge, merged = model.image.merge_size, []
     for item in items:
         grid = item.rows.grid
-        assert grid is not None, "`patch_layout` gives each item one"
+        assert grid is not None, "`patch_rows` gives each item one"
         merged.append(Grid(t=grid.t, h=grid.h // merge, w=grid.w // merge))
     return merged
 

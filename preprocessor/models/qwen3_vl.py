@@ -32,7 +32,9 @@ VIDEO_DEFAULTS = {"fps": 2, "min_frames": 4, "max_frames": 768, "max_video_token
 
 
 def read_pixels(image: Mapping[str, Any], video: Mapping[str, Any], name: str) -> tuple[PixelSpec, VideoSpec]:
-    return read_patch_settings(image, {**VIDEO_DEFAULTS, **without_nulls(video)}, name)
+    pixels, settings = read_patch_settings(image, {**VIDEO_DEFAULTS, **without_nulls(video)}, name)
+    # Qwen3VLVideoProcessor samples; where a model's files say that it does not, transformers uses every frame.
+    return pixels, dataclasses.replace(settings, takes_every_frame=video.get("do_sample_frames") is False)
 
 
 def sample_indices(total: int, rate: float, sampling: Sampling, spec: VideoSpec) -> npt.NDArray[np.int64]:

@@ -25,14 +25,27 @@ from huggingface_hub.errors import (
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.errors import ModelNotFound
-from preprocessor.models import qwen2_5_vl, qwen2_vl, qwen3_vl
+from preprocessor.models import (
+    gemma3,
+    gemma4,
+    glm4v,
+    glm5_next,
+    glm46v,
+    internvl,
+    kimi_k25,
+    minimax_m3_vl,
+    mistral3,
+    qwen2_5_vl,
+    qwen2_vl,
+    qwen3_vl,
+)
 from preprocessor.models.digests import digest_tokenizer
-from preprocessor.models.family import Family, Model
+from preprocessor.models.family import Configuration, Family, Model
 from preprocessor.models.generic import load_generic
 from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.versions import library_versions
 from preprocessor.models.video_markers import choose_video_markers
-from preprocessor.text.prompt import Placeholders, check_template
+from preprocessor.text.prompt import check_template
 from preprocessor.text.tokenizer import (
     TokenTable,
     bad_directory,
@@ -41,9 +54,21 @@ from preprocessor.text.tokenizer import (
     one_line,
     read_stop_token_ids,
 )
-from preprocessor.types.request import Modality
 
-FAMILIES: tuple[Family, ...] = (qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    qwen2_vl.FAMILY,
+    qwen2_5_vl.FAMILY,
+    qwen3_vl.FAMILY,
+    glm4v.FAMILY,
+    glm46v.FAMILY,
+    glm5_next.FAMILY,
+    kimi_k25.FAMILY,
+    minimax_m3_vl.FAMILY,
+    internvl.FAMILY,
+    mistral3.FAMILY,
+    gemma3.FAMILY,
+    gemma4.FAMILY,
+)
 
 # transformers 5.23, Qwen2_5_VLVisionConfig.
 _TOKENS_PER_SECOND = 4
@@ -66,9 +91,18 @@ def load_model(name: str, video_markers: str = "auto") -> LoadedModel:
     """
     directory = _BUILTIN / name if name in builtin_names() else _local_directory(name)
     config = _read_json(directory, "config.json")
-    family = next((family for family in FAMILIES if config.get("model_type") in family.model_types), None)
+    family = _family(directory, config)
     if family is None:
         return load_generic(name, directory)
+    try:
+        return _load_of_family(family, name, directory, config, video_markers)
+    except ModelNotFound as error:
+        if family.else_generic and error.reason == "UNSUPPORTED_PROCESSOR":
+            return load_generic(name, directory)
+        raise
+
+
+def _load_of_family(family: Family, name: str, directory: Path, config: Mapping[str, Any], video_markers: str) -> Model:
     settings = _processor_settings(directory)
     image, video = family.read_pixels(settings["image"], settings["video"], name)
     if directory.parent == _BUILTIN:
@@ -77,15 +111,17 @@ def load_model(name: str, video_markers: str = "auto") -> LoadedModel:
     else:
         tokenizer = load_tokenizer(directory)
         tokenizer_digest = digest_tokenizer(tokenizer)
+    configuration = Configuration(name, config, **settings, tokenizer=tokenizer)
+    details = family.read_details(configuration)
     template = _chat_template(directory, tokenizer)
-    placeholders = _placeholders(config, tokenizer, family, name)
+    placeholders = family.read_placeholders(configuration, family.modalities)
     markers = _vision_markers(config, tokenizer)
     tokens_per_second = (config.get("vision_config") or {}).get("tokens_per_second", _TOKENS_PER_SECOND)
     marks = [
         (modality.name, placeholders.tokens[modality], token_id) for modality, token_id in placeholders.ids.items()
     ]
     kept_markers = choose_video_markers(video_markers) if family.marks_frames else None
-    decided = [
+    decided: list[Any] = [
         family.name,
         dataclasses.asdict(image),
         dataclasses.asdict(video),
@@ -94,6 +130,8 @@ def load_model(name: str, video_markers: str = "auto") -> LoadedModel:
         kept_markers,
         tokens_per_second,
     ]
+    if details is not None:
+        decided += [dataclasses.asdict(details), sorted(placeholders.repeated.items())]
     parts = [_with_floats(decided), _as_jinja_reads(template), tokenizer_digest, library_versions()]
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return Model(
@@ -109,6 +147,7 @@ def load_model(name: str, video_markers: str = "auto") -> LoadedModel:
         tokens_per_second=tokens_per_second,
         stop_token_ids=read_stop_token_ids(directory, tokenizer),
         fingerprint=fingerprint,
+        details=details,
     )
 
 
@@ -142,21 +181,44 @@ def _local_directory(name: str) -> Path:
         raise ModelNotFound(f"{name}: {what}") from error
 
 
+def _family(directory: Path, config: Mapping[str, Any]) -> Family | None:
+    """The family whose processor transformers would load; None where it is none of ours.
+
+    Source: transformers 5.23, AutoProcessor.from_pretrained: a class that the files name goes before the model type.
+    """
+    family = next((family for family in FAMILIES if config.get("model_type") in family.model_types), None)
+    if family is None or not family.processor:
+        return family
+    named = _named_processor(directory) or family.processor
+    return next((family for family in FAMILIES if family.processor == named), None)
+
+
+def _named_processor(directory: Path) -> str:
+    for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        if (directory / name).is_file() and (named := _read_json(directory, name).get("processor_class")):
+            return str(named)
+    return ""
+
+
 def _processor_settings(directory: Path) -> dict[str, Mapping[str, Any]]:
-    """Image and video processor settings, from either layout that transformers writes.
+    """Settings of the image and video processor and of the one around them, from either layout that transformers writes.
 
     A model without video settings of its own uses those for images, as transformers does.
     """
-    if (directory / "processor_config.json").is_file():
-        combined = _read_json(directory, "processor_config.json")
-        if "image_processor" in combined:
-            return {
-                "image": combined["image_processor"],
-                "video": combined.get("video_processor", combined["image_processor"]),
-            }
-    image = _read_json(directory, "preprocessor_config.json")
-    has_video = (directory / "video_preprocessor_config.json").is_file()
-    return {"image": image, "video": _read_json(directory, "video_preprocessor_config.json") if has_video else image}
+    combined = _read_json(directory, "processor_config.json") if (directory / "processor_config.json").is_file() else {}
+    processor = {name: value for name, value in combined.items() if not name.endswith("_processor")}
+    if "image_processor" in combined:
+        image = combined["image_processor"]
+        video = combined.get("video_processor", image)
+    else:
+        image = _read_json(directory, "preprocessor_config.json")
+        has_video = (directory / "video_preprocessor_config.json").is_file()
+        video = _read_json(directory, "video_preprocessor_config.json") if has_video else image
+    return {
+        "image": {**image, "processor": processor},
+        "video": {**video, "processor": processor},
+        "processor": processor,
+    }
 
 
 def _chat_template(directory: Path, tokenizer: TokenizersBackend) -> str:
@@ -190,22 +252,6 @@ def _with_floats(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_with_floats(one) for one in value]
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _placeholders(config: Mapping[str, Any], tokenizer: TokenizersBackend, family: Family, name: str) -> Placeholders:
-    ids: dict[Modality, int] = {}
-    tokens: dict[Modality, str] = {}
-    for modality in sorted(family.modalities):
-        setting = f"{modality.name.lower()}_token_id"
-        token_id = config.get(setting)
-        token = tokenizer.convert_ids_to_tokens(token_id) if token_id else None
-        if not token_id or token is None:
-            raise ModelNotFound(
-                f"{name}: config.json gives {setting} {token_id}; it must be an id of the tokenizer",
-                reason="BAD_MODEL_DIRECTORY",
-            )
-        ids[modality], tokens[modality] = int(token_id), token
-    return Placeholders(tokens=tokens, ids=ids)
 
 
 def _vision_markers(config: Mapping[str, Any], tokenizer: TokenizersBackend) -> tuple[str, str]:

@@ -109,6 +109,18 @@ def cut(planned: PixelPlan, media: Sequence[Media], part_count: int) -> list[ran
     return [range(start, stop) for start, stop in itertools.pairwise([0, *cuts, planned.row_count])]
 
 
+def decoding_runs(clip: IndexedClip, indices: npt.NDArray[np.int64]) -> list[range]:
+    """The frames that PyAV's decoder passes for the chosen ones: of each group of pictures that holds one, those up to the last.
+
+    In these runs, a frame that is not chosen and that no other refers to is skipped, where the codec can.
+    """
+    group_starts = np.append(clip.random_access_frames, clip.frame_count)
+    last_wanted = np.full(len(clip.random_access_frames), -1, np.int64)
+    np.maximum.at(last_wanted, np.searchsorted(clip.random_access_frames, indices, "right") - 1, indices)
+    runs = zip(group_starts[:-1].tolist(), (last_wanted + 1).tolist(), strict=True)
+    return [range(start, stop) for start, stop in runs if stop > start]
+
+
 def _separate_groups(item: ItemPlan) -> list[int]:
     """Groups of rows whose first frame lies in another group of pictures than that of the group before; 0 included."""
     if isinstance(item.source, FrameListInfo):
@@ -122,10 +134,7 @@ def _separate_groups(item: ItemPlan) -> list[int]:
 
 def _video_seconds(clip: IndexedClip, indices: npt.NDArray[np.int64], pixels: int) -> float:
     """Seconds for decoding the groups of pictures that hold a chosen frame, up to the last chosen frame in each."""
-    group_starts = np.append(clip.random_access_frames, clip.frame_count)
-    last_wanted = np.full(len(clip.random_access_frames), -1, np.int64)
-    np.maximum.at(last_wanted, np.searchsorted(clip.random_access_frames, indices, "right") - 1, indices)
-    decoded = int(np.maximum(last_wanted + 1 - group_starts[:-1], 0).sum())
+    decoded = sum(len(run) for run in decoding_runs(clip, indices))
     return clip.frame_count * _SECONDS_A_PACKET + _decoding_seconds(clip, decoded, len(indices), pixels)
 
 

@@ -53,13 +53,14 @@ def prepare(model: LoadedModel, request: PreparationRequest, limits: Limits | No
     planned = plan(model, request, limits or Limits())
     timings = Timings()
     timings.merge(planned.timings)
-    tensors, substitutions = dict(planned.tensors), planned.substitutions
+    tensors, substitutions, decoded_frame_count = dict(planned.tensors), planned.substitutions, 0
     if planned.pixels is not None:
         pixels = tensors[planned.pixels.name] = allocate_pixels(planned.pixels)
         report = write_pixels(model, request.media, planned.pixels, pixels)
         timings.merge(report.timings)
         substitutions += report.substitutions
-    return Prepared(plan=planned, tensors=tensors, timings=timings, substitutions=substitutions)
+        decoded_frame_count = report.decoded_frame_count
+    return Prepared(planned, tensors, timings, substitutions, decoded_frame_count)
 
 
 def plan(
@@ -77,11 +78,12 @@ def plan(
     Raises:
         InvalidRequest: `PLACEHOLDER_MISMATCH`, `UNKNOWN_MEDIA_KEY`, `DUPLICATE_MEDIA_KEY`, `INVALID_SAMPLING`,
             `SAMPLING_CONFLICT`, `INVALID_PIXEL_BUDGET`, `INVALID_TOKEN_ID`, `CHAT_TEMPLATE_FAILED`, `EMPTY_PROMPT`,
-            `LITERAL_TEXT_REFUSED`, `DIGEST_MISMATCH`.
+            `LITERAL_TEXT_REFUSED`, `DIGEST_MISMATCH`, `INVALID_PROCESSOR_ARGUMENTS`.
         UnsupportedMedia, CorruptMedia: A file that is not what it should be; see `probe_video` and `probe_image`.
         LimitExceeded: More than `limits` allows.
     """
     check_request(request, model.modalities, limits)
+    model.check_arguments(request.processor_arguments)
     return model.plan(request, limits, check, {} if planned_items is None else planned_items)
 
 

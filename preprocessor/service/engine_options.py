@@ -16,7 +16,7 @@ from engine_client import (
     connect_engine,
     tls_credentials,
 )
-from engine_client.fingerprint import published_parts
+from engine_client.contract.published import published_parts
 from preprocessor.config import EngineSettings, SettingError
 
 ASK_SECONDS = 3.0

@@ -33,7 +33,7 @@ async def store_inline(
     Raises:
         InvalidRequest: `SIZE_MISMATCH`.
         LimitExceeded: `MEDIA_TOO_LARGE`, `REQUEST_TOO_LARGE`.
-        Overloaded: `MEMORY_BUDGET_FULL`, `SHARED_MEMORY_FULL`.
+        Overloaded: `MEMORY_BUDGET_FULL`.
         MediaNotCached: A file that the spec only names is not here.
     """
     inline = {medium.key: medium.data for medium in request.media if medium.data}
@@ -67,7 +67,7 @@ async def receive_files(
         InvalidRequest: `CHUNK_OUT_OF_ORDER`, `UNKNOWN_MEDIA_KEY`, `UPLOAD_INCOMPLETE`, `SIZE_MISMATCH`, or as `Upload.chunk`.
         LimitExceeded: `CHUNK_TOO_LARGE`, `MEDIA_TOO_LARGE`, `REQUEST_TOO_LARGE`.
         DeadlineExceeded: As `Upload.chunk`.
-        Overloaded: `MEMORY_BUDGET_FULL`, `SHARED_MEMORY_FULL`.
+        Overloaded: `MEMORY_BUDGET_FULL`.
         Whatever `Fetcher.fetch` raises.
     """
     files = {medium.key: medium.data for medium in request.media if medium.data}

@@ -47,12 +47,14 @@ async def engine_request(
     No pixels are made of items that the engine says it holds, unless it asks for them after all.
     """
     tensors = dict(planned.tensors)
+    if engine.capabilities.tells_items_apart:
+        tensors |= planned.item_tensors
+    if ITEM_HASH in tensors:
+        tensors[ITEM_HASH] = scoped_hashes(tensors[ITEM_HASH], call.resources.cache_scope)
     if planned.pixels is None or engine.capabilities.takes_hashes_only:
         call.resources.skip_pixels()
         yield EngineRequest(call.request_id, tensors, sampling)
         return
-    if ITEM_HASH in tensors:
-        tensors[ITEM_HASH] = scoped_hashes(tensors[ITEM_HASH], call.resources.cache_scope)
     hashes = tensors.get(ITEM_HASH, _NO_HASHES)
     pixels = EnginePixels(
         request.media,

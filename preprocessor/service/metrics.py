@@ -119,7 +119,7 @@ class Metrics:
             self.request_seconds.labels(method)
             for code in ("OK", "CANCELLED", "INTERNAL", "RESOURCE_EXHAUSTED", "UNAVAILABLE"):
                 self.requests.labels(method, code)
-        for reason in ("lost", "killed", "recycled"):
+        for reason in ("lost", "killed", "recycled", "caller_changed", "violation"):
             self.worker_ends.labels(reason)
         for receiver in ("caller", "engine"):
             self.sent_bytes.labels(receiver)

@@ -15,7 +15,7 @@ from preprocessor.errors import InvalidRequest, LimitExceeded
 from preprocessor.media.walk import too_many_frames
 from preprocessor.service.fetch.data_urls import is_data_url, read_data_url
 from preprocessor.service.frame_lists import ENCODINGS, file_size, frame_count, inline_pictures, read_frame_list
-from preprocessor.service.json_text import value_count
+from preprocessor.service.json_text import read_json, value_count
 from preprocessor.service.prompts import json_texts, read_prompt
 from preprocessor.types.request import (
     FileData,
@@ -131,7 +131,8 @@ def check_counts(spec: pb.PrepareSpec, limits: Limits, max_spec_parts: int) -> N
             break
     count += _value_count(structs, max_spec_parts)
     if count <= max_spec_parts:
-        count += sum(value_count(text, max_spec_parts) for text in json_texts(spec.chat))
+        texts = [*json_texts(spec.chat), spec.processor_arguments_json]
+        count += sum(value_count(text, max_spec_parts) for text in texts)
     if count > max_spec_parts:
         raise LimitExceeded(
             f"more than {max_spec_parts} messages, parts and values of arguments in one spec; send fewer",
@@ -183,10 +184,15 @@ def read_spec(spec: pb.PrepareSpec, background: str = NO_BACKGROUND) -> tuple[Pr
         pixel_form=_lookup(_PIXEL_FORMS, spec.pixel_form, "pixel_form"),
         with_token_types=spec.with_token_types,
         cache_salt=spec.cache_salt,
+        processor_arguments=_read_processor_arguments(spec.processor_arguments_json),
     )
     urls = {medium.key: medium.url for medium in spec.media if medium.url and not is_data_url(medium.url)}
     sizes = {medium.key: size for medium in spec.media if (size := file_size(medium)) is not None}
     return request, Sources(chunked, urls, same_file, sizes, cached)
+
+
+def _read_processor_arguments(text: str) -> dict[str, Any]:
+    return read_json(text, dict, "processor_arguments_json") if text else {}
 
 
 def _read_media(medium: pb.Media, place: int, background: str) -> Media:

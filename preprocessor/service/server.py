@@ -184,6 +184,8 @@ def _pool_settings(settings: ServeSettings) -> PoolSettings:
         max_cpu_seconds=settings.max_cpu_seconds,
         max_jobs_a_worker=settings.max_jobs_a_worker,
         is_in_process=settings.is_in_process,
+        is_isolation_required=settings.isolation == "required",
+        has_workers_a_caller=settings.worker_reuse == "caller",
         cache_bytes=int(settings.cache_share * settings.memory_budget_bytes),
     )
 

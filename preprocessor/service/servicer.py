@@ -160,6 +160,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             request, sources = reading.read_spec(spec, self._settings.background)
             del spec  # it holds a copy of the inline files, which the request has
             check_request(request, self._model.modalities, self._settings.limits)
+            self._model.check_arguments(request.processor_arguments)
             limits = self._settings.limits
             for key, url in sources.urls.items():
                 self._fetcher.check(url, key)

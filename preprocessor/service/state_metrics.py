@@ -60,6 +60,12 @@ class StateMetrics(Collector):
             ),
             pool.counters.abandoned_counts,
         )
+        yield _by_label(
+            CounterMetricFamily(
+                "preprocessor_worker_violations", "What workers tried that they may not, by kind", labels=("kind",)
+            ),
+            pool.counters.violation_counts,
+        )
         causes = health.causes
         yield _gauge("preprocessor_ready", "1 if this replica is ready", not health.causes_of())
         yield _by_label(

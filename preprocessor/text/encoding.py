@@ -27,7 +27,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded
-from preprocessor.text.tokenizer import encode
+from preprocessor.text.tokenizer import encode, encode_inner
 
 PromptPiece = tuple[str, bool]
 """A piece of a prompt, and whether it is literal."""
@@ -57,13 +57,18 @@ _BYTES_PER_ASCII, _BYTES_PER_BYTE, _BYTES_PER_BYTE_UNCUT = 200, 300, 500
 def encode_prompt(tokenizer: TokenizersBackend, pieces: Sequence[PromptPiece], limits: Limits) -> npt.NDArray[np.int32]:
     """Token ids int32 [L]; of a prompt without literal pieces those of `tokenizer(text)["input_ids"]`.
 
+    A text that begins with the tokenizer's BOS token gets no other one.
+
+    Source: transformers 5.23, ProcessorMixin.apply_chat_template.
+
     Raises:
         LimitExceeded: `TOKENIZING_MEMORY_EXCEEDED`, `TOKENIZING_CPU_SECONDS_EXCEEDED`.
         InvalidRequest: `LITERAL_TEXT_REFUSED` where a literal piece spells an added token, and the tokenizer's are of a kind that
             cannot be told from it.
     """
     text = "".join(piece for piece, _ in pieces)
-    stretches: list[tuple[str, Encode]] = [(text, encode)]
+    bos = tokenizer.bos_token
+    stretches: list[tuple[str, Encode]] = [(text, encode_inner if bos and text.startswith(bos) else encode)]
     if spells_added_token(tokenizer, pieces):
         stretches = list(_stretches(tokenizer, pieces))
     end_seconds = time.thread_time() + limits.max_tokenizing_cpu_seconds

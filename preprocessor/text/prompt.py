@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
@@ -24,7 +24,7 @@ from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded, ModelNotFound
 from preprocessor.text.encoding import encode_prompt
 from preprocessor.text.literal import PromptText
-from preprocessor.text.tokenizer import encode
+from preprocessor.text.tokenizer import encode_inner
 from preprocessor.types.plan import ExpandedPrompt
 from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, TextPart
 
@@ -50,10 +50,40 @@ _TEMPLATE_FAULTS = (jinja2.TemplateError, ArithmeticError, AttributeError, Looku
 
 @dataclass(frozen=True, slots=True)
 class Placeholders:
-    """The token that stands for a medium in a prompt, by modality, as text and as id."""
+    """The token that stands for a medium in a prompt, by modality, as text and as id.
+
+    Attributes:
+        repeated: Token → id, of what a family writes in the place of a medium, where it is not the medium's own token.
+    """
 
     tokens: dict[Modality, str]
     ids: dict[Modality, int]
+    repeated: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def repeated_ids(self) -> list[int]:
+        """Ids that occur once for each visual token."""
+        return list(self.repeated.values() or self.ids.values())
+
+    def check_text(self, text: str) -> None:
+        """Refuse a prompt that holds a token that only an expansion may write.
+
+        Raises:
+            InvalidRequest: `PLACEHOLDER_MISMATCH`.
+        """
+        self._refuse([token for token in self.repeated if token in text])
+
+    def check_ids(self, token_ids: Sequence[int]) -> None:
+        """The same for token ids."""
+        self._refuse([token for token, token_id in self.repeated.items() if token_id in token_ids])
+
+    def _refuse(self, found: list[str]) -> None:
+        if inner := [token for token in found if token not in self.tokens.values()]:
+            raise InvalidRequest(
+                f"the prompt holds {inner[0]}, which only the service may write; a medium's place is "
+                f"{' or '.join(self.tokens.values())}",
+                reason="PLACEHOLDER_MISMATCH",
+            )
 
     def modalities_in_text(self, text: str) -> list[Modality]:
         """Modality of every placeholder, in order."""
@@ -259,14 +289,14 @@ def expand_token_ids(
             continue
         replacement = next(remaining)
         start, stop = index, index + 1
-        before, after = (encode(tokenizer, text) for text in replacement.surrounding)
+        before, after = (encode_inner(tokenizer, text) for text in replacement.surrounding)
         if (
             start - len(before) >= position
             and list(token_ids[start - len(before) : start]) == before
             and list(token_ids[stop : stop + len(after)]) == after
         ):
             start, stop = start - len(before), stop + len(after)
-        compact += (*token_ids[position:start], *encode(tokenizer, replacement.text))
+        compact += (*token_ids[position:start], *encode_inner(tokenizer, replacement.text))
         position = stop
     compact += token_ids[position:]
     return _repeat_placeholders(compact, placeholders, replacements)
@@ -284,6 +314,11 @@ def token_types(prompt: ExpandedPrompt, modalities: Sequence[Modality]) -> npt.N
     return types
 
 
+def image_token_types(prompt: ExpandedPrompt, token_ids: Sequence[int]) -> npt.NDArray[np.int32]:
+    """The same for processors that count these tokens as an image's wherever they stand: int32 [L]."""
+    return np.isin(prompt.token_ids, token_ids).astype(np.int32) * np.int32(Modality.IMAGE)
+
+
 def _repeat_placeholders(
     compact: Sequence[int] | npt.NDArray[np.int32], placeholders: Placeholders, replacements: Sequence[Replacement]
 ) -> ExpandedPrompt:
@@ -291,7 +326,7 @@ def _repeat_placeholders(
     ids = np.asarray(compact, dtype=np.int32)
     lengths = np.asarray([n for replacement in replacements for n in replacement.span_lengths], dtype=np.int64)
     owners = np.repeat(np.arange(len(replacements)), [len(replacement.span_lengths) for replacement in replacements])
-    pads = np.flatnonzero(np.isin(ids, list(placeholders.ids.values())))
+    pads = np.flatnonzero(np.isin(ids, placeholders.repeated_ids))
     if len(pads) != len(lengths):
         raise AssertionError(f"{len(pads)} placeholders after expansion for {len(lengths)} spans")
     repeats = np.ones(len(ids), dtype=np.int64)

@@ -121,6 +121,12 @@ def encode(tokenizer: TokenizersBackend, text: str) -> list[int]:
     return ids
 
 
+def encode_inner(tokenizer: TokenizersBackend, text: str) -> list[int]:
+    """The same for a part of a prompt: without the tokens that the tokenizer puts before and after a whole text."""
+    ids: list[int] = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
+
+
 def _read_ranks(path: Path) -> dict[str, int]:
     """The ranks in a file of tiktoken's form, of its byte strings in the letters that byte-level BPE writes bytes with.
 

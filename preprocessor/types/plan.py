@@ -161,6 +161,8 @@ class Plan:
             own processor where that ran. `input_ids` int32 [L] is always there, placeholders expanded.
         pixels: The pixel tensor to be made; None where there is none, or where `tensors` holds the pixels already.
         pixel_bytes: Size of the pixels, whether they are still to be made or in `tensors`.
+        item_tensors: Where the model's own processor ran: which tokens stand for which item, for engines that ask. Empty where
+            that is not known, and on the fast path, whose `tensors` say it.
         substitutions: Damaged frames that were replaced while planning; later ones are in the `PixelReport`.
     """
 
@@ -170,6 +172,7 @@ class Plan:
     pixels: PixelPlan | None
     pixel_bytes: int
     substitutions: tuple[Substitution, ...] = ()
+    item_tensors: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict, repr=False)
 
     @property
     def token_ids(self) -> npt.NDArray[Any]:

@@ -199,6 +199,7 @@ class PreparationRequest:
         with_token_types: Whether to add `mm_token_type_ids`.
         cache_salt: Mixed into every item's digest.
         video_decoder: A name in `media.video.VIDEO_BACKENDS`; the deployment's choice, not the caller's.
+        processor_arguments: Arguments of the model's own processor by name, on the generic path alone.
     """
 
     prompt: ChatPrompt | TextPrompt | TokenPrompt
@@ -207,3 +208,4 @@ class PreparationRequest:
     with_token_types: bool = False
     cache_salt: str = ""
     video_decoder: str = "pyav"
+    processor_arguments: Mapping[str, Any] = field(default_factory=dict)

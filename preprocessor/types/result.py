@@ -27,9 +27,14 @@ class PixelReport:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """A prompt ready for an engine: its plan, and `tensors` with the pixels among them."""
+    """A prompt ready for an engine: its plan, and `tensors` with the pixels among them.
+
+    Attributes:
+        decoded_frame_count: As of `PixelReport`; 0 where the model's own processor made the pixels.
+    """
 
     plan: Plan
     tensors: Mapping[str, npt.NDArray[Any]] = field(repr=False)
     timings: Timings
     substitutions: tuple[Substitution, ...] = ()
+    decoded_frame_count: int = 0

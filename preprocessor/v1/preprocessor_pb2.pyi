@@ -421,6 +421,7 @@ class PrepareSpec(_message.Message):
     PIXEL_FORM_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     WITH_TOKEN_TYPES_FIELD_NUMBER: _builtins.int
+    PROCESSOR_ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model for which the prompt is meant; empty for the one served. Any other name fails with NOT_FOUND."""
     text: _builtins.str
@@ -434,6 +435,14 @@ class PrepareSpec(_message.Message):
     """Mixed into every `Item.digest`. Tenants with different salts never share a cache entry."""
     with_token_types: _builtins.bool
     """Adds the tensor `mm_token_type_ids`, INT32 [L]: the modality's number of each of the L tokens, 0 for text."""
+    processor_arguments_json: _builtins.str
+    """Generic path only: further arguments of the model's own processor as the JSON text of an object, such as
+    {"do_pan_and_scan": true} or {"images_kwargs": {"size": {"height": 448, "width": 448}}}: the `processor_kwargs` of
+    transformers' apply_chat_template. Names and types are those that the processor declares; what the service itself
+    decides (device, frames, the form of tensors) is refused, as is everything on the fast path
+    (INVALID_PROCESSOR_ARGUMENTS). {"load_audio_from_video": true} puts the sound of each video between its frames, for
+    processors that do so (Qwen-Omni's).
+    """
     @_builtins.property
     def chat(self) -> Global___ChatPrompt:
         """Messages, rendered with the model's chat template."""
@@ -457,10 +466,11 @@ class PrepareSpec(_message.Message):
         pixel_form: Global___PixelForm.ValueType = ...,
         cache_salt: _builtins.str = ...,
         with_token_types: _builtins.bool = ...,
+        processor_arguments_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "prompt", b"prompt", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "chat", b"chat", "media", b"media", "model", b"model", "pixel_form", b"pixel_form", "prompt", b"prompt", "text", b"text", "token_ids", b"token_ids", "with_token_types", b"with_token_types"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "chat", b"chat", "media", b"media", "model", b"model", "pixel_form", b"pixel_form", "processor_arguments_json", b"processor_arguments_json", "prompt", b"prompt", "text", b"text", "token_ids", b"token_ids", "with_token_types", b"with_token_types"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["chat", "text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015

@@ -30,6 +30,10 @@ PIXEL_DTYPES: dict[PixelForm, np.dtype[Any]] = {
 }
 
 
+_BLOCK_VALUES = 1 << 16
+"""Values of rows that are normalized at once where channels differ: they and their floats stay in cache."""
+
+
 def write_patches(
     planes: npt.NDArray[np.uint8], spec: PixelSpec, out: npt.NDArray[np.uint8], positions: slice = slice(None)
 ) -> None:
@@ -57,8 +61,11 @@ def normalization_table(spec: PixelSpec, form: PixelForm) -> npt.NDArray[Any]:
     """The normalized value of every uint8 in every channel, [3, 256] in the form's dtype, read-only.
 
     Source: transformers 5.23, image_processing_backends, rescale_and_normalize: mean and std are divided by the rescale
-    factor in float32, then (value - mean) / std.
+    factor in float32, then (value - mean) / std; value * rescale factor where it does not normalize, which may differ in the
+    last bit.
     """
+    if not spec.normalizes:
+        return _rescaling_table(spec.rescale_factor, form)
     return _normalization_table(spec.mean, spec.std, spec.rescale_factor, form)
 
 
@@ -69,7 +76,16 @@ def _normalization_table(
     values = torch.arange(256, dtype=torch.float32)
     mean = torch.tensor(channel_mean) * (1.0 / rescale_factor)
     std = torch.tensor(channel_std) * (1.0 / rescale_factor)
-    table: npt.NDArray[np.float32] = ((values[None, :] - mean[:, None]) / std[:, None]).numpy()
+    return _in_form(((values[None, :] - mean[:, None]) / std[:, None]).numpy(), form)
+
+
+@functools.lru_cache(maxsize=64)
+def _rescaling_table(rescale_factor: float, form: PixelForm) -> npt.NDArray[Any]:
+    values = torch.arange(256, dtype=torch.uint8) * rescale_factor
+    return _in_form(values.expand(3, 256).numpy(), form)
+
+
+def _in_form(table: npt.NDArray[np.float32], form: PixelForm) -> npt.NDArray[Any]:
     converted = table.astype(PIXEL_DTYPES[form])
     converted.flags.writeable = False  # shared by every request
     return converted
@@ -81,9 +97,18 @@ def normalize_rows(rows: npt.NDArray[np.uint8], table: npt.NDArray[Any], out: np
     if (table == table[0]).all():
         np.take(table[0], rows, out=out, mode="clip")
         return
-    for row, target in zip(rows.reshape(len(rows), 3, -1), out.reshape(len(out), 3, -1), strict=True):
+    by_channel, targets = rows.reshape(len(rows), 3, -1), out.reshape(len(out), 3, -1)
+    count = _BLOCK_VALUES // rows.shape[1]
+    if count < 2:
+        for row, target in zip(by_channel, targets, strict=True):
+            for channel in range(3):
+                np.take(table[channel], row[channel], out=target[channel], mode="clip")
+        return
+    # Of small rows many at once: a call for each would take longer than its work, and a copy within the cache takes little.
+    for first in range(0, len(rows), count):
+        block = slice(first, first + count)
         for channel in range(3):
-            np.take(table[channel], row[channel], out=target[channel], mode="clip")
+            targets[block, channel] = np.take(table[channel], by_channel[block, channel], mode="clip")
 
 
 def _element_dtype(patch_size: int) -> np.dtype[Any]:

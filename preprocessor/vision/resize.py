@@ -1,4 +1,4 @@
-"""Frames → planes of the planned size: bicubic with antialiasing, rounded to uint8.
+"""Frames → planes of the planned size: bicubic with antialiasing, rounded to uint8, padded where a family does.
 
 All variants use one torch operator, so results equal torchvision's resize, which calls it on planar tensors. The operator resizes
 each line, rounds to uint8, and then resizes each column of the result; columns take less than half the time of lines. So the
@@ -36,7 +36,22 @@ def resizer(source: Size, target: Size, frame_count: int) -> Resize:
     if frame_count > 1 and height * width <= _MOST_TURNED_PIXELS and width <= 2 * new_width:
         return _by_columns(source, target)
     resized = _Planes(target)
-    return lambda frame: resized.take(_resized(frame, target))
+    return lambda frame: resized.take(resize_pixels(frame, target))
+
+
+def padded(resize: Resize, canvas: Size) -> Resize:
+    """The same planes at the top left of black ones of this size.
+
+    Source: transformers 5.23, TorchvisionBackend.pad, which fills uint8 pixels with 0 before they are normalized.
+    """
+    planes = np.zeros((3, *canvas), np.uint8)
+
+    def pad(frame: Pixels) -> Pixels:
+        resized = resize(frame)
+        planes[:, : resized.shape[1], : resized.shape[2]] = resized
+        return planes
+
+    return pad
 
 
 def _by_columns(source: Size, target: Size) -> Resize:
@@ -92,13 +107,19 @@ class _Planes:
         return target._pixels
 
 
-def _resized(frame: Pixels, size: Size) -> Pixels:
-    """RGB uint8 [H, W, 3] → [height, width, 3]. Channels-last memory takes half the time of planes."""
+def resize_pixels(frame: Pixels, size: Size, mode: str = "bicubic") -> Pixels:
+    """RGB uint8 [H, W, 3] → [height, width, 3]. Channels-last memory takes half the time of planes.
+
+    Args:
+        mode: "bicubic" or "bilinear", with antialiasing in either.
+    """
     frame = np.ascontiguousarray(frame)
+    if frame.shape[:2] == size:
+        return frame
     row_stride, pixel_stride, channel_stride = frame.strides
     # A batch of one made by indexing has a batch stride of 0, and torch would no longer see channels-last memory.
     strides = (frame.size, channel_stride, row_stride, pixel_stride)
     channels_last = torch.from_numpy(frame).as_strided((1, 3, *frame.shape[:2]), strides)
-    resized = torch.nn.functional.interpolate(channels_last, size=size, mode="bicubic", antialias=True)
+    resized = torch.nn.functional.interpolate(channels_last, size=size, mode=mode, antialias=True)
     pixels: Pixels = resized.permute(0, 2, 3, 1).numpy()[0]
     return pixels

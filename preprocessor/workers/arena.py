@@ -1,22 +1,21 @@
-"""One shared memory that the service and all its workers have mapped, and the ranges of it that requests hold.
+"""The memory that the service keeps files, pixels and results in, and the ranges of it that requests hold.
 
-Files are written into it and pixels are read from it, and no byte is copied between processes: a range is named by its offset,
-which is the same for all. The arena has the size of the memory budget, and has pages only where something was written. It is a
-memfd, which the kernel frees with the last process that maps it, however that process ends: no file is left behind. Its owner
-may give it a name instead, so that an engine on the same host can map it too.
+Pixels are written by workers and read here, and no byte of them is copied between processes: a range is named by its offset,
+which is the same for all. The arena has the size of the memory budget, and has pages only where something was written. What
+workers write lies in `chunks`, of which each worker has those of its own task. Files are sent to a worker, which has a copy.
 
-A named arena lies in `/dev/shm`, which others fill too. A write to a mapped page for which there is no memory left ends the
-process with SIGBUS. So the service writes by `write`, and workers `reserve` a range before they fill it.
+An arena with a name lies in `/dev/shm` instead, in one file, so that an engine on the same host can map it too; all workers map
+its part for rows. Others fill `/dev/shm` too, and a write to a mapped page for which there is no memory left ends the process
+with SIGBUS. So workers `reserve` a range before they fill it. Files do not lie there.
 
-Ranges are leased lowest first, so that a steady load stays on the same pages, which every worker has mapped already (a fresh
-page costs a page fault in each process that touches it). Above `retained_bytes` the pages of a range are returned to the kernel
-as soon as it is released.
+Ranges are leased lowest first, so that a steady load stays on the same pages, which are mapped already (a fresh page costs a
+page fault in each process that touches it). Above `retained_bytes` the pages of a range are returned to the kernel as soon as
+it is released.
 """
 
 from __future__ import annotations
 
 import bisect
-import errno
 import math
 import mmap
 import os
@@ -27,16 +26,16 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from preprocessor.workers.refusals import shared_memory_full
+from preprocessor.config import FILE_SHARE
+from preprocessor.workers.chunks import Chunks, allow_descriptors, chunk_bytes, map_at
 
-CONTROL_SLOT_COUNT = 1024
 _PAGE_BYTES = mmap.PAGESIZE
+_MOST_UNITS_SEEN = 2048
 _FULL_BYTES = 1 << 20  # with less than this free, a worker may have been killed for the lack of it
-_CONTROL_BYTES = max(_PAGE_BYTES, CONTROL_SLOT_COUNT * 8)
 
 
 class Arena:
-    """The mapped memory. The service creates it; a worker opens it by an inherited descriptor.
+    """The memory as the service has it mapped; a worker has a `rows_window.RowsWindow`.
 
     Args:
         descriptor: A file of `file_bytes(size_bytes)`; the arena closes it.
@@ -44,50 +43,52 @@ class Arena:
     Attributes:
         is_named: Whether its file lies in a file system, which may be full. A memfd takes plain memory.
         size_bytes: Bytes for ranges.
-        control: uint64 [CONTROL_SLOT_COUNT], one task id a worker, written by the service and read at every checkpoint: the
-            task that the worker is to stop.
+        rows_start: Where the part for rows begins; files lie before it.
+        unit_bytes: Leases of rows are whole units.
+        chunks: What workers are given; None: they map the file of this arena.
     """
 
     def __init__(self, descriptor: int, size_bytes: int, memory: mmap.mmap | None = None) -> None:
         self.descriptor = descriptor
         self.size_bytes = size_bytes
         self.is_named = os.fstat(descriptor).st_nlink > 0
-        self._memory = memory or mmap.mmap(descriptor, self.file_bytes(size_bytes))
-        self._bytes = memoryview(self._memory)[_CONTROL_BYTES:]
-        self.control = memoryview(self._memory)[:_CONTROL_BYTES].cast("Q")
-        self._base = np.frombuffer(self._bytes, np.uint8).ctypes.data
-        self.reserve(-_CONTROL_BYTES, _CONTROL_BYTES)
+        self.unit_bytes = _PAGE_BYTES if self.is_named else chunk_bytes(size_bytes)
+        self.rows_start = _whole(size_bytes // FILE_SHARE, self.unit_bytes)
+        self._memory = memory or mmap.mmap(descriptor, _whole(size_bytes, self.unit_bytes))
+        self._bytes = memoryview(self._memory)
+        self._base = int(np.frombuffer(self._bytes, np.uint8).ctypes.data)
+        self.chunks = None if self.is_named else Chunks(self._base, descriptor, self.unit_bytes)
+        self._files = self._make_files() if self.is_named else descriptor
 
     @classmethod
     def create(cls, size_bytes: int) -> Self:
         """Create an arena without a name."""
+        allow_descriptors()
         descriptor = os.memfd_create("preprocessor-arena")
-        os.truncate(descriptor, cls.file_bytes(size_bytes))
+        os.truncate(descriptor, _whole(size_bytes, chunk_bytes(size_bytes)))
         return cls(descriptor, size_bytes)
 
     @staticmethod
     def file_bytes(size_bytes: int) -> int:
-        """Size of the file of an arena with that many bytes for ranges."""
-        return _CONTROL_BYTES + _whole_pages(size_bytes)
+        """Size of the file of a named arena with that many bytes for ranges."""
+        return _whole(size_bytes, _PAGE_BYTES)
+
+    def _make_files(self) -> int:
+        """Memory for files that is no part of the named file, in its place."""
+        descriptor = os.memfd_create("preprocessor-files")
+        os.truncate(descriptor, self.rows_start)
+        map_at(self._base, self.rows_start, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, descriptor)
+        return descriptor
 
     def view(self, offset: int, size_bytes: int) -> memoryview:
         """The bytes of a range; no copy."""
         return self._bytes[offset : offset + size_bytes]
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Copy bytes into a range.
-
-        Raises:
-            Overloaded: `SHARED_MEMORY_FULL`.
-        """
+        """Copy bytes of a file into a range of the part for files."""
         left = memoryview(data)
         while left:
-            try:
-                written = os.pwrite(self.descriptor, left, _CONTROL_BYTES + offset)
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-                raise shared_memory_full() from error
+            written = os.pwrite(self._files, left, offset)
             left, offset = left[written:], offset + written
 
     def is_full(self) -> bool:
@@ -100,6 +101,12 @@ class Arena:
         size_bytes = math.prod(shape) * dtype.itemsize
         return np.frombuffer(self.view(offset, size_bytes), dtype).reshape(shape)
 
+    def reserve(self, offset: int, size_bytes: int) -> None:
+        """Nothing: in this process there is no worker, or one that is a thread."""
+
+    def map_ahead(self, offset: int) -> None:
+        """Nothing, as `reserve`."""
+
     def offset_of(self, view: memoryview) -> int:
         """The offset of a view of this arena.
 
@@ -111,31 +118,25 @@ class Arena:
             raise ValueError(f"a view of {view.nbytes} bytes does not lie in the arena")
         return offset
 
+    def free(self, start: int, end: int) -> None:
+        """[start, end) is no longer leased; its pages stay."""
+        if self.chunks is not None:
+            self.chunks.free(start, end)
+
     def drop_pages(self, start: int, end: int) -> None:
         """Return the pages of [start, end) to the kernel; the range then reads as zeros."""
-        if start < end:
-            self._memory.madvise(mmap.MADV_REMOVE, _CONTROL_BYTES + start, end - start)
-
-    def reserve(self, offset: int, size_bytes: int) -> None:
-        """Allocate the pages of a range before it is written; costs what the first write to them would.
-
-        If `/dev/shm` is full, a write without this would end the process with SIGBUS.
-
-        Raises:
-            Overloaded: `SHARED_MEMORY_FULL`.
-        """
-        if not self.is_named or not size_bytes:
+        if start >= end:
             return
-        try:
-            os.posix_fallocate(self.descriptor, _CONTROL_BYTES + offset, size_bytes)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise shared_memory_full() from error
+        if self.chunks is not None:
+            self.chunks.drop(start, end)
+        self._memory.madvise(mmap.MADV_REMOVE, start, end - start)
 
     def close(self) -> None:
-        """Close the descriptor. The mapping ends with the last view of it."""
-        os.close(self.descriptor)
+        """Close all descriptors. The mapping ends with the last view of it."""
+        if self.chunks is not None:
+            self.chunks.close()
+        for descriptor in {self.descriptor, self._files}:
+            os.close(descriptor)
 
 
 @dataclass(slots=True, eq=False)
@@ -190,18 +191,21 @@ class Lease:
 
 
 class Ranges:
-    """Leases ranges of [start, end) of an arena, lowest first; both ends are rounded up to whole pages.
+    """Leases ranges of [start, end) of an arena, lowest first; both ends are rounded up to whole units.
 
+    Args:
+        unit_bytes: Ranges are multiples of this, which is one of the page size.
     Attributes:
-        leased_bytes: Size of all leased ranges, in whole pages.
+        leased_bytes: Size of all leased ranges, in whole units.
         kept_bytes: The part of them that only the cache holds.
         retained_bytes: The first so many bytes keep their pages when a range is released.
     """
 
-    def __init__(self, arena: Arena, start: int, end: int, retained_bytes: int) -> None:
+    def __init__(self, arena: Arena, start: int, end: int, retained_bytes: int, unit_bytes: int = _PAGE_BYTES) -> None:
         self._arena = arena
-        self._start, self._end = start and _whole_pages(start), _whole_pages(end)
-        self.retained_bytes = min(self._end - self._start, _whole_pages(retained_bytes))
+        self._unit_bytes = unit_bytes
+        self._start, self._end = start and _whole(start, unit_bytes), _whole(end, unit_bytes)
+        self.retained_bytes = min(self._end - self._start, _whole(retained_bytes, unit_bytes))
         self._free = [(self._start, self._end)]  # ascending, never adjacent
         self.leased_bytes = 0
         self.kept_bytes = 0
@@ -210,19 +214,46 @@ class Ranges:
     def size_bytes(self) -> int:
         return self._end - self._start
 
-    def lease(self, size_bytes: int, *, from_end: bool = False) -> Lease | None:
-        """Lease the lowest free range that is large enough, or the highest; None if there is none."""
-        wanted = _whole_pages(size_bytes)
+    def lease(self, size_bytes: int, *, from_end: bool = False, scope: str | None = None) -> Lease | None:
+        """Lease the lowest free range that is large enough, or the highest; None if there is none.
+
+        Args:
+            scope: Whose pixels it is for: a range whose pages hold nobody else's is preferred, as others must be made anew.
+        """
+        wanted = _whole(size_bytes, self._unit_bytes)
+        if scope is not None and not from_end and (place := self._own_place(wanted, scope)) is not None:
+            return self._take(*place, wanted)
         positions = range(len(self._free))
         for position in reversed(positions) if from_end else positions:
             start, end = self._free[position]
-            if end - start < wanted:
-                continue
-            rest = (start, end - wanted) if from_end else (start + wanted, end)
-            self._free[position : position + 1] = [rest] if end - start > wanted else []
-            self.leased_bytes += wanted
-            return Lease(self, _LeasedRange(end - wanted if from_end else start, wanted))
+            if end - start >= wanted:
+                return self._take(position, end - wanted if from_end else start, wanted)
         return None
+
+    def _own_place(self, wanted: int, scope: str) -> tuple[int, int] | None:
+        """Which free range, and where in it, the scope has nobody else's pages; only where pages are retained.
+
+        None if there is none, or if nobody else's are anywhere.
+        """
+        if self._arena.chunks is None or not self._arena.chunks.has_others(scope):
+            return None
+        limit = self._start + min(self.retained_bytes, _MOST_UNITS_SEEN * self._unit_bytes)
+        for position, (start, end) in enumerate(self._free):
+            offset = start
+            for unit in range(start, min(end, limit), self._unit_bytes):
+                if self._arena.chunks.scope_of(unit) not in (None, scope):
+                    offset = unit + self._unit_bytes
+                elif unit + self._unit_bytes - offset >= wanted:
+                    return position, offset
+        return None
+
+    def _take(self, position: int, offset: int, size_bytes: int) -> Lease:
+        """Lease a part of a free range."""
+        start, end = self._free[position]
+        rest = [(start, offset), (offset + size_bytes, end)]
+        self._free[position : position + 1] = [(first, last) for first, last in rest if first < last]
+        self.leased_bytes += size_bytes
+        return Lease(self, _LeasedRange(offset, size_bytes))
 
     def drop_free_pages(self) -> None:
         """Return the pages of all free ranges to the kernel."""
@@ -244,6 +275,7 @@ class Ranges:
         self.leased_bytes -= size_bytes
         end = start + size_bytes
         self._arena.drop_pages(max(start, self._start + self.retained_bytes), end)
+        self._arena.free(start, end)
         position = bisect.bisect(self._free, (start, end))
         if position < len(self._free) and self._free[position][0] == end:
             end = self._free.pop(position)[1]
@@ -257,5 +289,6 @@ def _kept_bytes(leased: _LeasedRange) -> int:
     return leased.size_bytes if leased.kept_count and not leased.holder_count else 0
 
 
-def _whole_pages(size_bytes: int) -> int:
-    return max(1, -(-size_bytes // _PAGE_BYTES)) * _PAGE_BYTES
+def _whole(size_bytes: int, unit_bytes: int) -> int:
+    """The next multiple of a unit; at least one."""
+    return max(1, -(-size_bytes // unit_bytes)) * unit_bytes

@@ -1,8 +1,8 @@
 """Messages between the service and one worker: pickles with a length in front.
 
-A view of the arena is sent as its offset and size, not copied. The service does not trust what a worker sends, as the worker
-has decoded a stranger's file: in a worker's pickle it accepts numbers, text, arrays and this project's own data classes, and
-nothing that could be called.
+A command's files follow it on a second socket, and so do descriptors of the memory that the worker is to map. The service does
+not trust what a worker sends, as the worker has decoded a stranger's file: in a worker's pickle it accepts numbers, text, arrays
+and this project's own data classes, and nothing that could be called.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from preprocessor.errors import PreprocessorError
-from preprocessor.workers.arena import Arena
+from preprocessor.workers.chunks import Windows
+from preprocessor.workers.claims import Violation, check_error, conforms
 from preprocessor.workers.payloads import Payload
 
 HEAD = struct.Struct("<I")
@@ -52,18 +53,33 @@ _CONSTRUCTORS = frozenset(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Command:
-    """Service → worker: run this payload.
+    """Service → worker: run this payload. `Given` comes before it, and its files follow it.
 
     Attributes:
-        task_id: What `Arena.control` will hold if the task is to stop.
+        task_id: What the worker's `StopFlag` will hold if the task is to stop.
         deadline_seconds: On the machine's monotonic clock.
         cpu_seconds: CPU time that the task may use.
+        scope: Whose task it is.
     """
 
     task_id: int
     deadline_seconds: float
     cpu_seconds: float
     payload: Payload
+    scope: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Service → worker: what a command comes with.
+
+    Attributes:
+        windows: What is to be mapped; None: nothing changes, as the arena has a name.
+        file_bytes: Of all its files together.
+    """
+
+    windows: Windows | None
+    file_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +99,10 @@ class ResultSlotWanted:
 
 @dataclass(frozen=True, slots=True)
 class ResultSlot:
-    """Service → worker: the offset of the range; None: there is no memory."""
+    """Service → worker: the offset of the range; None: there is no memory. Windows as in `Given`."""
 
     offset: int | None
+    windows: Windows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,21 +158,46 @@ class Finished:
         return self.outcome
 
 
-def dump(message: Any, arena: Arena | None = None, aside: Callable[[pickle.PickleBuffer], Any] | None = None) -> bytes:
+def check_finished(finished: object, payload: Payload) -> None:
+    """Check the end of a task, which a worker claims.
+
+    Raises:
+        Violation: It is no end of this task.
+    """
+    if not isinstance(finished, Finished) or type(finished.grown_bytes) is not int:
+        raise Violation("message", f"a result of type {type(finished).__name__}")
+    if finished.fault is not None:
+        if not conforms(finished.fault, Fault):
+            raise Violation("message", "a malformed fault")
+    elif isinstance(finished.outcome, PreprocessorError):
+        check_error(finished.outcome)
+    else:
+        payload.check_outcome(finished.outcome)
+
+
+def dump(
+    message: Any,
+    files: Callable[[memoryview], Any] | None = None,
+    aside: Callable[[pickle.PickleBuffer], Any] | None = None,
+) -> bytes:
     """Pickle a message.
 
     Args:
-        arena: Its views are written as offset and size.
+        files: Called with the views of a command, in order, which are then no part of the pickle.
         aside: Called with the buffers of arrays, which are then no part of the pickle.
     """
     file = io.BytesIO()
-    _Pickler(file, arena, aside).dump(message)
+    _Pickler(file, files, aside).dump(message)
     return file.getvalue()
 
 
-def load(data: bytes, arena: Arena) -> Any:
-    """Unpickle a message of the service; views of the arena are views again."""
-    return _ArenaUnpickler(data, arena).load()
+def load(data: bytes, read_file: Callable[[int], bytes] | None = None) -> Any:
+    """Unpickle a message of the service.
+
+    Args:
+        read_file: Returns the next file, of so many bytes.
+    """
+    return _FileUnpickler(data, read_file).load()
 
 
 def load_untrusted(data: bytes, buffers: Sequence[Any] = ()) -> Any:
@@ -167,34 +209,38 @@ def load_untrusted(data: bytes, buffers: Sequence[Any] = ()) -> Any:
     return _DataUnpickler(data, buffers).load()
 
 
-def arena_view(offset: int, size_bytes: int) -> memoryview:
-    """Stands for a view of the arena in a pickle; the reader replaces it with a view of its own mapping."""
-    raise RuntimeError(f"a view of {size_bytes} bytes at {offset} was read without an arena")
+def sent_file(size_bytes: int) -> bytes:
+    """Stands for a file in a pickle; the reader replaces it with the file."""
+    raise RuntimeError(f"a command with a file of {size_bytes} bytes was read without its files")
 
 
 class _Pickler(pickle.Pickler):
     def __init__(
-        self, file: io.BytesIO, arena: Arena | None, aside: Callable[[pickle.PickleBuffer], Any] | None
+        self,
+        file: io.BytesIO,
+        files: Callable[[memoryview], Any] | None,
+        aside: Callable[[pickle.PickleBuffer], Any] | None,
     ) -> None:
         super().__init__(file, 5, buffer_callback=aside)
-        self._arena = arena
+        self._files = files
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, enum.Enum):  # by value: Python before 3.11.4 would write a call of `getattr`
             return type(obj), (obj.value,)
-        if isinstance(obj, memoryview) and self._arena is not None:
-            return arena_view, (self._arena.offset_of(obj), obj.nbytes)
+        if isinstance(obj, memoryview) and self._files is not None:
+            self._files(obj)
+            return sent_file, (obj.nbytes,)
         return NotImplemented
 
 
-class _ArenaUnpickler(pickle.Unpickler):
-    def __init__(self, data: bytes, arena: Arena) -> None:
+class _FileUnpickler(pickle.Unpickler):
+    def __init__(self, data: bytes, read_file: Callable[[int], bytes] | None) -> None:
         super().__init__(io.BytesIO(data))
-        self._arena = arena
+        self._read_file = read_file
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == (__name__, arena_view.__name__):
-            return self._arena.view
+        if (module, name) == (__name__, sent_file.__name__) and self._read_file is not None:
+            return self._read_file
         return super().find_class(module, name)
 
 

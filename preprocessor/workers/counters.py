@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from preprocessor.workers.arena import Ranges
+from preprocessor.workers.claims import VIOLATION_KINDS
 from preprocessor.workers.task import TaskState
 
 
@@ -22,6 +23,7 @@ class PoolCounters:
         self._pending_count = 0
         self._uploading_bytes = 0
         self._working_bytes = 0
+        self._violation_counts = dict.fromkeys(VIOLATION_KINDS, 0)
         self._abandoned_counts = {TaskState.QUEUED: 0, TaskState.RUNNING: 0}
 
     @property
@@ -33,6 +35,11 @@ class PoolCounters:
     def abandoned_counts(self) -> Mapping[str, int]:
         """Tasks whose caller went away, since the start, by the state they were in: "queued" or "running"."""
         return {state.value: count for state, count in self._abandoned_counts.items()}
+
+    @property
+    def violation_counts(self) -> Mapping[str, int]:
+        """What workers did that they may not, since the start, by kind; see `claims.Violation`."""
+        return self._violation_counts
 
     @property
     def file_bytes(self) -> int:
@@ -88,6 +95,10 @@ class PoolCounters:
     def remove_working(self, size_bytes: int) -> None:
         """The worker has returned that task."""
         self._working_bytes -= size_bytes
+
+    def add_violation(self, kind: str) -> None:
+        """A worker did what it may not."""
+        self._violation_counts[kind] += 1
 
     def add_abandoned(self, state: TaskState) -> None:
         """A task was abandoned in that state."""

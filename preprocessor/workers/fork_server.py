@@ -15,11 +15,12 @@ import pickle
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from preprocessor.config.machine import SINGLE_THREADED
 from preprocessor.models.loaded import LoadedModel
-from preprocessor.workers import forking
+from preprocessor.workers import forking, stop_flag
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.process import FULL_SECONDS, ProcessWorker
 from preprocessor.workers.sandbox import WorkerLimits
@@ -93,23 +94,31 @@ class ForkServer:
             )
         return process, control
 
-    async def fork(self, slot: int, arena: Arena, limits: WorkerLimits) -> ProcessWorker:
+    async def fork(self, arena: Arena, limits: WorkerLimits, on_violation: Callable[[str], None]) -> ProcessWorker:
         """Fork a worker.
 
         Args:
-            slot: The worker's place in `Arena.control`.
+            on_violation: As for `ProcessWorker`.
         Raises:
-            OSError: No socket can be made.
+            OSError: There are no descriptors for its sockets.
         """
         worker_id = next(self._ids)
-        worker = ProcessWorker(slot, arena, functools.partial(self.send, forking.Kill(worker_id)))
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = forking.Fork(worker_id, slot, arena.size_bytes, limits)
-            while not self.send(command, theirs.fileno(), arena.descriptor):  # noqa: ASYNC110 - it reads soon, or is lost
+        named = (arena.descriptor,) if arena.is_named else ()
+        with contextlib.ExitStack() as theirs:
+            flag, flag_descriptor = stop_flag.make()
+            theirs.callback(os.close, flag_descriptor)
+            channel, their_channel = socket.socketpair()
+            theirs.enter_context(their_channel)
+            supply, their_supply = socket.socketpair()
+            theirs.enter_context(their_supply)
+            command = forking.Fork(worker_id, arena.size_bytes, arena.unit_bytes, arena.rows_start, limits)
+            descriptors = (their_channel.fileno(), their_supply.fileno(), flag_descriptor, *named)
+            while not self.send(command, *descriptors):  # noqa: ASYNC110 - it reads soon, or is lost
                 await asyncio.sleep(FULL_SECONDS)
+        send_kill = functools.partial(self.send, forking.Kill(worker_id))
+        worker = ProcessWorker(arena, flag, send_kill, on_violation)
         self._workers[worker_id] = worker
-        await worker.connect(ours)
+        await worker.connect(channel, supply)
         if self.lost.is_set():  # it ended meanwhile, and will report no exit
             worker.note_exit(None)
         return worker

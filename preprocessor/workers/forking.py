@@ -24,15 +24,17 @@ import selectors
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from preprocessor.config.machine import use_one_thread
-from preprocessor.workers.arena import Arena
 from preprocessor.workers.heap import give_back_freed_memory
+from preprocessor.workers.preloading import load_ahead
+from preprocessor.workers.rows_window import RowsWindow
 from preprocessor.workers.sandbox import WorkerLimits, enter_sandbox
+from preprocessor.workers.stop_flag import open_flag
 
 MAX_MESSAGE_BYTES = 1 << 16
 
@@ -52,11 +54,12 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Comes with two descriptors: the worker's end of its channel, and the arena's file."""
+    """Comes with descriptors: the worker's ends of its channel and its supply, its stop flag, and the file of a named arena."""
 
     worker_id: int
-    slot: int
     arena_bytes: int
+    unit_bytes: int
+    rows_start: int
     limits: WorkerLimits
 
 
@@ -89,7 +92,9 @@ class ForkedProcess:
         if self.returncode is None:
             descriptor = os.pidfd_open(self.process_id)
             try:
-                if timeout is not None and not select.select([descriptor], [], [], timeout)[0]:
+                poll = select.poll()  # `select.select` takes no descriptor above 1023
+                poll.register(descriptor, select.POLLIN)
+                if timeout is not None and not poll.poll(timeout * 1e3):
                     raise subprocess.TimeoutExpired("fork server", timeout)
                 _, status = os.waitpid(self.process_id, 0)
             finally:
@@ -137,7 +142,6 @@ def main(descriptor: int) -> None:
     with mmap.mmap(descriptors[0], setup.model_bytes, access=mmap.ACCESS_READ) as pickled:
         model = pickle.loads(pickled)
     os.close(descriptors[0])
-    _prepare_to_fork()
     _serve_forks(control, model)
 
 
@@ -158,6 +162,8 @@ def _serve_forks(control: socket.socket, model: Any) -> None:
     alarm.setblocking(False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(alarm.fileno(), warn_on_full_buffer=False)
+    load_ahead(model)
+    _prepare_to_fork()
     try:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             control.send(pickle.dumps(Ready()))
@@ -180,7 +186,7 @@ def _take_commands(control: socket.socket, wakeup: socket.socket, alarm: socket.
                         wakeup.recv(4096)
                     _report_ends(control, workers)
                     continue
-                message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 2)
+                message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 4)
                 if not message:
                     return
                 command: Fork | Kill = pickle.loads(message)
@@ -199,22 +205,37 @@ def _take_commands(control: socket.socket, wakeup: socket.socket, alarm: socket.
                     for inherited in (control, wakeup, alarm):
                         inherited.close()
                     selector.close()
-                    _run_worker(worker.serve, descriptors[0], descriptors[1], model, command)
+                    _run_worker(worker, model, command, *descriptors)
                 if process_id > 0:
                     workers[process_id] = command.worker_id
                 for descriptor in descriptors:
                     os.close(descriptor)
 
 
-def _run_worker(serve: Callable[..., None], channel: int, arena: int, model: Any, command: Fork) -> None:
+def _run_worker(
+    code_of_workers: ModuleType,
+    model: Any,
+    command: Fork,
+    channel: int,
+    supply: int,
+    flag: int,
+    named_arena: int | None = None,
+) -> None:
     """Run a worker in this fork; never returns."""
     code = 1
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        shared = Arena(arena, command.arena_bytes)
-        enter_sandbox(command.limits)
-        serve(socket.socket(fileno=channel), shared, model, command.slot, command.limits.kept_bytes)
+        to = code_of_workers.Connections(
+            socket.socket(fileno=channel),
+            socket.socket(fileno=supply),
+            RowsWindow(command.arena_bytes, command.unit_bytes, named_arena, command.rows_start),
+            open_flag(flag),
+        )
+        # Only an arena with a name needs its file again, to allocate pages.
+        kept = (channel, supply) if named_arena is None else (channel, supply, named_arena)
+        enter_sandbox(command.limits, kept, named_arena)
+        code_of_workers.serve(to, model, command.limits.kept_bytes)
         code = 0
     except (BrokenPipeError, ConnectionResetError):
         code = 0  # the service is gone

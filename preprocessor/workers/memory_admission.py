@@ -58,9 +58,9 @@ class MemoryAdmission:
             self.reserved_for = task
         return False
 
-    def lease(self, size_bytes: int, *, from_end: bool = False) -> Lease | None:
-        """Lease a range, in place of cached rows if need be; None if no free range is long enough."""
-        while (lease := self._rows.lease(size_bytes, from_end=from_end)) is None:
+    def lease(self, size_bytes: int, *, from_end: bool = False, scope: str | None = None) -> Lease | None:
+        """Lease a range, see `Ranges.lease`, in place of cached rows if need be; None if no free range is long enough."""
+        while (lease := self._rows.lease(size_bytes, from_end=from_end, scope=scope)) is None:
             if not self._cache.give_way():
                 return None
         return lease
@@ -82,7 +82,7 @@ class MemoryAdmission:
         self.make_room(wanted_bytes(task))
         if not task.tensor_bytes or task.tensor is None:
             return True
-        task.tensor.lease = self.lease(task.tensor.size_bytes, from_end=from_end)
+        task.tensor.lease = self.lease(task.tensor.size_bytes, from_end=from_end, scope=task.scope)
         if task.tensor.lease is None:
             return False
         task.tensor.on_lease()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,12 @@ from preprocessor.types.plan import PixelPlan
 from preprocessor.types.request import Media, PreparationRequest
 from preprocessor.vision.patches import PIXEL_DTYPES
 from preprocessor.workers.arena import Arena
+from preprocessor.workers.claims import check_plan, check_report
+from preprocessor.workers.rows_window import RowsWindow
 from preprocessor.workers.sandbox import memory_left
+
+Memory = Arena | RowsWindow
+"""Where a payload writes rows: in the service itself, for a thread, or in a worker."""
 
 # A message for every pair of frames would cost the service more than the bytes do. Batches are whole multiples of this size,
 # which is two messages to the caller (`wire.tensors.MAX_ROWS_BYTES` each).
@@ -26,7 +31,7 @@ _BATCH_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlanPayload:
-    """`pipeline.plan`; returns the plan, and the items that were not known, by media key. The files lie in the arena.
+    """`pipeline.plan`; returns the plan, and the items that were not known, by media key.
 
     Attributes:
         known: By media key, pickled `PlannedItem`s, which the service has pickled itself. Their files are left out.
@@ -36,13 +41,37 @@ class PlanPayload:
     limits: Limits
     known: Mapping[str, bytes] = field(default_factory=dict)
 
-    def run(self, model: LoadedModel, arena: Arena, check: CancelCheck, on_rows_written: pipeline.AnnounceRows) -> Any:
-        request = dataclasses.replace(self.request, media=_copied(self.request.media))
+    @property
+    def expected_rows(self) -> range:
+        """Rows of a tensor that it is to report, in order."""
+        return range(0)
+
+    @property
+    def written_bytes(self) -> range:
+        """The range of the arena that it writes."""
+        return range(0)
+
+    @property
+    def read_bytes(self) -> tuple[range, ...]:
+        """The ranges of the arena that it reads."""
+        return ()
+
+    def check_outcome(self, outcome: object) -> None:
+        """Check what a worker says that `run` returned.
+
+        Raises:
+            Violation: See `claims`.
+        """
+        check_plan(outcome, self.request, self.limits)
+
+    def run(
+        self, model: LoadedModel, memory: Memory, check: CancelCheck, on_rows_written: pipeline.AnnounceRows
+    ) -> Any:
         # A tokenizer that runs out of memory aborts the process, so a text that would need too much is refused first.
         tokenizing_bytes = min(self.limits.max_tokenizing_bytes, memory_left())
         limits = dataclasses.replace(self.limits, max_tokenizing_bytes=max(1, tokenizing_bytes))
         items: dict[str, PlannedItem] = {key: pickle.loads(entry) for key, entry in self.known.items()}
-        planned = pipeline.plan(model, request, limits, check, items)
+        planned = pipeline.plan(model, self.request, limits, check, items)
         return planned, {key: item for key, item in items.items() if key not in self.known}
 
 
@@ -61,17 +90,50 @@ class PixelPayload:
     rows: range
     cached: Mapping[int, int] = field(default_factory=dict)
 
-    def run(self, model: LoadedModel, arena: Arena, check: CancelCheck, on_rows_written: pipeline.AnnounceRows) -> Any:
+    @property
+    def expected_rows(self) -> range:
+        """See `PlanPayload`."""
+        return self.rows
+
+    @property
+    def written_bytes(self) -> range:
+        """See `PlanPayload`."""
+        return range(self.offset + self.rows.start * self._row_bytes, self.offset + self.rows.stop * self._row_bytes)
+
+    @property
+    def read_bytes(self) -> tuple[range, ...]:
+        """See `PlanPayload`."""
+        row_counts = {index: self.plan.items[index].rows.row_count for index in self.cached}
+        return tuple(
+            range(offset, offset + row_counts[index] * self._row_bytes) for index, offset in self.cached.items()
+        )
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.plan.size_bytes // max(1, self.plan.row_count)
+
+    def check_outcome(self, outcome: object) -> None:
+        """See `PlanPayload`."""
+        check_report(outcome, self.plan)
+
+    def run(
+        self, model: LoadedModel, memory: Memory, check: CancelCheck, on_rows_written: pipeline.AnnounceRows
+    ) -> Any:
         plan = self.plan
-        row_bytes = plan.size_bytes // max(1, plan.row_count)
-        arena.reserve(self.offset + self.rows.start * row_bytes, len(self.rows) * row_bytes)
-        out = arena.array(self.offset, (plan.row_count, plan.feature_count), PIXEL_DTYPES[plan.form])
+        memory.reserve(self.written_bytes.start, len(self.written_bytes))
+        out = memory.array(self.offset, (plan.row_count, plan.feature_count), PIXEL_DTYPES[plan.form])
         cached = {
-            index: arena.array(offset, (plan.items[index].rows.row_count, plan.feature_count), out.dtype)
+            index: memory.array(offset, (plan.items[index].rows.row_count, plan.feature_count), out.dtype)
             for index, offset in self.cached.items()
         }
         batches = _RowBatches(on_rows_written, self.rows, max(1, _BATCH_BYTES // max(1, out[:1].nbytes)))
-        return pipeline.write_pixels(model, _copied(self.media), plan, out, batches.add, check, self.rows, cached)
+        memory.map_ahead(self.written_bytes.start + _BATCH_BYTES)
+
+        def add(first_row: int, row_count: int) -> None:
+            batches.add(first_row, row_count)
+            memory.map_ahead(self.offset + (first_row + row_count) * self._row_bytes + _BATCH_BYTES)
+
+        return pipeline.write_pixels(model, self.media, plan, out, add, check, self.rows, cached)
 
 
 Payload = PlanPayload | PixelPayload
@@ -80,11 +142,11 @@ Payload = PlanPayload | PixelPayload
 def header_bytes(payload: object, model: LoadedModel) -> int | None:
     """Memory limit of a payload that only reads headers, whose counts cannot be trusted; None for any other payload.
 
-    Others take what their plan says, which the budget has reserved.
+    Its files are in memory already. Others take what their plan says, which the budget has reserved.
     """
     if not (isinstance(payload, PlanPayload) and model.plans_from_headers):
         return None
-    return payload.limits.max_header_bytes + sum(len(medium.data) for medium in payload.request.media)
+    return payload.limits.max_header_bytes
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -92,11 +154,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, cv2.error):
         return bool(error.code == cv2.Error.StsNoMem)
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
-
-
-def _copied(media: Sequence[Media]) -> tuple[Media, ...]:
-    """The files copied into this process, so that nobody can change what decoders read."""
-    return tuple(dataclasses.replace(medium, data=bytes(medium.data)) for medium in media)
 
 
 class _RowBatches:

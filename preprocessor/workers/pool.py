@@ -60,7 +60,7 @@ _PLAN_SHARE = 16  # plans take at most one part in so many of what rows may take
 _MIN_PART_SECONDS = 0.1  # opening the file again costs a few milliseconds a part
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSettings(WorkerSetSettings):
     """See `config.ServeSettings` for the options behind these."""
 
@@ -68,6 +68,7 @@ class PoolSettings(WorkerSetSettings):
     memory_budget_bytes: int
     max_cpu_seconds: float
     cache_bytes: int = 0
+    has_workers_a_caller: bool = True
 
 
 class WorkerPool:
@@ -97,10 +98,15 @@ class WorkerPool:
         budget = settings.memory_budget_bytes
         self.arena = arena or Arena.create(budget)
         retained_bytes = min(budget // 4, settings.worker_count * _RETAINED_BYTES_A_WORKER)
-        self.files = Ranges(self.arena, 0, budget // FILE_SHARE, retained_bytes // 8)
-        self.rows = Ranges(self.arena, budget // FILE_SHARE, self.arena.size_bytes, retained_bytes)
+        rows_start = self.arena.rows_start
+        self.files = Ranges(self.arena, 0, rows_start, retained_bytes // 8)
+        self.rows = Ranges(
+            self.arena, rows_start, self.arena.size_bytes, retained_bytes, unit_bytes=self.arena.unit_bytes
+        )
         self.counters = PoolCounters(self.files, self.rows)
-        self.worker_set = WorkerSet(model, self.arena, settings, self._dispatch, on_worker_end, fork_server)
+        self.worker_set = WorkerSet(
+            model, self.arena, settings, self._dispatch, on_worker_end, self.counters.add_violation, fork_server
+        )
         self._task_ids = itertools.count(1)
         self._queues: dict[Lane, TaskQueue[Task]] = {lane: TaskQueue() for lane in Lane}
         self._running: dict[Task, asyncio.Task[None]] = {}
@@ -210,7 +216,7 @@ class WorkerPool:
         elif task.state is TaskState.RUNNING:
             self.counters.add_abandoned(task.state)
             worker = task.cancel()
-            self.arena.control[worker.slot] = task.task_id
+            worker.stop(task.task_id)
             asyncio.get_running_loop().call_later(CANCEL_GRACE_SECONDS, self._kill, task, worker)
 
     def make_file_room(self, size_bytes: int) -> None:
@@ -226,10 +232,10 @@ class WorkerPool:
                 return None
         return lease
 
-    def lease_rows(self, size_bytes: int) -> Lease | None:
-        """Lease a range for rows or another result, in place of cached rows if need be; None if there is no memory."""
+    def lease_rows(self, size_bytes: int, scope: str | None = None) -> Lease | None:
+        """Lease a range for a result of a scope's task, in place of cached rows if need be; None if there is no memory."""
         self._memory.make_room(size_bytes)
-        return self._memory.lease(size_bytes)
+        return self._memory.lease(size_bytes, scope=scope)
 
     def released(self) -> None:
         """Memory was released: start the tasks that fit now."""
@@ -271,7 +277,7 @@ class WorkerPool:
         return [task, *task.cut(part_count)] if part_count > 1 else [task]
 
     def _begin(self, task: Task) -> None:
-        worker = self.worker_set.take(task.lane)
+        worker = self.worker_set.take(task.lane, task.scope)
         task.start(worker, next(self._task_ids))
         if task.payload_at_start is not None:
             task.payload = task.payload_at_start()
@@ -287,9 +293,11 @@ class WorkerPool:
         """Run a task on its worker, and finish it or queue it again."""
         # A task that several requests wait for ends with the last of them.
         deadline_seconds = math.inf if isinstance(task.payload, PixelPayload) else task.deadline_seconds
-        command = Command(task.task_id, deadline_seconds, self.settings.max_cpu_seconds, task.payload)
+        command = Command(task.task_id, deadline_seconds, self.settings.max_cpu_seconds, task.payload, task.scope)
         outcome: Any
         try:
+            if not worker.is_for(task.scope):
+                worker = await self._change_worker(task, worker)
             outcome = await worker.run(command, task.on_rows_written, task.lease_result)
             task.on_result(outcome)
         except WorkerDied as death:
@@ -306,10 +314,31 @@ class WorkerPool:
             task.finish(outcome)
         self._dispatch()
 
+    async def _change_worker(self, task: Task, worker: Worker) -> Worker:
+        """A new worker for a task of another caller than the one whose files have reached the worker.
+
+        Raises:
+            WorkerDied: No process can be forked now.
+            Cancelled: The caller has left meanwhile.
+        """
+        try:
+            fresh = await self.worker_set.renew(task.lane, worker)
+        except OSError as error:
+            logger.error("no worker can be forked: %s", error)
+            raise WorkerDied(None) from error
+        if task.state is TaskState.CANCELLING:
+            self.worker_set.put_back(task.lane, fresh)
+            raise Cancelled("the caller went away")
+        task.move_to_worker(fresh)
+        return fresh
+
     def _outcome_of_death(self, task: Task, death: WorkerDied) -> Exception:
         """The error of a task whose worker died; the death itself if the task is tried again."""
         if task.state is TaskState.CANCELLING:
             return Cancelled("the caller went away")
+        if death.violation is not None:
+            logger.error("%s: %s; its request is given up", death, death.violation)
+            return refusals.worker_violation()
         if death.code == -signal.SIGXCPU:
             return refusals.cpu_seconds_exceeded(self.settings.max_cpu_seconds)
         if death.code == -signal.SIGBUS and self.arena.is_full():

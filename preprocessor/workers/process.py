@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import socket
@@ -19,12 +20,17 @@ from preprocessor.workers.channel import (
     HEAD,
     Command,
     Finished,
+    Given,
     ResultSlot,
     ResultSlotWanted,
     RowsFinished,
+    check_finished,
     dump,
     load_untrusted,
 )
+from preprocessor.workers.chunks import BATCH_COUNT, GivenChunks, Windows, close_all
+from preprocessor.workers.claims import Violation, check_rows
+from preprocessor.workers.stop_flag import StopFlag
 
 logger = logging.getLogger(__name__)
 
@@ -34,43 +40,61 @@ _EXIT_CODE_SECONDS = 5.0
 _MAX_MESSAGE_BYTES = 1 << 28  # the packet tables of a clip with a million frames take a tenth
 
 
+_system_call = Violation("system_call", "a system call that is not allowed")
+
+
 class WorkerDied(Exception):
     """The worker process ended before its task did.
 
     Attributes:
         code: As `forking.Exited.code`; None: unknown.
+        violation: What it did before that none of our code does, if that is how it ended.
     """
 
-    def __init__(self, code: int | None) -> None:
+    def __init__(self, code: int | None, violation: Violation | None = None) -> None:
         name = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
         super().__init__(f"a worker process ended ({name})")
         self.code = code
+        self.violation = violation
 
 
 class ProcessWorker:
     """One worker process.
 
     Args:
+        flag: Says which of its tasks is to stop.
         send_kill: Tells the fork server to kill the process; False: its socket is full, try again.
+        on_violation: Called with the kind of a violation.
     Attributes:
-        slot: Its place in `Arena.control`.
         task_count: Tasks done.
         grown_bytes: Memory it held after its last task beyond what it was forked with.
         end_reason: Why it ends: "lost" unless its owner says otherwise.
     """
 
-    def __init__(self, slot: int, arena: Arena, send_kill: Callable[[], bool]) -> None:
-        self.slot = slot
+    def __init__(
+        self, arena: Arena, flag: StopFlag, send_kill: Callable[[], bool], on_violation: Callable[[str], None]
+    ) -> None:
+        self._flag = flag
+        self._given = GivenChunks()
+        self._scope: str | None = None
         self.task_count = 0
         self.grown_bytes = 0
         self.end_reason = "lost"
         self.is_alive = True
         self._arena = arena
         self._send_kill = send_kill
+        self._on_violation = on_violation
         self._exit_code: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
 
-    async def connect(self, channel: socket.socket) -> None:
+    async def connect(self, channel: socket.socket, supply: socket.socket) -> None:
+        """Take our ends of its sockets: for messages, and for what comes with them."""
+        supply.setblocking(False)
+        self._supply = supply
         self._reader, self._writer = await asyncio.open_unix_connection(sock=channel)
+
+    def is_for(self, scope: str) -> bool:
+        """Whether it has run no tasks of another scope."""
+        return self._scope in (None, scope)
 
     async def run(
         self, command: Command, on_rows_written: Callable[[int, int], None], lease_result: Callable[[int], int | None]
@@ -87,14 +111,30 @@ class ProcessWorker:
             PreprocessorError: `Payload.run` raised it.
             TaskFailed: `Payload.run` failed in a way that no request should be able to cause.
         """
+        self._scope = command.scope
+        self._given.is_running = True
         try:
+            windows, descriptors = self._give(command, command.payload.written_bytes)
+        except OSError as error:
+            self._given.is_running = False
+            logger.error("no memory can be given to a worker: %s", error)
+            raise WorkerDied(None) from error
+        try:
+            await self._send_command(command, windows, descriptors)
             finished = await self._exchange(command, on_rows_written, lease_result)
         except (asyncio.IncompleteReadError, ConnectionError):
-            raise WorkerDied(await self._wait_for_exit()) from None
-        except Exception:  # a malformed message: the process may be under a stranger's control
-            logger.exception("a worker sent a malformed message and is killed")
+            code = await self._wait_for_exit()
+            raise WorkerDied(code, _system_call if code == -signal.SIGSYS else None) from None
+        except Exception as error:  # any: what a process under a stranger's control says may fail in any way
+            violation = (
+                error if isinstance(error, Violation) else Violation("message", f"{type(error).__name__}: {error}")
+            )
+            self.end_reason = "violation"
+            self._on_violation(violation.kind)
             self.kill()
-            raise WorkerDied(await self._wait_for_exit()) from None
+            raise WorkerDied(await self._wait_for_exit(), violation) from None
+        finally:
+            self._given.is_running = False
         self.task_count += 1
         self.grown_bytes = finished.grown_bytes
         return finished.result()
@@ -102,24 +142,78 @@ class ProcessWorker:
     async def _exchange(
         self, command: Command, on_rows_written: Callable[[int, int], None], lease_result: Callable[[int], int | None]
     ) -> Finished:
-        self._send(command)
+        rows = command.payload.expected_rows
+        slot: range | None = None
         while True:
             match load_untrusted(await self._receive()):
                 case RowsFinished(first_row, row_count):
+                    rows = range(check_rows(first_row, row_count, rows), rows.stop)
                     on_rows_written(first_row, row_count)
-                case ResultSlotWanted(size_bytes):
-                    self._send(ResultSlot(lease_result(size_bytes)))
+                case ResultSlotWanted(int() as size_bytes) if slot is None and size_bytes > 0:
+                    offset = lease_result(size_bytes)
+                    slot = range(0) if offset is None else range(offset, offset + size_bytes)
+                    windows, descriptors = self._give(command, command.payload.written_bytes, slot)
+                    self._send(dump(ResultSlot(offset, windows)))
+                    await self._supply_descriptors(descriptors)
                 case (bytes() as reply, list() as buffers):
-                    finished = load_untrusted(reply, [self._buffer(buffer) for buffer in buffers])
-                    if isinstance(finished, Finished):
-                        return finished
-                    raise TypeError(f"a result of type {type(finished).__name__}")
+                    places = slot or range(0)
+                    finished = load_untrusted(reply, [self._buffer(buffer, places) for buffer in buffers])
+                    check_finished(finished, command.payload)
+                    return finished  # type: ignore[no-any-return]
                 case other:
-                    raise TypeError(f"a message of type {type(other).__name__}")
+                    raise Violation("message", f"a message of type {type(other).__name__}")
 
-    def _buffer(self, buffer: Any) -> Any:
-        """A buffer of a result: its bytes, or the view of its (offset, size) in the arena."""
-        return buffer if isinstance(buffer, bytes) else self._arena.view(*buffer)
+    async def _send_command(self, command: Command, windows: Windows | None, descriptors: list[int]) -> None:
+        """Send a command, and what comes with it."""
+        files: list[memoryview] = []
+        data = dump(command, files.append)
+        self._send(dump(Given(windows, sum(file.nbytes for file in files))))
+        self._send(data)
+        await self._supply_descriptors(descriptors)
+        loop = asyncio.get_running_loop()
+        for file in files:
+            await loop.sock_sendall(self._supply, file)
+
+    def _give(self, command: Command, *written: range) -> tuple[Windows | None, list[int]]:
+        """See `Chunks.give`; nothing for an arena with a name, which is mapped."""
+        if self._arena.chunks is None:
+            return None, []
+        return self._arena.chunks.give(self._given, command.scope, written, command.payload.read_bytes)
+
+    async def _supply_descriptors(self, descriptors: list[int]) -> None:
+        """Send descriptors, and close them here."""
+        try:
+            for start in range(0, len(descriptors), BATCH_COUNT):
+                batch = descriptors[start : start + BATCH_COUNT]
+                while not self._send_batch(batch):  # noqa: ASYNC110 - it reads soon, or ends
+                    await asyncio.sleep(FULL_SECONDS)
+        finally:
+            close_all(descriptors)
+
+    def _send_batch(self, descriptors: list[int]) -> bool:
+        """Send descriptors together; False: the socket is full, try again."""
+        try:
+            socket.send_fds(self._supply, [b"d"], descriptors)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:  # of all processes of this user, until they are received
+                raise
+            return False
+        return True
+
+    def _buffer(self, buffer: Any, places: range) -> bytes | memoryview:
+        """A buffer of a result: its bytes, or the view of its (offset, size) in the arena, within what was leased for it."""
+        match buffer:
+            case bytes():
+                return buffer
+            case (int() as offset, int() as size_bytes) if places.start <= offset <= offset + size_bytes <= places.stop:
+                return self._arena.view(offset, size_bytes)
+        raise Violation("message", "a buffer that is nowhere")
+
+    def stop(self, task_id: int) -> None:
+        """Have the task end at its next checkpoint."""
+        self._flag.stop(task_id)
 
     def kill(self) -> None:
         """Kill the process."""
@@ -127,12 +221,17 @@ class ProcessWorker:
             asyncio.get_running_loop().call_later(FULL_SECONDS, self.kill)
 
     def retire(self) -> None:
-        """Close the channel, so that the process ends by itself; it must be idle."""
+        """Close the channel, so that the process ends by itself; it must be idle, or killed."""
         self._writer.close()
+        if not self._given.is_running:  # else it is closed once nothing waits to be sent
+            self._supply.close()
 
     def note_exit(self, code: int | None) -> None:
         """The process has ended, with this exit code; None: unknown."""
         self.is_alive = False
+        if code == -signal.SIGSYS:  # whether or not it has a task
+            self.end_reason = "violation"
+            self._on_violation(_system_call.kind)
         if not self._exit_code.done():
             self._exit_code.set_result(code)
 
@@ -142,14 +241,15 @@ class ProcessWorker:
 
     async def _wait_for_exit(self) -> int | None:
         self.is_alive = False
+        self.kill()  # it may have closed a socket and live on
         self._writer.close()
+        self._supply.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_EXIT_CODE_SECONDS):
                 return await asyncio.shield(self._exit_code)
         return None
 
-    def _send(self, message: Any) -> None:
-        data = dump(message, self._arena)
+    def _send(self, data: bytes) -> None:
         self._writer.write(HEAD.pack(len(data)) + data)
 
     async def _receive(self) -> bytes:

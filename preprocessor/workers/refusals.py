@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from preprocessor.errors import LimitExceeded, Overloaded
+from preprocessor.errors import LimitExceeded, Overloaded, WorkerLost
 
 
 def queue_full(pending_count: int, worker_count: int) -> Overloaded:
@@ -63,4 +63,12 @@ def cpu_seconds_exceeded(cpu_seconds: float) -> LimitExceeded:
         f"the request needs more than the {cpu_seconds:g} CPU seconds that a request may use; ask for fewer frames, or send "
         "a smaller file",
         reason="CPU_SECONDS_EXCEEDED",
+    )
+
+
+def worker_violation() -> WorkerLost:
+    """The worker of the request did what only a decoder that was taken over would do."""
+    return WorkerLost(
+        "the worker of this request tried what its sandbox does not allow, and was ended; a file of the request may be an attack",
+        reason="WORKER_VIOLATION",
     )

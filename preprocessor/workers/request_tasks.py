@@ -23,6 +23,7 @@ class RequestTasks:
         deadline_seconds: On `time.monotonic`'s clock; a task that has not started by then does not start.
         timings: Gets the time spent waiting for workers, as the stage "queue".
         lease_result: As `Task.lease_result`.
+        scope: As `Task.scope`.
     """
 
     def __init__(
@@ -31,11 +32,13 @@ class RequestTasks:
         deadline_seconds: float,
         timings: Timings,
         lease_result: Callable[[int], int | None],
+        scope: str,
     ) -> None:
         self._pool = pool
         self._deadline_seconds = deadline_seconds
         self._timings = timings
         self._lease_result = lease_result
+        self._scope = scope
         self._is_pending = False
         self._tasks: list[Task] = []
         self._own: list[Task] = []
@@ -86,6 +89,7 @@ class RequestTasks:
             cut,
             payload_at_start,
             on_result,
+            self._scope,
         )
 
     def submit(self, task: Task, *, is_shared: bool = False) -> None:

@@ -29,7 +29,7 @@ class RequestResources:
     Args:
         deadline_seconds: On `time.monotonic`'s clock; a task that has not started by then does not start.
         timings: Gets the time spent waiting for workers, as the stage "queue".
-        cache_scope: Requests of one scope share what is cached.
+        cache_scope: Requests of one scope share what is cached, and processes.
     """
 
     def __init__(self, pool: WorkerPool, deadline_seconds: float, timings: Timings, cache_scope: str = "") -> None:
@@ -37,7 +37,8 @@ class RequestResources:
         self._deadline_seconds = deadline_seconds
         self._cache_scope = cache_scope
         self._run: PixelRun | None = None
-        self._tasks = RequestTasks(pool, deadline_seconds, timings, self._lease_result)
+        self._scope = scope = cache_scope if pool.settings.has_workers_a_caller else ""
+        self._tasks = RequestTasks(pool, deadline_seconds, timings, self._lease_result, scope)
         self._uploading_bytes = 0
         self._is_retained = False
         self._leases: list[Lease] = []
@@ -237,7 +238,7 @@ class RequestResources:
 
     def _lease_result(self, size_bytes: int) -> int | None:
         """See `Task.lease_result`."""
-        lease = self._pool.lease_rows(size_bytes)
+        lease = self._pool.lease_rows(size_bytes, self._scope)
         if lease is None:
             return None
         self._leases.append(lease)

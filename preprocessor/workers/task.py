@@ -79,6 +79,7 @@ class Task:
         payload_at_start: Makes the payload anew when the task starts, with what is known by then.
         on_result: Called with the result before another task starts, so that it is known to that one.
         cut: Cuts the task into at most so many parts. The task becomes the first part; the others are returned.
+        scope: Whose task it is: tasks of one scope may run in one process.
         context: The request's context, so that log lines about the task carry its request id, whichever task's end starts it.
         done: Its result or error; set when the state becomes DONE.
         started_at_seconds: When it first started, on `time.monotonic`'s clock; 0 before that.
@@ -96,6 +97,7 @@ class Task:
     cut: Callable[[int], list[Task]] | None = None
     payload_at_start: Callable[[], Payload] | None = None
     on_result: Callable[[Any], None] = lambda result: None
+    scope: str = ""
     context: Context = field(default_factory=copy_context)
     done: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     lane: Lane = field(init=False)
@@ -129,6 +131,10 @@ class Task:
         self.task_id = task_id
         self.start_count += 1
         self.started_at_seconds = self.started_at_seconds or time.monotonic()
+
+    def move_to_worker(self, worker: Worker) -> None:
+        """RUNNING: another worker has it."""
+        self._worker = worker
 
     def cancel(self) -> Worker:
         """RUNNING → CANCELLING; returns the worker that has the task."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import mmap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,15 +12,16 @@ from typing import Any
 from preprocessor.config.machine import use_one_thread
 from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers.arena import Arena
-from preprocessor.workers.channel import Command
+from preprocessor.workers.channel import Command, dump, load
+from preprocessor.workers.stop_flag import StopFlag
 from preprocessor.workers.worker import StopCheck
 
 
 class ThreadWorker:
     """Has the methods of `process.ProcessWorker`."""
 
-    def __init__(self, slot: int, arena: Arena, model: LoadedModel) -> None:
-        self.slot = slot
+    def __init__(self, arena: Arena, model: LoadedModel) -> None:
+        self._flag = StopFlag(mmap.mmap(-1, mmap.PAGESIZE))
         self.task_count = 0
         self.grown_bytes = 0
         self.end_reason = ""
@@ -27,6 +29,10 @@ class ThreadWorker:
         self._arena = arena
         self._model = model
         self._executor = ThreadPoolExecutor(1, "worker", initializer=use_one_thread)
+
+    def is_for(self, scope: str) -> bool:
+        """Always: nothing is isolated."""
+        return True
 
     async def run(
         self, command: Command, on_rows_written: Callable[[int, int], None], lease_result: Callable[[int], int | None]
@@ -38,14 +44,20 @@ class ThreadWorker:
             loop.call_soon_threadsafe(on_rows_written, first_row, row_count)
 
         # CPU time is measured for the whole process, so it cannot be limited for one thread.
-        command = dataclasses.replace(command, cpu_seconds=float("inf"))
-        check = StopCheck(self._arena, self.slot, command)
+        files: list[memoryview] = []
+        message = dump(dataclasses.replace(command, cpu_seconds=float("inf")), files.append)
+        command = load(message, lambda _: bytes(files.pop(0)))  # a copy, so that nobody can change what decoders read
+        check = StopCheck(self._flag, command)
         try:
             return await loop.run_in_executor(
                 self._executor, lambda: command.payload.run(self._model, self._arena, check, report_rows)
             )
         finally:
             self.task_count += 1
+
+    def stop(self, task_id: int) -> None:
+        """See `process.ProcessWorker.stop`."""
+        self._flag.stop(task_id)
 
     def kill(self) -> None:
         """Does nothing: a thread ends only at its next checkpoint."""

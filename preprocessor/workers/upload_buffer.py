@@ -84,7 +84,7 @@ class UploadBuffer:
         """Add the next bytes; all bytes together must not exceed a declared size.
 
         Raises:
-            Overloaded: `MEMORY_BUDGET_FULL`, `SHARED_MEMORY_FULL`.
+            Overloaded: `MEMORY_BUDGET_FULL`.
         """
         declared_bytes = self._declared_bytes
         received_bytes = self.size_bytes + len(data)
@@ -110,7 +110,7 @@ class UploadBuffer:
         """The whole file, as a view of the arena.
 
         Raises:
-            Overloaded: `MEMORY_BUDGET_FULL`, `SHARED_MEMORY_FULL`.
+            Overloaded: `MEMORY_BUDGET_FULL`.
         """
         lease = await self._move_to_arena(self.size_bytes) if self._lease is None else self._lease
         if self._sha256 is not None:

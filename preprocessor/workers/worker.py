@@ -1,7 +1,7 @@
 """A worker process: it runs one payload after another, one for each command. Synchronous, single-threaded, and never trusted.
 
-A task ends at its next checkpoint once the service has written the task's id into the worker's slot of the arena, once its
-deadline has passed, or once it has used the CPU time that one task may use.
+A task ends at its next checkpoint once the service has written the task's id into the worker's `StopFlag`, once its deadline
+has passed, or once it has used the CPU time that one task may use.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import socket
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from preprocessor.errors import Cancelled, DeadlineExceeded, Overloaded, PreprocessorError, trace_of
 from preprocessor.models.loaded import LoadedModel
-from preprocessor.workers.arena import Arena
 from preprocessor.workers.channel import (
     HEAD,
     Command,
     Fault,
     Finished,
+    Given,
     ResultSlot,
     ResultSlotWanted,
     RowsFinished,
@@ -30,7 +31,9 @@ from preprocessor.workers.channel import (
 from preprocessor.workers.heap import give_back_freed_memory, keep_freed_memory
 from preprocessor.workers.payloads import header_bytes, is_out_of_memory
 from preprocessor.workers.refusals import cpu_seconds_exceeded, worker_memory_exceeded
+from preprocessor.workers.rows_window import RowsWindow
 from preprocessor.workers.sandbox import allow_cpu_seconds, allow_memory_bytes, anonymous_bytes
+from preprocessor.workers.stop_flag import StopFlag
 
 # Up to this size, arrays are part of the message: asking for a range of the arena would take longer.
 _INLINE_BYTES = 1 << 20
@@ -39,9 +42,8 @@ _INLINE_BYTES = 1 << 20
 class StopCheck:
     """A `models.loaded.CancelCheck`: called between packets; raises once the task is to stop."""
 
-    def __init__(self, arena: Arena, slot: int, command: Command) -> None:
-        self._control = arena.control
-        self._slot = slot
+    def __init__(self, flag: StopFlag, command: Command) -> None:
+        self._stopped = flag.numbers
         self._task_id = command.task_id
         self._deadline_seconds = command.deadline_seconds
         self._cpu_seconds = command.cpu_seconds
@@ -49,7 +51,7 @@ class StopCheck:
         self._earliest_end_seconds = time.monotonic() + command.cpu_seconds
 
     def __call__(self) -> None:
-        if self._control[self._slot] == self._task_id:
+        if self._stopped[0] == self._task_id:
             raise Cancelled("the caller went away")
         now = time.monotonic()
         if now > self._deadline_seconds:
@@ -59,7 +61,24 @@ class StopCheck:
             raise cpu_seconds_exceeded(self._cpu_seconds)
 
 
-def serve(channel: socket.socket, arena: Arena, model: LoadedModel, slot: int, kept_bytes: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """What a worker has of the service.
+
+    Attributes:
+        channel: For messages.
+        supply: What comes with them: descriptors of memory, and files.
+        rows: Where it writes rows and results.
+        flag: Says which task is to stop.
+    """
+
+    channel: socket.socket
+    supply: socket.socket
+    rows: RowsWindow
+    flag: StopFlag
+
+
+def serve(to: Connections, model: LoadedModel, kept_bytes: int) -> None:
     """Carry out commands until the service closes the channel.
 
     Args:
@@ -67,34 +86,64 @@ def serve(channel: socket.socket, arena: Arena, model: LoadedModel, slot: int, k
     """
     keep_freed_memory()
     start_bytes = anonymous_bytes()
-    while (message := _receive(channel)) is not None:
-        command: Command = load(message, arena)
-        allow_cpu_seconds(command.cpu_seconds)
-        allow_memory_bytes(header_bytes(command.payload, model))
-        outcome, fault = _outcome(command, channel, arena, model, slot)
-        allow_memory_bytes(None)
+    while (message := _receive(to.channel)) is not None:
+        given: Given = load(message)
+        if given.windows is not None:
+            to.rows.show(given.windows, to.supply)
+        command = _command(to, given)
+        if command is None:
+            return
+        outcome: Any
+        if isinstance(command, PreprocessorError):
+            outcome, fault = command, None
+        else:
+            allow_cpu_seconds(command.cpu_seconds)
+            allow_memory_bytes(header_bytes(command.payload, model))
+            outcome, fault = _outcome(command, to, model)
+            allow_memory_bytes(None)
+        del command
         if anonymous_bytes() - start_bytes > kept_bytes:
             give_back_freed_memory()
         aside: list[pickle.PickleBuffer] = []
         reply = dump(Finished(outcome, fault, anonymous_bytes() - start_bytes), aside=aside.append)
         buffers = [buffer.raw() for buffer in aside]
         if sum(map(len, buffers)) > _INLINE_BYTES:
-            _send_through_arena(channel, arena, reply, buffers)
+            _send_through_arena(to, reply, buffers)
         else:
-            _send(channel, dump((reply, [bytes(buffer) for buffer in buffers])))
-        del command, outcome, aside, buffers
+            _send(to.channel, dump((reply, [bytes(buffer) for buffer in buffers])))
+        del outcome, aside, buffers
 
 
-def _outcome(
-    command: Command, channel: socket.socket, arena: Arena, model: LoadedModel, slot: int
-) -> tuple[Any, Fault | None]:
+def _command(to: Connections, given: Given) -> Command | PreprocessorError | None:
+    """The command with its files, or the error if they do not fit this process; None if the service has closed the channel."""
+    message = _receive(to.channel)
+    if message is None:
+        return None
+    left_bytes = given.file_bytes
+
+    def read_file(size_bytes: int) -> bytes:
+        nonlocal left_bytes
+        data = _receive_file(to.supply, size_bytes)
+        left_bytes -= size_bytes
+        return data
+
+    try:
+        command: Command = load(message, read_file)
+    except MemoryError:
+        while left_bytes:
+            left_bytes -= len(_receive_file(to.supply, min(left_bytes, _INLINE_BYTES)))
+        return worker_memory_exceeded()
+    return command
+
+
+def _outcome(command: Command, to: Connections, model: LoadedModel) -> tuple[Any, Fault | None]:
     """What the payload returned, or the `PreprocessorError` it raised; any other error as a fault."""
 
     def report_rows(first_row: int, row_count: int) -> None:
-        _send(channel, dump(RowsFinished(first_row, row_count)))
+        _send(to.channel, dump(RowsFinished(first_row, row_count)))
 
     try:
-        return command.payload.run(model, arena, StopCheck(arena, slot, command), report_rows), None
+        return command.payload.run(model, to.rows, StopCheck(to.flag, command), report_rows), None
     except PreprocessorError as error:
         return error, None
     except Exception as error:  # the edge of the process: the service logs any other error
@@ -103,25 +152,27 @@ def _outcome(
         return None, Fault(trace_of(error), traceback.format_exc())
 
 
-def _send_through_arena(channel: socket.socket, arena: Arena, reply: bytes, buffers: Sequence[memoryview]) -> None:
+def _send_through_arena(to: Connections, reply: bytes, buffers: Sequence[memoryview]) -> None:
     """Write a result's large arrays into a range of the arena that the service leases."""
-    _send(channel, dump(ResultSlotWanted(sum(len(buffer) for buffer in buffers))))
-    answer = _receive(channel)
-    slot: ResultSlot = ResultSlot(None) if answer is None else load(answer, arena)
+    _send(to.channel, dump(ResultSlotWanted(sum(len(buffer) for buffer in buffers))))
+    answer = _receive(to.channel)
+    slot: ResultSlot = ResultSlot(None) if answer is None else load(answer)
     if slot.offset is None:
-        _send(channel, dump((dump(Finished(worker_memory_exceeded(), None, 0)), [])))
+        _send(to.channel, dump((dump(Finished(worker_memory_exceeded(), None, 0)), [])))
         return
+    if slot.windows is not None:
+        to.rows.show(slot.windows, to.supply)
     try:
-        arena.reserve(slot.offset, sum(len(buffer) for buffer in buffers))
+        to.rows.reserve(slot.offset, sum(len(buffer) for buffer in buffers))
     except Overloaded as error:
-        _send(channel, dump((dump(Finished(error, None, 0)), [])))
+        _send(to.channel, dump((dump(Finished(error, None, 0)), [])))
         return
     offset, ranges = slot.offset, []
     for buffer in buffers:
-        arena.view(offset, len(buffer))[:] = buffer.cast("B")
+        to.rows.view(offset, len(buffer))[:] = buffer.cast("B")
         ranges.append((offset, len(buffer)))
         offset += len(buffer)
-    _send(channel, dump((reply, ranges)))
+    _send(to.channel, dump((reply, ranges)))
 
 
 def _send(channel: socket.socket, data: bytes) -> None:
@@ -143,3 +194,22 @@ def _receive_exactly(channel: socket.socket, size_bytes: int) -> bytes | None:
             return None
         received += count
     return bytes(data)
+
+
+def _receive_file(supply: socket.socket, size_bytes: int) -> bytes:
+    """The next bytes of the service's files, in a block of just their size.
+
+    Raises:
+        ConnectionResetError: The service is gone.
+        MemoryError: They do not fit; none is read.
+    """
+    data = supply.recv(size_bytes, socket.MSG_WAITALL) if size_bytes else b""
+    if len(data) == size_bytes:
+        return data
+    parts = [data]
+    while (missing_bytes := size_bytes - sum(map(len, parts))) > 0:  # a signal has come between, or it is over 2 GB
+        part = supply.recv(missing_bytes, socket.MSG_WAITALL)
+        if not part:
+            raise ConnectionResetError("the service has closed the socket")
+        parts.append(part)
+    return b"".join(parts)

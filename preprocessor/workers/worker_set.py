@@ -16,7 +16,7 @@ from typing import Any
 
 from preprocessor.config import retained_bytes
 from preprocessor.models.loaded import LoadedModel
-from preprocessor.workers.arena import CONTROL_SLOT_COUNT, Arena
+from preprocessor.workers.arena import Arena
 from preprocessor.workers.fork_server import ForkServer
 from preprocessor.workers.sandbox import WorkerLimits
 from preprocessor.workers.task import Lane, Worker
@@ -29,7 +29,7 @@ _GROWN_BYTES = 512 << 20  # a worker that holds more than this is replaced
 _MAX_BACKOFF_SECONDS = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSetSettings:
     """See `config.ServeSettings` for the options behind these."""
 
@@ -37,6 +37,7 @@ class WorkerSetSettings:
     worker_memory_bytes: int
     max_jobs_a_worker: int
     is_in_process: bool
+    is_isolation_required: bool = False
 
 
 class WorkerSet:
@@ -44,7 +45,8 @@ class WorkerSet:
 
     Args:
         on_idle: Called when there are new idle workers.
-        on_end: Called with why a worker ended: "lost", "killed" or "recycled".
+        on_end: Called with why a worker ended: "lost", "killed", "recycled", "caller_changed" or "violation".
+        on_violation: Called with the kind of what a worker did that it may not.
         fork_server: One that runs already and holds the model; its owner closes it. None starts one.
     """
 
@@ -55,6 +57,7 @@ class WorkerSet:
         settings: WorkerSetSettings,
         on_idle: Callable[[], None],
         on_end: Callable[[str], None],
+        on_violation: Callable[[str], None],
         fork_server: ForkServer | None,
     ) -> None:
         self._model = model
@@ -62,11 +65,11 @@ class WorkerSet:
         self._settings = settings
         self._on_idle = on_idle
         self._on_end = on_end
+        self._on_violation = on_violation
         self._fork_server = fork_server
         self._owns_fork_server = fork_server is None
         self._workers: dict[Lane, set[Worker]] = {lane: set() for lane in Lane}
         self._idle: dict[Lane, list[Worker]] = {lane: [] for lane in Lane}
-        self._free_slots = list(range(CONTROL_SLOT_COUNT))
         self._filling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._deaths_in_a_row = 0
@@ -100,9 +103,30 @@ class WorkerSet:
             self._spawn(self._keep_fork_server(self._fork_server))
         await self._fill()
 
-    def take(self, lane: Lane) -> Worker:
-        """Remove and return the idle worker that ran a task last: its memory is mapped and in caches."""
-        return self._idle[lane].pop()
+    def take(self, lane: Lane, scope: str) -> Worker:
+        """Remove and return an idle worker: of those that may run the scope's tasks, the one that ran a task last.
+
+        Its memory is mapped and in caches. If none may, the one that has been idle for longest is returned, to be renewed.
+        """
+        idle = self._idle[lane]
+        for position in range(len(idle) - 1, -1, -1):
+            if idle[position].is_for(scope):
+                return idle.pop(position)
+        return idle.pop(0)
+
+    async def renew(self, lane: Lane, worker: Worker) -> Worker:
+        """End a worker, without waiting for it, and return a new one in its place.
+
+        Raises:
+            OSError: None can be forked; the old one stays.
+        """
+        fresh = await self._new_worker(lane)
+        self._workers[lane].discard(worker)
+        worker.end_reason = "caller_changed"
+        worker.kill()
+        worker.retire()
+        self._keep(lane, fresh)
+        return fresh
 
     def put_back(self, lane: Lane, worker: Worker) -> None:
         """A worker has run a task: keep it as idle, or replace it if it has run enough or holds too much."""
@@ -137,9 +161,8 @@ class WorkerSet:
             for lane, workers in self._workers.items():
                 while len(workers) < self._settings.worker_count and not self._is_closing:
                     worker = await self._new_worker(lane)
-                    workers.add(worker)
+                    self._keep(lane, worker)
                     self._idle[lane].append(worker)
-                    worker.on_exit(lambda lane=lane, worker=worker: self._on_worker_exit(lane, worker))  # type: ignore[misc]
         self._on_idle()
 
     async def _fill_with_retries(self) -> None:
@@ -153,24 +176,24 @@ class WorkerSet:
             else:
                 return
 
+    def _keep(self, lane: Lane, worker: Worker) -> None:
+        """Count a new worker among those of its lane, until it ends."""
+        self._workers[lane].add(worker)
+        worker.on_exit(lambda: self._on_worker_exit(lane, worker))
+
     async def _new_worker(self, lane: Lane) -> Worker:
-        slot = self._free_slots.pop()
         if self._fork_server is None:
-            return ThreadWorker(slot, self._arena, self._model)
+            return ThreadWorker(self._arena, self._model)
         limits = WorkerLimits(
             memory_bytes=self._settings.worker_memory_bytes,
             niceness=_LONG_LANE_NICENESS if lane is Lane.LONG else 0,
+            is_isolation_required=self._settings.is_isolation_required,
             kept_bytes=retained_bytes(self._arena.size_bytes) // (len(Lane) * self._settings.worker_count),
         )
-        try:
-            return await self._fork_server.fork(slot, self._arena, limits)
-        except OSError:
-            self._free_slots.append(slot)
-            raise
+        return await self._fork_server.fork(self._arena, limits, self._on_violation)
 
     def _on_worker_exit(self, lane: Lane, worker: Worker) -> None:
         """A worker has ended: replace it, unless it was retired and has been replaced."""
-        self._free_slots.append(worker.slot)
         if self._is_closing:
             return
         self._on_end(worker.end_reason)

@@ -30,7 +30,7 @@ from engine_client import (
     format_parameters,
     load_mapping,
 )
-from engine_client.fingerprint import published_parts
+from engine_client.contract.published import published_parts
 from engine_client.testing import FakeEngine
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import CONTRACT_VERSION, fingerprint_parts

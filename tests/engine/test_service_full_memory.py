@@ -130,7 +130,7 @@ async def test_a_dev_shm_that_others_fill_costs_requests_a_refusal_and_the_servi
         await eventually(server.is_at_rest)
         with filled(shared_memory_of(server), free_bytes=1 << 20):
             error = await refusal(server, chat(video("clip"), "What?"), {"clip": bytes(30 << 20)})
-            assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SHARED_MEMORY_FULL")
+            assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "NOT_MEDIA"), "files lie elsewhere"
             error = await refusal(server, LARGE)
             assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SHARED_MEMORY_FULL")
             assert error.retry_after_seconds

@@ -5,26 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from deploy.vllm.tiny_checkpoint import write_folder
 from engine_client import (
     EngineMismatch,
     EngineRequest,
     EngineUnavailable,
-    Fingerprint,
     SamplingParameters,
 )
-from engine_client.vllm import VllmEngine
-from preprocessor.models.family import Model
-from preprocessor.models.fingerprint import fingerprint_parts
 from preprocessor.types.request import Media
-from tests.engine.vllm_prompts import KINDS, answer, ask_transformers, clip, picture, tensors_of, until_ready
+from tests.engine.vllm_prompts import KINDS, answer, clip, picture, tensors_of, until_ready
 from tests.engine.vllm_server import INSTALLED, SharedVllm
-from tests.loading import load_family_model
+from tests.engine.vllm_tiny import Tiny, make_tiny
 
 pytestmark = [
     pytest.mark.vllm,
@@ -40,31 +33,14 @@ PROMPTS: Mapping[str, tuple[Media, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Tiny:
-    checkpoint: Path
-    model: Model
-    expected: Mapping[str, list[int]]
-
-    def client(self, address: str) -> VllmEngine:
-        return VllmEngine(address, fingerprint=Fingerprint(fingerprint_parts(self.model)))
-
-
-def make(name: str, paths: pytest.TempPathFactory) -> Tiny:
-    checkpoint = paths.mktemp(name)
-    write_folder(checkpoint, name)
-    model = load_family_model(str(checkpoint))
-    return Tiny(checkpoint, model, ask_transformers(checkpoint, model, paths.mktemp("prompts"), PROMPTS))
-
-
 @pytest.fixture(scope="module")
 def qwen2_vl(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return make("qwen2-vl", tmp_path_factory)
+    return make_tiny("qwen2-vl", tmp_path_factory, PROMPTS)
 
 
 @pytest.fixture(scope="module")
 def qwen2_5_vl(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return make("qwen2.5-vl", tmp_path_factory)
+    return make_tiny("qwen2.5-vl", tmp_path_factory, PROMPTS)
 
 
 @pytest.mark.parametrize("kind", PROMPTS)

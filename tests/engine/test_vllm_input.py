@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deploy.vllm.tiny_checkpoint import write_folder
 from preprocessor.models.family import Model
 from preprocessor.types.request import ChatPrompt, MediaPart, Message, Modality, PreparationRequest, TextPart
 from tests.engine.vllm_prompts import KINDS, tensors_of
@@ -25,13 +26,16 @@ pytestmark = [
 ]
 
 
-def test_the_input_is_what_vllm_itself_makes_of_the_same_files_and_frames(tiny_qwen3_vl: Path, tmp_path: Path) -> None:
-    tiny = load_family_model(str(tiny_qwen3_vl))
+@pytest.mark.parametrize("name", ["qwen3-vl", "qwen3-vl-moe", "qwen3.5", "qwen3.5-moe"])
+def test_the_input_is_what_vllm_itself_makes_of_the_same_files_and_frames(name: str, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    write_folder(checkpoint, name)
+    tiny = load_family_model(str(checkpoint))
     for number, media in enumerate(KINDS.values()):
         np.savez(tmp_path / f"{number}.npz", **dict[str, Any](tensors_of(tiny, media)))
         np.savez(tmp_path / f"{number}.media.npz", **media_arrays(tiny, media))
     ran = subprocess.run(
-        [INSTALLED.with_name("python"), Path(__file__).with_name("vllm_own_input.py"), tiny_qwen3_vl, tmp_path],
+        [INSTALLED.with_name("python"), Path(__file__).with_name("vllm_own_input.py"), checkpoint, tmp_path],
         env=dict(os.environ) | {"HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,

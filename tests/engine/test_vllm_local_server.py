@@ -62,6 +62,15 @@ def test_a_server_that_does_not_start_is_shown_with_its_log(stand_in_vllm: Path)
         pass
 
 
+def test_a_server_that_is_never_ready_is_given_up(stand_in_vllm: Path) -> None:
+    stand_in_vllm.write_text("#!/bin/sh\nexec sleep 1000\n")
+    with (
+        pytest.raises(VllmSetupError, match=r"not ready in 1 s; the machine's load is \d"),
+        VllmServer("checkpoint", ready_timeout_seconds=1) as server,
+    ):
+        raise AssertionError(server)
+
+
 def segments(server: VllmServer) -> list[Path]:
     """Of all starts, in order."""
     lines = [line.split() for line in server.log_path.read_text().splitlines() if line.startswith("segment")]

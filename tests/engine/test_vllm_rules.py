@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -272,11 +273,27 @@ def test_the_configuration_has_every_parameter_that_is_read() -> None:
         ({"engine_arguments": '{"model": "x"}'}, "further arguments of vllm.AsyncEngineArgs, not model"),
         ({"engine_arguments": "[]"}, "must be a JSON object"),
         ({"max_in_flight": "0"}, "must be 1 or more"),
+        ({"max_start_seconds": "0"}, "must be 1 to 86400"),
     ],
 )
 def test_a_wrong_parameter_is_named(changed: dict[str, str], complaint: str) -> None:
     with pytest.raises(InvalidSettings, match=complaint):
         settings.ModelParameters.from_parameters(parameters() | changed, {"VLM_CHECKPOINT": "there"})
+
+
+def test_a_start_that_takes_too_long_is_ended_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = settings.ModelParameters.from_parameters(parameters(), {"VLM_CHECKPOINT": "there"})
+    core_ended = threading.Event()
+
+    async def load(self: Any, settings: Any) -> None:
+        core_ended.wait()  # as vLLM does, on the event loop itself
+        raise RuntimeError("the core has ended")
+
+    monkeypatch.setattr(engine.Engine, "_load", load)
+    monkeypatch.setattr(engine.multiprocessing, "active_children", lambda: [SimpleNamespace(kill=core_ended.set)])
+    with pytest.raises(engine.SlowStart, match=r"was not ready in 0\.01 s"):
+        engine.Engine(dataclasses.replace(found, max_start_seconds=0.01))
+    assert core_ended.is_set()
 
 
 def test_it_shares_what_is_the_same_for_every_engine() -> None:

@@ -157,6 +157,28 @@ async def test_a_dead_core_is_unavailable_though_the_server_says_ready(
     assert raised.value.tokens_received == len(token_ids)
 
 
+@pytest.mark.parametrize(
+    "details",
+    [
+        "worker is saturated: 8 multimodal requests in flight and as many waiting",
+        "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance.",
+        "The engine has reached its prefill token backlog limit. Please try again later or on a different instance.",
+    ],
+)
+async def test_a_full_server_is_overloaded_and_as_healthy_as_before(server: ScriptedVllm, details: str) -> None:
+    server.script = Script(token_ids=(), error=(grpc.StatusCode.UNAVAILABLE, details))
+    async with connect_endpoints(f"vllm://{server.address}", EngineOptions()) as endpoints:
+        assert isinstance(endpoints, Endpoints)
+        for _ in range(10):  # as many failures would eject it
+            with pytest.raises(EngineOverloaded, match=details[:30]):
+                await answer(endpoints, TEXT)
+        (state,) = by_name(endpoints).values()
+        assert state.health is EndpointHealth.HEALTHY
+        assert server.asked_count == 1  # nor is it asked again what it is
+        server.script.error = None
+        assert (await answer(endpoints, TEXT))[0] == []
+
+
 async def test_a_server_that_answers_prompts_is_ready_however_late_its_health_check_is(
     server: ScriptedVllm, engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +187,7 @@ async def test_a_server_that_answers_prompts_is_ready_however_late_its_health_ch
         await engine.check_ready(0.1)
     await answer(engine, TEXT)
     await engine.check_ready(0.1)
-    monkeypatch.setattr("engine_client.vllm.engine._LATELY_SECONDS", 0.0)
+    monkeypatch.setattr("engine_client.vllm.served_model._LATELY_SECONDS", 0.0)
     with pytest.raises(EngineUnavailable, match="did not say within"):
         await engine.check_ready(0.1)
 

@@ -10,12 +10,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 
 from deploy.triton.local_server import REPOSITORY, TritonServer
-from deploy.vllm.local_server import CONTEXT_TOKENS
+from deploy.vllm.local_server import CONTEXT_TOKENS, INSTALLED
 from deploy.vllm.triton_python import make_environment
+from engine_client import EngineRequest, SamplingParameters
+from preprocessor.models.family import Model
+from tests.engine.vllm_prompts import tensors_of
 
 MODEL = "vlm_vllm"
+MARKS = [
+    pytest.mark.vllm,
+    pytest.mark.timeout(1200),  # a start takes minutes where others compute
+    pytest.mark.skipif(not INSTALLED.exists(), reason="no vLLM; `make vllm` sets one up"),
+]
+"""Of all tests that use it."""
+MANY_TOKENS = 4000
 MAX_ITEMS = {"image": 3, "video": 2}
 ARGUMENTS = {
     "dtype": "float32",
@@ -59,6 +70,11 @@ def serving_vllm_in_triton(checkpoint: Path, folder: Path, **parameters: str) ->
             server.kill()
             for segment in segments:
                 segment.unlink(missing_ok=True)
+
+
+def long_request(model: Model) -> EngineRequest:
+    """Its answer takes as long as a test needs."""
+    return EngineRequest("long", tensors_of(model, ()), SamplingParameters(MANY_TOKENS, temperature=1.0))
 
 
 def _segments(server: TritonServer) -> set[Path]:

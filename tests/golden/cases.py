@@ -21,6 +21,7 @@ from preprocessor.types.request import (
     TextPrompt,
 )
 from tests import media
+from tests.parity.small_models import SMALL_MODELS
 
 MEDIA = Path(__file__).parent / "media"
 GOLDENS = Path(__file__).parent / "goldens.json"
@@ -47,6 +48,20 @@ _OTHERS = (
     "an odd number of named frames",
     "video under the cap on a frame's pixels",
     "image of odd size",
+    "images and a video in one chat",
+    "text alone",
+)
+
+
+_SMALL = (
+    "video at 2 fps",
+    "video by the model's own sampling",
+    "an odd number of frames",
+    "an odd number of named frames",
+    "tiny video",
+    "vp9 video",
+    "image of odd size",
+    "tall image with a palette",
     "images and a video in one chat",
     "text alone",
 )
@@ -112,9 +127,11 @@ def requests() -> dict[str, PreparationRequest]:
 
 
 def cases() -> dict[str, tuple[str, PreparationRequest]]:
-    """Golden's name → built-in model and request."""
+    """Golden's name → request, and the name of a model as `tests.parity.directories.model_named` takes it."""
     asked = requests()
-    by_model = {"qwen3-vl": tuple(asked), "qwen2-vl": _OTHERS, "qwen2.5-vl": _OTHERS}
+    by_model = {"qwen3-vl": tuple(asked), "qwen2-vl": _OTHERS, "qwen2.5-vl": _OTHERS} | dict.fromkeys(
+        SMALL_MODELS, _SMALL
+    )
     return {f"{model}: {name}": (model, asked[name]) for model, names in by_model.items() for name in names}
 
 

@@ -1,63 +1,92 @@
-"""Hugging Face's own classes for each model family, set up with the settings that our `Model` read.
+"""Hugging Face's own classes for each model family, set up with the settings that our `Model` read, or by themselves from its
+directory.
 
-They need torchvision, of which only the resize is used, and that is plain torch. The package index's build finds no
-compiled operators beside a CPU-only torch; `_import_torchvision` lets it be imported all the same:
-
-    pip install --no-deps torchvision==0.28.0      # beside torch 2.13.0
+They need torchvision, of which only the resize is used, and that is plain torch.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 
 from preprocessor.models.family import Model
+from preprocessor.models.generic.torchvision import settle_torchvision
+from preprocessor.types.request import Sampling
 from preprocessor.vision.spec import PixelSpec
 
+if settle_torchvision() == "absent":
+    raise ImportError("the oracle needs torchvision: pip install torchvision==0.28.0 (beside torch 2.13.0)")
 
-def _import_torchvision() -> None:
-    """Import torchvision although torch knows none of its operators."""
-    register_fake = torch.library.register_fake
-
-    def skip_missing_operators(op: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(op, str) and op.startswith("torchvision::"):
-            return lambda function: function
-        return register_fake(op, *args, **kwargs)
-
-    torch.library.register_fake = skip_missing_operators
-    try:
-        import torchvision  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "the oracle needs torchvision: pip install --no-deps torchvision==0.28.0 (beside torch 2.13.0)"
-        ) from error
-    finally:
-        torch.library.register_fake = register_fake
-
-
-_import_torchvision()
-
-import transformers  # noqa: E402
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor  # noqa: E402
-from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor  # noqa: E402
-from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor  # noqa: E402
+import transformers
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
+
+_GLM = (transformers.Glm4vVideoProcessor, transformers.Glm46VVideoProcessor, transformers.Glm5NextVideoProcessor)
+
+
+Budget = Callable[[Any, int | None, int | None], dict[str, Any]]
+"""(an image or video processor, the caller's least and most pixels) → arguments of a call that say so."""
+
+
+def size_budget(processor: Any, least: int | None, most: int | None) -> dict[str, Any]:
+    size = processor.size
+    least, most = (
+        size["shortest_edge"] if least is None else least,
+        size["longest_edge"] if most is None else most,
+    )
+    return {"size": {"shortest_edge": least, "longest_edge": most}}
+
+
+def token_budget(processor: Any, least: int | None, most: int | None) -> dict[str, Any]:
+    """In tokens, of which the asked pixels must be a multiple."""
+    factor = processor.patch_size * processor.merge_size * processor.patch_expand_factor
+    pixels = processor.temporal_patch_size * factor**2
+    asked = {"min_image_tokens": least, "max_image_tokens": most}
+    assert not any((value or 0) % pixels for value in asked.values()), asked
+    return {name: value // pixels for name, value in asked.items() if value is not None}
+
+
+def minimax_budget(processor: Any, least: int | None, most: int | None) -> dict[str, Any]:
+    if not isinstance(processor, transformers.MiniMaxM3VLVideoProcessor):
+        return size_budget(processor, least, most)
+    budget = {name: value for name, value in (("min_pixels", least), ("max_pixels", most)) if value is not None}
+    return {"do_resize": True, **budget}
+
+
+def patch_budget(processor: Any, least: int | None, most: int | None) -> dict[str, Any]:
+    """Kimi's has no least."""
+    return {} if most is None else {"max_patches": most // processor.patch_size**2}
 
 
 @dataclass(frozen=True, slots=True)
 class FamilyClasses:
-    """What transformers registers for a family's model types."""
+    """What transformers registers for a family's model types.
+
+    Attributes:
+        model: None where tokens have plain positions.
+        budget: See `Budget`.
+        chunk_count: (the video processor, frames) → the rows of `video_grid_thw` that a video has.
+    """
 
     processor: type
     video_processor: type
-    model: type
-    config: type
+    model: type | None = None
+    config: type | None = None
+    budget: Budget = size_budget
+    chunk_count: Callable[[Any, int], int] = lambda processor, frame_count: 1
 
+
+# Families whose settings differ in kind from Qwen2-VL's: transformers reads their directories itself.
+_READ_FROM_DIRECTORY = {"glm4v", "glm46v", "glm5_next", "kimi_k25", "minimax_m3_vl"}
 
 CLASSES = {
     "qwen2_vl": FamilyClasses(
@@ -71,6 +100,32 @@ CLASSES = {
     ),
     "qwen3_vl": FamilyClasses(
         transformers.Qwen3VLProcessor, Qwen3VLVideoProcessor, transformers.Qwen3VLModel, transformers.Qwen3VLConfig
+    ),
+    "glm4v": FamilyClasses(
+        transformers.Glm4vProcessor, transformers.Glm4vVideoProcessor, transformers.Glm4vModel, transformers.Glm4vConfig
+    ),
+    "glm46v": FamilyClasses(
+        transformers.Glm46VProcessor,
+        transformers.Glm46VVideoProcessor,
+        transformers.Glm46VModel,
+        transformers.Glm46VConfig,
+    ),
+    "glm5_next": FamilyClasses(
+        transformers.Glm5NextProcessor, transformers.Glm5NextVideoProcessor, budget=token_budget
+    ),
+    "kimi_k25": FamilyClasses(
+        transformers.Kimi_K25Processor,
+        transformers.Kimi_K25VideoProcessor,
+        budget=patch_budget,
+        chunk_count=lambda processor, frame_count: -(-frame_count // processor.temporal_patch_size),
+    ),
+    "minimax_m3_vl": FamilyClasses(
+        transformers.MiniMaxM3VLProcessor,
+        transformers.MiniMaxM3VLVideoProcessor,
+        budget=minimax_budget,
+        chunk_count=lambda processor, frame_count: (
+            -(-frame_count // (processor.temporal_patch_size * processor.vision_segment_max_frames))
+        ),
     ),
 }
 
@@ -87,6 +142,8 @@ _TINY_VISION = {"depth": 1, "num_heads": 2, "hidden_size": 64, "intermediate_siz
 @cache
 def processor_of(model: Model) -> Any:
     """The family's processor, with the settings and tokenizer of `model`."""
+    if model.family.name in _READ_FROM_DIRECTORY:
+        return transformers.AutoProcessor.from_pretrained(model.name)
     return CLASSES[model.family.name].processor(
         image_processor=Qwen2VLImageProcessor(**_settings(model.image)),
         tokenizer=model.tokenizer,
@@ -98,6 +155,8 @@ def processor_of(model: Model) -> Any:
 @cache
 def video_processor_of(model: Model) -> Any:
     """The family's video processor; `fps` is the model's own, which the Qwen2 classes leave unset."""
+    if model.family.name in _READ_FROM_DIRECTORY:
+        return processor_of(model).video_processor
     return CLASSES[model.family.name].video_processor(
         **_settings(model.video.pixels),
         fps=model.video.fps,
@@ -108,10 +167,27 @@ def video_processor_of(model: Model) -> Any:
     )
 
 
+def sample_frames(processor: Any, metadata: Any, sampling: Sampling) -> Any:
+    """The frames that a video processor samples.
+
+    The GLM classes heed no number of frames, and GLM-4.6V's no fps: what they would do is written here by other code of theirs.
+    """
+    count, fps = sampling.frame_count, sampling.fps
+    if isinstance(processor, _GLM) and count is not None:
+        indices = np.unique(np.linspace(0, metadata.total_num_frames - 1, count, dtype=int))
+        return np.append(indices, indices[-1:]) if len(indices) % 2 else indices
+    if isinstance(processor, transformers.Glm46VVideoProcessor) and fps is not None:
+        capped = min(metadata.duration, 2_400)
+        return transformers.Glm5NextVideoProcessor(max_frames=640, max_duration=capped).sample_frames(metadata, fps=fps)
+    return processor.sample_frames(metadata, num_frames=count, fps=fps)
+
+
 @cache
 def rope_model_of(model: Model) -> Any:
-    """The family's model without weights: only its position code is called."""
+    """The family's model without weights: only its position code is called. None where it has none."""
     classes = CLASSES[model.family.name]
+    if classes.model is None or classes.config is None:
+        return None
     vision: dict[str, Any] = _TINY_VISION | {
         "spatial_merge_size": model.image.merge_size,
         "patch_size": model.image.patch_size,

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ import torch
 
 from tests.golden import oracle
 from tests.golden.cases import GOLDENS, MAKERS, MEDIA, cases
-from tests.loading import load_family_model
+from tests.parity.directories import model_named, save_models
 
 
 def digest(array: npt.NDArray[Any]) -> str:
@@ -35,8 +37,8 @@ def golden(found: oracle.Answer) -> dict[str, Any]:
         "frame_indices": found.frame_indices,
         "mm_token_type_ids": digest(found.token_types.astype(np.int32)),
         "second_per_grid_ts": None if found.seconds_per_grid is None else found.seconds_per_grid.tolist(),
-        "mrope_position_ids": digest(found.positions.astype(np.int32)),
-        "mrope_position_delta": found.delta,
+        "mrope_position_ids": None if found.positions is None else digest(found.positions.astype(np.int32)),
+        "mrope_position_delta": None if found.delta is None else found.delta.item(),
         "pixels": {},
     }
     if len(found.patches):
@@ -54,11 +56,17 @@ def main() -> None:
     for name, make in MAKERS.items():
         if not (MEDIA / name).is_file():
             (MEDIA / name).write_bytes(make())
-    models = {name: load_family_model(name) for name, _ in cases().values()}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_models(folder)
+        answers = {
+            case: golden(oracle.answer(model_named(model, folder), request))
+            for case, (model, request) in cases().items()
+        }
     goldens: dict[str, Any] = {
         "made_with": oracle.stamp(),
         "media": {name: hashlib.sha256((MEDIA / name).read_bytes()).hexdigest() for name in sorted(MAKERS)},
-        "cases": {name: golden(oracle.answer(models[model], request)) for name, (model, request) in cases().items()},
+        "cases": answers,
     }
     GOLDENS.write_text(json.dumps(goldens, indent=1) + "\n")
     print(f"{GOLDENS}: {len(goldens['cases'])} cases")

@@ -47,13 +47,13 @@ def _write_questions(folder: Path) -> None:
     from preprocessor.types.request import Modality
     from tests.golden import oracle
     from tests.golden.cases import older_cases
-    from tests.golden.huggingface import processor_of  # first: torchvision is imported there
+    from tests.golden.huggingface import CLASSES, processor_of  # first: torchvision is imported there
     from tests.loading import load_family_model
 
     from transformers.image_utils import load_image  # isort: skip
 
     model = load_family_model("qwen3-vl")
-    processor = processor_of(model)
+    processor, classes = processor_of(model), CLASSES["qwen3_vl"]
     model.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     for name, part in (("image", processor.image_processor), ("video", processor.video_processor)):
         (folder / f"{name}.json").write_text(json.dumps({**json.loads(part.to_json_string()), "size": dict(part.size)}))
@@ -71,8 +71,8 @@ def _write_questions(folder: Path) -> None:
             "text": text,
             "arrays": f"{number}.npz",
             "clips": [{"total": clip.total, "rate": clip.rate, "indices": clip.indices} for clip in clips],
-            "image_size": oracle._size(images, processor.image_processor.size),
-            "video_size": oracle._size(videos, processor.video_processor.size),
+            "image_size": oracle._budget(images, processor.image_processor, classes)["size"],
+            "video_size": oracle._budget(videos, processor.video_processor, classes)["size"],
         }
     (folder / "questions.json").write_text(json.dumps(questions))
 

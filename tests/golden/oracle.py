@@ -35,7 +35,13 @@ from preprocessor.types.request import (
     TextPart,
     TextPrompt,
 )
-from tests.golden.huggingface import CLASSES, processor_of, rope_model_of  # first: torchvision is imported there
+from tests.golden.huggingface import (  # first: torchvision is imported there
+    CLASSES,
+    FamilyClasses,
+    processor_of,
+    rope_model_of,
+    sample_frames,
+)
 
 from transformers.image_utils import load_image  # isort: skip
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as fit_image  # isort: skip # noqa: F401
@@ -64,11 +70,11 @@ class Answer:
         token_ids, token_types: int64 [L].
         pixels: fp32 [P, F], normalized.
         patches: uint8 [P, F], the same before normalization.
-        grid_thw: int64 [M, 3].
+        grid_thw: int64 [M, 3]; of a video several rows where its family cuts it in chunks.
         frame_indices: For each item its frames, or their times where the caller has chosen both; None for an image.
         seconds_per_grid: For each item, as its family's processor says it: float32 [M], 0 for an image; None from a
             processor that says nothing.
-        positions: int64 [3, L], with the delta.
+        positions, delta: int64 [3, L] and [1]; None from a family whose tokens have plain positions.
     """
 
     token_ids: npt.NDArray[np.int64]
@@ -78,8 +84,8 @@ class Answer:
     grid_thw: npt.NDArray[np.int64]
     frame_indices: list[list[int] | None]
     seconds_per_grid: npt.NDArray[np.float32] | None
-    positions: npt.NDArray[np.int64]
-    delta: int
+    positions: npt.NDArray[np.int64] | None
+    delta: npt.NDArray[np.int64] | None
 
 
 def stamp() -> dict[str, str]:
@@ -98,7 +104,7 @@ def answer(model: Model, request: PreparationRequest, processor: Any = None) -> 
     Args:
         processor: One that transformers itself set up; else it gets the settings that `model` read.
     """
-    processor = processor or processor_of(model)
+    processor, classes = processor or processor_of(model), CLASSES[model.family.name]
     text, media = _rendered(processor, request)
     images = [medium for medium in media if medium.modality is Modality.IMAGE]
     videos = [medium for medium in media if medium.modality is Modality.VIDEO]
@@ -106,9 +112,8 @@ def answer(model: Model, request: PreparationRequest, processor: Any = None) -> 
 
     def run(**pixel_options: bool) -> Any:
         videos_kwargs = {
-            "size": _size(videos, processor.video_processor.size),
+            **_budget(videos, processor.video_processor, classes),
             "do_sample_frames": False,
-            "cap_pixels_per_frame": _cap(videos, processor.video_processor.cap_pixels_per_frame),
             "video_metadata": [_metadata(clip) for clip in clips],
             **pixel_options,
         }
@@ -117,30 +122,31 @@ def answer(model: Model, request: PreparationRequest, processor: Any = None) -> 
             images=[load_image(_data_url(medium.data)) for medium in images] or None,
             videos=[clip.frames for clip in clips] or None,
             return_tensors="pt",
-            images_kwargs={"size": _size(images, processor.image_processor.size), **pixel_options},
+            return_mm_token_type_ids=True,
+            images_kwargs={**_budget(images, processor.image_processor, classes), **pixel_options},
             videos_kwargs=videos_kwargs,
         )
 
     normalized, raw = run(), run(do_rescale=False, do_normalize=False)
-    positions, delta = rope_model_of(model).get_rope_index(
-        **{
-            name: normalized.get(name)
-            for name in ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw")
-        },
-        second_per_grid_ts=normalized.get("second_per_grid_ts"),
-    )
+    positions, delta = _positions(model, normalized)
     indices = [clip.indices for clip in clips]
-    grids = _merged(media, normalized.get("image_grid_thw"), normalized.get("video_grid_thw"))
+    chunks = [classes.chunk_count(processor.video_processor, len(clip.indices)) for clip in clips]
+    image_grids, video_grids = normalized.get("image_grid_thw"), normalized.get("video_grid_thw")
+    grids = _merged(
+        media,
+        None if image_grids is None else image_grids.split(1),
+        None if video_grids is None else video_grids.split(chunks),
+    )
     return Answer(
         token_ids=normalized["input_ids"][0].numpy(),
         token_types=normalized["mm_token_type_ids"][0].numpy(),
         pixels=_pixels(media, grids, normalized, np.float32),
         patches=_pixels(media, grids, raw, np.uint8),
-        grid_thw=np.array([grid.tolist() for grid in grids], np.int64).reshape(-1, 3),
+        grid_thw=np.array([row for grid in grids for row in grid.tolist()], np.int64).reshape(-1, 3),
         frame_indices=_merged(media, [None] * len(images), indices),
         seconds_per_grid=_seconds(model, media, normalized),
-        positions=positions[:, 0].numpy(),
-        delta=int(delta),
+        positions=positions,
+        delta=delta,
     )
 
 
@@ -152,12 +158,13 @@ def chosen_indices(processor: Any, total: int, rate: float, sampling: Sampling) 
     """
     if sampling.indices is not None:
         return np.array(sampling.indices, np.int64)
-    if sampling.every_frame:
+    is_sampled = processor.do_sample_frames or not type(processor).do_sample_frames  # or the model's own files say no
+    if sampling.every_frame or not (is_sampled or sampling.fps or sampling.frame_count):
         return np.arange(total)
     metadata = VideoMetadata(total_num_frames=total, fps=rate, duration=total / rate)
-    indices = np.asarray(processor.sample_frames(metadata, num_frames=sampling.frame_count, fps=sampling.fps), np.int64)
-    if indices[-1] >= total:
-        raise ValueError(f"frame {indices[-1]} of {total}")
+    indices = np.asarray(sample_frames(processor, metadata, sampling), np.int64)
+    if not len(indices) or indices[-1] >= total:
+        raise ValueError(f"frames {indices} of {total}")
     return indices
 
 
@@ -240,18 +247,24 @@ def _metadata(clip: _Clip) -> VideoMetadata:
     )
 
 
-def _size(media: list[Media], default: Any) -> dict[str, int]:
-    budgets = {(medium.min_pixels, medium.max_pixels) for medium in media} or {(None, None)}
-    ((least, most),) = budgets  # one for all, or Hugging Face cannot say it
-    return {
-        "shortest_edge": default["shortest_edge"] if least is None else least,
-        "longest_edge": default["longest_edge"] if most is None else most,
-    }
+def _budget(media: list[Media], processor: Any, classes: FamilyClasses) -> dict[str, Any]:
+    """The call's arguments for what the caller asked of all media of one modality."""
+    asked = {(medium.min_pixels, medium.max_pixels, medium.cap_pixels_per_frame) for medium in media}
+    ((least, most, cap),) = asked or {(None, None, None)}  # one for all, or Hugging Face cannot say it
+    arguments = classes.budget(processor, least, most)
+    if hasattr(processor, "cap_pixels_per_frame"):
+        arguments["cap_pixels_per_frame"] = bool(processor.cap_pixels_per_frame if cap is None else cap)
+    return arguments
 
 
-def _cap(videos: list[Media], default: bool | None) -> bool:
-    (asked,) = {video.cap_pixels_per_frame for video in videos} or {None}
-    return bool(default) if asked is None else asked
+def _positions(model: Model, output: Any) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.int64] | None]:
+    if (rope_model := rope_model_of(model)) is None:
+        return None, None
+    positions, delta = rope_model.get_rope_index(
+        **{name: output.get(name) for name in ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw")},
+        second_per_grid_ts=output.get("second_per_grid_ts"),
+    )
+    return positions[:, 0].numpy(), delta.numpy().reshape(1)
 
 
 def _data_url(data: FileData) -> str:
@@ -272,9 +285,9 @@ def _pixels(media: list[Media], grids: list[Any], output: Any, dtype: type[np.ge
         return np.empty((0, 0), dtype)
     counts: dict[Modality, list[int]] = {Modality.IMAGE: [], Modality.VIDEO: []}
     for medium, grid in zip(media, grids, strict=True):
-        counts[medium.modality].append(int(grid.prod()))
+        counts[medium.modality].append(int(grid.prod(dim=1).sum()))
     images, videos = (
-        output[name].split(counts[modality]) if counts[modality] else []
+        output[name].flatten(1).split(counts[modality]) if counts[modality] else []
         for name, modality in (("pixel_values", Modality.IMAGE), ("pixel_values_videos", Modality.VIDEO))
     )
     joined = torch.cat(_merged(media, images, videos)).numpy()

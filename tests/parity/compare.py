@@ -18,6 +18,7 @@ from preprocessor.types.plan import ItemPlan
 from preprocessor.types.request import PixelForm, PreparationRequest, SamplingBasis
 from preprocessor.types.source import FrameListInfo
 from tests.golden import oracle
+from tests.golden.tile_oracle import TileAnswer
 from tests.parity.cases import case, make_request
 from tests.parity.directories import model_named
 
@@ -36,14 +37,14 @@ def differences(model: Model, request: PreparationRequest, processor: Any = None
     pairs: dict[str, tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]] = {
         "input_ids": (tensors["input_ids"], theirs.token_ids),
         "mm_token_type_ids": (tensors["mm_token_type_ids"], theirs.token_types),
-        "mrope_position_ids": (tensors["mrope_position_ids"], theirs.positions),
-        "mrope_position_delta": (tensors["mrope_position_delta"], np.array([theirs.delta])),
+        "mrope_position_ids": (tensors.get("mrope_position_ids"), theirs.positions),
+        "mrope_position_delta": (tensors.get("mrope_position_delta"), theirs.delta),
         "second_per_grid_ts": (tensors.get("second_per_grid_ts"), theirs.seconds_per_grid),
     }
     if request.media:
         assert ours.plan.pixels is not None
         name = ours.plan.pixels.name
-        pairs["grid_thw"] = (tensors["grid_thw"], theirs.grid_thw)
+        pairs["grid_thw"] = (tensors.get("chunk_grid_thw", tensors["grid_thw"]), theirs.grid_thw)
         pairs[name] = (_bits(tensors[name]), _bits(pixels_in_form(theirs, request.pixel_form or PixelForm.UINT8)))
     found = [f"{name} {told}" for name, pair in pairs.items() if (told := _difference(*pair))]
     frames = [_frames_of(item) for item in ours.plan.items]
@@ -65,7 +66,7 @@ def run_case(number: int, folder: Path) -> list[str]:
     """What differs in this case; one that raises differs too.
 
     Args:
-        folder: Where `save_qwen3_5` wrote.
+        folder: Where `save_models` wrote.
     """
     torch.set_num_threads(1)  # a process a core
     asked = case(number)
@@ -79,7 +80,7 @@ def run_case(number: int, folder: Path) -> list[str]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def pixels_in_form(theirs: oracle.Answer, form: PixelForm) -> npt.NDArray[Any]:
+def pixels_in_form(theirs: oracle.Answer | TileAnswer, form: PixelForm) -> npt.NDArray[Any]:
     """Hugging Face's pixels as the caller asked for them; torch casts what an engine would have cast."""
     if form is PixelForm.UINT8:
         return theirs.patches

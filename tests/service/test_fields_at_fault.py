@@ -51,6 +51,7 @@ FIELDS = {
     "media[0].size_bytes": chat(image("photo", PHOTO, size_bytes=1)),
     "media[0]": chat(image("photo", b"no picture")),
     "pixel_form": chat("hi", pixel_form=99),
+    "processor_arguments_json": chat("hi", processor_arguments_json='{"device": "cuda"}'),
     "token_ids.ids": pb.PrepareSpec(token_ids=pb.TokenIds(ids=[-1])),
     "chat.messages": pb.PrepareSpec(chat=pb.ChatPrompt()),
     "chat.messages[1].role": pb.PrepareSpec(chat=pb.ChatPrompt(messages=[HI, pb.Message()])),

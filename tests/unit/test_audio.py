@@ -6,7 +6,6 @@ import io
 import struct
 import wave
 from collections.abc import Callable
-from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
@@ -19,15 +18,9 @@ from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded, PreprocessorError, UnsupportedMedia
 from preprocessor.media.audio import extract_audio
 from tests.media import moving_shapes_clip, photo
+from tests.sounds import RATE, encoded, tone, with_sound
 
 LIMITS = Limits()
-RATE = 16_000
-
-
-def tone(rate: int, seconds: float = 1.0, frequency: float = 440.0, amplitude: float = 0.5) -> npt.NDArray[np.int16]:
-    """A sine that starts at its peak, so that a missing first sample shows; int16 [samples]."""
-    times = np.arange(round(rate * seconds)) / rate
-    return np.round(np.cos(2 * np.pi * frequency * times) * amplitude * 32767).astype(np.int16)
 
 
 def wav(*channels: npt.NDArray[np.int16], rate: int = RATE) -> bytes:
@@ -41,39 +34,9 @@ def wav(*channels: npt.NDArray[np.int16], rate: int = RATE) -> bytes:
 
 
 @cache
-def encoded(container: str, codec: str, rate: int = RATE, layout: str = "mono", seconds: float = 1.0) -> bytes:
-    """The tone of every channel alike, encoded."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=rate, layout=layout)
-        assert isinstance(stream, av.AudioStream)
-        samples = tone(rate, seconds)[np.newaxis].repeat(stream.layout.nb_channels, 0)
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="s16p", layout=layout)
-        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)  # times, or no priming is stated
-        frame_size = stream.codec_context.frame_size or None
-        resampler = av.AudioResampler(format=stream.format, layout=layout, rate=rate, frame_size=frame_size)
-        for piece in [*resampler.resample(frame), *resampler.resample(None)]:
-            output.mux(stream.encode(piece))
-        output.mux(stream.encode())
-    return buffer.getvalue()
-
-
-@cache
 def clip_with_sound() -> bytes:
     """An mp4 of one second whose picture is H.264 and whose sound is AAC."""
-    picture, sound = moving_shapes_clip(seconds=1, width=64, height=64), encoded("mp4", "aac")
-    buffer = io.BytesIO()
-    with av.open(io.BytesIO(picture)) as video, av.open(io.BytesIO(sound)) as audio, av.open(buffer, "w", "mp4") as out:
-        copies = [
-            (source, stream, out.add_stream_from_template(stream))
-            for source, stream in ((video, video.streams.video[0]), (audio, audio.streams.audio[0]))
-        ]
-        for source, stream, copy in copies:
-            for packet in source.demux(stream):
-                if packet.dts is not None:
-                    packet.stream = copy
-                    out.mux(packet)
-    return buffer.getvalue()
+    return with_sound(moving_shapes_clip(seconds=1, width=64, height=64), encoded("mp4", "aac"))
 
 
 def samples_of(data: bytes, rate: int = RATE) -> npt.NDArray[np.float32]:

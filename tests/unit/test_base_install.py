@@ -18,6 +18,7 @@ NEEDS_SERVE = [
     ("fingerprint", "qwen3-vl"),
     ("plan", "--rps", "1", "--text", "Hi"),
     ("prepare", "--local", "--text", "Hi"),
+    ("inspect", "--text", "Hi"),
     ("bench", "--address", "127.0.0.1:1"),
 ]
 
@@ -48,7 +49,9 @@ def test_a_caller_s_modules_are_imported_without_the_rest(package: object) -> No
     run_with_base_install("".join(f"import {name}\n" for name in names))
 
 
-@pytest.mark.parametrize("command", ["prepare", "generate", "bench", "plan", "serve", "doctor", "fingerprint"])
+@pytest.mark.parametrize(
+    "command", ["prepare", "generate", "bench", "plan", "inspect", "serve", "doctor", "fingerprint"]
+)
 def test_help_is_printed_without_the_rest(command: str) -> None:
     assert "usage: preprocessor" in run_with_base_install(_COMMAND, command, "--help").stdout
 

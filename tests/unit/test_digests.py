@@ -97,6 +97,7 @@ REQUEST: Mapping[str, tuple[list[Case], list[Case]]] = {
     ),
     "with_token_types": ([], [(VIDEO, {"with_token_types": True})]),
     "cache_salt": ([(IMAGE, {"cache_salt": "x"}), (VIDEO, {"cache_salt": "x"})], []),
+    "processor_arguments": ([], []),  # the generic path's: tests/unit/generic/test_arguments.py
     "video_decoder": ([(VIDEO, {"video_decoder": "opencv"})], [(IMAGE, {"video_decoder": "opencv"})]),
 }
 PIXEL_SPEC: Mapping[str, Any] = {
@@ -108,6 +109,7 @@ PIXEL_SPEC: Mapping[str, Any] = {
     "mean": (0.1, 0.2, 0.3),
     "std": (0.1, 0.2, 0.3),
     "rescale_factor": 1 / 256,
+    "normalizes": False,
 }
 VIDEO_SPEC: Mapping[str, tuple[str, Media, Mapping[str, Any]]] = {  # the family that heeds it, an item, other settings
     "pixels": ("qwen3-vl", VIDEO, {}),  # PIXEL_SPEC
@@ -121,6 +123,7 @@ VIDEO_SPEC: Mapping[str, tuple[str, Media, Mapping[str, Any]]] = {  # the family
         dataclasses.replace(LARGE, max_pixels=10**7, cap_pixels_per_frame=True),
         {"max_video_tokens": 16},
     ),
+    "takes_every_frame": ("qwen3-vl", SAMPLED, {"takes_every_frame": True}),
 }
 MODEL = {
     "name": NO,
@@ -135,6 +138,7 @@ MODEL = {
     "tokens_per_second": NO,
     "stop_token_ids": NO,
     "fingerprint": "in the digest",
+    "details": "in the fingerprint",
 }
 REACHING_PIXELS = {
     "background": "MEDIA",

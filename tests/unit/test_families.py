@@ -11,7 +11,7 @@ import pytest
 
 from preprocessor.config import Limits
 from preprocessor.media.sampling import choose_frames
-from preprocessor.models import qwen2_5_vl, qwen2_vl, qwen3_vl
+from preprocessor.models import gemma4, internvl, qwen2_5_vl, qwen2_vl, qwen3_vl
 from preprocessor.models.family import Family, Model
 from preprocessor.models.registry import FAMILIES
 from preprocessor.pipeline import plan, prepare
@@ -24,7 +24,12 @@ from tests.media import moving_shapes_clip, photo
 MEAN = STD = (0.5, 0.5, 0.5)
 PIXELS = PixelSpec(14, 2, 2, 3_136, 100_000, MEAN, STD)
 SPEC = VideoSpec(PIXELS, fps=2, min_frames=4, max_frames=768)
-NAMES = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
+BUILT_IN = {"qwen2-vl": qwen2_vl.FAMILY, "qwen2.5-vl": qwen2_5_vl.FAMILY, "qwen3-vl": qwen3_vl.FAMILY}
+OF_VIDEO = [
+    *BUILT_IN.values(),
+    internvl.FAMILY,
+    gemma4.FAMILY,
+]  # the others have settings of their own: their tests sample, too
 LoadModel = Callable[[str], Model]
 
 
@@ -97,14 +102,14 @@ def test_whole_pairs_alone_drop_no_frame_of_a_rate_that_varies(family: ModuleTyp
     assert chosen.indices.tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", BUILT_IN.values(), ids=BUILT_IN)
 def test_a_family_samples_as_its_settings_say_unless_asked(family: Family) -> None:
     spec = dataclasses.replace(SPEC, fps=4, max_frames=10)
     assert len(family.sample_indices(60, 30, Sampling(), spec)) == 8
     assert len(family.sample_indices(900, 30, Sampling(), spec)) == 10
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", OF_VIDEO, ids=lambda family: family.name)
 def test_frames_of_every_family_ascend_within_the_clip(family: Family) -> None:
     random = np.random.default_rng(2)
     for _ in range(3_000):
@@ -112,7 +117,7 @@ def test_frames_of_every_family_ascend_within_the_clip(family: Family) -> None:
         count = int(random.integers(1, 500)) if random.random() < 0.5 else None
         sampling = Sampling(frame_count=count, fps=None if count else float(random.uniform(0.01, 60)))
         indices = family.sample_indices(total, float(random.uniform(1, 60)), sampling, SPEC)
-        assert 1 <= len(indices) <= total and indices[0] == 0 and indices[-1] < total
+        assert 1 <= len(indices) <= total and indices[0] >= 0 and indices[-1] < total
         assert (np.diff(indices) > 0).all()
 
 
@@ -260,7 +265,7 @@ def test_no_model_type_belongs_to_two_families() -> None:
     assert len(types) == len(set(types))
 
 
-@pytest.mark.parametrize(("name", "family"), [*zip(NAMES, FAMILIES, strict=True)], ids=NAMES)
+@pytest.mark.parametrize(("name", "family"), BUILT_IN.items(), ids=BUILT_IN)
 def test_each_built_in_loads_its_family(load: LoadModel, name: str, family: Family) -> None:
     assert load(name).family is family
 

@@ -145,6 +145,7 @@ USES: dict[str, tuple[str, str]] = {
     "--literal": ("--text T", ""),
     "--tools": (CLIP, "tools.json"),
     "--template-arguments": (CLIP, '{"a":1}'),
+    "--processor-arguments": (CLIP, '{"a":1}'),
     "--fps": (CLIP, "2"),
     "--frame-times": ("--frames frames", "times"),
     "--num-frames": (CLIP, "4"),
@@ -174,16 +175,18 @@ def test_every_option_of_a_prompt_changes_what_is_sent(option: str, here: Path) 
 
 def test_no_option_of_a_prompt_is_left_untested() -> None:
     commands = dict(parsers())
-    shared = set.intersection(*(options_of(commands[name]) for name in ("prepare", "generate", "bench", "plan")))
+    shared = set.intersection(
+        *(options_of(commands[name]) for name in ("prepare", "generate", "bench", "plan", "inspect"))
+    )
     assert shared - {"-h", "--help"} - OUTSIDE == USES.keys() - {"--dtype"}  # an engine decides that for `generate`
 
 
-@pytest.mark.parametrize("command", ["prepare", "generate", "bench", "plan", "fingerprint", "completion"])
+@pytest.mark.parametrize("command", ["prepare", "generate", "bench", "plan", "inspect", "fingerprint", "completion"])
 def test_every_option_is_read_by_its_command(command: str) -> None:
     """An option that no code looks at would be accepted without an effect."""
     read = set()
     for path in (ROOT / "preprocessor").rglob("*.py"):
-        if path.parent.name in ("cli", "client") and path.name not in ("options.py", "prompt_options.py"):
+        if path.parent.name in ("cli", "client", "inspect") and path.name not in ("options.py", "prompt_options.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Attribute):
                     read.add(node.attr)

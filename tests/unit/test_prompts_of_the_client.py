@@ -192,6 +192,11 @@ def test_tools_and_arguments_keep_their_order_and_json_text_is_sent_as_it_is() -
     assert chat("Hi", tools="[1.0]").spec.chat.tools_json == "[1.0]"
 
 
+def test_arguments_of_a_processor_keep_their_order() -> None:
+    made = text("Hi", processor_arguments={"size": {"width": 2, "height": 1}, "do_resize": True})
+    assert made.spec.processor_arguments_json == '{"size": {"width": 2, "height": 1}, "do_resize": true}'
+
+
 @pytest.mark.parametrize(
     ("message", "reason"),
     [({"content": "Hi"}, "INVALID_MESSAGE"), ({"role": "user", "content": "", "x": float("nan")}, "NOT_FINITE_NUMBER")],

@@ -62,7 +62,7 @@ NUMBERS = {
 # What comments put between backticks and is no element of this file.
 ELSEWHERE = {
     *("input_ids", "pixel_patches", "pixel_values", "pixel_mean", "pixel_std", "mm_token_type_ids", "item_modality"),
-    *("min_pixels", "max_pixels", "tools", "git.example"),
+    *("min_pixels", "max_pixels", "tools", "processor_kwargs", "git.example"),
 }
 
 

@@ -38,7 +38,7 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 REJECTED, REFUSED, FAILED = "rejected", "refused", "failed"
 NOT_HELD = "not_held"
 METRICS_LOCK = threading.Lock()
-"""To be held while any metric of this process changes: two threads that count at the same moment abort the whole server (2.51:
+"""Held while any metric of the process is changed: two threads that do so at the same moment abort the whole server (2.51:
 lock_exception in its Python backend)."""
 
 

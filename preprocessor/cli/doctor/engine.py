@@ -25,7 +25,7 @@ from engine_client import (
     load_mapping,
 )
 from engine_client.client import ChoosesTransport
-from engine_client.fingerprint import published_parts
+from engine_client.contract.published import published_parts
 from preprocessor.cli.doctor.finding import Finding, failed, ok, warning
 from preprocessor.config import EngineSettings, SettingError
 from preprocessor.service.engine_options import engine_options

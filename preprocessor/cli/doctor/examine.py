@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import sys
 
 from preprocessor.cli.doctor import engine, files, isolation, resources, software
 from preprocessor.cli.doctor.finding import Finding
@@ -12,6 +13,7 @@ from preprocessor.config.machine import available_cpu_count, available_memory_by
 from preprocessor.models.fingerprint import fingerprint_parts
 from preprocessor.service.engine_options import declared_video_markers
 from preprocessor.workers.arena import Arena
+from preprocessor.workers.chunks import chunk_bytes
 
 
 def examine_software() -> list[Finding]:
@@ -26,6 +28,7 @@ def examine_software() -> list[Finding]:
 def examine(settings: ServeSettings) -> list[Finding]:
     """Check all that `serve` with these settings would use. Takes seconds: it loads the model, and asks every engine."""
     region_bytes = Arena.file_bytes(settings.memory_budget_bytes)
+    open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     video_markers = settings.video_markers
     if video_markers == "auto" and settings.engine.address:
         video_markers = asyncio.run(declared_video_markers(settings.engine))
@@ -38,7 +41,11 @@ def examine(settings: ServeSettings) -> list[Finding]:
         resources.check_shared_memory(
             settings.engine.transport, bool(settings.engine.address), resources.shared_memory_free_bytes(), region_bytes
         ),
-        resources.check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0], settings.worker_count),
+        resources.check_open_files(
+            open_files if open_files != resource.RLIM_INFINITY else sys.maxsize,
+            settings.worker_count,
+            settings.memory_budget_bytes // chunk_bytes(settings.memory_budget_bytes),
+        ),
         isolation.check_isolation(settings.is_in_process, *isolation.try_sandbox()),
         files.check_files(settings),
         found_model,

@@ -10,7 +10,7 @@ from preprocessor.config import ServeSettings, SettingError
 from preprocessor.config.credentials import read_key
 from preprocessor.config.declare import groups_of, options_of
 from preprocessor.errors import PreprocessorError
-from preprocessor.models.loaded import LoadedModel
+from preprocessor.models.loaded import LoadedModel, ModelPath
 from preprocessor.models.registry import builtin_names, load_model
 
 
@@ -39,9 +39,13 @@ def check_model(name: str, video_markers: str = "auto") -> tuple[Finding, Loaded
         model = load_model(name, video_markers)
     except PreprocessorError as error:
         fix = f"--model with a built-in ({', '.join(builtin_names())}), a local directory, or a hub id that can be fetched"
+        if missing := error.metadata.get("missing_libraries"):
+            fix = f"preprocessor constraints > tested.txt; pip install --constraint tested.txt {missing}"
         return failed("model", str(error), fix), None
     description = model.describe()
     path = f"{description.path.value} path, family {description.family}"
+    if description.path is ModelPath.GENERIC:
+        path += f", takes {' and '.join(modality.name.lower() for modality in sorted(model.modalities))}"
     markers = "" if description.video_markers is None else f"; video markers: {description.video_markers}"
     return ok("model", f"{name}: {path}; fingerprint {model.fingerprint[:16]}{markers}"), model
 

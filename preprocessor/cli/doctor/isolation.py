@@ -1,29 +1,36 @@
-"""Whether workers can be sandboxed, tried in a process that then ends.
+"""Whether workers can be isolated, tried in processes that enter the sandbox.
 
-python -m preprocessor.cli.doctor.isolation    # enters the sandbox and prints what holds, as JSON
+python -m preprocessor.cli.doctor.isolation    # prints what holds, as JSON
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
-from pathlib import Path
+import tempfile
+from collections.abc import Callable, Mapping
 
 from preprocessor.cli.doctor.finding import Finding, failed, ok, warning
+from preprocessor.workers import landlock
 from preprocessor.workers.sandbox import WorkerLimits, enter_sandbox
 
 _PATIENCE_SECONDS = 30.0
-# Each means that `try_sandbox` looks for, with what is possible without it.
+# What `try_sandbox` looks for, with what is possible without it.
 _MEANS: Mapping[str, str] = {
-    "no_new_privs": "no_new_privs: a program that a worker starts may gain privileges",
-    "seccomp": "the seccomp filter: workers keep the network and may start programs",
-    "no_sockets": "the refusal of sockets: workers keep the network",
+    "no_files": "a filter of system calls: a decoder that was taken over can read and write files",
+    "no_sockets": "that filter: it keeps the network",
+    "no_programs": "that filter: it may start programs",
+    "no_signals": "that filter: it may end the service",
     "memory_limit": "the limit on address space: one worker may take all memory",
 }
+_FIX = (
+    "install pyseccomp and libseccomp 2, on a kernel and in a container that take filters (Linux 3.17, SECCOMP_FILTER)"
+)
 
 
 def check_isolation(is_in_process: bool, holds: Mapping[str, bool], trouble: str = "") -> Finding:
@@ -37,11 +44,19 @@ def check_isolation(is_in_process: bool, holds: Mapping[str, bool], trouble: str
         return warning("isolation", "--in-process: a file that crashes its decoder ends the service", "leave it out")
     if not holds:
         return failed("isolation", f"no worker can be set up: {trouble}", "see the message")
-    lacking = [text for name, text in _MEANS.items() if not holds.get(name)]
-    if lacking:
-        fix = "install pyseccomp and libseccomp 2, on a kernel and in a container that take filters (Linux 3.17, SECCOMP_FILTER)"
-        return warning("isolation", "; ".join(f"without {text}" for text in lacking), fix)
-    return ok("isolation", "workers have no_new_privs, a seccomp filter, no sockets, and a limit on memory")
+    if lacking := lacking_means(holds):
+        return warning("isolation", "; ".join(f"without {text}" for text in lacking), _FIX)
+    layers = (
+        "a filter of system calls and Landlock"
+        if holds.get("landlock")
+        else "a filter of system calls (this kernel has no Landlock)"
+    )
+    return ok("isolation", f"workers open no files, sockets or programs and signal nobody: {layers}")
+
+
+def lacking_means(holds: Mapping[str, bool]) -> list[str]:
+    """What does not hold, each with what is possible without it. Landlock is not needed: it is a second layer."""
+    return [text for name, text in _MEANS.items() if not holds.get(name)]
 
 
 def try_sandbox() -> tuple[dict[str, bool], str]:
@@ -58,21 +73,37 @@ def try_sandbox() -> tuple[dict[str, bool], str]:
 
 
 def main() -> None:
-    """Enter the sandbox, find out which means work, and print them."""
-    enter_sandbox(WorkerLimits(memory_bytes=1 << 30, niceness=0))
-    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
-    try:
-        socket.socket().close()
-        is_refused = False
-    except PermissionError:
-        is_refused = True
-    holds = {
-        "no_new_privs": status.get("NoNewPrivs") == "1",
-        "seccomp": status.get("Seccomp") == "2",  # proc(5): 2 is filter mode
-        "no_sockets": is_refused,
-        "memory_limit": resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY,
-    }
+    """Try each thing in a process of its own that has entered the sandbox, and print which are refused, as JSON."""
+    if not _ends_well(lambda: None):
+        sys.exit("a process that enters the sandbox does not go on")
+    with tempfile.NamedTemporaryFile() as file:
+        holds = {
+            "landlock": landlock.version() > 0,
+            "no_files": not _ends_well(lambda: os.open(file.name, os.O_RDONLY)),
+            "no_sockets": not _ends_well(lambda: socket.socket().close()),
+            "no_programs": not _ends_well(lambda: os.execv("/bin/true", ["true"])),
+            "no_signals": not _ends_well(lambda: os.kill(os.getppid(), signal.SIGCONT)),
+            "memory_limit": _ends_well(_require_memory_limit),
+        }
     print(json.dumps(holds))
+
+
+def _require_memory_limit() -> None:
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        raise OSError("there is no limit")
+
+
+def _ends_well(action: Callable[[], object]) -> bool:
+    """Whether a process that entered the sandbox can do something and then end by itself."""
+    process_id = os.fork()
+    if process_id:
+        return os.waitstatus_to_exitcode(os.waitpid(process_id, 0)[1]) == 0
+    try:
+        enter_sandbox(WorkerLimits(memory_bytes=1 << 30, niceness=0))
+        action()
+    except OSError:
+        os._exit(1)
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from preprocessor.cli.doctor.finding import Finding, failed, ok, warning
 from preprocessor.config import bytes_beside_budget, largest_budget
 from preprocessor.config.values import format_bytes
 
-# Descriptors of an idle service, measured on Linux: 24, and one for each of a core's two workers. The rest is for files
+# Descriptors of an idle service, measured on Linux: 24, and three for each of a core's two workers. The rest is for files
 # being read and connections to engines.
-_OWN_FILES, _FILES_A_CORE = 64, 2
+_OWN_FILES, _FILES_A_CORE = 64, 6
 # A descriptor each; more callers than that usually come through a proxy that shares connections.
 _CONNECTION_COUNT = 1024
 
@@ -43,9 +43,14 @@ def check_memory(budget_bytes: int, available_bytes: int, more_bytes: int = 0) -
     )
 
 
-def check_open_files(limit: int, worker_count: int) -> Finding:
-    """Whether the limit on open files leaves room for callers."""
-    own = _OWN_FILES + _FILES_A_CORE * worker_count
+def check_open_files(limit: int, worker_count: int, chunk_count: int = 0) -> Finding:
+    """Whether the limit on open files leaves room for callers.
+
+    Args:
+        limit: The hard one, to which the service raises its own.
+        chunk_count: Of the memory for rows, each a file.
+    """
+    own = _OWN_FILES + _FILES_A_CORE * worker_count + chunk_count
     found, fix = f"{limit:,} open files", f"raise the limit (ulimit -n, LimitNOFILE) to {own + _CONNECTION_COUNT:,}"
     if limit < own:
         return failed("open files", f"{found}, and the service itself takes up to {own:,}", fix)

@@ -36,6 +36,8 @@ def plan_item(
 
     def choose(clip: ClipInfo, _: Media) -> FrameChoice:
         def spread(total: int, rate: float) -> npt.NDArray[np.int64]:
+            if settings.video.takes_every_frame and medium.sampling.fps is medium.sampling.frame_count is None:
+                return np.arange(total)
             return model.family.sample_indices(total, rate, medium.sampling, settings.video)
 
         return choose_frames(clip, medium.sampling, spread, medium.key)

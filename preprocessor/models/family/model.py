@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from typing import Any
 
 from preprocessor.config import Limits
+from preprocessor.errors import InvalidRequest
 from preprocessor.models.family.plan import plan_from_headers
 from preprocessor.models.family.rules import ModelSettings
 from preprocessor.models.loaded import (
@@ -34,6 +36,16 @@ class Model(ModelSettings):
     def plans_from_headers(self) -> bool:
         return True
 
+    def check_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """See `LoadedModel`."""
+        if arguments:
+            raise InvalidRequest(
+                f"{self.name} is prepared by this service's own pipeline, which takes no arguments of transformers' processor "
+                f"({', '.join(sorted(arguments))}); frames and pixel budgets are said in each medium",
+                reason="INVALID_PROCESSOR_ARGUMENTS",
+                field="processor_arguments_json",
+            )
+
     def plan(
         self,
         request: PreparationRequest,
@@ -50,11 +62,12 @@ class Model(ModelSettings):
 
     def row_writer(self, item: ItemPlan, form: PixelForm) -> RowWriter:
         """See `LoadedModel`."""
-        table = None if form is PixelForm.UINT8 else normalization_table(self.image, form)
+        table = None if form is PixelForm.UINT8 else normalization_table(self.pixels_of(item.modality), form)
         return RowWriter(self.family.frame_writer(item, self), table)
 
     def describe(self) -> ModelDescription:
         """See `LoadedModel`."""
+        video = self.video if Modality.VIDEO in self.modalities else None
         return ModelDescription(
-            ModelPath.FAST, self.family.name, self.placeholders.tokens, self.image, self.video, self.video_markers
+            ModelPath.FAST, self.family.name, self.placeholders.tokens, self.image, video, self.video_markers
         )

@@ -15,7 +15,7 @@ from preprocessor.models.family.item import plan_item
 from preprocessor.models.family.prompt import render_prompt
 from preprocessor.models.family.rules import ItemLayout, ModelSettings
 from preprocessor.models.loaded import CancelCheck, PlannedItem
-from preprocessor.text.prompt import expand_text, expand_token_ids, token_types
+from preprocessor.text.prompt import expand_text, expand_token_ids
 from preprocessor.types.plan import ExpandedPrompt, ItemPlan, PixelPlan, Plan
 from preprocessor.types.request import PixelForm, PreparationRequest, TokenPrompt
 from preprocessor.types.timing import Timings
@@ -97,7 +97,7 @@ def _item_tensors(
             "item_hash": np.frombuffer(b"".join(item.digest for item in items), np.uint8).reshape(-1, 32),
         }
     if request.with_token_types:
-        tensors["mm_token_type_ids"] = token_types(prompt, [item.modality for item in items])
+        tensors["mm_token_type_ids"] = model.family.token_types(prompt, items, model)
     if items and request.pixel_form in (None, PixelForm.UINT8):
         tensors["pixel_mean"] = np.array(model.image.mean, np.float32)
         tensors["pixel_std"] = np.array(model.image.std, np.float32)

@@ -25,7 +25,9 @@ def render_prompt(model: ModelSettings, request: PreparationRequest, limits: Lim
             modalities = {medium.key: medium.modality for medium in media}
             require_template(model.name, model.chat_template, model.placeholders.tokens.values())
             marked, literals = mark_literals(prompt)
-            text = PromptText(render_chat(model.tokenizer, model.chat_template, marked, modalities), literals)
+            as_parts = model.family.text_in_parts
+            rendered = render_chat(model.tokenizer, model.chat_template, marked, modalities, as_parts=as_parts)
+            text = PromptText(rendered, literals)
             check_marks(text)
             found = model.placeholders.modalities_in_text(text.text)
         case TextPrompt():
@@ -43,7 +45,9 @@ def render_prompt(model: ModelSettings, request: PreparationRequest, limits: Lim
             found = model.placeholders.modalities_in_ids(prompt.token_ids)
     if isinstance(prompt, TokenPrompt):
         check_length(len(prompt.token_ids), limits.max_prompt_length, "token ids")
+        model.placeholders.check_ids(prompt.token_ids)
     else:
         check_length(len(text), limits.max_prompt_length)
+        model.placeholders.check_text(text.text)
     match_media(found, media)
     return text, media

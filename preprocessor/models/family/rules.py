@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
+from preprocessor.models.family.configuration import Configuration, placeholders_by_id
 from preprocessor.models.loaded import WriteFrame
 from preprocessor.models.probe import ProbedMedium
 from preprocessor.models.video_markers import VideoMarkers
-from preprocessor.text.prompt import Placeholders, Replacement
+from preprocessor.text.prompt import Placeholders, Replacement, token_types
 from preprocessor.types.plan import ExpandedPrompt, ItemPlan, ItemRows
 from preprocessor.types.request import Media, Modality, Sampling
 from preprocessor.vision.spec import PixelSpec, VideoSpec
@@ -47,6 +48,7 @@ class ModelSettings:
         tokens_per_second: Temporal positions a second, where the family spaces them by time.
         stop_token_ids: Ids that end an answer.
         fingerprint: Changes whenever the same request could come out differently.
+        details: What the family's `read_details` has read beside the pixel settings; None for a family without.
     """
 
     name: str
@@ -61,6 +63,7 @@ class ModelSettings:
     tokens_per_second: float
     stop_token_ids: tuple[int, ...]
     fingerprint: str
+    details: Any = None
 
     def for_medium(self, medium: Media) -> ModelSettings:
         """The settings with the caller's overrides for this medium.
@@ -90,20 +93,42 @@ def no_tensors(prompt: ExpandedPrompt, items: Sequence[ItemPlan], model: ModelSe
     return {}
 
 
+def no_details(configuration: Configuration) -> None:
+    """For families whose pixel settings are all that they read."""
+
+
+def no_video(total: int, rate: float, sampling: Sampling, spec: VideoSpec) -> npt.NDArray[np.int64]:
+    """For families that take none, which are asked for no frames."""
+    raise AssertionError("a video for a family without")
+
+
+def types_of_spans(prompt: ExpandedPrompt, items: Sequence[ItemPlan], model: ModelSettings) -> npt.NDArray[np.int32]:
+    """Each item's modality at the tokens of its spans, 0 elsewhere."""
+    return token_types(prompt, [item.modality for item in items])
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """One model family. Each function is pure; `preprocessor/models/README.md` tells how to add a family.
 
     Attributes:
         model_types: Values of `model_type` in config.json that belong here.
+        processor: transformers' class for it, where models of one type have processors of several: a model whose files name the
+            class of another such family belongs to that one. Empty where the type alone decides.
         read_pixels: (configuration of the image processor, of the video processor, the model's name) → settings of both.
-            Raises `ModelNotFound` where they ask for what the family does not do.
+            Raises `ModelNotFound` where they ask for what the family does not do. "processor" in either mapping holds the
+            settings of the processor around them. A family without video gives settings that nothing reads.
         sample_indices: (frames, frames a second, the caller's sampling, settings) → ascending indices int64 [n].
         layout: (an image or a video, the model with the caller's overrides) → its rows, its tokens, its tensors.
         frame_writer: (a planned item, the model) → what writes its frames into rows; frames come in ascending order.
         prompt_tensors: (prompt, items in its order, the model) → tensors over the whole prompt, such as rotary positions.
         modalities: What the family's models take beside text; config.json names a placeholder token of each.
         marks_frames: Whether frames of a video have vision markers of their own, so that those around it are a choice.
+        read_details: The model's files → what else the family needs of them: a frozen data class of plain values, or None.
+        read_placeholders: (the model's files, the modalities) → the tokens of its media.
+        token_types: (prompt, items in its order, the model) → int32 [L], as the family's processor gives `mm_token_type_ids`.
+        text_in_parts: Whether a message of text alone goes to the chat template as a list of parts, too.
+        else_generic: Whether a model whose configuration `read_pixels` or `read_details` refuses takes the generic path.
     """
 
     name: str
@@ -117,3 +142,9 @@ class Family:
     )
     modalities: frozenset[Modality] = frozenset({Modality.IMAGE, Modality.VIDEO})
     marks_frames: bool = False
+    processor: str = ""
+    read_details: Callable[[Configuration], Any] = no_details
+    read_placeholders: Callable[[Configuration, frozenset[Modality]], Placeholders] = placeholders_by_id
+    token_types: Callable[[ExpandedPrompt, Sequence[ItemPlan], ModelSettings], npt.NDArray[np.int32]] = types_of_spans
+    text_in_parts: bool = False
+    else_generic: bool = False

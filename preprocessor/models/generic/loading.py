@@ -1,7 +1,7 @@
 """Loading any model through transformers' own `AutoProcessor`, for those that no fast family knows.
 
 Only code of the installed transformers runs: a repository with Python code of its own is refused. Where a processor needs a
-library beyond this package (torchvision for most video parts, num2words for SmolVLM), the error names it.
+library beyond this package (num2words for SmolVLM), the error names it.
 
 transformers uses its torchvision classes where torchvision can be imported, else its Pillow classes. The two resize differently,
 so both the library and the classes are part of the fingerprint.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -21,12 +22,15 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from preprocessor.errors import ModelNotFound
 from preprocessor.models.digests import digest_files
 from preprocessor.models.generic.model import GenericModel
-from preprocessor.models.generic.processor import part_of, settle_torchvision
+from preprocessor.models.generic.processor import part_of
+from preprocessor.models.generic.releases import release_sentence
+from preprocessor.models.generic.torchvision import settle_torchvision
 from preprocessor.models.versions import library_versions
 from preprocessor.text.prompt import check_template
 from preprocessor.text.tokenizer import one_line, read_stop_token_ids
 from preprocessor.types.request import Modality
 
+_PIP = re.compile(r"pip install ([\w.-]+)")  # in transformers' own words about a library that it lacks
 _CONFIG_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "additional_chat_templates/*.jinja")
 
 
@@ -48,7 +52,8 @@ def load_generic(name: str, directory: Path) -> GenericModel:
     tokenizer = getattr(processor, "tokenizer", None)
     modalities = frozenset(modality for modality in Modality if part_of(processor, modality) is not None)
     if not isinstance(processor, ProcessorMixin) or not modalities:
-        raise _unsupported(name, f"{type(processor).__name__} takes no images, videos or sounds")
+        what = f"transformers {version('transformers')} has no processor for it that takes images, videos or sounds"
+        raise _unsupported(name, f"{what}; {release_sentence(_model_type(directory))}")
     if not isinstance(tokenizer, TokenizersBackend):
         raise _unsupported(name, "its tokenizer has no fast form (tokenizer.json)")
     parts = [type(part_of(processor, modality)).__name__ for modality in sorted(modalities)]
@@ -88,19 +93,31 @@ def _load_processor(name: str, directory: Path) -> Any:
     except ImportError as error:
         reason = " ".join(str(error).split())
         if "torchvision" in reason.lower():
-            raise _unsupported(
-                name,
-                f"{reason.split(' but it ')[0]}; install the torchvision built for this torch (a CPU build beside a CPU torch)",
-            ) from error
-        raise _unsupported(name, reason) from error
+            what = f"{reason.split(' but it ')[0]}; install the torchvision that belongs to this torch"
+            raise _unsupported(name, what, "torchvision") from error
+        raise _unsupported(name, reason, *_PIP.findall(reason)) from error
     except ValueError as error:
         if "trust_remote_code" in str(error):
-            raise _unsupported(name, "it brings Python code of its own, which is never run here") from error
+            what = "it brings Python code of its own, which is never run here"
+            raise _unsupported(name, f"{what}; {release_sentence(_model_type(directory))}") from error
         if "Unrecognized" in str(error):
-            raise _unsupported(name, f"transformers {version('transformers')} has no processor for it") from error
+            what = f"transformers {version('transformers')} has no processor for it"
+            raise _unsupported(name, f"{what}; {release_sentence(_model_type(directory))}") from error
+        if "Could not load any" in str(error) and "torchvision:" in str(error):  # transformers 5.23, AutoImageProcessor
+            what = "its image processor needs torchvision; install the torchvision that belongs to this torch"
+            raise _unsupported(name, what, "torchvision") from error
         raise _damaged(name, one_line(error)) from error
     except Exception as error:  # tokenizers raises bare Exception; a setting of a wrong type may raise anything
         raise _damaged(name, one_line(error)) from error
+
+
+def _model_type(directory: Path) -> str:
+    """As config.json says it; empty where it does not."""
+    try:
+        config = json.loads((directory / "config.json").read_text())
+    except (OSError, ValueError):
+        return ""
+    return str(config.get("model_type") or "") if isinstance(config, dict) else ""
 
 
 def _chat_template(processor: Any, tokenizer: TokenizersBackend, name: str) -> str:
@@ -141,8 +158,13 @@ def _fingerprint(directory: Path, classes: list[str]) -> str:
     return hashlib.sha256(json.dumps([classes, library_versions(), digest_files(files)]).encode()).hexdigest()
 
 
-def _unsupported(name: str, what: str) -> ModelNotFound:
-    return ModelNotFound(f"{name}: this model cannot be prepared: {what}", reason="UNSUPPORTED_MODEL")
+def _unsupported(name: str, what: str, *missing: str) -> ModelNotFound:
+    """
+    Args:
+        missing: Libraries that would help, by their names on the package index.
+    """
+    further = {"missing_libraries": " ".join(missing)} if missing else {}
+    return ModelNotFound(f"{name}: this model cannot be prepared: {what}", reason="UNSUPPORTED_MODEL", **further)
 
 
 def _damaged(name: str, what: str) -> ModelNotFound:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.config import Limits
-from preprocessor.errors import CorruptMedia, LimitExceeded
+from preprocessor.errors import CorruptMedia, InvalidRequest, LimitExceeded, UnsupportedMedia
 from preprocessor.media.audio import extract_audio
 from preprocessor.media.cpu import within_cpu_seconds
 from preprocessor.media.frames import unreported
@@ -23,6 +23,9 @@ from preprocessor.types.source import ClipInfo, FrameChoice, FrameListInfo, Imag
 # What transformers' video processors of chat models sample by where they sample (5.23, Qwen3VLVideoProcessor).
 _FPS, _MIN_FRAMES, _MAX_FRAMES = 2.0, 4, 768
 
+# Of a file that was read as a video: it has no sound, or its format (GIF, say) holds none.
+_SILENT = frozenset({"NO_AUDIO_STREAM", "UNSUPPORTED_FORMAT", "NOT_MEDIA"})
+
 
 def choose_evenly(clip: ClipInfo, medium: Media) -> FrameChoice:
     """The caller's choice; by default 2 frames a second, at least 4 and at most 768, spread evenly from first to last."""
@@ -35,6 +38,17 @@ def choose_evenly(clip: ClipInfo, medium: Media) -> FrameChoice:
         return spread_evenly(total, count)
 
     return choose_frames(clip, medium.sampling, spread, medium.key)
+
+
+def choose_every(clip: ClipInfo, medium: Media) -> FrameChoice:
+    """The caller's choice; by default every frame, for a model whose configuration turns sampling off.
+
+    Source: transformers 5.23, ProcessorMixin.apply_chat_template: a rate or a count of the caller turns it on again.
+    """
+    sampling = medium.sampling
+    if sampling.fps is not None or sampling.frame_count is not None:
+        return choose_evenly(clip, medium)
+    return choose_frames(clip, sampling, lambda total, _: np.arange(total), medium.key)
 
 
 def probe_media(
@@ -79,6 +93,36 @@ def decode(
     if medium.modality is Modality.VIDEO:
         return _decode_video(probed, check, video_decoder, substituted)
     return extract_audio(medium.content, sample_rate_hz, limits, medium.key, check)
+
+
+def sound_of_video(
+    probed: ProbedMedium, sample_rate_hz: int, limits: Limits, check: Callable[[], None]
+) -> npt.NDArray[np.float32] | None:
+    """The sound of a video file, float32 [samples], mono; None for a silent one, and for what is no video file.
+
+    Raises:
+        InvalidRequest: `SAMPLING_CONFLICT`: only a part of the video is used, and the sound is that of the whole.
+        CorruptMedia, LimitExceeded, UnsupportedMedia: As `extract_audio`.
+    """
+    medium = probed.medium
+    if medium.modality is not Modality.VIDEO or not isinstance(
+        probed.source, ClipInfo
+    ):  # a list of frames has no sound
+        return None
+    if (medium.sampling.start_seconds, medium.sampling.end_seconds) != (None, None):
+        raise InvalidRequest(
+            f"{medium.key}: the sound of the whole video goes between its frames; leave out start_seconds and end_seconds",
+            reason="SAMPLING_CONFLICT",
+            field="media[].sampling",
+            media_key=medium.key,
+        )
+    check = within_cpu_seconds(limits.max_file_cpu_seconds, check, medium.key)
+    try:
+        return extract_audio(medium.content, sample_rate_hz, limits, medium.key, check)
+    except UnsupportedMedia as error:
+        if error.reason not in _SILENT:
+            raise
+        return None
 
 
 def metadata_of(probed: ProbedMedium) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from typing import Any
 
 from preprocessor.config import Limits
+from preprocessor.models.generic.arguments import read_arguments
 from preprocessor.models.generic.prepare import prepare_generic
 from preprocessor.models.generic.processor import ProcessorSettings
 from preprocessor.models.loaded import (
@@ -32,6 +34,10 @@ class GenericModel(ProcessorSettings):
     @property
     def plans_from_headers(self) -> bool:
         return False
+
+    def check_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """See `LoadedModel`."""
+        read_arguments(self.processor, arguments)
 
     def plan(
         self,

@@ -9,6 +9,8 @@ Rules that hold here:
   pixels: media go in nested in a list, and BOS is not added to a text that already begins with it.
 * Sampling happens once, on the file's own frames. The processor does not sample (`do_sample_frames=False`); it gets the
   indices of its frames (`video_metadata`), so that its timestamps are right.
+* Arguments of the caller are the processor's own, checked and bounded before any work; where the sound of a video belongs between
+  its frames, it is decoded here and given beside them.
 * Neither token count nor bytes are known before the processor has run. Only the size of the decoded media is checked before.
 * The result of an item may depend on the other items (one image is tiled, two are not; all are padded to the largest), so the
   digest of each covers the content of all.
@@ -17,17 +19,33 @@ Rules that hold here:
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from huggingface_hub.errors import StrictDataclassError
 
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, PreprocessorError, trace_of
 from preprocessor.media.container import keep_going
 from preprocessor.media.content import content_digest
-from preprocessor.models.generic.media import choose_evenly, decode, metadata_of, probe_media, refuse_above
-from preprocessor.models.generic.processor import ProcessorSettings, part_of
+from preprocessor.models.generic.argument_limits import refuse_large
+from preprocessor.models.generic.arguments import FIELD, KINDS, LOAD_SOUND, REASON, ProcessorArguments, read_arguments
+from preprocessor.models.generic.media import (
+    choose_evenly,
+    choose_every,
+    decode,
+    metadata_of,
+    probe_media,
+    refuse_above,
+    sound_of_video,
+)
+from preprocessor.models.generic.processor import ProcessorSettings, counts_pixels, own_size, part_of
 from preprocessor.models.generic.prompt import render
+from preprocessor.models.generic.spans import item_tensors
 from preprocessor.models.generic.tensors import TEXT_TENSORS, ragged, to_tensors
 from preprocessor.models.probe import ChooseFrames, ProbedMedium, decoder_of
 from preprocessor.models.versions import pixel_settings
@@ -41,6 +59,8 @@ _MESSAGE_LENGTH = 500  # of transformers' own words in an error
 
 # How transformers' processors word a wrong number of placeholders; the type is ValueError for this as for all else.
 _COUNTS_DIFFER = re.compile(r"\b(image|video|audio)s?\b.*\b(tokens?|number|placeholders?)\b", re.IGNORECASE)
+# What a processor's code raises of itself for values that its author did not expect.
+_BROKEN = (TypeError, ArithmeticError, LookupError, AttributeError, RuntimeError, StrictDataclassError)
 _RAGGED = re.compile(r"Unable to convert output '(\w+)'")  # transformers 5.23, BatchFeature.convert_to_tensors
 
 
@@ -49,7 +69,7 @@ def prepare_generic(
     request: PreparationRequest,
     limits: Limits,
     check: Callable[[], None] = keep_going,
-    choose: ChooseFrames = choose_evenly,
+    choose: ChooseFrames | None = None,
 ) -> Plan:
     """Prepare a request with the model's own processor.
 
@@ -58,11 +78,11 @@ def prepare_generic(
             known; BF16, FP16 and FP32 round that; NONE leaves out all but the text's tensors, though the work is done all the
             same.
         check: Called between packets and stages; whatever it raises ends the work. The processor is not interrupted.
-        choose: Which frames of a video to use.
+        choose: Which frames of a video to use; None: as `choose_evenly`, or `choose_every` for a model that does not sample.
     Raises:
-        InvalidRequest: As `prompt.render`; `UNSUPPORTED_PIXEL_FORM` for UINT8; `INVALID_PIXEL_BUDGET` for a budget that this
-            processor does not take; `DIGEST_MISMATCH`; `PROCESSOR_REFUSED`, with transformers' own words, for what its code
-            refuses.
+        InvalidRequest: As `prompt.render` and `read_arguments`; `UNSUPPORTED_PIXEL_FORM` for UINT8; `INVALID_PIXEL_BUDGET` for a
+            budget that this processor does not take; `DIGEST_MISMATCH`; `PROCESSOR_REFUSED`, with transformers' own words, for
+            what its code refuses.
         UnsupportedMedia: `UNSUPPORTED_MODALITY`, `RAGGED_TENSORS`, `UNKNOWN_TENSOR`, or a file that is not what it should be.
         CorruptMedia: A file that cannot be decoded.
         LimitExceeded: More than `limits` allows, before or after processing.
@@ -71,10 +91,14 @@ def prepare_generic(
     timings = Timings()
     with timings.stage("plan"):
         form = _form(request.pixel_form)
-        sizes = {modality: _size(model, request.media, modality) for modality in (Modality.IMAGE, Modality.VIDEO)}
+        arguments = read_arguments(model.processor, request.processor_arguments)
+        refuse_large(model.processor, arguments, limits)
+        sizes = {
+            modality: _size(model, request.media, modality, arguments) for modality in (Modality.IMAGE, Modality.VIDEO)
+        }
         text, media = render(model, request, limits)
         digests = [content_digest(medium) for medium in media]
-        probed = probe_media(media, limits, check, choose)
+        probed = probe_media(media, limits, check, choose or (choose_evenly if model.samples_frames else choose_every))
     with timings.stage("decode"):
         sample_rate_hz = getattr(part_of(model.processor, Modality.AUDIO), "sampling_rate", 0)
         substitutions: list[Substitution] = []
@@ -85,8 +109,12 @@ def prepare_generic(
                 substitutions.append(Substitution(item_index, chosen, used))
 
             contents.append(decode(one, sample_rate_hz, limits, check, request.video_decoder, substituted))
+        own_sounds = [
+            sound_of_video(one, sample_rate_hz, limits, check) if arguments.loads_sound else None for one in probed
+        ]
     with timings.stage("process"):
-        output = _process(model, _arguments(model, text, probed, contents, sizes), check)
+        call = _call_arguments(model, text, probed, contents, own_sounds, sizes, arguments)
+        output = _process(model, call, check, is_callers=bool(request.processor_arguments))
     with timings.stage("convert"):
         tensors = to_tensors(output, form)
         refuse_above(sum(tensor.nbytes for tensor in tensors.values()), limits, "the tensors")
@@ -96,9 +124,17 @@ def prepare_generic(
     ]
     decoders = [decoder_of(one, request.video_decoder) for one in probed]
     settings = [pixel_settings(one.medium, decoder, form) for one, decoder in zip(probed, decoders, strict=True)]
-    items = _items(probed, digests, sources, decoders, repr((model.fingerprint, sizes, settings, request.cache_salt)))
+    decided = (
+        model.fingerprint,
+        sizes,
+        settings,
+        request.cache_salt,
+        json.dumps(request.processor_arguments, sort_keys=True),
+    )
+    items = _items(probed, digests, sources, decoders, repr(decided))
     pixel_bytes = sum(tensor.nbytes for name, tensor in tensors.items() if name not in TEXT_TENSORS)
-    return Plan(items, tensors, timings, None, pixel_bytes, tuple(substitutions))
+    told = item_tensors(model.processor, items, tensors["input_ids"])
+    return Plan(items, tensors, timings, None, pixel_bytes, tuple(substitutions), told)
 
 
 def _form(asked: PixelForm | None) -> PixelForm | None:
@@ -110,24 +146,26 @@ def _form(asked: PixelForm | None) -> PixelForm | None:
     return asked
 
 
-def _size(model: ProcessorSettings, media: Sequence[Media], modality: Modality) -> dict[str, int] | None:
-    """The processor's `size` argument for the caller's pixel budget; None without a budget.
-
-    Only processors that fit an image to whole merged patches within a budget (Qwen's and GLM's) count pixels in `size`. Others
-    give lengths of an edge under the same names.
-    """
+def _size(
+    model: ProcessorSettings, media: Sequence[Media], modality: Modality, arguments: ProcessorArguments
+) -> dict[str, int] | None:
+    """The processor's `size` argument for the caller's pixel budget; None without a budget."""
     kind = modality.name.lower()
     given = {(one.min_pixels, one.max_pixels, one.cap_pixels_per_frame) for one in media if one.modality is modality}
     if given <= {(None, None, None)}:
         return None
     part = part_of(model.processor, modality)
-    own = {name: value for name, value in dict(part.size or {}).items() if value is not None}
-    counts_pixels = own.keys() == {"shortest_edge", "longest_edge"} and hasattr(part, "merge_size")
-    if not counts_pixels or any(cap is not None for _, _, cap in given):
-        raise _bad_budget(f"this model's processor takes no such pixel budget for its {kind}s; leave it out")
+    if not counts_pixels(part) or any(cap is not None for _, _, cap in given):
+        raise _bad_budget(
+            f"this model's processor takes no such pixel budget for its {kind}s; leave it out, or give the processor's own "
+            f"arguments in {FIELD}"
+        )
+    if "size" in arguments.of(modality) or {"min_pixels", "max_pixels"} & arguments.of(modality).keys():
+        raise _bad_budget(f"a pixel budget of {kind}s is given twice, in media and in {FIELD}; give one")
     if len(given) > 1:
         raise _bad_budget(f"this model's processor takes one pixel budget for all {kind}s of a request")
     first = next(one for one in media if one.modality is modality)
+    own = own_size(part)
     least, most = first.pixel_budget(own["shortest_edge"], own["longest_edge"])
     return {"shortest_edge": least, "longest_edge": most}
 
@@ -136,40 +174,58 @@ def _bad_budget(message: str) -> InvalidRequest:
     return InvalidRequest(message, reason="INVALID_PIXEL_BUDGET")
 
 
-def _arguments(
+def _call_arguments(
     model: ProcessorSettings,
     text: str,
     probed: Sequence[ProbedMedium],
     contents: Sequence[Any],
+    own_sounds: Sequence[npt.NDArray[np.float32] | None],
     sizes: Mapping[Modality, dict[str, int] | None],
+    arguments: ProcessorArguments,
 ) -> dict[str, Any]:
-    """The processor's arguments, as its own `apply_chat_template` passes them (transformers 5.23, ProcessorMixin)."""
+    """The processor's arguments, as its own `apply_chat_template` passes them (transformers 5.23, ProcessorMixin).
+
+    Args:
+        own_sounds: For each medium the sound of a video that goes between its frames; None for all else.
+    """
     by_modality: dict[Modality, list[Any]] = {modality: [] for modality in Modality}
-    for one, content in zip(probed, contents, strict=True):
+    sound_slots: list[int | None] = []  # of each sound, the video that it belongs to; None where it stands alone
+    for one, content, own_sound in zip(probed, contents, own_sounds, strict=True):
         by_modality[one.medium.modality].append(content)
+        if one.medium.modality is Modality.AUDIO:
+            sound_slots.append(None)
+        elif own_sound is not None:
+            by_modality[Modality.AUDIO].append(own_sound)
+            sound_slots.append(len(by_modality[Modality.VIDEO]) - 1)
     images, videos, sounds = (by_modality[modality] for modality in (Modality.IMAGE, Modality.VIDEO, Modality.AUDIO))
-    arguments: dict[str, Any] = {
+    call: dict[str, Any] = {
+        **arguments.own,
         "text": text,
         "images": [images] if images else None,
         "videos": [videos] if videos else None,
         "audio": sounds or None,
         "return_tensors": "pt",
     }
+    call.update({KINDS[modality]: dict(values) for modality, values in arguments.parts.items()})
     bos = model.tokenizer.bos_token
     if bos is not None and text.startswith(bos):
-        arguments["add_special_tokens"] = False
+        call["add_special_tokens"] = False
     if sounds:
-        arguments["sampling_rate"] = part_of(model.processor, Modality.AUDIO).sampling_rate
+        call["sampling_rate"] = part_of(model.processor, Modality.AUDIO).sampling_rate
     if size := sizes[Modality.IMAGE]:
-        arguments["images_kwargs"] = {"size": size}
+        call.setdefault("images_kwargs", {})["size"] = size
     if videos:
         metadata = [metadata_of(one) for one in probed if one.medium.modality is Modality.VIDEO]
-        arguments["videos_kwargs"] = {"do_sample_frames": False, "video_metadata": metadata}
+        of_videos = call.setdefault("videos_kwargs", {})
+        of_videos.update({"do_sample_frames": False, "video_metadata": metadata})
         if "video_second_per_grid" in model.processor.model_input_names:
-            arguments["videos_kwargs"]["fps"] = _one_rate(probed)
+            of_videos["fps"] = _one_rate(probed)
         if size := sizes[Modality.VIDEO]:
-            arguments["videos_kwargs"]["size"] = size
-    return arguments
+            of_videos["size"] = size
+        if arguments.loads_sound:
+            call[LOAD_SOUND] = True
+            call["audio_from_video_indices"] = sound_slots
+    return call
 
 
 def _one_rate(probed: Sequence[ProbedMedium]) -> float:
@@ -188,21 +244,32 @@ def _one_rate(probed: Sequence[ProbedMedium]) -> float:
     return rates[0]
 
 
-def _process(model: ProcessorSettings, arguments: Mapping[str, Any], check: Callable[[], None]) -> Mapping[str, Any]:
+def _process(
+    model: ProcessorSettings, call: Mapping[str, Any], check: Callable[[], None], *, is_callers: bool
+) -> Mapping[str, Any]:
     """Call the processor, one thread at a time.
 
     transformers raises ValueError for input that it does not accept. An exception of any other type may be a bug of its code or
-    ours, and is not caught.
+    ours, and is not caught: unless the caller gave arguments, whose values may break any line of a processor.
     """
     while not model.lock.acquire(timeout=_LOCK_POLL_SECONDS):
         check()
     try:
         check()
         try:
-            output: Mapping[str, Any] = model.processor(**arguments)
+            output: Mapping[str, Any] = model.processor(**call)
         except ValueError as error:
             refusal = _refusal(model, error)
             # A wrong setting of the model or a bug in its code may raise ValueError, too.
+            refusal.trace = trace_of(error)
+            raise refusal from error
+        except _BROKEN as error:
+            if not is_callers or "allocate memory" in str(error):
+                raise
+            message = " ".join(f"{type(error).__name__}: {error}".split())[:_MESSAGE_LENGTH]
+            refusal = InvalidRequest(
+                f"the model's processor fails with these arguments: {message}", reason=REASON, field=FIELD
+            )
             refusal.trace = trace_of(error)
             raise refusal from error
     finally:

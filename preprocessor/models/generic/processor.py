@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
-import logging
 import pickle
-import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
-from transformers.utils import import_utils
 
+from preprocessor.models.generic.torchvision import settle_torchvision
 from preprocessor.types.request import Modality
-
-_LOGGER = logging.getLogger(__name__)
 
 _ATTRIBUTES = {Modality.IMAGE: "image_processor", Modality.VIDEO: "video_processor", Modality.AUDIO: "audio_processor"}
 
@@ -56,6 +51,16 @@ class ProcessorSettings:
         object.__setattr__(self, "tokenizer", copy.deepcopy(self.processor.tokenizer))
         object.__setattr__(self, "lock", threading.Lock())
 
+    @property
+    def samples_frames(self) -> bool:
+        """Whether frames of a video are sampled by default: False where the model's own files turn off what its class does.
+
+        Classes that do not sample (`do_sample_frames = False` "for BC") say so in every file that transformers saves, fine-tunes
+        of models that are served with 2 frames a second included, so that their false means nothing.
+        """
+        part = part_of(self.processor, Modality.VIDEO)
+        return not getattr(type(part), "do_sample_frames", False) or part.do_sample_frames is not False
+
     def __reduce__(self) -> tuple[object, ...]:
         # Bytes inside the pickle: the classes in them may be imported only once torchvision is settled.
         state = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
@@ -76,21 +81,15 @@ def part_of(processor: Any, modality: Modality) -> Any:
     return part
 
 
-def settle_torchvision() -> str:
-    """Decide whether transformers may use torchvision; returns its version, or "absent".
+def counts_pixels(part: Any) -> bool:
+    """Whether an image or video part counts pixels in `size`, as a budget.
 
-    The torchvision of the package index cannot be imported beside a CPU-only torch. transformers sees that it is installed, and
-    every image class then fails. Where the import fails, torchvision is hidden, and transformers uses its Pillow classes.
+    Only processors that fit an image to whole merged patches within a budget (Qwen's and GLM's) do. Others give lengths of an
+    edge under the same names.
     """
-    try:
-        torchvision = importlib.import_module("torchvision")
-    except ImportError:
-        return "absent"
-    except Exception as error:  # whatever a library built for another torch raises
-        _LOGGER.warning("torchvision is installed but cannot be imported; continuing without it: %s", error)
-        sys.modules["torchvision"] = None  # type: ignore[assignment]  # how Python itself says "not importable"
-        import_utils.is_torchvision_available.cache_clear()
-        import_utils.is_torchvision_v2_available.cache_clear()
-        import_utils.is_torchvision_greater_or_equal.cache_clear()
-        return "absent"
-    return str(torchvision.__version__)
+    return own_size(part).keys() == {"shortest_edge", "longest_edge"} and hasattr(part, "merge_size")
+
+
+def own_size(part: Any) -> dict[str, int]:
+    """The `size` of an image or video part, without what is not set; empty where it has none."""
+    return {name: value for name, value in dict(getattr(part, "size", None) or {}).items() if value is not None}

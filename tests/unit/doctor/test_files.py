@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from preprocessor.cli.doctor.files import check_files, check_model
 from preprocessor.cli.doctor.finding import Verdict
 from preprocessor.config import EngineSettings, ServeSettings
 from tests.engine.certificates import Authority, Signed
+from tests.tiny_processors import MAKERS
 from tests.waiting import PATIENCE_SECONDS
 
 
@@ -77,3 +79,23 @@ def test_a_directory_that_is_no_model_fails_with_its_missing_file(tmp_path: Path
     assert finding.verdict is Verdict.FAILED
     assert "config.json is missing" in finding.found
     assert "qwen3-vl" in finding.fix
+
+
+def test_of_a_model_on_the_generic_path_it_is_said_what_it_takes(tmp_path: Path) -> None:
+    MAKERS["llava_onevision"](tmp_path)
+    finding, model = check_model(str(tmp_path))
+    assert model is not None
+    assert "generic path, family LlavaOnevisionProcessor, takes image and video; " in finding.found
+
+
+def test_a_library_that_a_model_lacks_is_named_with_its_installation(tmp_path: Path) -> None:
+    """SmolVLM's processor writes numbers as words, by a library that nothing else here needs."""
+    MAKERS["idefics3"](tmp_path)
+    settings = json.loads((tmp_path / "processor_config.json").read_text()) | {"processor_class": "SmolVLMProcessor"}
+    settings["video_processor"] = {"video_processor_type": "SmolVLMVideoProcessor"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text('{"model_type": "smolvlm"}')
+    finding, model = check_model(str(tmp_path))
+    assert (model, finding.verdict) == (None, Verdict.FAILED)
+    assert "num2words" in finding.found
+    assert finding.fix.endswith("pip install --constraint tested.txt num2words")

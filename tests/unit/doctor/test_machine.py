@@ -29,8 +29,8 @@ GIB = 1 << 30
         (resources.check_memory(4 * GIB, 4 * GIB), FAILED, "--memory-budget 3GiB at most"),
         (resources.check_memory(GIB, GIB // 2), FAILED, "a memory limit of at least 2.0 GiB"),
         (resources.check_open_files(20_000, 8), OK, ""),
-        (resources.check_open_files(1024, 8), WARNING, "to 1,104"),
-        (resources.check_open_files(64, 8), FAILED, "to 1,104"),
+        (resources.check_open_files(1024, 8), WARNING, "to 1,136"),
+        (resources.check_open_files(64, 8), FAILED, "to 1,136"),
         (resources.check_shared_memory("auto", True, 5 * GIB, 4 * GIB), OK, ""),
         (resources.check_shared_memory("auto", True, 64 << 20, 4 * GIB), WARNING, "at least 4.0 GiB"),
         (
@@ -60,6 +60,22 @@ def test_the_gravest_verdict_is_that_of_all() -> None:
 def test_workers_are_isolated_here() -> None:
     finding = isolation.check_isolation(False, *isolation.try_sandbox())
     assert (finding.verdict, finding.fix) == (OK, "")
+    assert "open no files" in finding.found
+
+
+def test_without_landlock_the_filter_suffices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = (
+        "import errno\ndef version(): return 0\ndef refuse_everything(): raise OSError(errno.ENOSYS, 'no Landlock')\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import sys, types\nfake = types.ModuleType('landlock')\nexec({module!r}, fake.__dict__)\n"
+        "sys.modules['preprocessor.workers.landlock'] = fake\nimport preprocessor.workers\n"
+        "preprocessor.workers.landlock = fake\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    finding = isolation.check_isolation(False, *isolation.try_sandbox())
+    assert finding.verdict is OK
+    assert "no Landlock" in finding.found
 
 
 def test_a_worker_that_keeps_the_network_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,9 +83,8 @@ def test_a_worker_that_keeps_the_network_is_a_warning(tmp_path: Path, monkeypatc
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     finding = isolation.check_isolation(False, *isolation.try_sandbox())
     assert finding.verdict is WARNING
-    assert finding.found.startswith("without the seccomp filter")
-    assert "sockets" in finding.found
-    assert "no_new_privs" not in finding.found
+    assert "it keeps the network" in finding.found
+    assert "address space" not in finding.found
     assert "libseccomp 2" in finding.fix
 
 

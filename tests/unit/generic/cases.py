@@ -11,6 +11,7 @@ from preprocessor.errors import PreprocessorError
 from preprocessor.models.generic import GenericModel, prepare_generic
 from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, TextPart
 from tests.media import audio_only_clip, moving_shapes_clip, photo
+from tests.sounds import encoded, with_sound
 
 LIMITS = Limits()
 
@@ -27,8 +28,13 @@ def video(key: str, data: bytes | None = None, **settings: Any) -> Media:
     return Media(key, Modality.VIDEO, clip() if data is None else data, **settings)
 
 
-def sound(key: str) -> Media:
-    return Media(key, Modality.AUDIO, audio_only_clip())
+def sound(key: str, data: bytes | None = None) -> Media:
+    return Media(key, Modality.AUDIO, audio_only_clip() if data is None else data)
+
+
+def sounding_clip(seconds: float = 1.5) -> bytes:
+    """A clip with a tone of the same length."""
+    return with_sound(clip(seconds), encoded("mp4", "aac", seconds=seconds))
 
 
 def chat(*media: Media, **settings: Any) -> PreparationRequest:

@@ -8,6 +8,7 @@ import pickle
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from preprocessor.errors import ModelNotFound
 from preprocessor.models.generic import GenericModel, load_generic, prepare_generic
+from preprocessor.models.generic.releases import NEWER_MODEL_TYPES
 from preprocessor.types.request import Modality, PreparationRequest, TextPrompt
 from tests.tiny_processors import MAKERS, byte_tokenizer, save
 from tests.unit.generic.cases import LIMITS, chat, image, video
@@ -159,6 +161,36 @@ def test_code_in_a_model_directory_is_refused_and_never_run(tmp_path: Path) -> N
     (tmp_path / "strange.py").write_text(f"open({str(mark)!r}, 'w')\nclass StrangeProcessor: pass\n")
     error = load_refusal(tmp_path)
     assert (error.reason, mark.exists()) == ("UNSUPPORTED_MODEL", False)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said"),
+    [
+        ("pixtral", f"the installed transformers {version('transformers')} has the model type pixtral"),
+        ("hy_v4_vl", "transformers 5.24.0 is the first release with the model type hy_v4_vl"),
+        ("deepseek_vl_v2", "deepseek_vl_v2 is in no release of transformers that this version knows"),
+    ],
+)
+@pytest.mark.parametrize("has_code", [True, False])
+def test_the_refusal_says_which_release_has_the_model(
+    tmp_path: Path, model_type: str, said: str, has_code: bool
+) -> None:
+    save(byte_tokenizer(), tmp_path, model_type=model_type)
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    if has_code:
+        code = {"processor_class": "StrangeProcessor", "auto_map": {"AutoProcessor": "strange.StrangeProcessor"}}
+        (tmp_path / "processor_config.json").write_text(json.dumps(code))
+    elif model_type == "pixtral":
+        pytest.skip("without code of its own it would be loaded")
+    error = load_refusal(tmp_path)
+    assert error.reason == "UNSUPPORTED_MODEL"
+    assert said in error.message
+
+
+def test_a_release_is_told_of_no_type_that_the_installed_one_has() -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    assert NEWER_MODEL_TYPES.keys().isdisjoint(CONFIG_MAPPING_NAMES)
 
 
 def test_a_processor_that_would_load_another_model_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import av
@@ -13,7 +16,7 @@ import pytest
 import torch
 
 from preprocessor.media.audio import extract_audio
-from preprocessor.models.generic import GenericModel, prepare_generic
+from preprocessor.models.generic import GenericModel, load_generic, prepare_generic
 from preprocessor.types.request import (
     ChatPrompt,
     Media,
@@ -26,19 +29,34 @@ from preprocessor.types.request import (
     TextPrompt,
 )
 from tests.media import photo
-from tests.tiny_processors import MAKERS
+from tests.tiny_omni_processors import ALL_MAKERS
 from tests.unit.generic.cases import LIMITS, chat, clip, image, refusal, sound, video
 
+from transformers import AutoProcessor  # isort: skip
 from transformers.image_utils import load_image  # isort: skip
 from transformers.video_utils import VideoMetadata  # isort: skip
 
-IMAGE_MODELS = [name for name in MAKERS if name != "qwen2_audio"]
-# Seconds of the clips of one request; only GLM's processor takes clips of different frame counts together.
-VIDEO_LENGTHS = {"llava_onevision": (1.5, 1.8), "internvl": (1.5, 1.8), "glm46v": (1.5, 3)}
+IMAGE_MODELS = [name for name in ALL_MAKERS if name != "qwen2_audio"]
+# Seconds of the clips of one request; some processors take clips of different frame counts together.
+VIDEO_LENGTHS = {
+    "llava_onevision": (1.5, 1.8),
+    "internvl": (1.5, 1.8),
+    "glm46v": (1.5, 3),
+    "gemma4": (1.5, 1.8),
+    "video_llama_3": (1.5, 3),
+    "kimi_k25": (1.5, 3),
+}
 
 
-def answer_of(processor: Any, request: PreparationRequest, **arguments: Any) -> dict[str, torch.Tensor]:
-    """transformers' own answer to a chat whose media need no sampling of ours."""
+def answer_of(
+    processor: Any, request: PreparationRequest, *, load_sound: bool = False, **arguments: Any
+) -> dict[str, torch.Tensor]:
+    """transformers' own answer to a chat whose media need no sampling of ours.
+
+    Args:
+        load_sound: As `load_audio_from_video`.
+        arguments: As `processor_kwargs`.
+    """
     assert isinstance(request.prompt, ChatPrompt)
     contents = {medium.key: content_of(processor, medium) for medium in request.media}
     conversation = [
@@ -53,6 +71,8 @@ def answer_of(processor: Any, request: PreparationRequest, **arguments: Any) -> 
     ]
     output = processor.apply_chat_template(
         conversation,
+        chat_template=processor.chat_template or processor.tokenizer.chat_template,  # Phi-4's processor leaves it there
+        load_audio_from_video=load_sound,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
@@ -67,7 +87,7 @@ def content_of(processor: Any, medium: Media) -> dict[str, Any]:
         return {"type": "image", "image": load_image("data:image/any;base64," + base64.b64encode(medium.data).decode())}
     if medium.modality is Modality.VIDEO:
         return {"type": "video", "video": all_frames(medium.data)[frame_indices(medium.data)]}
-    rate = processor.feature_extractor.sampling_rate
+    rate = processor._audio_processor.sampling_rate
     return {"type": "audio", "audio": extract_audio(medium.data, rate, LIMITS)}
 
 
@@ -90,7 +110,7 @@ def metadata(data: bytes) -> VideoMetadata:
 
 
 def assert_equal(tensors: Any, expected: dict[str, torch.Tensor]) -> None:
-    """Same names; same dtypes, shapes and bits, but for the text's batch axis and the ids' int32."""
+    """Same names; same dtypes, shapes and bits, but for the text's batch axis, the ids' int32 and booleans as uint8."""
     assert tensors.keys() == expected.keys()
     for name, tensor in expected.items():
         array = tensor.numpy()
@@ -98,6 +118,8 @@ def assert_equal(tensors: Any, expected: dict[str, torch.Tensor]) -> None:
             array = array[0]
         if name == "input_ids":
             array = array.astype(np.int32)
+        if array.dtype == bool:
+            array = array.view(np.uint8)
         assert (tensors[name].dtype, tensors[name].shape) == (array.dtype, array.shape), name
         assert tensors[name].tobytes() == array.tobytes(), name
 
@@ -124,7 +146,7 @@ def test_image_files_are_read_as_transformers_reads_them(
     assert_equal(prepare_generic(loaded["pixtral"], request, LIMITS).tensors, answer_of(processors["pixtral"], request))
 
 
-@pytest.mark.parametrize("name", list(MAKERS))
+@pytest.mark.parametrize("name", list(ALL_MAKERS))
 def test_text_alone_comes_out_as_transformers_makes_it(
     loaded: dict[str, GenericModel], processors: dict[str, Any], name: str
 ) -> None:
@@ -139,6 +161,50 @@ def test_videos_come_out_as_transformers_makes_them_of_the_same_frames(
     frames = [metadata(medium.data) for medium in request.media]
     expected = answer_of(processors[name], request, videos_kwargs={"do_sample_frames": False, "video_metadata": frames})
     assert_equal(prepare_generic(loaded[name], request, LIMITS).tensors, expected)
+
+
+@pytest.fixture(scope="module")
+def unsampled(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose files turn off the sampling that its class does."""
+    directory = tmp_path_factory.mktemp("unsampled") / "glm46v"
+    shutil.copytree(models / "glm46v", directory)
+    path = directory / "processor_config.json"
+    settings = json.loads(path.read_text())
+    settings["video_processor"]["do_sample_frames"] = False
+    path.write_text(json.dumps(settings))
+    return directory
+
+
+def test_a_model_that_does_not_sample_gets_every_frame(unsampled: Path) -> None:
+    processor, frames = AutoProcessor.from_pretrained(unsampled), all_frames(clip())
+    whole = VideoMetadata(total_num_frames=len(frames), fps=10.0, frames_indices=list(range(len(frames))))
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What?"}]}],
+        add_generation_prompt=True,
+    )
+    expected = processor(
+        text=text, videos=[frames], video_metadata=[whole], add_special_tokens=False, return_tensors="pt"
+    )
+    messages = (Message("user", (MediaPart("v"), TextPart("What?"))),)
+    prepared = prepare_generic(
+        load_generic("unsampled", unsampled), PreparationRequest(ChatPrompt(messages), (video("v"),)), LIMITS
+    )
+    assert_equal(prepared.tensors, dict(expected))
+
+
+def test_a_caller_may_sample_for_a_model_that_does_not(unsampled: Path, loaded: dict[str, GenericModel]) -> None:
+    model = load_generic("unsampled", unsampled)
+    for sampling in (Sampling(fps=4), Sampling(frame_count=3)):
+        request = chat(video("v", sampling=sampling))
+        theirs, ours = (prepare_generic(one, request, LIMITS).token_ids.tolist() for one in (loaded["glm46v"], model))
+        assert ours == theirs
+
+
+def test_a_class_that_never_samples_by_default_is_sampled_all_the_same(loaded: dict[str, GenericModel]) -> None:
+    """transformers writes its `do_sample_frames = False` into every file: no statement of the model."""
+    assert loaded["internvl"].processor.video_processor.do_sample_frames is False
+    (item,) = prepare_generic(loaded["internvl"], chat(video("v")), LIMITS).items
+    assert item.frames is not None and len(item.frames.indices) == 4
 
 
 def test_images_and_videos_mix(loaded: dict[str, GenericModel], processors: dict[str, Any]) -> None:

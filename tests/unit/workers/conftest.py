@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest_asyncio
@@ -15,6 +16,7 @@ from preprocessor.workers.arena import Arena
 from preprocessor.workers.pool import PoolSettings, WorkerPool
 from preprocessor.workers.task import Task, TensorSlot
 from tests.fork_servers import fork_server_of
+from tests.unit.workers.payloads import GO, NO_MODEL
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 MIB = 1 << 20
@@ -22,9 +24,9 @@ MIB = 1 << 20
 
 @asynccontextmanager
 async def open_pool(
-    *, has_own_fork_server: bool = False, model: Any = None, **settings: Any
+    *, has_own_fork_server: bool = False, model: Any = NO_MODEL, **settings: Any
 ) -> AsyncIterator[WorkerPool]:
-    """A pool whose payloads need no model: `model` is the service's own alone. `pool.ends` lists why its workers ended."""
+    """A pool whose payloads need no model, unless one is given. `pool.ends` lists why its workers ended."""
     given: dict[str, Any] = {
         "is_in_process": False,
         "worker_count": 1,
@@ -64,25 +66,44 @@ async def pool(shared_pool: WorkerPool) -> AsyncIterator[WorkerPool]:
     assert (shared_pool.queued_count, shared_pool.running_count, shared_pool.used_bytes) == (0, 0, 0)
 
 
+@dataclass(slots=True, eq=False)
+class ToldTask(Task):
+    """A task that collects what its payload tells."""
+
+    told: list[int] = field(default_factory=list)
+
+
 def submit(
     pool: WorkerPool,
     payload: Any,
     *,
+    then: Any = None,
+    scope: str = "",
     seconds: float = 0.01,
     working_bytes: int = MIB,
     timeout_seconds: float = PATIENCE_SECONDS,
     tensor_bytes: int = 0,
     lease_result: Callable[[int], int | None] = lambda size_bytes: None,
-) -> Task:
-    """Submit a task whose expected cost is `seconds` of CPU."""
-    task = Task(
+) -> ToldTask:
+    """Submit a task whose expected cost is `seconds` of CPU.
+
+    Args:
+        then: What it does when it is tried again, if not the same.
+    """
+
+    def tell(_: int, number: int) -> None:
+        task.told.append(number)
+        task.payload = then or payload
+
+    task = ToldTask(
         payload=payload,
         cpu_seconds=seconds,
         working_bytes=working_bytes,
         deadline_seconds=time.monotonic() + timeout_seconds,
-        on_rows_written=lambda first_row, row_count: None,
+        on_rows_written=tell,
         lease_result=lease_result,
         tensor=TensorSlot(tensor_bytes) if tensor_bytes else None,
+        scope=scope,
     )
 
     def release(_: object) -> None:
@@ -92,6 +113,19 @@ def submit(
     task.done.add_done_callback(release)
     pool.submit(task)
     return task
+
+
+async def begun(task: ToldTask) -> int:
+    """Wait for a payload that tells its process id; returns the id."""
+    await eventually(lambda: bool(task.told))
+    return task.told[-1]
+
+
+async def let_go(*tasks: ToldTask) -> None:
+    """End tasks that wait for a signal, one after the other."""
+    for task in tasks:
+        os.kill(await begun(task), GO)
+        assert await outcome(task) == "seen"
 
 
 async def outcome(task: Task) -> Any:

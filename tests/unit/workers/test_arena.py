@@ -8,7 +8,9 @@ import mmap
 import numpy as np
 import pytest
 
+from preprocessor.workers import stop_flag
 from preprocessor.workers.arena import Arena, Lease, Ranges
+from preprocessor.workers.chunks import GivenChunks, close_all
 from tests.unit.workers.conftest import resident_bytes
 
 PAGE = mmap.PAGESIZE
@@ -90,9 +92,17 @@ def test_two_mappings_see_the_same_bytes(arena: Arena) -> None:
     array = arena.array(PAGE, (3, 4), np.dtype(np.float32))
     array[:] = 7
     assert (other.array(PAGE, (3, 4), np.dtype(np.float32)) == 7).all()
-    arena.control[5] = 2**63
-    assert other.control[5] == 2**63
-    assert other.view(0, 8).tobytes() == bytes(8)  # the control slots lie outside all ranges
+
+
+def test_a_flag_is_seen_by_its_worker_which_cannot_set_it() -> None:
+    flag, descriptor = stop_flag.make()
+    seen = stop_flag.open_flag(descriptor)
+    flag.stop(2**63)
+    assert seen.numbers[0] == 2**63
+    with pytest.raises(TypeError):
+        seen.stop(1)
+    with pytest.raises(PermissionError):
+        mmap.mmap(descriptor, PAGE)
 
 
 def test_the_offset_of_a_view_is_found(arena: Arena) -> None:
@@ -107,3 +117,25 @@ def test_odd_sizes_are_rounded_up_to_whole_pages(arena: Arena) -> None:
     assert lease is not None
     assert (lease.offset, ranges.size_bytes) == (2 * PAGE, 7 * PAGE)
     lease.release()
+
+
+def test_callers_have_places_of_their_own_while_memory_lasts() -> None:
+    arena = Arena.create(64 << 20)
+    assert arena.chunks is not None
+    unit = arena.unit_bytes
+    rows = Ranges(arena, arena.rows_start, arena.size_bytes, 16 * unit, unit)
+    worker = GivenChunks()
+
+    def place(scope: str, unit_count: int) -> int:
+        lease = rows.lease(unit_count * unit, scope=scope)
+        assert lease is not None and arena.chunks is not None
+        _, descriptors = arena.chunks.give(worker, scope, [range(lease.offset, lease.offset + lease.size_bytes)])
+        close_all(descriptors)
+        lease.release()
+        return (lease.offset - arena.rows_start) // unit
+
+    assert [place(scope, 4) for scope in "abab"] == [0, 4, 0, 4]
+    assert [place("c", 8), place("a", 4), place("b", 3)] == [8, 0, 4]
+    assert place("d", 4) == 0, "no place is nobody's: the lowest is made anew"
+    assert place("a", 4) == 0
+    arena.close()

@@ -104,13 +104,17 @@ def test_a_dotted_name_does_not_reach_attributes_of_a_data_class() -> None:
         load_untrusted(forged)
 
 
-def test_a_file_in_the_arena_is_sent_as_offset_and_size() -> None:
+def test_a_file_in_the_arena_is_sent_beside_the_message() -> None:
     arena = Arena.create(1 << 20)
     arena.view(8192, len(CLIP))[:] = CLIP
-    medium = Media("a", Modality.VIDEO, arena.view(8192, len(CLIP)))  # type: ignore[arg-type]
+    medium = Media("a", Modality.VIDEO, arena.view(8192, len(CLIP)))
     request = PreparationRequest(ChatPrompt(()), (medium,))
-    data = dump(Command(1, 2.0, 3.0, PlanPayload(request, Limits())), arena)
+    files: list[memoryview] = []
+    data = dump(Command(1, 2.0, 3.0, PlanPayload(request, Limits())), files.append)
     assert len(data) < 2000 < len(CLIP)
-    command: Command = load(data, Arena(arena.descriptor, arena.size_bytes))
+    assert [arena.offset_of(file) for file in files] == [8192]
+    command: Command = load(data, lambda size_bytes: bytes(files.pop()[:size_bytes]))
     assert isinstance(command.payload, PlanPayload)
-    assert bytes(command.payload.request.media[0].data) == CLIP
+    assert command.payload.request.media[0].data == CLIP
+    with pytest.raises(RuntimeError, match="without its files"):
+        load(data)

@@ -8,9 +8,10 @@ import sys
 _SERVICE_GONE = """
 import socket
 from preprocessor.workers.forking import _serve_forks
+from tests.unit.workers.payloads import NO_MODEL
 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 ours.close()
-_serve_forks(theirs, None)
+_serve_forks(theirs, NO_MODEL)
 """
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
 
@@ -15,9 +14,8 @@ from preprocessor.types.timing import Timings
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.resources import RequestResources
 from preprocessor.workers.upload_buffer import UploadBuffer
-from tests.unit.workers.conftest import MIB, open_pool, outcome, submit
-from tests.unit.workers.payloads import Spin, WaitFor
-from tests.unit.workers.test_pool import begun
+from tests.unit.workers.conftest import MIB, begun, open_pool, outcome, submit
+from tests.unit.workers.payloads import Spin, WaitForSignal
 from tests.waiting import PATIENCE_SECONDS
 
 
@@ -35,13 +33,10 @@ async def test_a_refused_request_is_not_counted_as_abandoned(model: Model) -> No
         assert pool.pending_count == 0
 
 
-async def test_abandoned_tasks_are_counted_by_the_state_they_were_in(tmp_path: Path) -> None:
+async def test_abandoned_tasks_are_counted_by_the_state_they_were_in() -> None:
     async with open_pool() as pool:
-        running, queued = (
-            submit(pool, Spin(tmp_path / "began")),
-            submit(pool, WaitFor(tmp_path / "go", tmp_path / "never")),
-        )
-        await begun(tmp_path / "began")
+        running, queued = submit(pool, Spin()), submit(pool, WaitForSignal())
+        await begun(running)
         for _ in range(2):  # the second time, both are cancelled already
             pool.abandon(running)
             pool.abandon(queued)

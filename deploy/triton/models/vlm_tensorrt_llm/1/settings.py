@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine_client.contract.published import published_parts
 from engine_client.triton.backend.parameters import InvalidSettings as InvalidSettings
 from engine_client.triton.backend.parameters import ParameterReader, json_object
 
@@ -22,7 +23,6 @@ MULTIMODAL_ARGUMENTS = (
     "video_pruning_rate",
 )
 """Fields of `MultimodalConfig` (llmapi/llm_args.py). `encoder_max_num_tokens` is still an argument of `LLM`."""
-FINGERPRINT_PREFIX = "fingerprint."
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +69,7 @@ class ModelParameters:
             drain_seconds=read.value("drain_seconds", float, lambda time: 0 <= time < 3600, "0 to 3600"),
             accept_other_versions=read.flag("accept_other_versions"),
             llm_arguments=read.value("llm_arguments", json_object, _names_each_once, _LLM_ARGUMENTS_RULE),
-            fingerprint={
-                name.removeprefix(FINGERPRINT_PREFIX): value.strip()
-                for name, value in parameters.items()
-                if name.startswith(FINGERPRINT_PREFIX) and value.strip()
-            },
+            fingerprint=published_parts(parameters),
         )
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import locale
+import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import wait
 from typing import Any
 
 from engine_client.contract.assembler import PromptAssembler
@@ -30,6 +32,10 @@ WATCH_SECONDS = 0.05  # from one look for stopped prompts and a dead core to the
 CORE_IS_DEAD = "vLLM's engine core has died; this engine answers no more prompts"
 
 
+class SlowStart(RuntimeError):
+    """vLLM was not ready in time."""
+
+
 class EngineGone(Refused):
     """The engine takes no prompts any more."""
 
@@ -41,6 +47,7 @@ class Engine:
         settings: How to load it.
     Raises:
         UnsupportedEngine: vLLM is missing, or the checkpoint is not for this model.
+        SlowStart: it was not loaded in `max_start_seconds`.
         Exception: as vLLM raises it, where it cannot load the checkpoint.
     """
 
@@ -52,13 +59,24 @@ class Engine:
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._thread.start()
         try:
-            asyncio.run_coroutine_threadsafe(self._load(settings), self._loop).result()
+            loading = asyncio.run_coroutine_threadsafe(self._load(settings), self._loop)
+            wait([loading], settings.max_start_seconds)
+            if not loading.done():
+                for process in multiprocessing.active_children():  # vLLM itself waits for its core without a limit
+                    process.kill()
+                raise SlowStart(
+                    f"vLLM was not ready in {settings.max_start_seconds:g} s; give it longer (max_start_seconds), or look "
+                    "above for what it waits for"
+                )
+            loading.result()
         except BaseException:
             self._end_loop()
             raise
 
     facts: EngineFacts
     """Set when the checkpoint is loaded."""
+    registry: Any
+    """`prometheus_client.REGISTRY`, where vLLM keeps its figures; set at the same time."""
 
     @property
     def is_dead(self) -> bool:
@@ -116,7 +134,10 @@ class Engine:
         locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
         # A fork of this process would have Triton's threads' locks and none of its threads.
         os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
+        # Its own limit, for a part of the start, is 600 s, which large weights need.
+        os.environ.setdefault("VLLM_ENGINE_READY_TIMEOUT_S", str(int(settings.max_start_seconds)))
         try:
+            import prometheus_client
             import vllm
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.multimodal import MULTIMODAL_REGISTRY
@@ -128,6 +149,7 @@ class Engine:
         # Its cache of processed media has nothing to do: what comes is processed, and the core would keep 4 GiB of it.
         arguments: Mapping[str, Any] = {"mm_processor_cache_gb": 0} | dict(settings.engine_arguments)
         self._version = vllm.__version__
+        self.registry = prometheus_client.REGISTRY
         self._dead_error = EngineDeadError
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=settings.checkpoint, **arguments))
         try:

@@ -33,9 +33,10 @@ from engine_client.triton.backend.parameters import InvalidSettings
 from engine_client.triton.backend.receiver import OpenPrompt, PromptReceiver
 from engine_client.triton.backend.rows import TorchRows
 
-from .engine import CORE_IS_DEAD, Engine, EngineGone
+from .engine import CORE_IS_DEAD, Engine, EngineGone, SlowStart
 from .facts import UnsupportedEngine
 from .items import TENSORS_OF_THIS_ENGINE, Item, read_items
+from .metrics import EngineMetrics
 from .settings import STOP_SERVER, ModelParameters
 
 BUILDER_THREADS = 2  # one normalizes, where vLLM does not, while another checks
@@ -66,7 +67,7 @@ class TritonPythonModel:
         try:
             self._settings = ModelParameters.from_parameters(parameters, os.environ)
             self._engine = Engine(self._settings)
-        except (InvalidSettings, UnsupportedEngine) as error:
+        except (InvalidSettings, UnsupportedEngine, SlowStart) as error:
             raise pb_utils.TritonModelException(f"{self._name}: {error}") from error
         self._cache: ItemCache[torch.Tensor] = ItemCache(self._name, self._settings.held_items_bytes)
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="sender")
@@ -78,6 +79,7 @@ class TritonPythonModel:
             thread_count=BUILDER_THREADS,
             max_row_wait_seconds=self._settings.max_row_wait_seconds,
         )
+        self._metrics = EngineMetrics(self._name, self._engine.registry)
         self._engine.watch(self._on_death)
         pb_utils.Logger.log_info(f"{self._name}: {self._settings.checkpoint}, {self._engine.description}")
 
@@ -93,6 +95,7 @@ class TritonPythonModel:
         self._receiver.close(self._settings.drain_seconds, LEAVE_SECONDS)
         self._sender.shutdown(wait=True)
         self._cache.close()
+        self._metrics.close()
         self._engine.shutdown()
 
     def begin(self, tensors: dict[str, np.ndarray], owner: object, *, is_whole: bool) -> tuple[PromptAssembler, Build]:

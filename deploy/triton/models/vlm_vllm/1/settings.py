@@ -19,6 +19,7 @@ class ModelParameters:
     """How to load the checkpoint and how much to take on; see `config.pbtxt` for what each means."""
 
     checkpoint: str
+    max_start_seconds: float
     max_in_flight: int
     max_row_wait_seconds: float
     drain_seconds: float
@@ -40,6 +41,7 @@ class ModelParameters:
         ends = (STOP_SERVER, REFUSE)
         return cls(
             checkpoint=read.checkpoint(environment),
+            max_start_seconds=read.value("max_start_seconds", float, lambda time: 1 <= time <= 86400, "1 to 86400"),
             max_in_flight=read.value("max_in_flight", int, lambda count: count >= 1, "1 or more"),
             max_row_wait_seconds=read.value("max_row_wait_seconds", float, lambda time: 0 < time < 3600, "0 to 3600"),
             drain_seconds=read.value("drain_seconds", float, lambda time: 0 <= time < 3600, "0 to 3600"),

@@ -1,0 +1,145 @@
+"""What one server says of itself and its model: whether it is ready and fits. Asked, and remembered while it is connected."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from concurrent.futures import Executor
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+from smg_grpc_proto.generated import common_pb2
+from smg_grpc_proto.generated import vllm_engine_pb2 as pb
+
+from engine_client.compatibility import CompatibilityCheck
+from engine_client.connection import Connection
+from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineUnavailable
+from engine_client.vllm.server import VllmServer, read_bundle, read_server
+from engine_client.vllm.status import grpc_errors
+
+_Answer = TypeVar("_Answer", bound=Message)
+
+_LATELY_SECONDS = 10.0
+_DESCRIBE_TIMEOUT_SECONDS = 30.0  # at least; the tokenizer alone has some 10 MB
+
+
+class ServedModel:
+    """The model of one server.
+
+    Args:
+        connection: To the server.
+        who: Starts the messages of errors.
+        compatibility: What must hold before it gets a prompt.
+        executor: Where its model's files are read; None is the event loop's own.
+    """
+
+    def __init__(
+        self, connection: Connection, who: str, compatibility: CompatibilityCheck, executor: Executor | None
+    ) -> None:
+        self._connection = connection
+        self._who = who
+        self._compatibility = compatibility
+        self._executor = executor
+        self._server: VllmServer | None = None
+        self._replied_at_seconds = -math.inf
+        self._asking = asyncio.Lock()
+
+    async def check_ready(self, timeout_seconds: float) -> None:
+        """Return if it is ready and fits.
+
+        A server that takes in many large prompts may be seconds late with everything: one that has answered a prompt lately
+        is ready, although it does not say so in time.
+
+        Raises:
+            EngineUnavailable: it is not, or does not say; EngineMismatch where it does not fit.
+        """
+        self._forget_if_disconnected()
+        try:
+            health = await self._ask("HealthCheck", pb.HealthCheckRequest(), pb.HealthCheckResponse, timeout_seconds)
+        except EngineDeadlineExceeded as error:
+            if time.monotonic() - self._replied_at_seconds < _LATELY_SECONDS:
+                return
+            raise EngineUnavailable(f"{self._who} did not say within {timeout_seconds} s that it is ready") from error
+        except EngineUnavailable:
+            self.forget()
+            raise
+        except EngineError as error:
+            raise EngineUnavailable(str(error)) from error
+        if not health.healthy:
+            self.forget()
+            raise EngineUnavailable(f"{self._who} is not healthy: {health.message or 'it does not say why'}")
+        await self.require_server(timeout_seconds)
+
+    async def describe(self, timeout_seconds: float) -> VllmServer:
+        """Ask what it is.
+
+        Raises:
+            EngineError: it does not say; EngineMismatch where nothing can be sent to it from here.
+        """
+        self._forget_if_disconnected()
+        return await self._read_server(max(timeout_seconds, _DESCRIBE_TIMEOUT_SECONDS))
+
+    async def require_server(self, timeout_seconds: float = _DESCRIBE_TIMEOUT_SECONDS) -> VllmServer:
+        """What the server says, where it fits; asked again where it may be another one since.
+
+        Raises:
+            EngineUnavailable: it does not say; EngineMismatch where it does not fit.
+        """
+        async with self._asking:
+            self._forget_if_disconnected()
+            if self._server is None:
+                try:
+                    server = await self._read_server(max(timeout_seconds, _DESCRIBE_TIMEOUT_SECONDS))
+                except EngineUnavailable:
+                    raise
+                except EngineError as error:
+                    raise EngineUnavailable(f"{self._who} does not say what it is: {error}") from error
+                self._compatibility.require(server.info)
+                self._server = server
+            return self._server
+
+    def is_current(self, server: VllmServer) -> bool:
+        """Whether the connection is still the one on which the server said this."""
+        self._forget_if_disconnected()
+        return server is self._server
+
+    def forget(self) -> None:
+        """What answers next may be another process, with another model."""
+        self._server = None
+
+    def note_reply(self) -> None:
+        """It has just replied to a prompt."""
+        self._replied_at_seconds = time.monotonic()
+
+    def _forget_if_disconnected(self) -> None:
+        """To be called before anything is sent, since that connects again: maybe to another process, with another model."""
+        if not self._connection.is_ready:
+            self.forget()
+
+    async def _read_server(self, timeout_seconds: float) -> VllmServer:
+        model, server, chunks = await asyncio.gather(
+            self._ask("GetModelInfo", pb.GetModelInfoRequest(), pb.GetModelInfoResponse, timeout_seconds),
+            self._ask("GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoResponse, timeout_seconds),
+            self._tokenizer_chunks(timeout_seconds),
+        )
+        bundle = await asyncio.get_running_loop().run_in_executor(self._executor, read_bundle, chunks)
+        return read_server(self._who, model, server, bundle)
+
+    async def _tokenizer_chunks(self, timeout_seconds: float) -> list[bytes]:
+        """The archive of the model's files; none where the server cannot give it, as of a model without files."""
+        with grpc_errors(self._who):
+            question = common_pb2.GetTokenizerRequest().SerializeToString()
+            call = self._connection.ask_for_stream("GetTokenizer", question, (), timeout_seconds)
+            try:
+                return [common_pb2.GetTokenizerChunk.FromString(chunk).data async for chunk in call]
+            except grpc.aio.AioRpcError as error:
+                if error.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INTERNAL):
+                    return []
+                raise
+
+    async def _ask(self, method: str, message: Message, answer: type[_Answer], timeout_seconds: float) -> _Answer:
+        wire = await self._connection.ask(method, message.SerializeToString(), timeout_seconds)
+        return answer.FromString(wire)

@@ -1,0 +1,70 @@
+"""Loads, before workers are forked, what libraries load at first use: a worker can open no file."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import pkgutil
+import wave
+
+from PIL import Image
+
+from preprocessor import pipeline
+from preprocessor.config import Limits
+from preprocessor.errors import PreprocessorError
+from preprocessor.models.loaded import LoadedModel
+from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, TextPart
+
+logger = logging.getLogger(__name__)
+
+_LOADED_WHOLE = (
+    "encodings",
+    "jinja2",
+)  # a file's metadata may be in any encoding; templates fail in modules of their own
+_SIDE_PX = 64
+_SOUND_HZ = 16_000
+
+
+def load_ahead(model: LoadedModel) -> None:
+    """Load what tasks of the model will need, by preparing examples."""
+    Image.init()
+    for name in _LOADED_WHOLE:
+        for module in pkgutil.walk_packages(importlib.import_module(name).__path__, f"{name}."):
+            with contextlib.suppress(ImportError):  # of another platform
+                importlib.import_module(module.name)
+    for media in _examples(model.modalities):
+        parts: tuple[TextPart | MediaPart, ...] = (
+            *(MediaPart(medium.key) for medium in media),
+            TextPart("a"),
+            TextPart("<|b|>", is_literal=True),
+        )
+        request = PreparationRequest(ChatPrompt((Message("user", parts),)), media)
+        try:
+            pipeline.prepare(model, request, Limits())
+        except PreprocessorError as error:
+            logger.debug("an example of %s is not prepared: %s", [medium.modality.name for medium in media], error)
+
+
+def _examples(modalities: frozenset[Modality]) -> list[tuple[Media, ...]]:
+    """Media of a prompt each: none, then one of each modality."""
+    files = {Modality.IMAGE: _picture("PNG", 1), Modality.VIDEO: _picture("GIF", 4), Modality.AUDIO: _sound()}
+    return [(), *((Media("a", modality, data),) for modality, data in files.items() if modality in modalities)]
+
+
+def _picture(file_format: str, frame_count: int) -> bytes:
+    frames = [Image.new("RGB", (_SIDE_PX, _SIDE_PX), (number, 0, 0)) for number in range(frame_count)]
+    file = io.BytesIO()
+    frames[0].save(file, file_format, save_all=frame_count > 1, append_images=frames[1:])
+    return file.getvalue()
+
+
+def _sound() -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(_SOUND_HZ)
+        sound.writeframes(bytes(2 * _SOUND_HZ))
+    return file.getvalue()

@@ -1,0 +1,122 @@
+"""Families of the fast path beside transformers' own processor on the generic path: the same request, the same values.
+
+    python -m tests.bench.small_models                          # the small models of tests/parity, minutes
+    python -m tests.bench.small_models kimi-k2.5 --rounds 9
+
+Both paths get the seed clip with the same frames, or 20 images. The generic path makes normalized float32, `fast` uint8 rows as
+an engine gets them, `fast FP32` the generic path's float32, which is compared before anything is timed. MiniMax-M3's own
+processor resizes no video, so it has no row for the clip.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessor.config import Limits
+from preprocessor.config.machine import use_one_thread
+from preprocessor.errors import PreprocessorError
+from preprocessor.models.generic import load_generic
+from preprocessor.models.loaded import LoadedModel
+from preprocessor.models.registry import load_model
+from preprocessor.pipeline import prepare
+from preprocessor.types.request import (
+    ChatPrompt,
+    Media,
+    MediaPart,
+    Message,
+    Modality,
+    PixelForm,
+    PreparationRequest,
+    Sampling,
+    TextPart,
+)
+from tests.bench.apart import timed_apart
+from tests.bench.contest import Result, ratio, run_in_turn
+from tests.bench.workloads import PICTURES, SEED, data_of
+from tests.golden import huggingface  # noqa: F401  # makes torchvision importable
+from tests.parity.small_models import SMALL_MODELS
+
+_PATHS = ("fast", "fast FP32", "generic")
+_GENEROUS = Limits(max_pixel_bytes=1 << 33)
+
+
+def requests() -> dict[str, PreparationRequest]:
+    (clip,) = data_of(SEED)
+    video = Media("v", Modality.VIDEO, clip, Sampling(indices=tuple(range(0, 900, 15))))
+    photos = tuple(Media(f"p{index}", Modality.IMAGE, data) for index, data in enumerate(data_of(PICTURES[1])))
+    return {f"{SEED.name}, 60 frames": _ask(video), PICTURES[1].name: _ask(*photos)}
+
+
+def _ask(*media: Media) -> PreparationRequest:
+    parts: tuple[MediaPart | TextPart, ...] = (*(MediaPart(one.key) for one in media), TextPart("What happens here?"))
+    return PreparationRequest(ChatPrompt((Message("user", parts),)), media, PixelForm.FP32)
+
+
+@cache
+def _load(path: str, directory: str) -> LoadedModel:
+    return load_generic(directory, Path(directory)) if path == "generic" else load_model(directory)
+
+
+def _prepared(path: str, directory: str, request: PreparationRequest) -> tuple[npt.NDArray[Any], Result]:
+    """Token ids, and the rest."""
+    if path == "fast":
+        request = dataclasses.replace(request, pixel_form=PixelForm.UINT8)
+    done = prepare(_load(path, directory), request, _GENEROUS)
+    pixels = next(values for name, values in done.tensors.items() if name.startswith(("pixel_values", "pixel_patches")))
+    result = Result(pixels.reshape(len(pixels), -1), None, len(request.media), done.plan.timings)
+    return done.tensors["input_ids"].ravel(), result
+
+
+def _timed(path: str, directory: str, request: PreparationRequest) -> Result:
+    return _prepared(path, directory, request)[1]
+
+
+def compare(directory: str, request: PreparationRequest) -> str:
+    """Why nothing is to be timed; empty where both make the same."""
+    try:
+        (generic_ids, generic), (fast_ids, fast) = (
+            _prepared(path, directory, request) for path in ("generic", "fast FP32")
+        )
+    except PreprocessorError as error:
+        return str(error)
+    if not np.array_equal(generic_ids, fast_ids) or not np.array_equal(generic.pixels, fast.pixels):
+        raise SystemExit(f"{directory}: the two paths differ")
+    return ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.small_models", description="Fast path ÷ generic path.")
+    parser.add_argument("models", nargs="*", default=list(SMALL_MODELS), metavar="MODEL", help=", ".join(SMALL_MODELS))
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    use_one_thread()
+    columns = ("model", "workload", *(f"{path}, CPU ms" for path in _PATHS), "generic ÷ fast")
+    print(f"| {' | '.join(columns)} |\n|---|---|{'--:|' * (len(columns) - 2)}")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.models:
+            directory = str(Path(folder) / name)
+            SMALL_MODELS[name].save(Path(directory))
+            for workload, request in requests().items():
+                if why_not := compare(directory, request):
+                    print(f"{name}, {workload}: {why_not}", file=sys.stderr)
+                    continue
+                paths = {path: partial(_timed, path, directory, request) for path in _PATHS}
+                with timed_apart(paths) as runners:
+                    timed = run_in_turn(runners, options.rounds)
+                found = ratio(timed, "generic", "fast")
+                assert found is not None
+                cells = (name, workload, *(f"{timed[path].cpu_ms:.0f}" for path in _PATHS), f"{found[1]:.1f}")
+                print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The service believes nothing that a worker says, and one caller's worker never gets another caller's task."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from preprocessor.errors import WorkerLost
+from preprocessor.workers.pool import WorkerPool
+from tests.escape.attempts import MESSAGES, Remember, Say, TakenOver
+from tests.unit.workers.conftest import open_pool, outcome, submit
+from tests.unit.workers.payloads import TellProcess
+from tests.waiting import eventually
+
+
+@pytest_asyncio.fixture(scope="module")
+async def shared() -> AsyncIterator[WorkerPool]:
+    async with open_pool(model=TakenOver()) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+async def test_a_false_message_ends_its_worker_and_nothing_else(shared: WorkerPool, name: str) -> None:
+    before = dict(shared.counters.violation_counts)
+    leased_bytes = shared.rows.leased_bytes
+    task = submit(shared, Say(name))
+    error = await outcome(task)
+    assert isinstance(error, WorkerLost), error
+    assert error.reason == "WORKER_VIOLATION"
+    assert task.start_count == 1
+    assert sum(shared.counters.violation_counts.values()) == sum(before.values()) + 1
+    assert shared.rows.leased_bytes == leased_bytes
+    await eventually(lambda: shared.worker_set.is_whole)
+    assert await outcome(submit(shared, TellProcess())) > 0
+
+
+async def test_a_worker_runs_the_tasks_of_one_caller(shared: WorkerPool) -> None:
+    told = [await outcome(submit(shared, Remember(f"of {scope}"), scope=scope)) for scope in ("a", "a", "b", "b", "a")]
+    assert told == ["", "of a", "", "of b", ""]
+
+
+async def test_workers_of_several_callers_are_kept_as_long_as_they_suffice() -> None:
+    async with open_pool(model=TakenOver(), worker_count=2) as pool:
+        told = [await outcome(submit(pool, Remember(f"of {scope}"), scope=scope)) for scope in ("a", "b", "a", "b")]
+        assert told == ["", "", "of a", "of b"]
+        assert pool.ends == []  # type: ignore[attr-defined]
+        assert await outcome(submit(pool, Remember("of c"), scope="c")) == ""
+        await eventually(lambda: pool.ends == ["caller_changed"])  # type: ignore[attr-defined]
+        assert await outcome(submit(pool, Remember("of b"), scope="b")) == "of b"
