@@ -54,7 +54,7 @@ def prepare_requests(prompt: Prompt, progress: Progress | None = None) -> Iterat
     """The messages of a call of Prepare: the spec, then the files.
 
     Args:
-        progress: Called after each chunk.
+        progress: See `media_chunks`.
     """
     yield pb.PrepareRequest(spec=with_sizes(prompt))
     for chunk in media_chunks(prompt.files, progress):
@@ -74,7 +74,7 @@ def generate_requests(
     """The messages of a call of Generate.
 
     Args:
-        progress: Called after each chunk.
+        progress: See `media_chunks`.
     Raises:
         InvalidRequest: More than one of json_schema, regex and grammar is given, or a JSON schema has a number that is not
             finite.
@@ -130,13 +130,13 @@ def media_chunks(files: Mapping[str, bytes], progress: Progress | None = None) -
     """Files as the messages that carry them, each of at most 1 MiB; media key → file.
 
     Args:
-        progress: Called when a chunk has been taken and the next one is asked for.
+        progress: Called with each chunk that gRPC takes: before the answer can have come, even for the last one.
     """
     sent_bytes, total_bytes = 0, sum(map(len, files.values()))
     for key, data in files.items():
         for offset in range(0, max(1, len(data)), MAX_CHUNK_BYTES):
             piece = data[offset : offset + MAX_CHUNK_BYTES]
-            yield pb.MediaChunk(key=key, offset_bytes=offset, data=piece, last=offset + len(piece) == len(data))
             sent_bytes += len(piece)
             if progress is not None:
                 progress(sent_bytes, total_bytes)
+            yield pb.MediaChunk(key=key, offset_bytes=offset, data=piece, last=offset + len(piece) == len(data))
