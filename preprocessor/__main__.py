@@ -1,4 +1,5 @@
-"""The command line: `preprocessor serve | doctor | prepare | generate | bench | plan | inspect | fingerprint | constraints`.
+"""The command line: `preprocessor serve | doctor | prepare | generate | bench | plan | inspect | fingerprint | constraints |
+completion`.
 
 Standard output carries results alone; progress, logs and errors go to standard error. Exit status: 0 done, 1 refused or
 failed, 2 wrong usage.

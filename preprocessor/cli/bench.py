@@ -9,7 +9,7 @@ import sys
 import time
 
 from preprocessor.cli.load_report import describe_load, figures, progress_line, report_table
-from preprocessor.cli.prompts import build_prompt, build_prompt_of, credentials_of
+from preprocessor.cli.prompts import build_prompt, build_prompt_of, credentials_of, has_prompt
 from preprocessor.cli.unanswered import why_unanswered
 from preprocessor.client import Parameters, Prompt
 from preprocessor.client.channel import call_metadata, open_aio_channel
@@ -73,7 +73,7 @@ def build_ask(options: argparse.Namespace) -> Ask:
     Raises:
         OSError: A file cannot be read.
     """
-    if options.media or options.text:
+    if has_prompt(options):
         prompt = build_prompt(options)
         name = ", ".join(medium.key for medium in prompt.spec.media) or "text"
     else:
@@ -94,7 +94,7 @@ def _seed_workload(options: argparse.Namespace) -> Prompt:
     clip = seed.seed_clip()
     is_sampled = options.fps is not None or options.num_frames is not None or options.every_frame
     options = argparse.Namespace(**vars(options) | {"fps": options.fps if is_sampled else _SEED_FPS})
-    return build_prompt_of(options, [("video", clip)], seed.TEXT)
+    return build_prompt_of(options, [("video", clip), ("text", seed.TEXT)])
 
 
 def _print_progress(tally: Tally) -> None:

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from preprocessor.cli.output import summary, table
+from preprocessor.cli.progress import ProgressLine
 from preprocessor.cli.prompts import build_prompt, credentials_of, generation_parameters
 from preprocessor.cli.unanswered import explain
 from preprocessor.client import CallFailed, Client, OneAnswer
@@ -22,9 +23,13 @@ def run(options: argparse.Namespace) -> int:
     try:
         with (
             Client(options.address, credentials_of(options)) as client,
-            client.generate(prompt, timeout_seconds=options.timeout_seconds, **parameters) as answer,
+            ProgressLine() as line,
+            client.generate(
+                prompt, timeout_seconds=options.timeout_seconds, upload_progress=line.sent, **parameters
+            ) as answer,
         ):
             for delta in answer:
+                line.clear()
                 has_begun = True
                 if is_streamed:
                     print(delta.text, end="", flush=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from preprocessor.cli.local import prepare_here
 from preprocessor.cli.output import check_output, summary, table
+from preprocessor.cli.progress import ProgressLine
 from preprocessor.cli.prompts import build_prompt, credentials_of
 from preprocessor.cli.saved import PreparedPrompt, save
 from preprocessor.cli.unanswered import explain
@@ -38,25 +39,17 @@ def run(options: argparse.Namespace) -> int:
 
 
 def ask_service(options: argparse.Namespace, prompt: Prompt, *, with_model: bool) -> PreparedPrompt:
-    """A service's answer; how much of it has come is shown where standard error is a terminal.
+    """A service's answer; how much was sent and received is shown if standard error is a terminal.
 
     Args:
         with_model: Ask what the model's settings are, too.
     Raises:
         CallFailed: The service refused the call, or did not answer.
     """
-    is_watched = sys.stderr.isatty()
     with Client(options.address, credentials_of(options)) as client:
-        try:
+        with ProgressLine() as line:
             result = client.prepare(
-                prompt, timeout_seconds=options.timeout_seconds, progress=_print_progress if is_watched else None
+                prompt, timeout_seconds=options.timeout_seconds, progress=line.received, upload_progress=line.sent
             )
-        finally:
-            if is_watched:
-                print(end="\r\x1b[K", file=sys.stderr)  # take the progress line away
         model = client.get_model(timeout_seconds=options.timeout_seconds) if with_model else None
         return PreparedPrompt(result, prompt.spec, model, None)
-
-
-def _print_progress(received_bytes: int, total_bytes: int) -> None:
-    print(f"\rreceived {received_bytes / 1e6:,.0f} of {total_bytes / 1e6:,.0f} MB", end="", file=sys.stderr, flush=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preprocessor.client import Credentials, Medium, Parameters, Prompt, audio, chat, image, video
+from preprocessor.client import Credentials, Medium, Parameters, Prompt, audio, chat, image, video, with_files
 from preprocessor.client.media import Source
 from preprocessor.config import SettingError
 from preprocessor.errors import InvalidRequest
@@ -20,41 +22,61 @@ if TYPE_CHECKING:
 _FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
+def has_prompt(options: argparse.Namespace) -> bool:
+    """Whether the command line has a prompt at all."""
+    return bool(options.parts or options.messages or options.system)
+
+
 def build_prompt(options: argparse.Namespace) -> Prompt:
-    """The files and the text of the command line as one user message.
+    """The conversation of the command line.
 
     Raises:
-        SettingError: Text that is no UTF-8.
-        InvalidRequest: There is neither text nor a file, or options contradict each other.
+        SettingError: Text that is no UTF-8, or a file of messages that has another form.
+        InvalidRequest: There is nothing to prepare, or options contradict each other.
         OSError: A file cannot be read.
     """
-    if not (options.media or options.text):
+    parts: list[tuple[str, Source]] = options.parts or []
+    if not has_prompt(options):
         raise InvalidRequest(
-            "there is nothing to prepare; give --text, --video, --frames, --image or --audio", reason="EMPTY_PROMPT"
+            "there is nothing to prepare; give --text, --video, --frames, --image or --audio, or --messages",
+            reason="EMPTY_PROMPT",
         )
-    if options.frame_times and not any(modality == "frames" for modality, _ in options.media or []):
+    if options.frame_times and not any(kind == "frames" for kind, _ in parts) and not options.messages:
         raise InvalidRequest("--frame-times are those of --frames, which is not given", reason="INVALID_FRAMES")
-    for option in ("text", "model", "template_arguments", "processor_arguments", "background"):
+    for option in ("system", "model", "template_arguments", "processor_arguments", "background"):
         _check_text(f"--{option.replace('_', '-')}", getattr(options, option) or "")
-    for modality, path in options.media or []:
-        _check_text(f"--{modality}", path)
-    return build_prompt_of(options, options.media or [], options.text)
+    for kind, value in parts:
+        _check_text(f"--{kind}", str(value))
+    if options.messages:
+        if options.system:
+            raise InvalidRequest("--messages has the system prompt; leave --system out", reason="INVALID_MESSAGE")
+        return _chat(options, *_read_messages(options), parts)
+    return build_prompt_of(options, parts)
 
 
-def build_prompt_of(options: argparse.Namespace, media: Sequence[tuple[str, Source]], text: str) -> Prompt:
-    """One user message, its media before its text.
+def build_prompt_of(options: argparse.Namespace, parts: Sequence[tuple[str, Source]]) -> Prompt:
+    """A conversation of these parts.
 
     Args:
-        media: Modality, and path, file or URL.
+        parts: Kind ("text", "assistant", a modality or "frames"), and text, path, file or URL.
     Raises:
         InvalidRequest, OSError: As `build_prompt`.
     """
-    content: list[Any] = [_medium(options, modality, source) for modality, source in media]
-    if text or not media:
-        content.append({"type": "literal_text" if options.literal and text else "text", "text": text})
+    begin = [{"role": "system", "content": options.system}] if options.system else []
+    return _chat(options, begin, None, parts)
+
+
+def _chat(
+    options: argparse.Namespace,
+    begin: list[dict[str, Any]],
+    tools: list[Any] | None,
+    parts: Sequence[tuple[str, Source]],
+) -> Prompt:
+    if options.tools and tools is not None:
+        raise InvalidRequest("--messages has tools; leave --tools out", reason="FIELD_CONFLICT")
     return chat(
-        [{"role": "user", "content": content}],
-        tools=_read_text("--tools", options.tools) if options.tools else "",
+        [*begin, *_turns(options, parts)],
+        tools=_read_text("--tools", options.tools) if options.tools else tools or "",
         template_arguments=options.template_arguments,
         processor_arguments=options.processor_arguments,
         model=options.model,
@@ -62,25 +84,88 @@ def build_prompt_of(options: argparse.Namespace, media: Sequence[tuple[str, Sour
     )
 
 
-def _medium(options: argparse.Namespace, modality: str, source: Source) -> Medium:
-    if modality == "image":
+def _turns(options: argparse.Namespace, parts: Sequence[tuple[str, Source]]) -> list[dict[str, Any]]:
+    """Messages of user and assistant by turns."""
+    messages: list[dict[str, Any]] = []
+    content: list[Any] = []
+    for kind, value in [*parts, ("end", "")]:
+        if kind in ("assistant", "end"):
+            if content:
+                messages.append({"role": "user", "content": _text_last(content)})
+            if kind == "assistant":
+                messages.append({"role": "assistant", "content": value})
+            content = []
+        elif kind != "text":
+            content.append(_medium(options, kind, value))
+        elif value:
+            content.append({"type": "literal_text" if options.literal else "text", "text": value})
+    return messages
+
+
+def _text_last(content: list[Any]) -> list[Any]:
+    """The parts of a message, its only text behind its media."""
+    texts = [part for part in content if isinstance(part, dict)]
+    return content if len(texts) != 1 else [part for part in content if part is not texts[0]] + texts
+
+
+def _read_messages(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[Any] | None]:
+    """Messages and tools of --messages, None where it has no tools."""
+    path: str = options.messages
+    is_piped = path == "-"
+    text = sys.stdin.read() if is_piped else _read_text("--messages", path)
+    tools: list[Any] | None = None
+    try:
+        match json.loads(text):
+            case list(held):
+                pass
+            case {"messages": list(held), **nothing} if not nothing:
+                pass
+            case {"messages": list(held), "tools": list(tools), **nothing} if not nothing:
+                pass
+            case _:
+                raise ValueError("it is neither an array of messages nor an object with `messages` and `tools` alone")
+    except ValueError as error:
+        raise SettingError("--messages", path, f"a JSON file with messages ({error})") from error
+    folder = Path() if is_piped else Path(path).parent
+    messages = with_files(held, folder, lambda kind, source: _medium(options, kind, source))
+    return [_as_literal(one) for one in messages] if options.literal else messages, tools
+
+
+def _as_literal(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with literal text where it is of the user or of a tool."""
+    content = message.get("content")
+    if message.get("role") not in ("user", "tool") or content is None:
+        return message
+    parts = []
+    for part in [content] if isinstance(content, str) else content:
+        text = part if isinstance(part, str) else part["text"] if isinstance(part, dict) else None
+        parts.append(part if text is None else {"type": "literal_text", "text": text})
+    return {**message, "content": parts}
+
+
+def _medium(options: argparse.Namespace, kind: str, source: Source | list[Path]) -> Medium:
+    """See `client.messages.MakeMedium`; of frames the source may also be their folder."""
+    if kind == "audio" and not isinstance(source, list):
+        return audio(source)
+    if kind == "image" and not isinstance(source, list):
         return image(
             source,
             min_pixels=options.min_pixels,
             max_pixels=options.max_pixels,
             background=options.background or "",
         )
-    if modality == "audio":
-        return audio(source)
-    folder = Path(str(source)) if modality == "frames" else None
-    if folder is not None and options.fps is None and not options.frame_times:
-        raise InvalidRequest(
-            "--frames needs their rate or their times: --fps or --frame-times", reason="INVALID_FRAMES"
-        )
+    name, files = "", None
+    if kind == "frames":
+        if options.fps is None and not options.frame_times:
+            raise InvalidRequest(
+                "--frames needs their rate or their times: --fps or --frame-times", reason="INVALID_FRAMES"
+            )
+        folder = source[0].parent if isinstance(source, list) and source else Path(str(source))
+        name, files = folder.resolve().name, source if isinstance(source, list) else _frame_files(folder)
     medium = video(
-        source if folder is None else None,
-        frames=None if folder is None else _frame_files(folder),
-        times_seconds=_read_times(options.frame_times) if folder and options.frame_times else None,
+        None if isinstance(source, list) or kind == "frames" else source,
+        frames=files,
+        times_seconds=_read_times(options.frame_times) if files and options.frame_times else None,
         fps=options.fps,
         frame_count=options.num_frames,
         every_frame=options.every_frame,
@@ -90,7 +175,7 @@ def _medium(options: argparse.Namespace, modality: str, source: Source) -> Mediu
         max_pixels=options.max_pixels,
         tolerant=options.tolerant,
     )
-    return medium if folder is None else dataclasses.replace(medium, name=folder.resolve().name or medium.name)
+    return dataclasses.replace(medium, name=name or medium.name)
 
 
 def _frame_files(folder: Path) -> list[Path]:

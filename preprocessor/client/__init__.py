@@ -19,17 +19,18 @@ Traceback (most recent call last):
     ...
 preprocessor.client.errors.CallFailed: MODEL_NOT_FOUND: ...
 
-`sync` and `asynchronous` call; `media` and `prompts` build prompts · `requests` prompts → messages · `answers` messages →
-results · `retry` when to call again · `errors` · `channel` TLS and token.
+`sync` and `asynchronous` call; `media`, `messages` and `prompts` build prompts · `requests` prompts → messages · `answers`
+messages → results · `retry` when to call again · `errors` · `channel` TLS and token.
 """
 
-from preprocessor.client.answers import OneAnswer, PrepareResult, Progress
+from preprocessor.client.answers import OneAnswer, PrepareResult
 from preprocessor.client.asynchronous import AsyncAnswer, AsyncClient
 from preprocessor.client.channel import Credentials
 from preprocessor.client.errors import CallFailed, FieldViolation
 from preprocessor.client.media import Cached, Medium, audio, image, video
+from preprocessor.client.messages import with_files
 from preprocessor.client.prompts import chat, text, token_ids, tools
-from preprocessor.client.requests import Parameters, Prompt
+from preprocessor.client.requests import Parameters, Progress, Prompt
 from preprocessor.client.sync import Answer, Client
 from preprocessor.config import SettingError
 from preprocessor.errors import InvalidRequest
@@ -58,4 +59,5 @@ __all__ = [
     "token_ids",
     "tools",
     "video",
+    "with_files",
 ]

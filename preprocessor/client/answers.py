@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +10,9 @@ import grpc
 import numpy.typing as npt
 
 from preprocessor.client.errors import CallFailed
+from preprocessor.client.requests import Progress
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.wire.tensors import allocate_tensor, read_tensor, store_rows
-
-Progress = Callable[[int, int], None]
-"""Called as rows of a large tensor, such as the pixels, arrive: bytes of it received so far, and in all. What it raises ends the
-call."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

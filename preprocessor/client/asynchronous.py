@@ -10,11 +10,18 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 import grpc.aio
 
-from preprocessor.client.answers import AnswerState, PrepareResult, Progress, ResultAssembler
+from preprocessor.client.answers import AnswerState, PrepareResult, ResultAssembler
 from preprocessor.client.channel import Credentials, call_metadata, open_aio_channel
 from preprocessor.client.errors import failure_of
 from preprocessor.client.known_files import MEDIA_NOT_CACHED, KnownFiles, digests_of
-from preprocessor.client.requests import Parameters, Prompt, count_requests, generate_requests, prepare_requests
+from preprocessor.client.requests import (
+    Parameters,
+    Progress,
+    Prompt,
+    count_requests,
+    generate_requests,
+    prepare_requests,
+)
 from preprocessor.client.retry import RETRY_SECONDS, RemainingSeconds, Retries
 from preprocessor.client.routing import routing_metadata
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -63,7 +70,12 @@ class AsyncClient:
         await self._channel.close()
 
     async def prepare(
-        self, prompt: Prompt, *, timeout_seconds: float | None = None, progress: Progress | None = None
+        self,
+        prompt: Prompt,
+        *,
+        timeout_seconds: float | None = None,
+        progress: Progress | None = None,
+        upload_progress: Progress | None = None,
     ) -> PrepareResult:
         """See `Client.prepare`."""
 
@@ -72,7 +84,9 @@ class AsyncClient:
 
         async def ask(sent: Prompt, metadata: _Metadata, remaining_seconds: float | None) -> PrepareResult:
             assembler = ResultAssembler(progress)
-            call = self._stub.Prepare(prepare_requests(sent), timeout=remaining_seconds, metadata=metadata)
+            call = self._stub.Prepare(
+                prepare_requests(sent, upload_progress), timeout=remaining_seconds, metadata=metadata
+            )
             try:
                 async for response in call:
                     assembler.add(response)
@@ -104,7 +118,12 @@ class AsyncClient:
 
     @asynccontextmanager
     async def generate(
-        self, prompt: Prompt, *, timeout_seconds: float | None = None, **parameters: Unpack[Parameters]
+        self,
+        prompt: Prompt,
+        *,
+        timeout_seconds: float | None = None,
+        upload_progress: Progress | None = None,
+        **parameters: Unpack[Parameters],
     ) -> AsyncIterator[AsyncAnswer]:
         """See `Client.generate`."""
 
@@ -112,7 +131,7 @@ class AsyncClient:
             return await self._with_known_files(prompt, lambda sent, metadata: ask(sent, metadata, remaining()))
 
         async def ask(sent: Prompt, metadata: _Metadata, remaining_seconds: float | None) -> AsyncAnswer:
-            requests = generate_requests(sent, parameters)
+            requests = generate_requests(sent, parameters, upload_progress)
             answer = AsyncAnswer(self._stub.Generate(requests, timeout=remaining_seconds, metadata=metadata))
             await answer._receive_header()
             return answer

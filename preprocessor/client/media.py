@@ -45,7 +45,7 @@ class Cached:
     content_sha256: bytes = b""
 
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
+URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
 _BASES = {None: pb.SAMPLING_BASIS_UNSPECIFIED, "index": pb.SAMPLING_BASIS_INDEX, "time": pb.SAMPLING_BASIS_TIME}
 _MODALITY_NAMES = {pb.MODALITY_IMAGE: "image", pb.MODALITY_VIDEO: "video", pb.MODALITY_AUDIO: "audio"}
 
@@ -249,7 +249,7 @@ def _medium(fields: pb.Media, source: Source | Medium | Cached, key: str, uuid: 
             fields.content_sha256 = source.content_sha256
     if uuid:
         fields.uuid = uuid
-    if isinstance(source, bytes | Medium | Cached) or (isinstance(source, str) and _URL.match(source)):
+    if isinstance(source, bytes | Medium | Cached) or (isinstance(source, str) and URL.match(source)):
         return Medium(fields, source, key, name)
     path = Path(source)
     return Medium(fields, path.read_bytes(), key, path.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -46,10 +46,18 @@ class Parameters(TypedDict, total=False):
     grammar: str
 
 
-def prepare_requests(prompt: Prompt) -> Iterator[pb.PrepareRequest]:
-    """The messages of a call of Prepare: the spec, then the files."""
+Progress = Callable[[int, int], None]
+"""Bytes sent or received so far, and in all."""
+
+
+def prepare_requests(prompt: Prompt, progress: Progress | None = None) -> Iterator[pb.PrepareRequest]:
+    """The messages of a call of Prepare: the spec, then the files.
+
+    Args:
+        progress: See `media_chunks`.
+    """
     yield pb.PrepareRequest(spec=with_sizes(prompt))
-    for chunk in media_chunks(prompt.files):
+    for chunk in media_chunks(prompt.files, progress):
         yield pb.PrepareRequest(chunk=chunk)
 
 
@@ -60,16 +68,20 @@ def count_requests(prompt: Prompt) -> Iterator[pb.CountTokensRequest]:
         yield pb.CountTokensRequest(chunk=chunk)
 
 
-def generate_requests(prompt: Prompt, parameters: Parameters) -> Iterator[pb.GenerateRequest]:
+def generate_requests(
+    prompt: Prompt, parameters: Parameters, progress: Progress | None = None
+) -> Iterator[pb.GenerateRequest]:
     """The messages of a call of Generate.
 
+    Args:
+        progress: See `media_chunks`.
     Raises:
         InvalidRequest: More than one of json_schema, regex and grammar is given, or a JSON schema has a number that is not
             finite.
     """
     spec = pb.GenerateSpec(prompt=with_sizes(prompt), parameters=generation_parameters(parameters))
     yield pb.GenerateRequest(spec=spec)
-    for chunk in media_chunks(prompt.files):
+    for chunk in media_chunks(prompt.files, progress):
         yield pb.GenerateRequest(chunk=chunk)
 
 
@@ -114,9 +126,17 @@ def with_sizes(prompt: Prompt) -> pb.PrepareSpec:
     return sized
 
 
-def media_chunks(files: Mapping[str, bytes]) -> Iterator[pb.MediaChunk]:
-    """Files as the messages that carry them, each of at most 1 MiB; media key → file."""
+def media_chunks(files: Mapping[str, bytes], progress: Progress | None = None) -> Iterator[pb.MediaChunk]:
+    """Files as the messages that carry them, each of at most 1 MiB; media key → file.
+
+    Args:
+        progress: Called with each chunk that gRPC takes: before the answer can have come, even for the last one.
+    """
+    sent_bytes, total_bytes = 0, sum(map(len, files.values()))
     for key, data in files.items():
         for offset in range(0, max(1, len(data)), MAX_CHUNK_BYTES):
             piece = data[offset : offset + MAX_CHUNK_BYTES]
+            sent_bytes += len(piece)
+            if progress is not None:
+                progress(sent_bytes, total_bytes)
             yield pb.MediaChunk(key=key, offset_bytes=offset, data=piece, last=offset + len(piece) == len(data))

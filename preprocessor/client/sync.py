@@ -9,11 +9,18 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from preprocessor.client.answers import AnswerState, PrepareResult, Progress, ResultAssembler
+from preprocessor.client.answers import AnswerState, PrepareResult, ResultAssembler
 from preprocessor.client.channel import Credentials, call_metadata, open_channel
 from preprocessor.client.errors import failure_of
 from preprocessor.client.known_files import MEDIA_NOT_CACHED, KnownFiles, digests_of
-from preprocessor.client.requests import Parameters, Prompt, count_requests, generate_requests, prepare_requests
+from preprocessor.client.requests import (
+    Parameters,
+    Progress,
+    Prompt,
+    count_requests,
+    generate_requests,
+    prepare_requests,
+)
 from preprocessor.client.retry import RETRY_SECONDS, RemainingSeconds, Retries
 from preprocessor.client.routing import routing_metadata
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -69,12 +76,20 @@ class Client:
         self._channel.close()
 
     def prepare(
-        self, prompt: Prompt, *, timeout_seconds: float | None = None, progress: Progress | None = None
+        self,
+        prompt: Prompt,
+        *,
+        timeout_seconds: float | None = None,
+        progress: Progress | None = None,
+        upload_progress: Progress | None = None,
     ) -> PrepareResult:
         """Turn a prompt into the tensors that an engine takes.
 
         Args:
-            progress: Called as rows of a large tensor arrive, with bytes received and in all.
+            progress: Called as rows of a large tensor, such as the pixels, arrive, with bytes of it received and in all. What it
+                raises ends the call.
+            upload_progress: Called as files that are sent in chunks leave, with bytes sent and in all, on a thread of gRPC's
+                (by `AsyncClient` on the event loop); from the first byte again if the call is made again. It must not raise.
         Raises:
             CallFailed: The service refused the call, or did not answer.
         """
@@ -84,7 +99,9 @@ class Client:
 
         def ask(sent: Prompt, metadata: _Metadata, remaining_seconds: float | None) -> PrepareResult:
             assembler = ResultAssembler(progress)
-            call = self._stub.Prepare(prepare_requests(sent), timeout=remaining_seconds, metadata=metadata)
+            call = self._stub.Prepare(
+                prepare_requests(sent, upload_progress), timeout=remaining_seconds, metadata=metadata
+            )
             with _cancelled_on_error(call):
                 for response in call:
                     assembler.add(response)
@@ -124,13 +141,19 @@ class Client:
 
     @contextmanager
     def generate(
-        self, prompt: Prompt, *, timeout_seconds: float | None = None, **parameters: Unpack[Parameters]
+        self,
+        prompt: Prompt,
+        *,
+        timeout_seconds: float | None = None,
+        upload_progress: Progress | None = None,
+        **parameters: Unpack[Parameters],
     ) -> Iterator[Answer]:
         """Send a prompt through the service to its engine. Leaving the `with` block cancels what has not come.
 
         An answer that has begun is not asked for again.
 
         Args:
+            upload_progress: As `prepare`'s.
             parameters: `max_tokens`, `temperature` and further ones: `Parameters`.
         Raises:
             InvalidRequest: Parameters exclude each other.
@@ -141,7 +164,7 @@ class Client:
             return self._with_known_files(prompt, lambda sent, metadata: ask(sent, metadata, remaining()))
 
         def ask(sent: Prompt, metadata: _Metadata, remaining_seconds: float | None) -> Answer:
-            requests = generate_requests(sent, parameters)
+            requests = generate_requests(sent, parameters, upload_progress)
             return Answer(self._stub.Generate(requests, timeout=remaining_seconds, metadata=metadata))
 
         answer = self._attempts(attempt, timeout_seconds)

@@ -27,6 +27,7 @@ from preprocessor.service.server import Server
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.fork_servers import fork_server_of
+from tests.service.node import node  # noqa: F401  # a fixture
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 PREPARE = "/preprocessor.v1.Preprocessor/Prepare"

@@ -191,7 +191,7 @@ def test_an_empty_request_is_refused(command: tuple[str, ...], capsys: pytest.Ca
     assert "give --text, --video, --frames, --image or --audio" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--text", "--fps", "--max-pixels", "--output"])
+@pytest.mark.parametrize("option", ["--system", "--messages", "--fps", "--max-pixels", "--output"])
 def test_an_option_for_the_whole_request_is_given_once(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["prepare", option, "1", option, "2"])
@@ -336,7 +336,7 @@ def test_the_settings_in_force_are_shown_without_starting(tmp_path: Path) -> Non
     assert re.search(r"^drain_seconds = 5 +# --drain-seconds$", shown, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", ["serve", "doctor", "prepare", "generate", "bench"])
+@pytest.mark.parametrize("command", ["serve", "doctor", "prepare", "generate", "bench", "plan"])
 def test_every_option_explains_itself(command: str) -> None:
     text = run(command, "--help").stdout
     options = re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE)

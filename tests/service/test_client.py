@@ -251,3 +251,36 @@ def test_fields_that_were_not_accepted_are_named() -> None:
     assert failure.field_violations == (FieldViolation("media[0].sampling.fps", "fps is 0"),)
     assert failure.fields == ("media[0].sampling.fps",)
     assert failure.retry_after_seconds is None
+
+
+@pytest.mark.parametrize("method", ["prepare", "generate"])
+async def test_both_clients_tell_how_much_of_the_files_has_left(answering: Caller, method: str) -> None:
+    large, small = photo(1800, 1400, "PNG"), photo(60, 60)
+    assert len(large) > 2 << 20, "it must take several chunks"
+    prompt = chat([{"role": "user", "content": [image(large), image(small), "What is this?"]}])
+    total_bytes = sum(map(len, prompt.files.values()))
+    told: list[tuple[int, int]] = []
+
+    def note(sent_bytes: int, of_bytes: int) -> None:
+        told.append((sent_bytes, of_bytes))
+
+    def call() -> None:
+        with Client(answering.server.address) as client:
+            if method == "prepare":
+                client.prepare(prompt, upload_progress=note)
+            else:
+                with client.generate(prompt, upload_progress=note) as answer:
+                    answer.read()
+
+    await asyncio.to_thread(call)
+    by_threads, told = told, []
+    async with AsyncClient(answering.server.address) as client:
+        if method == "prepare":
+            await client.prepare(prompt, upload_progress=note)
+        else:
+            async with client.generate(prompt, upload_progress=note) as answer:
+                await answer.read()
+    for calls in (by_threads, told):
+        assert len(calls) > 2
+        assert calls == sorted(set(calls))
+        assert calls[-1] == (total_bytes, total_bytes)

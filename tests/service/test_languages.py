@@ -6,34 +6,12 @@ import asyncio
 import json
 import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
-
-import pytest
 
 from preprocessor.client import Client, chat, image
 from tests.media import photo
 from tests.service.conftest import Caller
-
-PROTOS = Path(__file__).parents[2] / "protos"
-PACKAGES = ("@grpc/grpc-js@^1.13", "@grpc/proto-loader@^0.8")
-FOLDER = PROTOS.parent / "build" / "node"  # kept, so that packages are fetched once
-
-
-@pytest.fixture(scope="module")
-def node() -> str:
-    """Node, with gRPC's packages beside what it is to run; skips the test where either cannot be had."""
-    found, npm = shutil.which("node"), shutil.which("npm")
-    if found is None or npm is None:
-        pytest.skip("there is no Node here")
-    if not (FOLDER / "node_modules").is_dir():
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        install = [npm, "install", "--prefix", FOLDER, "--no-audit", "--no-fund", "--no-save", *PACKAGES]
-        done = subprocess.run(install, capture_output=True, text=True, timeout=100)
-        if done.returncode:
-            pytest.skip(f"npm has no gRPC for Node: {done.stderr.strip().splitlines()[-1]}")
-    return found
+from tests.service.node import FOLDER, PROTOS
 
 
 async def test_the_typescript_of_the_readme_prepares_a_photo(caller: Caller, node: str, tmp_path: Path) -> None:

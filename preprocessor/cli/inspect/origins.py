@@ -11,7 +11,7 @@ from preprocessor.cli.inspect.build import Subject
 from preprocessor.cli.inspect.tokens import TokenTexts, token_texts
 from preprocessor.cli.local import prepare_here
 from preprocessor.cli.prepare import ask_service
-from preprocessor.cli.prompts import build_prompt
+from preprocessor.cli.prompts import build_prompt, has_prompt
 from preprocessor.cli.saved import PreparedPrompt
 from preprocessor.config import SettingError
 
@@ -43,7 +43,7 @@ def _from_service(options: argparse.Namespace) -> Subject:
 
 
 def _from_file(options: argparse.Namespace) -> Subject:
-    if options.media or options.text or options.address:
+    if has_prompt(options) or options.address:
         raise SettingError("FILE", options.saved, "a saved prompt or --video, --image and --text, not both")
     prepared = saved.load(Path(options.saved))
     texts, notes = _texts_of(prepared, options.tokenizer)

@@ -1,0 +1,148 @@
+"""The options that describe a prompt, which `prepare`, `generate`, `bench`, `plan` and `inspect` have in common."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from preprocessor.cli.option_kinds import Once, whole
+
+PIXEL_FORMS = ("uint8", "bf16", "fp16", "fp32")
+_IN_PLACE = "may be repeated, and keeps its place"
+
+
+def add_prompt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        action=Once,
+        default="",
+        metavar="NAME",
+        help="as the service names it; without a service, the model to load",
+    )
+    _add_conversation(
+        parser.add_argument_group(
+            "the conversation",
+            "--text and media are parts of one message of the user, in their order; --assistant ends it, and what follows is the "
+            "next one. A message's only text comes after its media, wherever it is given.",
+        )
+    )
+    _add_sampling(parser.add_argument_group("frames and pixels"))
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def _add_conversation(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--system", action=Once, default="", metavar="TEXT", help="the system prompt")
+    group.add_argument(
+        "--messages",
+        action=Once,
+        metavar="FILE.json",
+        help="messages that come before those of the command line: a JSON array in OpenAI's or Hugging Face's form, or an object "
+        "with `messages` and `tools`; - is standard input. Paths of media are relative to the file",
+    )
+    for role, about in (
+        ("text", f"a text of the user; {_IN_PLACE} among the media"),
+        ("assistant", "the model's answer to the message that ends here; may be repeated"),
+    ):
+        group.add_argument(f"--{role}", dest="parts", action=_AppendPart, const=role, metavar="TEXT", help=about)
+    for modality, about in (("image", "an image file"), ("video", "a video file"), ("audio", "a file with sound")):
+        group.add_argument(
+            f"--{modality}",
+            dest="parts",
+            action=_AppendPart,
+            const=modality,
+            metavar="FILE",
+            help=f"{about}, or a URL for the service to fetch; {_IN_PLACE}",
+        )
+    group.add_argument(
+        "--frames",
+        dest="parts",
+        action=_AppendPart,
+        const="frames",
+        metavar="DIR",
+        help="a video as a folder of its frames: .jpg, .png or .webp files in the order of their names, at the rate --fps or at "
+        f"the times --frame-times; {_IN_PLACE}",
+    )
+    group.add_argument(
+        "--literal",
+        action="store_true",
+        help="let no piece of the user's text, or of a tool's answer, become a special token, whatever it spells",
+    )
+    group.add_argument(
+        "--tools", action=Once, default="", metavar="FILE.json", help="a JSON array of tools for the chat template"
+    )
+    group.add_argument(
+        "--template-arguments",
+        action=Once,
+        default="",
+        metavar="JSON",
+        help="a JSON object of arguments for the chat template",
+    )
+    group.add_argument(
+        "--processor-arguments",
+        action=Once,
+        default="",
+        metavar="JSON",
+        help="a JSON object of arguments for the model's own processor, on the generic path",
+    )
+
+
+def _add_sampling(group: argparse._ArgumentGroup) -> None:
+    choice = group.add_mutually_exclusive_group()  # `Sampling.choice`, of which a message keeps only the last
+    choice.add_argument(
+        "--fps",
+        action=Once,
+        type=float,
+        metavar="F",
+        help="frames per second to use of every video; of --frames, their rate",
+    )
+    choice.add_argument(
+        "--frame-times",
+        action=Once,
+        metavar="FILE",
+        help="when the frames of --frames are shown: a text file of seconds, one number for each frame; excludes --fps",
+    )
+    choice.add_argument(
+        "--num-frames", action=Once, type=whole(31), metavar="N", help="frames to use of every video; excludes --fps"
+    )
+    choice.add_argument("--every-frame", action="store_true", help="use every frame of every video; excludes both")
+    group.add_argument("--start-seconds", action=Once, type=float, metavar="S", help="use only frames from here on")
+    group.add_argument("--end-seconds", action=Once, type=float, metavar="S", help="use only frames before this")
+    group.add_argument(
+        "--tolerant", action="store_true", help="put the last good frame in the place of one that cannot be decoded"
+    )
+    for bound in ("min", "max"):
+        group.add_argument(
+            f"--{bound}-pixels",
+            action=Once,
+            type=whole(63),
+            metavar="N",
+            help=f"{'least' if bound == 'min' else 'most'} pixels after resizing; the model's own if absent",
+        )
+    group.add_argument(
+        "--background",
+        action=Once,
+        metavar="COLOUR",
+        help="what transparent parts of images are laid on: white, black, #rrggbb or none; the service's own if absent",
+    )
+
+
+def add_dtype(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--dtype",
+        choices=PIXEL_FORMS,
+        help="form of the pixels (default: uint8, or on the generic path what the model's processor makes)",
+    )
+
+
+class _AppendPart(argparse.Action):
+    """Collects (kind, value) pairs of texts, answers and media in the order of the command line."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), (self.const, values)])
