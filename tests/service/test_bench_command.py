@@ -27,7 +27,7 @@ from preprocessor.traffic.processes import CallersLost, put_load
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import Caller, chat, image, serving, video
-from tests.waiting import PATIENCE_SECONDS, eventually
+from tests.waiting import GROWING_SECONDS, PATIENCE_SECONDS, eventually
 
 COMMAND = (sys.executable, "-m", "preprocessor", "bench")
 TEXT = ask_prepare("text", Prompt(chat("Hi")))
