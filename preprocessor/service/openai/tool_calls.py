@@ -41,7 +41,7 @@ class ToolCallReader:
             whole, self._held = self._held[:length], self._held[length:]
             call = _read_call(whole[len(_OPENING) : -len(_CLOSING)], self.call_count)
             if call is None:
-                shown += whole
+                shown, self._is_after_call = shown + whole, False
             else:
                 calls.append(call)
                 self.call_count += 1
