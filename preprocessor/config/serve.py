@@ -11,7 +11,14 @@ from preprocessor.config.engine import EngineSettings
 from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
 from preprocessor.config.machine import available_cpu_count
-from preprocessor.config.memory import LEAST_BUDGET_BYTES, MAX_CACHE_SHARE, UPLOAD_BYTES, default_budget
+from preprocessor.config.memory import (
+    LEAST_BUDGET_BYTES,
+    MAX_CACHE_SHARE,
+    MAX_OPENAI_CONNECTIONS,
+    OPENAI_CONNECTION_BYTES,
+    UPLOAD_BYTES,
+    default_budget,
+)
 from preprocessor.config.trace import TraceSettings
 from preprocessor.config.values import NO_BACKGROUND, parse_background, parse_bytes
 from preprocessor.config.wire import WireSettings
@@ -113,7 +120,13 @@ class ServeSettings:
     @property
     def more_incoming_bytes(self) -> int:
         """Memory for messages being received that `bytes_beside_budget` does not include."""
-        return max(0, self.wire.max_upload_count * self.wire.max_message_bytes - UPLOAD_BYTES)
+        message_bytes = self.wire.max_upload_count * self.wire.max_message_bytes
+        return max(0, message_bytes - UPLOAD_BYTES) + self.openai_connection_count * OPENAI_CONNECTION_BYTES
+
+    @property
+    def openai_connection_count(self) -> int:
+        """Connections to `openai_address` that may be open at a time."""
+        return min(self.wire.max_connections, MAX_OPENAI_CONNECTIONS) if self.openai_address else 0
 
     def __post_init__(self) -> None:
         require_positive_int("--workers", self.worker_count)

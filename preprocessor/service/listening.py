@@ -72,12 +72,26 @@ def _try_to_bind(host: str, port: int) -> None:
     Raises:
         OSError: The address cannot be bound.
     """
+    with bound_socket(host, port) as tried:
+        tried.listen(1)
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A socket at the first address of a host.
+
+    Raises:
+        OSError: The address cannot be bound.
+    """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, kind, protocol, _, place = found[0]
-    with socket.socket(family, kind, protocol) as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        tried.bind(place)
-        tried.listen(1)
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(place)
+    except OSError:
+        bound.close()
+        raise
+    return bound
 
 
 def _channel_options(wire: WireSettings) -> Sequence[tuple[str, int]]:

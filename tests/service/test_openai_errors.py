@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
 import openai
 import pytest
 import pytest_asyncio
@@ -19,6 +21,7 @@ from engine_client import EngineDeadlineExceeded, EngineOverloaded, EngineReject
 from engine_client.testing import FakeEngine
 from preprocessor.config import AccessSettings, Limits, ServeSettings, SettingError, WireSettings
 from preprocessor.models.family import Model
+from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.engine.certificates import Authority
 from tests.media import photo
 from tests.service.conftest import Caller
@@ -27,6 +30,8 @@ from tests.waiting import PATIENCE_SECONDS, eventually
 
 PHOTO = photo(96, 64)
 TOKEN = "a-token-of-the-gateway-0123456789"
+ONE_CALL = 0.001
+"""A quota of one call, and the next after a quarter of an hour."""
 BODY = json.dumps({"messages": [QUESTION]}).encode()
 
 
@@ -263,26 +268,29 @@ async def test_a_body_that_stops_arriving_is_given_up(model: Model) -> None:
 
 async def test_a_caller_needs_a_token_and_has_one_quota_on_both_ports(model: Model, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(f"gateway {TOKEN}\n")
-    access = AccessSettings(token_file=str(tmp_path / "tokens"), max_calls_per_second=0.2)
+    access = AccessSettings(token_file=str(tmp_path / "tokens"), max_calls_per_second=ONE_CALL)
     async with serving_openai(model, FakeEngine([5]), access=access) as (caller, stranger):
         assert (await refusal(stranger)).status_code == 401
         with pytest.raises(openai.AuthenticationError):
             await stranger.models.list()
         async with client_of(caller, TOKEN) as client:
             await ask(client)
-            await client.models.list()
             error = await refusal(client)
             assert (error.status_code, error.code) == (429, "CALL_RATE_EXCEEDED")
             assert int(error.response.headers["retry-after"]) >= 1
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await caller.stub.GetModel(pb.GetModelRequest(), metadata=(("authorization", f"Bearer {TOKEN}"),))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_callers_without_names_are_told_apart_by_their_address_as_by_grpc(model: Model) -> None:
-    access = AccessSettings(max_calls_per_second=0.2)
+async def test_a_caller_without_a_name_is_known_by_its_address_on_both_ports(model: Model) -> None:
+    access = AccessSettings(max_calls_per_second=ONE_CALL)
     async with serving_openai(model, FakeEngine([5]), access=access) as (caller, client):
-        await ask(client)
-        await ask(client)
+        await client.models.list()
         assert (await refusal(client)).code == "CALL_RATE_EXCEEDED"
-        assert caller.server.auth_interceptor._accounts.of("ipv4:127.0.0.1")._calls.level < 1
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await caller.stub.GetModel(pb.GetModelRequest())
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_tls_is_that_of_the_grpc_address(model: Model, tmp_path: Path) -> None:
@@ -292,7 +300,7 @@ async def test_tls_is_that_of_the_grpc_address(model: Model, tmp_path: Path) -> 
         tls_certificate=str(signed.certificate),
         tls_key=str(signed.key),
         tls_client_root=str(authority.certificate),
-        max_calls_per_second=0.1,
+        max_calls_per_second=ONE_CALL,
     )
     async with serving_openai(model, FakeEngine([5]), access=access) as (caller, in_the_open):
         with pytest.raises(openai.APIConnectionError):

@@ -59,3 +59,9 @@ def test_larger_messages_and_more_uploads_need_more() -> None:
     assert ServeSettings().more_incoming_bytes == 0
     settings = ServeSettings(wire=WireSettings(max_upload_count=32))
     assert settings.more_incoming_bytes == 256 * MIB
+
+
+def test_openai_s_port_needs_memory_for_its_connections() -> None:
+    assert ServeSettings(openai_address="127.0.0.1:8000").more_incoming_bytes == 160 * MIB
+    fewer = ServeSettings(openai_address="127.0.0.1:8000", wire=WireSettings(max_connections=16))
+    assert fewer.more_incoming_bytes == 10 * MIB

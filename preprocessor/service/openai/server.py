@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -33,6 +34,7 @@ COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/models"
 _SERVICE = "/preprocessor.v1.Preprocessor/"
 _HANDSHAKE_SECONDS = 10.0  # as for gRPC
 _IDLE_SECONDS = 75.0  # between requests, and from the connection to the end of the first one's headers
+_WINDOW_BYTES = 64 << 10  # what a caller may send before it is read, as for gRPC; the kernel allows about twice as much
 _CLOSE_SECONDS = 1.0  # for connections, once their requests have ended
 _OWNER = "vlm-preprocessor"
 
@@ -64,6 +66,7 @@ class OpenAIServer:
             access_log=None,
             logger=http_logger,
             auto_decompress=False,
+            read_bufsize=_WINDOW_BYTES,
             keepalive_timeout=_IDLE_SECONDS,
             max_field_size=settings.wire.max_metadata_bytes,
         )
@@ -83,15 +86,16 @@ class OpenAIServer:
         if context is None and not is_loopback(host):
             logger.warning("%s %s is without TLS: anyone who can connect can call", OPTION, address)
         try:
-            self._sockets = await asyncio.get_running_loop().create_server(
-                self._accept,
-                host,
-                port,
-                ssl=context,
-                ssl_handshake_timeout=None if context is None else _HANDSHAKE_SECONDS,
-            )
+            bound = listening.bound_socket(host, port)
         except OSError as error:
             raise listening.unusable_address(OPTION, address, error) from error
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _WINDOW_BYTES)  # connections inherit it
+        self._sockets = await asyncio.get_running_loop().create_server(
+            self._accept,
+            sock=bound,
+            ssl=context,
+            ssl_handshake_timeout=None if context is None else _HANDSHAKE_SECONDS,
+        )
         return f"{host}:{self._sockets.sockets[0].getsockname()[1]}"
 
     async def stop(self, grace_seconds: float) -> None:
@@ -106,7 +110,7 @@ class OpenAIServer:
         await self._http.shutdown(_CLOSE_SECONDS)
 
     def _accept(self) -> asyncio.Protocol:
-        if len(self._http.connections) >= self._settings.wire.max_connections:
+        if len(self._http.connections) >= self._settings.openai_connection_count:
             return _Refused()
         return self._http()
 

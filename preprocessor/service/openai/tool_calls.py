@@ -20,6 +20,7 @@ class ToolCallReader:
     def __init__(self) -> None:
         self._held = ""
         self.call_count = 0
+        self._is_after_call = False
 
     def push(self, text: str) -> tuple[str, list[dict[str, Any]]]:
         """Text and calls that are certain now; text that may begin a call is held back."""
@@ -40,10 +41,11 @@ class ToolCallReader:
             whole, self._held = self._held[:length], self._held[length:]
             call = _read_call(whole[len(_OPENING) : -len(_CLOSING)], self.call_count)
             if call is None:
-                shown += whole
+                shown, self._is_after_call = shown + whole, False
             else:
                 calls.append(call)
                 self.call_count += 1
+                self._is_after_call = True
 
     def finish(self) -> str:
         """What was held back."""
@@ -51,8 +53,11 @@ class ToolCallReader:
         return text
 
     def _without_gap(self, text: str) -> str:
-        """The text, unless it only separates calls."""
-        return "" if self.call_count and not text.strip() else text
+        """The text, without white space that follows a call."""
+        if self._is_after_call:
+            text = text.lstrip()
+            self._is_after_call = not text
+        return text
 
 
 def function_call(name: str, arguments: str, index: int) -> dict[str, Any]:
