@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         from preprocessor.workers.fork_server import ForkServer
         from preprocessor.workers.forking import fork_current_process
 
-        model = load_model(settings.model, video_markers())
+        model = load_model(settings.model, video_markers(), settings.preparation)
         gc.freeze()  # before `enable`, or the next allocation would start a collection of it
     finally:
         gc.enable()  # even if loading failed: the caller may continue

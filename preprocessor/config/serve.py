@@ -98,6 +98,12 @@ class ServeSettings:
         kind=str,
         choices=("auto", "keep", "replace"),
     )
+    preparation: str = setting(
+        "auto",
+        "generic takes transformers' own processor, even where the model's family has a fast path",
+        kind=str,
+        choices=("auto", "generic"),
+    )
     drain_seconds: float = setting(20.0, "how long a stop waits for calls under way", "S", kind=float)
     budget_full_seconds: float = setting(
         15.0, "how long the memory budget may be full before this replica is unready", "S", kind=float

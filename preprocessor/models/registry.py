@@ -80,19 +80,20 @@ def builtin_names() -> list[str]:
     return sorted(path.name for path in _BUILTIN.iterdir() if path.is_dir())
 
 
-def load_model(name: str, video_markers: str = "auto") -> LoadedModel:
+def load_model(name: str, video_markers: str = "auto", preparation: str = "auto") -> LoadedModel:
     """Load what preprocessing needs of a model: settings, tokenizer and template, no weights.
 
     Args:
         name: A built-in name, a local directory, or a hub id such as "Qwen/Qwen3-VL-2B-Instruct".
         video_markers: A value of `VideoMarkers`, or "auto"; of no effect where the family does not mark frames.
+        preparation: "generic" takes transformers' own processor even where the model's family has a fast path; else "auto".
     Raises:
         ModelNotFound: There is no such model, or one of its files is missing or has an unsupported setting.
     """
     directory = _BUILTIN / name if name in builtin_names() else _local_directory(name)
     config = _read_json(directory, "config.json")
     family = _family(directory, config)
-    if family is None:
+    if family is None or preparation == "generic":
         return load_generic(name, directory)
     try:
         return _load_of_family(family, name, directory, config, video_markers)

@@ -59,7 +59,7 @@ class Server:
     ) -> None:
         """`model`, `engine` and `fork_server` replace those that the server would create from the settings."""
         self.settings = settings
-        self.model = model or load_model(settings.model, settings.video_markers)
+        self.model = model or load_model(settings.model, settings.video_markers, settings.preparation)
         self.engine = engine
         self._fork_server = fork_server
         self.address = ""

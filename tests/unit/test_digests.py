@@ -143,6 +143,7 @@ MODEL = {
 REACHING_PIXELS = {
     "background": "MEDIA",
     "video_markers": "MODEL",
+    "preparation": "MODEL",
     "model": "MODEL",
     "video_decoder": "REQUEST",
     "limits": "test_limits_change_no_digest",

@@ -331,3 +331,9 @@ def test_a_setting_that_changes_the_result_changes_the_fingerprint(
     name: str, file: str, settings: dict[str, Any], tmp_path: Path, load: LoadModel
 ) -> None:
     assert load_model(changed(tmp_path / name, name, file, **settings)).fingerprint != named(load, name).fingerprint
+
+
+@pytest.mark.parametrize("name", ["internvl", "gemma3"])
+def test_a_model_takes_the_generic_path_where_that_is_asked_for(name: str) -> None:
+    paths = [load_model(str(MODELS / name), preparation=one).describe().path for one in ("auto", "generic")]
+    assert paths == [ModelPath.FAST, ModelPath.GENERIC]

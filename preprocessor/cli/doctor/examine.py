@@ -32,7 +32,7 @@ def examine(settings: ServeSettings) -> list[Finding]:
     video_markers = settings.video_markers
     if video_markers == "auto" and settings.engine.address:
         video_markers = asyncio.run(declared_video_markers(settings.engine))
-    found_model, model = files.check_model(settings.model, video_markers)
+    found_model, model = files.check_model(settings.model, video_markers, settings.preparation)
     parts = None if model is None else fingerprint_parts(model)
     return [
         *examine_software(),

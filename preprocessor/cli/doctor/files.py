@@ -29,14 +29,16 @@ def check_files(settings: ServeSettings) -> Finding:
     return ok("files", f"readable: {', '.join(paths)}" if paths else "no setting names one")
 
 
-def check_model(name: str, video_markers: str = "auto") -> tuple[Finding, LoadedModel | None]:
+def check_model(
+    name: str, video_markers: str = "auto", preparation: str = "auto"
+) -> tuple[Finding, LoadedModel | None]:
     """Whether the model loads; and the model, for those who compare it.
 
     Args:
-        video_markers: As `load_model`.
+        video_markers, preparation: As `load_model`'s.
     """
     try:
-        model = load_model(name, video_markers)
+        model = load_model(name, video_markers, preparation)
     except PreprocessorError as error:
         fix = f"--model with a built-in ({', '.join(builtin_names())}), a local directory, or a hub id that can be fetched"
         if missing := error.metadata.get("missing_libraries"):
