@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
@@ -31,6 +32,9 @@ _OPTIONS: Sequence[tuple[str, int | str]] = (
     # One that comes back as a new pod has another address under its name, which gRPC would ask for every 30 seconds at most.
     ("grpc.dns_min_time_between_resolutions_ms", 2_000),
 )
+
+
+_SETTLING_TURNS = 3  # of the event loop: gRPC's future, the coroutine that waits for it, the task
 
 
 class Connection:
@@ -67,12 +71,30 @@ class Connection:
             self._options.append(("grpc.ssl_target_name_override", tls_server_name))
         self._call_metadata = call_metadata or (lambda: ())
         self._channel: grpc.aio.Channel | None = None
+        self._end: asyncio.Task[None] | None = None
         self._is_closed = False
 
     @property
     def is_ready(self) -> bool:
         """Whether it stands; where it does not, what answers next may be another process."""
         return self._opened().get_state() is grpc.ChannelConnectivity.READY
+
+    def watch(self) -> asyncio.Task[None]:
+        """A task that is done once the connection that stands now has ended. gRPC makes another one by itself.
+
+        A call may be sent on the other one although this one stood just before: whoever must know which of the two answered
+        looks at the task when the answer has come, after `settle`.
+        """
+        if self._end is None or self._end.done():
+            ended = self._opened().wait_for_state_change(grpc.ChannelConnectivity.READY)
+            self._end = asyncio.get_running_loop().create_task(ended)
+        return self._end
+
+    @staticmethod
+    async def settle() -> None:
+        """Let tasks of `watch` see what gRPC has reported before the answer that has just come."""
+        for _ in range(_SETTLING_TURNS):
+            await asyncio.sleep(0)
 
     async def ask(self, method: str, wire: bytes, timeout_seconds: float) -> bytes:
         """Call a method that has one answer.
@@ -99,6 +121,8 @@ class Connection:
     async def close(self) -> None:
         """Let go of it; every call then raises EngineUnavailable."""
         self._is_closed = True
+        if self._end is not None:
+            self._end.cancel()
         if self._channel is not None:
             await self._channel.close()
 

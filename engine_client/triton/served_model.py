@@ -13,6 +13,8 @@ from engine_client.triton import kserve
 from engine_client.triton.tensor_mapping import TensorMapping
 from engine_client.types import EngineInfo
 
+_COMPARISONS = 3  # the first may have made the connection; another is for one that ended meanwhile
+
 
 class ServedModel:
     """One model of one engine.
@@ -30,6 +32,7 @@ class ServedModel:
         self._who = who
         self._compatibility = compatibility
         self._is_compatible = False
+        self._end: asyncio.Task[None] | None = None  # of the connection that was compared
         self._datatypes: tuple[Mapping[str, str], Mapping[str, str]] | None = None
 
     async def check_ready(self, timeout_seconds: float) -> None:
@@ -75,9 +78,23 @@ class ServedModel:
         Raises:
             EngineUnavailable: it does not, as EngineMismatch; or does not say.
         """
-        if self._compatibility.is_trivial or (self._is_compatible and self._connection.is_ready):
+        if self._compatibility.is_trivial:
+            return
+        if self._is_compatible and self._connection.is_ready and self._end is not None and not self._end.done():
             return
         await self._check_compatibility(timeout_seconds)
+
+    async def require_same_connection(self) -> None:
+        """Check, once an answer has begun, that it comes from the engine that was found to fit.
+
+        Raises:
+            EngineUnavailable: The connection has been made anew since then.
+        """
+        if self._end is None:
+            return
+        await self._connection.settle()
+        if self._end.done():
+            raise EngineUnavailable(f"{self._who}: the connection was made anew while the prompt was sent")
 
     async def takes_pieces(self, timeout_seconds: float) -> bool:
         """Whether it can be sent a prompt in several messages.
@@ -114,7 +131,12 @@ class ServedModel:
 
     async def _check_compatibility(self, timeout_seconds: float) -> None:
         try:
-            self._compatibility.require(await self.describe(timeout_seconds))
+            for _ in range(_COMPARISONS):
+                self._end = self._connection.watch()
+                self._compatibility.require(await self.describe(timeout_seconds))
+                await self._connection.settle()
+                if not self._end.done():
+                    break
         except EngineUnavailable:
             raise
         except EngineError as error:
