@@ -19,7 +19,7 @@ BY_FLAG = {option.flag: option for option in OPTIONS}
 ENGINE = {"PREPROCESSOR_ENGINE": "triton:8001"}
 # What is accepted of settings that do not take any text or number.
 ACCEPTED: dict[str, Any] = {
-    **dict.fromkeys(("--address", "--http-address", "--engine"), "127.0.0.1:4321"),
+    **dict.fromkeys(("--address", "--http-address", "--openai-address", "--engine"), "127.0.0.1:4321"),
     "--trace-endpoint": "http://127.0.0.1:4321",
     "--trace-sample-ratio": 0.5,
     "--background": "#ffffff",
