@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import io
 import logging
@@ -23,6 +24,11 @@ _LOADED_WHOLE = (
     "encodings",
     "jinja2",
 )  # a file's metadata may be in any encoding; templates fail in modules of their own
+# libavformat/mpegts.c, getstr8: the character sets of names in a transport stream, by their names in iconv.
+_CHARACTER_SETS = (
+    "UTF-8", "UTF-16BE", "UCS-2BE", "ISO6937", "ISO_6937", "KSC_5601", "GB2312", "GBK", "BIG5",
+    *(f"ISO-8859-{number}" for number in range(1, 17)),
+)  # fmt: skip
 _SIDE_PX = 64
 _SOUND_HZ = 16_000
 
@@ -34,6 +40,7 @@ def load_ahead(model: LoadedModel) -> None:
         for module in pkgutil.walk_packages(importlib.import_module(name).__path__, f"{name}."):
             with contextlib.suppress(ImportError):  # of another platform
                 importlib.import_module(module.name)
+    _load_character_sets()
     for media in _examples(model.modalities):
         parts: tuple[TextPart | MediaPart, ...] = (
             *(MediaPart(medium.key) for medium in media),
@@ -45,6 +52,16 @@ def load_ahead(model: LoadedModel) -> None:
             pipeline.prepare(model, request, Limits())
         except PreprocessorError as error:
             logger.debug("an example of %s is not prepared: %s", [medium.modality.name for medium in media], error)
+
+
+def _load_character_sets() -> None:
+    """Have libc load what it converts these from: each is a library of its own, which stays as long as a converter is open."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "iconv_open"):
+        return
+    libc.iconv_open.restype = ctypes.c_void_p
+    for name in _CHARACTER_SETS:
+        libc.iconv_open(b"UTF-8", name.encode())
 
 
 def _examples(modalities: frozenset[Modality]) -> list[tuple[Media, ...]]:
