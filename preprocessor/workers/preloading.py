@@ -20,10 +20,8 @@ from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Mo
 
 logger = logging.getLogger(__name__)
 
-_LOADED_WHOLE = (
-    "encodings",
-    "jinja2",
-)  # a file's metadata may be in any encoding; templates fail in modules of their own
+# A file's metadata may be in any encoding, and its streams of any kind; templates fail in modules of their own.
+_LOADED_WHOLE = ("av", "encodings", "jinja2")
 # libavformat/mpegts.c, getstr8: the character sets of names in a transport stream, by their names in iconv.
 _CHARACTER_SETS = (
     "UTF-8", "UTF-16BE", "UCS-2BE", "ISO6937", "ISO_6937", "KSC_5601", "GB2312", "GBK", "BIG5",
@@ -38,6 +36,8 @@ def load_ahead(model: LoadedModel) -> None:
     Image.init()
     for name in _LOADED_WHOLE:
         for module in pkgutil.walk_packages(importlib.import_module(name).__path__, f"{name}."):
+            if module.name.endswith("__main__"):
+                continue
             with contextlib.suppress(ImportError):  # of another platform
                 importlib.import_module(module.name)
     _load_character_sets()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.workers.chunks import chunk_bytes
+from tests.bench.service.watched import WatchedServer
 from tests.fuzz.cases import Case, make_case
 from tests.fuzz.targets import MAX_CPU_SECONDS, Target
 from tests.reasons import documented
@@ -139,6 +142,12 @@ def _keep(case: Case, reason: str, settings: Settings) -> None:
     (folder / "about.json").write_text(json.dumps(about, indent=2))
 
 
+def _cached_chunk_count(server: WatchedServer) -> int:
+    """Chunks of memory, each an open file, that cached pixels lie in."""
+    now = server.metrics()
+    return math.ceil(now["preprocessor_cache_bytes"] / chunk_bytes(int(now["preprocessor_budget_bytes"])))
+
+
 async def _check_rest(target: Target, descriptors_before: int, findings: Findings) -> None:
     """Afterwards the service is there, has all of its workers and none of anybody's memory, and goes on serving."""
     server = target.server
@@ -146,7 +155,7 @@ async def _check_rest(target: Target, descriptors_before: int, findings: Finding
         findings.failures.append("the service has died:\n" + "".join(list(target.log)[-40:]))
         return
     deadline = time.monotonic() + _REST_SECONDS
-    while not (server.is_at_rest() and server.descriptor_count() <= descriptors_before):
+    while not (server.is_at_rest() and server.descriptor_count() <= descriptors_before + _cached_chunk_count(server)):
         if time.monotonic() > deadline:
             now = server.metrics()
             findings.failures.append(
