@@ -34,7 +34,8 @@ _MIB = 1 << 20
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print one JSON object."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.service.misbehaving", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0, help="beside misbehaving callers; a quarter of it alone")
+    parser.add_argument("--seconds", type=float, default=60.0, help="beside misbehaving callers (default: %(default)s)")
+    parser.add_argument("--alone-seconds", type=float, default=15.0, help="before that (default: %(default)s)")
     parser.add_argument("--each", type=int, default=5, help="misbehaving callers of each kind (default: %(default)s)")
     parser.add_argument("--callers", type=int, default=4, help="well-behaved callers (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="of the service (default: %(default)s)")
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         WatchedServer(*serve, under=pinned if group is None else (*pinned, *group.under)) as server,
     ):
         ask_for(server.address, options.callers, 5.0)
-        alone, _ = ask_for(server.address, options.callers, options.seconds / 4)
+        alone, _ = ask_for(server.address, options.callers, options.alone_seconds)
         with misbehaving(server.address, options.each) as calls, server.watched_pss() as memory_bytes:
             beside, refusals = ask_for(server.address, options.callers, options.seconds)
         result = {
