@@ -37,6 +37,48 @@ _OPTIONS: Sequence[tuple[str, int | str]] = (
 _SETTLING_TURNS = 3  # of the event loop: gRPC's future, the coroutine that waits for it, the task
 
 
+class ConnectionWatch:
+    """One connection of a channel, from when it was asked for until it ends. gRPC then makes another by itself.
+
+    What was found out by one connection holds for what answers by that one alone: behind the next may be another process, with
+    another model. A call may go by the next one although this one stood just before, so who must know asks again once the
+    answer has begun.
+
+    Args:
+        who: Starts the messages of errors.
+    """
+
+    def __init__(self, who: str, channel: grpc.aio.Channel) -> None:
+        self._who = who
+        self._channel = channel
+        ended = channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+        self._end = asyncio.get_running_loop().create_task(ended)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended, as far as is known now; also where there was none."""
+        return self._end.done() or self._channel.get_state() is not grpc.ChannelConnectivity.READY
+
+    async def settle(self) -> bool:
+        """Let what gRPC has reported by now be seen; returns whether no end of it is among that."""
+        for _ in range(_SETTLING_TURNS):
+            await asyncio.sleep(0)
+        return not self._end.done()
+
+    async def require(self) -> None:
+        """Check, once an answer has begun, that it came by this connection.
+
+        Raises:
+            EngineUnavailable: It may have come by another one.
+        """
+        if not await self.settle():
+            raise EngineUnavailable(f"{self._who}: the connection was made anew while the prompt was sent")
+
+    def forget(self) -> None:
+        """Nobody asks any more."""
+        self._end.cancel()
+
+
 class Connection:
     """A gRPC channel to one service, whose messages are given and returned serialized.
 
@@ -71,30 +113,14 @@ class Connection:
             self._options.append(("grpc.ssl_target_name_override", tls_server_name))
         self._call_metadata = call_metadata or (lambda: ())
         self._channel: grpc.aio.Channel | None = None
-        self._end: asyncio.Task[None] | None = None
+        self._watch: ConnectionWatch | None = None
         self._is_closed = False
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether it stands; where it does not, what answers next may be another process."""
-        return self._opened().get_state() is grpc.ChannelConnectivity.READY
-
-    def watch(self) -> asyncio.Task[None]:
-        """A task that is done once the connection that stands now has ended. gRPC makes another one by itself.
-
-        A call may be sent on the other one although this one stood just before: whoever must know which of the two answered
-        looks at the task when the answer has come, after `settle`.
-        """
-        if self._end is None or self._end.done():
-            ended = self._opened().wait_for_state_change(grpc.ChannelConnectivity.READY)
-            self._end = asyncio.get_running_loop().create_task(ended)
-        return self._end
-
-    @staticmethod
-    async def settle() -> None:
-        """Let tasks of `watch` see what gRPC has reported before the answer that has just come."""
-        for _ in range(_SETTLING_TURNS):
-            await asyncio.sleep(0)
+    def watch(self) -> ConnectionWatch:
+        """The connection as it is now; one that has ended already where there is none."""
+        if self._watch is None or self._watch.has_ended:
+            self._watch = ConnectionWatch(self._who, self._opened())
+        return self._watch
 
     async def ask(self, method: str, wire: bytes, timeout_seconds: float) -> bytes:
         """Call a method that has one answer.
@@ -121,8 +147,8 @@ class Connection:
     async def close(self) -> None:
         """Let go of it; every call then raises EngineUnavailable."""
         self._is_closed = True
-        if self._end is not None:
-            self._end.cancel()
+        if self._watch is not None:
+            self._watch.forget()
         if self._channel is not None:
             await self._channel.close()
 

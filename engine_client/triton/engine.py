@@ -158,7 +158,7 @@ class TritonEngine:
             open_answer_count = sampling.answer_count
             async with deadline.enforced():
                 stream, reply = await self._start(request, metadata, release)
-                await self._model.require_same_connection()
+                await self._model.require_compared()
             let_go()  # the stream holds the arrays as long as it needs them
             if reply is not None and reply.held_items and self._mapping.wire_name(USES_HELD_ITEMS) == USES_HELD_ITEMS:
                 self._held.learn(hashes_of(request.tensors.get(ITEM_HASH)), reply.held_items)

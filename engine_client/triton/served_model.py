@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 
 from engine_client.compatibility import CompatibilityCheck
-from engine_client.connection import Connection
+from engine_client.connection import Connection, ConnectionWatch
 from engine_client.contract.tensors import FIRST_ROW
 from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineUnavailable
 from engine_client.triton import kserve
@@ -31,8 +31,7 @@ class ServedModel:
         self._model_name = model_name
         self._who = who
         self._compatibility = compatibility
-        self._is_compatible = False
-        self._end: asyncio.Task[None] | None = None  # of the connection that was compared
+        self._compared: ConnectionWatch | None = None  # by which it was found to fit
         self._datatypes: tuple[Mapping[str, str], Mapping[str, str]] | None = None
 
     async def check_ready(self, timeout_seconds: float) -> None:
@@ -80,21 +79,17 @@ class ServedModel:
         """
         if self._compatibility.is_trivial:
             return
-        if self._is_compatible and self._connection.is_ready and self._end is not None and not self._end.done():
-            return
-        await self._check_compatibility(timeout_seconds)
+        if self._compared is None or self._compared.has_ended:
+            await self._check_compatibility(timeout_seconds)
 
-    async def require_same_connection(self) -> None:
+    async def require_compared(self) -> None:
         """Check, once an answer has begun, that it comes from the engine that was found to fit.
 
         Raises:
-            EngineUnavailable: The connection has been made anew since then.
+            EngineUnavailable: It may come from another one.
         """
-        if self._end is None:
-            return
-        await self._connection.settle()
-        if self._end.done():
-            raise EngineUnavailable(f"{self._who}: the connection was made anew while the prompt was sent")
+        if self._compared is not None:
+            await self._compared.require()
 
     async def takes_pieces(self, timeout_seconds: float) -> bool:
         """Whether it can be sent a prompt in several messages.
@@ -115,7 +110,7 @@ class ServedModel:
 
     def forget(self) -> None:
         """What answers next may be another process, with another model."""
-        self._is_compatible = False
+        self._compared = None
         self._datatypes = None
 
     async def _declared_datatypes(self, timeout_seconds: float) -> tuple[Mapping[str, str], Mapping[str, str]]:
@@ -132,13 +127,12 @@ class ServedModel:
     async def _check_compatibility(self, timeout_seconds: float) -> None:
         try:
             for _ in range(_COMPARISONS):
-                self._end = self._connection.watch()
+                watch = self._connection.watch()
                 self._compatibility.require(await self.describe(timeout_seconds))
-                await self._connection.settle()
-                if not self._end.done():
+                if await watch.settle():
                     break
         except EngineUnavailable:
             raise
         except EngineError as error:
             raise EngineUnavailable(f"{self._who} does not say what it is: {error}") from error
-        self._is_compatible = True
+        self._compared = watch

@@ -118,6 +118,7 @@ class VllmEngine:
         try:
             async with deadline.enforced():
                 call, step = await self._start(request, metadata, Release(request.on_released))
+                await self._model.require_same_server()
             sampling = request.sampling
             del request
             open_answer_count = sampling.answer_count

@@ -15,7 +15,7 @@ from smg_grpc_proto.generated import common_pb2
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from engine_client.compatibility import CompatibilityCheck
-from engine_client.connection import Connection
+from engine_client.connection import Connection, ConnectionWatch
 from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineUnavailable
 from engine_client.vllm.server import VllmServer, read_bundle, read_server
 from engine_client.vllm.status import grpc_errors
@@ -44,6 +44,7 @@ class ServedModel:
         self._compatibility = compatibility
         self._executor = executor
         self._server: VllmServer | None = None
+        self._watch: ConnectionWatch | None = None  # the connection by which it said so
         self._replied_at_seconds = -math.inf
         self._asking = asyncio.Lock()
 
@@ -98,8 +99,17 @@ class ServedModel:
                 except EngineError as error:
                     raise EngineUnavailable(f"{self._who} does not say what it is: {error}") from error
                 self._compatibility.require(server.info)
-                self._server = server
+                self._server, self._watch = server, self._connection.watch()
             return self._server
+
+    async def require_same_server(self) -> None:
+        """Check, once an answer has begun, that it comes from the server that was asked what it is.
+
+        Raises:
+            EngineUnavailable: It may come from another one.
+        """
+        if self._watch is not None:
+            await self._watch.require()
 
     def is_current(self, server: VllmServer) -> bool:
         """Whether the connection is still the one on which the server said this."""
@@ -108,7 +118,7 @@ class ServedModel:
 
     def forget(self) -> None:
         """What answers next may be another process, with another model."""
-        self._server = None
+        self._server = self._watch = None
 
     def note_reply(self) -> None:
         """It has just replied to a prompt."""
@@ -116,7 +126,7 @@ class ServedModel:
 
     def _forget_if_disconnected(self) -> None:
         """To be called before anything is sent, since that connects again: maybe to another process, with another model."""
-        if not self._connection.is_ready:
+        if self._watch is not None and self._watch.has_ended:
             self.forget()
 
     async def _read_server(self, timeout_seconds: float) -> VllmServer:
