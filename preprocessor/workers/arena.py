@@ -16,7 +16,6 @@ it is released.
 from __future__ import annotations
 
 import bisect
-import math
 import mmap
 import os
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.config import FILE_SHARE
-from preprocessor.workers.chunks import Chunks, allow_descriptors, chunk_bytes, map_at
+from preprocessor.workers.chunks import Chunks, allow_descriptors, array_at, chunk_bytes, map_at
 
 _PAGE_BYTES = mmap.PAGESIZE
 _MOST_UNITS_SEEN = 2048
@@ -98,8 +97,7 @@ class Arena:
 
     def array(self, offset: int, shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """A range as an array; no copy."""
-        size_bytes = math.prod(shape) * dtype.itemsize
-        return np.frombuffer(self.view(offset, size_bytes), dtype).reshape(shape)
+        return array_at(self._bytes, offset, shape, dtype)
 
     def reserve(self, offset: int, size_bytes: int) -> None:
         """Nothing: in this process there is no worker, or one that is a thread."""

@@ -13,13 +13,18 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import math
 import mmap
 import os
 import resource
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakSet
+
+import numpy as np
+import numpy.typing as npt
 
 BATCH_COUNT = 64
 """Descriptors that are sent together: a worker may have only so many open."""
@@ -44,6 +49,12 @@ def map_at(address: int, size_bytes: int, protection: int, flags: int, descripto
     if _MAP(address, size_bytes, protection, flags | MAP_FIXED, descriptor, offset) == _MAP_FAILED:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def array_at(memory: memoryview, offset: int, shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Bytes of a memory from an offset on, as an array; no copy."""
+    size_bytes = math.prod(shape) * dtype.itemsize
+    return np.frombuffer(memory[offset : offset + size_bytes], dtype).reshape(shape)
 
 
 def open_read_only(descriptor: int) -> int:

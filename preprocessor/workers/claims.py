@@ -25,6 +25,7 @@ _PLANNED = tuple[Plan, dict[str, PlannedItem]]
 _DIGEST_BYTES = 32
 _MAX_TEXT = 1 << 20  # characters of an error, the traceback for the log included
 _MAX_STAGES = 64
+_MAX_NAME = 64  # characters of a stage's
 _MISSING = object()
 _REASON = re.compile(r"[A-Z][A-Z0-9_]{1,63}")
 
@@ -154,7 +155,7 @@ def _check_substitutions(substitutions: Any, items: Sequence[ItemPlan]) -> None:
 def _check_timings(timings: Timings) -> None:
     _require(not timings.parts and len(timings.stages) <= _MAX_STAGES, "result", "too many timings")
     for name, spent in timings.stages.items():
-        _require(name.isidentifier() and len(name) <= _MAX_STAGES, "result", "a stage without a name")
+        _require(name.isidentifier() and len(name) <= _MAX_NAME, "result", "a stage without a name")
         values = (spent.wall_ms, spent.cpu_ms, spent.started_seconds, spent.ended_seconds)
         _require(bool(np.isfinite(values).all()), "result", "a time that is none")
 

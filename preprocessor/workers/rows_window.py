@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import math
 import mmap
 import os
 import socket
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from preprocessor.workers.chunks import BATCH_COUNT, LIBC, Windows, map_at
+from preprocessor.workers.chunks import BATCH_COUNT, LIBC, Windows, array_at, map_at
 from preprocessor.workers.refusals import shared_memory_full
 
 _NO_RESERVE = 0x4000  # linux/mman.h: MAP_NORESERVE
@@ -83,8 +82,7 @@ class RowsWindow:
 
     def array(self, offset: int, shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """A range as an array; no copy."""
-        size_bytes = math.prod(shape) * dtype.itemsize
-        return np.frombuffer(self.view(offset, size_bytes), dtype).reshape(shape)
+        return array_at(self._bytes, offset, shape, dtype)
 
     def reserve(self, offset: int, size_bytes: int) -> None:
         """Allocate the pages of a range before it is written; costs what the first write to them would.
