@@ -182,26 +182,29 @@ MAKERS: Mapping[str, Callable[[Path], None]] = {
 }
 
 
-def byte_tokenizer(*special_tokens: str, named: Mapping[str, str] | None = None) -> PreTrainedTokenizerFast:
+def byte_tokenizer(
+    *special_tokens: str, named: Mapping[str, str] | None = None, bos: str | None = BOS, eos: str = EOS
+) -> PreTrainedTokenizerFast:
     """A tokenizer of 256 bytes, BOS (put before every text), EOS and these special tokens.
 
     Args:
         named: Special tokens that the tokenizer should have as attributes of these names.
+        bos: None: there is none.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([BOS, EOS, *special_tokens])
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, backend.token_to_id(BOS))]
-    )
+    backend.add_special_tokens([*([] if bos is None else [bos]), eos, *special_tokens])
+    if bos is not None:
+        added = [(bos, backend.token_to_id(bos))]
+        backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=added)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=EOS,
+        eos_token=eos,
+        pad_token=eos,
         extra_special_tokens=dict(named or {}),
+        **({} if bos is None else {"bos_token": bos}),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -38,14 +39,14 @@ class WithMemory(Step):
         return range(self.start, self.stop)
 
     def do(self, check: Any, tell: Any) -> Any:
-        raise NotImplementedError
+        raise AssertionError("`run` calls `use`")
 
     def run(self, model: Any, arena: RowsWindow, check: Any, on_rows_written: Callable[[int, int], None]) -> Any:
         return self.use(arena, check)
 
+    @abstractmethod
     def use(self, memory: RowsWindow, check: StopCheck) -> Any:
         """What `run` returns."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -116,4 +117,4 @@ class SetFlag(Step):
         return os.strerror(ctypes.get_errno()) if failed else "writable"
 
     def do(self, check: Any, tell: Any) -> Any:
-        raise NotImplementedError
+        raise AssertionError("`run` does it all")

@@ -67,22 +67,22 @@ _SMALL = (
 )
 
 
-def _video(name: str, key: str = "video", **sampling: Any) -> Media:
+def video_case(name: str, key: str = "video", **sampling: Any) -> Media:
     return Media(key, Modality.VIDEO, (MEDIA / name).read_bytes(), Sampling(**sampling))
 
 
-def _image(name: str, key: str = "image", **budget: Any) -> Media:
+def image_case(name: str, key: str = "image", **budget: Any) -> Media:
     return Media(key, Modality.IMAGE, (MEDIA / name).read_bytes(), **budget)
 
 
-def _ask(
+def ask(
     *media_list: Media, text: str = "What happens here? Answer in two sentences, naïvely: 你好 🌍."
 ) -> PreparationRequest:
     parts = [MediaPart(medium.key) for medium in media_list]
     return PreparationRequest(ChatPrompt((Message("user", (*parts, TextPart(text))),)), media_list)
 
 
-def _mixed_chat() -> PreparationRequest:
+def mixed_chat() -> PreparationRequest:
     """Two turns; media between words, in another order than their list."""
     messages = (
         Message("system", (TextPart("You compare pictures."),)),
@@ -91,38 +91,38 @@ def _mixed_chat() -> PreparationRequest:
         Message("user", (MediaPart("a"), TextPart("and this?"))),
     )
     files = (
-        _image("odd-333x207.jpg", "a"),
-        _video("tiny-48x32.mp4", "v", frame_count=3),
-        _image("rotated-400x250.jpg", "b"),
+        image_case("odd-333x207.jpg", "a"),
+        video_case("tiny-48x32.mp4", "v", frame_count=3),
+        image_case("rotated-400x250.jpg", "b"),
     )
     return PreparationRequest(ChatPrompt(messages), files)
 
 
 def requests() -> dict[str, PreparationRequest]:
     """Case name → request, for any model."""
-    small_budget = dataclasses.replace(_video("shapes-374.mp4", fps=1), min_pixels=4096, max_pixels=300_000)
-    capped = dataclasses.replace(_video("shapes-720p.mp4", fps=8), cap_pixels_per_frame=True, max_pixels=500_000)
+    small_budget = dataclasses.replace(video_case("shapes-374.mp4", fps=1), min_pixels=4096, max_pixels=300_000)
+    capped = dataclasses.replace(video_case("shapes-720p.mp4", fps=8), cap_pixels_per_frame=True, max_pixels=500_000)
     return {
-        "video at 1 fps": _ask(_video("shapes-374.mp4", fps=1)),
-        "video at 2 fps": _ask(_video("shapes-374.mp4", fps=2)),
-        "video at 4 fps": _ask(_video("shapes-374.mp4", fps=4)),
-        "video at 8 fps": _ask(_video("shapes-374.mp4", fps=8)),
-        "video by the model's own sampling": _ask(_video("shapes-374.mp4")),
-        "an odd number of frames": _ask(_video("shapes-374.mp4", frame_count=5)),
-        "an odd number of named frames": _ask(_video("shapes-374.mp4", indices=(0, 7, 100, 151, 239))),
-        "two frames": _ask(_video("shapes-374.mp4", frame_count=2)),
-        "video with a small budget": _ask(small_budget),
-        "video under the cap on a frame's pixels": _ask(capped),
-        "tiny video": _ask(_video("tiny-48x32.mp4", fps=8)),
-        "720p video": _ask(_video("shapes-720p.mp4", fps=5)),
-        "vp9 video": _ask(_video("ntsc-vp9.webm", fps=2.5)),
-        "image of odd size": _ask(_image("odd-333x207.jpg")),
-        "tall image with a palette": _ask(_image("tall-57x611.png")),
-        "image with alpha": _ask(_image("alpha-200x150.webp")),
-        "rotated image": _ask(_image("rotated-400x250.jpg")),
-        "image with a small budget": _ask(_image("rotated-400x250.jpg", min_pixels=1024, max_pixels=20_000)),
-        "images and a video in one chat": _mixed_chat(),
-        "text alone": _ask(text="Just words.\n\n  And    spaces; 3.14159 <think>tags</think>"),
+        "video at 1 fps": ask(video_case("shapes-374.mp4", fps=1)),
+        "video at 2 fps": ask(video_case("shapes-374.mp4", fps=2)),
+        "video at 4 fps": ask(video_case("shapes-374.mp4", fps=4)),
+        "video at 8 fps": ask(video_case("shapes-374.mp4", fps=8)),
+        "video by the model's own sampling": ask(video_case("shapes-374.mp4")),
+        "an odd number of frames": ask(video_case("shapes-374.mp4", frame_count=5)),
+        "an odd number of named frames": ask(video_case("shapes-374.mp4", indices=(0, 7, 100, 151, 239))),
+        "two frames": ask(video_case("shapes-374.mp4", frame_count=2)),
+        "video with a small budget": ask(small_budget),
+        "video under the cap on a frame's pixels": ask(capped),
+        "tiny video": ask(video_case("tiny-48x32.mp4", fps=8)),
+        "720p video": ask(video_case("shapes-720p.mp4", fps=5)),
+        "vp9 video": ask(video_case("ntsc-vp9.webm", fps=2.5)),
+        "image of odd size": ask(image_case("odd-333x207.jpg")),
+        "tall image with a palette": ask(image_case("tall-57x611.png")),
+        "image with alpha": ask(image_case("alpha-200x150.webp")),
+        "rotated image": ask(image_case("rotated-400x250.jpg")),
+        "image with a small budget": ask(image_case("rotated-400x250.jpg", min_pixels=1024, max_pixels=20_000)),
+        "images and a video in one chat": mixed_chat(),
+        "text alone": ask(text="Just words.\n\n  And    spaces; 3.14159 <think>tags</think>"),
     }
 
 
@@ -138,7 +138,7 @@ def cases() -> dict[str, tuple[str, PreparationRequest]]:
 def older_cases() -> dict[str, PreparationRequest]:
     """Case name → request for Qwen3-VL, of `make_older_goldens`: prompts whose videos have markers around them, and not."""
     start, end, pad = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
-    tiny, clip = _video("tiny-48x32.mp4", "a", fps=8), _video("shapes-374.mp4", "b", fps=1)
+    tiny, clip = video_case("tiny-48x32.mp4", "a", fps=8), video_case("shapes-374.mp4", "b", fps=1)
     texts = {
         "two videos side by side": (f"{start}{pad}{end}{start}{pad}{end}Which is longer?", (tiny, clip)),
         "a video without markers": (f"Look: {pad} well?", (tiny,)),

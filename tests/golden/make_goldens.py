@@ -30,8 +30,7 @@ def digest(array: npt.NDArray[Any]) -> str:
 def golden(found: oracle.Answer) -> dict[str, Any]:
     """One case as it stands in goldens.json: small integers in full, arrays as SHA-256 of their C-ordered bytes."""
     ids = found.token_ids.astype(np.int32)
-    fp32 = torch.from_numpy(found.pixels)
-    entry: dict[str, Any] = {
+    return {
         "token_ids": {"length": len(ids), "first": ids[:8].tolist(), "last": ids[-8:].tolist(), "sha256": digest(ids)},
         "grid_thw": found.grid_thw.tolist(),
         "frame_indices": found.frame_indices,
@@ -39,16 +38,21 @@ def golden(found: oracle.Answer) -> dict[str, Any]:
         "second_per_grid_ts": None if found.seconds_per_grid is None else found.seconds_per_grid.tolist(),
         "mrope_position_ids": None if found.positions is None else digest(found.positions.astype(np.int32)),
         "mrope_position_delta": None if found.delta is None else found.delta.item(),
-        "pixels": {},
+        "pixels": pixel_digests(found.patches, found.pixels),
     }
-    if len(found.patches):
-        entry["pixels"] = {
-            "uint8": digest(found.patches),
-            "fp32": digest(found.pixels),
-            "bf16": digest(fp32.to(torch.bfloat16).view(torch.int16).numpy()),
-            "fp16": digest(fp32.to(torch.float16).numpy()),
-        }
-    return entry
+
+
+def pixel_digests(patches: npt.NDArray[np.uint8], pixels: npt.NDArray[np.float32]) -> dict[str, str]:
+    """Of the pixels [P, F] in every form; none where there are no pixels."""
+    if not len(patches):
+        return {}
+    fp32 = torch.from_numpy(pixels)
+    return {
+        "uint8": digest(patches),
+        "fp32": digest(pixels),
+        "bf16": digest(fp32.to(torch.bfloat16).view(torch.int16).numpy()),
+        "fp16": digest(fp32.to(torch.float16).numpy()),
+    }
 
 
 def main() -> None:

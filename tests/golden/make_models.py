@@ -16,11 +16,10 @@ from typing import Any
 import tests.golden.huggingface  # isort: skip # noqa: F401  # first: torchvision is imported there
 
 import transformers
-from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
-from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from tests.golden.tile_cases import MODELS
+from tests.tiny_processors import byte_tokenizer
 
 # Turns between markers, each part in its place.
 _TEMPLATE = (
@@ -105,22 +104,7 @@ MAKERS: Mapping[str, Callable[[Path], None]] = {
 
 def _tokenizer(named: Mapping[str, str], more: tuple[str, ...] = (), bos: str | None = None) -> PreTrainedTokenizerFast:
     """A tokenizer of 256 bytes and these special tokens; `bos` stands before every text."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([*([bos] if bos else []), "</turn>", "<turn>", *named.values(), *more])
-    if bos:
-        added = [(bos, backend.token_to_id(bos))]
-        backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=added)
-    extra: dict[str, Any] = {"bos_token": bos} if bos else {}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        eos_token="</turn>",
-        pad_token="</turn>",
-        extra_special_tokens=dict(named),
-        **extra,
-    )
+    return byte_tokenizer("<turn>", *named.values(), *more, named=named, bos=bos, eos="</turn>")
 
 
 def _template(**marks: str) -> str:

@@ -59,13 +59,13 @@ def _write_questions(folder: Path) -> None:
         (folder / f"{name}.json").write_text(json.dumps({**json.loads(part.to_json_string()), "size": dict(part.size)}))
     questions = {}
     for number, (name, request) in enumerate(older_cases().items()):
-        text, media = oracle._rendered(processor, request)
+        text, media = oracle.rendered(processor, request)
         videos = [medium for medium in media if medium.modality is Modality.VIDEO]
         images = [medium for medium in media if medium.modality is Modality.IMAGE]
-        clips = [oracle._sampled_clip(medium, processor.video_processor) for medium in videos]
+        clips = [oracle.sampled_clip(medium, processor.video_processor) for medium in videos]
         arrays = {f"video{index}": clip.frames for index, clip in enumerate(clips)}
         for index, medium in enumerate(images):
-            arrays[f"image{index}"] = np.asarray(load_image(oracle._data_url(medium.data)))
+            arrays[f"image{index}"] = np.asarray(load_image(oracle.data_url(medium.data)))
         np.savez(folder / f"{number}.npz", **arrays)  # type: ignore[arg-type]
         questions[name] = {
             "text": text,

@@ -105,21 +105,21 @@ def answer(model: Model, request: PreparationRequest, processor: Any = None) -> 
         processor: One that transformers itself set up; else it gets the settings that `model` read.
     """
     processor, classes = processor or processor_of(model), CLASSES[model.family.name]
-    text, media = _rendered(processor, request)
+    text, media = rendered(processor, request)
     images = [medium for medium in media if medium.modality is Modality.IMAGE]
     videos = [medium for medium in media if medium.modality is Modality.VIDEO]
-    clips = [_sampled_clip(medium, processor.video_processor) for medium in videos]
+    clips = [sampled_clip(medium, processor.video_processor) for medium in videos]
 
     def run(**pixel_options: bool) -> Any:
         videos_kwargs = {
             **_budget(videos, processor.video_processor, classes),
             "do_sample_frames": False,
-            "video_metadata": [_metadata(clip) for clip in clips],
+            "video_metadata": [metadata_of(clip) for clip in clips],
             **pixel_options,
         }
         return processor(
             text=[text],
-            images=[load_image(_data_url(medium.data)) for medium in images] or None,
+            images=[load_image(data_url(medium.data)) for medium in images] or None,
             videos=[clip.frames for clip in clips] or None,
             return_tensors="pt",
             return_mm_token_type_ids=True,
@@ -132,7 +132,7 @@ def answer(model: Model, request: PreparationRequest, processor: Any = None) -> 
     indices = [clip.indices for clip in clips]
     chunks = [classes.chunk_count(processor.video_processor, len(clip.indices)) for clip in clips]
     image_grids, video_grids = normalized.get("image_grid_thw"), normalized.get("video_grid_thw")
-    grids = _merged(
+    grids = merged(
         media,
         None if image_grids is None else image_grids.split(1),
         None if video_grids is None else video_grids.split(chunks),
@@ -143,7 +143,7 @@ def answer(model: Model, request: PreparationRequest, processor: Any = None) -> 
         pixels=_pixels(media, grids, normalized, np.float32),
         patches=_pixels(media, grids, raw, np.uint8),
         grid_thw=np.array([row for grid in grids for row in grid.tolist()], np.int64).reshape(-1, 3),
-        frame_indices=_merged(media, [None] * len(images), indices),
+        frame_indices=merged(media, [None] * len(images), indices),
         seconds_per_grid=_seconds(model, media, normalized),
         positions=positions,
         delta=delta,
@@ -183,7 +183,7 @@ class _Clip:
     rate: float
 
 
-def _rendered(processor: Any, request: PreparationRequest) -> tuple[str, list[Media]]:
+def rendered(processor: Any, request: PreparationRequest) -> tuple[str, list[Media]]:
     """The text with one placeholder a medium, and the media in its order."""
     if isinstance(request.prompt, TextPrompt):
         return request.prompt.text, list(request.media)
@@ -209,7 +209,7 @@ def _rendered(processor: Any, request: PreparationRequest) -> tuple[str, list[Me
     return text, media
 
 
-def _sampled_clip(medium: Media, processor: Any) -> _Clip:
+def sampled_clip(medium: Media, processor: Any) -> _Clip:
     """Every frame decoded, then Hugging Face's choice of them."""
     if medium.frames is not None:
         return _listed(medium, medium.frames)
@@ -231,7 +231,7 @@ def _listed(medium: Media, frames: FrameList) -> _Clip:
         size = (frames.height_px, frames.width_px, 3)
         pictures = [np.frombuffer(piece, np.uint8).reshape(size) for piece in pieces]
     else:
-        pictures = [np.asarray(load_image(_data_url(piece))) for piece in pieces]
+        pictures = [np.asarray(load_image(data_url(piece))) for piece in pieces]
     count = len(pictures)
     if frames.fps is not None:
         return _Clip(np.stack(pictures), list(range(count)), count, frames.fps)
@@ -240,7 +240,7 @@ def _listed(medium: Media, frames: FrameList) -> _Clip:
     return _Clip(np.stack(pictures), times, seconds, 1.0)
 
 
-def _metadata(clip: _Clip) -> VideoMetadata:
+def metadata_of(clip: _Clip) -> VideoMetadata:
     """A fresh one for each call: the processor appends to an odd list of indices."""
     return VideoMetadata(
         total_num_frames=clip.total, fps=clip.rate, duration=clip.total / clip.rate, frames_indices=list(clip.indices)
@@ -267,7 +267,7 @@ def _positions(model: Model, output: Any) -> tuple[npt.NDArray[np.int64] | None,
     return positions[:, 0].numpy(), delta.numpy().reshape(1)
 
 
-def _data_url(data: FileData) -> str:
+def data_url(data: FileData) -> str:
     return "data:image/any;base64," + base64.b64encode(data).decode()
 
 
@@ -276,7 +276,7 @@ def _seconds(model: Model, media: list[Media], output: Any) -> npt.NDArray[np.fl
     if model.family.name != "qwen2_5_vl" or not media:
         return None
     videos = output["second_per_grid_ts"].numpy() if "second_per_grid_ts" in output else []
-    return np.array(_merged(media, [0] * len(media), videos), np.float32)
+    return np.array(merged(media, [0] * len(media), videos), np.float32)
 
 
 def _pixels(media: list[Media], grids: list[Any], output: Any, dtype: type[np.generic]) -> npt.NDArray[Any]:
@@ -290,13 +290,13 @@ def _pixels(media: list[Media], grids: list[Any], output: Any, dtype: type[np.ge
         output[name].flatten(1).split(counts[modality]) if counts[modality] else []
         for name, modality in (("pixel_values", Modality.IMAGE), ("pixel_values_videos", Modality.VIDEO))
     )
-    joined = torch.cat(_merged(media, images, videos)).numpy()
+    joined = torch.cat(merged(media, images, videos)).numpy()
     cast: npt.NDArray[Any] = joined.astype(dtype)
     assert (cast == joined).all(), "values do not fit the dtype exactly"
     return cast
 
 
-def _merged(media: list[Media], of_images: Any, of_videos: Any) -> list[Any]:
+def merged(media: list[Media], of_images: Any, of_videos: Any) -> list[Any]:
     """Values of images and of videos as one list in prompt order."""
     remaining = {
         Modality.IMAGE: iter(() if of_images is None else of_images),

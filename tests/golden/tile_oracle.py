@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.types.request import Media, Modality, PreparationRequest, Sampling
-from tests.golden.oracle import _data_url, _merged, _metadata, _rendered, _sampled_clip  # first: imports torchvision
+from tests.golden.oracle import data_url, merged, metadata_of, rendered, sampled_clip  # first: imports torchvision
 
 from transformers import AutoProcessor  # isort: skip
 from transformers.image_utils import load_image  # isort: skip
@@ -58,22 +58,22 @@ def answer(directory: str, request: PreparationRequest) -> TileAnswer:
     """Process `request` with the processor of a directory. Media of one modality have one budget."""
     processor = processor_in(directory)
     family = _FAMILIES[type(processor).__name__]
-    text, media = _rendered(processor, request)
+    text, media = rendered(processor, request)
     images = [medium for medium in media if medium.modality is Modality.IMAGE]
     videos = [medium for medium in media if medium.modality is Modality.VIDEO]
     video_processor = getattr(processor, "video_processor", None)
-    clips = [_sampled_clip(_with_indices(medium, video_processor), video_processor) for medium in videos]
+    clips = [sampled_clip(_with_indices(medium, video_processor), video_processor) for medium in videos]
     starts_with_bos = bool(processor.tokenizer.bos_token) and text.startswith(processor.tokenizer.bos_token)
 
     def run(**options: bool) -> Any:
         kwargs: dict[str, Any] = {"images_kwargs": {**family.budget(processor, images), **options}}
         if videos:
-            metadata = [_metadata(clip) for clip in clips]
+            metadata = [metadata_of(clip) for clip in clips]
             budget = family.budget(processor, videos)
             kwargs["videos_kwargs"] = {"do_sample_frames": False, "video_metadata": metadata, **budget, **options}
         return processor(
             text=[text],
-            images=[load_image(_data_url(medium.data)) for medium in images] or None,
+            images=[load_image(data_url(medium.data)) for medium in images] or None,
             videos=[clip.frames for clip in clips] or None,
             return_tensors="pt",
             return_mm_token_type_ids=True,
@@ -86,9 +86,9 @@ def answer(directory: str, request: PreparationRequest) -> TileAnswer:
     patches, _ = family.rows(raw, media) if media else ([], {})
     if media and family.count_tiles is not None:
         budget = {**processor.images_kwargs, **family.budget(processor, images)}
-        opened = [load_image(_data_url(medium.data)) for medium in images]
+        opened = [load_image(data_url(medium.data)) for medium in images]
         counts = family.count_tiles(processor.image_processor(opened, **budget)) if images else []
-        counts = _merged(media, counts, [len(clip.indices) for clip in clips])
+        counts = merged(media, counts, [len(clip.indices) for clip in clips])
         tensors = {**tensors, "tile_counts": np.array(counts, np.int64)}
     types = "token_type_ids" if "mm_token_type_ids" not in normalized else "mm_token_type_ids"
     return TileAnswer(
@@ -97,7 +97,7 @@ def answer(directory: str, request: PreparationRequest) -> TileAnswer:
         pixels=_joined(pixels, np.float32),
         patches=_joined(patches, np.uint8),
         tensors=tensors,
-        frame_indices=_merged(media, [None] * len(images), [clip.indices for clip in clips]),
+        frame_indices=merged(media, [None] * len(images), [clip.indices for clip in clips]),
     )
 
 
@@ -228,7 +228,7 @@ def _gemma4_rows(output: Any, media: list[Media]) -> Rows:
         if "pixel_values" in output
         else []
     )
-    items = _merged(media, images, videos)
+    items = merged(media, images, videos)
     return [rows for rows, _ in items], {"grid_thw": np.array([grid for _, grid in items], np.int64)}
 
 

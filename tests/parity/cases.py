@@ -143,7 +143,7 @@ def make_request(asked: Case, model: Model) -> PreparationRequest:
     cap = (None, True, False)[random.integers(3)]
 
     def image(key: str, theme: str = asked.theme) -> Media:
-        return Media(key, Modality.IMAGE, _photo(random, theme), Sampling(), *budgets[Modality.IMAGE])
+        return Media(key, Modality.IMAGE, random_photo(random, theme), Sampling(), *budgets[Modality.IMAGE])
 
     def video(key: str, sampling: str, theme: str = asked.theme) -> Media:
         data, chosen = _clip(random, theme, sampling, model)
@@ -160,7 +160,7 @@ def make_request(asked: Case, model: Model) -> PreparationRequest:
         items += [image("j", THEMES[0]), video("w", str(random.choice(kinds)), THEMES[0])]
         random.shuffle(items)
     forms = [PixelForm.UINT8, PixelForm.FP32, PixelForm.BF16, PixelForm.FP16]
-    return PreparationRequest(_chat(random, items), tuple(items), pixel_form=forms[random.integers(4)])
+    return PreparationRequest(random_chat(random, items), tuple(items), pixel_form=forms[random.integers(4)])
 
 
 def describe(request: PreparationRequest) -> str:
@@ -177,7 +177,7 @@ def _budget(random: Random, most: int, unit: int) -> tuple[int | None, int | Non
     return low, high
 
 
-def _side(random: Random, least: int, most: int) -> int:
+def random_side(random: Random, least: int, most: int) -> int:
     """Even, for 4:2:0; small sizes as likely as large."""
     return 2 * round(math.exp(random.uniform(math.log(least / 2), math.log(most / 2))))
 
@@ -187,15 +187,15 @@ def _size(random: Random, theme: str) -> tuple[int, int]:
         case "4K":
             width, height = ((3840, 2160), (4096, 2160), (3840, 1600))[random.integers(3)]
         case "thin":
-            width, height = _side(random, 1000, 4096), _side(random, 28, 48)
+            width, height = random_side(random, 1000, 4096), random_side(random, 28, 48)
         case "long":
-            width, height = _side(random, 64, 320), _side(random, 64, 320)
+            width, height = random_side(random, 64, 320), random_side(random, 64, 320)
         case _:
-            width, height = _side(random, 28, 1500), _side(random, 28, 1500)
+            width, height = random_side(random, 28, 1500), random_side(random, 28, 1500)
     return (width, height) if random.random() < 0.6 else (height, width)
 
 
-def _photo(random: Random, theme: str) -> bytes:
+def random_photo(random: Random, theme: str) -> bytes:
     width, height = _size(random, theme)
     if theme != "4K":
         width, height = width + int(random.integers(2)), height + int(random.integers(2))
@@ -220,7 +220,9 @@ def _clip(random: Random, theme: str, sampling: str, model: Model) -> tuple[byte
         count = int(random.integers(max(2, most // 2) if theme == "long" else 2, most + 1))
         rates = (1, 2, 5, *RATES) if theme == "4K" else RATES  # some families take less than two frames of a short clip
         rate = rates[random.integers(len(rates))]
-        wish = dataclasses.replace(_sampling(random, sampling, count), basis=_BASES.get(container, SamplingBasis.AUTO))
+        wish = dataclasses.replace(
+            random_sampling(random, sampling, count), basis=_BASES.get(container, SamplingBasis.AUTO)
+        )
         if not _is_taken(processor, count, float(rate), wish):
             continue  # before it is encoded
         data = media.moving_shapes_clip(
@@ -248,7 +250,7 @@ def _is_taken(processor: Any, count: int, rate: float, wish: Sampling) -> bool:
         return False
 
 
-def _sampling(random: Random, kind: str, count: int) -> Sampling:
+def random_sampling(random: Random, kind: str, count: int) -> Sampling:
     match kind:
         case "fps":
             return Sampling(fps=float(random.choice([0.5, 1, 2, 2.5, 4, 8, 29.97, 1000])))
@@ -278,7 +280,7 @@ def _words(random: Random, most: int) -> TextPart:
     return TextPart(" ".join(random.choice(WORDS, int(random.integers(1, most)))))
 
 
-def _chat(random: Random, items: list[Media]) -> ChatPrompt:
+def random_chat(random: Random, items: list[Media]) -> ChatPrompt:
     """One to three turns, the media among all of them, in half the cases after a system prompt."""
     turns: list[list[MediaPart | TextPart]] = [[] for _ in range(random.integers(1, 4))]
     for item, turn in zip(items, sorted(random.integers(0, len(turns), len(items)).tolist()), strict=True):

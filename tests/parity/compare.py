@@ -45,8 +45,8 @@ def differences(model: Model, request: PreparationRequest, processor: Any = None
         assert ours.plan.pixels is not None
         name = ours.plan.pixels.name
         pairs["grid_thw"] = (tensors.get("chunk_grid_thw", tensors["grid_thw"]), theirs.grid_thw)
-        pairs[name] = (_bits(tensors[name]), _bits(pixels_in_form(theirs, request.pixel_form or PixelForm.UINT8)))
-    found = [f"{name} {told}" for name, pair in pairs.items() if (told := _difference(*pair))]
+        pairs[name] = (bits_of(tensors[name]), bits_of(pixels_in_form(theirs, request.pixel_form or PixelForm.UINT8)))
+    found = [f"{name} {told}" for name, pair in pairs.items() if (told := difference(*pair))]
     frames = [_frames_of(item) for item in ours.plan.items]
     if frames != theirs.frame_indices:
         found.append(f"frame indices: ours {frames}, theirs {theirs.frame_indices}")
@@ -91,12 +91,12 @@ def pixels_in_form(theirs: oracle.Answer | TileAnswer, form: PixelForm) -> npt.N
     return fp32.to(torch.float16).numpy() if form is PixelForm.FP16 else theirs.pixels
 
 
-def _bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def bits_of(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The array as integers of its width: -0.0 is not 0.0 here."""
     return array.view(f"u{array.dtype.itemsize}")
 
 
-def _difference(ours: npt.NDArray[Any] | None, theirs: npt.NDArray[Any] | None) -> str:
+def difference(ours: npt.NDArray[Any] | None, theirs: npt.NDArray[Any] | None) -> str:
     if ours is None or theirs is None:
         return "" if ours is theirs else f"is {'absent' if ours is None else 'only'} here"
     if ours.shape != theirs.shape:

@@ -26,8 +26,8 @@ from tests import media
 from tests.golden import tile_oracle
 from tests.golden.tile_cases import MODELS
 from tests.loading import load_family_model
-from tests.parity.cases import ENCODERS, RATES, SEED, Random, _chat, _photo, _sampling, _side
-from tests.parity.compare import _bits, _difference, pixels_in_form
+from tests.parity.cases import ENCODERS, RATES, SEED, Random, random_chat, random_photo, random_sampling, random_side
+from tests.parity.compare import bits_of, difference, pixels_in_form
 
 VIDEO_KINDS = tuple(("video", way) for way in ("default", "fps", "frame count", "indices", "every frame"))
 IMAGE_KINDS = (("image", "one"), ("image", "several"), ("image", "4K"), ("image", "thin"), ("text", "none"))
@@ -76,7 +76,7 @@ def make_request(asked: Case) -> PreparationRequest:
     theme = how if how in ("4K", "thin") else "ordinary"
 
     def image(key: str) -> Media:
-        return Media(key, Modality.IMAGE, _photo(random, theme), Sampling(), *budget)
+        return Media(key, Modality.IMAGE, random_photo(random, theme), Sampling(), *budget)
 
     def video(key: str, way: str) -> Media:
         return Media(key, Modality.VIDEO, *_clip(random, way, asked.model))
@@ -92,7 +92,7 @@ def make_request(asked: Case) -> PreparationRequest:
         items = [image("i"), image("j"), *clips]
         random.shuffle(items)
     forms = [PixelForm.UINT8, PixelForm.FP32, PixelForm.BF16, PixelForm.FP16]
-    return PreparationRequest(_chat(random, items), tuple(items), pixel_form=forms[random.integers(4)])
+    return PreparationRequest(random_chat(random, items), tuple(items), pixel_form=forms[random.integers(4)])
 
 
 def differences(directory: str, model: Model, request: PreparationRequest) -> list[str]:
@@ -108,8 +108,8 @@ def differences(directory: str, model: Model, request: PreparationRequest) -> li
     if request.media:
         assert ours.plan.pixels is not None
         name = ours.plan.pixels.name
-        pairs[name] = (_bits(ours.tensors[name]), _bits(pixels_in_form(theirs, form)))
-    found = [f"{name} {told}" for name, pair in pairs.items() if (told := _difference(*pair))]
+        pairs[name] = (bits_of(ours.tensors[name]), bits_of(pixels_in_form(theirs, form)))
+    found = [f"{name} {told}" for name, pair in pairs.items() if (told := difference(*pair))]
     frames = [None if item.frames is None else item.frames.indices.tolist() for item in ours.plan.items]
     if frames != theirs.frame_indices:
         found.append(f"frame indices: ours {frames}, theirs {theirs.frame_indices}")
@@ -137,7 +137,7 @@ def _budget(random: Random, has_least: bool, area: int) -> tuple[int | None, int
 
 def _clip(random: Random, way: str, model: str) -> tuple[bytes, Sampling]:
     """A clip, and a wish that Hugging Face does not refuse."""
-    width, height = _side(random, 64, 700), _side(random, 64, 700)
+    width, height = random_side(random, 64, 700), random_side(random, 64, 700)
     plain = [encoder for encoder in ENCODERS if encoder[1] not in ("matroska", "gif")]
     codec, container, pixel_format, options = plain[random.integers(len(plain))]
     processor = tile_oracle.processor_in(str(MODELS / model)).video_processor
@@ -155,7 +155,7 @@ def _clip(random: Random, way: str, model: str) -> tuple[bytes, Sampling]:
         pixel_format=pixel_format,
     )
     for _ in range(100):
-        wish = _sampling(random, way, count)
+        wish = random_sampling(random, way, count)
         try:
             if len(tile_oracle.chosen_indices(processor, count, float(rate), wish)):
                 return data, wish
