@@ -51,13 +51,13 @@ def media_arrays(model: Model, media: tuple[Any, ...]) -> dict[str, Any]:
 
     parts = (*(MediaPart(medium.key) for medium in media), TextPart("What is this?"))
     processor = oracle.processor_of(model)
-    text, _ = oracle._rendered(processor, PreparationRequest(ChatPrompt((Message("user", parts),)), media))
+    text, _ = oracle.rendered(processor, PreparationRequest(ChatPrompt((Message("user", parts),)), media))
     arrays: dict[str, Any] = {"text": np.array(text)}
     for number, medium in enumerate(media):
         if medium.modality is Modality.IMAGE:
             arrays[f"image{number}"] = np.array(Image.open(io.BytesIO(medium.data)).convert("RGB"))
         else:
-            chosen = oracle._sampled_clip(medium, processor.video_processor)
+            chosen = oracle.sampled_clip(medium, processor.video_processor)
             arrays |= {f"frames{number}": chosen.frames, f"indices{number}": np.array(chosen.indices)}
             arrays |= {f"rate{number}": np.array(chosen.rate), f"total{number}": np.array(chosen.total)}
     return arrays
