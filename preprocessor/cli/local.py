@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from preprocessor.cli.facts import Facts
 from preprocessor.cli.prompts import read_whole
-from preprocessor.cli.saved import PreparedPrompt
 from preprocessor.client import PrepareResult, Prompt
+from preprocessor.prompt_page.facts import Facts, PreparedPrompt
 
 if TYPE_CHECKING:
     from preprocessor.models.loaded import LoadedModel

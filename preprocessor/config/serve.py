@@ -12,6 +12,7 @@ from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
 from preprocessor.config.machine import available_cpu_count
 from preprocessor.config.memory import (
+    INSPECTION_BYTES,
     LEAST_BUDGET_BYTES,
     MAX_CACHE_SHARE,
     MAX_OPENAI_CONNECTIONS,
@@ -98,6 +99,13 @@ class ServeSettings:
         kind=str,
         choices=("auto", "keep", "replace"),
     )
+    is_inspectable: bool = setting(
+        False,
+        "serve /inspect at the HTTP port, for browsers on this host: a page that shows what a prompt became",
+        "",
+        kind=bool,
+        name="--inspect",
+    )
     preparation: str = setting(
         "auto",
         "generic takes transformers' own processor, even where the model's family has a fast path",
@@ -127,7 +135,8 @@ class ServeSettings:
     def more_incoming_bytes(self) -> int:
         """Memory for messages being received that `bytes_beside_budget` does not include."""
         message_bytes = self.wire.max_upload_count * self.wire.max_message_bytes
-        return max(0, message_bytes - UPLOAD_BYTES) + self.openai_connection_count * OPENAI_CONNECTION_BYTES
+        connection_bytes = self.openai_connection_count * OPENAI_CONNECTION_BYTES
+        return max(0, message_bytes - UPLOAD_BYTES) + connection_bytes + self.is_inspectable * INSPECTION_BYTES
 
     @property
     def openai_connection_count(self) -> int:
