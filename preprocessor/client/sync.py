@@ -112,9 +112,11 @@ class Client:
                         prompt, lambda sent, metadata: ask(sent, metadata, remaining(), region)
                     )
                 except grpc.RpcError as error:
-                    if self._call_regions.grow(region, shared_memory, failure_of(error)):
-                        return None
-                    raise
+                    if not self._call_regions.grow(region, shared_memory, failure_of(error)):
+                        raise
+            if self._known_files is not None:  # the service has planned with the files, and so has them
+                self._known_files.sent(digests_of(prompt).values())
+            return None
 
         def ask(
             sent: Prompt, metadata: _Metadata, remaining_seconds: float | None, region: RowsRegion | None

@@ -267,7 +267,7 @@ async def test_the_client_asks_again_with_a_larger_region_and_knows_its_size_the
     allowing: Caller, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_memory, "_LEAST_BYTES", 4096)
-    spec = chat(video("clip", CLIP))
+    spec = chat(video("clip", CLIP), image("photo", photo(400, 300, "BMP")))
 
     async def refused() -> float:
         return sum(value for key, value in (await allowing.samples()).items() if "REGION_TOO_SMALL" in key)
@@ -282,6 +282,9 @@ async def test_the_client_asks_again_with_a_larger_region_and_knows_its_size_the
 
     for result in await asyncio.to_thread(call):
         assert_right(model, spec, result.tensors)
+        assert result.report.received_bytes == len(CLIP), (
+            "the photo is large enough to be named, and not sent, the second time"
+        )
     assert await refused() == before + 1
 
 
