@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 
 from preprocessor.config import WireSettings
+from preprocessor.service.caller_region import CallerRegion
 from preprocessor.service.logs import set_request
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.quotas import current_caller
@@ -43,6 +44,7 @@ class Call:
         media_keys: Keys of the request's media, in the order of the spec.
         rows_message_bytes: Size of the next message of rows: small at first, and doubled after each message that is read in
             0.5 s, else halved.
+        region: The caller's shared memory, which rows go to in place of messages.
     """
 
     request_id: str
@@ -58,6 +60,7 @@ class Call:
     media_keys: tuple[str, ...] = ()
     substitutions: list[pb.Substitution] = field(default_factory=list)
     cached_item_count: int = 0
+    region: CallerRegion | None = None
 
     @property
     def remaining_seconds(self) -> float:
