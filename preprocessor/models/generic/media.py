@@ -129,10 +129,19 @@ def sound_of_video(
 
 
 def metadata_for(processor: Any, videos: Sequence[ProbedMedium]) -> Any:
-    """`metadata_of` each video, in the form that a processor takes."""
+    """`metadata_of` each video, in the form that a processor takes.
+
+    Raises:
+        InvalidRequest: `PROCESSOR_REFUSED` for several videos where it takes one.
+    """
     metadata = [metadata_of(one) for one in videos]
-    if type(processor).__name__ not in _TAKES_ONE_VIDEO or len(metadata) != 1:
+    if type(processor).__name__ not in _TAKES_ONE_VIDEO:
         return metadata
+    if len(metadata) > 1:
+        raise InvalidRequest(
+            f"this model's processor takes one video a request, and {len(metadata)} are given; send each in one of its own",
+            reason="PROCESSOR_REFUSED",
+        )
     from transformers.video_utils import VideoMetadata  # only now: it may import torchvision
 
     return VideoMetadata(**metadata[0])
