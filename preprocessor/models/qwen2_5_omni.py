@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ import numpy.typing as npt
 from preprocessor.models import qwen2_vl, qwen3_omni
 from preprocessor.models.family import ModelSettings
 from preprocessor.types.plan import ExpandedPrompt, ItemPlan
+from preprocessor.types.request import Modality
 from preprocessor.vision.positions import clock_mrope_tensors
+
+_UNNAMED = {Modality.IMAGE: "<|IMAGE|>", Modality.VIDEO: "<|VIDEO|>", Modality.AUDIO: "<|AUDIO|>"}
 
 
 def prompt_tensors(
@@ -29,7 +33,7 @@ FAMILY = dataclasses.replace(
     qwen3_omni.FAMILY,
     name="qwen2_5_omni",
     model_types=("qwen2_5_omni",),
-    read_pixels=qwen3_omni.pixel_reader(28),
-    read_placeholders=qwen3_omni.placeholder_reader("<|IMAGE|>", "<|VIDEO|>", "<|AUDIO|>"),
+    read_pixels=partial(qwen3_omni.read_pixels, token_side=28),
+    read_placeholders=partial(qwen3_omni.read_placeholders, unnamed=_UNNAMED),
     prompt_tensors=prompt_tensors,
 )

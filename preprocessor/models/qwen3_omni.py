@@ -7,7 +7,7 @@ behind it follows the largest of its positions in time, height and width. Prompt
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,7 @@ from preprocessor.types.request import Modality
 from preprocessor.vision.positions import clock_mrope_tensors
 from preprocessor.vision.spec import PixelSpec, VideoSpec
 
-ReadPixels = Callable[[Mapping[str, Any], Mapping[str, Any], str], tuple[PixelSpec, VideoSpec]]
-ReadPlaceholders = Callable[[Configuration, frozenset[Modality]], Placeholders]
-
+_UNNAMED = {Modality.IMAGE: "<|image_pad|>", Modality.VIDEO: "<|video_pad|>", Modality.AUDIO: "<|audio_pad|>"}
 _POSITIONS_PER_SECOND = 25
 """transformers 5.23, Qwen3OmniMoeThinkerConfig and Qwen2_5OmniThinkerConfig; Qwen3-Omni is published with 13."""
 
@@ -38,38 +36,32 @@ class Details:
     positions_per_second: float
 
 
-def pixel_reader(token_side: int) -> ReadPixels:
-    """`read_pixels` of a processor whose own pixel budget of a video goes before that of its video processor.
+def read_pixels(
+    image: Mapping[str, Any], video: Mapping[str, Any], name: str, *, token_side: int = 32
+) -> tuple[PixelSpec, VideoSpec]:
+    """The processor's own pixel budget of a video goes before that of its video processor.
 
     Args:
         token_side: Side in px of the squares that the processor counts, whatever the model's patches are.
     Source: transformers 5.23, Qwen3OmniMoeProcessor.videos_kwargs and Qwen2_5OmniProcessor.videos_kwargs.
     """
     budget = {"min_pixels": 128 * token_side**2, "max_pixels": 768 * token_side**2}
-
-    def read_pixels(image: Mapping[str, Any], video: Mapping[str, Any], name: str) -> tuple[PixelSpec, VideoSpec]:
-        return qwen2_vl.read_pixels(image, {**video, **budget}, name)
-
-    return read_pixels
+    return qwen2_vl.read_pixels(image, {**video, **budget}, name)
 
 
-def placeholder_reader(image: str, video: str, audio: str) -> ReadPlaceholders:
-    """`read_placeholders` of a processor that asks its tokenizer.
-
+def read_placeholders(
+    configuration: Configuration, modalities: frozenset[Modality], *, unnamed: Mapping[Modality, str] = _UNNAMED
+) -> Placeholders:
+    """
     Args:
-        image, video, audio: The tokens where the tokenizer does not name them.
+        unnamed: The tokens where the tokenizer does not name them.
     Source: transformers 5.23, Qwen3OmniMoeProcessor.__init__ and Qwen2_5OmniProcessor.__init__.
     """
-    defaults = {Modality.IMAGE: image, Modality.VIDEO: video, Modality.AUDIO: audio}
-
-    def read_placeholders(configuration: Configuration, modalities: frozenset[Modality]) -> Placeholders:
-        tokens = {
-            modality: configuration.token_named(f"{modality.name.lower()}_token", default)
-            for modality, default in defaults.items()
-        }
-        return Placeholders(tokens, {modality: configuration.id_of(token) for modality, token in tokens.items()})
-
-    return read_placeholders
+    tokens = {
+        modality: configuration.token_named(f"{modality.name.lower()}_token", unnamed[modality])
+        for modality in sorted(modalities)
+    }
+    return Placeholders(tokens, {modality: configuration.id_of(token) for modality, token in tokens.items()})
 
 
 def read_details(configuration: Configuration) -> Details:
@@ -102,9 +94,9 @@ FAMILY = dataclasses.replace(
     qwen2_5_vl.FAMILY,
     name="qwen3_omni",
     model_types=("qwen3_omni_moe",),
-    read_pixels=pixel_reader(32),
+    read_pixels=read_pixels,
     read_details=read_details,
-    read_placeholders=placeholder_reader("<|image_pad|>", "<|video_pad|>", "<|audio_pad|>"),
+    read_placeholders=read_placeholders,
     prompt_tensors=prompt_tensors,
     modalities=frozenset(Modality),
     text_in_parts=True,  # as on the generic path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,14 @@ def test_the_model_is_on_the_fast_path_and_takes_sound(model: WithSound) -> None
     description = model.describe()
     assert description.path is ModelPath.FAST and description.family == Path(model.name).name
     assert model.modalities == description.placeholders.keys() == set(Modality)
+
+
+def test_a_pickled_model_plans_the_same(model: WithSound) -> None:
+    request = chat(video("v"), image("i"))
+    assert (
+        plan(pickle.loads(pickle.dumps(model)), request, Limits()).items[0].digest
+        == plan(model, request, Limits()).items[0].digest
+    )
 
 
 @pytest.mark.parametrize(
