@@ -54,7 +54,7 @@ def _facts(model: LoadedModel, request: PreparationRequest, prepared: Prepared) 
         else None
         for item in prepared.plan.items
     ]
-    if not model.plans_from_headers:
+    if not model.plans_from_headers(request):
         return Facts(prepared.decoded_frame_count, tuple(runs))
     return Facts(
         prepared.decoded_frame_count,
