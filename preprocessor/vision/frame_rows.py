@@ -19,18 +19,24 @@ WriteRows = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.uint8], slice, Stopw
 
 
 def row_writer(
-    source: Size, target: Size, frame_count: int, spec: PixelSpec, canvas: Size | None = None, *, by_kernel: bool = True
+    source: Size,
+    target: Size,
+    frame_count: int,
+    spec: PixelSpec,
+    canvas: Size | None = None,
+    *,
+    variant: int | None = 0,
 ) -> WriteRows:
     """The fastest way to write this many frames of one size into their rows; its buffers are reused from frame to frame.
 
     Args:
         canvas: To which black is added below and to the right; the target itself where None.
-        by_kernel: Whether the native kernel may do it. What it takes counts as the stage "resize".
+        variant: Index in `native.VARIANTS`; None does without the native kernel, whose time counts as the stage "resize".
     """
     canvas = canvas or target
     can_shrink = all(old <= MOST_SHRINKING * new for old, new in zip(source, target, strict=True))
-    if by_kernel and native.VARIANTS and can_shrink:
-        return _native_writer(source, target, spec, canvas)
+    if variant is not None and native.VARIANTS and can_shrink:
+        return _native_writer(source, target, spec, canvas, variant)
     resize = resizer(source, target, frame_count)
     if canvas != target:
         resize = padded(resize, canvas)
@@ -44,10 +50,16 @@ def row_writer(
     return write
 
 
-def _native_writer(source: Size, target: Size, spec: PixelSpec, canvas: Size) -> WriteRows:
+def _native_writer(source: Size, target: Size, spec: PixelSpec, canvas: Size, variant: int) -> WriteRows:
     vertical, horizontal = (axis_weights(old, new) for old, new in zip(source, target, strict=True))
     kernel = native.RowResizer(
-        horizontal, vertical, canvas, patch=spec.patch_size, merge=spec.merge_size, frames=spec.temporal_patch_size
+        horizontal,
+        vertical,
+        canvas,
+        patch=spec.patch_size,
+        merge=spec.merge_size,
+        frames=spec.temporal_patch_size,
+        variant=variant,
     )
 
     def write(frame: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8], places: slice, stopwatch: Stopwatch) -> None:
