@@ -1,6 +1,8 @@
-/* Plain C, in loops of a fixed length that compilers turn into vectors. The batch of lines is turned, so that what is added lies side
- * by side. */
+/* Plain C, in loops that compilers turn into vectors. Lines of a batch are turned, so that what is added lies side by side. The middle
+ * lines of a pair lie one behind the other. */
 #include "resize.h"
+
+enum { PIXEL_VALUES = 3 * BATCH_LINES }; /* of a pixel in all lines of a batch */
 
 static inline uint8_t to_byte(int32_t sum, int32_t precision) {
     int32_t value = sum >> precision;
@@ -9,26 +11,31 @@ static inline uint8_t to_byte(int32_t sum, int32_t precision) {
 
 static void resize_lines(const Resizer *resizer, const uint8_t *const *lines, uint8_t *batch) {
     const Axis *axis = &resizer->horizontal;
-    const int32_t precision = resizer->line_precision, byte_count = 3 * axis->source;
-    uint8_t *turned = resizer->copies; /* [byte_count][BATCH_LINES] */
-    for (int line = 0; line < BATCH_LINES; ++line)
-        for (int32_t byte = 0; byte < byte_count; ++byte)
-            turned[(size_t)byte * BATCH_LINES + (size_t)line] = lines[line][byte];
-    for (int32_t value = 0; value < resizer->value_count; ++value) {
-        const int32_t pixel = value / 3;
+    const int32_t precision = resizer->line_precision;
+    const size_t byte_count = 3 * (size_t)axis->source, line_bytes = resizer->pair_bytes / 2;
+    int16_t *turned = (int16_t *)resizer->copies; /* [byte_count][BATCH_LINES] */
+    for (size_t byte = 0; byte < byte_count; ++byte)
+        for (size_t line = 0; line < BATCH_LINES; ++line)
+            turned[byte * BATCH_LINES + line] = lines[line][byte];
+    for (int32_t pixel = 0; pixel < axis->target; ++pixel) {
         const int16_t *weights = axis->weights + (size_t)pixel * (size_t)axis->tap_count;
-        int32_t sums[BATCH_LINES];
-        for (int line = 0; line < BATCH_LINES; ++line)
-            sums[line] = 1 << (precision - 1);
+        int32_t sums[PIXEL_VALUES];
+        uint8_t bytes[PIXEL_VALUES];
+        for (int at = 0; at < PIXEL_VALUES; ++at)
+            sums[at] = 1 << (precision - 1);
         for (int32_t tap = 0; tap < axis->tap_count; ++tap) {
-            if (weights[tap] == 0)
+            const int16_t weight = weights[tap];
+            if (weight == 0)
                 continue; /* its pixel may lie outside of the line */
-            const uint8_t *bytes = turned + (size_t)(3 * (axis->starts[pixel] + tap) + value % 3) * BATCH_LINES;
-            for (int line = 0; line < BATCH_LINES; ++line)
-                sums[line] += weights[tap] * bytes[line];
+            const int16_t *values = turned + (ptrdiff_t)(axis->starts[pixel] + tap) * PIXEL_VALUES;
+            for (int at = 0; at < PIXEL_VALUES; ++at)
+                sums[at] += weight * values[at];
         }
-        for (int line = 0; line < BATCH_LINES; ++line)
-            batch[(size_t)(line / 2) * resizer->pair_bytes + 2 * (size_t)value + (size_t)(line % 2)] = to_byte(sums[line], precision);
+        for (int at = 0; at < PIXEL_VALUES; ++at)
+            bytes[at] = to_byte(sums[at], precision);
+        for (size_t line = 0; line < BATCH_LINES; ++line)
+            for (size_t channel = 0; channel < 3; ++channel)
+                batch[line * line_bytes + 3 * (size_t)pixel + channel] = bytes[channel * BATCH_LINES + line];
     }
 }
 
@@ -40,10 +47,10 @@ resize_columns(const Resizer *resizer, const uint8_t *const *pairs, const int16_
         for (int at = 0; at < CHUNK; ++at)
             sums[at] = 1 << (precision - 1);
         for (int32_t pair = 0; pair < pair_count; ++pair) {
-            const uint8_t *bytes = pairs[pair] + 2 * (size_t)value;
-            const int32_t even = weights[2 * pair], odd = weights[2 * pair + 1];
+            const uint8_t *even = pairs[pair] + value, *odd = even + resizer->pair_bytes / 2;
+            const int16_t even_weight = weights[2 * pair], odd_weight = weights[2 * pair + 1];
             for (int at = 0; at < CHUNK; ++at)
-                sums[at] += even * bytes[2 * at] + odd * bytes[2 * at + 1];
+                sums[at] += even_weight * (int16_t)even[at] + odd_weight * (int16_t)odd[at];
         }
         for (int at = 0; at < CHUNK; ++at)
             line[value + at] = to_byte(sums[at], precision);

@@ -81,7 +81,7 @@ static int allocate(Resizer *resizer) {
     resizer->plane_stride = round_up((size_t)cut->canvas_width, CHUNK);
     resizer->pair_bytes = 2 * round_up((size_t)resizer->value_count, CHUNK);
     resizer->line = calloc(1, 3 * resizer->plane_stride + CHUNK);
-    resizer->planes = malloc(3 * resizer->plane_stride);
+    resizer->planes = malloc(STRIP_LINES * 3 * resizer->plane_stride);
     resizer->patch_offsets = malloc(patch_count * sizeof *resizer->patch_offsets);
     if (resizer->line == NULL || resizer->planes == NULL || resizer->patch_offsets == NULL)
         return 0;
@@ -96,7 +96,7 @@ static int allocate(Resizer *resizer) {
     memset(resizer->ring, 0, (size_t)resizer->ring_pairs * resizer->pair_bytes);
     if (line_bytes < (size_t)resizer->variant->window_bytes)
         resizer->copy_stride = (size_t)resizer->variant->window_bytes;
-    size_t copies_bytes = resizer->variant->window_bytes == 0 ? BATCH_LINES * line_bytes : BATCH_LINES * resizer->copy_stride;
+    size_t copies_bytes = resizer->variant->window_bytes == 0 ? BATCH_LINES * line_bytes * sizeof(int16_t) : BATCH_LINES * resizer->copy_stride;
     resizer->copies = calloc(1, copies_bytes + 1);
     return resizer->copies != NULL;
 }
@@ -168,32 +168,38 @@ static void make_line(Resizer *resizer, int32_t y) {
         resizer, resizer->pairs, resizer->column_weights + column->weights, column->pair_count, resizer->line);
 }
 
-static inline void copy_patch_lines(const Resizer *resizer, uint8_t *rows, size_t patch, int32_t first_frame, int32_t stop_frame) {
+/* Copy lines of planes into the rows of a line of patches, a patch at a time, so that what is written lies side by side. */
+static inline void
+copy_strip(const Resizer *resizer, uint8_t *rows, size_t patch, size_t line_count, size_t first_frame, size_t stop_frame) {
     const size_t patch_count = (size_t)resizer->cut.canvas_width / patch, frames = (size_t)resizer->cut.frames;
-    for (size_t column = 0; column < patch_count; ++column) {
-        uint8_t *row = rows + resizer->patch_offsets[column];
-        for (size_t channel = 0; channel < 3; ++channel) {
-            const uint8_t *values = resizer->planes + channel * resizer->plane_stride + column * patch;
-            for (size_t frame = (size_t)first_frame; frame < (size_t)stop_frame; ++frame)
-                memcpy(row + (channel * frames + frame) * patch * patch, values, patch);
-        }
-    }
+    const size_t stride = resizer->plane_stride;
+    for (size_t column = 0; column < patch_count; ++column)
+        for (size_t channel = 0; channel < 3; ++channel)
+            for (size_t frame = first_frame; frame < stop_frame; ++frame) {
+                const uint8_t *values = resizer->planes + channel * stride + column * patch;
+                uint8_t *out = rows + resizer->patch_offsets[column] + (channel * frames + frame) * patch * patch;
+                for (size_t line = 0; line < line_count; ++line, values += 3 * stride, out += patch)
+                    memcpy(out, values, patch);
+            }
 }
 
-/* Cut `resizer->line`, line y of the canvas, into its places of the rows. */
-static void cut_line(Resizer *resizer, int32_t y, uint8_t *rows, int32_t first_frame, int32_t stop_frame) {
+/* Take `resizer->line`, line y of the canvas, and write a strip of lines when it is complete. */
+static void cut_line(Resizer *resizer, int32_t y, uint8_t *rows, size_t first_frame, size_t stop_frame) {
     const Cut *cut = &resizer->cut;
-    const size_t patch = (size_t)cut->patch, merge = (size_t)cut->merge, patch_row = (size_t)y / patch;
-    const size_t feature_count = 3 * (size_t)cut->frames * patch * patch;
-    size_t row = patch_row / merge * merge * ((size_t)cut->canvas_width / patch) + patch_row % merge * merge;
-    rows += row * feature_count + (size_t)y % patch * patch;
-    resizer->variant->split(resizer->line, resizer->planes, resizer->plane_stride);
+    const size_t patch = (size_t)cut->patch, merge = (size_t)cut->merge, patch_row = (size_t)y / patch, y_in_patch = (size_t)y % patch;
+    const size_t y_in_strip = y_in_patch % STRIP_LINES, feature_count = 3 * (size_t)cut->frames * patch * patch;
+    const size_t row = patch_row / merge * merge * ((size_t)cut->canvas_width / patch) + patch_row % merge * merge;
+    uint8_t *planes = resizer->planes + 3 * resizer->plane_stride * y_in_strip;
+    resizer->variant->split(resizer->line, planes, resizer->plane_stride);
+    if (y_in_strip + 1 < STRIP_LINES && y_in_patch + 1 < patch)
+        return;
+    rows += row * feature_count + (y_in_patch - y_in_strip) * patch;
     if (patch == 16) /* known lengths, which compilers copy without a call */
-        copy_patch_lines(resizer, rows, 16, first_frame, stop_frame);
+        copy_strip(resizer, rows, 16, y_in_strip + 1, first_frame, stop_frame);
     else if (patch == 14)
-        copy_patch_lines(resizer, rows, 14, first_frame, stop_frame);
+        copy_strip(resizer, rows, 14, y_in_strip + 1, first_frame, stop_frame);
     else
-        copy_patch_lines(resizer, rows, patch, first_frame, stop_frame);
+        copy_strip(resizer, rows, patch, y_in_strip + 1, first_frame, stop_frame);
 }
 
 /* Resize a frame and write it into its places of the rows of a temporal patch.
@@ -212,10 +218,10 @@ resizer_write(Resizer *resizer, const uint8_t *frame, int64_t stride, uint8_t *r
                 make_batch(resizer, frame, (ptrdiff_t)stride, made);
             make_line(resizer, y);
         }
-        cut_line(resizer, y, rows, first_frame, stop_frame);
+        cut_line(resizer, y, rows, (size_t)first_frame, (size_t)stop_frame);
     }
     if (resizer->cut.canvas_height > resizer->new_height)
         memset(resizer->line, 0, 3 * resizer->plane_stride);
     for (int32_t y = resizer->new_height; y < resizer->cut.canvas_height; ++y)
-        cut_line(resizer, y, rows, first_frame, stop_frame);
+        cut_line(resizer, y, rows, (size_t)first_frame, (size_t)stop_frame);
 }

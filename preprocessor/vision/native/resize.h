@@ -15,6 +15,7 @@
 
 #define BATCH_LINES 8
 #define BATCH_PAIRS (BATCH_LINES / 2)
+#define STRIP_LINES 16 /* lines that are written into rows together */
 #define CHUNK 64 /* middle lines are a multiple of this many values long; no load goes further beyond the end of a buffer */
 
 #define HIDDEN __attribute__((visibility("hidden")))
@@ -88,7 +89,7 @@ struct Resizer {
     uint8_t *copies;         /* of a batch of lines, where they are shorter than a window; or turned */
     size_t copy_stride;
     uint8_t *line;           /* one line after resizing, zeros behind it */
-    uint8_t *planes;
+    uint8_t *planes;         /* [STRIP_LINES][3][plane_stride] */
     size_t *patch_offsets;   /* bytes from the first row of its line of patches, for each patch of a line */
 };
 
