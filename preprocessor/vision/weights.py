@@ -19,6 +19,7 @@ MOST_SHRINKING = 16
 """Sides that become smaller than a sixteenth are refused: so many taps would be large tables."""
 
 _SUPPORT_PX = 2  # of the bicubic filter, at each side
+_UNIT_PRECISION = 14
 _MOST_PRECISION = 22  # bits; torch, _compute_index_ranges_int16_weights
 
 
@@ -43,6 +44,9 @@ class AxisWeights:
 @functools.lru_cache(maxsize=64)
 def axis_weights(source: int, target: int) -> AxisWeights:
     """Source: torch 2.13, aten/src/ATen/native/cpu/UpSampleKernel.cpp, how weights become int16."""
+    if source == target:
+        unit = np.full((target, 1), 1 << _UNIT_PRECISION, np.int16)
+        return AxisWeights(source, target, np.arange(target, dtype=np.int32), unit, _UNIT_PRECISION)
     scale = source / target
     support = _SUPPORT_PX * max(scale, 1.0)
     spacing = 2 * math.ceil(support) + 3  # taps of one output, and one more at each side: rounding may move the first

@@ -20,6 +20,7 @@ from tests.waiting import PATIENCE_SECONDS
 
 needs_library = pytest.mark.skipif(not native.VARIANTS, reason="the native kernel is not built here: make setup")
 SOURCES = sorted(Path(native.__file__).parent.glob("*.c"))
+LIBRARY = Path(native.__file__).with_name("_resize.abi3.so")
 QWEN = spec_of(16, 2, 2)
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +39,7 @@ def written(frame: npt.NDArray[np.uint8], target: Size, canvas: Size, *, variant
 
 @needs_library
 def test_random_frames_come_out_as_torch_makes_them() -> None:
-    assert differing(0, 400) == []
+    assert differing(0, 250) == []
 
 
 @needs_library
@@ -111,21 +112,15 @@ def test_what_shrinks_too_much_for_the_kernel_is_left_to_torch(monkeypatch: pyte
     assert np.array_equal(written(case.frame, (32, 32), (32, 32), variant=0), expected(case))
 
 
-def test_without_the_library_all_is_made_without_it(tmp_path: Path) -> None:
-    """In another process: what is loaded stays loaded."""
-    program = (
-        "import sys, pathlib; from preprocessor.vision import native; native.use(pathlib.Path(sys.argv[1]));"
-        "import pytest; sys.exit(native.VARIANTS != () or pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[2:]]))"
-    )
-    tests = "tests/unit/test_native.py::test_both_ways_write_the_same_rows"
-    done = subprocess.run(
-        [sys.executable, "-c", program, tmp_path / "absent.so", tests],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_without_the_library_torch_does_it(tmp_path: Path) -> None:
+    frame, size = noise(70, 102), (64, 96)
+    rows = written(frame, size, size, variant=0)
+    try:
+        native.use(tmp_path / "absent.so")
+        assert native.VARIANTS == ()
+        assert np.array_equal(written(frame, size, size, variant=0), rows)
+    finally:
+        native.use(LIBRARY)
 
 
 @pytest.mark.slow
