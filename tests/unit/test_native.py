@@ -15,6 +15,7 @@ import pytest
 from preprocessor.types.timing import Timings
 from preprocessor.vision import native
 from preprocessor.vision.frame_rows import row_writer
+from preprocessor.vision.weights import axis_weights
 from tests.unit.native_cases import Case, Size, differing, expected, made, spec_of
 from tests.waiting import PATIENCE_SECONDS
 
@@ -93,6 +94,26 @@ def test_a_frame_may_lie_in_memory_in_any_way() -> None:
             written(frame, (64, 96), (64, 96), variant=0),
             written(np.ascontiguousarray(frame), (64, 96), (64, 96), variant=None),
         )
+
+
+@needs_library
+def test_arrays_that_the_kernel_would_not_fit_are_refused() -> None:
+    weights = axis_weights(70, 64)
+    resizer = native.RowResizer(weights, weights, (64, 64), patch=16, merge=2, frames=2)
+    frame, rows = noise(70, 70), np.zeros((16, QWEN.feature_count), np.uint8)
+    resizer.write(frame, rows, slice(0, 2))
+    fixed = rows.view()
+    fixed.flags.writeable = False
+    others = [
+        (frame[1:], rows),
+        (frame.astype(np.uint16), rows),
+        (frame, rows[1:]),
+        (frame, rows[:, ::-1]),
+        (frame, fixed),
+    ]
+    for wrong_frame, wrong_rows in others:
+        with pytest.raises(ValueError, match="is needed"):
+            resizer.write(wrong_frame, wrong_rows, slice(0, 2))
 
 
 @pytest.mark.parametrize("target", [(64, 96), (40, 96), (64, 70), (64, 3)], ids=str)

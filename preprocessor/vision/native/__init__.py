@@ -62,7 +62,7 @@ use(Path(__file__).with_name("_resize.abi3.so"))
 
 
 class RowResizer:
-    """Writes frames of one size into the rows of patches; its buffers are reused from frame to frame."""
+    """Writes frames of one size into the rows of patches, for one thread; its buffers are reused from frame to frame."""
 
     def __init__(
         self,
@@ -109,9 +109,17 @@ class RowResizer:
             frame: RGB uint8 [height, width, 3].
             rows: uint8 [patches, 3 * frames * patch * patch], C-contiguous.
             places: The frame's places among the frames of a patch.
+        Raises:
+            ValueError: One of the arrays is another than that: C does not see how large they are.
         """
-        assert frame.shape == self._size and frame.dtype == np.uint8
-        assert rows.shape == self._shape and rows.dtype == np.uint8 and rows.flags.c_contiguous and rows.flags.writeable
+        if frame.shape != self._size or frame.dtype != np.uint8:
+            raise ValueError(f"a frame of {frame.dtype} {frame.shape}; {self._size} is needed")
+        if (
+            rows.shape != self._shape
+            or rows.dtype != np.uint8
+            or not (rows.flags.c_contiguous and rows.flags.writeable)
+        ):
+            raise ValueError(f"rows of {rows.dtype} {rows.shape}; {self._shape} is needed, contiguous and writable")
         first, stop, _ = places.indices(self._frames)
         if frame.strides[1:] != (3, 1):
             frame = np.ascontiguousarray(frame)
