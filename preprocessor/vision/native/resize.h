@@ -3,9 +3,9 @@
  * An output value is clamp((half + sum of source value * weight) >> precision), 0 to 255, where half is 1 << (precision - 1). Lines
  * are resized first and rounded to bytes, then columns of these: so torch does it, and so must be done whatever is to be equal.
  *
- * Values of a line stay in the order of its pixels: R, G, B, R, G, B … Lines that were resized ("middle lines") lie in pairs, value
- * by value side by side, as one multiplication of 16-bit pairs takes them: line 0 and 1 of value 0, of value 1, … A batch is four
- * pairs. Of middle lines only the batches that are still needed exist, in a ring.
+ * Values of a line stay in the order of its pixels: R, G, B, R, G, B … Lines that were resized ("middle lines") are kept in pairs, each
+ * in the order that its set of instructions wants: with AVX value by value side by side, as one multiplication of pairs of 16 bits takes
+ * them. A batch is four pairs. Of middle lines only the batches that are still needed exist, in a ring.
  */
 #ifndef RESIZE_H
 #define RESIZE_H
@@ -13,10 +13,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define BATCH_LINES 8
+#define BATCH_LINES 8 /* lines of a frame that are resized together */
 #define BATCH_PAIRS (BATCH_LINES / 2)
 #define STRIP_LINES 16 /* lines that are written into rows together */
-#define CHUNK 64 /* middle lines are a multiple of this many values long; no load goes further beyond the end of a buffer */
+#define CHUNK 64       /* middle lines are a multiple of this many values long */
 
 #define HIDDEN __attribute__((visibility("hidden")))
 
@@ -86,9 +86,9 @@ struct Resizer {
     int16_t *column_weights;
     uint8_t *ring;
     const uint8_t **pairs;   /* of the line that is being made */
-    uint8_t *copies;         /* of a batch of lines, where they are shorter than a window; or turned */
+    uint8_t *copies;         /* of a batch of lines: where they are shorter than a window, or turned for plain C */
     size_t copy_stride;
-    uint8_t *line;           /* one line after resizing, zeros behind it */
+    uint8_t *line;           /* one line after resizing, and zeros behind it, a CHUNK more than `split` takes */
     uint8_t *planes;         /* [STRIP_LINES][3][plane_stride] */
     size_t *patch_offsets;   /* bytes from the first row of its line of patches, for each patch of a line */
 };
