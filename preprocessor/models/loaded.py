@@ -32,7 +32,8 @@ WriteFrame = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.uint8], slice, Stop
 
 Called with (frame, rows, places, stopwatch): the frame RGB uint8 [height, width, 3] as decoded; the group's rows uint8
 [group_rows, feature_count], C-contiguous; the frame's places among the group's frames, more than one where it stands for missing
-ones too; and a stopwatch, whose stages "resize" and "patch" it ends. A row's values are ordered by channel first.
+ones too; and a stopwatch, whose stages "resize" and "patch" it ends; where one kernel does both, all of it is "resize".
+A row's values are ordered by channel first.
 """
 
 
