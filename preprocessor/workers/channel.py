@@ -74,11 +74,11 @@ class Given:
     """Service → worker: what a command comes with.
 
     Attributes:
-        windows: What is to be mapped; None: nothing changes, as the arena has a name.
+        windows: What is to be mapped.
         file_bytes: Of all its files together.
     """
 
-    windows: Windows | None
+    windows: Windows
     file_bytes: int
 
 
@@ -143,6 +143,11 @@ class Finished:
     outcome: Any
     fault: Fault | None
     grown_bytes: int
+
+    @property
+    def is_good(self) -> bool:
+        """Whether there is a result."""
+        return self.fault is None and not isinstance(self.outcome, PreprocessorError)
 
     def result(self) -> Any:
         """What `Payload.run` returned.

@@ -341,9 +341,6 @@ class WorkerPool:
             return refusals.worker_violation()
         if death.code == -signal.SIGXCPU:
             return refusals.cpu_seconds_exceeded(self.settings.max_cpu_seconds)
-        if death.code == -signal.SIGBUS and self.arena.is_full():
-            logger.warning("%s because /dev/shm is full: it is smaller than --memory-budget, or others fill it", death)
-            return refusals.shared_memory_full()
         is_retried = task.start_count < _TRIES
         logger.warning("%s; its request is %s", death, "tried again" if is_retried else "given up")
         if is_retried:

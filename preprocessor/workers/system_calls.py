@@ -11,7 +11,7 @@ import mmap
 import os
 from collections.abc import Iterable, Mapping
 
-from preprocessor.workers.chunks import MAP_FIXED
+from preprocessor.workers.mapping import MAP_FIXED
 
 try:
     import pyseccomp as seccomp
@@ -51,12 +51,9 @@ class FilterUnavailable(Exception):
     """No filter could be set: the message says why."""
 
 
-def allow_only(arena: int | None, arena_bytes: int) -> None:
+def allow_only() -> None:
     """Set the filter for the rest of this process's life. Needs `no_new_privs`.
 
-    Args:
-        arena: The descriptor of an arena that has a name, whose pages must be allocated before they are written.
-        arena_bytes: Size of its file.
     Raises:
         FilterUnavailable: There is no libseccomp 2, or the kernel takes no filters.
     """
@@ -80,9 +77,8 @@ def allow_only(arena: int | None, arena_bytes: int) -> None:
     # New memory of its own, never executable. Of files only such as it was given for its task, in place of a part of the arena.
     new = arg(3, seccomp.MASKED_EQ, mmap.MAP_ANONYMOUS, mmap.MAP_ANONYMOUS)
     add(seccomp.ALLOW, ("mmap",), arg(2, seccomp.MASKED_EQ, mmap.PROT_EXEC, 0), new)
-    if arena is None:
-        shared = arg(3, seccomp.MASKED_EQ, _MASK_32, mmap.MAP_SHARED | MAP_FIXED)
-        add(seccomp.ALLOW, ("mmap",), arg(2, seccomp.MASKED_EQ, mmap.PROT_EXEC, 0), shared)
+    shared = arg(3, seccomp.MASKED_EQ, _MASK_32, mmap.MAP_SHARED | MAP_FIXED)
+    add(seccomp.ALLOW, ("mmap",), arg(2, seccomp.MASKED_EQ, mmap.PROT_EXEC, 0), shared)
     add(seccomp.ALLOW, ("mprotect",), arg(2, seccomp.MASKED_EQ, mmap.PROT_EXEC, 0))
     # Threads, which the filter holds too, and no processes. The flags of clone3 cannot be read here, so it is refused, and libc
     # uses clone.
@@ -95,9 +91,6 @@ def allow_only(arena: int | None, arena_bytes: int) -> None:
     add(seccomp.ALLOW, ("getrlimit", "setrlimit"))
     for command in _READ_FLAGS:
         add(seccomp.ALLOW, ("fcntl",), arg(1, seccomp.MASKED_EQ, _MASK_32, command))
-    if arena is not None:
-        within = (arg(number, seccomp.LE, arena_bytes) for number in (2, 3))
-        add(seccomp.ALLOW, ("fallocate",), arg(0, seccomp.EQ, arena), *within)
     try:
         rules.load()
     except OSError as error:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from preprocessor.errors import Cancelled, DeadlineExceeded, Overloaded, PreprocessorError, trace_of
+from preprocessor.errors import Cancelled, DeadlineExceeded, PreprocessorError, trace_of
 from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers.channel import (
     HEAD,
@@ -88,8 +88,7 @@ def serve(to: Connections, model: LoadedModel, kept_bytes: int) -> None:
     start_bytes = anonymous_bytes()
     while (message := _receive(to.channel)) is not None:
         given: Given = load(message)
-        if given.windows is not None:
-            to.rows.show(given.windows, to.supply)
+        to.rows.show(given.windows, to.supply)
         command = _command(to, given)
         if command is None:
             return
@@ -160,13 +159,8 @@ def _send_through_arena(to: Connections, reply: bytes, buffers: Sequence[memoryv
     if slot.offset is None:
         _send(to.channel, dump((dump(Finished(worker_memory_exceeded(), None, 0)), [])))
         return
-    if slot.windows is not None:
-        to.rows.show(slot.windows, to.supply)
-    try:
-        to.rows.reserve(slot.offset, sum(len(buffer) for buffer in buffers))
-    except Overloaded as error:
-        _send(to.channel, dump((dump(Finished(error, None, 0)), [])))
-        return
+    assert slot.windows is not None
+    to.rows.show(slot.windows, to.supply)
     offset, ranges = slot.offset, []
     for buffer in buffers:
         to.rows.view(offset, len(buffer))[:] = buffer.cast("B")
