@@ -8,6 +8,7 @@ CODE := preprocessor engine_client deploy tests
 FUZZ_COUNT ?= 20000
 FUZZ_SECONDS ?= inf
 FUZZ_FIRST ?= 0
+CHANNEL_SECONDS ?= 60
 GUIDED_SECONDS ?= 140
 # Of the demo: triton or vllm.
 ENGINE ?= triton
@@ -84,6 +85,7 @@ soak: setup ## half an hour of mixed work and refusals on one server, or SOAK_SE
 fuzz: setup ## 20,000 mutated files and requests, or FUZZ_COUNT, against real services; or for FUZZ_SECONDS. FUZZ_SEED, FUZZ_FIRST: again
 	$(BIN)/python -m tests.fuzz --count $(FUZZ_COUNT) --seconds $(FUZZ_SECONDS) --first $(FUZZ_FIRST) \
 		$(if $(FUZZ_SEED),--seed $(FUZZ_SEED)) $(if $(FUZZ_ONLY),--only '$(FUZZ_ONLY)')
+	$(BIN)/python -m tests.fuzz.channel --count $(FUZZ_COUNT) --seconds $(CHANNEL_SECONDS) $(if $(FUZZ_SEED),--seed $(FUZZ_SEED))
 
 fuzz-guided: setup ## coverage-guided fuzzing of the parsers written in Python, for GUIDED_SECONDS
 	$(BIN)/python -m tests.fuzz.guided --seconds $(GUIDED_SECONDS)

@@ -21,6 +21,7 @@ from preprocessor.workers import region_copy
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.channel import (
     HEAD,
+    INLINE_BYTES,
     Command,
     Finished,
     Given,
@@ -29,18 +30,20 @@ from preprocessor.workers.channel import (
     RowsFinished,
     check_finished,
     dump,
-    load_untrusted,
 )
 from preprocessor.workers.chunks import BATCH_COUNT, GivenChunks, Windows, close_all
 from preprocessor.workers.claims import Violation, check_rows
 from preprocessor.workers.stop_flag import StopFlag
+from preprocessor.workers.untrusted import build, parse
 
 logger = logging.getLogger(__name__)
 
 FULL_SECONDS = 0.01
 """Pause before another try to send to a fork server whose socket is full."""
 _EXIT_CODE_SECONDS = 5.0
-_MAX_MESSAGE_BYTES = 1 << 28  # the packet tables of a clip with a million frames take a tenth
+_MAX_MESSAGE_BYTES = (
+    8 << 20
+)  # beside arrays: the longest is the text around the frames of a long clip, 60 bytes a frame
 
 
 _system_call = Violation("system_call", "a system call that is not allowed")
@@ -153,7 +156,8 @@ class ProcessWorker:
         slot: range | None = None
         refusal: Overloaded | None = None
         while True:
-            match load_untrusted(await self._receive()):
+            value, places = parse(await self._receive())
+            match build(value, await self._buffers(places, slot or range(0))):
                 case RowsFinished(first_row, row_count):
                     rows = range(check_rows(first_row, row_count, rows), rows.stop)
                     stop = written.start + row_count * row_bytes
@@ -166,13 +170,11 @@ class ProcessWorker:
                     except Overloaded as error:
                         slot, refusal = range(0), error
                         self._send(dump(ResultSlot(None)))
-                case (bytes() as reply, list() as buffers):
-                    places = slot or range(0)
-                    finished: Finished = load_untrusted(reply, [self._buffer(buffer, places) for buffer in buffers])
+                case Finished() as finished:
                     check_finished(finished, command.payload)
                     if finished.is_good:
                         await region_copy.copy(self._arena, written)
-                        await region_copy.copy(self._arena, places)
+                        await region_copy.copy(self._arena, slot or range(0))
                     return finished if refusal is None else dataclasses.replace(finished, outcome=refusal)
                 case other:
                     raise Violation("message", f"a message of type {type(other).__name__}")
@@ -232,14 +234,20 @@ class ProcessWorker:
             return False
         return True
 
-    def _buffer(self, buffer: Any, places: range) -> bytes | memoryview:
-        """A buffer of a result: its bytes, or the view of its (offset, size) in the arena, within what was leased for it."""
-        match buffer:
-            case bytes():
-                return buffer
-            case (int() as offset, int() as size_bytes) if places.start <= offset <= offset + size_bytes <= places.stop:
-                return self._arena.view(offset, size_bytes)
-        raise Violation("message", "a buffer that is nowhere")
+    async def _buffers(self, places: list[Any], slot: range) -> list[bytes | memoryview]:
+        """The bytes of a message's arrays: they follow it, or are somewhere in what was leased for them."""
+        buffers: list[bytes | memoryview] = []
+        left_bytes = INLINE_BYTES
+        for place in places:
+            match place:
+                case int() if 0 <= place <= left_bytes:
+                    buffers.append(await self._reader.readexactly(place))
+                    left_bytes -= place
+                case [int() as offset, int() as size_bytes] if slot.start <= offset <= offset + size_bytes <= slot.stop:
+                    buffers.append(self._arena.view(offset, size_bytes))
+                case _:
+                    raise Violation("message", "a buffer that is nowhere")
+        return buffers
 
     def stop(self, task_id: int) -> None:
         """Have the task end at its next checkpoint."""
