@@ -20,7 +20,7 @@ LOWEST := build/lowest
 AUDIT_IGNORED :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton vllm prometheus examples demo test test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit sbom parity bench bench-full golden proto image image-test render reference format lint type verify clean
+.PHONY: help setup triton vllm prometheus examples demo test test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit lock sbom parity bench bench-full golden proto image image-test render reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -99,6 +99,9 @@ audit: setup $(SUPPLY)/stamp ## look up every installed package among known vuln
 	$(BIN)/pip list --format freeze --exclude-editable | sed 's/+cpu$$//' > $(SUPPLY)/installed.txt
 	$(SUPPLY)/bin/pip-audit --strict --no-deps --disable-pip --requirement $(SUPPLY)/installed.txt \
 		$(addprefix --ignore-vuln ,$(AUDIT_IGNORED))
+
+lock: setup $(SUPPLY)/stamp ## write what the image installs, with hashes, anew from the index: deploy/requirements.txt, deploy/installer.txt
+	$(BIN)/python -m deploy.pins $(SUPPLY)/bin/uv deploy
 
 sbom: setup $(SUPPLY)/stamp ## write build/sbom.cdx.json: every installed package with version and licence, as CycloneDX
 	$(SUPPLY)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
