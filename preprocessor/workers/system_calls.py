@@ -59,7 +59,10 @@ def allow_only() -> None:
     """
     if seccomp is None:
         raise FilterUnavailable("pyseccomp or the system's libseccomp 2 is missing")
-    rules = seccomp.SyscallFilter(defaction=seccomp.KILL_PROCESS)
+    try:
+        rules = seccomp.SyscallFilter(defaction=seccomp.KILL_PROCESS)
+    except OSError as error:
+        raise FilterUnavailable(f"the kernel has no seccomp filters: {error}") from error
 
     def add(action: int, names: Iterable[str], *conditions: object) -> None:
         for name in names:
