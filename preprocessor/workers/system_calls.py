@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from preprocessor.workers.mapping import MAP_FIXED
 
@@ -61,19 +62,32 @@ def allow_only() -> None:
         raise FilterUnavailable("pyseccomp or the system's libseccomp 2 is missing")
     try:
         rules = seccomp.SyscallFilter(defaction=seccomp.KILL_PROCESS)
+        add_rules(rules, seccomp.Arch.NATIVE, os.getpid())
+        rules.load()
     except OSError as error:
-        raise FilterUnavailable(f"the kernel has no seccomp filters: {error}") from error
+        raise FilterUnavailable(f"the kernel accepts no seccomp filter: {error}") from error
+
+
+def add_rules(rules: Any, architecture: Any, own: int) -> None:
+    """Allow in a filter what a worker may do.
+
+    Args:
+        rules: Of pyseccomp, for this architecture alone.
+        own: The worker's process id.
+    """
 
     def add(action: int, names: Iterable[str], *conditions: object) -> None:
         for name in names:
             try:
-                number = seccomp.resolve_syscall(seccomp.Arch.NATIVE, name)
+                number = seccomp.resolve_syscall(architecture, name)
             except (OSError, ValueError):
                 continue
             if number >= 0:  # negative: not on this architecture
                 rules.add_rule(action, name, *conditions)
 
-    own, arg = os.getpid(), seccomp.Arg
+    # By default such a call ends its thread alone, and the others go on.
+    rules.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.KILL_PROCESS)
+    arg = seccomp.Arg
     add(seccomp.ALLOW, ALLOWED)
     for name, code in REFUSED.items():
         add(seccomp.ERRNO(code), (name,))
@@ -94,7 +108,3 @@ def allow_only() -> None:
     add(seccomp.ALLOW, ("getrlimit", "setrlimit"))
     for command in _READ_FLAGS:
         add(seccomp.ALLOW, ("fcntl",), arg(1, seccomp.MASKED_EQ, _MASK_32, command))
-    try:
-        rules.load()
-    except OSError as error:
-        raise FilterUnavailable(f"the kernel accepts no seccomp filter: {error}") from error
