@@ -74,6 +74,9 @@ VISION_TENSORS: Mapping[str, ContractTensor] = _by_name(
 )
 """A prompt has all of them, or, for text alone, none."""
 
+TILE_COUNTS = ContractTensor("tile_counts", np.dtype(np.int64), (-1,))
+"""In the place of `grid_thw`, of families whose rows are tiles: the rows of each item."""
+
 OPTIONAL_TENSORS: Mapping[str, ContractTensor] = _by_name(
     (ITEM_HASH, np.uint8, (-1, HASH_BYTES)),
     ("mrope_position_ids", np.int32, (3, -1)),

@@ -13,7 +13,8 @@ import torch
 
 from deploy.triton.local_server import REPOSITORY
 from engine_client.contract.errors import InvalidPrompt
-from engine_client.contract.prompt import ModelLayout, check_prompt
+from engine_client.contract.layout import ModelLayout
+from engine_client.contract.prompt import check_prompt
 from engine_client.contract.sampling import SamplingParameters
 from engine_client.contract.tensors import (
     CONTRACT_INPUTS,
