@@ -15,7 +15,7 @@ import numpy as np
 from engine_client.contract.errors import InvalidPrompt
 from engine_client.contract.prompt import Prompt
 from engine_client.contract.sampling import SamplingParameters, TokenLogprob
-from engine_client.contract.tensors import HASH_BYTES, VIDEO, Array
+from engine_client.contract.tensors import HASH_BYTES, TILE_COUNTS, VIDEO, Array
 from engine_client.contract.vllm_rules import (
     check_item_counts,
     check_item_size,
@@ -25,7 +25,7 @@ from engine_client.contract.vllm_rules import (
 
 from .facts import EngineFacts
 
-TENSORS_OF_THIS_ENGINE = ("item_hash", "second_per_grid_ts")
+TENSORS_OF_THIS_ENGINE = ("item_hash", "second_per_grid_ts", TILE_COUNTS.name)
 _CONSTRAINTS = {"json_schema": "json", "regex": "regex", "grammar": "grammar"}
 MAX_SEED = (1 << 31) - 1  # as vLLM's own gRPC service has it, so that one seed gives the same tokens by either way
 
