@@ -111,7 +111,7 @@ def _write_gemma4(folder: Path) -> None:
             "bos_token_id": ids("<bos>"),
             "eos_token_id": ids("</turn>"),
         },
-        vision_config={**VISION, "num_key_value_heads": 2, "head_dim": 32},
+        vision_config={**VISION, "num_key_value_heads": 2, "head_dim": 32, "default_output_length": 280},
         image_token_id=ids("<|image|>"),
         video_token_id=ids("<|video|>"),
         boi_token_id=ids("<|image>"),
