@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +23,51 @@ PIXELS = {"glm-4.1v": "uint8", "glm-4.6v": "uint8", "mistral3": "uint8"}
 """What vLLM 0.32 takes; of all others floats."""
 
 
-@pytest.mark.vllm
-@pytest.mark.timeout(900)
-@pytest.mark.skipif(not INSTALLED.exists(), reason="no vLLM; `make vllm` sets one up")
-@pytest.mark.parametrize("name", WRITERS)
-def test_the_input_is_what_vllm_itself_makes_of_the_same_files_and_frames(name: str, tmp_path: Path) -> None:
-    checkpoint, form = tmp_path / "checkpoint", PIXELS.get(name, "floats")
-    checkpoint.mkdir()
-    WRITERS[name](checkpoint)
-    model = load_family_model(str(checkpoint))
-    server = server_of(checkpoint, normalizes=form == "uint8")
-    for kind, media in kinds_of(model).items():
-        tensors = tensors_of(model, media)
-        np.savez(tmp_path / f"{kind}.npz", **dict[str, Any](tensors))
-        np.savez(tmp_path / f"{kind}.media.npz", **media_arrays(model, checkpoint, media))
-        request = EngineRequest(kind, tensors)
-        if kind == "images that differ" and name in ONE_SIZE:
-            with pytest.raises(EngineRejected, match="its images differ in size"):
-                encode_prompt("engine", request, server)
-        else:
-            (tmp_path / f"{kind}.bin").write_bytes(encode_prompt("engine", request, server))
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(not INSTALLED.exists(), reason="no vLLM; `make vllm` sets one up"),
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """By family; all are compared by one process, since vLLM takes long to import."""
+    paths = []
+    for name, write in WRITERS.items():
+        checkpoint, folder = tmp_path_factory.mktemp(name), tmp_path_factory.mktemp("prompts")
+        write(checkpoint)
+        save_prompts(name, checkpoint, folder)
+        paths += [checkpoint, folder]
     ran = subprocess.run(
-        [INSTALLED.with_name("python"), Path(__file__).with_name("vllm_own_input.py"), checkpoint, tmp_path],
+        [INSTALLED.with_name("python"), Path(__file__).with_name("vllm_own_input.py"), *paths],
         env=dict(os.environ) | {"HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.splitlines()[-1] == f"equal {form}"
+    print(ran.stderr)  # tracebacks, which pytest shows with a failure
+    return dict(zip(WRITERS, ran.stdout.splitlines()[-len(WRITERS) :], strict=True))
+
+
+def save_prompts(name: str, checkpoint: Path, folder: Path) -> None:
+    model = load_family_model(str(checkpoint))
+    server = server_of(checkpoint, normalizes=PIXELS.get(name, "floats") == "uint8")
+    for kind, media in kinds_of(model).items():
+        tensors = tensors_of(model, media)
+        np.savez(folder / f"{kind}.npz", **dict[str, Any](tensors))
+        np.savez(folder / f"{kind}.media.npz", **media_arrays(model, checkpoint, media))
+        request = EngineRequest(kind, tensors)
+        if kind == "images that differ" and name in ONE_SIZE:
+            with pytest.raises(EngineRejected, match="its images differ in size"):
+                encode_prompt("engine", request, server)
+        else:
+            (folder / f"{kind}.bin").write_bytes(encode_prompt("engine", request, server))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_input_is_what_vllm_itself_makes_of_the_same_files_and_frames(
+    name: str, results: Mapping[str, str]
+) -> None:
+    assert results[name] == f"equal {PIXELS.get(name, 'floats')}"

@@ -42,7 +42,7 @@ def test_the_input_is_what_vllm_itself_makes_of_the_same_files_and_frames(name: 
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.splitlines()[-1] == "equal uint8"
+    assert ran.stdout.splitlines()[-1] == "equal uint8", ran.stderr
 
 
 def media_arrays(model: Model, media: tuple[Any, ...]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Compares the inputs that this project makes for vLLM's engine with what vLLM itself makes of the same files and frames.
 
-python vllm_own_input.py CHECKPOINT FOLDER, in vLLM's own Python. No engine is started: equal inputs have equal answers. The last
-line is "equal uint8" or "equal floats", by the pixels that vLLM takes of the model.
+python vllm_own_input.py CHECKPOINT FOLDER [CHECKPOINT FOLDER …], in vLLM's own Python. No engine is started: equal inputs have
+equal answers. The last lines are one a checkpoint: "equal uint8" or "equal floats", by the pixels that vLLM takes of the model,
+else what differs.
 
 FOLDER has for each prompt NAME.npz, the contract's tensors, and NAME.media.npz: `text` rendered (before which special tokens are
 put where `adds_special_tokens` says so), and what is in it in order,
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -45,7 +47,19 @@ WIRE_FIELDS = {"patches_per_image", "patches_per_video", "video_token_id"}
 """They say how a message is divided, or which of the `VIDEO_PADS` there are."""
 
 
-def main(checkpoint: str, folder: str) -> None:
+def main(*paths: str) -> None:
+    results = []
+    for checkpoint, folder in zip(paths[::2], paths[1::2], strict=True):
+        try:
+            results.append(f"equal {compare_prompts(checkpoint, folder)}")
+        except Exception as failure:
+            traceback.print_exc()
+            results.append(f"{type(failure).__name__}: {failure}".splitlines()[0])
+    print(*results, sep="\n")
+
+
+def compare_prompts(checkpoint: str, folder: str) -> str:
+    """Compare all prompts of a folder; returns what vLLM takes of the model's pixels."""
     facts, items, inputs = (importlib.import_module(f"vlm_vllm_1.{name}") for name in ("facts", "items", "inputs"))
     config = AsyncEngineArgs(model=checkpoint, dtype="float32", max_model_len=8192, mm_processor_cache_gb=0)
     vllm_config = config.create_engine_config()
@@ -79,7 +93,7 @@ def main(checkpoint: str, folder: str) -> None:
             batches = [request.mm_inputs, *request.extra_mm_inputs] if request.HasField("mm_inputs") else []
             ours = VllmEngineServicer._build_preprocessed_mm_inputs(servicer, request.tokenized, batches)
             compare(message.name, own, ours)
-    print("equal", "uint8" if known.normalizes else "floats")
+    return "uint8" if known.normalizes else "floats"
 
 
 def media_data(media: Any) -> dict[str, list[Any]]:
