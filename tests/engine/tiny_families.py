@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 import tests.golden.huggingface  # noqa: F401  # first: it makes torchvision importable, which transformers looks for
 from tests.engine.tiny_own_tensors import TEXT, VISION
@@ -144,3 +145,13 @@ def write_family(folder: Path, name: str) -> None:
     end = transformers.AutoTokenizer.from_pretrained(folder).eos_token_id
     model.generation_config = transformers.GenerationConfig(eos_token_id=end)
     model.save_pretrained(folder)
+    if name == "gemma3":
+        _nest_vision_tower(folder / "model.safetensors")
+
+
+def _nest_vision_tower(path: Path) -> None:
+    """As Gemma 3 was published. transformers loads either names and writes the shorter ones, which vLLM does not know."""
+    weights = {
+        name.replace("vision_tower.", "vision_tower.vision_model."): weight for name, weight in load_file(path).items()
+    }
+    save_file(weights, path, metadata={"format": "pt"})
