@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from smg_grpc_proto.generated import common_pb2
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from engine_client import EngineMismatch, EngineRejected, EngineRequest
+from engine_client.contract.errors import InvalidPrompt
+from engine_client.contract.prompt import check_prompt
 from engine_client.contract.tensors import VIDEO, Array
 from engine_client.contract.vllm_families import FAMILIES, REFUSED
 from engine_client.fingerprint import EXACT_PARTS, Fingerprint
@@ -20,11 +24,14 @@ from engine_client.vllm.prompt import encode_prompt
 from engine_client.vllm.server import VllmServer, read_server
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
-from tests.engine.family_prompts import ONE_SIZE, TALL, media_arrays, server_of
+from tests.engine.family_prompts import ONE_SIZE, TALL, kinds_of, media_arrays, server_of
+from tests.engine.model_files import model_file
 from tests.engine.tiny_families import WRITERS
 from tests.engine.vllm_prompts import clip, picture, tensors_of
 from tests.golden.tile_oracle import processor_in
 from tests.loading import load_family_model
+
+from transformers import AutoConfig  # isort: skip  # after what makes torchvision importable
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,24 @@ def placeholder_tokens(batch: pb.MultimodalInputs, tensors: Mapping[str, Array],
 def token_count(tensors: Mapping[str, Array], item: int) -> int:
     spans = tensors["item_spans"]
     return int(spans[spans[:, 0] == item, 2].sum())
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_vlm_vllm_takes_the_same_prompts_by_the_same_rules(name: str, tinies: Mapping[str, Tiny]) -> None:
+    tiny = tinies[name]
+    own = AutoConfig.from_pretrained(tiny.folder)
+    limits = SimpleNamespace(get_limit_per_prompt={"image": 3, "video": 1}.__getitem__)
+    model = SimpleNamespace(hf_config=own, multimodal_config=limits, max_model_len=8192, dtype=torch.bfloat16)
+    facts = model_file("vlm_vllm", "facts").read_facts(SimpleNamespace(model_config=model), 0, None)
+    assert facts.layout == tiny.server.layout
+    for kind, media in kinds_of(tiny.model).items():
+        tensors = tensors_of(tiny.model, media)
+        items = model_file("vlm_vllm", "items").read_items(tensors, check_prompt(tensors, facts.layout), facts)
+        counts = [item.token_count if item.placeholders is None else item.placeholders.sum() for item in items]
+        assert counts == [token_count(tensors, item) for item in range(len(media))], kind
+        if media:
+            with pytest.raises(InvalidPrompt, match=f"item {len(media) - 1} has .* spans; its grid has"):
+                check_prompt(tensors | {"item_spans": tensors["item_spans"][:-1]}, facts.layout)
 
 
 @pytest.mark.parametrize("name", WRITERS)
