@@ -139,9 +139,9 @@ def write_family(folder: Path, name: str) -> None:
     config = transformers.AutoConfig.from_pretrained(folder)
     model = transformers.AutoModelForImageTextToText.from_config(config)
     with torch.no_grad():  # wider than usual, so that the answer depends on the pixels
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                weight.normal_(0, 0.2)
+        for part, weight in model.named_parameters():
+            if weight.ndim > 1:  # Gemma's embeddings are its head too: wide ones would repeat the last token for ever
+                weight.normal_(0, 0.02 if "embed_tokens" in part and name.startswith("gemma") else 0.2)
     end = transformers.AutoTokenizer.from_pretrained(folder).eos_token_id
     model.generation_config = transformers.GenerationConfig(eos_token_id=end)
     model.save_pretrained(folder)
