@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from engine_client import EngineRejected, EngineRequest
 from engine_client.vllm.prompt import encode_prompt
 from tests.engine.family_prompts import ONE_SIZE, kinds_of, media_arrays, server_of
 from tests.engine.tiny_families import WRITERS
+from tests.engine.vllm_compare import compared_inputs
 from tests.engine.vllm_prompts import tensors_of
 from tests.engine.vllm_server import INSTALLED
 from tests.loading import load_family_model
@@ -32,23 +31,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
-    """By family; all are compared by one process, since vLLM takes long to import."""
-    paths = []
+    """By family."""
+    folders = {}
     for name, write in WRITERS.items():
-        checkpoint, folder = tmp_path_factory.mktemp(name), tmp_path_factory.mktemp("prompts")
+        checkpoint, prompts = tmp_path_factory.mktemp(name), tmp_path_factory.mktemp("prompts")
         write(checkpoint)
-        save_prompts(name, checkpoint, folder)
-        paths += [checkpoint, folder]
-    ran = subprocess.run(
-        [INSTALLED.with_name("python"), Path(__file__).with_name("vllm_own_input.py"), *paths],
-        env=dict(os.environ) | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    print(ran.stderr)  # tracebacks, which pytest shows with a failure
-    return dict(zip(WRITERS, ran.stdout.splitlines()[-len(WRITERS) :], strict=True))
+        save_prompts(name, checkpoint, prompts)
+        folders[name] = checkpoint, prompts
+    return compared_inputs(folders)
 
 
 def save_prompts(name: str, checkpoint: Path, folder: Path) -> None:

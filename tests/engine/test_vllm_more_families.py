@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +20,14 @@ from smg_grpc_proto.generated import common_pb2
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 from smg_grpc_proto.generated import vllm_engine_pb2_grpc as pb_grpc
 
-from engine_client import Fingerprint
+from engine_client import EngineRejected, Fingerprint
 from engine_client.vllm import VllmEngine
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
 from preprocessor.types.request import FrameList, Media, Modality
 from tests.engine.family_prompts import IMAGES, ONE_SIZE, request_of
 from tests.engine.tiny_families import write_family
-from tests.engine.vllm_prompts import PATIENCE_SECONDS, TOKEN_COUNT, answer, picture, tensors_of
+from tests.engine.vllm_prompts import PATIENCE_SECONDS, TOKEN_COUNT, answer, broken, picture, tensors_of
 from tests.engine.vllm_server import INSTALLED, SharedVllm
 from tests.frame_lists import image_files, listed
 from tests.golden import oracle, tile_oracle
@@ -37,6 +39,7 @@ pytestmark = [
     pytest.mark.skipif(not INSTALLED.exists(), reason="no vLLM; `make vllm` sets one up"),
 ]
 NAMES = ("glm-4.1v", "mistral3", "internvl", "gemma3", "gemma4")
+BROKEN_COUNT = 100
 OWN_PROCESSING = ("--mm-processor", "inprocess")
 FRAMES = image_files(6, image_format="PNG")
 CLIP = listed(FRAMES, "clip", FrameList((), fps=1.0))  # vLLM takes listed frames for one a second
@@ -85,7 +88,9 @@ def own_answer(address: str, tiny: Tiny, media: tuple[Media, ...]) -> list[int]:
     return list(reply.complete.output_ids)
 
 
-async def test_tokens_equal_those_of_vllms_own_processing(tiny: Tiny, vllm: SharedVllm) -> None:
+async def test_tokens_equal_those_of_vllms_own_processing_and_no_prompt_ends_the_core(
+    tiny: Tiny, vllm: SharedVllm
+) -> None:
     address = vllm.serving(tiny.folder, *OWN_PROCESSING).address
     kinds = {**IMAGES, **(VIDEOS if Modality.VIDEO in tiny.model.modalities else {})}
     if tiny.name in ONE_SIZE:
@@ -100,3 +105,9 @@ async def test_tokens_equal_those_of_vllms_own_processing(tiny: Tiny, vllm: Shar
         whole = tensors_of(tiny.model, (picture(),))
         inverted = whole | {"pixel_patches": 255 - whole["pixel_patches"], "item_hash": whole["item_hash"] ^ 1}
         assert (await answer(engine, inverted))[0] != answers["image"]  # so pixels decide
+        chance = random.Random(23)
+        wholes = [tensors_of(tiny.model, media) for media in kinds.values() if media]
+        for _ in range(BROKEN_COUNT):
+            with suppress(EngineRejected):
+                await answer(engine, broken(chance.choice(wholes), chance), max_tokens=1)
+        assert (await answer(engine, whole | {"item_hash": whole["item_hash"] ^ 2}))[0] == answers["image"]
