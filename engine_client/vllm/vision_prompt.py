@@ -13,7 +13,18 @@ from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from engine_client.contract.errors import InvalidPrompt
 from engine_client.contract.layout import RowForm
-from engine_client.contract.tensors import IMAGE, INPUT_IDS, PIXELS, TILE_COUNTS, VIDEO, VISION_TENSORS, Array
+from engine_client.contract.tensors import (
+    FAMILY_INPUTS,
+    IMAGE,
+    INPUT_IDS,
+    OPTIONAL_TENSORS,
+    PIXELS,
+    TILE_COUNTS,
+    VIDEO,
+    VISION_TENSORS,
+    Array,
+    ContractTensor,
+)
 from engine_client.contract.vllm_fields import Parts, VllmFields, vllm_fields
 from engine_client.contract.vllm_rules import (
     MODALITY_NAMES,
@@ -31,6 +42,7 @@ UNUSED = frozenset(
     {"mrope_position_ids", "mrope_position_delta", "mm_token_type_ids", "token_type_ids", "attention_mask"}
 )
 """What vLLM works out itself."""
+_TENSORS = {**VISION_TENSORS, **OPTIONAL_TENSORS, **FAMILY_INPUTS}
 _KNOWN = {INPUT_IDS, *VISION_TENSORS, "item_hash", "second_per_grid_ts"} | UNUSED
 _KNOWN_BY_FORM = {RowForm.TILES: {TILE_COUNTS.name}, RowForm.LINES: {"image_sizes"}}
 _MODALITIES = {IMAGE: common_pb2.IMAGE, VIDEO: common_pb2.VIDEO}
@@ -56,6 +68,8 @@ class VisionPrompt:
         unknown = sorted(tensors.keys() - _KNOWN - _KNOWN_BY_FORM.get(self._family.form, set()))
         self._require(not unknown, f"{', '.join(unknown)} of another processor cannot be sent to vLLM")
         self._require(not missing, f"the prompt lacks {', '.join(missing)}")
+        for name in needed:
+            self._require_shape(tensors[name], _TENSORS[name])
         grids = tensors[counts_name].astype(np.int64)
         if self._family.form is RowForm.TILES:
             grids = np.stack([grids, np.ones_like(grids), np.ones_like(grids)], axis=1)
@@ -82,6 +96,7 @@ class VisionPrompt:
             f"{self._layout and self._layout.feature_count} values",
         )
         mean, std = tensors["pixel_mean"], tensors["pixel_std"]
+        self._require(bool((std > 0).all()), f"pixel_std is {std.tolist()}; it must be above 0")
         self._require(
             self._family.form is not RowForm.PADDED or len({*mean.tolist()}) == len({*std.tolist()}) == 1,
             "the channels of its pixels differ in mean or deviation, which rows of this family do not tell apart",
@@ -216,6 +231,11 @@ class VisionPrompt:
             yield
         except InvalidPrompt as invalid:
             raise EngineRejected(f"{self._who}: {invalid}") from invalid
+
+    def _require_shape(self, array: Array, expected: ContractTensor) -> None:
+        shape, told = expected.shape, f"{array.dtype} {list(array.shape)}"
+        fits = len(shape) == array.ndim and all(n in (-1, m) for n, m in zip(shape, array.shape, strict=True))
+        self._require(fits, f"{expected.name} is {told}; it must be {expected}")
 
     def _require(self, is_right: bool, what: str) -> None:
         if not is_right:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from preprocessor.models.fingerprint import fingerprint_parts
 from tests.engine.family_prompts import ONE_SIZE, TALL, kinds_of, media_arrays, server_of
 from tests.engine.model_files import model_file
 from tests.engine.tiny_families import WRITERS
-from tests.engine.vllm_prompts import clip, picture, tensors_of
+from tests.engine.vllm_prompts import broken, clip, picture, tensors_of
 from tests.golden.tile_oracle import processor_in
 from tests.loading import load_family_model
 
@@ -167,6 +168,19 @@ def test_what_would_end_vllms_core_is_rejected(
     given = {key: array for key, array in tensors.items() if array is not None}
     with pytest.raises(EngineRejected, match=complaint):
         batches(tinies[name], given)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_odd_prompts_are_rejected_or_sent_and_nothing_else_happens(name: str, tinies: Mapping[str, Tiny]) -> None:
+    tiny, chance = tinies[name], random.Random(24)
+    whole = [tensors_of(tiny.model, media) for media in kinds_of(tiny.model).values() if media]
+    rejected = 0
+    for _ in range(60):
+        try:
+            encode_prompt("engine", EngineRequest("odd", broken(chance.choice(whole), chance)), tiny.server)
+        except EngineRejected:
+            rejected += 1
+    assert 20 < rejected < 60
 
 
 @pytest.mark.parametrize("name", sorted(ONE_SIZE))
