@@ -19,15 +19,13 @@ from engine_client import EndpointHealth, Endpoints, EngineRequest, EngineUnavai
 from engine_client.vllm import VllmEngine
 from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
-from preprocessor.v1 import preprocessor_pb2 as service_pb
-from tests.engine import test_service_full_memory as full_memory
 from tests.engine.scripted_vllm import ScriptedVllm
 from tests.engine.served import Answer, ask
 from tests.engine.several import by_name
-from tests.engine.vllm_prompts import CLIP, KINDS, answer, ask_transformers, tensors_of, until_ready
+from tests.engine.vllm_prompts import KINDS, answer, ask_transformers, tensors_of, until_ready
 from tests.engine.vllm_server import INSTALLED, NORMALIZED_BEFORE, SharedVllm
 from tests.loading import load_family_model
-from tests.service.conftest import Caller, chat, serving, video
+from tests.service.conftest import Caller, serving
 from tests.waiting import eventually
 
 pytestmark = [
@@ -114,22 +112,6 @@ async def test_a_server_that_takes_floats_answers_as_transformers_does(
 ) -> None:
     async with VllmEngine(vllm.serving(tiny_qwen3_vl, *NORMALIZED_BEFORE).address) as engine:
         assert (await answer(engine, tensors_of(tiny, KINDS[kind])))[0] == expected[kind]
-
-
-async def test_a_full_dev_shm_costs_a_refusal_and_the_next_prompt_is_answered(
-    vllm: SharedVllm, tiny_qwen3_vl: Path, expected: dict[str, list[int]]
-) -> None:
-    """The service has a /dev/shm of its own, as a container has without a shared volume, and others fill it."""
-    server = vllm.serving(tiny_qwen3_vl, *NORMALIZED_BEFORE)
-    options = ("--model", tiny_qwen3_vl, "--engine", f"vllm://{server.address}", "--workers", 1)
-    small = chat(video("clip", CLIP, sampling=service_pb.Sampling(fps=2)), "What is this?")
-    async with full_memory.served(*options, "--memory-budget", "128MiB", shared_memory_bytes=256 << 20) as service:
-        assert await full_memory.answer(service, small) == expected["video"][:3]
-        await eventually(service.is_at_rest)
-        with full_memory.filled(full_memory.shared_memory_of(service), free_bytes=1 << 20):
-            error = await full_memory.refusal(service, full_memory.LARGE)
-            assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SHARED_MEMORY_FULL")
-        assert await full_memory.answer(service, small) == expected["video"][:3]
 
 
 async def test_a_core_that_hangs_is_unavailable_though_the_server_says_ready_and_serves_again(
