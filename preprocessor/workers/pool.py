@@ -265,9 +265,14 @@ class WorkerPool:
                     self._begin(part)
 
     def _parts(self, task: Task) -> list[Task]:
-        """The task, divided among the cores that have nothing else to do."""
-        idle_count = self.settings.worker_count - sum(running.core_count for running in self._running)
-        if task.cut is None or self.queued_count or idle_count < 2:
+        """The task, divided among the cores that have nothing else to do.
+
+        A short task gains little, and other requests come as soon: it is divided only while half of the cores are idle.
+        """
+        worker_count = self.settings.worker_count
+        idle_count = worker_count - sum(running.core_count for running in self._running)
+        least_count = worker_count / 2 if task.lane is Lane.SHORT else 0
+        if task.cut is None or self.queued_count or idle_count < max(2, least_count):
             return [task]
         idle = IdleCores(
             core_count=idle_count,

@@ -22,7 +22,7 @@ from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Mo
 from preprocessor.types.timing import Timings
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.resources import RequestResources
-from preprocessor.workers.task import Task
+from preprocessor.workers.task import SHORT_SECONDS, Task
 from preprocessor.workers.upload_buffer import UploadBuffer
 from tests.fork_servers import fork_server_of
 from tests.media import moving_shapes_clip
@@ -132,4 +132,21 @@ async def test_cores_of_other_tasks_threads_are_not_idle() -> None:
         others[0].core_count = 2  # as if it had been divided among threads
         await outcome(submit(pool, TellProcess(), cut=cut))
         assert [idle.core_count for idle in seen] == [2]  # the second time one was idle, which is nothing to divide
+        await let_go(*others)
+
+
+@pytest.mark.parametrize(("seconds", "is_divided"), [(SHORT_SECONDS / 2, False), (SHORT_SECONDS, True)])
+async def test_a_short_task_is_divided_only_while_half_of_the_cores_are_idle(seconds: float, is_divided: bool) -> None:
+    async with open_pool(worker_count=5) as pool:
+        others = [submit(pool, WaitForSignal()) for _ in range(3)]
+        for other in others:
+            await begun(other)
+        seen: list[IdleCores] = []
+
+        def cut(idle: IdleCores) -> list[Task]:
+            seen.append(idle)
+            return []
+
+        await outcome(submit(pool, TellProcess(), cut=cut, seconds=seconds))
+        assert bool(seen) == is_divided
         await let_go(*others)
