@@ -24,6 +24,7 @@ MOST_THREADS = 4
 
 _PART_SECONDS = 0.004  # opening the file, and answering
 _SECONDS_A_FILE_BYTE = 1e-9  # a worker gets the file over a socket, one after the other
+_THREADS_SECONDS = 0.001  # starting and ending them; each has buffers of its own
 _FORK_SECONDS = 0.04  # a worker that ran another caller's tasks is replaced, and the new one has no memory mapped
 _LEAST_SAVING = 0.1  # of the time with fewer cores
 
@@ -78,7 +79,8 @@ def divide(
             needed_bytes = part_count * (working_bytes + (thread_count - 1) * bytes_a_thread)
             if needed_bytes > idle.free_bytes and part_count * thread_count > 1:
                 break
-            seconds = opening + max(_wall_seconds(items, thread_count) for items in work)
+            starting = 0.0 if thread_count == 1 else _THREADS_SECONDS
+            seconds = opening + starting + max(_wall_seconds(items, thread_count) for items in work)
             candidates.append((part_count * thread_count, seconds, Division(tuple(parts), thread_count)))
     best_seconds, best = float("inf"), Division((range(planned.row_count),))
     for _, seconds, division in sorted(candidates, key=lambda one: one[:2]):

@@ -143,7 +143,7 @@ def write_item_in_threads(
             finish_those_done()
     finally:
         for group in waiting:
-            group.take()  # so that no thread begins it
+            group.give_up()
         for _ in threads:
             queue.put(None)
         for thread in threads:
@@ -171,6 +171,11 @@ class _Group:
         """Whether the caller is the first to ask, and so the one to write it."""
         return self._is_taken.acquire(blocking=False)
 
+    def give_up(self) -> None:
+        """Have no thread begin it, and one that has begun end after its present frame."""
+        self.take()
+        self._pictures.clear()
+
     def write(self, writer: ItemWriter) -> None:
         """Make the frames' pixels, and write them."""
         stopwatch = self.timings.stopwatch()
@@ -184,7 +189,7 @@ class _Group:
         except Exception as error:  # any: the thread that decodes raises it
             self.error = error
         finally:
-            self._pictures = []  # or the frames would stay until the queue is read on
+            self._pictures.clear()  # or the frames would stay until the queue is read on
             self.done.set()
 
 
