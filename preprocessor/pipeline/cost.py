@@ -1,4 +1,4 @@
-"""What a plan will cost, and where it can be cut: pure functions of header facts.
+"""What a plan will cost: pure functions of header facts. `division` says where it can be cut.
 
 Seconds only order work and bound waits; a factor of three is accurate enough. Bytes are reserved from the memory budget, so they
 are upper estimates. The rates were measured on one core of an AMD EPYC (Zen 3).
@@ -6,15 +6,16 @@ are upper estimates. The rates were measured on one core of an AMD EPYC (Zen 3).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Container, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from preprocessor.media.clip import IndexedClip
+from preprocessor.pipeline.decode_item import has_item_pictures
+from preprocessor.pipeline.write_item import GROUPS_A_THREAD
 from preprocessor.types.plan import ItemPlan, PixelPlan, Workload
-from preprocessor.types.request import Media, OnDamage
+from preprocessor.types.request import Media
 from preprocessor.types.source import FrameListInfo, ImageInfo
 
 _SECONDS_A_DECODED_PIXEL = {"h264": 0.5e-9, "hevc": 0.7e-9, "vp9": 0.6e-9, "libdav1d": 0.8e-9}
@@ -33,6 +34,9 @@ _BYTES_AN_IMAGE_PIXEL_OF_OTHERS = 14
 _BYTES_AN_IMAGE_PIXEL = {"JPEG2000": 28}  # OpenJPEG holds 4 bytes a channel of the whole picture beside that
 _BYTES_A_LISTED_FRAME_PIXEL = 3  # the frame before, which may stand for one that cannot be decoded
 _BYTES_A_JOB = 16 << 20  # codec contexts, packet tables, scratch
+_BYTES_A_WAITING_PIXEL = 3  # of a frame that is decoded and not converted: 8 bits in 4:4:4, or 10 bits in 4:2:0
+_BYTES_A_CONVERTED_PIXEL = 3
+_BYTES_A_THREAD = 9 << 20  # its stack and scratch
 
 
 def estimate(planned: PixelPlan | None, media: Sequence[Media], cached: Container[int] = ()) -> Workload:
@@ -77,6 +81,33 @@ def _item_cost(item: ItemPlan, video_decoder: str) -> tuple[float, float]:
     return seconds, decoder_count * pixels * _BYTES_A_FRAME_PIXEL + group_bytes
 
 
+def thread_bytes(planned: PixelPlan) -> int:
+    """Bytes that each thread beside the first takes, of those that work on one item; see `write_item`."""
+    most_bytes = 0
+    for item in planned.items:
+        pixels = item.picture.width_px * item.picture.height_px
+        waiting = GROUPS_A_THREAD * item.rows.group_frames * pixels * _BYTES_A_WAITING_PIXEL
+        group_bytes = _group_bytes(item, pixels, item.picture.height_px)
+        most_bytes = max(most_bytes, waiting + pixels * _BYTES_A_CONVERTED_PIXEL + int(group_bytes))
+    return most_bytes + _BYTES_A_THREAD
+
+
+def seconds_of_groups(item: ItemPlan, groups: range, planned: PixelPlan) -> tuple[float, float]:
+    """CPU seconds of making some groups of an item's rows: of what one thread does, and of what several can share."""
+    out_bytes = planned.size_bytes / planned.row_count * item.rows.group_rows * len(groups)
+    writing = out_bytes * _SECONDS_AN_OUTPUT_BYTE
+    if not has_item_pictures(item, planned.video_decoder):
+        seconds, _ = _item_cost(item, planned.video_decoder)
+        return seconds * len(groups) / max(1, item.rows.group_count) + writing, 0.0
+    assert isinstance(item.source, IndexedClip) and item.frames is not None, "such have pictures"
+    source, group_frames = item.source, item.rows.group_frames
+    indices = item.frames.indices[groups.start * group_frames : groups.stop * group_frames]
+    pixels = source.width_px * source.height_px
+    walk = (int(indices.max(initial=-1)) + 1) * _SECONDS_A_PACKET  # from the beginning of the file
+    decoding = _decoding_seconds(source, _decoded_count(source, indices), 0, pixels)
+    return walk + decoding, len(indices) * pixels * _SECONDS_A_USED_PIXEL + writing
+
+
 def _group_bytes(item: ItemPlan, pixels: int, height: int) -> int:
     """Bytes that resizing a video's frames and writing a group of rows take, for frames of that size in pixels."""
     rows = item.rows
@@ -86,55 +117,30 @@ def _group_bytes(item: ItemPlan, pixels: int, height: int) -> int:
     return _BYTES_A_RESIZED_PIXEL * resizing_px + rows.group_frames * resized_px * 3
 
 
-def cut(planned: PixelPlan, media: Sequence[Media], part_count: int) -> list[range]:
-    """Divide the rows into at most `part_count` ranges of about equal work, each of which can be made alone.
-
-    A cut lies between two items, or inside a video where a new group of pictures begins, so that parts decode few frames
-    twice; in a list of frames, between any two groups of rows. A video with `OnDamage.REPEAT` is not cut: a damaged frame is
-    replaced by an earlier one.
-
-    Returns:
-        Row ranges in order, covering all rows; a single one where no cut is possible.
-    """
-    if part_count < 2 or planned.video_decoder != "pyav":
-        return [range(planned.row_count)]
-    tolerant = {medium.key for medium in media if medium.on_damage is OnDamage.REPEAT}
-    places = [
-        item.row_start + group * item.rows.group_rows
-        for item in planned.items
-        for group in (_separate_groups(item) if item.key not in tolerant else [0])
-    ]
-    wanted = (planned.row_count * part // part_count for part in range(1, part_count))
-    cuts = sorted({min(places, key=lambda place: abs(place - row)) for row in wanted} - {0})
-    return [range(start, stop) for start, stop in itertools.pairwise([0, *cuts, planned.row_count])]
-
-
 def decoding_runs(clip: IndexedClip, indices: npt.NDArray[np.int64]) -> list[range]:
     """The frames that PyAV's decoder passes for the chosen ones: of each group of pictures that holds one, those up to the last.
 
     In these runs, a frame that is not chosen and that no other refers to is skipped, where the codec can.
     """
-    group_starts = np.append(clip.random_access_frames, clip.frame_count)
-    last_wanted = np.full(len(clip.random_access_frames), -1, np.int64)
-    np.maximum.at(last_wanted, np.searchsorted(clip.random_access_frames, indices, "right") - 1, indices)
-    runs = zip(group_starts[:-1].tolist(), (last_wanted + 1).tolist(), strict=True)
+    runs = zip(clip.random_access_frames.tolist(), _run_stops(clip, indices).tolist(), strict=True)
     return [range(start, stop) for start, stop in runs if stop > start]
 
 
-def _separate_groups(item: ItemPlan) -> list[int]:
-    """Groups of rows whose first frame lies in another group of pictures than that of the group before; 0 included."""
-    if isinstance(item.source, FrameListInfo):
-        return list(range(item.rows.group_count))
-    if item.frames is None or not isinstance(item.source, IndexedClip):
-        return [0]
-    access_points = np.searchsorted(item.source.random_access_frames, item.frames.indices, "right")
-    first_of_groups = access_points[:: item.rows.group_frames]
-    return [0, *(np.flatnonzero(np.diff(first_of_groups)) + 1).tolist()]
+def _run_stops(clip: IndexedClip, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Of each group of pictures, the frame after the last chosen one; 0 where none is."""
+    last_wanted = np.full(len(clip.random_access_frames), -1, np.int64)
+    np.maximum.at(last_wanted, np.searchsorted(clip.random_access_frames, indices, "right") - 1, indices)
+    return last_wanted + 1
+
+
+def _decoded_count(clip: IndexedClip, indices: npt.NDArray[np.int64]) -> int:
+    """Frames in `decoding_runs`."""
+    return int(np.maximum(_run_stops(clip, indices) - clip.random_access_frames, 0).sum())
 
 
 def _video_seconds(clip: IndexedClip, indices: npt.NDArray[np.int64], pixels: int) -> float:
     """Seconds for decoding the groups of pictures that hold a chosen frame, up to the last chosen frame in each."""
-    decoded = sum(len(run) for run in decoding_runs(clip, indices))
+    decoded = _decoded_count(clip, indices)
     return clip.frame_count * _SECONDS_A_PACKET + _decoding_seconds(clip, decoded, len(indices), pixels)
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from preprocessor.errors import CorruptMedia
-from preprocessor.media.frames import Decoded, unreported
+from preprocessor.media.frames import Decoded, Picture, unreported
 from preprocessor.media.image import decode_image
-from preprocessor.media.video import decode_frames
+from preprocessor.media.video import decode_frames, decode_pictures, has_pictures
 from preprocessor.types.plan import ItemPlan
 from preprocessor.types.request import Media
 from preprocessor.types.source import ImageInfo
@@ -49,6 +49,38 @@ def decode_item(
         substituted=lambda position, used: substituted(int(indices[position]), used),
         decoded=decoded,
         backend=video_decoder,
+    )
+
+
+def has_item_pictures(item: ItemPlan, video_decoder: str) -> bool:
+    """Whether `decode_item_pictures` can decode the item."""
+    return item.frames is not None and has_pictures(item.picture, video_decoder)
+
+
+def decode_item_pictures(
+    medium: Media,
+    item: ItemPlan,
+    frames_wanted: slice,
+    substituted: Callable[[int, int], None],
+    check: Callable[[], None],
+    decoded: Decoded = unreported,
+) -> Generator[Picture, None, None]:
+    """As `decode_item`, of a video for which `has_item_pictures`, with pixels that are made when asked for, in any thread.
+
+    An error of a picture is to be thrown into it.
+    """
+    source = item.picture
+    assert item.frames is not None and not isinstance(source, ImageInfo), "see `has_item_pictures`"
+    indices = item.frames.indices[frames_wanted]
+    yield from decode_pictures(
+        medium.content,
+        source,
+        indices,
+        item.key,
+        check,
+        on_damage=medium.on_damage,
+        substituted=lambda position, used: substituted(int(indices[position]), used),
+        decoded=decoded,
     )
 
 

@@ -15,7 +15,8 @@ Rules that hold here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+import time
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,15 @@ import numpy.typing as npt
 from preprocessor.config import Limits
 from preprocessor.media.container import keep_going
 from preprocessor.media.cpu import within_cpu_seconds
-from preprocessor.models.loaded import CancelCheck, LoadedModel, PlannedItem, RowWriter
-from preprocessor.pipeline.decode_item import decode_item
+from preprocessor.models.loaded import CancelCheck, LoadedModel, PlannedItem
+from preprocessor.pipeline.decode_item import decode_item, decode_item_pictures, has_item_pictures
 from preprocessor.pipeline.request_checks import check_request
+from preprocessor.pipeline.write_item import AnnounceRows, ItemWriter, write_item, write_item_in_threads
 from preprocessor.types.plan import ItemPlan, PixelPlan, Plan, Substitution
 from preprocessor.types.request import Media, PreparationRequest
 from preprocessor.types.result import PixelReport, Prepared
 from preprocessor.types.timing import Timings
-from preprocessor.vision.patches import PIXEL_DTYPES, normalize_rows
-
-AnnounceRows = Callable[[int, int], None]
-"""Called with (first row, row count) when those rows are final."""
+from preprocessor.vision.patches import PIXEL_DTYPES
 
 
 def _announce_nothing(first_row: int, row_count: int) -> None:
@@ -96,6 +95,7 @@ def write_pixels(
     check: CancelCheck = keep_going,
     rows: range | None = None,
     cached: Mapping[int, npt.NDArray[Any]] | None = None,
+    thread_count: int = 1,
 ) -> PixelReport:
     """Decode the items of the plan and write them into their rows of `out`.
 
@@ -104,8 +104,9 @@ def write_pixels(
         out: [row_count, feature_count], C-contiguous, in the dtype of the plan's form; see `allocate_pixels`.
         announce: Called for finished rows, in order.
         check: Called between packets; whatever it raises ends the work.
-        rows: Write only these; from `cost.cut`. None writes all.
+        rows: Write only these; from `division.divide`. None writes all.
         cached: Finished rows of items, by index: these are copied, and their files not read.
+        thread_count: Threads that may work on one item, this one included; the process must have no other work.
     Raises:
         CorruptMedia: A frame that the header promised cannot be decoded.
     """
@@ -119,7 +120,7 @@ def write_pixels(
 
     files = {medium.key: medium for medium in media}
     for index, item in enumerate(planned.items):
-        groups = _groups_within(item, rows or range(planned.row_count))
+        groups = item.groups_within(rows or range(planned.row_count))
         if not groups:
             continue
         if cached is not None and index in cached:
@@ -131,50 +132,28 @@ def write_pixels(
         def substituted(chosen: int, used: int, item_index: int = index) -> None:
             substitutions.append(Substitution(item_index, chosen, used))
 
+        wanted = slice(groups.start * item.rows.group_frames, groups.stop * item.rows.group_frames)
+        medium, seconds = files[item.key], planned.max_file_cpu_seconds
+
+        def new_writer(item: ItemPlan = item) -> ItemWriter:
+            return ItemWriter(item, model.row_writer(item, planned.form), out)
+
+        if thread_count > 1 and len(groups) > 1 and has_item_pictures(item, planned.video_decoder):
+            checked = within_cpu_seconds(seconds, check, item.key, time.process_time, thread_count)
+            pictures = decode_item_pictures(medium, item, wanted, substituted, checked, decoded)
+            write_item_in_threads(pictures, item, groups, new_writer, announce, checked, timings, thread_count)
+            continue
         frames = decode_item(
-            files[item.key],
+            medium,
             item,
-            slice(groups.start * item.rows.group_frames, groups.stop * item.rows.group_frames),
+            wanted,
             planned.video_decoder,
             substituted,
-            within_cpu_seconds(planned.max_file_cpu_seconds, check, item.key),
+            within_cpu_seconds(seconds, check, item.key),
             decoded,
         )
-        _write_item(frames, item, groups.start, model.row_writer(item, planned.form), out, announce, timings)
+        write_item(frames, wanted.start, item.rows.group_rows, new_writer(), announce, timings)
     return PixelReport(timings, tuple(substitutions), decoded_frame_count)
-
-
-def _write_item(
-    frames: Iterable[npt.NDArray[np.uint8]],
-    item: ItemPlan,
-    first_group: int,
-    writer: RowWriter,
-    out: npt.NDArray[Any],
-    announce: AnnounceRows,
-    timings: Timings,
-) -> None:
-    """Write the frames of consecutive groups of one item, from `first_group` on, into their rows."""
-    group_frames, group_rows = item.rows.group_frames, item.rows.group_rows
-    last = item.frame_count - 1
-    write_frame, table = writer.write_frame, writer.normalized
-    scratch = None if table is None else np.empty((group_rows, out.shape[1]), np.uint8)
-    row = item.row_start + first_group * group_rows
-    stopwatch = timings.stopwatch()
-    for number, frame in enumerate(frames, first_group * group_frames):
-        stopwatch.end("decode")
-        target = out[row : row + group_rows]
-        first = number % group_frames
-        is_whole = first == group_frames - 1 or number == last
-        places = slice(first, group_frames if is_whole else first + 1)
-        write_frame(frame, target if scratch is None else scratch, places, stopwatch)
-        if not is_whole:
-            continue
-        if table is not None and scratch is not None:
-            normalize_rows(scratch, table, target)
-            stopwatch.end("normalize")
-        announce(row, group_rows)
-        row += group_rows
-        stopwatch.restart()
 
 
 def _copy_groups(
@@ -189,10 +168,3 @@ def _copy_groups(
 def allocate_pixels(planned: PixelPlan) -> npt.NDArray[Any]:
     """An uninitialized pixel tensor for `write_pixels`."""
     return np.empty((planned.row_count, planned.feature_count), PIXEL_DTYPES[planned.form])
-
-
-def _groups_within(item: ItemPlan, rows: range) -> range:
-    """The groups of an item whose rows begin in `rows`."""
-    group_rows, group_count = item.rows.group_rows, item.rows.group_count
-    first, stop = (-(-(row - item.row_start) // group_rows) for row in (rows.start, rows.stop))
-    return range(min(max(first, 0), group_count), min(max(stop, 0), group_count))

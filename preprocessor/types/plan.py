@@ -99,6 +99,11 @@ class ItemPlan:
         """Times that a video's last frame is repeated to fill its last group; 0 for an image."""
         return max(0, self.rows.group_count * self.rows.group_frames - self.frame_count) if self.frames else 0
 
+    def groups_within(self, rows: range) -> range:
+        """Its groups whose rows begin in a range of rows of the tensor."""
+        first, stop = (-(-(row - self.row_start) // self.rows.group_rows) for row in (rows.start, rows.stop))
+        return range(min(max(first, 0), self.rows.group_count), min(max(stop, 0), self.rows.group_count))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExpandedPrompt:

@@ -23,8 +23,12 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """From now on, this process keeps the memory that it frees, until `give_back_freed_memory` is called."""
+    """From now on, this process keeps the memory that it frees, until `give_back_freed_memory` is called.
+
+    All its threads share one heap: each further one would reserve 64 MB of address space, and free memory of its own.
+    """
     if _HAS_SETTINGS:
+        _LIBC.mallopt(_ARENA_MAX, 1)
         _LIBC.mallopt(_MMAP_MAX, 0)
         _LIBC.mallopt(_TRIM_THRESHOLD, _NEVER)
 

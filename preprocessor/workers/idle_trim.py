@@ -18,11 +18,15 @@ class IdleTrim:
         self._counters = counters
         self._ranges = ranges
         self._timer: asyncio.TimerHandle | None = None
+        self._idle_since_seconds = 0.0
 
     def schedule(self) -> None:
-        """Start the timer, unless it runs already or memory is in use."""
-        if not self._counters.used_bytes and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._trim)
+        """Requests have released memory: the time begins anew, unless others hold some."""
+        if not self._counters.used_bytes:
+            loop = asyncio.get_running_loop()
+            self._idle_since_seconds = loop.time()
+            if self._timer is None:
+                self._timer = loop.call_later(_IDLE_SECONDS, self._trim)
 
     def cancel(self) -> None:
         if self._timer is not None:
@@ -30,7 +34,13 @@ class IdleTrim:
 
     def _trim(self) -> None:
         self._timer = None
-        if not self._counters.used_bytes:
-            for ranges in self._ranges:
-                ranges.drop_free_pages()
-            give_back_freed_memory()
+        if self._counters.used_bytes:
+            return
+        loop = asyncio.get_running_loop()
+        left_seconds = self._idle_since_seconds + _IDLE_SECONDS - loop.time()
+        if left_seconds > 0:  # there were requests meanwhile
+            self._timer = loop.call_later(left_seconds, self._trim)
+            return
+        for ranges in self._ranges:
+            ranges.drop_free_pages()
+        give_back_freed_memory()

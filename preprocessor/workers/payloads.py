@@ -82,6 +82,7 @@ class PixelPayload:
     Attributes:
         offset: Where the whole tensor begins in the arena, in bytes.
         cached: Where finished rows of an item lie in the arena, by the item's index; they are copied.
+        thread_count: As `pipeline.write_pixels`'s.
     """
 
     media: tuple[Media, ...]
@@ -89,6 +90,7 @@ class PixelPayload:
     offset: int
     rows: range
     cached: Mapping[int, int] = field(default_factory=dict)
+    thread_count: int = 1
 
     @property
     def expected_rows(self) -> range:
@@ -132,7 +134,7 @@ class PixelPayload:
             batches.add(first_row, row_count)
             memory.map_ahead(self.offset + (first_row + row_count) * self._row_bytes + _BATCH_BYTES)
 
-        return pipeline.write_pixels(model, self.media, plan, out, add, check, self.rows, cached)
+        return pipeline.write_pixels(model, self.media, plan, out, add, check, self.rows, cached, self.thread_count)
 
 
 Payload = PlanPayload | PixelPayload
@@ -156,17 +158,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class _RowBatches:
-    """Reports finished rows in batches. The last rows are not reported: the end of the task says that all are finished."""
+    """Reports finished rows in batches; the first ones at once, so that they are on their way soon.
+
+    The last rows are not reported: the end of the task says that all are finished.
+    """
 
     def __init__(self, on_rows_written: pipeline.AnnounceRows, rows: range, batch_row_count: int) -> None:
         self._on_rows_written = on_rows_written
-        self._stop = rows.stop
+        self._rows = rows
         self._batch_row_count = batch_row_count
         self._first_row = rows.start
 
     def add(self, first_row: int, row_count: int) -> None:
         end = first_row + row_count
-        ready_count = (end - self._first_row) // self._batch_row_count * self._batch_row_count
-        if ready_count and end < self._stop:
+        ready_count = end - self._first_row
+        if first_row > self._rows.start:
+            ready_count = ready_count // self._batch_row_count * self._batch_row_count
+        if ready_count and end < self._rows.stop:
             self._on_rows_written(self._first_row, ready_count)
             self._first_row += ready_count

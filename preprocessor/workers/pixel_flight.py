@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from preprocessor.pipeline import cost
+from preprocessor.pipeline.division import IdleCores, divide
 from preprocessor.types.plan import PixelPlan, Substitution
 from preprocessor.types.request import Media
 from preprocessor.types.result import PixelReport
@@ -35,7 +36,7 @@ class FlightTasks(Protocol):
         *,
         on_rows_written: Callable[[int, int], None],
         tensor: TensorSlot | None = None,
-        cut: Callable[[int], list[Task]] | None = None,
+        cut: Callable[[IdleCores], list[Task]] | None = None,
     ) -> Task: ...
 
     def submit(self, task: Task, *, is_shared: bool = False) -> None: ...
@@ -210,10 +211,12 @@ class PixelFlight:
         self._changed.clear()
         await self._changed.wait()
 
-    def _payload(self, rows: range) -> PixelPayload:
+    def _payload(self, rows: range, thread_count: int = 1) -> PixelPayload:
         cached = {index: found.offset for index, found in self._cached.items()}
-        read = {item.key for index, item in enumerate(self.plan.items) if index not in cached}
-        return PixelPayload(tuple(one for one in self._media if one.key in read), self.plan, 0, rows, cached)
+        made = (item for index, item in enumerate(self.plan.items) if index not in cached)
+        read = {item.key for item in made if item.groups_within(rows)}
+        media = tuple(one for one in self._media if one.key in read)
+        return PixelPayload(media, self.plan, 0, rows, cached, thread_count)
 
     def _copied_bytes(self, row_count: int) -> int:
         """Memory of so many rows beside the tensor, where an engine reads that in a copy.
@@ -274,24 +277,29 @@ class PixelFlight:
                 return task.payload.rows.stop - row
         return 0
 
-    def _cut(self, part_count: int) -> list[Task]:
+    def _cut(self, idle: IdleCores) -> list[Task]:
         """See `Task.cut`."""
         first = self.tasks[0]
-        rows = cost.cut(self.plan, self._media, part_count)
-        first.payload = self._payload(rows[0])
         first.cut = None
-        first.working_bytes = self._working_bytes + self._copied_bytes(len(rows[0]))
+        division = divide(self.plan, self._media, idle, first.working_bytes, self._cached.keys())
+        rows, thread_count = division.parts, division.thread_count
+        if len(rows) == thread_count == 1:
+            return []
+        first.payload = self._payload(rows[0], thread_count)
+        first.core_count = thread_count
+        working_bytes = self._working_bytes + (thread_count - 1) * cost.thread_bytes(self.plan)
+        first.working_bytes = working_bytes + self._copied_bytes(len(rows[0]))
         seconds_a_row = first.cpu_seconds / self.plan.row_count
         first.cpu_seconds = seconds_a_row * len(rows[0])
         for part in rows[1:]:
-            seconds = seconds_a_row * len(part)
             task = self._request_tasks.create(
-                self._payload(part),
-                seconds,
-                self._working_bytes + self._copied_bytes(len(part)),
+                self._payload(part, thread_count),
+                seconds_a_row * len(part),
+                working_bytes + self._copied_bytes(len(part)),
                 on_rows_written=self._on_rows_written,
                 tensor=self._tensor,
             )
+            task.core_count = thread_count
             task.lane = first.lane  # whose workers are idle
             task.deadline_seconds = first.deadline_seconds  # perhaps that of a request that has joined
             task.context = (

@@ -32,6 +32,7 @@ from typing import Any
 from preprocessor.config import FILE_SHARE
 from preprocessor.errors import Cancelled, DeadlineExceeded, WorkerLost
 from preprocessor.models.loaded import LoadedModel
+from preprocessor.pipeline.division import MOST_THREADS, IdleCores
 from preprocessor.workers import refusals
 from preprocessor.workers.arena import Arena, Lease, Ranges
 from preprocessor.workers.channel import Command
@@ -57,7 +58,6 @@ CANCEL_GRACE_SECONDS = 0.1
 _TRIES = 2
 _RETAINED_BYTES_A_WORKER = 256 << 20  # pages that stay mapped: a tensor being written, and some being sent
 _PLAN_SHARE = 16  # plans take at most one part in so many of what rows may take
-_MIN_PART_SECONDS = 0.1  # opening the file again costs a few milliseconds a part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,16 +264,23 @@ class WorkerPool:
                     self._begin(part)
 
     def _parts(self, task: Task) -> list[Task]:
-        """The task, cut into parts for the idle workers if their cores have nothing else to do."""
-        if task.cut is None or self.queued_count:
+        """The task, divided among the cores that have nothing else to do.
+
+        A short task gains little, and other requests come as soon: it is divided only while half of the cores are idle.
+        """
+        worker_count = self.settings.worker_count
+        idle_count = worker_count - sum(running.core_count for running in self._running)
+        least_count = worker_count / 2 if task.lane is Lane.SHORT else 0
+        if task.cut is None or self.queued_count or idle_count < max(2, least_count):
             return [task]
-        part_count = min(
-            self.worker_set.idle_count(task.lane),
-            self.settings.worker_count - self.running_count,
-            int(task.cpu_seconds / _MIN_PART_SECONDS),
-            self._memory.free_bytes // max(1, task.working_bytes),
+        idle = IdleCores(
+            core_count=idle_count,
+            worker_count=self.worker_set.idle_count(task.lane),
+            ready_count=self.worker_set.ready_count(task.lane, task.scope),
+            free_bytes=self._memory.free_bytes,
+            most_threads=1 if self.settings.is_in_process else MOST_THREADS,
         )
-        return [task, *task.cut(part_count)] if part_count > 1 else [task]
+        return [task, *task.cut(idle)]
 
     def _begin(self, task: Task) -> None:
         worker = self.worker_set.take(task.lane, task.scope)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from preprocessor.pipeline.division import IdleCores
 from preprocessor.types.timing import Timings
 from preprocessor.workers.payloads import Payload
 from preprocessor.workers.pool import WorkerPool
@@ -73,7 +74,7 @@ class RequestTasks:
         *,
         on_rows_written: Callable[[int, int], None] = _ignore,
         tensor: TensorSlot | None = None,
-        cut: Callable[[int], list[Task]] | None = None,
+        cut: Callable[[IdleCores], list[Task]] | None = None,
         payload_at_start: Callable[[], Payload] | None = None,
         on_result: Callable[[Any], None] = lambda result: None,
     ) -> Task:

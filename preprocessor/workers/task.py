@@ -10,6 +10,7 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
+from preprocessor.pipeline.division import IdleCores
 from preprocessor.workers.arena import Lease
 from preprocessor.workers.payloads import Payload
 from preprocessor.workers.process import ProcessWorker
@@ -78,12 +79,13 @@ class Task:
         lease_result: Leases a range of the arena for a result of that many bytes and returns its offset; None: no memory.
         payload_at_start: Makes the payload anew when the task starts, with what is known by then.
         on_result: Called with the result before another task starts, so that it is known to that one.
-        cut: Cuts the task into at most so many parts. The task becomes the first part; the others are returned.
+        cut: Divides the task among idle cores. The task becomes the first part; the others are returned.
         scope: Whose task it is: tasks of one scope may run in one process.
         context: The request's context, so that log lines about the task carry its request id, whichever task's end starts it.
         done: Its result or error; set when the state becomes DONE.
         started_at_seconds: When it first started, on `time.monotonic`'s clock; 0 before that.
         start_count: How often it has started. More than once means that its workers died.
+        core_count: Threads that it has.
         task_id: Its number while it runs; another one each time it starts.
     """
 
@@ -94,7 +96,7 @@ class Task:
     on_rows_written: Callable[[int, int], None]
     lease_result: Callable[[int], int | None]
     tensor: TensorSlot | None = None
-    cut: Callable[[int], list[Task]] | None = None
+    cut: Callable[[IdleCores], list[Task]] | None = None
     payload_at_start: Callable[[], Payload] | None = None
     on_result: Callable[[Any], None] = lambda result: None
     scope: str = ""
@@ -104,6 +106,7 @@ class Task:
     queued_at_seconds: float = field(default_factory=time.monotonic)
     started_at_seconds: float = field(init=False, default=0.0)
     start_count: int = field(init=False, default=0)
+    core_count: int = field(init=False, default=1)
     task_id: int = field(init=False, default=0)
     _state: TaskState = field(init=False, default=TaskState.QUEUED)
     _worker: Worker | None = field(init=False, default=None)

@@ -1,4 +1,6 @@
-"""A worker process: it runs one payload after another, one for each command. Synchronous, single-threaded, and never trusted.
+"""A worker process: it runs one payload after another, one for each command. Synchronous, and never trusted.
+
+It has one thread, but for those that `pipeline.write_item` starts and ends within a task; the sandbox holds these too.
 
 A task ends at its next checkpoint once the service has written the task's id into the worker's `StopFlag`, once its deadline
 has passed, or once it has used the CPU time that one task may use.
@@ -15,6 +17,7 @@ from typing import Any
 
 from preprocessor.errors import Cancelled, DeadlineExceeded, PreprocessorError, trace_of
 from preprocessor.models.loaded import LoadedModel
+from preprocessor.pipeline.division import MOST_THREADS
 from preprocessor.workers.channel import (
     HEAD,
     INLINE_BYTES,
@@ -45,7 +48,7 @@ class StopCheck:
         self._deadline_seconds = command.deadline_seconds
         self._cpu_seconds = command.cpu_seconds
         self._cpu_end_seconds = time.process_time() + command.cpu_seconds
-        self._earliest_end_seconds = time.monotonic() + command.cpu_seconds
+        self._earliest_end_seconds = time.monotonic() + command.cpu_seconds / MOST_THREADS
 
     def __call__(self) -> None:
         if self._stopped[0] == self._task_id:

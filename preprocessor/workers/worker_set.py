@@ -90,6 +90,10 @@ class WorkerSet:
     def idle_count(self, lane: Lane) -> int:
         return len(self._idle[lane])
 
+    def ready_count(self, lane: Lane, scope: str) -> int:
+        """Idle workers that may run the scope's tasks without being renewed."""
+        return sum(worker.is_for(scope) for worker in self._idle[lane])
+
     async def start(self) -> None:
         """Start the workers; returns once they can run tasks.
 

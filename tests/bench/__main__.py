@@ -31,8 +31,9 @@ from tests.bench.plots import draw
 from tests.bench.report import as_json, markdown, missed, put_into
 from tests.bench.section import Section
 from tests.bench.service.callers import fairness, load
-from tests.bench.service.cost import cost, latency
+from tests.bench.service.cost import cost
 from tests.bench.service.handoff import handoff
+from tests.bench.service.latency import latency
 from tests.bench.service.load import clients
 from tests.bench.service.scaling import scaling
 from tests.bench.single import estimates, prompt, start

@@ -34,3 +34,10 @@ IDLE_MB = 600.0
 SHARE_OF_CORES = 0.9
 LEFT_OF_SHARE = 0.95  # from 8 callers to 256, by the trend: "no fall", within what a shared machine can tell
 HANDOFF_SHARE = 0.10  # issue "The hand-off", transport: of a request, by shared memory to an engine on the same host
+
+# One request at a time, by cores: of the time on one worker. Others may not be slower than that.
+ONE_REQUEST = {
+    2: {"8 fps": 0.65},
+    16: {"8 fps": 0.35, "1 fps": 0.5, "1 minute of 720p at 2 fps": 0.2},
+}
+FIRST_ROWS_MS = 60.0

@@ -91,12 +91,15 @@ async def test_files_may_interleave(caller: Caller) -> None:
     assert header.header.items[0].source.content_sha256 == header.header.items[1].source.content_sha256
 
 
-@pytest.mark.parametrize("part_seconds", [100.0, 0.01], ids=["whole", "in parts"])
+@pytest.mark.parametrize(
+    ("part_seconds", "most_threads"), [(100.0, 1), (0.0, 1), (100.0, 2)], ids=["whole", "in parts", "in threads"]
+)
 async def test_the_header_comes_first_then_rows_in_order_then_the_report(
-    model: Model, monkeypatch: pytest.MonkeyPatch, part_seconds: float
+    model: Model, monkeypatch: pytest.MonkeyPatch, part_seconds: float, most_threads: int
 ) -> None:
-    """12 MB of rows, of a clip that is worked on as a whole or cut over two workers."""
-    monkeypatch.setattr("preprocessor.workers.pool._MIN_PART_SECONDS", part_seconds)
+    """12 MB of rows, of a clip that is worked on as a whole, cut over two workers, or by two threads of one."""
+    monkeypatch.setattr("preprocessor.pipeline.division._PART_SECONDS", part_seconds)
+    monkeypatch.setattr("preprocessor.workers.pool.MOST_THREADS", most_threads)
     clip = moving_shapes_clip(seconds=4, width=320, height=240, options=(("g", "15"),))
     spec = chat(video("clip", clip, sampling=pb.Sampling(fps=13)))
     async with serving(model) as caller:

@@ -12,7 +12,8 @@ from preprocessor import pipeline
 from preprocessor.config import Limits
 from preprocessor.media.image_formats import ACCEPTED_FORMATS
 from preprocessor.models.family import Model
-from preprocessor.pipeline.cost import cut, estimate
+from preprocessor.pipeline.cost import estimate
+from preprocessor.pipeline.division import cut
 from preprocessor.types.plan import Plan
 from preprocessor.types.request import (
     ChatPrompt,

@@ -20,7 +20,7 @@ from tests.bench.device.vllm.plan import SERVER_OF
 from tests.bench.device.vllm.report import read_points
 from tests.bench.plots import STYLE
 
-_COLORS = ("#2f4858", "#d1603d", "#c9a227")
+_COLORS = ("#2f4858", "#d1603d", "#c9a227", "#6b8f71")
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
 def _draw_splitting(figures: Mapping[str, Any], path: Path) -> None:
     """One clip on an idle service, by workers."""
     with _panels(path, 1) as (panel,):
-        for (name, medians), color in zip(figures["median_ms"].items(), _COLORS, strict=True):
+        for (name, medians), color in zip(figures["median_ms"].items(), _COLORS, strict=False):
             panel.plot([int(count) for count in medians], medians.values(), color=color, label=name)
         _powers_of_two(panel, next(iter(figures["median_ms"].values())), "workers")
         panel.set_title("one clip on an idle service, ms")
@@ -115,7 +115,7 @@ def _draw_scaling(figures: Mapping[str, Any], path: Path) -> None:
     rows = figures["rows"]
     counts = sorted({row["workers"] for row in rows})
     with _panels(path, 1) as (panel,):
-        for kind, color in zip(dict.fromkeys(row["kind"] for row in rows), _COLORS, strict=True):
+        for kind, color in zip(dict.fromkeys(row["kind"] for row in rows), _COLORS, strict=False):
             rates = [row["requests_a_second"] for row in rows if row["kind"] == kind]
             panel.plot(counts, rates, color=color, label=kind)
         panel.plot(

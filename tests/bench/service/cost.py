@@ -1,4 +1,4 @@
-"""What one request costs at a time: CPU beside the pipeline alone, and wall time on one worker and on two."""
+"""What one request costs at a time: CPU beside the pipeline alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from tests.bench import goals
 from tests.bench.options import Bench
 from tests.bench.section import Section, Table
 from tests.bench.service.alone import PipelineAlone, PoolAlone
-from tests.bench.service.asks import video_ask
 from tests.bench.service.sender import SenderAlone, record
 from tests.bench.service.sizes import GIB, sized
 from tests.bench.service.watched import WatchedServer
-from tests.media import repeated_clip
 
 # A machine that is shared drifts within seconds: a ratio of neighbours in time is worth more than a longer look at each.
 _SHORT_ROUNDS = 8
@@ -95,26 +93,3 @@ def _ratios(to_pipeline: Mapping[str, float]) -> dict[str, float]:
 
 def _cost_cells(name: str, cpu_ms: Mapping[str, float], ratios: Mapping[str, float]) -> list[str]:
     return [name, *(f"{cpu_ms[part]:.1f}" for part in _PARTS), *(f"{ratios[part]:.2f}" for part in _RATIOS)]
-
-
-def latency(bench: Bench) -> Section:
-    """One request at a time: a long clip is split over idle workers."""
-    options = bench.options
-    section = Section(
-        "Latency of one request on an idle server",
-        f"{options.rounds} rounds of 5 requests in turn; medians, from the first byte sent to the last received.",
-        [Table(("", "1 worker, ms", "2 workers, ms", "ratio"))],
-    )
-    asks = [bench.ask(8), video_ask(bench.model, "2 minutes at 1 fps", repeated_clip(bench.clip, 4), 1)]
-    with WatchedServer(*sized(1, 2 * GIB)) as one, WatchedServer(*sized(2, 2 * GIB)) as two:
-        for ask in asks:
-            samples: dict[int, list[float]] = {1: [], 2: []}
-            for server in (one, two):
-                bench.warm_up(server, ask)
-            for _ in range(options.rounds):
-                for workers, server in ((1, one), (2, two)):
-                    samples[workers] += bench.run(server, ask, concurrency=1, count=5).latency_ms(50)
-            single, double = (statistics.median(values) for values in samples.values())
-            cells = [ask.name, f"{single:.0f}", f"{double:.0f}", f"{double / single:.2f}"]
-            section.add(cells, clip=ask.name, wall_ms=samples, ratio=double / single)
-    return section

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest_asyncio
 
+from preprocessor.pipeline.division import IdleCores
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.pool import PoolSettings, WorkerPool
 from preprocessor.workers.task import Task, TensorSlot
@@ -89,6 +90,7 @@ def submit(
     timeout_seconds: float = PATIENCE_SECONDS,
     tensor_bytes: int = 0,
     lease_result: Callable[[int], int | None] = lambda size_bytes: None,
+    cut: Callable[[IdleCores], list[Task]] | None = None,
 ) -> ToldTask:
     """Submit a task whose expected cost is `seconds` of CPU.
 
@@ -107,6 +109,7 @@ def submit(
         deadline_seconds=time.monotonic() + timeout_seconds,
         on_rows_written=tell,
         lease_result=lease_result,
+        cut=cut,
         tensor=TensorSlot(tensor_bytes) if tensor_bytes else None,
         scope=scope,
     )

@@ -216,8 +216,9 @@ async def test_nobody_joins_work_that_nobody_wanted_any_more(pool: WorkerPool, m
             np.testing.assert_array_equal(await reader.read(), expected(model, request_of(CLIP)))
 
 
-async def test_the_first_request_leaves_before_the_work_begins(model: Model) -> None:
+async def test_the_first_request_leaves_before_the_work_begins(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parts that the work is cut into then hold its files, until the last one has ended."""
+    monkeypatch.setattr("preprocessor.workers.pool.MOST_THREADS", 1)  # so that it is cut, and not made by threads
     async with open_pool(model=model, cache_bytes=64 * MIB, worker_count=2, memory_budget_bytes=512 * MIB) as pool:
         request = request_of(LONG_CLIP)
         async with Reader(pool, request) as joined:

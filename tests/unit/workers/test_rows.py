@@ -1,4 +1,4 @@
-"""Which rows are reported as finished, and when: in whole messages while a task runs, and the rest by its end."""
+"""Which rows are reported as finished, and when: the first at once, then in whole messages, and the rest by the task's end."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def request_of_a_clip(model: Model) -> PreparationRequest:
     return PreparationRequest(ChatPrompt((Message("user", (MediaPart("clip"),)),)), (medium,))
 
 
-def test_rows_are_reported_in_whole_messages_and_the_last_rows_are_not(
+def test_the_first_rows_are_reported_at_once_then_whole_messages_and_the_last_rows_are_not(
     model: Model, request_of_a_clip: PreparationRequest
 ) -> None:
     plan = pipeline.plan(model, request_of_a_clip, Limits())
@@ -48,18 +48,18 @@ def test_rows_are_reported_in_whole_messages_and_the_last_rows_are_not(
     )
 
     rows_a_message = MAX_ROWS_BYTES // plan.pixels.feature_count
-    assert len(reported) >= 2
+    assert len(reported) >= 3
     assert reported[0][0] == 0
     assert [first for first, _ in reported[1:]] == [first + count for first, count in reported[:-1]]
-    assert all(count % rows_a_message < 2 and count >= rows_a_message for _, count in reported)
+    assert reported[0][1] == plan.pixels.items[0].rows.group_rows
+    assert all(count % rows_a_message < 2 and count >= rows_a_message for _, count in reported[1:])
     assert sum(reported[-1]) < plan.pixels.row_count
 
 
 @pytest.mark.parametrize("worker_count", [1, 4])
 async def test_rows_are_reported_in_order_and_are_final(
-    model: Model, request_of_a_clip: PreparationRequest, worker_count: int, monkeypatch: pytest.MonkeyPatch
+    model: Model, request_of_a_clip: PreparationRequest, worker_count: int
 ) -> None:
-    monkeypatch.setattr("preprocessor.workers.pool._MIN_PART_SECONDS", 0.01)  # so that a short clip is cut into parts
     expected = pipeline.prepare(model, request_of_a_clip).tensors["pixel_patches"]
     settings = PoolSettings(
         worker_count=worker_count,
