@@ -23,7 +23,7 @@ AUDIT_IGNORED :=
 NATIVE := $(wildcard preprocessor/vision/native/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton vllm prometheus examples demo test test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit lock sbom parity bench bench-full golden proto image image-test wheels render reference format lint type verify clean
+.PHONY: help setup triton vllm prometheus examples demo test test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit lock sbom parity bench bench-full golden proto image image-test wheels release render reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -140,6 +140,10 @@ proto: setup ## generate preprocessor/v1 from protos
 	$(BIN)/python -m grpc_tools.protoc -Iprotos -I$(shell $(BIN)/python -c "import google.rpc; print(google.rpc.__path__[0])" 2>/dev/null)/../.. \
 		--include_imports --descriptor_set_out=deploy/envoy/preprocessor.binpb \
 		protos/preprocessor/v1/preprocessor.proto google/rpc/error_details.proto
+
+# `twine` and `build`, in an environment of their own.
+release: triton $(SUPPLY)/stamp ## build wheel and sdist into dist, check and install them, run the demo with what is installed
+	sh deploy/release.sh $(PYTHON) $(SUPPLY) $(CURDIR)/dist
 
 image: ## build the container image
 	docker build --file deploy/Dockerfile --tag preprocessor .

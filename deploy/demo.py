@@ -26,7 +26,7 @@ from tests.media import moving_shapes_clip
 
 PREPROCESSOR = (sys.executable, "-m", "preprocessor")
 QUESTION = "Which shapes move, and where do they go?"
-START_SECONDS = 60.0
+START_SECONDS = 300.0
 STOP_SECONDS = 30.0
 
 

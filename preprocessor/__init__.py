@@ -1,3 +1,3 @@
 """Preprocessing for vision-language models. Imports nothing: every worker process pays for what stands here."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
