@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import cv2
 import numpy as np
@@ -71,7 +71,7 @@ def model() -> Model:
     return loaded
 
 
-@cache
+@lru_cache(4096)
 def encode(text: str) -> tuple[int, ...]:
     """Token ids."""
     return tuple(model().tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -83,7 +83,7 @@ def question_ids(question: Question) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return asked, encode(f"{question.answer}<|im_end|>")
 
 
-def drawn_sample(seed: int) -> Sample:
+def drawn_sample(seed: int, question_count: int = 7) -> Sample:
     """For training: drawn straight to patches, with the noise of a JPEG file."""
     random = np.random.default_rng((seed, 1))
     story = make_story(seed)
@@ -91,16 +91,14 @@ def drawn_sample(seed: int) -> Sample:
     rate = int(random.choice([24, 25, 30]))
     most_offset = MOST_SECONDS - story.seconds
     offset = int(random.integers(1, most_offset + 1)) if most_offset and random.random() < 0.5 else 0
-    total = story.seconds * rate
-    count = count_for_fps(total, rate, fps, least=4, most=768)
-    times = spread_evenly(total, count) / rate
+    times = sampled_times(story, fps, rate)
     background = story.background(SIDE_PX)
     pictures = [story.draw(time, background) for time in times.tolist()]
     if random.random() < 0.75:
         pictures = _with_noise(pictures, int(random.integers(60, 96)))
     ids = encode(_prefix(times + offset, keeps_markers=bool(random.random() < 0.7)))
     shown = np.array([_shown(story, time) for time in times[::_PAIR].tolist()])
-    return Sample(ids, patch_rows(pictures), questions_about(story.later(offset), random), shown)
+    return Sample(ids, patch_rows(pictures), questions_about(story.later(offset), random, question_count), shown)
 
 
 def questions_about(story: Story, random: np.random.Generator, count: int = 7) -> tuple[Question, ...]:
@@ -128,9 +126,14 @@ def held_out_sample(seed: int, codec: str = "libx264") -> Sample:
 
 def expected_prefix(seed: int) -> tuple[int, ...]:
     """What `held_out_sample` must get from the pipeline."""
-    total = make_story(seed).seconds * CLIP_RATE
-    times = spread_evenly(total, count_for_fps(total, CLIP_RATE, FPS, least=4, most=768)) / CLIP_RATE
-    return encode(_prefix(times, keeps_markers=True))
+    return encode(_prefix(sampled_times(make_story(seed)), keeps_markers=True))
+
+
+def sampled_times(story: Story, fps: float = FPS, rate: int = CLIP_RATE) -> npt.NDArray[np.float64]:
+    """When the frames are shown that the service samples of a clip of so many frames a second, in seconds."""
+    total = story.seconds * rate
+    times: npt.NDArray[np.float64] = spread_evenly(total, count_for_fps(total, rate, fps, least=4, most=768)) / rate
+    return times
 
 
 def _prefix(times_seconds: npt.NDArray[np.float64], *, keeps_markers: bool) -> str:
