@@ -35,7 +35,7 @@ class Batch:
         is_video: bool [B, S].
         rows: uint8 [R, 1536].
         grids: int64 [B, 3].
-        shown: int64 [steps of all samples, 3], as in `Sample`.
+        shown: int64 [steps of all samples, 5], as in `Sample`.
         answers: int64 [B, S], number of the question whose answer is predicted here; -1 elsewhere.
         kinds: of each question.
     """

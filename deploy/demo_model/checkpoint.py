@@ -34,7 +34,7 @@ TEXT: Mapping[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 32,
     "initializer_range": 0.06,
-    "max_position_embeddings": 4096,
+    "max_position_embeddings": 65536,
     "tie_word_embeddings": True,
     "rope_parameters": {
         "rope_type": "default",

@@ -56,7 +56,7 @@ def main(clip_count: int) -> None:
     """Print accuracy by kind of question."""
     token_ids = vocabulary()
     network = make_network(len(token_ids)).eval()
-    load(network, WEIGHTS)
+    load(network, token_ids, WEIGHTS)
     print(table(accuracy(network, held_out_batches(range(FIRST_SEED, FIRST_SEED + clip_count), token_ids))))
 
 

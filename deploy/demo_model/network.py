@@ -46,12 +46,13 @@ def make_network(token_count: int) -> Any:
     return network
 
 
-def predict(network: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def predict(network: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Run the model.
 
     Returns:
         Scores over the small vocabulary and one more for all tokens beside it, float [N, V + 1]; their targets, int64 [N]; and
-        the mean feature of each temporal step, float [steps, hidden].
+        float [steps, hidden], means over each temporal step: of its features, and of what the language model's second layer makes
+        of them.
     """
     pixels = batch.rows.float().div_(127.5).sub_(1)
     cuts = torch.tensor([0, len(pixels)], dtype=torch.int32)
@@ -59,20 +60,25 @@ def predict(network: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, tor
     language = network.model.language_model
     embeddings = language.embed_tokens(batch.ids)
     embeddings = embeddings.masked_scatter(batch.is_video[..., None], seen.pooler_output)
-    hidden = language(
+    seen_by_layers = language(
         inputs_embeds=embeddings,
         attention_mask=batch.mask,
         position_ids=batch.positions,
         visual_pos_masks=batch.is_video,
         deepstack_visual_embeds=seen.deepstack_features,
         use_cache=False,
-    ).last_hidden_state
+        output_hidden_states=True,
+    )
+    hidden = seen_by_layers.last_hidden_state
     chosen = batch.targets != IGNORED
     scores = hidden[chosen] @ language.embed_tokens.weight.T
     # Tokens without a row score 0 each, and there are so many of them.
     others = torch.full((len(scores), 1), math.log(VOCABULARY_SIZE - scores.shape[1]))
-    features = seen.pooler_output.unflatten(0, (-1, STEP_TOKENS)).mean(1)
-    return torch.cat([scores, others], 1), batch.targets[chosen], features
+    features, placed = (
+        each.unflatten(0, (-1, STEP_TOKENS)).mean(1)
+        for each in (seen.pooler_output, seen_by_layers.hidden_states[2][batch.is_video])
+    )
+    return torch.cat([scores, others], 1), batch.targets[chosen], features, placed
 
 
 def accuracy(network: Any, batches: Sequence[Batch]) -> dict[str, tuple[int, int]]:
@@ -80,7 +86,7 @@ def accuracy(network: Any, batches: Sequence[Batch]) -> dict[str, tuple[int, int
     right, asked = Counter[str](), Counter[str]()
     with torch.no_grad():
         for batch in batches:
-            scores, targets, _ = predict(network, batch)
+            scores, targets, *_ = predict(network, batch)
             numbers = batch.answers[batch.targets != IGNORED]
             wrong = set(numbers[scores.argmax(1) != targets].tolist())
             for number, kind in enumerate(batch.kinds):
@@ -101,7 +107,9 @@ def save(network: Any, token_ids: Sequence[int], path: Path) -> None:
     partial.replace(path)
 
 
-def load(network: Any, path: Path) -> None:
-    """Read what `save` has written."""
+def load(network: Any, token_ids: Sequence[int], path: Path) -> None:
+    """Read what `save` has written; it has a row for each of these tokens."""
     weights = {name: weight.float() for name, weight in load_file(path).items() if name != TOKEN_IDS}
-    network.load_state_dict(weights | {"lm_head.weight": weights[EMBEDDING]})
+    place_of = {token_id: place for place, token_id in enumerate(load_file(path)[TOKEN_IDS].tolist())}
+    rows = weights[EMBEDDING][[place_of[token_id] for token_id in token_ids]]
+    network.load_state_dict(weights | {EMBEDDING: rows, "lm_head.weight": rows})

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from deploy.demo_model.questions import KINDS, Question, ask
+from deploy.demo_model.questions import KINDS, TAUGHT_KINDS, Question, ask
 from deploy.demo_model.story import (
     CLIP_RATE,
     COLORS,
@@ -53,8 +53,9 @@ class Sample:
     Attributes:
         prefix_ids: The prompt up to the question, placeholders expanded.
         rows: uint8 [steps * STEP_ROWS, 1536].
-        shown: int64 [steps, 3], color, shape and direction of what each temporal step shows, as numbers from 1 on; 0 where it
-            shows nothing. Empty for held-out clips.
+        shown: int64 [steps, 5], of each temporal step: color, shape and direction of what it shows, as numbers from 1 on; the
+            second that the prompt says; 1 in the first half of an event and 2 in the second. 0 where it shows nothing. Empty
+            for held-out clips.
     """
 
     prefix_ids: tuple[int, ...]
@@ -83,7 +84,7 @@ def question_ids(question: Question) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return asked, encode(f"{question.answer}<|im_end|>")
 
 
-def drawn_sample(seed: int, question_count: int = 7) -> Sample:
+def drawn_sample(seed: int, kinds: Sequence[str] = TAUGHT_KINDS, question_count: int = 7) -> Sample:
     """For training: drawn straight to patches, with the noise of a JPEG file."""
     random = np.random.default_rng((seed, 1))
     story = make_story(seed)
@@ -97,14 +98,17 @@ def drawn_sample(seed: int, question_count: int = 7) -> Sample:
     if random.random() < 0.75:
         pictures = _with_noise(pictures, int(random.integers(60, 96)))
     ids = encode(_prefix(times + offset, keeps_markers=bool(random.random() < 0.7)))
-    shown = np.array([_shown(story, time) for time in times[::_PAIR].tolist()])
-    return Sample(ids, patch_rows(pictures), questions_about(story.later(offset), random, question_count), shown)
+    seconds = [int(f"{each:.1f}"[0]) for each in pair_times(times + offset, _PAIR)]
+    shown = np.array([_shown(story, time, at) for time, at in zip(times[::_PAIR].tolist(), seconds, strict=True)])
+    return Sample(ids, patch_rows(pictures), questions_about(story.later(offset), random, kinds, question_count), shown)
 
 
-def questions_about(story: Story, random: np.random.Generator, count: int = 7) -> tuple[Question, ...]:
+def questions_about(
+    story: Story, random: np.random.Generator, kinds: Sequence[str] = TAUGHT_KINDS, count: int = 7
+) -> tuple[Question, ...]:
     """So many questions about a story: always what happens and when, the others at random."""
-    kinds = ["describe", "time", "time", *random.choice(KINDS, 2 * count).tolist()]
-    asked = (ask(story, kind, random) for kind in kinds)
+    chosen = ["describe", "time", "time", *random.choice(kinds, 2 * count).tolist()]
+    asked = (ask(story, kind, random) for kind in chosen)
     return tuple([question for question in asked if question is not None][:count])
 
 
@@ -121,7 +125,7 @@ def held_out_sample(seed: int, codec: str = "libx264") -> Sample:
     assert tuple(ids[-len(asked) :]) == asked
     questions = (ask(story, kind, random) for kind in KINDS)
     chosen = tuple(question for question in questions if question is not None)
-    return Sample(tuple(ids[: -len(asked)]), tensors["pixel_patches"], chosen, np.empty((0, 3), np.int64))
+    return Sample(tuple(ids[: -len(asked)]), tensors["pixel_patches"], chosen, np.empty((0, 5), np.int64))
 
 
 def expected_prefix(seed: int) -> tuple[int, ...]:
@@ -151,13 +155,14 @@ def patch_rows(pictures: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint
     return np.ascontiguousarray(rows).reshape(-1, 3 * _PAIR * _PATCH**2)
 
 
-def _shown(story: Story, seconds: float) -> tuple[int, int, int]:
+def _shown(story: Story, seconds: float, said_second: int) -> tuple[int, int, int, int, int]:
     for event in story.events:
-        if 0 <= seconds - event.start_seconds < EVENT_SECONDS:
+        passed = (seconds - event.start_seconds) / EVENT_SECONDS
+        if 0 <= passed < 1:
             names = (event.color, list(COLORS)), (event.shape, list(SHAPES)), (event.direction, list(DIRECTIONS))
             color, shape, direction = (1 + known.index(name) for name, known in names)
-            return color, shape, direction
-    return 0, 0, 0
+            return color, shape, direction, said_second, 1 + int(2 * passed)
+    return 0, 0, 0, said_second, 0
 
 
 def _with_noise(pictures: list[npt.NDArray[np.uint8]], quality: int) -> list[npt.NDArray[np.uint8]]:

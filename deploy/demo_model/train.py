@@ -6,7 +6,8 @@
 The same releases, machine and thread count give the same weights. Clips are drawn anew for each step, none twice. What is printed
 beside the loss is accuracy on encoded clips of seeds that training never draws, through the project's pipeline.
 
-The vision encoder learns sooner by hints: a layer that is thrown away afterwards says of each temporal step what it shows.
+The model learns sooner by hints: layers that are thrown away afterwards say of each temporal step what it shows, and at which
+second.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from deploy.demo_model.batches import IGNORED, Batch, collate
 from deploy.demo_model.checkpoint import TEXT, WEIGHTS
 from deploy.demo_model.evaluate import held_out_batches, places, table
 from deploy.demo_model.network import accuracy, load, make_network, predict, save
+from deploy.demo_model.questions import TAUGHT_KINDS
 from deploy.demo_model.samples import drawn_sample, vocabulary
 from deploy.demo_model.story import COLORS, DIRECTIONS, HELD_OUT_SEEDS, SHAPES
 
@@ -38,6 +40,8 @@ class Stage:
     Attributes:
         fall_steps: After how many steps it would be near 0.
         questions: About each clip.
+        hints: How many columns of `Batch.shown` are hinted at, the first ones.
+        kinds: Of questions.
         weighs_tokens: Each token of an answer counts the same; else each answer does, so that those that tell all that happens do
             not outweigh those that name one thing.
     """
@@ -47,18 +51,27 @@ class Stage:
     fall_steps: int
     clips: int
     questions: int
-    weighs_tokens: bool
+    kinds: tuple[str, ...]
+    weighs_tokens: bool = False
+    hints: int = 3
 
 
+LAST_KINDS = ("describe", "direction", "shape", "first", "last", "order", "count", "time", "time", "time")
 STAGES = (
-    Stage(900, 2e-3, fall_steps=1800, clips=24, questions=7, weighs_tokens=True),
-    Stage(1200, 2e-3, fall_steps=1200, clips=20, questions=11, weighs_tokens=False),
+    Stage(900, 2e-3, fall_steps=1800, clips=24, questions=7, kinds=TAUGHT_KINDS, weighs_tokens=True),
+    Stage(600, 2e-3, fall_steps=1200, clips=20, questions=11, kinds=TAUGHT_KINDS),
+    Stage(450, 1.5e-3, fall_steps=1100, clips=20, questions=9, kinds=LAST_KINDS, hints=4),
+    Stage(150, 1.5e-3, fall_steps=650, clips=20, questions=9, kinds=LAST_KINDS, hints=5),
+    Stage(400, 1.5e-3, fall_steps=500, clips=20, questions=9, kinds=LAST_KINDS, hints=5),
+    Stage(280, 1e-3, fall_steps=280, clips=20, questions=9, kinds=LAST_KINDS, hints=5),
 )
-WARM_UP_STEPS = 100
+WARM_UP_STEPS = 30
 SEEDS_OF_A_STAGE = 10_000_000
 WATCHED_SEEDS = range(48)
 """Of the held-out clips that are looked at meanwhile; those of `evaluate` are others."""
-_HINTS = (len(COLORS), len(SHAPES), len(DIRECTIONS))
+_HINT_SIZES = (1 + len(COLORS), 1 + len(SHAPES), 1 + len(DIRECTIONS), 10, 3)
+_SECOND = 3
+"""Of them the one that is hinted at in the language model, the others are in the vision encoder."""
 _HINT_SHARE = 0.3
 
 
@@ -68,7 +81,7 @@ def train(first_stage: int, output: Path) -> None:
     token_ids = vocabulary()
     network = make_network(len(token_ids)).train()
     if first_stage:
-        load(network, output)
+        load(network, token_ids, output)
     say(f"{sum(weight.numel() for weight in network.parameters()):,} weights, {len(token_ids)} tokens")
     watched = held_out_batches(WATCHED_SEEDS, token_ids)
     for number in range(first_stage, len(STAGES)):
@@ -76,18 +89,25 @@ def train(first_stage: int, output: Path) -> None:
         if number:
             torch.manual_seed(number)
         train_stage(network, number, token_ids, watched, output)
-        load(network, output)  # what float16 has kept
+        load(network, token_ids, output)  # what float16 has kept
 
 
 def train_stage(network: Any, number: int, token_ids: Sequence[int], watched: Sequence[Batch], output: Path) -> None:
     """One of `STAGES`."""
     stage, place_of = STAGES[number], places(token_ids)
-    hints = torch.nn.Linear(TEXT["hidden_size"], sum(1 + size for size in _HINTS))
+    sizes = _HINT_SIZES[: stage.hints]
+    seen_sizes = [size for at, size in enumerate(sizes) if at != _SECOND]
+    hints = torch.nn.ModuleList([torch.nn.Linear(TEXT["hidden_size"], sum(seen_sizes))])
+    if stage.hints > _SECOND:
+        hints.append(torch.nn.Linear(TEXT["hidden_size"], _HINT_SIZES[_SECOND]))
     decayed = [weight for weight in network.parameters() if weight.ndim > 1]
     others = [weight for weight in network.parameters() if weight.ndim <= 1]
     groups = [
         {"params": decayed, "weight_decay": 0.02},
-        {"params": [*others, *hints.parameters()], "weight_decay": 0.0},
+        {
+            "params": [*others, *hints.parameters()],
+            "weight_decay": 0.0,
+        },
     ]
     optimizer = torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.98))
 
@@ -98,12 +118,16 @@ def train_stage(network: Any, number: int, token_ids: Sequence[int], watched: Se
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     began, losses, seed = time.monotonic(), [], HELD_OUT_SEEDS + number * SEEDS_OF_A_STAGE
     for step in range(1, stage.steps + 1):
-        batch = collate([drawn_sample(seed + each, stage.questions) for each in range(stage.clips)], place_of)
+        batch = collate(
+            [drawn_sample(seed + each, stage.kinds, stage.questions) for each in range(stage.clips)], place_of
+        )
         seed += stage.clips
-        scores, targets, features = predict(network, batch)
+        scores, targets, features, placed = predict(network, batch)
         losses_of_tokens = functional.cross_entropy(scores, targets, reduction="none")
         loss = losses_of_tokens.mean() if stage.weighs_tokens else mean_of_answers(losses_of_tokens, batch)
-        guesses = hints(features).split([1 + size for size in _HINTS], 1)
+        guesses = [*hints[0](features).split(seen_sizes, 1)]
+        if stage.hints > _SECOND:
+            guesses.insert(_SECOND, hints[1](placed))
         hint_loss = sum(map(functional.cross_entropy, guesses, batch.shown.unbind(1)), torch.zeros(()))
         optimizer.zero_grad(set_to_none=True)
         (loss + _HINT_SHARE * hint_loss).backward()
@@ -114,7 +138,7 @@ def train_stage(network: Any, number: int, token_ids: Sequence[int], watched: Se
         if step % 50 == 0:
             answer_loss, mean_hint_loss = np.mean(losses[-50:], 0)
             say(f"step {step}, {time.monotonic() - began:.0f} s, loss {answer_loss:.4f}, of hints {mean_hint_loss:.4f}")
-        if step % 150 == 0 or step == stage.steps:
+        if step % 70 == 0 or step == stage.steps:
             say(table(accuracy(network, watched)))
             save(network, token_ids, output)
 
