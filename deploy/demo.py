@@ -1,15 +1,18 @@
 """The main job from end to end: `make demo`, or `make demo ENGINE=vllm`.
 
-Makes a video, starts a real Triton with `vlm_transformers`, or a real vLLM, and this service in front of it, asks a question
-about the video through the command line, and stops everything again. The model is tiny and random, so the tokens mean
-nothing; that the right pixels and ids reach it is what the tests prove.
+Draws a clip of shapes that move, starts a real Triton with `vlm_transformers`, or a real vLLM, and this service in front of it,
+asks three questions about the clip through the command line, checks the answers, and stops everything again. The model is the
+small one of `deploy/demo_model`, which knows such clips and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
+import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,50 +24,99 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from deploy.triton.local_server import RANDOM_WEIGHTS, TritonServer
-from tests.media import moving_shapes_clip
+from deploy.demo_model.questions import Question, demo_questions
+from deploy.demo_model.story import (
+    CLIP_RATE,
+    CLIP_SIDE_PX,
+    HELD_OUT_SEEDS,
+    draw_all,
+    make_clip,
+    make_story,
+    pixel_budget,
+)
+from deploy.triton.local_server import TritonServer
 
 PREPROCESSOR = (sys.executable, "-m", "preprocessor")
-QUESTION = "Which shapes move, and where do they go?"
 START_SECONDS = 300.0
 STOP_SECONDS = 30.0
 
 
-def main(engine_kind: str = "triton") -> int:
-    """Run the demo; returns the exit status of the command that asked the question."""
+def main(engine_kind: str = "triton", seed: int | None = None) -> int:
+    """Run the demo.
+
+    Args:
+        seed: Of the clip; None chooses one.
+    Returns:
+        The exit status: 0 where every answer is right.
+    """
+    seed = secrets.randbelow(HELD_OUT_SEEDS) if seed is None else seed
+    story = make_story(seed)
     with tempfile.TemporaryDirectory(prefix="preprocessor-demo-") as directory:
         clip = Path(directory) / "clip.mp4"
-        say("making a clip: 30 s, 374x374, H.264")
-        clip.write_bytes(moving_shapes_clip())
+        say(
+            f"making a clip: {story.seconds} s, {CLIP_SIDE_PX}x{CLIP_SIDE_PX}, {CLIP_RATE} frames a second, H.264; seed {seed}"
+        )
+        clip.write_bytes(make_clip(draw_all(story)))
         with ENGINES[engine_kind](Path(directory)) as (engine_address, options):
             say(f"the engine is ready on {engine_address}; starting the service")
             with service(engine_address, options, Path(directory) / "service.log") as address:
-                say(f"the service is ready on {address}; asking: {QUESTION}\n")
-                asked = [*PREPROCESSOR, "generate", "--address", address, "--video", str(clip), "--fps", "1"]
-                status = subprocess.run([*asked, "--text", QUESTION, "--max-tokens", "32"], check=False).returncode
-    say("done, everything stopped" if status == 0 else f"failed with exit status {status}")
-    return status
+                say(f"the service is ready on {address}\n")
+                questions = demo_questions(story, seed)
+                right_count = sum(ask(address, clip, pixel_budget(story.seconds), question) for question in questions)
+    say(f"{right_count} of {len(questions)} answers are right; everything stopped")
+    if right_count < len(questions):
+        say(f"to see this clip again: make demo SEED={seed}")
+    return int(right_count < len(questions))
+
+
+def ask(address: str, clip: Path, max_pixels: int, question: Question) -> bool:
+    """Ask by the command line, print what comes, and tell whether it is right."""
+    given = ["generate", "--address", address, "--video", str(clip), "--max-pixels", str(max_pixels)]
+    given += ["--text", question.text, "--max-tokens", "64"]
+    print("$ " + shlex.join(["preprocessor", *given]), flush=True)
+    answered = subprocess.run([*PREPROCESSOR, *given, "--json"], stdout=subprocess.PIPE, check=False)
+    if answered.returncode:
+        return False
+    found = json.loads(answered.stdout)
+    is_right = bool(found["text"] == question.answer)
+    verdict = "right" if is_right else f"wrong: {question.answer}"
+    item = found["items"][0]
+    width_px, height_px = item["size_px"]
+    print(f"{found['text']}    [{verdict}]", flush=True)
+    print(
+        f"{found['token_count']} tokens in, {len(found['token_ids'])} out; {len(item['frame_indices'])} frames of "
+        f"{width_px}x{height_px}\n",
+        flush=True,
+    )
+    return is_right
 
 
 @contextmanager
-def triton(_: Path) -> Iterator[tuple[str, list[str]]]:
+def triton(directory: Path) -> Iterator[tuple[str, list[str]]]:
     """A Triton; yields its address and the service's further options."""
+    checkpoint = write_checkpoint(directory)
     say("starting Triton with vlm_transformers")
-    with TritonServer(["vlm_transformers"], environment=RANDOM_WEIGHTS) as server:
-        yield server.grpc_address, []
+    with TritonServer(["vlm_transformers"], environment={"VLM_CHECKPOINT": str(checkpoint)}) as server:
+        yield server.grpc_address, ["--model", str(checkpoint)]
 
 
 @contextmanager
 def vllm(directory: Path) -> Iterator[tuple[str, list[str]]]:
     """A vLLM, as `triton`."""
     from deploy.vllm.local_server import VllmServer
-    from deploy.vllm.tiny_checkpoint import write_folder  # it imports torch
 
-    checkpoint = directory / "checkpoint"
-    write_folder(checkpoint)
-    say("starting vLLM with a tiny Qwen3-VL; a start takes one to three minutes")
+    checkpoint = write_checkpoint(directory)
+    say("starting vLLM; a start takes one to three minutes")
     with VllmServer(checkpoint) as server:
         yield f"vllm://{server.address}", ["--model", str(checkpoint)]
+
+
+def write_checkpoint(directory: Path) -> Path:
+    from deploy.demo_model.checkpoint import write_folder  # it imports torch
+
+    folder = directory / "demo-model"
+    write_folder(folder)
+    return folder
 
 
 ENGINES = {"triton": triton, "vllm": vllm}
@@ -109,4 +161,6 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     parser = argparse.ArgumentParser(prog="python -m deploy.demo")
     parser.add_argument("engine", nargs="?", choices=ENGINES, default="triton", help="default: %(default)s")
-    sys.exit(main(parser.parse_args().engine))
+    parser.add_argument("--seed", type=int, help=f"of the clip, below {HELD_OUT_SEEDS:,}; default: a random one")
+    arguments = parser.parse_args()
+    sys.exit(main(arguments.engine, arguments.seed))

@@ -27,7 +27,6 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 import preprocessor
-from deploy.demo import QUESTION
 from deploy.pins import OF_ANOTHER_INDEX
 from deploy.triton.local_server import RANDOM_WEIGHTS, TritonServer
 from tests.deploy.tools import DEPLOY, REPOSITORY
@@ -49,6 +48,7 @@ _LEFT_OUT = (
 )
 _MOST_BYTES = 1_300_000_000
 _START_SECONDS = 60.0
+_QUESTION = "Which shapes move, and where do they go?"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -190,7 +190,7 @@ def _container(image: str) -> Iterator[tuple[str, Path]]:
 
 
 def _run_inside(root: Path, config: dict[str, Any]) -> None:
-    """Doctor, the service alone, then the demo's request with a real Triton behind it."""
+    """Doctor, the service alone, then a question with a real Triton behind it."""
     _raise_loopback()
     container = _Container(root, config)
     say("preprocessor doctor:")
@@ -200,7 +200,7 @@ def _run_inside(root: Path, config: dict[str, Any]) -> None:
         container.run(*config["Healthcheck"]["Test"][1:])
         clip = Path(folder) / "clip.mp4"
         clip.write_bytes(moving_shapes_clip())
-        asked = ("--video", clip, "--fps", "1", "--text", QUESTION)
+        asked = ("--video", clip, "--fps", "1", "--text", _QUESTION)
         _do(sys.executable, "-m", "preprocessor", "prepare", *asked)
     with (
         TritonServer(["vlm_transformers"], environment=RANDOM_WEIGHTS) as triton,
@@ -219,7 +219,7 @@ def _run_inside(root: Path, config: dict[str, Any]) -> None:
             "--fps",
             "1",
             "--text",
-            QUESTION,
+            _QUESTION,
             "--max-tokens",
             "16",
         )

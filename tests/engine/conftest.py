@@ -96,6 +96,16 @@ def tiny_qwen3_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of the model that sees."""
+    from deploy.demo_model.checkpoint import write_folder  # it imports torch
+
+    folder = tmp_path_factory.mktemp("demo-model")
+    write_folder(folder)
+    return folder
+
+
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """`tensorrt_llm.llmapi.llm` of the stand-in, imported anew for each test."""

@@ -35,7 +35,11 @@ LONG_ANSWER = SamplingParameters(max_tokens=100_000)
 
 @contextmanager
 def serving(
-    model: str, repository: Path = REPOSITORY, *options: str, shared_memory_bytes: int | None = None
+    model: str,
+    repository: Path = REPOSITORY,
+    *options: str,
+    environment: Mapping[str, str] = RANDOM_WEIGHTS,
+    shared_memory_bytes: int | None = None,
 ) -> Iterator[TritonServer]:
     """A server with that model, killed at the end: an orderly one takes three seconds.
 
@@ -49,7 +53,7 @@ def serving(
                 TritonServer(
                     [model],
                     repository=repository,
-                    environment=RANDOM_WEIGHTS,
+                    environment=environment,
                     options=options,
                     shared_memory_bytes=shared_memory_bytes,
                 )

@@ -1,0 +1,31 @@
+"""`make demo`, as it is run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from deploy import demo
+from deploy.demo_model.questions import demo_questions
+from deploy.demo_model.story import Story
+
+SEED = 424072
+
+
+@pytest.mark.slow
+def test_the_demo_succeeds_where_every_answer_is_right_and_fails_where_one_is_not(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert demo.main("triton", SEED) == 0
+    assert capfd.readouterr().out.count("[right]") == 3
+
+    def with_a_wrong_one(story: Story, seed: int) -> list[object]:
+        first, *others = demo_questions(story, seed)
+        return [dataclasses.replace(first, answer="A white square moves down."), *others]
+
+    monkeypatch.setattr(demo, "demo_questions", with_a_wrong_one)
+    assert demo.main("triton", SEED) == 1
+    printed = capfd.readouterr().out
+    assert (printed.count("[right]"), printed.count("[wrong: A white square moves down.]")) == (2, 1)
+    assert f"make demo SEED={SEED}" in printed
