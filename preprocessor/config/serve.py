@@ -10,7 +10,7 @@ from preprocessor.config.declare import SettingError, group, setting
 from preprocessor.config.engine import EngineSettings
 from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
-from preprocessor.config.machine import available_cpu_count
+from preprocessor.config.machine import available_cpu_count, default_front_count
 from preprocessor.config.memory import (
     LEAST_BUDGET_BYTES,
     MAX_CACHE_SHARE,
@@ -42,6 +42,12 @@ class ServeSettings:
     )
     worker_count: int = setting(
         available_cpu_count, "cores to work on", name="--workers", default_text="the cgroup's CPU limit"
+    )
+    front_count: int = setting(
+        default_front_count,
+        "processes that share the gRPC port and carry callers' bytes; 1: the service itself does",
+        name="--fronts",
+        default_text="one for four cores from 8 on, else 1",
     )
     max_queued_count: int = setting(
         256, "requests that may wait for a worker before more are refused", name="--max-queued"
@@ -136,6 +142,7 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         require_positive_int("--workers", self.worker_count)
+        require_positive_int("--fronts", self.front_count)
         require_positive_int("--max-queued", self.max_queued_count)
         require_positive_int("--max-jobs-a-worker", self.max_jobs_a_worker)
         for option, size_bytes, least in (

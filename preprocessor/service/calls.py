@@ -11,24 +11,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+import numpy.typing as npt
 
 from preprocessor.config import WireSettings
+from preprocessor.service.fronts.context import RelayedContext
 from preprocessor.service.logs import set_request
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.quotas import current_caller
 from preprocessor.service.response_buffer import ResponseBuffer
+from preprocessor.service.sender import Sender
 from preprocessor.service.status import Context, refuse, request_id_of, status_of
 from preprocessor.service.tracing import CallTrace, Traces
 from preprocessor.types.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
-from preprocessor.wire.tensors import MAX_ROWS_BYTES
+from preprocessor.wire.tensors import write_rows
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.resources import RequestResources
 
 logger = logging.getLogger(__name__)
-
-_MIN_ROWS_BYTES = 256 << 10
-_SLOW_WRITE_SECONDS = 0.5
 
 
 @dataclass(slots=True)
@@ -39,10 +39,7 @@ class Call:
         resources: Worker pool resources held by the call.
         trace: The call's span in the caller's trace.
         deadline_seconds: On `time.monotonic`'s clock; gRPC's own deadline follows the wall clock.
-        answer_idle_seconds: The longest time that a message may wait to be read.
         media_keys: Keys of the request's media, in the order of the spec.
-        rows_message_bytes: Size of the next message of rows: small at first, and doubled after each message that is read in
-            0.5 s, else halved.
     """
 
     request_id: str
@@ -50,10 +47,8 @@ class Call:
     timings: Timings
     context: Context
     deadline_seconds: float
-    answer_idle_seconds: float
     trace: CallTrace
-    response_buffer: ResponseBuffer
-    rows_message_bytes: int = _MIN_ROWS_BYTES
+    sender: Sender
     received_bytes: int = 0
     media_keys: tuple[str, ...] = ()
     substitutions: list[pb.Substitution] = field(default_factory=list)
@@ -64,18 +59,20 @@ class Call:
         return max(0.0, self.deadline_seconds - time.monotonic())
 
     async def send(self, message: Any) -> None:
-        """Send a response message, serialized or not; returns once gRPC has accepted it under the caller's flow control.
+        """See `Sender.send`."""
+        await self.sender.send(message)
+
+    async def send_rows(self, tensor_index: int, array: npt.NDArray[Any], first_row: int, row_count: int) -> None:
+        """Send rows of a tensor, as `wire.tensors.write_rows` makes messages of them.
 
         Raises:
-            DeadlineExceeded: `ANSWER_IDLE`: the caller did not read for `answer_idle_seconds`, or less while others waited.
+            DeadlineExceeded: As `Sender.send`.
         """
-        size_bytes = len(message) if isinstance(message, bytes) else message.ByteSize()
-        started_seconds = time.monotonic()
-        async with self.response_buffer.sending(size_bytes, self.answer_idle_seconds):
-            await self.context.write(message)
-        is_slow = time.monotonic() - started_seconds > _SLOW_WRITE_SECONDS
-        next_bytes = self.rows_message_bytes // 2 if is_slow else self.rows_message_bytes * 2
-        self.rows_message_bytes = min(max(next_bytes, _MIN_ROWS_BYTES), MAX_ROWS_BYTES)
+        context = self.context
+        if isinstance(context, RelayedContext) and await context.send_rows(tensor_index, array, first_row, row_count):
+            return
+        for message in write_rows(tensor_index, array, first_row, row_count, lambda: self.sender.rows_message_bytes):
+            await self.send(message)
 
 
 class Calls:
@@ -126,16 +123,15 @@ class Calls:
                 asyncio.timeout(timeout_seconds),
                 RequestResources(self._pool, deadline_seconds, timings, self._cache_scope()) as resources,
             ):
-                idle_seconds = self._wire.answer_idle_seconds
+                sender = Sender(context.write, self._response_buffer, self._wire.answer_idle_seconds)
                 call = Call(
                     request_id,
                     resources,
                     timings,
                     context,
                     deadline_seconds,
-                    idle_seconds,
                     trace,
-                    self._response_buffer,
+                    sender,
                 )
                 yield call
         except asyncio.CancelledError:

@@ -24,6 +24,7 @@ from preprocessor.service.auth_interceptor import AuthInterceptor
 from preprocessor.service.endpoint_metrics import EndpointMetrics
 from preprocessor.service.engine import arena_in, connect_engines, share_region
 from preprocessor.service.fetch.fetcher import Fetcher
+from preprocessor.service.fronts.supervisor import Fronts
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
 from preprocessor.service.logs import keep_writing_summaries
 from preprocessor.service.metrics import Metrics
@@ -128,7 +129,12 @@ class Server:
         self.health = Health(self.engine, self.pool, settings.budget_full_seconds)
         self.metrics.registry.register(StateMetrics(self.pool, self.health))
         self.auth_interceptor = AuthInterceptor(settings.access, settings.wire, self.metrics)
-        self._grpc = listening.create_server(settings.wire, self.auth_interceptor)
+        self.fronts: Fronts | None = None
+        if settings.front_count > 1:
+            self.fronts = Fronts(settings, self.auth_interceptor, self.pool.arena, self.metrics.front_restarts.inc)
+            self._grpc = self.fronts.as_grpc
+        else:
+            self._grpc = listening.create_server(settings.wire, self.auth_interceptor)
         servicer = PreprocessorServicer(
             self.model,
             settings,
@@ -141,7 +147,9 @@ class Server:
         pb_grpc.add_PreprocessorServicer_to_server(servicer, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._grpc)
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
-        self.address = listening.bind(self._grpc, settings.address, settings.access)
+        self.address = (
+            listening.bind(self._grpc, settings.address, settings.access) if self.fronts is None else self.fronts.bind()
+        )
         await self._grpc.start()
         stack.push_async_callback(self._grpc.stop, grace=None)
         self._http = web.AppRunner(probe_application(self.health, self.metrics), access_log=None)
@@ -215,12 +223,13 @@ async def serve(settings: ServeSettings, model: LoadedModel, fork_server: ForkSe
         await fork_server.start()
     async with Server(settings, model, fork_server=fork_server) as server:
         logger.info(
-            "serving %s on grpc %s, http %s;%s %d workers; memory budget %d MiB; engine %s; FFmpeg %s",
+            "serving %s on grpc %s, http %s;%s %d workers; %d fronts; memory budget %d MiB; engine %s; FFmpeg %s",
             server.model.name,
             server.address,
             server.http_address,
             f" openai {server.openai_address};" if server.openai_address else "",
             settings.worker_count,
+            settings.front_count if settings.front_count > 1 else 0,
             settings.memory_budget_bytes >> 20,
             settings.engine.address or "none",
             av.ffmpeg_version_info,

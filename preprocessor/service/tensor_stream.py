@@ -7,7 +7,7 @@ from preprocessor.service.calls import Call
 from preprocessor.service.metrics import Metrics
 from preprocessor.types.plan import PixelPlan, Plan, Substitution
 from preprocessor.types.request import PreparationRequest
-from preprocessor.wire.tensors import is_small, write_rows
+from preprocessor.wire.tensors import is_small
 from preprocessor.workers.pixel_run import PixelRun
 
 
@@ -17,8 +17,7 @@ async def send_large_tensors(planned: Plan, call: Call, metrics: Metrics) -> Non
         for tensor_index, array in enumerate(planned.tensors.values()):
             metrics.sent_bytes.labels("caller").inc(array.nbytes)  # those in the header, too
             if not is_small(array):
-                for message in write_rows(tensor_index, array, 0, len(array), lambda: call.rows_message_bytes):
-                    await call.send(message)
+                await call.send_rows(tensor_index, array, 0, len(array))
 
 
 async def send_pixels(
@@ -31,8 +30,7 @@ async def send_pixels(
     tensor_index = len(planned.tensors)  # `write_header` puts the pixels last
     async for first_row, row_count in run.finished_rows():
         with call.timings.stage("send"):
-            for message in write_rows(tensor_index, pixels, first_row, row_count, lambda: call.rows_message_bytes):
-                await call.send(message)
+            await call.send_rows(tensor_index, pixels, first_row, row_count)
         sent_bytes.inc(pixels[first_row : first_row + row_count].nbytes)
     await finish_pixels(run, planned, call, metrics)
 
