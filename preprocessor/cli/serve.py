@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     settings = loaded.settings
     with loaded.given.spelling():
-        require_memory(settings.memory_budget_bytes, available_memory_bytes(), settings.more_incoming_bytes)
+        require_memory(settings.memory_budget_bytes, available_memory_bytes(), settings.more_bytes)
         if settings.isolation == "required":
             _require_isolation()
     configure(settings.log_level, settings.log_format)

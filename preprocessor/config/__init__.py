@@ -18,7 +18,14 @@ from preprocessor.config.declare import SettingError, option_of, setting
 from preprocessor.config.engine import EngineSettings
 from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
-from preprocessor.config.memory import FILE_SHARE, bytes_beside_budget, largest_budget, require_memory, retained_bytes
+from preprocessor.config.memory import (
+    FILE_SHARE,
+    bytes_beside_budget,
+    front_bytes,
+    largest_budget,
+    require_memory,
+    retained_bytes,
+)
 from preprocessor.config.serve import ServeSettings
 from preprocessor.config.trace import TraceSettings
 from preprocessor.config.values import parse_bytes
@@ -35,6 +42,7 @@ __all__ = [
     "TraceSettings",
     "WireSettings",
     "bytes_beside_budget",
+    "front_bytes",
     "is_loopback",
     "largest_budget",
     "option_of",

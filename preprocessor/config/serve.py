@@ -18,6 +18,7 @@ from preprocessor.config.memory import (
     OPENAI_CONNECTION_BYTES,
     UPLOAD_BYTES,
     default_budget,
+    front_bytes,
 )
 from preprocessor.config.trace import TraceSettings
 from preprocessor.config.values import NO_BACKGROUND, parse_background, parse_bytes
@@ -130,10 +131,11 @@ class ServeSettings:
     limits: Limits = group(Limits, "limits on one request")
 
     @property
-    def more_incoming_bytes(self) -> int:
-        """Memory for messages being received that `bytes_beside_budget` does not include."""
+    def more_bytes(self) -> int:
+        """Memory for messages being received, and for fronts, that `bytes_beside_budget` does not include."""
         message_bytes = self.wire.max_upload_count * self.wire.max_message_bytes
-        return max(0, message_bytes - UPLOAD_BYTES) + self.openai_connection_count * OPENAI_CONNECTION_BYTES
+        openai_bytes = self.openai_connection_count * OPENAI_CONNECTION_BYTES
+        return max(0, message_bytes - UPLOAD_BYTES) + openai_bytes + front_bytes(self.front_count, message_bytes)
 
     @property
     def openai_connection_count(self) -> int:

@@ -126,8 +126,6 @@ class Server:
         stack.push_async_callback(self.pool.close)
         if self.engine is not None:
             stack.push_async_callback(self.engine.close)
-        self.health = Health(self.engine, self.pool, settings.budget_full_seconds)
-        self.metrics.registry.register(StateMetrics(self.pool, self.health))
         self.auth_interceptor = AuthInterceptor(settings.access, settings.wire, self.metrics)
         self.fronts: Fronts | None = None
         if settings.front_count > 1:
@@ -135,6 +133,13 @@ class Server:
             self._grpc = self.fronts.as_grpc
         else:
             self._grpc = listening.create_server(settings.wire, self.auth_interceptor)
+        self.health = Health(
+            self.engine,
+            self.pool,
+            settings.budget_full_seconds,
+            is_reachable=lambda: self.fronts is None or bool(self.fronts.running),
+        )
+        self.metrics.registry.register(StateMetrics(self.pool, self.health))
         servicer = PreprocessorServicer(
             self.model,
             settings,
