@@ -13,7 +13,7 @@ from types import TracebackType
 import av
 from aiohttp import web
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from engine_client import Endpoints, EngineClient
 from preprocessor.config import ServeSettings, SettingError, TraceSettings, split_address
@@ -151,7 +151,9 @@ class Server:
         )
         pb_grpc.add_PreprocessorServicer_to_server(servicer, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._grpc)
-        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        # `enable_server_reflection` would take the fronts for a server of the blocking API.
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), self._grpc)
         self.address = (
             listening.bind(self._grpc, settings.address, settings.access) if self.fronts is None else self.fronts.bind()
         )
