@@ -52,6 +52,9 @@ test: triton ## run the tests; a few minutes
 	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'
 	$(BIN)/python -m pytest --numprocesses 3
 
+test-fronts: setup ## run the tests of the service once more, with two fronts between it and its callers; some minutes
+	PREPROCESSOR_FRONTS=2 $(BIN)/python -m pytest --numprocesses 3 tests/service
+
 # One process: all tests share one server, since a start takes minutes. Then another: the vLLM in Triton is a server of its own.
 VLLM_IN_TRITON := tests/engine/vllm_triton
 test-vllm: vllm triton ## run the tests with a real vLLM on the CPU; some fifteen minutes

@@ -37,9 +37,13 @@ class Sender:
             DeadlineExceeded: `ANSWER_IDLE`: the caller did not read for `idle_seconds`, or less while others waited.
         """
         size_bytes = len(message) if isinstance(message, bytes | bytearray) else message.ByteSize()
-        started_seconds = time.monotonic()
         async with self.response_buffer.sending(size_bytes, self.idle_seconds):
-            await self.write(message)
+            await self.send_unlimited(message)
+
+    async def send_unlimited(self, message: Any) -> None:
+        """The same for a message that another `Sender` limits already."""
+        started_seconds = time.monotonic()
+        await self.write(message)
         is_slow = time.monotonic() - started_seconds > _SLOW_WRITE_SECONDS
         next_bytes = self.rows_message_bytes // 2 if is_slow else self.rows_message_bytes * 2
         self.rows_message_bytes = min(max(next_bytes, _MIN_ROWS_BYTES), MAX_ROWS_BYTES)

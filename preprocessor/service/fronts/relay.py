@@ -100,7 +100,7 @@ class RelayedCall:
         try:
             async with asyncio.timeout(None) as self._sending:
                 if kind is Kind.RESPONSE:
-                    await self._context.write(bytes(body))
+                    await self._sender.send_unlimited(bytes(body))
                 else:
                     for message in self._row_files.messages(
                         RowsPlace.unpack(body), lambda: self._sender.rows_message_bytes
