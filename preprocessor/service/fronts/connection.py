@@ -77,13 +77,14 @@ class FrontConnection:
         elif call_id in self._calls:  # else it has just ended
             context, task = self._calls[call_id]
             if kind is Kind.LEFT:
+                context.on_left()
                 task.cancel()
             else:
                 context.on_frame(kind, body)
 
     def _on_lost(self) -> None:
         for context, task in self._calls.values():
-            context.on_front_lost()
+            context.on_left()
             task.cancel()
         self._on_end()
 

@@ -194,8 +194,8 @@ class RelayedContext:
                 self._unsent.clear()
         self._changed.set()
 
-    def on_front_lost(self) -> None:
-        """The front has ended: nothing is on its way any more."""
+    def on_left(self) -> None:
+        """The caller has left, or the front has ended: nothing is on its way any more."""
         self._is_ended = True
         self._unsent.clear()
         self._changed.set()

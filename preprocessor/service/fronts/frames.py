@@ -59,7 +59,7 @@ class Kind(enum.IntEnum):
     STATUS = 12
     """End the call: `Status`."""
     LEFT = 13
-    """The caller has left, or its deadline has passed."""
+    """The caller has left, or its deadline has passed. Nothing of the call is read from shared memory any more."""
     DRAIN = 14
     """Accept no more, let calls end, then exit."""
 
