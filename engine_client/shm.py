@@ -83,12 +83,14 @@ class OwnedRegion(SharedRegion):
         self._descriptor: int | None = descriptor
 
     @classmethod
-    def create(cls, byte_size: int, *, mode: int = 0o600) -> Self:
+    def create(cls, byte_size: int, *, mode: int = 0o600, prefix: str = KEY_PREFIX, is_allocated: bool = False) -> Self:
         """Make a region.
 
         Args:
             byte_size: At least 1; rounded up to whole pages.
             mode: Of its file. An engine that runs as another user needs to read and write it: Triton maps it so.
+            prefix: Of its key; begins with `KEY_PREFIX`.
+            is_allocated: Allocate its memory now, not where it is first written.
         Raises:
             OSError: it cannot be made; ENOSPC where `/dev/shm` has less room than that.
         """
@@ -97,10 +99,12 @@ class OwnedRegion(SharedRegion):
         free_bytes = space.f_bavail * space.f_frsize
         if byte_size > free_bytes:
             raise OSError(errno.ENOSPC, f"{DIRECTORY} has {free_bytes} bytes left; the region needs {byte_size}")
-        key = KEY_PREFIX + secrets.token_hex(16)
+        key = prefix + secrets.token_hex(16)
         descriptor = _create_locked(_path_of(key), mode)
         try:
             os.ftruncate(descriptor, byte_size)
+            if is_allocated:
+                os.posix_fallocate(descriptor, 0, byte_size)
             return cls(key, mmap.mmap(descriptor, byte_size), descriptor)
         except BaseException:
             _path_of(key).unlink(missing_ok=True)
@@ -164,7 +168,10 @@ def is_abandoned(key: str, *, remove: Sequence[str] = ()) -> bool:
         for name in remove:
             _path_of(name).unlink(missing_ok=True)
         return True
-    except BlockingIOError:
+    except (
+        BlockingIOError,
+        PermissionError,
+    ):  # somebody has it, or another user must remove it: the directory is sticky
         return False
     finally:
         os.close(descriptor)

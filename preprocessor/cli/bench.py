@@ -35,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
         timeout_seconds=options.timeout_seconds,
         metadata=call_metadata(credentials_of(options)),
         new_media_share=0.0 if options.repeat_media else 1.0,
+        is_by_shared_memory=options.shared_memory,
     )
     is_watched = sys.stderr.isatty()
     try:

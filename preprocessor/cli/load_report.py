@@ -18,9 +18,8 @@ def describe_load(load: Load) -> str:
     else:
         loop = f"closed loop, {load.concurrency} callers"
     media = "" if load.new_media_share else ", the same media each time"
-    return (
-        f"{method}, {load.asks[0].name}{media}; {loop}; {load.seconds:g} s after {load.warm_up_seconds:g} s of warm-up"
-    )
+    rows = ", rows by shared memory" if load.is_by_shared_memory else ""
+    return f"{method}, {load.asks[0].name}{media}{rows}; {loop}; {load.seconds:g} s after {load.warm_up_seconds:g} s of warm-up"
 
 
 def progress_line(tally: Tally, now_seconds: float) -> str:

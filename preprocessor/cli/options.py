@@ -35,7 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     prepare = commands.add_parser("prepare", help="turn a prompt with media into tensors", formatter_class=Formatter)
     _add_service(prepare)
     add_prompt(prepare)
-    prepare.add_argument("--local", action="store_true", help="prepare in this process instead of asking a service")
+    where = prepare.add_mutually_exclusive_group()
+    where.add_argument("--local", action="store_true", help="prepare in this process instead of asking a service")
+    _add_shared_memory(where)
     add_dtype(prepare)
     prepare.add_argument(
         "--output", action=Once, metavar="FILE.safetensors", help="save the tensors by the engine contract's names"
@@ -138,6 +140,15 @@ def _add_service(parser: argparse.ArgumentParser, default_address: str | None = 
     _add_credentials(parser.add_argument_group("to and from a service on another machine"))
 
 
+def _add_shared_memory(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--shared-memory",
+        action="store_true",
+        help="have large tensors written into shared memory, by a service on this host that was started with "
+        "--caller-shared-memory",
+    )
+
+
 def _add_inspection(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Writes one HTML file that shows what a prompt became: the frames as the model gets them, the clip's timeline, the "
@@ -237,6 +248,7 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let the service answer from its cache; without this the same media are new to it in each request",
     )
+    _add_shared_memory(group)
     add_dtype(group)
     group.add_argument("--max-tokens", type=positive(int), default=16, metavar="N", help="with --method generate")
 

@@ -24,7 +24,9 @@ def run(options: argparse.Namespace) -> int:
         if options.local:
             prepared, _ = prepare_here(prompt)
         else:
-            prepared = ask_service(options, prompt, with_model=bool(options.output))
+            prepared = ask_service(
+                options, prompt, with_model=bool(options.output), with_shared_memory=options.shared_memory
+            )
     except CallFailed as error:
         print(f"preprocessor: {explain(error, options, credentials_of(options))}", file=sys.stderr)
         return 1
@@ -38,18 +40,25 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def ask_service(options: argparse.Namespace, prompt: Prompt, *, with_model: bool) -> PreparedPrompt:
+def ask_service(
+    options: argparse.Namespace, prompt: Prompt, *, with_model: bool, with_shared_memory: bool = False
+) -> PreparedPrompt:
     """A service's answer; how much was sent and received is shown if standard error is a terminal.
 
     Args:
         with_model: Ask what the model's settings are, too.
+        with_shared_memory: See `Client.prepare`.
     Raises:
         CallFailed: The service refused the call, or did not answer.
     """
     with Client(options.address, credentials_of(options)) as client:
         with ProgressLine() as line:
             result = client.prepare(
-                prompt, timeout_seconds=options.timeout_seconds, progress=line.received, upload_progress=line.sent
+                prompt,
+                timeout_seconds=options.timeout_seconds,
+                progress=line.received,
+                upload_progress=line.sent,
+                shared_memory=with_shared_memory,
             )
         model = client.get_model(timeout_seconds=options.timeout_seconds) if with_model else None
         return PreparedPrompt(result, prompt.spec, model, None)

@@ -20,7 +20,7 @@ Traceback (most recent call last):
 preprocessor.client.errors.CallFailed: MODEL_NOT_FOUND: ...
 
 `sync` and `asynchronous` call; `media`, `messages` and `prompts` build prompts · `requests` prompts → messages · `answers`
-messages → results · `retry` when to call again · `errors` · `channel` TLS and token.
+messages → results, or rows in `shared_memory` · `retry` when to call again · `errors` · `channel` TLS and token.
 """
 
 from preprocessor.client.answers import OneAnswer, PrepareResult
@@ -31,6 +31,7 @@ from preprocessor.client.media import Cached, Medium, audio, image, video
 from preprocessor.client.messages import with_files
 from preprocessor.client.prompts import chat, text, token_ids, tools
 from preprocessor.client.requests import Parameters, Progress, Prompt
+from preprocessor.client.shared_memory import RowsRegion
 from preprocessor.client.sync import Answer, Client
 from preprocessor.config import SettingError
 from preprocessor.errors import InvalidRequest
@@ -51,6 +52,7 @@ __all__ = [
     "PrepareResult",
     "Progress",
     "Prompt",
+    "RowsRegion",
     "SettingError",
     "audio",
     "chat",

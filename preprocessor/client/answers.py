@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from preprocessor.client.errors import CallFailed
 from preprocessor.client.requests import Progress
+from preprocessor.client.shared_memory import RowsRegion
 from preprocessor.v1 import preprocessor_pb2 as pb
-from preprocessor.wire.tensors import allocate_tensor, read_tensor, store_rows
+from preprocessor.wire.tensors import DTYPES, allocate_tensor, read_tensor, store_rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,13 +32,18 @@ class PrepareResult:
 
 
 class ResultAssembler:
-    """Puts the messages of one answer of `Prepare` together."""
+    """Puts the messages of one answer of `Prepare` together.
 
-    def __init__(self, progress: Progress | None = None) -> None:
+    Args:
+        region: The shared memory that rows go to, where they do not come in messages.
+    """
+
+    def __init__(self, progress: Progress | None = None, region: RowsRegion | None = None) -> None:
         self._progress = progress
+        self._region = region
         self._header = pb.Header()
         self._report: pb.Report | None = None
-        self._tensors: list[npt.NDArray[Any]] = []  # as the header lists them
+        self._tensors: list[npt.NDArray[Any] | None] = []  # as the header lists them; None until rows of one have come
         self._received_bytes = Counter[int]()
 
     def add(self, response: pb.PrepareResponse) -> None:
@@ -45,17 +51,34 @@ class ResultAssembler:
         match response.WhichOneof("message"):
             case "header":
                 self._header = response.header
+                if self._region is not None:
+                    self._region.opened()
                 for tensor in response.header.tensors:
-                    is_whole = len(tensor.data) == tensor.total_bytes
-                    self._tensors.append(read_tensor(tensor) if is_whole else allocate_tensor(tensor))
+                    self._tensors.append(read_tensor(tensor) if len(tensor.data) == tensor.total_bytes else None)
             case "rows":
                 index = response.rows.tensor_index
-                store_rows(response.rows, self._tensors[index])
-                self._received_bytes[index] += len(response.rows.data)
-                if self._progress is not None:
-                    self._progress(self._received_bytes[index], self._tensors[index].nbytes)
+                array = self._tensors[index]
+                if array is None:
+                    array = self._tensors[index] = allocate_tensor(self._header.tensors[index])
+                store_rows(response.rows, array)
+                self._count(index, len(response.rows.data), array.nbytes)
+            case "rows_ready":
+                ready = response.rows_ready
+                tensor = self._header.tensors[ready.tensor_index]
+                row_bytes = tensor.total_bytes // tensor.shape[0]
+                if self._tensors[ready.tensor_index] is None and self._region is not None:
+                    start_bytes = ready.offset_bytes - ready.first_row * row_bytes
+                    shared = self._region.array(start_bytes, DTYPES[tensor.data_type], tensor.shape)
+                    self._tensors[ready.tensor_index] = shared
+                self._count(ready.tensor_index, ready.row_count * row_bytes, tensor.total_bytes)
             case "report":
                 self._report = response.report
+
+    def _count(self, index: int, size_bytes: int, total_bytes: int) -> None:
+        """So many more bytes of a tensor have come."""
+        self._received_bytes[index] += size_bytes
+        if self._progress is not None:
+            self._progress(self._received_bytes[index], total_bytes)
 
     def result(self) -> PrepareResult:
         """What has come, once the answer has ended.
@@ -65,8 +88,12 @@ class ResultAssembler:
         """
         if self._report is None:
             raise _ended_without("a report")
-        names = (tensor.name for tensor in self._header.tensors)
-        return PrepareResult(self._header, self._report, dict(zip(names, self._tensors, strict=True)))
+        tensors: dict[str, npt.NDArray[Any]] = {}
+        for message, array in zip(self._header.tensors, self._tensors, strict=True):
+            if array is None:
+                raise _ended_without(f"the rows of {message.name}")
+            tensors[message.name] = array
+        return PrepareResult(self._header, self._report, tensors)
 
 
 class OneAnswer:

@@ -24,6 +24,7 @@ from preprocessor.client.requests import (
 )
 from preprocessor.client.retry import RETRY_SECONDS, RemainingSeconds, Retries
 from preprocessor.client.routing import routing_metadata
+from preprocessor.client.shared_memory import CallRegions, RowsRegion
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 
@@ -55,6 +56,7 @@ class AsyncClient:
         self._credentials = credentials or Credentials()
         self._retry_seconds = retry_seconds
         self._known_files = KnownFiles() if reuse_files else None
+        self._call_regions = CallRegions()
         call_metadata(self._credentials)  # a token file that cannot be used is refused here
         self._channel = open_aio_channel(address, self._credentials)
         self._stub: pb_grpc.PreprocessorAsyncStub = pb_grpc.PreprocessorStub(self._channel)
@@ -76,17 +78,34 @@ class AsyncClient:
         timeout_seconds: float | None = None,
         progress: Progress | None = None,
         upload_progress: Progress | None = None,
+        shared_memory: bool | RowsRegion = False,
     ) -> PrepareResult:
-        """See `Client.prepare`."""
+        """See `Client.prepare`. With `shared_memory=True` the memory is allocated on the event loop, which takes milliseconds."""
 
         async def attempt(remaining: RemainingSeconds) -> PrepareResult:
-            return await self._with_known_files(prompt, lambda sent, metadata: ask(sent, metadata, remaining()))
+            while (result := await in_region(remaining)) is None:
+                pass
+            return result
 
-        async def ask(sent: Prompt, metadata: _Metadata, remaining_seconds: float | None) -> PrepareResult:
-            assembler = ResultAssembler(progress)
-            call = self._stub.Prepare(
-                prepare_requests(sent, upload_progress), timeout=remaining_seconds, metadata=metadata
-            )
+        async def in_region(remaining: RemainingSeconds) -> PrepareResult | None:
+            with self._call_regions.region(shared_memory) as region:
+                try:
+                    return await self._with_known_files(
+                        prompt, lambda sent, metadata: ask(sent, metadata, remaining(), region)
+                    )
+                except grpc.RpcError as error:
+                    if not self._call_regions.grow(region, shared_memory, failure_of(error)):
+                        raise
+            if self._known_files is not None:  # the service has planned with the files, and so has them
+                self._known_files.sent(digests_of(prompt).values())
+            return None
+
+        async def ask(
+            sent: Prompt, metadata: _Metadata, remaining_seconds: float | None, region: RowsRegion | None
+        ) -> PrepareResult:
+            assembler = ResultAssembler(progress, region)
+            requests = prepare_requests(sent, upload_progress, None if region is None else region.message())
+            call = self._stub.Prepare(requests, timeout=remaining_seconds, metadata=metadata)
             try:
                 async for response in call:
                     assembler.add(response)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, cast
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class CallFailed(Exception):
         message: What was wrong, and what would be accepted.
         retry_after_seconds: How long the service asks to wait before the same call is made again; None where it does not.
         field_violations: The fields that were not accepted, where the service names them.
+        metadata: Further facts for programs (`ErrorInfo.metadata`), such as request_id and media_key.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class CallFailed(Exception):
         message: str,
         retry_after_seconds: float | None = None,
         field_violations: tuple[FieldViolation, ...] = (),
+        metadata: Mapping[str, str] = _NOTHING,
     ) -> None:
         super().__init__(f"{reason or code.name}: {message}")
         self.code = code
@@ -49,6 +54,7 @@ class CallFailed(Exception):
         self.message = message
         self.retry_after_seconds = retry_after_seconds
         self.field_violations = field_violations
+        self.metadata = metadata
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -71,4 +77,5 @@ def failure_of(error: grpc.RpcError) -> CallFailed:
         error.details() or "",
         retry.retry_delay.ToTimedelta().total_seconds() or None,
         tuple(FieldViolation(one.field, one.description) for one in bad.field_violations),
+        dict(info.metadata),
     )

@@ -50,13 +50,19 @@ Progress = Callable[[int, int], None]
 """Bytes sent or received so far, and in all."""
 
 
-def prepare_requests(prompt: Prompt, progress: Progress | None = None) -> Iterator[pb.PrepareRequest]:
+def prepare_requests(
+    prompt: Prompt, progress: Progress | None = None, rows_region: pb.RowsRegion | None = None
+) -> Iterator[pb.PrepareRequest]:
     """The messages of a call of Prepare: the spec, then the files.
 
     Args:
         progress: See `media_chunks`.
+        rows_region: Where rows are to go; in messages where None.
     """
-    yield pb.PrepareRequest(spec=with_sizes(prompt))
+    request = pb.PrepareRequest(spec=with_sizes(prompt))
+    if rows_region is not None:
+        request.spec.rows_region.CopyFrom(rows_region)
+    yield request
     for chunk in media_chunks(prompt.files, progress):
         yield pb.PrepareRequest(chunk=chunk)
 

@@ -23,6 +23,7 @@ from preprocessor.client.requests import (
 )
 from preprocessor.client.retry import RETRY_SECONDS, RemainingSeconds, Retries
 from preprocessor.client.routing import routing_metadata
+from preprocessor.client.shared_memory import CallRegions, RowsRegion
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 
@@ -61,6 +62,7 @@ class Client:
         self._credentials = credentials or Credentials()
         self._retry_seconds = retry_seconds
         self._known_files = KnownFiles() if reuse_files else None
+        self._call_regions = CallRegions()
         call_metadata(self._credentials)  # a token file that cannot be used is refused here
         self._channel = open_channel(address, self._credentials)
         self._stub = pb_grpc.PreprocessorStub(self._channel)
@@ -82,6 +84,7 @@ class Client:
         timeout_seconds: float | None = None,
         progress: Progress | None = None,
         upload_progress: Progress | None = None,
+        shared_memory: bool | RowsRegion = False,
     ) -> PrepareResult:
         """Turn a prompt into the tensors that an engine takes.
 
@@ -90,18 +93,37 @@ class Client:
                 raises ends the call.
             upload_progress: Called as files that are sent in chunks leave, with bytes sent and in all, on a thread of gRPC's
                 (by `AsyncClient` on the event loop); from the first byte again if the call is made again. It must not raise.
+            shared_memory: Have a service on this host write large tensors into shared memory, in place of sending them. True
+                makes it for this call; the first call may be made twice, until the size is known. A region is used as it is.
         Raises:
             CallFailed: The service refused the call, or did not answer.
+            OSError: There is no space left for shared memory.
         """
 
         def attempt(remaining: RemainingSeconds) -> PrepareResult:
-            return self._with_known_files(prompt, lambda sent, metadata: ask(sent, metadata, remaining()))
+            while (result := in_region(remaining)) is None:
+                pass
+            return result
 
-        def ask(sent: Prompt, metadata: _Metadata, remaining_seconds: float | None) -> PrepareResult:
-            assembler = ResultAssembler(progress)
-            call = self._stub.Prepare(
-                prepare_requests(sent, upload_progress), timeout=remaining_seconds, metadata=metadata
-            )
+        def in_region(remaining: RemainingSeconds) -> PrepareResult | None:
+            with self._call_regions.region(shared_memory) as region:
+                try:
+                    return self._with_known_files(
+                        prompt, lambda sent, metadata: ask(sent, metadata, remaining(), region)
+                    )
+                except grpc.RpcError as error:
+                    if not self._call_regions.grow(region, shared_memory, failure_of(error)):
+                        raise
+            if self._known_files is not None:  # the service has planned with the files, and so has them
+                self._known_files.sent(digests_of(prompt).values())
+            return None
+
+        def ask(
+            sent: Prompt, metadata: _Metadata, remaining_seconds: float | None, region: RowsRegion | None
+        ) -> PrepareResult:
+            assembler = ResultAssembler(progress, region)
+            requests = prepare_requests(sent, upload_progress, None if region is None else region.message())
+            call = self._stub.Prepare(requests, timeout=remaining_seconds, metadata=metadata)
             with _cancelled_on_error(call):
                 for response in call:
                     assembler.add(response)

@@ -40,6 +40,13 @@ class AccessSettings:
         0, "uploaded bytes a second of one caller, counted over ten seconds; 0 sets no bound", "SIZE", kind=parse_bytes
     )
     max_calls_a_caller: int = setting(0, "calls that one caller may have open; 0 sets no bound")
+    is_caller_shared_memory_on: bool = setting(
+        False,
+        "let callers on this host have rows of Prepare written into shared memory of theirs",
+        "",
+        name="--caller-shared-memory",
+        kind=bool,
+    )
 
     @property
     def are_callers_named(self) -> bool:

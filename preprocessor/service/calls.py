@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-import numpy.typing as npt
 
 from preprocessor.config import WireSettings
-from preprocessor.service.fronts.context import RelayedContext
+from preprocessor.service.caller_region import CallerRegion
 from preprocessor.service.logs import set_request
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.quotas import current_caller
@@ -24,7 +23,6 @@ from preprocessor.service.status import Context, refuse, request_id_of, status_o
 from preprocessor.service.tracing import CallTrace, Traces
 from preprocessor.types.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
-from preprocessor.wire.tensors import write_rows
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.resources import RequestResources
 
@@ -40,6 +38,7 @@ class Call:
         trace: The call's span in the caller's trace.
         deadline_seconds: On `time.monotonic`'s clock; gRPC's own deadline follows the wall clock.
         media_keys: Keys of the request's media, in the order of the spec.
+        region: The caller's shared memory, which rows go to in place of messages.
     """
 
     request_id: str
@@ -53,6 +52,7 @@ class Call:
     media_keys: tuple[str, ...] = ()
     substitutions: list[pb.Substitution] = field(default_factory=list)
     cached_item_count: int = 0
+    region: CallerRegion | None = None
 
     @property
     def remaining_seconds(self) -> float:
@@ -61,18 +61,6 @@ class Call:
     async def send(self, message: Any) -> None:
         """See `Sender.send`."""
         await self.sender.send(message)
-
-    async def send_rows(self, tensor_index: int, array: npt.NDArray[Any], first_row: int, row_count: int) -> None:
-        """Send rows of a tensor, as `wire.tensors.write_rows` makes messages of them.
-
-        Raises:
-            DeadlineExceeded: As `Sender.send`.
-        """
-        context = self.context
-        if isinstance(context, RelayedContext) and await context.send_rows(tensor_index, array, first_row, row_count):
-            return
-        for message in write_rows(tensor_index, array, first_row, row_count, lambda: self.sender.rows_message_bytes):
-            await self.send(message)
 
 
 class Calls:

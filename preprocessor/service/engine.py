@@ -70,8 +70,7 @@ def share_region(engine: EngineClient, settings: EngineSettings, budget_bytes: i
         return None
     if settings.transport == Transport.GRPC:
         return None
-    for key in remove_abandoned_regions():
-        logger.info("removed %s, whose owner has ended", key)
+    remove_abandoned()
     try:
         region = OwnedRegion.create(Arena.file_bytes(budget_bytes))
     except OSError as error:
@@ -83,6 +82,12 @@ def share_region(engine: EngineClient, settings: EngineSettings, budget_bytes: i
         return None
     engine.share(region, is_required=is_required)
     return region
+
+
+def remove_abandoned() -> None:
+    """Remove shared memory of this service and its callers whose owner has ended."""
+    for key in remove_abandoned_regions():
+        logger.info("removed %s, whose owner has ended", key)
 
 
 def arena_in(region: OwnedRegion, budget_bytes: int) -> Arena:

@@ -21,8 +21,9 @@ from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.registry import load_model
 from preprocessor.service import listening
 from preprocessor.service.auth_interceptor import AuthInterceptor
+from preprocessor.service.caller_region import COPYING_THREADS
 from preprocessor.service.endpoint_metrics import EndpointMetrics
-from preprocessor.service.engine import arena_in, connect_engines, share_region
+from preprocessor.service.engine import arena_in, connect_engines, remove_abandoned, share_region
 from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.fronts.supervisor import Fronts
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
@@ -109,6 +110,10 @@ class Server:
         # Encoding copies a prompt's tensors into a message. That takes milliseconds, so threads suffice.
         encoding = ThreadPoolExecutor(2, "encode")
         stack.callback(encoding.shutdown, wait=False, cancel_futures=True)
+        copying = ThreadPoolExecutor(COPYING_THREADS, "copy-rows")
+        stack.callback(copying.shutdown, wait=False, cancel_futures=True)
+        if settings.access.is_caller_shared_memory_on:
+            remove_abandoned()
         if self.engine is None and settings.engine.address:
             self.engine = connect_engines(settings.engine, self.model, encoding)
         self._region = None
@@ -147,6 +152,7 @@ class Server:
             self.metrics,
             self.fetcher,
             self.engine,
+            copying,
             self.traces,
         )
         pb_grpc.add_PreprocessorServicer_to_server(servicer, self._grpc)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import Executor
 from types import MappingProxyType
 from typing import Any
 
@@ -23,6 +24,7 @@ from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.versions import library_versions
 from preprocessor.pipeline.request_checks import check_request
 from preprocessor.service import generation, parameters, reading, tensor_stream, writing
+from preprocessor.service.caller_region import open_region
 from preprocessor.service.calls import Call, Calls
 from preprocessor.service.engine import pixel_form_for
 from preprocessor.service.fetch.fetcher import Fetcher
@@ -53,6 +55,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
 
     Args:
         engine: For `Generate`; None if this deployment has no engine.
+        copying: Where rows are copied into callers' shared memory.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         metrics: Metrics,
         fetcher: Fetcher,
         engine: EngineClient | None,
+        copying: Executor,
         traces: Traces | None = None,
     ) -> None:
         self._model = model
@@ -79,6 +83,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         self._metrics = metrics
         self._fetcher = fetcher
         self._engine = engine
+        self._copying = copying
         self._made_items = MadeItems() if settings.cache_share else MadeItems(0)
 
     # -- the four methods ----------------------------------------------------------------------------------------------
@@ -90,12 +95,15 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     ) -> None:
         async with self._calls.open("Prepare", context) as call:
             async with self._upload_stream.upload(requests, context.peer()) as upload:
-                request = await self._receive((await upload.spec()).spec, upload, call)
+                request = await self._receive(self._with_region((await upload.spec()).spec, call), upload, call)
             planned = await self._plan(request, call)
-            await call.send(pb.PrepareResponse(header=self._header(request, planned, call)))
-            await tensor_stream.send_large_tensors(planned, call, self._metrics)
+            response = pb.PrepareResponse(header=self._header(request, planned, call))
+            send_rows = tensor_stream.rows_sender(response.header.tensors, call)
+            await call.send(response)
+            del response
+            await tensor_stream.send_large_tensors(planned, send_rows, call, self._metrics)
             if planned.pixels is not None:
-                await tensor_stream.send_pixels(request, planned, planned.pixels, call, self._metrics)
+                await tensor_stream.send_pixels(request, planned, planned.pixels, send_rows, call, self._metrics)
             await call.send(pb.PrepareResponse(report=_report(planned, call)))
 
     async def Generate(  # type: ignore[override]
@@ -166,6 +174,13 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             return message
 
     # -- stages --------------------------------------------------------------------------------------------------------
+
+    def _with_region(self, spec: pb.PrepareSpec, call: Call) -> pb.PrepareSpec:
+        """Returns the spec; the shared memory that it names is opened for the call."""
+        if spec.HasField("rows_region"):
+            is_allowed = self._settings.access.is_caller_shared_memory_on
+            call.region = open_region(spec.rows_region, self._copying, call.resources, is_allowed=is_allowed)
+        return spec
 
     async def _receive(
         self, spec: pb.PrepareSpec, upload: Upload[Any], call: Call, received: Mapping[str, memoryview] = _NO_FILES

@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc.aio
 
-from preprocessor.client.errors import failure_of
+from preprocessor.client.errors import CallFailed, failure_of
 from preprocessor.client.retry import with_jitter
 from preprocessor.traffic.load import (
     ANSWERED,
@@ -32,8 +32,10 @@ from preprocessor.traffic.load import (
     Connect,
     Ending,
     Load,
+    with_region,
     with_salt,
 )
+from preprocessor.traffic.regions import Regions, RowsReader
 from preprocessor.traffic.schedule import due_times
 from preprocessor.v1 import preprocessor_pb2 as pb
 
@@ -91,8 +93,15 @@ class _Callers:
         self._random = random.Random(load.seed)
         self._begun_count = 0
         self._name = uuid.uuid4().hex
+        self._regions = Regions()
 
     async def run(self) -> None:
+        try:
+            await self._run()
+        finally:
+            self._regions.close()
+
+    async def _run(self) -> None:
         load, begun = self._load, asyncio.Event()
         async with asyncio.TaskGroup() as others:
             beside = [others.create_task(self._ask_on(ask, begun)) for ask in load.beside]
@@ -168,7 +177,10 @@ class _Callers:
         else:
             try:
                 async with asyncio.timeout(patience_seconds):
-                    await _ask(channel, sent, remaining_seconds, load.metadata, answer)
+                    if load.is_by_shared_memory and ask.method == PREPARE:
+                        await self._ask_by_region(channel, sent, remaining_seconds, answer)
+                    else:
+                        await _ask(channel, sent, remaining_seconds, load.metadata, answer)
             except TimeoutError:
                 answer.outcome = LEFT
         self._ended(
@@ -188,6 +200,22 @@ class _Callers:
             )
         )
         return answer.retry_after_seconds
+
+    async def _ask_by_region(
+        self, channel: grpc.aio.Channel, ask: Ask, timeout_seconds: float, answer: _Answer
+    ) -> None:
+        """As `_ask`, with rows by shared memory. Where a region is too small, the request is sent again with a larger one."""
+        region = self._regions.take()
+        try:
+            answer.reader = RowsReader(region) if answer.check is not None else None
+            sent = with_region(ask, region.message())
+            await _ask(channel, sent, timeout_seconds, self._load.metadata, answer)
+        finally:
+            self._regions.give(region, is_answered=answer.code == "OK")
+        if answer.failure is not None and answer.failure.reason == "REGION_TOO_SMALL":
+            self._regions.grow(answer.failure)
+            answer.failure = None
+            await self._ask_by_region(channel, ask, timeout_seconds, answer)
 
     async def _ask_on(self, ask: Ask, begun: asyncio.Event) -> None:
         while True:
@@ -213,6 +241,8 @@ class _Answer:
     outcome: str = ""
     code: str = ""
     retry_after_seconds: float = 0.0
+    failure: CallFailed | None = None
+    reader: RowsReader | None = None
 
     def add(self, method: str, message: bytes) -> None:
         if not self.first_at_seconds:
@@ -223,12 +253,12 @@ class _Answer:
         if self.is_counted:
             self._count(method, message)
         if self.check is not None:
-            self.check.add(message)
+            self.check.add(message if self.reader is None else self.reader.as_rows(message))
 
     def _count(self, method: str, message: bytes) -> None:
         if method == PREPARE:
             prepared = pb.PrepareResponse.FromString(message)
-            self.row_count += prepared.rows.row_count
+            self.row_count += prepared.rows.row_count + prepared.rows_ready.row_count
             self.item_count += len(prepared.header.items)
             self.cached_item_count += prepared.report.cached_item_count
         elif method == GENERATE:
@@ -258,6 +288,7 @@ async def _ask(
     except grpc.aio.AioRpcError as error:
         failure = failure_of(error)
         answer.outcome, answer.code = failure.reason or failure.code.name, failure.code.name
+        answer.failure = failure
         if failure.message == _STATUS_LOST_MESSAGE:
             answer.outcome = STATUS_LOST
         answer.retry_after_seconds = failure.retry_after_seconds or 0.0

@@ -66,6 +66,7 @@ class Load:
         cancel_share: Share of requests that are cancelled at a random time within `cancel_within_seconds`.
         timeout_seconds: Timeout of a request, from when it was due.
         metadata: Sent with each request.
+        is_by_shared_memory: Whether rows of Prepare go to shared memory of the callers.
         new_media_share: Share of requests whose media are new to the service: the others may be answered from its cache.
     """
 
@@ -87,6 +88,7 @@ class Load:
     timeout_seconds: float = 300.0
     metadata: tuple[tuple[str, str], ...] = ()
     new_media_share: float = 0.0
+    is_by_shared_memory: bool = False
     seed: int = 0
 
 
@@ -159,6 +161,13 @@ def with_salt(ask: Ask, cache_salt: str) -> Ask:
         request = pb.PrepareRequest(spec=spec)
     first, *others = ask.messages
     return replace(ask, messages=(first + request.SerializeToString(), *others))  # Protobuf merges messages in a row
+
+
+def with_region(ask: Ask, rows_region: pb.RowsRegion) -> Ask:
+    """The same request to Prepare, whose rows go to shared memory."""
+    first, *others = ask.messages
+    region = pb.PrepareRequest(spec=pb.PrepareSpec(rows_region=rows_region)).SerializeToString()
+    return replace(ask, messages=(first + region, *others))  # as `with_salt`
 
 
 def _ask(name: str, requests: Iterable[Message], method: str) -> Ask:

@@ -422,6 +422,7 @@ class PrepareSpec(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     WITH_TOKEN_TYPES_FIELD_NUMBER: _builtins.int
     PROCESSOR_ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
+    ROWS_REGION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model for which the prompt is meant; empty for the one served. Any other name fails with NOT_FOUND."""
     text: _builtins.str
@@ -455,6 +456,12 @@ class PrepareSpec(_message.Message):
     def media(self) -> _containers.RepeatedCompositeFieldContainer[Global___Media]:
         """Every image, video and sound of the prompt."""
 
+    @_builtins.property
+    def rows_region(self) -> Global___RowsRegion:
+        """Prepare only, for a caller on the service's host: shared memory that the rows go to, in place of TensorRows. Off
+        unless the deployment turns it on (REGION_DISABLED). Generate and CountTokens ignore this field.
+        """
+
     def __init__(
         self,
         *,
@@ -467,16 +474,66 @@ class PrepareSpec(_message.Message):
         cache_salt: _builtins.str = ...,
         with_token_types: _builtins.bool = ...,
         processor_arguments_json: _builtins.str = ...,
+        rows_region: Global___RowsRegion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "prompt", b"prompt", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "prompt", b"prompt", "rows_region", b"rows_region", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "chat", b"chat", "media", b"media", "model", b"model", "pixel_form", b"pixel_form", "processor_arguments_json", b"processor_arguments_json", "prompt", b"prompt", "text", b"text", "token_ids", b"token_ids", "with_token_types", b"with_token_types"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "chat", b"chat", "media", b"media", "model", b"model", "pixel_form", b"pixel_form", "processor_arguments_json", b"processor_arguments_json", "prompt", b"prompt", "rows_region", b"rows_region", "text", b"text", "token_ids", b"token_ids", "with_token_types", b"with_token_types"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["chat", "text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
 Global___PrepareSpec: _TypeAlias = PrepareSpec  # noqa: Y015
+
+@_typing.final
+class RowsRegion(_message.Message):
+    """A range of a POSIX shared memory object that the caller made, for the rows of one answer: every tensor whose data is
+    not in the header. The service opens the object once, when it reads the spec, and maps nothing, so the caller may
+    remove its name as soon as the header has come. Calls whose ranges overlap overwrite each other's rows. After a call
+    that was cancelled or failed, the service may write to its range for a moment: do not use that range again.
+
+    The object must be one that the caller may write to, and whose memory is the caller's: a file of /dev/shm with a
+    single name, which everyone who may read it may write (mode 0600, 0660 or 0666), with all of its pages allocated
+    (posix_fallocate). Anything else fails with REGION_NOT_ALLOWED, a name that is not there with REGION_NOT_FOUND. If
+    the object becomes smaller or loses pages during the call, the call fails with REGION_TRUNCATED.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OFFSET_BYTES_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name as shm_open takes it: "/vlm-preprocessor-rows-", then 1 to 128 letters, digits and characters of "-_.".
+    Required. When a service starts, it removes objects with such names on which nobody holds a lock (flock).
+    """
+    offset_bytes: _builtins.int
+    """Where the range begins, from the object's first byte. A multiple of 64."""
+    size_bytes: _builtins.int
+    """Size of the range: at least 16, and enough for every tensor, each beginning at a multiple of 64. Otherwise the call
+    fails with REGION_TOO_SMALL before the first frame is decoded; the error's metadata says needed_bytes.
+    """
+    secret: _builtins.bytes
+    """16 random bytes, new for each call, which the caller has written to the beginning of the range as well: who knows
+    them may read the object, and so may write to it. Required.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        offset_bytes: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        secret: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "offset_bytes", b"offset_bytes", "secret", b"secret", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowsRegion: _TypeAlias = RowsRegion  # noqa: Y015
 
 @_typing.final
 class GenerateSpec(_message.Message):
@@ -1265,6 +1322,7 @@ class PrepareResponse(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
+    ROWS_READY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___Header:
         """First."""
@@ -1277,18 +1335,23 @@ class PrepareResponse(_message.Message):
     def report(self) -> Global___Report:
         """Last."""
 
+    @_builtins.property
+    def rows_ready(self) -> Global___RowsReady:
+        """With `PrepareSpec.rows_region`, in place of `rows`."""
+
     def __init__(
         self,
         *,
         header: Global___Header | None = ...,
         rows: Global___TensorRows | None = ...,
         report: Global___Report | None = ...,
+        rows_ready: Global___RowsReady | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "message", b"message", "report", b"report", "rows", b"rows"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "message", b"message", "report", b"report", "rows", b"rows", "rows_ready", b"rows_ready"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "message", b"message", "report", b"report", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "message", b"message", "report", b"report", "rows", b"rows", "rows_ready", b"rows_ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["header", "rows", "report"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["header", "rows", "report", "rows_ready"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -1643,7 +1706,7 @@ class Tensor(_message.Message):
     total_bytes: _builtins.int
     """Size of the whole tensor."""
     data: _builtins.bytes
-    """Elements in C order. Empty if they follow in TensorRows."""
+    """Elements in C order. Empty if they follow in TensorRows, or go to the caller's `RowsRegion`."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Size along each dimension."""
@@ -1698,6 +1761,42 @@ class TensorRows(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TensorRows: _TypeAlias = TensorRows  # noqa: Y015
+
+@_typing.final
+class RowsReady(_message.Message):
+    """Consecutive rows of a tensor that lie in the caller's `RowsRegion`, and do not change any more. The rows of a tensor
+    follow one another there without gaps, and come in order.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENSOR_INDEX_FIELD_NUMBER: _builtins.int
+    FIRST_ROW_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    OFFSET_BYTES_FIELD_NUMBER: _builtins.int
+    tensor_index: _builtins.int
+    """As `TensorRows.tensor_index`."""
+    first_row: _builtins.int
+    """Index of the first of these rows."""
+    row_count: _builtins.int
+    """Number of rows."""
+    offset_bytes: _builtins.int
+    """Where the first of them begins, from the first byte of the shared memory object."""
+    def __init__(
+        self,
+        *,
+        tensor_index: _builtins.int = ...,
+        first_row: _builtins.int = ...,
+        row_count: _builtins.int = ...,
+        offset_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_row", b"first_row", "offset_bytes", b"offset_bytes", "row_count", b"row_count", "tensor_index", b"tensor_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowsReady: _TypeAlias = RowsReady  # noqa: Y015
 
 @_typing.final
 class Report(_message.Message):

@@ -48,7 +48,7 @@ PLAIN = {
     *("PatchLayout.grid_t", "PatchLayout.grid_h", "PatchLayout.grid_w"),  # the tensor grid_thw
     *("PixelSettings.merge_size", "PixelSettings.temporal_patch_size"),  # settings of these names in transformers
     *("PixelSettings.mean", "PixelSettings.std"),
-    *("Tensor.shape", "TensorRows.first_row"),
+    *("Tensor.shape", "TensorRows.first_row", "RowsReady.first_row"),
     *("FrameIndices.values", "FrameTimes.values"),  # the field that holds them says what they are
 }
 NUMBERS = {

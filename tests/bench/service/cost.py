@@ -19,8 +19,9 @@ from tests.media import repeated_clip
 
 # A machine that is shared drifts within seconds: a ratio of neighbours in time is worth more than a longer look at each.
 _SHORT_ROUNDS = 8
-_PARTS = ("pipeline", "pool", "service", "gRPC alone", "client")
-_RATIOS = ("pool", "service", "the least")
+_SHARED = "service by shared memory"
+_PARTS = ("pipeline", "pool", "service", "gRPC alone", "client", _SHARED)
+_RATIOS = ("pool", "service", "the least", _SHARED)
 
 
 def cost(bench: Bench) -> Section:
@@ -31,13 +32,15 @@ def cost(bench: Bench) -> Section:
         f"One worker, one request at a time, {rounds} short rounds in turn; medians, and medians of each round's ratio. The "
         "faster quarter: the first quartile of each, where the machine's other tenants weigh least. The whole tree of "
         "processes is counted. gRPC alone: a server that only sends the same answer, out of memory that another process has "
-        "just written, whose CPU does not count. The least: the pipeline and gRPC alone, beside the pipeline.",
+        "just written, whose CPU does not count. The least: the pipeline and gRPC alone, beside the pipeline. By shared memory: "
+        "rows go to memory of the caller's, which it uses again; the caller's own CPU is not in it.",
         [Table(("", *(f"{part}, ms" for part in _PARTS), *(f"{part} ÷ pipeline" for part in _RATIOS)))],
     )
-    with PipelineAlone() as pipeline, PoolAlone(1, 2 * GIB) as pool, WatchedServer(*sized(1, 2 * GIB)) as server:
+    with PipelineAlone() as pipeline, PoolAlone(1, 2 * GIB) as pool, _allowing_server() as server:
         for fps in bench.options.load_fps:
             ask = bench.ask(fps)
             bench.warm_up(server, ask)
+            bench.run(server, ask, concurrency=1, count=3, check_share=1, is_by_shared_memory=True)
             seconds_each = pipeline.run(ask, 3).cpu_ms_each / 1e3
             count = math.ceil(bench.options.seconds_each / 8 / seconds_each)
             spent: dict[str, list[float]] = {part: [] for part in _PARTS}
@@ -49,6 +52,7 @@ def cost(bench: Bench) -> Section:
                     server_ms, client_ms = _served(bench, server, ask, count)
                     spent["service"].append(server_ms)
                     spent["client"].append(client_ms)
+                    spent[_SHARED].append(_served(bench, server, ask, count, is_by_shared_memory=True)[0])
                     spent["gRPC alone"].append(_served(bench, sender, ask, count)[0])
             ratios = _ratios({part: _median_ratio(values, spent["pipeline"]) for part, values in spent.items()})
             middle = {part: statistics.median(values) for part, values in spent.items()}
@@ -62,13 +66,20 @@ def cost(bench: Bench) -> Section:
             )
             section.check(f"pool ÷ pipeline, CPU, {ask.name}", ratios["pool"], "≤", goals.POOL_TO_PIPELINE)
             section.check(f"service ÷ pipeline, CPU, {ask.name}", ratios["service"], "≤", goals.SERVICE_TO_PIPELINE)
+            section.check(f"{_SHARED} ÷ pipeline, CPU, {ask.name}", ratios[_SHARED], "≤", goals.SERVICE_TO_PIPELINE)
     return section
 
 
-def _served(bench: Bench, server: WatchedServer | SenderAlone, ask: Ask, count: int) -> tuple[float, float]:
+def _allowing_server() -> WatchedServer:
+    return WatchedServer(*sized(1, 2 * GIB), "--caller-shared-memory")
+
+
+def _served(
+    bench: Bench, server: WatchedServer | SenderAlone, ask: Ask, count: int, *, is_by_shared_memory: bool = False
+) -> tuple[float, float]:
     """CPU of a request, in milliseconds: the server's, and its caller's."""
     before = server.cpu_seconds()
-    traffic = bench.run(server, ask, concurrency=1, count=count)
+    traffic = bench.run(server, ask, concurrency=1, count=count, is_by_shared_memory=is_by_shared_memory)
     return (server.cpu_seconds() - before) / count * 1e3, traffic.client_cpu_seconds / count * 1e3
 
 
@@ -79,7 +90,7 @@ def _median_ratio(values: Sequence[float], to: Sequence[float]) -> float:
 def _ratios(to_pipeline: Mapping[str, float]) -> dict[str, float]:
     """The columns of _RATIOS, from each part beside the pipeline."""
     least = 1 + to_pipeline["gRPC alone"]
-    return {"pool": to_pipeline["pool"], "service": to_pipeline["service"], "the least": least}
+    return {"the least": least} | {part: to_pipeline[part] for part in ("pool", "service", _SHARED)}
 
 
 def _cost_cells(name: str, cpu_ms: Mapping[str, float], ratios: Mapping[str, float]) -> list[str]:
