@@ -1,7 +1,6 @@
 """Rows of the arena for another process of this service that only reads them: a front.
 
-It gets a descriptor of each file that the rows lie in, read-only, once, and keeps it until another file takes its place. It
-reads by pread(2) and maps nothing: a file that is cut meanwhile is a short read, and no SIGBUS.
+It gets a descriptor of each file that the rows lie in, read-only, once, and keeps the file until another one takes its place.
 """
 
 from __future__ import annotations

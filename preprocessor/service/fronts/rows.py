@@ -1,7 +1,13 @@
-"""A front's side of rows in shared memory: it has their files, and makes messages of what lies in them."""
+"""A front's side of rows in shared memory: it has their files mapped, and makes messages of what lies in them.
+
+A file is cut only when no request holds it, and the service holds a request's rows until the front has said that it reads them no
+more. So no page is read that may be gone, which would end this process by SIGBUS.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +27,7 @@ class RowFiles:
 
     def __init__(self, supply: socket.socket) -> None:
         self._supply = supply
-        self._files: dict[int, int] = {}
+        self._files: dict[int, mmap.mmap] = {}
         self._received_count = 0
 
     def receive(self) -> None:
@@ -35,16 +41,14 @@ class RowFiles:
                 return  # the service is gone, as the other socket tells too
             for (number,), descriptor in zip(FILE_NUMBER.iter_unpack(data), descriptors, strict=True):
                 if number in self._files:
-                    os.close(self._files[number])
-                self._files[number] = descriptor
+                    self._files.pop(number).close()
+                with contextlib.suppress(ValueError):  # it was cut to nothing meanwhile: its request has ended
+                    self._files[number] = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+                os.close(descriptor)
                 self._received_count += 1
 
     def messages(self, place: RowsPlace, message_bytes: Callable[[], int]) -> Iterator[bytes]:
-        """Rows as serialized `PrepareResponse`s, each with at most `message_bytes()` of data, or with one row.
-
-        Raises:
-            EOFError: They are there no more, although the service holds them until it is told that they were read.
-        """
+        """Rows as serialized `PrepareResponse`s, each with at most `message_bytes()` of data, or with one row."""
         if self._received_count < place.descriptor_count:
             self.receive()
         row_bytes = sum(piece.size_bytes for piece in place.pieces) // place.row_count
@@ -52,14 +56,11 @@ class RowFiles:
         while row < stop:
             row_count = min(max(1, message_bytes() // row_bytes), stop - row)
             taken = _take(pieces, row_count * row_bytes)
-            yield rows_message(place.tensor_index, row, row_count, [self._read(piece) for piece in taken])
+            yield rows_message(place.tensor_index, row, row_count, [self._view(piece) for piece in taken])
             row += row_count
 
-    def _read(self, piece: Piece) -> bytes:
-        data = os.pread(self._files[piece.file], piece.size_bytes, piece.offset)
-        if len(data) < piece.size_bytes:
-            raise EOFError(f"{len(data)} bytes of rows where {piece.size_bytes} were to be")
-        return data
+    def _view(self, piece: Piece) -> memoryview:
+        return memoryview(self._files[piece.file])[piece.offset : piece.offset + piece.size_bytes]
 
 
 def _take(pieces: list[Piece], size_bytes: int) -> Sequence[Piece]:
