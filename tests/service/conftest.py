@@ -31,8 +31,8 @@ from tests.fork_servers import fork_server_of
 from tests.service.node import node  # noqa: F401  # a fixture
 from tests.waiting import PATIENCE_SECONDS, eventually
 
-FRONT_COUNT = int(os.environ.get("PREPROCESSOR_FRONTS", "1"))
-"""Of every service here, whatever the machine has: `make test-fronts` runs these tests through fronts."""
+FRONT_COUNT = int(os.environ["PREPROCESSOR_FRONTS"])
+"""Of every service here: see `tests/conftest.py`."""
 PREPARE = "/preprocessor.v1.Preprocessor/Prepare"
 
 

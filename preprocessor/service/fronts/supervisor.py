@@ -23,6 +23,7 @@ from preprocessor.workers.arena import Arena
 logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 10.0
+_MOST_DOUBLINGS = 7
 _STEADY_SECONDS = 30.0
 """A front that has lived so long is replaced without a pause of those before it."""
 _STOP_SECONDS = 5.0  # beside the grace
@@ -121,6 +122,10 @@ class Fronts:
                 logger.error("a front did not end; it is killed, and its %d calls with it", front.open_count)
                 front.kill()
             if late:
+                _, late = await asyncio.wait(late, timeout=_STOP_SECONDS)
+            for keeper in late:  # it starts a front
+                keeper.cancel()
+            if late:
                 await asyncio.wait(late)
         self._port_holder.close()
 
@@ -156,7 +161,7 @@ class Fronts:
         """A front that listens, with how many have ended one after another; None if the service stops."""
         while True:
             pause_seconds = min(_FIRST_PAUSE_SECONDS * 2**failure_count, _LONGEST_PAUSE_SECONDS)
-            failure_count += 1
+            failure_count = min(failure_count + 1, _MOST_DOUBLINGS)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_seconds):
                     await self._stopping.wait()
