@@ -19,7 +19,7 @@ LOWEST := build/lowest
 AUDIT_IGNORED :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton vllm prometheus examples demo test test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit sbom parity bench bench-full golden proto image image-test render reference format lint type verify clean
+.PHONY: help setup triton vllm prometheus examples demo test test-fronts test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit sbom parity bench bench-full golden proto image image-test render reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

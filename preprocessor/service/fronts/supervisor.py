@@ -106,6 +106,7 @@ class Fronts:
                     await front.wait()
             self._port_holder.close()
             raise
+        self._running.update(fronts)
         self._keepers = [asyncio.create_task(self._keep(front)) for front in fronts]
 
     async def stop(self, grace: float | None) -> None:
@@ -142,7 +143,6 @@ class Fronts:
         """Until the stop, replace a front whenever it has ended."""
         failure_count = 0
         while True:
-            self._running.add(front)
             started_seconds = time.monotonic()
             await front.lost.wait()
             self._running.discard(front)
@@ -156,6 +156,7 @@ class Fronts:
             if replacement is None:
                 return
             front, failure_count = replacement
+            self._running.add(front)
 
     async def _replace(self, failure_count: int) -> tuple[FrontProcess, int] | None:
         """A front that listens, with how many have ended one after another; None if the service stops."""
