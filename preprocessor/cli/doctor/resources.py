@@ -68,7 +68,7 @@ def check_shared_memory(transport: str, has_engine: bool, free_bytes: int, neede
         needed_bytes: The file behind the arena.
     """
     if not has_engine or transport == "grpc":
-        return ok("shared memory", f"/dev/shm is not used; {_show(free_bytes)} free")
+        return ok("shared memory", f"no engine reads /dev/shm; {_show(free_bytes)} free")
     found = f"{_show(free_bytes)} free in /dev/shm, and the memory budget needs {_show(needed_bytes)}"
     if free_bytes >= needed_bytes:
         return ok("shared memory", found)
