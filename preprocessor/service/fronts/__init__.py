@@ -21,5 +21,5 @@ Rows of pixels do not pass through the service: it says where they lie, and the 
 | `frames` | what is said between the two |
 
 Nobody else can speak to the service this way: each pair of sockets is made before the front is started, and has no address.
-A front has no secret of a worker's and is not sandboxed: it is the service's own code, without the decoding of files.
+A front is trusted as the service is, and not sandboxed: it reads the pixels of all callers, and decodes no file.
 """
