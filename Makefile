@@ -18,18 +18,28 @@ LOWEST := build/lowest
 # Known vulnerabilities that do not matter here, each with the reason why not. None.
 AUDIT_IGNORED :=
 
+# The native kernel, which `pip install` compiles where there is a C compiler.
+NATIVE := $(wildcard preprocessor/vision/native/*.[ch])
+
 .DEFAULT_GOAL := help
-.PHONY: help setup triton vllm prometheus examples demo test test-fronts test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit sbom parity bench bench-full golden proto image image-test render reference format lint type verify clean
+.PHONY: help setup triton vllm prometheus examples demo test test-fronts test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit sbom parity bench bench-full golden proto image image-test wheels render reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/stamp ## install the project and its tools into .venv
 
-$(VENV)/stamp: pyproject.toml deploy/constraints.txt deploy/venv.sh
+$(VENV)/stamp: pyproject.toml deploy/constraints.txt deploy/venv.sh $(NATIVE)
 	sh deploy/venv.sh $(PYTHON) $(VENV)
 	$(BIN)/pip install --quiet --constraint deploy/constraints.txt --editable '.[dev]'
+	@$(BIN)/python -c "from preprocessor.vision.native import VARIANTS as v; \
+		print('native kernel:', v[0] if v else 'not built, no C compiler; torch resizes instead, and pixels are the same')"
 	touch $@
+
+wheels: setup ## build the wheel of this platform, for every Python from 3.11, into build/wheels; needs a C compiler
+	rm -rf build/wheels build/lib* build/bdist* build/temp*
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheels .
+	@$(BIN)/python -m zipfile --list build/wheels/*.whl | grep -q _resize.abi3.so || { echo 'no native kernel in it: no C compiler?' >&2; exit 1; }
 
 triton: setup ## unpack a real Triton server and the environment of its models into .triton
 	PYTHON=$(PYTHON) sh deploy/triton/setup.sh

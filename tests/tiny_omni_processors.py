@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import transformers
+from PIL import ImageFont
 
 from tests.tiny_processors import MAKERS, byte_tokenizer, chat_template, save
 
@@ -113,6 +114,55 @@ def save_minimax_m3_vl(directory: Path) -> None:
     save(processor, directory, model_type="minimax_m3_vl")
 
 
+def save_ernie4_5_vl(directory: Path) -> None:
+    """Images and videos in patches; the time of each frame is drawn into it."""
+    kinds = ("image", "video")
+    tokens = {f"{kind}_token": f"<|{kind.upper()}_PLACEHOLDER|>" for kind in kinds}
+    tokens |= {f"{kind}_{end}_token": f"<|{kind.upper()}_{end.upper()}|>" for kind in kinds for end in ("start", "end")}
+    directory.mkdir(parents=True, exist_ok=True)
+    font = directory / "Roboto-Regular.ttf"
+    own = ImageFont.load_default(10)
+    assert isinstance(own, ImageFont.FreeTypeFont)
+    font.write_bytes(own.font_bytes)  # Pillow's, under the name of the published one
+    processor = transformers.Ernie4_5_VLMoeProcessor(
+        image_processor=transformers.Ernie4_5_VLMoeImageProcessor(size=_BUDGET),
+        tokenizer=byte_tokenizer(*tokens.values(), named=tokens),
+        video_processor=transformers.Ernie4_5_VLMoeVideoProcessor(size=_BUDGET, font=str(font)),
+        chat_template=chat_template(
+            {kind: f"<|{kind.upper()}_START|>{tokens[f'{kind}_token']}<|{kind.upper()}_END|>" for kind in kinds}
+        ),
+    )
+    save(processor, directory, model_type="ernie4_5_vl_moe")
+
+
+def save_step3p7(directory: Path) -> None:
+    """Images only: windows by the shape of the image, and a view of the whole behind them."""
+    tokens = ("<im_patch>", "<im_start>", "<im_end>", "<patch_start>", "<patch_end>", "<patch_newline>")
+    processor = transformers.Step3p7Processor(
+        image_processor=transformers.Step3p7ImageProcessor(
+            size={"height": 112, "width": 112}, patch_size=56, max_image_size=224
+        ),
+        tokenizer=byte_tokenizer(*tokens),
+        chat_template=chat_template({"image": "<im_patch>"}),
+    )
+    save(processor, directory, model_type="step3p7")
+
+
+def save_nemotron_h_omni(directory: Path) -> None:
+    """Images in patches within a budget, one video frame by frame behind its times, and sounds."""
+    tokens = {"image_token": "<image>", "video_token": "<video>", "audio_token": "<so_embedding>"}
+    processor = transformers.NemotronH_Omni_Reasoning_V3Processor(
+        image_processor=transformers.NemotronH_Omni_Reasoning_V3ImageProcessor(min_num_patches=16, max_num_patches=64),
+        video_processor=transformers.NemotronH_Omni_Reasoning_V3VideoProcessor(
+            norm_mean=[0.5] * 3, norm_std=[0.25] * 3, video_target_num_patches=16
+        ),
+        tokenizer=byte_tokenizer(*tokens.values(), "<img>", "</img>", "<so_start>", "<so_end>", named=tokens),
+        feature_extractor=transformers.ParakeetFeatureExtractor(feature_size=8),
+        chat_template=chat_template({kind: tokens[f"{kind}_token"] for kind in ("image", "video", "audio")}),
+    )
+    save(processor, directory, model_type="nemotron_h_omni")
+
+
 OMNI_MAKERS: Mapping[str, Callable[[Path], None]] = {
     "qwen3_omni": save_qwen3_omni,
     "gemma3n": save_gemma3n,
@@ -121,6 +171,9 @@ OMNI_MAKERS: Mapping[str, Callable[[Path], None]] = {
     "video_llama_3": save_video_llama_3,
     "kimi_k25": save_kimi_k25,
     "minimax_m3_vl": save_minimax_m3_vl,
+    "ernie4_5_vl": save_ernie4_5_vl,
+    "step3p7": save_step3p7,
+    "nemotron_h_omni": save_nemotron_h_omni,
 }
 
 ALL_MAKERS: Mapping[str, Callable[[Path], None]] = {**MAKERS, **OMNI_MAKERS}

@@ -2,9 +2,6 @@
 
 Each maker writes what a model's repository holds (`config.json`, `processor_config.json`, tokenizer files, chat template)
 with sizes so small that a request takes milliseconds. The tokenizer has one token a byte and the family's special tokens.
-
-The classes that transformers takes by default need torchvision; import `tests.golden.oracle` first, which makes it
-importable beside CPU torch.
 """
 
 from __future__ import annotations
@@ -17,6 +14,10 @@ from typing import Any
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+from preprocessor.models.generic.torchvision import settle_torchvision
+
+settle_torchvision()  # the classes that transformers takes by default need it
 
 BOS, EOS = "<bos>", "<eos>"
 

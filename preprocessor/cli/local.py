@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from preprocessor.cli.facts import Facts
 from preprocessor.cli.prompts import read_whole
-from preprocessor.cli.saved import PreparedPrompt
 from preprocessor.client import PrepareResult, Prompt
+from preprocessor.prompt_page.facts import Facts, PreparedPrompt
 
 if TYPE_CHECKING:
     from preprocessor.models.loaded import LoadedModel
@@ -55,7 +54,7 @@ def _facts(model: LoadedModel, request: PreparationRequest, prepared: Prepared) 
         else None
         for item in prepared.plan.items
     ]
-    if not model.plans_from_headers:
+    if not model.plans_from_headers(request):
         return Facts(prepared.decoded_frame_count, tuple(runs))
     return Facts(
         prepared.decoded_frame_count,

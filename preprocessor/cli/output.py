@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from preprocessor.client.media import MODALITY_NAMES
 from preprocessor.config import SettingError
 from preprocessor.v1 import preprocessor_pb2 as pb
-
-MODALITY_NAMES = {pb.MODALITY_IMAGE: "image", pb.MODALITY_VIDEO: "video", pb.MODALITY_AUDIO: "audio"}
 
 
 def summary(header: pb.Header, report: pb.Report) -> dict[str, Any]:

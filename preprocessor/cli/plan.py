@@ -29,9 +29,9 @@ def run(options: argparse.Namespace) -> int:
     prompt = build_prompt(options)
     request = read_whole(prompt)
     model = load_model(prompt.spec.model or "qwen3-vl")
-    if not model.plans_from_headers:
+    if not model.plans_from_headers(request):
         raise InvalidRequest(
-            f"{model.name} takes the generic path, whose cost only a run tells: use `preprocessor bench`",
+            f"{model.name} takes the generic path for this prompt, whose cost only a run tells: use `preprocessor bench`",
             reason="UNSUPPORTED_MODEL",
         )
     planned = pipeline.plan(model, request, Limits())

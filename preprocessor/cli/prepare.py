@@ -11,9 +11,10 @@ from preprocessor.cli.local import prepare_here
 from preprocessor.cli.output import check_output, summary, table
 from preprocessor.cli.progress import ProgressLine
 from preprocessor.cli.prompts import build_prompt, credentials_of
-from preprocessor.cli.saved import PreparedPrompt, save
+from preprocessor.cli.saved import save
 from preprocessor.cli.unanswered import explain
 from preprocessor.client import CallFailed, Client, Prompt
+from preprocessor.prompt_page.facts import PreparedPrompt
 
 
 def run(options: argparse.Namespace) -> int:

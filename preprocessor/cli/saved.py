@@ -8,7 +8,6 @@ Their values are JSON: `header`, `report`, `spec` (without files and URLs) and `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,23 +15,13 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from preprocessor import __version__
-from preprocessor.cli.facts import Facts
 from preprocessor.client import PrepareResult
 from preprocessor.config import SettingError
+from preprocessor.prompt_page.facts import Facts, PreparedPrompt
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 _PREFIX = "preprocessor."
 _Message = TypeVar("_Message", bound=Message)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PreparedPrompt:
-    """A prepared prompt with what is known of it. `facts` are there only if it was prepared in this process or with `--local`."""
-
-    result: PrepareResult
-    spec: pb.PrepareSpec
-    model: pb.Model | None
-    facts: Facts | None
 
 
 def save(prepared: PreparedPrompt, path: Path) -> None:

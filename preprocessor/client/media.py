@@ -47,7 +47,7 @@ class Cached:
 
 URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
 _BASES = {None: pb.SAMPLING_BASIS_UNSPECIFIED, "index": pb.SAMPLING_BASIS_INDEX, "time": pb.SAMPLING_BASIS_TIME}
-_MODALITY_NAMES = {pb.MODALITY_IMAGE: "image", pb.MODALITY_VIDEO: "video", pb.MODALITY_AUDIO: "audio"}
+MODALITY_NAMES = {pb.MODALITY_IMAGE: "image", pb.MODALITY_VIDEO: "video", pb.MODALITY_AUDIO: "audio"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -238,11 +238,11 @@ class MediaSet:
 
 def by_url(modality: pb.Modality.ValueType, url: str) -> Medium:
     """A medium that the service fetches, whatever the URL looks like."""
-    return Medium(pb.Media(modality=modality), url, "", _MODALITY_NAMES[modality])
+    return Medium(pb.Media(modality=modality), url, "", MODALITY_NAMES[modality])
 
 
 def _medium(fields: pb.Media, source: Source | Medium | Cached, key: str, uuid: str) -> Medium:
-    name = _MODALITY_NAMES[fields.modality]
+    name = MODALITY_NAMES[fields.modality]
     if isinstance(source, Cached):
         uuid = uuid or source.uuid
         if source.content_sha256:

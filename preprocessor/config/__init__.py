@@ -20,6 +20,7 @@ from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
 from preprocessor.config.memory import (
     FILE_SHARE,
+    INSPECTED_BYTES,
     bytes_beside_budget,
     front_bytes,
     largest_budget,
@@ -33,6 +34,7 @@ from preprocessor.config.wire import WireSettings
 
 __all__ = [
     "FILE_SHARE",
+    "INSPECTED_BYTES",
     "AccessSettings",
     "EngineSettings",
     "FetchSettings",

@@ -24,6 +24,8 @@ RESPONSE_BYTES = 64 * _MIB  # response messages being sent, once here and once i
 WINDOW_BYTES = 64 * _MIB  # flow-control windows of `max_open_calls`
 MAX_OPENAI_CONNECTIONS = 256
 OPENAI_CONNECTION_BYTES = 640 << 10  # measured: 0.2 MB of a caller who waits to upload, 0.6 MB with TLS
+INSPECTED_BYTES = 64 * _MIB  # pixels that a page of `/inspect` is made of, of which there is one at a time
+INSPECTION_BYTES = 3 * INSPECTED_BYTES  # received rows, the arrays that they become, and the page
 _SPARE_BYTES = 28 * _MIB
 _SERVICE_BYTES = (
     AT_REST_BYTES + UPLOAD_BYTES + SINGLE_MESSAGE_BYTES + DISCARDED_BYTES + RESPONSE_BYTES + WINDOW_BYTES + _SPARE_BYTES

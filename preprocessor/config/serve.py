@@ -12,6 +12,7 @@ from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
 from preprocessor.config.machine import available_cpu_count, default_front_count
 from preprocessor.config.memory import (
+    INSPECTION_BYTES,
     LEAST_BUDGET_BYTES,
     MAX_CACHE_SHARE,
     MAX_OPENAI_CONNECTIONS,
@@ -105,6 +106,13 @@ class ServeSettings:
         kind=str,
         choices=("auto", "keep", "replace"),
     )
+    is_inspectable: bool = setting(
+        False,
+        "serve /inspect at the HTTP port, for browsers on this host: a page that shows what a prompt became",
+        "",
+        kind=bool,
+        name="--inspect",
+    )
     preparation: str = setting(
         "auto",
         "generic takes transformers' own processor, even where the model's family has a fast path",
@@ -132,10 +140,10 @@ class ServeSettings:
 
     @property
     def more_bytes(self) -> int:
-        """Memory for messages being received, and for fronts, that `bytes_beside_budget` does not include."""
+        """Memory for messages being received, for `/inspect` and for fronts that `bytes_beside_budget` does not include."""
         message_bytes = self.wire.max_upload_count * self.wire.max_message_bytes
-        openai_bytes = self.openai_connection_count * OPENAI_CONNECTION_BYTES
-        return max(0, message_bytes - UPLOAD_BYTES) + openai_bytes + front_bytes(self.front_count, message_bytes)
+        more_bytes = max(0, message_bytes - UPLOAD_BYTES) + self.openai_connection_count * OPENAI_CONNECTION_BYTES
+        return more_bytes + self.is_inspectable * INSPECTION_BYTES + front_bytes(self.front_count, message_bytes)
 
     @property
     def openai_connection_count(self) -> int:

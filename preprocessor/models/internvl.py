@@ -27,8 +27,7 @@ from preprocessor.text.prompt import Placeholders, Replacement, image_token_type
 from preprocessor.types.plan import ExpandedPrompt, ItemPlan, ItemRows
 from preprocessor.types.request import Modality, Sampling
 from preprocessor.types.timing import Stopwatch
-from preprocessor.vision.patches import write_patches
-from preprocessor.vision.resize import resizer
+from preprocessor.vision.frame_rows import row_writer
 from preprocessor.vision.spec import PixelSpec, VideoSpec, parse_tile_spec, unsupported
 
 _CLIP = {
@@ -159,19 +158,13 @@ def tile_writer(item: ItemPlan, model: ModelSettings) -> WriteFrame:
     pixels, side, size = model.image, model.image.patch_size, (item.rows.height_px, item.rows.width_px)
     source = (item.picture.height_px, item.picture.width_px)
     tile_count = size[0] * size[1] // side**2
-    whole = resizer(source, size, item.frame_count)
-    thumbnail = resizer(source, (side, side), 1) if tile_count > 1 else None
+    whole = row_writer(source, size, item.frame_count, pixels)
+    thumbnail = row_writer(source, (side, side), 1, pixels) if tile_count > 1 else None
 
     def write(frame: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8], places: slice, stopwatch: Stopwatch) -> None:
-        planes = whole(frame)
-        stopwatch.end("resize")
-        write_patches(planes, pixels, rows[:tile_count], places)
-        stopwatch.end("patch")
+        whole(frame, rows[:tile_count], places, stopwatch)
         if thumbnail is not None:
-            planes = thumbnail(frame)
-            stopwatch.end("resize")
-            write_patches(planes, pixels, rows[tile_count:], places)
-            stopwatch.end("patch")
+            thumbnail(frame, rows[tile_count:], places, stopwatch)
 
     return write
 

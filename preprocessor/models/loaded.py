@@ -1,7 +1,8 @@
 """What every loaded model can do, whichever way it prepares prompts.
 
 Two ways exist. A model of a known family (`models.family`) plans from headers alone, and its pixels are written later, a frame
-at a time. Any other model (`models.generic`) runs its own processor while it plans, so that its plan already holds its pixels.
+at a time. Any other model (`models.generic`) runs its own processor while it plans, so that its plan already holds its pixels. A
+model that takes sound (`models.with_sound`) goes one way or the other with each request.
 The rest of the program asks the model or the plan, and does not look at which of the two it has.
 """
 
@@ -31,7 +32,8 @@ WriteFrame = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.uint8], slice, Stop
 
 Called with (frame, rows, places, stopwatch): the frame RGB uint8 [height, width, 3] as decoded; the group's rows uint8
 [group_rows, feature_count], C-contiguous; the frame's places among the group's frames, more than one where it stands for missing
-ones too; and a stopwatch, whose stages "resize" and "patch" it ends. A row's values are ordered by channel first.
+ones too; and a stopwatch, whose stages "resize" and "patch" it ends; where one kernel does both, all of it is "resize".
+A row's values are ordered by channel first.
 """
 
 
@@ -101,7 +103,6 @@ class LoadedModel(Protocol):
         modalities: What the model takes beside text.
         stop_token_ids: Ids that end an answer.
         fingerprint: Changes whenever the same request could come out differently.
-        plans_from_headers: Whether `plan` decodes nothing. Otherwise it does all of the work.
     """
 
     @property
@@ -114,8 +115,9 @@ class LoadedModel(Protocol):
     def stop_token_ids(self) -> tuple[int, ...]: ...
     @property
     def fingerprint(self) -> str: ...
-    @property
-    def plans_from_headers(self) -> bool: ...
+
+    def plans_from_headers(self, request: PreparationRequest) -> bool:
+        """Whether `plan` decodes nothing of this request. Otherwise it does all of the work."""
 
     def check_arguments(self, arguments: Mapping[str, Any]) -> None:
         """Refuse arguments of a processor that this model does not take.

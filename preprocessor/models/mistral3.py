@@ -27,9 +27,7 @@ from preprocessor.models.qwen2_vl import without_nulls
 from preprocessor.text.prompt import Placeholders, Replacement, image_token_types
 from preprocessor.types.plan import ExpandedPrompt, Grid, ItemPlan, ItemRows
 from preprocessor.types.request import Modality
-from preprocessor.types.timing import Stopwatch
-from preprocessor.vision.patches import write_patches
-from preprocessor.vision.resize import resizer
+from preprocessor.vision.frame_rows import row_writer
 from preprocessor.vision.spec import PixelSpec, VideoSpec, parse_pixel_spec, unsupported
 
 IMAGE_DEFAULTS = {
@@ -147,15 +145,7 @@ def patch_writer(item: ItemPlan, model: ModelSettings) -> WriteFrame:
     """Patches in lines, not in the blocks that become a token: `merge_size` plays no part."""
     line_by_line = PixelSpec(model.image.patch_size, 1, 1, 1, 1, model.image.mean, model.image.std)
     source = (item.picture.height_px, item.picture.width_px)
-    resize = resizer(source, (item.rows.height_px, item.rows.width_px), 1)
-
-    def write(frame: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8], places: slice, stopwatch: Stopwatch) -> None:
-        planes = resize(frame)
-        stopwatch.end("resize")
-        write_patches(planes, line_by_line, rows, places)
-        stopwatch.end("patch")
-
-    return write
+    return row_writer(source, (item.rows.height_px, item.rows.width_px), 1, line_by_line)
 
 
 def token_types(prompt: ExpandedPrompt, items: Sequence[ItemPlan], model: ModelSettings) -> npt.NDArray[np.int32]:

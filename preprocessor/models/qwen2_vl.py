@@ -17,11 +17,9 @@ from preprocessor.models.probe import ProbedMedium
 from preprocessor.text.prompt import Replacement
 from preprocessor.types.plan import ExpandedPrompt, Grid, ItemPlan, ItemRows
 from preprocessor.types.request import Sampling
-from preprocessor.types.timing import Stopwatch
+from preprocessor.vision.frame_rows import row_writer
 from preprocessor.vision.geometry import fit_image, patch_grid
-from preprocessor.vision.patches import write_patches
 from preprocessor.vision.positions import mrope_tensors
-from preprocessor.vision.resize import padded, resizer
 from preprocessor.vision.spec import PixelSpec, VideoSpec, parse_pixel_spec, parse_video_spec
 
 FitVideo = Callable[[int, int, int, VideoSpec], tuple[int, int]]
@@ -136,19 +134,9 @@ def grid_writer(item: ItemPlan, pixels: PixelSpec) -> WriteFrame:
     source, rows, grid = item.picture, item.rows, item.rows.grid
     assert grid is not None, "`patch_rows` gives each item one"
     canvas = (grid.h * pixels.patch_size, grid.w * pixels.patch_size)
-    resize = resizer((source.height_px, source.width_px), (rows.height_px, rows.width_px), item.frame_count)
-    if canvas != (rows.height_px, rows.width_px):
-        resize = padded(resize, canvas)
-
-    def write_frame(
-        frame: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8], places: slice, stopwatch: Stopwatch
-    ) -> None:
-        planes = resize(frame)
-        stopwatch.end("resize")
-        write_patches(planes, pixels, rows, places)
-        stopwatch.end("patch")
-
-    return write_frame
+    return row_writer(
+        (source.height_px, source.width_px), (rows.height_px, rows.width_px), item.frame_count, pixels, canvas
+    )
 
 
 def prompt_tensors(

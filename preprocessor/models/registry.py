@@ -35,8 +35,10 @@ from preprocessor.models import (
     kimi_k25,
     minimax_m3_vl,
     mistral3,
+    qwen2_5_omni,
     qwen2_5_vl,
     qwen2_vl,
+    qwen3_omni,
     qwen3_vl,
 )
 from preprocessor.models.digests import digest_tokenizer
@@ -45,6 +47,7 @@ from preprocessor.models.generic import load_generic
 from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.versions import library_versions
 from preprocessor.models.video_markers import choose_video_markers
+from preprocessor.models.with_sound import WithSound
 from preprocessor.text.prompt import check_template
 from preprocessor.text.tokenizer import (
     TokenTable,
@@ -54,11 +57,14 @@ from preprocessor.text.tokenizer import (
     one_line,
     read_stop_token_ids,
 )
+from preprocessor.types.request import Modality
 
 FAMILIES: tuple[Family, ...] = (
     qwen2_vl.FAMILY,
     qwen2_5_vl.FAMILY,
     qwen3_vl.FAMILY,
+    qwen3_omni.FAMILY,
+    qwen2_5_omni.FAMILY,
     glm4v.FAMILY,
     glm46v.FAMILY,
     glm5_next.FAMILY,
@@ -73,7 +79,7 @@ FAMILIES: tuple[Family, ...] = (
 # transformers 5.23, Qwen2_5_VLVisionConfig.
 _TOKENS_PER_SECOND = 4
 _BUILTIN = Path(__file__).parent / "builtin"
-_HUB_FILES = ["additional_chat_templates/*", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+_HUB_FILES = ["additional_chat_templates/*", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.ttf"]
 
 
 def builtin_names() -> list[str]:
@@ -96,11 +102,12 @@ def load_model(name: str, video_markers: str = "auto", preparation: str = "auto"
     if family is None or preparation == "generic":
         return load_generic(name, directory)
     try:
-        return _load_of_family(family, name, directory, config, video_markers)
+        model = _load_of_family(family, name, directory, config, video_markers)
     except ModelNotFound as error:
         if family.else_generic and error.reason == "UNSUPPORTED_PROCESSOR":
             return load_generic(name, directory)
         raise
+    return WithSound(model, load_generic(name, directory)) if Modality.AUDIO in family.modalities else model
 
 
 def _load_of_family(family: Family, name: str, directory: Path, config: Mapping[str, Any], video_markers: str) -> Model:

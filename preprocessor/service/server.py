@@ -27,6 +27,7 @@ from preprocessor.service.engine import arena_in, connect_engines, remove_abando
 from preprocessor.service.fetch.fetcher import Fetcher
 from preprocessor.service.fronts.supervisor import Fronts
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
+from preprocessor.service.inspection import Inspection
 from preprocessor.service.logs import keep_writing_summaries
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.openai.server import OpenAIServer
@@ -165,7 +166,10 @@ class Server:
         )
         await self._grpc.start()
         stack.push_async_callback(self._grpc.stop, grace=None)
-        self._http = web.AppRunner(probe_application(self.health, self.metrics), access_log=None)
+        http = probe_application(self.health, self.metrics)
+        if settings.is_inspectable:
+            Inspection(self.model, servicer, self.auth_interceptor).add_to(http)
+        self._http = web.AppRunner(http, access_log=None, handler_cancellation=True)
         await self._http.setup()
         stack.push_async_callback(self._http.cleanup)
         self.http_address = await self._bind_http(settings.http_address)

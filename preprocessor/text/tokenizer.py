@@ -27,12 +27,14 @@ class TokenTable:
         split: The pattern that splits text into words; transformers 5.23, `PRETOKENIZE_REGEX` of the model's tokenizer.
         special: Added tokens in the order of their ids, which follow the ranks.
         markup: Further added tokens, which a decoder prints as text.
+        behind: Special tokens whose ids follow those of the markup.
     """
 
     ranks: str
     split: str
     special: tuple[str, ...]
     markup: tuple[str, ...]
+    behind: tuple[str, ...] = ()
 
     @property
     def ranks_file(self) -> Path:
@@ -87,6 +89,7 @@ def build_tokenizer(table: TokenTable) -> TokenizersBackend:
     # Before transformers names any of them: it gives the next id to a special token that it does not find.
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in table.special])
     backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in table.markup])
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in table.behind])
     # transformers' own class for Qwen makes the same, but importing its index of all models takes a quarter of a second.
     special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
     tokenizer: TokenizersBackend = TokenizersBackend(tokenizer_object=Tokenizer(BPE()), **special)

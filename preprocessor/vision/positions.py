@@ -62,3 +62,50 @@ def mrope_positions(
     positions[:, cursor:] = np.arange(following, following + length - cursor, dtype=np.int32)
     delta = int(positions.max()) + 1 - length if length else 0
     return positions, delta
+
+
+def clock_mrope_tensors(
+    length: int,
+    spans: npt.NDArray[np.int32],
+    span_grids: Sequence[Grid],
+    span_steps: Sequence[npt.NDArray[Any]],
+    dtype: type[np.float32] | type[np.int32] = np.float32,
+) -> dict[str, npt.NDArray[Any]]:
+    """`mrope_position_ids` [3, L] and `mrope_position_delta` [1] of a model whose time steps may be fractions.
+
+    As `mrope_positions`, but the text behind a span is one past the largest position on any axis. Sums are rounded where the
+    source rounds them: the tokens next to a span (the markers around it) are placed one by one, the text between them at once.
+
+    Args:
+        span_steps: For each span the temporal positions of its grid's steps, relative to its first: [t].
+        dtype: Of the result, and of every sum.
+    Source: transformers 5.23, get_rope_index of Qwen3-Omni's and Qwen2.5-Omni's thinkers.
+    """
+    positions: npt.NDArray[Any] = np.empty((3, length), dtype)
+    cursor = 0
+    one: Any = dtype(1)
+    following: Any = dtype(0)
+
+    def place_text(count: int) -> None:
+        nonlocal cursor, following
+        positions[:, cursor : cursor + count] = np.arange(count).astype(dtype) + following
+        cursor, following = cursor + count, following + dtype(count)
+
+    for number, ((_, offset, count), grid, steps) in enumerate(
+        zip(spans.tolist(), span_grids, span_steps, strict=True)
+    ):
+        if number and cursor < offset:
+            place_text(1)
+        if cursor < offset:
+            place_text(offset - cursor - 1)
+            place_text(1)
+        axes = np.indices((grid.t, grid.h, grid.w)).reshape(3, count).astype(dtype)
+        axes[0] = np.repeat(steps.astype(dtype), grid.h * grid.w)
+        axes += following
+        positions[:, offset : offset + count] = axes
+        cursor, following = offset + count, dtype(axes.max() + one)
+    if len(spans) and cursor < length:
+        place_text(1)
+    place_text(length - cursor)
+    delta = dtype(positions.max() + one - dtype(length)) if length else dtype(0)
+    return {"mrope_position_ids": positions, "mrope_position_delta": np.array([delta], dtype)}

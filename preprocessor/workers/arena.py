@@ -9,8 +9,8 @@ its part for rows. Others fill `/dev/shm` too, and a write to a mapped page for 
 with SIGBUS. So workers `reserve` a range before they fill it. Files do not lie there.
 
 Ranges are leased lowest first, so that a steady load stays on the same pages, which are mapped already (a fresh page costs a
-page fault in each process that touches it). Above `retained_bytes` the pages of a range are returned to the kernel as soon as
-it is released.
+page fault in each process that touches it). Free ranges keep at most `retained_bytes` of pages: with more, those of a range are
+returned to the kernel as soon as it is released.
 """
 
 from __future__ import annotations
@@ -193,14 +193,24 @@ class Ranges:
 
     Args:
         unit_bytes: Ranges are multiples of this, which is one of the page size.
+        chunks: What lies in these ranges, if they are for rows and the arena has chunks.
     Attributes:
         leased_bytes: Size of all leased ranges, in whole units.
         kept_bytes: The part of them that only the cache holds.
-        retained_bytes: The first so many bytes keep their pages when a range is released.
+        retained_bytes: Free ranges keep at most so many bytes of pages.
     """
 
-    def __init__(self, arena: Arena, start: int, end: int, retained_bytes: int, unit_bytes: int = _PAGE_BYTES) -> None:
+    def __init__(
+        self,
+        arena: Arena,
+        start: int,
+        end: int,
+        retained_bytes: int,
+        unit_bytes: int = _PAGE_BYTES,
+        chunks: Chunks | None = None,
+    ) -> None:
         self._arena = arena
+        self._chunks = chunks
         self._unit_bytes = unit_bytes
         self._start, self._end = start and _whole(start, unit_bytes), _whole(end, unit_bytes)
         self.retained_bytes = min(self._end - self._start, _whole(retained_bytes, unit_bytes))
@@ -211,6 +221,13 @@ class Ranges:
     @property
     def size_bytes(self) -> int:
         return self._end - self._start
+
+    @property
+    def paged_bytes(self) -> int:
+        """At most so many bytes have pages, those of leased ranges included."""
+        if self._chunks is None:
+            return max(self.leased_bytes, self.retained_bytes)
+        return self.leased_bytes + self._chunks.free_bytes
 
     def lease(self, size_bytes: int, *, from_end: bool = False, scope: str | None = None) -> Lease | None:
         """Lease the lowest free range that is large enough, or the highest; None if there is none.
@@ -229,17 +246,22 @@ class Ranges:
         return None
 
     def _own_place(self, wanted: int, scope: str) -> tuple[int, int] | None:
-        """Which free range, and where in it, the scope has nobody else's pages; only where pages are retained.
+        """Which free range, and where in it, the scope has nobody else's pages.
 
-        None if there is none, or if nobody else's are anywhere.
+        None if there is none among the lowest, or if nobody else's are anywhere. With as many pages as may be retained, more
+        would not stay, so that others' are replaced.
         """
-        if self._arena.chunks is None or not self._arena.chunks.has_others(scope):
+        if self._chunks is None or not self._chunks.has_others(scope):
             return None
-        limit = self._start + min(self.retained_bytes, _MOST_UNITS_SEEN * self._unit_bytes)
+        suitable = {scope} if self._chunks.free_bytes >= self.retained_bytes else {None, scope}
+        seen_count = 0
         for position, (start, end) in enumerate(self._free):
             offset = start
-            for unit in range(start, min(end, limit), self._unit_bytes):
-                if self._arena.chunks.scope_of(unit) not in (None, scope):
+            for unit in range(start, end, self._unit_bytes):
+                if seen_count == _MOST_UNITS_SEEN:
+                    return None
+                seen_count += 1
+                if self._chunks.scope_of(unit) not in suitable:
                     offset = unit + self._unit_bytes
                 elif unit + self._unit_bytes - offset >= wanted:
                     return position, offset
@@ -272,8 +294,8 @@ class Ranges:
     def _free_range(self, start: int, size_bytes: int) -> None:
         self.leased_bytes -= size_bytes
         end = start + size_bytes
-        self._arena.drop_pages(max(start, self._start + self.retained_bytes), end)
         self._arena.free(start, end)
+        self._arena.drop_pages(self._first_not_retained(start, end), end)
         position = bisect.bisect(self._free, (start, end))
         if position < len(self._free) and self._free[position][0] == end:
             end = self._free.pop(position)[1]
@@ -281,6 +303,16 @@ class Ranges:
             start = self._free.pop(position - 1)[0]
             position -= 1
         self._free.insert(position, (start, end))
+
+    def _first_not_retained(self, start: int, end: int) -> int:
+        """From where on a range that has become free does not keep its pages.
+
+        Without chunks, nobody knows which free ranges have pages: then the lowest keep them.
+        """
+        if self._chunks is None:
+            return max(start, self._start + self.retained_bytes)
+        excess_bytes = self._chunks.free_bytes - self.retained_bytes
+        return max(start, end - _whole(excess_bytes, self._unit_bytes)) if excess_bytes > 0 else end
 
 
 def _kept_bytes(leased: _LeasedRange) -> int:

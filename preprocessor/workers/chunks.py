@@ -126,10 +126,13 @@ class Chunks:
         address: Of the arena's first byte; a multiple of `size_bytes` lies behind it.
         file: What is mapped there where there is no chunk.
         size_bytes: Of one chunk.
+    Attributes:
+        free_bytes: Size of the chunks that lie in no leased range.
     """
 
     def __init__(self, address: int, file: int, size_bytes: int) -> None:
         self.size_bytes = size_bytes
+        self.free_bytes = 0
         self._address = address
         self._file = file
         self._chunks: dict[int, _Chunk] = {}
@@ -193,7 +196,7 @@ class Chunks:
         """[start, end) is no longer leased."""
         for number in self._numbers(range(start, end)):
             if (chunk := self._chunks.get(number)) is not None:
-                chunk.is_free = True
+                self._set_free(chunk, is_free=True)
 
     def drop(self, start: int, end: int) -> None:
         """Return the memory of all chunks of [start, end) to the kernel."""
@@ -227,7 +230,7 @@ class Chunks:
         """The chunk of that number, which has held nothing of another scope; it is free no longer."""
         chunk = self._chunks.get(number)
         if chunk is not None and chunk.scope == scope:
-            chunk.is_free = False
+            self._set_free(chunk, is_free=False)
             return chunk
         if chunk is not None:
             self._remove(number)
@@ -243,9 +246,14 @@ class Chunks:
         self._scopes[scope] += 1
         return chunk
 
+    def _set_free(self, chunk: _Chunk, *, is_free: bool) -> None:
+        self.free_bytes += (is_free - chunk.is_free) * self.size_bytes
+        chunk.is_free = is_free
+
     def _remove(self, number: int) -> None:
         self._map(number, self._file, number * self.size_bytes)
         chunk = self._chunks.pop(number)
+        self._set_free(chunk, is_free=False)
         self._scopes[chunk.scope] -= 1
         if not self._scopes[chunk.scope]:
             del self._scopes[chunk.scope]

@@ -144,7 +144,7 @@ def header_bytes(payload: object, model: LoadedModel) -> int | None:
 
     Its files are in memory already. Others take what their plan says, which the budget has reserved.
     """
-    if not (isinstance(payload, PlanPayload) and model.plans_from_headers):
+    if not (isinstance(payload, PlanPayload) and model.plans_from_headers(payload.request)):
         return None
     return payload.limits.max_header_bytes
 

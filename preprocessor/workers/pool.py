@@ -101,7 +101,7 @@ class WorkerPool:
         rows_start = self.arena.rows_start
         self.files = Ranges(self.arena, 0, rows_start, retained_bytes // 8)
         self.rows = Ranges(
-            self.arena, rows_start, self.arena.size_bytes, retained_bytes, unit_bytes=self.arena.unit_bytes
+            self.arena, rows_start, self.arena.size_bytes, retained_bytes, self.arena.unit_bytes, self.arena.chunks
         )
         self.counters = PoolCounters(self.files, self.rows)
         self.worker_set = WorkerSet(
@@ -285,7 +285,7 @@ class WorkerPool:
             task.payload = dataclasses.replace(task.payload, offset=task.tensor.lease.offset)
         self.counters.add_working(task.working_bytes)
         self._memory.make_room()  # for parts, which were not admitted one by one
-        if self.counters.working_bytes + self.rows.retained_bytes > self.rows.size_bytes:
+        if self.counters.working_bytes + self.rows.paged_bytes > self.rows.size_bytes:
             self.rows.drop_free_pages()  # retained pages take memory that workers need now
         self._running[task] = asyncio.get_running_loop().create_task(self._run(task, worker), context=task.context)
 

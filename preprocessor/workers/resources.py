@@ -173,7 +173,7 @@ class RequestResources:
         media = tuple(dataclasses.replace(one, file_sha256=self._digest_of(one)) for one in request.media)
         request = dataclasses.replace(request, media=media)
         model = self._pool.model
-        fingerprint = model.fingerprint if model.plans_from_headers else None
+        fingerprint = model.fingerprint if model.plans_from_headers(request) else None
         lookup = PlanLookup(self._pool.plan_cache, self._cache_scope, fingerprint, request, limits)
         payload = lookup.payload()
         load = model.planning_workload(payload.request, self._pool.rows.size_bytes // 2)

@@ -58,13 +58,19 @@ class Tab:
         assert "error" not in answer, (method, answer["error"])
         return dict(answer["result"])
 
-    async def open(self, page: Path) -> None:
+    async def open(self, page: Path | str) -> None:
         """Load a file."""
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self.call(f"{domain}.enable")
         await self.call("Emulation.setFocusEmulationEnabled", enabled=True)  # as the window that is in front
+        async with self.loading():
+            await self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
+
+    @asynccontextmanager
+    async def loading(self) -> AsyncIterator[None]:
+        """Leaves once the page that what is done inside leads to has been loaded."""
         loaded = self._events["Page.loadEventFired"] = asyncio.Event()
-        await self.call("Page.navigate", url=page.as_uri())
+        yield
         await asyncio.wait_for(loaded.wait(), PATIENCE_SECONDS)
 
     async def evaluate(self, expression: str) -> Any:

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from preprocessor.cli.inspect.build import build_page
-from preprocessor.cli.inspect.render import render
+from preprocessor.models.family import Model
+from preprocessor.prompt_page.build import build_page
+from preprocessor.prompt_page.render import render
 from tests.browser.chromium import Tab, browsing, find_chromium
+from tests.service.conftest import serving
 from tests.unit.inspect.prompts import HOSTILE, clip_and_photo, subject, write_media
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(find_chromium() is None, reason="needs Chromium")]
@@ -200,3 +202,16 @@ async def test_a_stranger_s_html_does_nothing(folder: Path, tmp_path: Path) -> N
         )
         await tab.evaluate("new Promise((done) => setTimeout(done))")
         assert (await tab.evaluate("document.title")) != "taken"
+
+
+async def test_the_form_of_a_service_leads_to_the_page(model: Model, tmp_path: Path) -> None:
+    async with serving(model, is_inspectable=True) as caller, browsing(tmp_path) as tab:
+        await tab.open(f"http://{caller.server.http_address}/inspect")
+        assert await tab.evaluate(_CONTRASTS) == []
+        await keep_screenshot(tab, "form")
+        await tab.evaluate("document.querySelector('button').focus()")
+        async with tab.loading():
+            await tab.press("Enter")
+        assert await tab.evaluate("document.getElementById('map') !== null")
+        assert "tokens for" in await tab.evaluate("document.title")
+        assert tab.complaints == []

@@ -129,9 +129,8 @@ def requests() -> dict[str, PreparationRequest]:
 def cases() -> dict[str, tuple[str, PreparationRequest]]:
     """Golden's name → request, and the name of a model as `tests.parity.directories.model_named` takes it."""
     asked = requests()
-    by_model = {"qwen3-vl": tuple(asked), "qwen2-vl": _OTHERS, "qwen2.5-vl": _OTHERS} | dict.fromkeys(
-        SMALL_MODELS, _SMALL
-    )
+    by_model = {"qwen3-vl": tuple(asked), **dict.fromkeys(("qwen2-vl", "qwen2.5-vl"), _OTHERS)}
+    by_model |= dict.fromkeys(SMALL_MODELS, _SMALL) | {"qwen3.8": _OTHERS}
     return {f"{model}: {name}": (model, asked[name]) for model, names in by_model.items() for name in names}
 
 

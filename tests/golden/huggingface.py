@@ -6,10 +6,12 @@ They need torchvision, of which only the resize is used, and that is plain torch
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +64,23 @@ def minimax_budget(processor: Any, least: int | None, most: int | None) -> dict[
     return {"do_resize": True, **budget}
 
 
+def omni_budget(token_side: int) -> Budget:
+    """The processor's own budget of a video goes before its video processor's."""
+    own = {"shortest_edge": 128 * token_side**2, "longest_edge": 768 * token_side**2}
+
+    def budget(processor: Any, least: int | None, most: int | None) -> dict[str, Any]:
+        if least is most is None:
+            return {}
+        asked = size_budget(processor, least, most)
+        if isinstance(processor, Qwen2VLVideoProcessor):
+            asked["size"] = own | {
+                name: asked["size"][name] for name, bound in zip(own, (least, most), strict=True) if bound
+            }
+        return asked
+
+    return budget
+
+
 def patch_budget(processor: Any, least: int | None, most: int | None) -> dict[str, Any]:
     """Kimi's has no least."""
     return {} if most is None else {"max_patches": most // processor.patch_size**2}
@@ -86,7 +105,8 @@ class FamilyClasses:
 
 
 # Families whose settings differ in kind from Qwen2-VL's: transformers reads their directories itself.
-_READ_FROM_DIRECTORY = {"glm4v", "glm46v", "glm5_next", "kimi_k25", "minimax_m3_vl"}
+_READ_FROM_DIRECTORY = {"glm4v", "glm46v", "glm5_next", "kimi_k25", "minimax_m3_vl", "qwen3_omni", "qwen2_5_omni"}
+_OMNI = {"qwen3_omni", "qwen2_5_omni"}  # their seconds and positions are other arguments of other methods
 
 CLASSES = {
     "qwen2_vl": FamilyClasses(
@@ -119,6 +139,20 @@ CLASSES = {
         budget=patch_budget,
         chunk_count=lambda processor, frame_count: -(-frame_count // processor.temporal_patch_size),
     ),
+    "qwen3_omni": FamilyClasses(
+        transformers.Qwen3OmniMoeProcessor,
+        Qwen2VLVideoProcessor,
+        transformers.Qwen3OmniMoeThinkerForConditionalGeneration,
+        transformers.models.qwen3_omni_moe.Qwen3OmniMoeThinkerConfig,
+        budget=omni_budget(32),
+    ),
+    "qwen2_5_omni": FamilyClasses(
+        transformers.Qwen2_5OmniProcessor,
+        Qwen2VLVideoProcessor,
+        transformers.Qwen2_5OmniThinkerForConditionalGeneration,
+        transformers.models.qwen2_5_omni.Qwen2_5OmniThinkerConfig,
+        budget=omni_budget(28),
+    ),
     "minimax_m3_vl": FamilyClasses(
         transformers.MiniMaxM3VLProcessor,
         transformers.MiniMaxM3VLVideoProcessor,
@@ -128,6 +162,9 @@ CLASSES = {
         ),
     ),
 }
+
+# Further models of a family, whose directories transformers reads itself: `model_type` of config.json → model and configuration.
+_OTHER_MODELS = {"qwen4_exp": (transformers.Qwen4ExpModel, transformers.Qwen4ExpConfig)}
 
 _TINY_TEXT = {
     "num_hidden_layers": 1,
@@ -142,8 +179,11 @@ _TINY_VISION = {"depth": 1, "num_heads": 2, "hidden_size": 64, "intermediate_siz
 @cache
 def processor_of(model: Model) -> Any:
     """The family's processor, with the settings and tokenizer of `model`."""
-    if model.family.name in _READ_FROM_DIRECTORY:
-        return transformers.AutoProcessor.from_pretrained(model.name)
+    if _is_read_from_directory(model):
+        processor = transformers.AutoProcessor.from_pretrained(model.name)
+        if is_omni(model):
+            processor.video_processor.fps = model.video.fps
+        return processor
     return CLASSES[model.family.name].processor(
         image_processor=Qwen2VLImageProcessor(**_settings(model.image)),
         tokenizer=model.tokenizer,
@@ -155,7 +195,7 @@ def processor_of(model: Model) -> Any:
 @cache
 def video_processor_of(model: Model) -> Any:
     """The family's video processor; `fps` is the model's own, which the Qwen2 classes leave unset."""
-    if model.family.name in _READ_FROM_DIRECTORY:
+    if _is_read_from_directory(model):
         return processor_of(model).video_processor
     return CLASSES[model.family.name].video_processor(
         **_settings(model.video.pixels),
@@ -188,6 +228,11 @@ def rope_model_of(model: Model) -> Any:
     classes = CLASSES[model.family.name]
     if classes.model is None or classes.config is None:
         return None
+    if is_omni(model):
+        return _omni_rope_model(model, classes.model, classes.config)
+    if (other := _OTHER_MODELS.get(_model_type(model))) is not None:
+        kind, config = other
+        return _bare(kind, config(vision_config={"spatial_merge_size": model.image.merge_size}))
     vision: dict[str, Any] = _TINY_VISION | {
         "spatial_merge_size": model.image.merge_size,
         "patch_size": model.image.patch_size,
@@ -196,6 +241,40 @@ def rope_model_of(model: Model) -> Any:
         vision["tokens_per_second"] = model.tokens_per_second
     with torch.device("meta"):
         return classes.model(classes.config(text_config=dict(_TINY_TEXT), vision_config=vision))
+
+
+def is_omni(model: Model) -> bool:
+    return model.family.name in _OMNI
+
+
+def _omni_rope_model(model: Model, kind: type, config: type) -> Any:
+    def token(name: str) -> int:
+        return int(model.tokenizer.convert_tokens_to_ids(getattr(model.tokenizer, f"{name}_token")))
+
+    ids = {f"{name}_token_id": token(name) for name in ("image", "video", "audio")}
+    starts = {f"{name}_start_token_id": token(f"{name}_bos") for name in ("vision", "audio")}
+    settings = config(position_id_per_seconds=model.details.positions_per_second, **ids, **starts)
+    bare = _bare(kind, settings)
+    bare.spatial_merge_size = model.image.merge_size
+    return bare
+
+
+def _bare(kind: type, config: Any) -> Any:
+    """A model without its dozens of layers, of which the position code needs none."""
+    bare: Any = object.__new__(kind)
+    torch.nn.Module.__init__(bare)
+    bare.config = config
+    return bare
+
+
+def _is_read_from_directory(model: Model) -> bool:
+    return model.family.name in _READ_FROM_DIRECTORY or _model_type(model) in _OTHER_MODELS
+
+
+def _model_type(model: Model) -> str:
+    """As the config.json of a directory says it; empty for a built-in."""
+    path = Path(model.name) / "config.json"
+    return str(json.loads(path.read_text())["model_type"]) if path.is_file() else ""
 
 
 def size_of(spec: PixelSpec) -> dict[str, int]:

@@ -36,10 +36,15 @@ def golden(found: oracle.Answer) -> dict[str, Any]:
         "frame_indices": found.frame_indices,
         "mm_token_type_ids": digest(found.token_types.astype(np.int32)),
         "second_per_grid_ts": None if found.seconds_per_grid is None else found.seconds_per_grid.tolist(),
-        "mrope_position_ids": None if found.positions is None else digest(found.positions.astype(np.int32)),
+        "mrope_position_ids": None if found.positions is None else digest(_as_sent(found.positions)),
         "mrope_position_delta": None if found.delta is None else found.delta.item(),
         "pixels": pixel_digests(found.patches, found.pixels),
     }
+
+
+def _as_sent(positions: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Fractions as they are, whole numbers as int32."""
+    return positions if positions.dtype == np.float32 else positions.astype(np.int32)
 
 
 def pixel_digests(patches: npt.NDArray[np.uint8], pixels: npt.NDArray[np.float32]) -> dict[str, str]:

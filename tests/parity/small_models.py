@@ -26,6 +26,8 @@ class SmallModel:
         surroundings: What the template writes around these.
         tokens: Further special tokens.
         start, role: What a prompt and each message begin with; `{}` stands for the message's role.
+        named: Tokens that the tokenizer has under names.
+        parts: Settings of further parts of the processor.
     """
 
     model_type: str
@@ -39,15 +41,18 @@ class SmallModel:
     role: str = "{}: "
     end: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
+    named: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, directory: Path) -> None:
-        tokenizer = byte_tokenizer(*self.placeholders, *self.tokens)
+        tokenizer = byte_tokenizer(*self.placeholders, *self.tokens, named=self.named)
         tokenizer.save_pretrained(directory)
         image, video = map(tokenizer.convert_tokens_to_ids, self.placeholders)
         processors = {
             "processor_class": f"{self.processor}Processor",
             "image_processor": {"image_processor_type": f"{self.processor}ImageProcessor", **self.image},
             "video_processor": {"video_processor_type": f"{self.processor}VideoProcessor", **self.video},
+            **self.parts,
         }
         config = {"model_type": self.model_type, "image_token_id": image, "video_token_id": video, **self.config}
         (directory / "config.json").write_text(json.dumps(config))
@@ -92,6 +97,49 @@ def _glm(model_type: str, processor: str, image: Mapping[str, Any], video: Mappi
     )
 
 
+def _omni(
+    model_type: str,
+    processor: str,
+    pads: tuple[str, str, str],
+    ends: tuple[str, ...],
+    pixels: Mapping[str, Any],
+    seconds: int,
+) -> SmallModel:
+    """
+    Args:
+        pads: Placeholders of an image, a video and a sound.
+        ends: Tokens before and after a picture, and before and after a sound.
+        seconds: Positions in a second.
+    """
+    names = ("image_token", "video_token", "audio_token")
+    end_names = ("vision_bos_token", "vision_eos_token", "audio_bos_token", "audio_eos_token")
+    around = (ends[0], ends[1])
+    return SmallModel(
+        model_type=model_type,
+        processor=processor,
+        image={
+            **pixels,
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "min_pixels": 3_136,
+            "max_pixels": 12_845_056,
+        },
+        video={
+            **pixels,
+            "video_processor_type": "Qwen2VLVideoProcessor",
+            "min_pixels": 3_136,
+            "max_pixels": 12_845_056,
+        },
+        placeholders=pads[:2],
+        surroundings=(around, around),
+        tokens=("<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "<think>", "</think>", pads[2], *ends),
+        role="<|im_start|>{}\n",
+        end="<|im_end|>\n",
+        config={"thinker_config": {"position_id_per_seconds": seconds}},
+        named=dict(zip((*names, *end_names), (*pads, *ends), strict=True)),
+        parts={"feature_extractor": {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 128}},
+    )
+
+
 _GLM_SIZES = (
     {"size": {"shortest_edge": 12_544, "longest_edge": 11_760_000}},
     {"size": {"shortest_edge": 12_544, "longest_edge": 47_040_000}},
@@ -131,5 +179,21 @@ SMALL_MODELS: Mapping[str, SmallModel] = {
         start="]~!b[",
         role="]~b]{}\n",
         end="[e~[\n",
+    ),
+    "qwen3-omni": _omni(
+        "qwen3_omni_moe",
+        "Qwen3OmniMoe",
+        ("<|image_pad|>", "<|video_pad|>", "<|audio_pad|>"),
+        ("<|vision_start|>", "<|vision_end|>", "<|audio_start|>", "<|audio_end|>"),
+        {"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+        13,
+    ),
+    "qwen2.5-omni": _omni(
+        "qwen2_5_omni",
+        "Qwen2_5Omni",
+        ("<|IMAGE|>", "<|VIDEO|>", "<|AUDIO|>"),
+        ("<|vision_bos|>", "<|vision_eos|>", "<|audio_bos|>", "<|audio_eos|>"),
+        {**_CLIP, **_PATCHES},
+        25,
     ),
 }

@@ -162,6 +162,36 @@ async def test_a_video_and_its_sound_are_sent_once(folder: Path) -> None:
     assert result.header.items[1].source.audio.duration_seconds == pytest.approx(1, abs=0.1)
 
 
+async def test_each_prompt_of_a_model_that_takes_sound_goes_its_own_way(folder: Path) -> None:
+    """What is known of the video from the first prompt does not replace its file in the second."""
+    ALL_MAKERS["qwen3_omni"](folder / "qwen3_omni")
+    clip = with_sound(moving_shapes_clip(seconds=1, width=64, height=64), encoded("mp4", "aac"))
+    film = pb.Media(key="film", modality=pb.MODALITY_VIDEO, inline_data=clip)
+    sound = pb.Media(key="sound", modality=pb.MODALITY_AUDIO, same_file_as="film")
+    model = load_model(str(folder / "qwen3_omni"))
+    async with serving(model) as caller:
+        answer = await caller.stub.GetModel(pb.GetModelRequest())
+        alone, again = [await caller.prepare(chat(film, "What is seen?")) for _ in range(2)]
+        beside = await caller.prepare(chat(film, sound, "What is heard?"))
+    assert (answer.path, answer.family) == (pb.PREPROCESSING_PATH_FAST, "qwen3_omni")
+    assert pb.MODALITY_AUDIO in answer.modalities
+    assert alone.tensors["pixel_patches"].tobytes() == again.tensors["pixel_patches"].tobytes()
+    assert {"pixel_values_videos", "input_features"} <= beside.tensors.keys()
+    frames = [list(result.header.items[0].frame_indices) for result in (alone, beside)]
+    assert frames[0] == frames[1]
+
+
+async def test_a_sandboxed_worker_draws_with_the_model_s_font(folder: Path) -> None:
+    ALL_MAKERS["ernie4_5_vl"](folder / "ernie4_5_vl")
+    clip = moving_shapes_clip(seconds=1, width=64, height=64)
+    film = pb.Media(key="film", modality=pb.MODALITY_VIDEO, inline_data=clip)
+    model = load_model(str(folder / "ernie4_5_vl"))
+    spec = chat(film, "What is seen?")
+    async with serving(model) as caller:
+        result = await caller.prepare(spec)
+    assert_same_tensors(result.tensors, dict(pipeline.prepare(model, read_spec(spec)[0]).tensors))
+
+
 async def test_openai_s_input_audio_is_the_same_prompt(folder: Path) -> None:
     ALL_MAKERS["qwen2_audio"](folder / "sound")
     data, engine = encoded("mp4", "aac", seconds=0.5), FakeEngine([1])

@@ -158,7 +158,14 @@ NEVER_REACHING_PIXELS = {
         "memory_budget_bytes",
         "worker_memory_bytes",
     ),
-    *("max_cpu_seconds", "max_jobs_a_worker", "is_in_process", "drain_seconds", "budget_full_seconds"),
+    *(
+        "max_cpu_seconds",
+        "max_jobs_a_worker",
+        "is_inspectable",
+        "is_in_process",
+        "drain_seconds",
+        "budget_full_seconds",
+    ),
     *("cache_share", "worker_reuse", "isolation", "openai_address"),
     *("log_level", "log_format", "log_payloads", "access", "wire", "engine", "fetch", "trace"),
 }

@@ -102,6 +102,13 @@ def test_the_wheel_says_what_it_is(built: Built) -> None:
     assert metadata.get_all("Classifier") and metadata["Keywords"] and metadata["Description-Content-Type"]
 
 
+def test_the_wheel_has_the_native_kernel_where_there_is_a_compiler(built: Built) -> None:
+    """And not its source; one library for every release of Python."""
+    installed = {path.name for path in (built.installed / "preprocessor/vision/native").iterdir()}
+    assert ("_resize.abi3.so" in installed) is bool(shutil.which("cc") or shutil.which("gcc"))
+    assert not [name for name in installed if name.endswith((".c", ".h"))]
+
+
 def test_a_type_checker_sees_the_types_of_both_packages(built: Built) -> None:
     for package in ("preprocessor", "engine_client"):
         assert (built.installed / package / "py.typed").is_file()

@@ -10,11 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 _FOR_READERS = {"README.md"}
+_COMPILED = {".c", ".h", ".so"}  # what an extension module is made of, and what a build leaves in its place
 
 
 def data_files(package: str) -> Iterator[Path]:
     for path in sorted((ROOT / package).rglob("*")):
-        if path.is_file() and path.suffix not in (".py", ".pyc") and path.name not in _FOR_READERS:
+        if path.is_file() and path.suffix not in {".py", ".pyc", *_COMPILED} and path.name not in _FOR_READERS:
             yield path
 
 

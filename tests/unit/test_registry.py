@@ -87,7 +87,7 @@ def refusal(name: str) -> ModelNotFound:
 
 
 def test_these_models_are_built_in() -> None:
-    assert builtin_names() == ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
+    assert builtin_names() == ["internvl3.5", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from preprocessor.config import ServeSettings
 from preprocessor.config.machine import available_cpu_count, available_memory_bytes
 from preprocessor.models.fingerprint import fingerprint_parts
 from preprocessor.service.engine_options import declared_video_markers
+from preprocessor.vision import native
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.chunks import chunk_bytes
 
@@ -22,6 +23,7 @@ def examine_software() -> list[Finding]:
         software.check_libraries(software.required_libraries(), software.tested_versions()),
         software.check_decoders(*software.decoders_here()),
         software.check_images(*software.images_here()),
+        software.check_resize(native.VARIANTS),
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -125,6 +125,22 @@ def check_images(available: Collection[str], has_heif: bool) -> Finding:
         return failed("images", f"Pillow was built without {', '.join(missing)}", "install Pillow's own wheel")
     heif = "" if has_heif else "; no HEIC, which needs vlm-preprocessor[heic]"
     return ok("images", ", ".join(IMAGE_FORMATS) + (", HEIC" if has_heif else heif))
+
+
+def check_resize(variants: Sequence[str]) -> Finding:
+    """Whether frames are resized by the native kernel.
+
+    Args:
+        variants: `preprocessor.vision.native.VARIANTS`.
+    """
+    if not variants:
+        return warning(
+            "resize",
+            "torch resizes, with the same pixels: this installation has no native kernel",
+            "install the wheel of this platform, or install with a C compiler: a video takes up to a third more CPU without",
+        )
+    others = f"; this CPU could also run {', '.join(variants[1:])}" if len(variants) > 1 else ""
+    return ok("resize", f"native kernel, {variants[0]}{others}")
 
 
 def decoders_here() -> tuple[set[str], str]:

@@ -8,16 +8,16 @@ import re
 import sys
 from pathlib import Path
 
-from preprocessor.cli.inspect.build import Subject, build_page, frame_marks
-from preprocessor.cli.inspect.frames import locate_pixels
 from preprocessor.cli.inspect.origins import subject_of
-from preprocessor.cli.inspect.png import encode_png
-from preprocessor.cli.inspect.render import render
 from preprocessor.cli.output import check_output, summary
 from preprocessor.cli.prompts import credentials_of
 from preprocessor.cli.unanswered import explain
 from preprocessor.client import CallFailed
 from preprocessor.config import SettingError
+from preprocessor.prompt_page.build import Subject, build_page, frame_marks
+from preprocessor.prompt_page.frames import locate_pixels
+from preprocessor.prompt_page.png import encode_png
+from preprocessor.prompt_page.render import render
 
 _LONGEST_NAME = 64  # of a medium, in a file's name
 

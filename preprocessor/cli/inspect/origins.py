@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from preprocessor.cli import saved
-from preprocessor.cli.inspect.build import Subject
-from preprocessor.cli.inspect.tokens import TokenTexts, token_texts
 from preprocessor.cli.local import prepare_here
 from preprocessor.cli.prepare import ask_service
 from preprocessor.cli.prompts import build_prompt, has_prompt
-from preprocessor.cli.saved import PreparedPrompt
 from preprocessor.config import SettingError
+from preprocessor.prompt_page.build import Subject
+from preprocessor.prompt_page.facts import PreparedPrompt
+from preprocessor.prompt_page.tokens import TokenTexts, token_texts
 
 _NO_FACTS = "Only a run in this process tells what was decoded beside the sampled frames, and what `preprocessor plan` estimates."
 

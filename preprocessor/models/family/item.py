@@ -12,11 +12,27 @@ from preprocessor.config import Limits
 from preprocessor.media.content import content_digest
 from preprocessor.media.sampling import choose_frames
 from preprocessor.models.family.rules import ItemLayout, ModelSettings
-from preprocessor.models.probe import decoder_of, probe_medium
+from preprocessor.models.probe import ChooseFrames, decoder_of, probe_medium
 from preprocessor.models.versions import pixel_settings
 from preprocessor.types.plan import ItemPlan
 from preprocessor.types.request import Media, PreparationRequest
 from preprocessor.types.source import ClipInfo, FrameChoice
+
+
+def frames_by_family(model: ModelSettings) -> ChooseFrames:
+    """Which frames of a video the family takes, where the caller names none."""
+
+    def choose(clip: ClipInfo, medium: Media) -> FrameChoice:
+        video = model.for_medium(medium).video
+
+        def spread(total: int, rate: float) -> npt.NDArray[np.int64]:
+            if video.takes_every_frame and medium.sampling.fps is medium.sampling.frame_count is None:
+                return np.arange(total)
+            return model.family.sample_indices(total, rate, medium.sampling, video)
+
+        return choose_frames(clip, medium.sampling, spread, medium.key)
+
+    return choose
 
 
 def plan_item(
@@ -33,18 +49,9 @@ def plan_item(
         row_start: Rows of the items before it.
     """
     settings = model.for_medium(medium)
-
-    def choose(clip: ClipInfo, _: Media) -> FrameChoice:
-        def spread(total: int, rate: float) -> npt.NDArray[np.int64]:
-            if settings.video.takes_every_frame and medium.sampling.fps is medium.sampling.frame_count is None:
-                return np.arange(total)
-            return model.family.sample_indices(total, rate, medium.sampling, settings.video)
-
-        return choose_frames(clip, medium.sampling, spread, medium.key)
-
     content = content_digest(medium)  # before the file is read: one damaged on its way is no caller's corrupt file
-    probed = probe_medium(medium, limits, check, choose)
-    assert probed.source is not None, "no family takes sounds"
+    probed = probe_medium(medium, limits, check, frames_by_family(model))
+    assert probed.source is not None, "sounds take the generic path"
     layout = model.family.layout(probed, settings)
     decoder, frames = decoder_of(probed, request.video_decoder), probed.frames
     # The rate changes no pixel, but it changes temporal positions, which the engine's key-value cache depends on too.

@@ -32,8 +32,8 @@ class Model(ModelSettings):
         """What the model takes beside text."""
         return frozenset(self.placeholders.ids)
 
-    @property
-    def plans_from_headers(self) -> bool:
+    def plans_from_headers(self, request: PreparationRequest) -> bool:
+        """See `LoadedModel`."""
         return True
 
     def check_arguments(self, arguments: Mapping[str, Any]) -> None:

@@ -122,7 +122,8 @@ class Family:
         layout: (an image or a video, the model with the caller's overrides) → its rows, its tokens, its tensors.
         frame_writer: (a planned item, the model) → what writes its frames into rows; frames come in ascending order.
         prompt_tensors: (prompt, items in its order, the model) → tensors over the whole prompt, such as rotary positions.
-        modalities: What the family's models take beside text; config.json names a placeholder token of each.
+        modalities: What the family's models take beside text; config.json names a placeholder token of each. Prompts with
+            sound take the generic path (`models.with_sound`).
         marks_frames: Whether frames of a video have vision markers of their own, so that those around it are a choice.
         read_details: The model's files → what else the family needs of them: a frozen data class of plain values, or None.
         read_placeholders: (the model's files, the modalities) → the tokens of its media.

@@ -21,6 +21,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.errors import ModelNotFound
 from preprocessor.models.digests import digest_files
+from preprocessor.models.generic.fonts import keep_font
 from preprocessor.models.generic.model import GenericModel
 from preprocessor.models.generic.processor import part_of
 from preprocessor.models.generic.releases import release_sentence
@@ -31,7 +32,8 @@ from preprocessor.text.tokenizer import one_line, read_stop_token_ids
 from preprocessor.types.request import Modality
 
 _PIP = re.compile(r"pip install ([\w.-]+)")  # in transformers' own words about a library that it lacks
-_CONFIG_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "additional_chat_templates/*.jinja")
+_NEEDS_MISTRAL_COMMON = frozenset({"voxtral", "voxtral_realtime"})
+_CONFIG_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.ttf", "additional_chat_templates/*.jinja")
 
 
 def load_generic(name: str, directory: Path) -> GenericModel:
@@ -56,6 +58,7 @@ def load_generic(name: str, directory: Path) -> GenericModel:
         raise _unsupported(name, f"{what}; {release_sentence(_model_type(directory))}")
     if not isinstance(tokenizer, TokenizersBackend):
         raise _unsupported(name, "its tokenizer has no fast form (tokenizer.json)")
+    keep_font(processor)
     parts = [type(part_of(processor, modality)).__name__ for modality in sorted(modalities)]
     template = _chat_template(processor, tokenizer, name)
     placeholders = _placeholders(processor, modalities)
@@ -74,9 +77,15 @@ def load_generic(name: str, directory: Path) -> GenericModel:
 def _refuse_other_models(name: str, directory: Path) -> None:
     """An audio tokenizer is a model with weights, which transformers would load from wherever the file points.
 
-    Source: transformers 5.23, ProcessorMixin.get_processor_dict.
+    Source: transformers 5.23, ProcessorMixin.get_processor_dict; VoxtralProcessor, whose `__call__` takes no sound.
     """
     path = directory / "processor_config.json"
+    if (model_type := _model_type(directory)) in _NEEDS_MISTRAL_COMMON:
+        what = (
+            f"transformers writes the prompts of {model_type} with the tokenizer of the package mistral-common alone, which is "
+            "not run here; use transformers itself, or an engine that prepares them"
+        )
+        raise _unsupported(name, what)
     try:
         settings = json.loads(path.read_text()) if path.is_file() else {}
     except (OSError, ValueError) as error:

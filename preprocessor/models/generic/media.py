@@ -23,6 +23,9 @@ from preprocessor.types.source import ClipInfo, FrameChoice, FrameListInfo, Imag
 # What transformers' video processors of chat models sample by where they sample (5.23, Qwen3VLVideoProcessor).
 _FPS, _MIN_FRAMES, _MAX_FRAMES = 2.0, 4, 768
 
+# transformers 5.23: `replace_video_token` of these reads attributes of the metadata of the only video.
+_TAKES_ONE_VIDEO = frozenset({"NemotronH_Omni_Reasoning_V3Processor"})
+
 # Of a file that was read as a video: it has no sound, or its format (GIF, say) holds none.
 _SILENT = frozenset({"NO_AUDIO_STREAM", "UNSUPPORTED_FORMAT", "NOT_MEDIA"})
 
@@ -123,6 +126,25 @@ def sound_of_video(
         if error.reason not in _SILENT:
             raise
         return None
+
+
+def metadata_for(processor: Any, videos: Sequence[ProbedMedium]) -> Any:
+    """`metadata_of` each video, in the form that a processor takes.
+
+    Raises:
+        InvalidRequest: `PROCESSOR_REFUSED` for several videos where it takes one.
+    """
+    metadata = [metadata_of(one) for one in videos]
+    if type(processor).__name__ not in _TAKES_ONE_VIDEO:
+        return metadata
+    if len(metadata) > 1:
+        raise InvalidRequest(
+            f"this model's processor takes one video a request, and {len(metadata)} are given; send each in one of its own",
+            reason="PROCESSOR_REFUSED",
+        )
+    from transformers.video_utils import VideoMetadata  # only now: it may import torchvision
+
+    return VideoMetadata(**metadata[0])
 
 
 def metadata_of(probed: ProbedMedium) -> dict[str, Any]:

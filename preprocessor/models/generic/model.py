@@ -31,8 +31,8 @@ class GenericModel(ProcessorSettings):
 
     __slots__ = ()
 
-    @property
-    def plans_from_headers(self) -> bool:
+    def plans_from_headers(self, request: PreparationRequest) -> bool:
+        """See `LoadedModel`."""
         return False
 
     def check_arguments(self, arguments: Mapping[str, Any]) -> None:

@@ -38,7 +38,7 @@ from preprocessor.models.generic.media import (
     choose_evenly,
     choose_every,
     decode,
-    metadata_of,
+    metadata_for,
     probe_media,
     refuse_above,
     sound_of_video,
@@ -165,7 +165,7 @@ def _size(
     if len(given) > 1:
         raise _bad_budget(f"this model's processor takes one pixel budget for all {kind}s of a request")
     first = next(one for one in media if one.modality is modality)
-    own = own_size(part)
+    own = own_size(part) | getattr(model.processor, KINDS[modality], {}).get("size", {})  # the processor's goes first
     least, most = first.pixel_budget(own["shortest_edge"], own["longest_edge"])
     return {"shortest_edge": least, "longest_edge": most}
 
@@ -215,7 +215,7 @@ def _call_arguments(
     if size := sizes[Modality.IMAGE]:
         call.setdefault("images_kwargs", {})["size"] = size
     if videos:
-        metadata = [metadata_of(one) for one in probed if one.medium.modality is Modality.VIDEO]
+        metadata = metadata_for(model.processor, [one for one in probed if one.medium.modality is Modality.VIDEO])
         of_videos = call.setdefault("videos_kwargs", {})
         of_videos.update({"do_sample_frames": False, "video_metadata": metadata})
         if "video_second_per_grid" in model.processor.model_input_names:

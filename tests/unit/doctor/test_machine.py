@@ -147,6 +147,12 @@ def test_a_codec_that_ffmpeg_lacks_is_named() -> None:
     assert finding.found == f"PyAV's FFmpeg {version} has no decoder for HEVC, AV1"
 
 
+def test_the_instructions_that_frames_are_resized_with_are_named() -> None:
+    assert "avx2; this CPU could also run portable" in software.check_resize(("avx2", "portable")).found
+    assert software.check_resize(("portable",)) == Finding("resize", OK, "native kernel, portable")
+    assert software.check_resize(()).verdict is Verdict.WARNING
+
+
 def test_a_format_that_pillow_lacks_is_named() -> None:
     here, _ = software.images_here()
     finding = software.check_images(here - {"avif"}, has_heif=False)

@@ -45,6 +45,7 @@ VIDEO_LENGTHS = {
     "gemma4": (1.5, 1.8),
     "video_llama_3": (1.5, 3),
     "kimi_k25": (1.5, 3),
+    "ernie4_5_vl": (1.5, 3),
 }
 
 
@@ -161,6 +162,17 @@ def test_videos_come_out_as_transformers_makes_them_of_the_same_frames(
     frames = [metadata(medium.data) for medium in request.media]
     expected = answer_of(processors[name], request, videos_kwargs={"do_sample_frames": False, "video_metadata": frames})
     assert_equal(prepare_generic(loaded[name], request, LIMITS).tensors, expected)
+
+
+def test_the_only_video_of_nemotron_comes_out_as_transformers_makes_it(
+    loaded: dict[str, GenericModel], processors: dict[str, Any]
+) -> None:
+    """Its processor takes the metadata of one video, without a list around it."""
+    request = chat(video("v"), image("i"))
+    frames = {"do_sample_frames": False, "video_metadata": metadata(clip())}
+    expected = answer_of(processors["nemotron_h_omni"], request, videos_kwargs=frames)
+    assert_equal(prepare_generic(loaded["nemotron_h_omni"], request, LIMITS).tensors, expected)
+    assert refusal(loaded["nemotron_h_omni"], chat(video("v"), video("w"))).reason == "PROCESSOR_REFUSED"
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tests.sounds import encoded
 from tests.unit.generic.cases import LIMITS, chat, clip, image, refusal, sound, sounding_clip, video
 from tests.unit.generic.test_parity import all_frames, answer_of, assert_equal, content_of, frame_indices, metadata
 
-SOUND_MODELS = ["qwen2_audio", "qwen2_5_omni", "qwen3_omni", "gemma3n", "gemma4", "phi4_multimodal"]
+SOUND_MODELS = ["qwen2_audio", "qwen2_5_omni", "qwen3_omni", "gemma3n", "gemma4", "phi4_multimodal", "nemotron_h_omni"]
 OMNI_MODELS = ["qwen2_5_omni", "qwen3_omni"]
 LONGER = encoded("mp4", "aac", seconds=0.8)
 SAMPLED_FPS = 4 / 1.5  # of a clip of 1.5 s

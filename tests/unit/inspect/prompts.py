@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from preprocessor.cli.inspect.build import Subject
 from preprocessor.cli.inspect.origins import subject_of
 from preprocessor.cli.options import build_parser
+from preprocessor.prompt_page.build import Subject
 from tests.media import moving_shapes_clip, photo
 
 CLIP = moving_shapes_clip(seconds=4, width=160, height=120, options=(("g", "30"),))

@@ -12,9 +12,9 @@ from safetensors.numpy import save_file
 
 from preprocessor.__main__ import main
 from preprocessor.cli import saved
-from preprocessor.cli.facts import Facts
-from preprocessor.cli.inspect.build import build_page
 from preprocessor.config import SettingError
+from preprocessor.prompt_page.build import build_page
+from preprocessor.prompt_page.facts import Facts
 from tests.unit.inspect.prompts import clip_and_photo, subject, write_media
 
 

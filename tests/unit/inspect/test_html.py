@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocessor.cli.inspect.build import build_page
-from preprocessor.cli.inspect.markup import escape, join, tag
-from preprocessor.cli.inspect.page import Page
-from preprocessor.cli.inspect.png import encode_png
-from preprocessor.cli.inspect.render import render
+from preprocessor.prompt_page.build import build_page
+from preprocessor.prompt_page.markup import escape, join, tag
+from preprocessor.prompt_page.page import Page
+from preprocessor.prompt_page.png import encode_png
+from preprocessor.prompt_page.render import render
 from tests.unit.inspect.prompts import HOSTILE, clip_and_photo, subject
 
 _CODE = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)

@@ -10,15 +10,15 @@ import pytest
 from PIL import Image
 
 from preprocessor.cli import saved
-from preprocessor.cli.inspect.build import Subject, build_page, frame_marks
-from preprocessor.cli.inspect.frames import PATCH_FAMILIES, ItemPixels, locate_pixels
-from preprocessor.cli.inspect.page import Page
-from preprocessor.cli.inspect.render import render
-from preprocessor.cli.inspect.tokens import token_texts
 from preprocessor.client import PrepareResult
 from preprocessor.config import Limits
 from preprocessor.media.video import decode_frames, probe_video
 from preprocessor.models.registry import FAMILIES, load_model
+from preprocessor.prompt_page.build import Subject, build_page, frame_marks
+from preprocessor.prompt_page.frames import PATCH_FAMILIES, ItemPixels, locate_pixels
+from preprocessor.prompt_page.page import Page
+from preprocessor.prompt_page.render import render
+from preprocessor.prompt_page.tokens import token_texts
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.vision.resize import resizer
 from tests.golden import oracle  # noqa: F401  # makes torchvision importable, before transformers looks for it
@@ -255,7 +255,7 @@ def test_without_a_model_no_frames_are_shown(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*(name for name in MODEL_NAMES if name not in ("qwen3-vl", "qwen3.5")), "mistral3", "gemma4"]
+    "name", [*(name for name in MODEL_NAMES if name not in ("qwen3-vl", "qwen3.5", "qwen3.8")), "mistral3", "gemma4"]
 )
 def test_frames_of_every_family_are_the_picture(name: str, model_folder: Path, folder: Path) -> None:
     directory = next((one / name for one in (model_folder, MODELS) if (one / name).is_dir()), name)

@@ -123,7 +123,7 @@ def test_callers_have_places_of_their_own_while_memory_lasts() -> None:
     arena = Arena.create(64 << 20)
     assert arena.chunks is not None
     unit = arena.unit_bytes
-    rows = Ranges(arena, arena.rows_start, arena.size_bytes, 16 * unit, unit)
+    rows = Ranges(arena, arena.rows_start, arena.size_bytes, 16 * unit, unit, arena.chunks)
     worker = GivenChunks()
 
     def place(scope: str, unit_count: int) -> int:
@@ -138,4 +138,41 @@ def test_callers_have_places_of_their_own_while_memory_lasts() -> None:
     assert [place("c", 8), place("a", 4), place("b", 3)] == [8, 0, 4]
     assert place("d", 4) == 0, "no place is nobody's: the lowest is made anew"
     assert place("a", 4) == 0
+    arena.close()
+
+
+def test_free_ranges_keep_so_many_pages_wherever_they_lie() -> None:
+    """As where the cache holds all lower ones: else every new tensor would have to be made of fresh pages."""
+    arena = Arena.create(64 << 20)
+    assert arena.chunks is not None
+    unit = arena.unit_bytes
+    rows = Ranges(arena, arena.rows_start, arena.size_bytes, 4 * unit, unit, arena.chunks)
+    files = Ranges(arena, 0, arena.rows_start, 0)
+    worker = GivenChunks()
+
+    def lease_and_write(unit_count: int) -> Lease:
+        lease = rows.lease(unit_count * unit)
+        assert lease is not None and arena.chunks is not None
+        span = range(lease.offset, lease.offset + lease.size_bytes)
+        close_all(arena.chunks.give(worker, "", [span])[1])
+        return lease
+
+    held, first, second = lease_and_write(20), lease_and_write(3), lease_and_write(3)
+    assert rows.paged_bytes == 26 * unit
+    first.release()
+    assert rows.paged_bytes == 26 * unit
+    second.release()
+    assert (rows.leased_bytes, rows.paged_bytes) == (20 * unit, 24 * unit)
+    assert [arena.chunks.scope_of(held.offset + number * unit) for number in range(22, 26)] == ["", "", None, None]
+    file = files.lease(1)
+    assert file is not None
+    file.release()
+    assert rows.paged_bytes == 24 * unit, "files have no chunks"
+    again = lease_and_write(3)
+    assert rows.paged_bytes == 24 * unit
+    for lease in (again, held):
+        lease.release()
+    assert rows.paged_bytes == 4 * unit
+    rows.drop_free_pages()
+    assert rows.paged_bytes == 0
     arena.close()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from preprocessor.cli.inspect.markup import Child, Markup, join, tag
-from preprocessor.cli.inspect.page import Frame, Item, PatchGrid, Sample, Timeline
-from preprocessor.cli.inspect.png import data_url
+from preprocessor.prompt_page.markup import Child, Markup, join, tag
+from preprocessor.prompt_page.page import Frame, Item, PatchGrid, Sample, Timeline
+from preprocessor.prompt_page.png import data_url
 
 _WIDTH = 1000  # of a timeline, in units of its view box
 

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from preprocessor.cli.inspect import tables
-from preprocessor.cli.inspect.frames import ItemPixels, locate_pixels
-from preprocessor.cli.inspect.page import Frame, Item, Page, Pair, PatchGrid, Sample, Timeline, Token
-from preprocessor.cli.inspect.tokens import Span, TokenTexts, token_map, valid_spans
-from preprocessor.cli.output import MODALITY_NAMES
-from preprocessor.cli.saved import PreparedPrompt
+from preprocessor.client.media import MODALITY_NAMES
+from preprocessor.prompt_page import tables
+from preprocessor.prompt_page.facts import PreparedPrompt
+from preprocessor.prompt_page.frames import ItemPixels, locate_pixels
+from preprocessor.prompt_page.page import Frame, Item, Page, Pair, PatchGrid, Sample, Timeline, Token
+from preprocessor.prompt_page.tokens import Span, TokenTexts, token_map, valid_spans
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 _Value = TypeVar("_Value")

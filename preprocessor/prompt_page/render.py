@@ -13,9 +13,9 @@ from importlib.resources import files
 from string import Template
 
 from preprocessor import __version__
-from preprocessor.cli.inspect.items import item_section
-from preprocessor.cli.inspect.markup import Child, Markup, escape, join, tag
-from preprocessor.cli.inspect.page import Estimate, Page, Pair, Setting, Stage, Token
+from preprocessor.prompt_page.items import item_section
+from preprocessor.prompt_page.markup import Child, Markup, escape, join, tag
+from preprocessor.prompt_page.page import Estimate, Page, Pair, Setting, Stage, Token
 
 _SECTIONS = {"media": "Media", "tokens": "Tokens", "cost": "Cost", "tensors": "Tensors", "settings": "Settings"}
 _HINT = (
@@ -28,7 +28,7 @@ def render(page: Page) -> str:
     """The whole file."""
     style, script = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     policy = (
-        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        f"default-src 'none'; img-src data:; style-src '{policy_digest(style)}'; script-src '{policy_digest(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     return Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8")).substitute(
@@ -64,7 +64,8 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Child]], numbers: Sequen
     return tag("div", tag("table", head, tag("tbody", *body)), class_="wide")
 
 
-def _digest(text: str) -> str:
+def policy_digest(text: str) -> str:
+    """How a Content-Security-Policy names a script or a style sheet."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from preprocessor.cli.facts import Facts
-from preprocessor.cli.inspect.page import Estimate, Pair, Setting, Stage
+from preprocessor.prompt_page.facts import Facts
+from preprocessor.prompt_page.page import Estimate, Pair, Setting, Stage
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 _PLANNING = ("plan", "tokenize")

@@ -17,7 +17,10 @@ import numpy.typing as npt
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.vision.rebuild import PatchShape, denormalize_rows, rebuild_frames
 
-_IN_BLOCKS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "glm46v", "glm5_next", "minimax_m3_vl")
+_IN_BLOCKS = (
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_omni", "qwen2_5_omni"),
+    *("glm4v", "glm46v", "glm5_next", "minimax_m3_vl"),
+)
 _IN_LINES = ("kimi_k25", "mistral3")
 _IN_LINES_CHANNELS_LAST = ("gemma4",)
 PATCH_FAMILIES = frozenset({*_IN_BLOCKS, *_IN_LINES, *_IN_LINES_CHANNELS_LAST})

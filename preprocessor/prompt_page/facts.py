@@ -7,6 +7,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from preprocessor.client import PrepareResult
+from preprocessor.v1 import preprocessor_pb2 as pb
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -40,6 +43,16 @@ class Facts:
             raise ValueError("facts have other names")
         seconds = {name: _seconds(value) for name, value in values.items() if name.endswith("_seconds")}
         return cls(_count(values["decoded_frame_count"]), tuple(map(_runs, _list(values["runs"]))), **seconds)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedPrompt:
+    """A prepared prompt with what is known of it. `facts` are there only if it was prepared in this process or with `--local`."""
+
+    result: PrepareResult
+    spec: pb.PrepareSpec
+    model: pb.Model | None
+    facts: Facts | None
 
 
 def _runs(value: Any) -> tuple[tuple[int, int], ...] | None:
