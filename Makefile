@@ -8,6 +8,7 @@ CODE := preprocessor engine_client deploy tests
 FUZZ_COUNT ?= 20000
 FUZZ_SECONDS ?= inf
 FUZZ_FIRST ?= 0
+CHANNEL_SECONDS ?= 60
 GUIDED_SECONDS ?= 140
 # Of the demo: triton or vllm.
 ENGINE ?= triton
@@ -22,7 +23,7 @@ AUDIT_IGNORED :=
 NATIVE := $(wildcard preprocessor/vision/native/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton vllm prometheus examples demo test test-fronts test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit sbom parity bench bench-full golden proto image image-test wheels render reference format lint type verify clean
+.PHONY: help setup triton vllm prometheus examples demo test test-fronts test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit lock sbom parity bench bench-full golden proto image image-test wheels render reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -97,6 +98,7 @@ soak: setup ## half an hour of mixed work and refusals on one server, or SOAK_SE
 fuzz: setup ## 20,000 mutated files and requests, or FUZZ_COUNT, against real services; or for FUZZ_SECONDS. FUZZ_SEED, FUZZ_FIRST: again
 	$(BIN)/python -m tests.fuzz --count $(FUZZ_COUNT) --seconds $(FUZZ_SECONDS) --first $(FUZZ_FIRST) \
 		$(if $(FUZZ_SEED),--seed $(FUZZ_SEED)) $(if $(FUZZ_ONLY),--only '$(FUZZ_ONLY)')
+	$(BIN)/python -m tests.fuzz.channel --count $(FUZZ_COUNT) --seconds $(CHANNEL_SECONDS) $(if $(FUZZ_SEED),--seed $(FUZZ_SEED))
 
 fuzz-guided: setup ## coverage-guided fuzzing of the parsers written in Python, for GUIDED_SECONDS
 	$(BIN)/python -m tests.fuzz.guided --seconds $(GUIDED_SECONDS)
@@ -106,10 +108,13 @@ $(SUPPLY)/stamp: deploy/supply-tools.txt deploy/venv.sh
 	$(SUPPLY)/bin/pip install --quiet --requirement $<
 	touch $@
 
+# AUDIT=--if-possible, as in CI: fails only for a known vulnerability that has a fix, not for an index that cannot be asked.
 audit: setup $(SUPPLY)/stamp ## look up every installed package among known vulnerabilities; needs the network, fails without
 	$(BIN)/pip list --format freeze --exclude-editable | sed 's/+cpu$$//' > $(SUPPLY)/installed.txt
-	$(SUPPLY)/bin/pip-audit --strict --no-deps --disable-pip --requirement $(SUPPLY)/installed.txt \
-		$(addprefix --ignore-vuln ,$(AUDIT_IGNORED))
+	$(BIN)/python -m deploy.audit $(SUPPLY)/bin/pip-audit $(SUPPLY)/installed.txt $(AUDIT) $(AUDIT_IGNORED)
+
+lock: setup $(SUPPLY)/stamp ## write what the image installs, with hashes, anew from the index: deploy/requirements.txt, deploy/installer.txt
+	$(BIN)/python -m deploy.pins $(SUPPLY)/bin/uv deploy
 
 sbom: setup $(SUPPLY)/stamp ## write build/sbom.cdx.json: every installed package with version and licence, as CycloneDX
 	$(SUPPLY)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \

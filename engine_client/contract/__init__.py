@@ -2,11 +2,13 @@
 
     tensors     names, types and shapes of a prompt's tensors
     sampling    how tokens are chosen, and the tensors that say so
+    layout      what a row is in a family of models, and how rows and placeholders belong together
     prompt      the tensors of one prompt, checked against the model's configuration
     held        by what a model finds again what it has of an item
     rows        the rows of one prompt's pixels, whole or in pieces
     assembler   one prompt from its first message until all of it is there
-    vllm_rules  what vLLM needs of a prompt beside all that
+    vllm_rules, vllm_families, vllm_fields
+                what vLLM needs of a prompt beside all that; which models it takes; the tensors that it takes of an item
     published   what a model says of how it was set up
     errors      why a prompt is not answered
 

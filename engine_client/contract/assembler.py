@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from engine_client.contract.errors import InvalidPrompt
-from engine_client.contract.prompt import ModelLayout, Prompt, check_prompt
+from engine_client.contract.layout import ModelLayout
+from engine_client.contract.prompt import Prompt, check_prompt
 from engine_client.contract.rows import RowBuffer, RowStorage
 from engine_client.contract.sampling import SamplingParameters
 from engine_client.contract.tensors import PIXELS, USES_HELD_ITEMS, Array

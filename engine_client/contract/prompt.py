@@ -9,60 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from engine_client.contract.errors import InvalidPrompt
+from engine_client.contract.layout import ModelLayout, RowForm
 from engine_client.contract.tensors import (
-    CHANNEL_COUNT,
     CONTRACT_INPUTS,
     IMAGE,
     INPUT_IDS,
     PIXELS,
+    TILE_COUNTS,
     VIDEO,
     VISION_TENSORS,
     Array,
     ContractTensor,
 )
 
-
-@dataclass(frozen=True, slots=True)
-class ModelLayout:
-    """What a checkpoint's configuration fixes about its prompts; lengths in tokens, sizes in pixels or frames."""
-
-    patch_size: int
-    temporal_patch_size: int
-    merge_size: int
-    image_token_id: int
-    video_token_id: int
-    vocabulary_size: int
-    max_positions: int
-    one_span_a_video: bool = False
-    """Whether a video is one run of placeholders (Qwen2-VL, Qwen2.5-VL), or one a temporal step (Qwen3-VL)."""
-
-    @classmethod
-    def from_config(cls, config: Any) -> ModelLayout:
-        """Read a transformers `Qwen3VLConfig` (5.23)."""
-        return cls(
-            patch_size=config.vision_config.patch_size,
-            temporal_patch_size=config.vision_config.temporal_patch_size,
-            merge_size=config.vision_config.spatial_merge_size,
-            image_token_id=config.image_token_id,
-            video_token_id=config.video_token_id,
-            vocabulary_size=config.text_config.vocab_size,
-            max_positions=config.text_config.max_position_embeddings,
-        )
-
-    @property
-    def feature_count(self) -> int:
-        """Values in one row of `pixel_patches`: channel, temporal, row, column, in that order."""
-        return CHANNEL_COUNT * self.temporal_patch_size * self.patch_size**2
-
-    @property
-    def placeholder_ids(self) -> dict[int, int]:
-        """Token id that stands for one merged patch, by modality."""
-        return {IMAGE: self.image_token_id, VIDEO: self.video_token_id}
+_VISION: Mapping[str, ContractTensor] = {**VISION_TENSORS, TILE_COUNTS.name: TILE_COUNTS}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +38,7 @@ class Prompt:
     token_types: Array
     """int32 [L]: 0 text, else the modality that the token stands for."""
     grids: Array
-    """int64 [M, 3]: t, h, w of each item, in patches; M is 0 for text alone."""
+    """int64 [M, 3]: t, h, w of each item, in patches; of tiles their number, 1, 1. M is 0 for text alone."""
     modality: tuple[int, ...]
     """Of each item."""
     mean: Array | None
@@ -114,23 +78,28 @@ def check_prompt(tensors: Mapping[str, Array], layout: ModelLayout) -> Prompt:
         ids.min() >= 0 and ids.max() < layout.vocabulary_size,
         f"input_ids range from {ids.min()} to {ids.max()}; the vocabulary is 0 to {layout.vocabulary_size - 1}",
     )
-    grids = tensors.get("grid_thw")
-    if grids is None or len(grids) == 0:
-        stray = [name for name in VISION_TENSORS if name in tensors and name not in ("pixel_mean", "pixel_std")]
+    counts_name = "tile_counts" if layout.form is RowForm.TILES else "grid_thw"
+    needed = [counts_name, *(name for name in VISION_TENSORS if name != "grid_thw")]
+    if counts_name not in tensors or len(tensors[counts_name]) == 0:
+        stray = [name for name in needed if name in tensors and name not in ("pixel_mean", "pixel_std")]
         stray = [name for name in stray if len(tensors[name])]
-        _require(not stray, f"{', '.join(stray)} came without grid_thw; send all of {', '.join(VISION_TENSORS)}")
+        _require(not stray, f"{', '.join(stray)} came without {counts_name}; send all of {', '.join(needed)}")
         no_grids = np.empty((0, 3), np.int64)
         return Prompt(
             ids, _token_types(ids, np.empty((0, 3), np.int32), no_grids, [], layout), no_grids, (), None, None
         )
 
-    vision = {name: _checked(tensors, expected) for name, expected in VISION_TENSORS.items() if name != PIXELS}
-    grids, modality = vision["grid_thw"], vision["item_modality"].tolist()
+    vision = {name: _checked(tensors, _VISION[name]) for name in needed if name != PIXELS}
+    grids, modality = vision[counts_name], vision["item_modality"].tolist()
+    if layout.form is RowForm.TILES:
+        grids = np.stack([grids, np.ones_like(grids), np.ones_like(grids)], axis=1)
     _check_items(grids, modality, layout)
     if PIXELS in tensors:
         rows = _checked(tensors, VISION_TENSORS[PIXELS])
-        needed = (int(grids.prod(axis=1).sum()), layout.feature_count)
-        _require(rows.shape == needed, f"{PIXELS} is {list(rows.shape)}; grid_thw and this model need {list(needed)}")
+        shape = (int(grids.prod(axis=1).sum()), layout.feature_count)
+        _require(
+            rows.shape == shape, f"{PIXELS} is {list(rows.shape)}; {counts_name} and this model need {list(shape)}"
+        )
     _require(bool((vision["pixel_std"] > 0).all()), f"pixel_std is {vision['pixel_std'].tolist()}; it must be above 0")
     types = _token_types(ids, vision["item_spans"], grids, modality, layout)
     return Prompt(ids, types, grids, tuple(modality), vision["pixel_mean"], vision["pixel_std"])
@@ -170,11 +139,8 @@ def _check_items(grids: Array, modality: Sequence[int], layout: ModelLayout) -> 
     )
     for index, (kind, (t, h, w)) in enumerate(zip(modality, grids.tolist(), strict=True)):
         _require(kind in (IMAGE, VIDEO), f"item {index} has modality {kind}; this model takes 1 (image) and 2 (video)")
-        _require(
-            min(t, h, w) > 0 and h % layout.merge_size == 0 and w % layout.merge_size == 0,
-            f"item {index} has grid {[t, h, w]}; sides must be positive and h, w multiples of {layout.merge_size}",
-        )
-        _require(kind == VIDEO or t == 1, f"item {index} is an image with grid {[t, h, w]}; an image has t = 1")
+        complaint = layout.grid_complaint(kind, (t, h, w))
+        _require(not complaint, f"item {index} has grid {[t, h, w]}; {complaint}")
 
 
 def _token_types(ids: Array, spans: Array, grids: Array, modality: Sequence[int], layout: ModelLayout) -> Array:
@@ -196,8 +162,7 @@ def _token_types(ids: Array, spans: Array, grids: Array, modality: Sequence[int]
             last_end <= offset and offset + length <= len(ids),
             f"{where} must follow the span before it, which ends at {last_end}, within {len(ids)} input ids",
         )
-        steps_a_span = int(grids[item, 0]) if layout.one_span_a_video else 1
-        tokens_a_span = steps_a_span * int(grids[item, 1] * grids[item, 2]) // layout.merge_size**2
+        _, tokens_a_span = layout.span_shape(modality[item], grids[item].tolist())
         _require(length == tokens_a_span, f"{where} must have length {tokens_a_span}, by grid {grids[item].tolist()}")
         kind = modality[item]
         _require(
@@ -208,9 +173,10 @@ def _token_types(ids: Array, spans: Array, grids: Array, modality: Sequence[int]
         types[offset : offset + length] = kind
         span_counts[item] += 1
         last_item, last_end = item, offset + length
-    for index, (count, t) in enumerate(zip(span_counts, grids[:, 0].tolist(), strict=True)):
-        wanted = 1 if layout.one_span_a_video else t
-        _require(count == wanted, f"item {index} has {count} spans; its grid has t = {t}, which makes {wanted}")
+    for index, (count, grid) in enumerate(zip(span_counts, grids.tolist(), strict=True)):
+        wanted, _ = layout.span_shape(modality[index], grid)
+        size = f"h, w = {grid[1:]}" if layout.form is RowForm.LINES else f"t = {grid[0]}"
+        _require(count == wanted, f"item {index} has {count} spans; its grid has {size}, which makes {wanted}")
     stray = np.flatnonzero(np.isin(ids, list(layout.placeholder_ids.values())) & (types == 0))
     _require(stray.size == 0, f"{stray.size} placeholder tokens belong to no span, first at {stray[:1].tolist()}")
     return types

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from engine_client.contract.errors import InvalidPrompt
-from engine_client.contract.prompt import ModelLayout, Prompt, check_rows
+from engine_client.contract.layout import ModelLayout
+from engine_client.contract.prompt import Prompt, check_rows
 from engine_client.contract.tensors import Array
 
 

@@ -74,6 +74,13 @@ VISION_TENSORS: Mapping[str, ContractTensor] = _by_name(
 )
 """A prompt has all of them, or, for text alone, none."""
 
+FAMILY_INPUTS: Mapping[str, ContractTensor] = _by_name(
+    ("tile_counts", np.int64, (-1,)),  # in the place of `grid_thw` where rows are tiles: the rows of each item
+    ("image_sizes", np.int64, (-1, 2)),  # height and width in px, of Mistral 3
+)
+"""What a model that takes families of other rows than patches declares beside the rest."""
+TILE_COUNTS = FAMILY_INPUTS["tile_counts"]
+
 OPTIONAL_TENSORS: Mapping[str, ContractTensor] = _by_name(
     (ITEM_HASH, np.uint8, (-1, HASH_BYTES)),
     ("mrope_position_ids", np.int32, (3, -1)),

@@ -16,28 +16,8 @@ import numpy as np
 from engine_client.contract.errors import InvalidPrompt
 from engine_client.contract.tensors import IMAGE, VIDEO, Array
 
-FAMILIES: Mapping[str, str] = {
-    "qwen2_vl": "qwen2_vl",
-    "qwen2_5_vl": "qwen2_5_vl",
-    "qwen3_vl": "qwen3_vl",
-    "qwen3_vl_moe": "qwen3_vl",
-    "qwen3_5": "qwen3_vl",
-    "qwen3_5_moe": "qwen3_vl",
-}
-"""By model type of Hugging Face, those whose tensors and placeholder ranges are known. Families are parts of fingerprints."""
-
 MODALITY_NAMES: Mapping[int, str] = {IMAGE: "image", VIDEO: "video"}
 """vLLM's names by the values of `item_modality`."""
-
-
-def has_stamps(model_type: str) -> bool:
-    """Whether each temporal step of a video has a time stamp and markers of its own."""
-    return FAMILIES.get(model_type) == "qwen3_vl"
-
-
-def has_seconds(model_type: str) -> bool:
-    """Whether positions in a video are of seconds: without `second_per_grid_ts` vLLM takes 1 s for each step."""
-    return FAMILIES.get(model_type) == "qwen2_5_vl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +94,7 @@ def check_item_size(item: int, token_count: int, limit: int) -> None:
 
 
 def check_seconds(seconds: Array, modality: Sequence[int]) -> None:
-    """Check `second_per_grid_ts` of a family that `has_seconds`.
+    """Check `second_per_grid_ts` of a family that has seconds.
 
     Args:
         modality: Of each item.

@@ -2,7 +2,9 @@
 
 server         what the server says of itself and of its model
 served_model   asking it that, and whether it is ready
-prompt         a request as one message, checked for all that would end the engine's core
+prompt         a request as one message
+vision_prompt  its images and videos, checked for all that would end the engine's core
+floats         pixels as normalized floats
 own_tensors    the same for tensors of a model's own processor
 sampling       how tokens are chosen, and the log probabilities of an answer
 links          pixels that it reads in shared memory

@@ -12,12 +12,13 @@ from typing import Any
 
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
+from engine_client.contract.layout import ModelLayout, RowForm
 from engine_client.contract.published import PARAMETER_PREFIX
 from engine_client.contract.tensors import IMAGE, VIDEO
-from engine_client.contract.vllm_rules import FAMILIES, VisionMarkers, has_seconds, has_stamps
+from engine_client.contract.vllm_families import FAMILIES, VllmFamily, family_name, read_layout, why_refused
+from engine_client.contract.vllm_rules import VisionMarkers
 from engine_client.errors import EngineMismatch
 from engine_client.types import EngineInfo
-from engine_client.vllm.own_tensors import OWN_TENSORS, TileSettings, read_tile_settings
 
 _CONTRACT_VERSION = "1"
 """Of the tensors that `engine_client.vllm.prompt` turns into vLLM's: a server knows nothing of them."""
@@ -38,7 +39,8 @@ class VllmServer:
         pad_ids: Placeholder ids by `item_modality`, as far as the model's configuration is known.
         rows_per_token: Patches behind one placeholder; None where it is not known.
         vision_start_id, vision_end_id: The tokens before and after a picture's placeholders; None where they are not known.
-        tiles: Of a model of `OWN_TENSORS`; None for any other.
+        layout: As its `config.json` tells it; None of a Qwen model whose file does not.
+        rescales_alone: Where it takes floats: values are multiplied by the rescale factor, not normalized (Gemma 4).
         shm_namespace: Tells whether this process sees the same `/dev/shm`.
     """
 
@@ -56,19 +58,19 @@ class VllmServer:
     shm_namespace: str
     parameters: Mapping[str, str]
     vision_end_id: int | None = None
-    tiles: TileSettings | None = None
+    layout: ModelLayout | None = None
+    rescales_alone: bool = False
+
+    @property
+    def family(self) -> VllmFamily:
+        return FAMILIES[self.model_type]
 
     @property
     def video_markers(self) -> VisionMarkers | None:
         """Those around the frames of a video; None where frames have no stamps, so that vLLM looks for no markers."""
-        if not has_stamps(self.model_type):
+        if not self.family.has_stamps:
             return None
         return VisionMarkers(self.vision_start_id, self.vision_end_id)
-
-    @property
-    def has_seconds(self) -> bool:
-        """Whether positions in a video are of seconds: without `second_per_grid_ts` vLLM takes 1 s for each step."""
-        return has_seconds(self.model_type)
 
     @property
     def info(self) -> EngineInfo:
@@ -87,13 +89,17 @@ def read_server(
     """
     wrong: list[str] = []
     config = bundle.get("config.json", {})
-    tiles = read_tile_settings(model.model_type, config)
-    served = (*FAMILIES, *OWN_TENSORS)
-    if model.model_type not in served:
-        wrong.append(f"its model is of the type {model.model_type or 'unknown'}; served are {', '.join(served)}")
-    elif model.model_type in OWN_TENSORS and tiles is None:
+    family = FAMILIES.get(model.model_type)
+    layout = read_layout(
+        model.model_type, config, vocabulary_size=model.vocab_size, max_positions=model.max_context_length
+    )
+    if family is None:
+        wrong.append(f"its model is of the type {model.model_type or 'unknown'}; {why_refused(model.model_type)}")
+    elif layout is None and family.needs_layout:
+        needed = f", which must be of a {family.vision_type}" if family.vision_type else ""
         wrong.append(
-            f"its model's config.json does not tell how many tokens and pixels a tile of {model.model_type} has"
+            f"its model is of the type {model.model_type}, and its config.json does not tell the sizes of its pixels and "
+            f"tokens{needed}"
         )
     if server.multimodal_encoder_dtype not in _FLOAT_TYPES:
         wrong.append(
@@ -102,8 +108,12 @@ def read_server(
     if wrong:
         raise EngineMismatch(who, wrong)
     limits = dict(part.split("=", 1) for part in server.mm_item_limits.split(",") if "=" in part)
-    merge = _image_settings(bundle).get("merge_size")
+    assert family is not None
+    settings = _image_settings(bundle)
+    merge = settings.get("merge_size")
     ids = {IMAGE: config.get("image_token_id"), VIDEO: config.get("video_token_id")}
+    if layout is not None:
+        ids = layout.placeholder_ids
     return VllmServer(
         model_name=model.served_model_name,
         model_type=model.model_type,
@@ -122,8 +132,11 @@ def read_server(
         vision_end_id=config.get("vision_end_token_id"),
         rows_per_token=None if merge is None else int(merge) ** 2,
         shm_namespace=server.shm_namespace_id,
-        tiles=tiles,
-        parameters={PARAMETER_PREFIX + name: value for name, value in _fingerprint(model.model_type, bundle).items()},
+        layout=layout,
+        rescales_alone=family.form is RowForm.PADDED and not settings.get("do_normalize", False),
+        parameters={
+            PARAMETER_PREFIX + name: value for name, value in _fingerprint(model.model_type, layout, bundle).items()
+        },
     )
 
 
@@ -142,20 +155,28 @@ def read_bundle(chunks: Iterable[bytes]) -> dict[str, Any]:
     return found
 
 
-def _fingerprint(model_type: str, bundle: Mapping[str, Any]) -> dict[str, str]:
+def _fingerprint(model_type: str, layout: ModelLayout | None, bundle: Mapping[str, Any]) -> dict[str, str]:
     """The parts of `engine_client.fingerprint` that are known of the server: most are told by its model's own files."""
-    parts = {"contract_version": _CONTRACT_VERSION}
-    if model_type in FAMILIES:
-        parts["family"] = FAMILIES[model_type]
+    parts = {"contract_version": _CONTRACT_VERSION, "family": family_name(model_type, _processor_class(bundle))}
     if vocabulary := _vocabulary(bundle.get("tokenizer.json", {})):
         by_id = sorted((token_id, token) for token, token_id in vocabulary.items())
         parts["tokenizer_sha256"] = hashlib.sha256(json.dumps(by_id).encode()).hexdigest()
-    settings = _image_settings(bundle)
+    settings = dict(_image_settings(bundle))
+    if layout is not None and layout.form is not RowForm.PATCHES:  # these processors do not call it so
+        settings |= {name: getattr(layout, name) for name in ("patch_size", "merge_size", "temporal_patch_size")}
+    if layout is not None and layout.form is RowForm.PADDED and not settings.get("do_normalize", False):
+        settings |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     named = {"pixel_mean": "image_mean", "pixel_std": "image_std"}
     for name in ("patch_size", "merge_size", "temporal_patch_size", "pixel_mean", "pixel_std", "rescale_factor"):
         if (value := settings.get(named.get(name, name))) is not None:
             parts[name] = json.dumps(value)
     return parts
+
+
+def _processor_class(bundle: Mapping[str, Any]) -> str:
+    """Of transformers, where a file names it; the first that does decides, as in transformers 5.23, AutoProcessor."""
+    files = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+    return next((str(named) for file in files if (named := bundle.get(file, {}).get("processor_class"))), "")
 
 
 def _image_settings(bundle: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -4,9 +4,8 @@ Pixels are written by workers and read here, and no byte of them is copied betwe
 which is the same for all. The arena has the size of the memory budget, and has pages only where something was written. What
 workers write lies in `chunks`, of which each worker has those of its own task. Files are sent to a worker, which has a copy.
 
-An arena with a name lies in `/dev/shm` instead, in one file, so that an engine on the same host can map it too; all workers map
-its part for rows. Others fill `/dev/shm` too, and a write to a mapped page for which there is no memory left ends the process
-with SIGBUS. So workers `reserve` a range before they fill it. Files do not lie there.
+An arena with a name has a file in `/dev/shm` as well, which an engine on the same host maps. Workers do not have it: what they
+have written is copied there by `region_copy`. Files do not lie there.
 
 Ranges are leased lowest first, so that a steady load stays on the same pages, which are mapped already (a fresh page costs a
 page fault in each process that touches it). Free ranges keep at most `retained_bytes` of pages: with more, those of a range are
@@ -26,11 +25,11 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.config import FILE_SHARE
-from preprocessor.workers.chunks import Chunks, allow_descriptors, array_at, chunk_bytes, map_at
+from preprocessor.workers.chunks import Chunks, allow_descriptors, chunk_bytes
+from preprocessor.workers.mapping import array_at, map_at
 
 _PAGE_BYTES = mmap.PAGESIZE
 _MOST_UNITS_SEEN = 2048
-_FULL_BYTES = 1 << 20  # with less than this free, a worker may have been killed for the lack of it
 
 
 class Arena:
@@ -40,37 +39,37 @@ class Arena:
         descriptor: A file of `file_bytes(size_bytes)`; the arena closes it.
         memory: The mapping of the whole file, if it is mapped already.
     Attributes:
-        is_named: Whether its file lies in a file system, which may be full. A memfd takes plain memory.
+        is_named: Whether an engine reads its file.
         size_bytes: Bytes for ranges.
         rows_start: Where the part for rows begins; files lie before it.
         unit_bytes: Leases of rows are whole units.
-        chunks: What workers are given; None: they map the file of this arena.
+        chunks: What workers are given.
     """
 
     def __init__(self, descriptor: int, size_bytes: int, memory: mmap.mmap | None = None) -> None:
+        allow_descriptors()
         self.descriptor = descriptor
         self.size_bytes = size_bytes
         self.is_named = os.fstat(descriptor).st_nlink > 0
-        self.unit_bytes = _PAGE_BYTES if self.is_named else chunk_bytes(size_bytes)
+        self.unit_bytes = chunk_bytes(size_bytes)
         self.rows_start = _whole(size_bytes // FILE_SHARE, self.unit_bytes)
         self._memory = memory or mmap.mmap(descriptor, _whole(size_bytes, self.unit_bytes))
         self._bytes = memoryview(self._memory)
         self._base = int(np.frombuffer(self._bytes, np.uint8).ctypes.data)
-        self.chunks = None if self.is_named else Chunks(self._base, descriptor, self.unit_bytes)
+        self.chunks = Chunks(self._base, descriptor, self.unit_bytes, are_copied=self.is_named)
         self._files = self._make_files() if self.is_named else descriptor
 
     @classmethod
     def create(cls, size_bytes: int) -> Self:
         """Create an arena without a name."""
-        allow_descriptors()
         descriptor = os.memfd_create("preprocessor-arena")
-        os.truncate(descriptor, _whole(size_bytes, chunk_bytes(size_bytes)))
+        os.truncate(descriptor, cls.file_bytes(size_bytes))
         return cls(descriptor, size_bytes)
 
     @staticmethod
     def file_bytes(size_bytes: int) -> int:
-        """Size of the file of a named arena with that many bytes for ranges."""
-        return _whole(size_bytes, _PAGE_BYTES)
+        """Size of the file of an arena with that many bytes for ranges."""
+        return _whole(size_bytes, chunk_bytes(size_bytes))
 
     def _make_files(self) -> int:
         """Memory for files that is no part of the named file, in its place."""
@@ -90,20 +89,12 @@ class Arena:
             written = os.pwrite(self._files, left, offset)
             left, offset = left[written:], offset + written
 
-    def is_full(self) -> bool:
-        """Whether the file system of a named arena has no space for more pages; never true of a memfd."""
-        space = os.fstatvfs(self.descriptor)
-        return space.f_blocks > 0 and space.f_bavail * space.f_frsize < _FULL_BYTES
-
     def array(self, offset: int, shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """A range as an array; no copy."""
         return array_at(self._bytes, offset, shape, dtype)
 
-    def reserve(self, offset: int, size_bytes: int) -> None:
-        """Nothing: in this process there is no worker, or one that is a thread."""
-
     def map_ahead(self, offset: int) -> None:
-        """Nothing, as `reserve`."""
+        """Nothing: in this process there is no worker, or one that is a thread."""
 
     def offset_of(self, view: memoryview) -> int:
         """The offset of a view of this arena.
@@ -118,21 +109,18 @@ class Arena:
 
     def free(self, start: int, end: int) -> None:
         """[start, end) is no longer leased; its pages stay."""
-        if self.chunks is not None:
-            self.chunks.free(start, end)
+        self.chunks.free(start, end)
 
     def drop_pages(self, start: int, end: int) -> None:
         """Return the pages of [start, end) to the kernel; the range then reads as zeros."""
         if start >= end:
             return
-        if self.chunks is not None:
-            self.chunks.drop(start, end)
+        self.chunks.drop(start, end)
         self._memory.madvise(mmap.MADV_REMOVE, start, end - start)
 
     def close(self) -> None:
         """Close all descriptors. The mapping ends with the last view of it."""
-        if self.chunks is not None:
-            self.chunks.close()
+        self.chunks.close()
         for descriptor in {self.descriptor, self._files}:
             os.close(descriptor)
 
@@ -193,7 +181,7 @@ class Ranges:
 
     Args:
         unit_bytes: Ranges are multiples of this, which is one of the page size.
-        chunks: What lies in these ranges, if they are for rows and the arena has chunks.
+        chunks: What alone has pages in these ranges; None where others have.
     Attributes:
         leased_bytes: Size of all leased ranges, in whole units.
         kept_bytes: The part of them that only the cache holds.
@@ -307,7 +295,7 @@ class Ranges:
     def _first_not_retained(self, start: int, end: int) -> int:
         """From where on a range that has become free does not keep its pages.
 
-        Without chunks, nobody knows which free ranges have pages: then the lowest keep them.
+        Without chunks, nobody knows which free ranges have pages: then the lowest keep theirs.
         """
         if self._chunks is None:
             return max(start, self._start + self.retained_bytes)

@@ -1,8 +1,7 @@
-"""Messages between the service and one worker: pickles with a length in front.
+"""Messages between the service and one worker, each with its length in front.
 
-A command's files follow it on a second socket, and so do descriptors of the memory that the worker is to map. The service does
-not trust what a worker sends, as the worker has decoded a stranger's file: in a worker's pickle it accepts numbers, text, arrays
-and this project's own data classes, and nothing that could be called.
+The service sends pickles. A command's files follow it on a second socket, and so do descriptors of the memory that the worker is
+to map. The service does not trust what a worker sends, as the worker has decoded a stranger's file: see `untrusted`.
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ import enum
 import io
 import pickle
 import struct
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,32 +21,8 @@ from preprocessor.workers.payloads import Payload
 
 HEAD = struct.Struct("<I")
 
-_DATA_MODULES = frozenset(
-    {
-        "preprocessor.errors",
-        "preprocessor.media.clip",
-        "preprocessor.types.timing",
-        "preprocessor.types.request",
-        "preprocessor.types.source",
-        "preprocessor.types.result",
-        "preprocessor.types.plan",
-        "preprocessor.workers.channel",
-    }
-)
-_CONSTRUCTORS = frozenset(
-    {
-        ("ml_dtypes", "bfloat16"),
-        ("numpy", "dtype"),
-        ("numpy", "ndarray"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "scalar"),
-        ("numpy._core.numeric", "_frombuffer"),
-        ("preprocessor.errors", "_rebuild"),
-        ("preprocessor.models.family.rules", "ItemLayout"),
-        ("preprocessor.models.loaded", "PlannedItem"),
-        ("preprocessor.text.prompt", "Replacement"),
-    }
-)
+INLINE_BYTES = 1 << 20
+"""Up to this size, arrays follow a result: asking for a range of the arena would take longer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,11 +48,11 @@ class Given:
     """Service → worker: what a command comes with.
 
     Attributes:
-        windows: What is to be mapped; None: nothing changes, as the arena has a name.
+        windows: What is to be mapped.
         file_bytes: Of all its files together.
     """
 
-    windows: Windows | None
+    windows: Windows
     file_bytes: int
 
 
@@ -144,6 +118,11 @@ class Finished:
     fault: Fault | None
     grown_bytes: int
 
+    @property
+    def is_good(self) -> bool:
+        """Whether there is a result."""
+        return self.fault is None and not isinstance(self.outcome, PreprocessorError)
+
     def result(self) -> Any:
         """What `Payload.run` returned.
 
@@ -175,19 +154,14 @@ def check_finished(finished: object, payload: Payload) -> None:
         payload.check_outcome(finished.outcome)
 
 
-def dump(
-    message: Any,
-    files: Callable[[memoryview], Any] | None = None,
-    aside: Callable[[pickle.PickleBuffer], Any] | None = None,
-) -> bytes:
+def dump(message: Any, files: Callable[[memoryview], Any] | None = None) -> bytes:
     """Pickle a message.
 
     Args:
         files: Called with the views of a command, in order, which are then no part of the pickle.
-        aside: Called with the buffers of arrays, which are then no part of the pickle.
     """
     file = io.BytesIO()
-    _Pickler(file, files, aside).dump(message)
+    _Pickler(file, files).dump(message)
     return file.getvalue()
 
 
@@ -200,28 +174,14 @@ def load(data: bytes, read_file: Callable[[int], bytes] | None = None) -> Any:
     return _FileUnpickler(data, read_file).load()
 
 
-def load_untrusted(data: bytes, buffers: Sequence[Any] = ()) -> Any:
-    """Unpickle a message of a worker.
-
-    Raises:
-        pickle.UnpicklingError: It names anything but data.
-    """
-    return _DataUnpickler(data, buffers).load()
-
-
 def sent_file(size_bytes: int) -> bytes:
     """Stands for a file in a pickle; the reader replaces it with the file."""
     raise RuntimeError(f"a command with a file of {size_bytes} bytes was read without its files")
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(
-        self,
-        file: io.BytesIO,
-        files: Callable[[memoryview], Any] | None,
-        aside: Callable[[pickle.PickleBuffer], Any] | None,
-    ) -> None:
-        super().__init__(file, 5, buffer_callback=aside)
+    def __init__(self, file: io.BytesIO, files: Callable[[memoryview], Any] | None) -> None:
+        super().__init__(file, 5)
         self._files = files
 
     def reducer_override(self, obj: Any) -> Any:
@@ -242,16 +202,3 @@ class _FileUnpickler(pickle.Unpickler):
         if (module, name) == (__name__, sent_file.__name__) and self._read_file is not None:
             return self._read_file
         return super().find_class(module, name)
-
-
-class _DataUnpickler(pickle.Unpickler):
-    def __init__(self, data: bytes, buffers: Sequence[Any]) -> None:
-        super().__init__(io.BytesIO(data), buffers=buffers)
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _CONSTRUCTORS:
-            return super().find_class(module, name)
-        found = getattr(sys.modules.get(module), name, None) if module in _DATA_MODULES else None
-        if not isinstance(found, type) or found.__module__ != module:
-            raise pickle.UnpicklingError(f"a worker's message names {module}.{name}, which is not data")
-        return found

@@ -7,59 +7,31 @@ that memory while the worker runs, a new chunk takes its place.
 
 A worker that was taken over may keep whatever it was given. So a chunk that held one caller's pixels is never given to another
 caller's worker either. A chunk that is replaced is cut to nothing: whoever has it mapped finds no memory behind it.
+
+Where an engine reads rows in a file, workers have no part of that file. They write into chunks, `region_copy` copies what is
+final, and the file takes the chunk's place when no running worker has it any more.
 """
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
-import math
 import mmap
 import os
 import resource
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakSet
 
-import numpy as np
-import numpy.typing as npt
+from preprocessor.workers.mapping import map_at, open_read_only
 
 BATCH_COUNT = 64
 """Descriptors that are sent together: a worker may have only so many open."""
-MAP_FIXED = 0x10  # linux/mman.h
 
 _LEAST_BYTES = 512 << 10  # a small photo takes as much
 _MOST_CHUNKS = 8192  # an eighth of the mappings that a process may have, vm.max_map_count
 _DESCRIPTOR_SHARE = 4  # one part in so many of the descriptors that this process may open
-LIBC = ctypes.CDLL(None, use_errno=True)
-_MAP = LIBC.mmap
-_MAP.restype = ctypes.c_void_p
-_MAP.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
-_MAP_FAILED = ctypes.c_void_p(-1).value
-
-
-def map_at(address: int, size_bytes: int, protection: int, flags: int, descriptor: int = -1, offset: int = 0) -> None:
-    """Put a mapping in the place of what is mapped there; mmap(2).
-
-    Raises:
-        OSError: The kernel refuses.
-    """
-    if _MAP(address, size_bytes, protection, flags | MAP_FIXED, descriptor, offset) == _MAP_FAILED:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-
-
-def array_at(memory: memoryview, offset: int, shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Bytes of a memory from an offset on, as an array; no copy."""
-    size_bytes = math.prod(shape) * dtype.itemsize
-    return np.frombuffer(memory[offset : offset + size_bytes], dtype).reshape(shape)
-
-
-def open_read_only(descriptor: int) -> int:
-    """Another descriptor of the same file, by which nobody can write or make a mapping that can be written."""
-    return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def chunk_bytes(arena_bytes: int) -> int:
@@ -126,13 +98,16 @@ class Chunks:
         address: Of the arena's first byte; a multiple of `size_bytes` lies behind it.
         file: What is mapped there where there is no chunk.
         size_bytes: Of one chunk.
+        are_copied: Whether the file gets a copy of what workers write.
     Attributes:
         free_bytes: Size of the chunks that lie in no leased range.
     """
 
-    def __init__(self, address: int, file: int, size_bytes: int) -> None:
+    def __init__(self, address: int, file: int, size_bytes: int, *, are_copied: bool = False) -> None:
         self.size_bytes = size_bytes
         self.free_bytes = 0
+        self._are_copied = are_copied
+        self._copied: set[int] = set()  # numbers of which the file has a copy
         self._address = address
         self._file = file
         self._chunks: dict[int, _Chunk] = {}
@@ -169,7 +144,7 @@ class Chunks:
         """
         to_write = [number for span in written for number in self._numbers(span)]
         self._take_from_others(given, {number for number in to_write if self._is_free(number)})
-        wanted = {number: (self._chunks[number], False) for span in read for number in self._numbers(span)}
+        wanted = {number: (self._readable(number, scope), False) for span in read for number in self._numbers(span)}
         wanted |= {number: (self._owned(number, scope), True) for number in to_write}
         assert all(chunk.scope == scope for chunk, _ in wanted.values()), "another caller's memory"
         new = {number: one for number, one in wanted.items() if given.chunks.get(number) != one}
@@ -194,7 +169,9 @@ class Chunks:
 
     def free(self, start: int, end: int) -> None:
         """[start, end) is no longer leased."""
-        for number in self._numbers(range(start, end)):
+        numbers = self._numbers(range(start, end))
+        self._copied.difference_update(numbers)
+        for number in numbers:
             if (chunk := self._chunks.get(number)) is not None:
                 self._set_free(chunk, is_free=True)
 
@@ -203,6 +180,33 @@ class Chunks:
         for number in self._numbers(range(start, end)):
             if number in self._chunks:
                 self._remove(number)
+
+    def end_task(self, given: GivenChunks) -> None:
+        """The worker runs no task any more. Where the file has a copy of its chunks, it takes their place."""
+        given.is_running = False
+        if self._are_copied:
+            for number, one in given.chunks.items():
+                is_here = self._chunks.get(number) is one[0]
+                if is_here and not any(other.is_running and number in other.chunks for other in self._workers):
+                    self._remove(number)
+            given.chunks = {}
+
+    def whole(self, span: range) -> range:
+        """The bytes of all chunks that a range touches."""
+        numbers = self._numbers(span)
+        return range(numbers.start * self.size_bytes, numbers.stop * self.size_bytes)
+
+    def to_copy(self, span: range) -> range:
+        """What the file must get for it to have a range: of chunks of which it has nothing yet, all."""
+        whole = self.whole(span)
+        return range(
+            span.start if span.start // self.size_bytes in self._copied else whole.start,
+            span.stop if (span.stop - 1) // self.size_bytes in self._copied else whole.stop,
+        )
+
+    def note_copied(self, span: range) -> None:
+        """The file has got these bytes."""
+        self._copied.update(self._numbers(span))
 
     def close(self) -> None:
         """Return the memory of all chunks to the kernel."""
@@ -234,10 +238,25 @@ class Chunks:
             return chunk
         if chunk is not None:
             self._remove(number)
+        return self._make(number, scope)
+
+    def _readable(self, number: int, scope: str) -> _Chunk:
+        """The chunk of that number, which is made anew from the file if that has taken its place."""
+        chunk = self._chunks.get(number)
+        if chunk is None:
+            assert number in self._copied, "nothing is there to be read"
+            chunk = self._make(number, scope)
+        return chunk
+
+    def _make(self, number: int, scope: str) -> _Chunk:
+        """A new chunk: with zeros, or with what the file has of it."""
         descriptor = os.memfd_create("preprocessor-rows", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.truncate(descriptor, self.size_bytes)
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+            if number in self._copied:
+                copy = (ctypes.c_char * self.size_bytes).from_address(self._address + number * self.size_bytes)
+                os.pwrite(descriptor, copy, 0)
             self._map(number, descriptor, 0)
         except OSError:
             os.close(descriptor)

@@ -103,7 +103,6 @@ class ForkServer:
             OSError: There are no descriptors for its sockets.
         """
         worker_id = next(self._ids)
-        named = (arena.descriptor,) if arena.is_named else ()
         with contextlib.ExitStack() as theirs:
             flag, flag_descriptor = stop_flag.make()
             theirs.callback(os.close, flag_descriptor)
@@ -111,8 +110,8 @@ class ForkServer:
             theirs.enter_context(their_channel)
             supply, their_supply = socket.socketpair()
             theirs.enter_context(their_supply)
-            command = forking.Fork(worker_id, arena.size_bytes, arena.unit_bytes, arena.rows_start, limits)
-            descriptors = (their_channel.fileno(), their_supply.fileno(), flag_descriptor, *named)
+            command = forking.Fork(worker_id, arena.size_bytes, arena.unit_bytes, limits)
+            descriptors = (their_channel.fileno(), their_supply.fileno(), flag_descriptor)
             while not self.send(command, *descriptors):  # noqa: ASYNC110 - it reads soon, or is lost
                 await asyncio.sleep(FULL_SECONDS)
         send_kill = functools.partial(self.send, forking.Kill(worker_id))

@@ -54,12 +54,11 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Comes with descriptors: the worker's ends of its channel and its supply, its stop flag, and the file of a named arena."""
+    """Comes with descriptors: the worker's ends of its channel and its supply, and its stop flag."""
 
     worker_id: int
     arena_bytes: int
     unit_bytes: int
-    rows_start: int
     limits: WorkerLimits
 
 
@@ -186,7 +185,7 @@ def _take_commands(control: socket.socket, wakeup: socket.socket, alarm: socket.
                         wakeup.recv(4096)
                     _report_ends(control, workers)
                     continue
-                message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 4)
+                message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 3)
                 if not message:
                     return
                 command: Fork | Kill = pickle.loads(message)
@@ -219,7 +218,6 @@ def _run_worker(
     channel: int,
     supply: int,
     flag: int,
-    named_arena: int | None = None,
 ) -> None:
     """Run a worker in this fork; never returns."""
     code = 1
@@ -229,12 +227,10 @@ def _run_worker(
         to = code_of_workers.Connections(
             socket.socket(fileno=channel),
             socket.socket(fileno=supply),
-            RowsWindow(command.arena_bytes, command.unit_bytes, named_arena, command.rows_start),
+            RowsWindow(command.arena_bytes, command.unit_bytes),
             open_flag(flag),
         )
-        # Only an arena with a name needs its file again, to allocate pages.
-        kept = (channel, supply) if named_arena is None else (channel, supply, named_arena)
-        enter_sandbox(command.limits, kept, named_arena)
+        enter_sandbox(command.limits, (channel, supply))
         code_of_workers.serve(to, model, command.limits.kept_bytes)
         code = 0
     except (BrokenPipeError, ConnectionResetError):

@@ -120,7 +120,6 @@ class PixelPayload:
         self, model: LoadedModel, memory: Memory, check: CancelCheck, on_rows_written: pipeline.AnnounceRows
     ) -> Any:
         plan = self.plan
-        memory.reserve(self.written_bytes.start, len(self.written_bytes))
         out = memory.array(self.offset, (plan.row_count, plan.feature_count), PIXEL_DTYPES[plan.form])
         cached = {
             index: memory.array(offset, (plan.items[index].rows.row_count, plan.feature_count), out.dtype)

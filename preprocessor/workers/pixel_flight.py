@@ -74,6 +74,7 @@ class PixelFlight:
         self.tasks: list[Task] = []
         self.plan = plan
         self.cpu_seconds = 0.0
+        self._working_bytes = 0
         self._request_tasks = request_tasks
         self._arena = arena
         self._media = media
@@ -96,12 +97,13 @@ class PixelFlight:
             LimitExceeded, Overloaded: As `WorkerPool.submit`.
         """
         whole = cost.estimate(self.plan, self._media)
+        self._working_bytes = whole.working_bytes
         task = self._request_tasks.create(
             self._payload(range(self.plan.row_count)),
             cost.estimate(self.plan, self._media, self._cached.keys()).cpu_seconds
             if self._cached
             else whole.cpu_seconds,
-            whole.working_bytes,
+            whole.working_bytes + self._copied_bytes(self.plan.row_count),
             on_rows_written=self._on_rows_written,
             tensor=self._tensor,
             cut=self._cut,
@@ -213,6 +215,17 @@ class PixelFlight:
         read = {item.key for index, item in enumerate(self.plan.items) if index not in cached}
         return PixelPayload(tuple(one for one in self._media if one.key in read), self.plan, 0, rows, cached)
 
+    def _copied_bytes(self, row_count: int) -> int:
+        """Memory of so many rows beside the tensor, where an engine reads that in a copy.
+
+        No more of it is counted than fits beside one tensor that is large: that runs alone.
+        """
+        if not self._arena.is_named:
+            return 0
+        tensor_bytes = self._arena.chunks.whole(range(self.plan.size_bytes)).stop
+        free_bytes = self._arena.size_bytes - self._arena.rows_start - tensor_bytes - self._working_bytes
+        return max(0, min(self.plan.size_bytes, free_bytes)) * row_count // max(1, self.plan.row_count)
+
     def _on_lease(self) -> None:
         """The task is about to start: hold the cached rows that are still here."""
         if self._cached:
@@ -267,6 +280,7 @@ class PixelFlight:
         rows = cost.cut(self.plan, self._media, part_count)
         first.payload = self._payload(rows[0])
         first.cut = None
+        first.working_bytes = self._working_bytes + self._copied_bytes(len(rows[0]))
         seconds_a_row = first.cpu_seconds / self.plan.row_count
         first.cpu_seconds = seconds_a_row * len(rows[0])
         for part in rows[1:]:
@@ -274,7 +288,7 @@ class PixelFlight:
             task = self._request_tasks.create(
                 self._payload(part),
                 seconds,
-                first.working_bytes,
+                self._working_bytes + self._copied_bytes(len(part)),
                 on_rows_written=self._on_rows_written,
                 tensor=self._tensor,
             )

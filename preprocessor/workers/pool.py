@@ -100,9 +100,8 @@ class WorkerPool:
         retained_bytes = min(budget // 4, settings.worker_count * _RETAINED_BYTES_A_WORKER)
         rows_start = self.arena.rows_start
         self.files = Ranges(self.arena, 0, rows_start, retained_bytes // 8)
-        self.rows = Ranges(
-            self.arena, rows_start, self.arena.size_bytes, retained_bytes, self.arena.unit_bytes, self.arena.chunks
-        )
+        chunks = None if self.arena.is_named else self.arena.chunks  # the named file has pages of its own
+        self.rows = Ranges(self.arena, rows_start, self.arena.size_bytes, retained_bytes, self.arena.unit_bytes, chunks)
         self.counters = PoolCounters(self.files, self.rows)
         self.worker_set = WorkerSet(
             model, self.arena, settings, self._dispatch, on_worker_end, self.counters.add_violation, fork_server
@@ -341,9 +340,6 @@ class WorkerPool:
             return refusals.worker_violation()
         if death.code == -signal.SIGXCPU:
             return refusals.cpu_seconds_exceeded(self.settings.max_cpu_seconds)
-        if death.code == -signal.SIGBUS and self.arena.is_full():
-            logger.warning("%s because /dev/shm is full: it is smaller than --memory-budget, or others fill it", death)
-            return refusals.shared_memory_full()
         is_retried = task.start_count < _TRIES
         logger.warning("%s; its request is %s", death, "tried again" if is_retried else "given up")
         if is_retried:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import logging
 import signal
@@ -15,9 +16,12 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from preprocessor.errors import Overloaded
+from preprocessor.workers import region_copy
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.channel import (
     HEAD,
+    INLINE_BYTES,
     Command,
     Finished,
     Given,
@@ -26,18 +30,20 @@ from preprocessor.workers.channel import (
     RowsFinished,
     check_finished,
     dump,
-    load_untrusted,
 )
 from preprocessor.workers.chunks import BATCH_COUNT, GivenChunks, Windows, close_all
 from preprocessor.workers.claims import Violation, check_rows
 from preprocessor.workers.stop_flag import StopFlag
+from preprocessor.workers.untrusted import build, parse
 
 logger = logging.getLogger(__name__)
 
 FULL_SECONDS = 0.01
 """Pause before another try to send to a fork server whose socket is full."""
 _EXIT_CODE_SECONDS = 5.0
-_MAX_MESSAGE_BYTES = 1 << 28  # the packet tables of a clip with a million frames take a tenth
+_MAX_MESSAGE_BYTES = (
+    8 << 20
+)  # beside arrays: the longest is the text around the frames of a long clip, 60 bytes a frame
 
 
 _system_call = Violation("system_call", "a system call that is not allowed")
@@ -108,17 +114,18 @@ class ProcessWorker:
             What `Payload.run` returned.
         Raises:
             WorkerDied: The process ended.
-            PreprocessorError: `Payload.run` raised it.
+            PreprocessorError: `Payload.run` raised it, or the engine's memory has no room.
             TaskFailed: `Payload.run` failed in a way that no request should be able to cause.
         """
         self._scope = command.scope
+        await region_copy.allocate(self._arena, command.payload.written_bytes)
         self._given.is_running = True
         files: list[memoryview] = []
         data = dump(command, files.append)
         try:
             windows, descriptors = self._give(command, command.payload.written_bytes)
         except OSError as error:
-            self._given.is_running = False
+            self._arena.chunks.end_task(self._given)
             logger.error("no memory can be given to a worker: %s", error)
             raise WorkerDied(None) from error
         try:
@@ -136,7 +143,7 @@ class ProcessWorker:
             self.kill()
             raise WorkerDied(await self._wait_for_exit(), violation) from None
         finally:
-            self._given.is_running = False
+            self._arena.chunks.end_task(self._given)
         self.task_count += 1
         self.grown_bytes = finished.grown_bytes
         return finished.result()
@@ -144,33 +151,54 @@ class ProcessWorker:
     async def _exchange(
         self, command: Command, on_rows_written: Callable[[int, int], None], lease_result: Callable[[int], int | None]
     ) -> Finished:
-        rows = command.payload.expected_rows
+        rows, written = command.payload.expected_rows, command.payload.written_bytes
+        row_bytes = len(written) // max(1, len(rows))
         slot: range | None = None
+        refusal: Overloaded | None = None
         while True:
-            match load_untrusted(await self._receive()):
+            value, places = parse(await self._receive())
+            match build(value, await self._buffers(places, slot or range(0))):
                 case RowsFinished(first_row, row_count):
                     rows = range(check_rows(first_row, row_count, rows), rows.stop)
+                    stop = written.start + row_count * row_bytes
+                    await region_copy.copy(self._arena, range(written.start, stop))
+                    written = range(stop, written.stop)
                     on_rows_written(first_row, row_count)
                 case ResultSlotWanted(int() as size_bytes) if slot is None and size_bytes > 0:
-                    offset = lease_result(size_bytes)
-                    slot = range(0) if offset is None else range(offset, offset + size_bytes)
                     try:
-                        windows, descriptors = self._give(command, command.payload.written_bytes, slot)
-                    except OSError as error:
-                        logger.error("no memory can be given to a worker for its result: %s", error)
-                        offset, slot, windows, descriptors = None, range(0), None, []
-                    self._send(dump(ResultSlot(offset, windows)))
-                    await self._supply_descriptors(descriptors)
-                case (bytes() as reply, list() as buffers):
-                    places = slot or range(0)
-                    finished = load_untrusted(reply, [self._buffer(buffer, places) for buffer in buffers])
+                        slot = await self._give_result(command, lease_result(size_bytes), size_bytes)
+                    except Overloaded as error:
+                        slot, refusal = range(0), error
+                        self._send(dump(ResultSlot(None)))
+                case Finished() as finished:
                     check_finished(finished, command.payload)
-                    return finished  # type: ignore[no-any-return]
+                    if finished.is_good:
+                        await region_copy.copy(self._arena, written)
+                        await region_copy.copy(self._arena, slot or range(0))
+                    return finished if refusal is None else dataclasses.replace(finished, outcome=refusal)
                 case other:
                     raise Violation("message", f"a message of type {type(other).__name__}")
 
+    async def _give_result(self, command: Command, offset: int | None, size_bytes: int) -> range:
+        """Give the worker a range for its result; returns it, empty if there is no memory.
+
+        Raises:
+            Overloaded: `SHARED_MEMORY_FULL`; the worker has been told nothing.
+        """
+        slot = range(0) if offset is None else range(offset, offset + size_bytes)
+        await region_copy.allocate(self._arena, slot)
+        try:
+            windows, descriptors = self._give(command, command.payload.written_bytes, slot)
+        except OSError as error:
+            logger.error("no memory can be given to a worker for its result: %s", error)
+            self._send(dump(ResultSlot(None)))
+            return range(0)
+        self._send(dump(ResultSlot(offset, windows)))
+        await self._supply_descriptors(descriptors)
+        return slot
+
     async def _send_command(
-        self, data: bytes, files: Sequence[memoryview], windows: Windows | None, descriptors: list[int]
+        self, data: bytes, files: Sequence[memoryview], windows: Windows, descriptors: list[int]
     ) -> None:
         """Send a command, and what comes with it."""
         self._send(dump(Given(windows, sum(file.nbytes for file in files))))
@@ -180,10 +208,8 @@ class ProcessWorker:
         for file in files:
             await loop.sock_sendall(self._supply, file)
 
-    def _give(self, command: Command, *written: range) -> tuple[Windows | None, list[int]]:
-        """See `Chunks.give`; nothing for an arena with a name, which is mapped."""
-        if self._arena.chunks is None:
-            return None, []
+    def _give(self, command: Command, *written: range) -> tuple[Windows, list[int]]:
+        """See `Chunks.give`."""
         return self._arena.chunks.give(self._given, command.scope, written, command.payload.read_bytes)
 
     async def _supply_descriptors(self, descriptors: list[int]) -> None:
@@ -208,14 +234,20 @@ class ProcessWorker:
             return False
         return True
 
-    def _buffer(self, buffer: Any, places: range) -> bytes | memoryview:
-        """A buffer of a result: its bytes, or the view of its (offset, size) in the arena, within what was leased for it."""
-        match buffer:
-            case bytes():
-                return buffer
-            case (int() as offset, int() as size_bytes) if places.start <= offset <= offset + size_bytes <= places.stop:
-                return self._arena.view(offset, size_bytes)
-        raise Violation("message", "a buffer that is nowhere")
+    async def _buffers(self, places: list[Any], slot: range) -> list[bytes | memoryview]:
+        """The bytes of a message's arrays: they follow it, or are somewhere in what was leased for them."""
+        buffers: list[bytes | memoryview] = []
+        left_bytes = INLINE_BYTES
+        for place in places:
+            match place:
+                case int() if 0 <= place <= left_bytes:
+                    buffers.append(await self._reader.readexactly(place))
+                    left_bytes -= place
+                case [int() as offset, int() as size_bytes] if slot.start <= offset <= offset + size_bytes <= slot.stop:
+                    buffers.append(self._arena.view(offset, size_bytes))
+                case _:
+                    raise Violation("message", "a buffer that is nowhere")
+        return buffers
 
     def stop(self, task_id: int) -> None:
         """Have the task end at its next checkpoint."""

@@ -7,7 +7,6 @@ so that a worker that gets the same memory again need not map it: between two ta
 from __future__ import annotations
 
 import ctypes
-import errno
 import mmap
 import os
 import socket
@@ -18,26 +17,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from preprocessor.workers.chunks import BATCH_COUNT, LIBC, Windows, array_at, map_at
-from preprocessor.workers.refusals import shared_memory_full
+from preprocessor.workers.chunks import BATCH_COUNT, Windows
+from preprocessor.workers.mapping import LIBC, array_at, map_at
 
 _NO_RESERVE = 0x4000  # linux/mman.h: MAP_NORESERVE
 _POPULATE_READ = 22  # linux/mman.h: MADV_POPULATE_READ, since Linux 5.14
 
 
 class RowsWindow:
-    """See the module. The arena has either chunks, or a name.
+    """See the module.
 
     Args:
         size_bytes: Of the arena.
         chunk_bytes: Size of a chunk.
-        named: The descriptor of a named arena, which stays open.
-        rows_start: Where the part for rows of a named arena begins, which is mapped whole.
     """
 
-    def __init__(self, size_bytes: int, chunk_bytes: int, named: int | None = None, rows_start: int = 0) -> None:
+    def __init__(self, size_bytes: int, chunk_bytes: int) -> None:
         self._chunk_bytes = chunk_bytes
-        self._named = named
         span_bytes = -(-size_bytes // chunk_bytes) * chunk_bytes
         self._memory = mmap.mmap(-1, span_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
         self._bytes = memoryview(self._memory)
@@ -45,9 +41,6 @@ class RowsWindow:
         self._mapped: set[int] = set()
         self._unmapped_pages: deque[int] = deque()  # chunks whose pages the process has not mapped yet
         self._unmap(0, span_bytes)
-        if named is not None:
-            rows_bytes = size_bytes - rows_start
-            self._map(rows_start, rows_bytes, mmap.PROT_READ | mmap.PROT_WRITE, named, rows_start)
 
     def show(self, windows: Windows, source: socket.socket) -> None:
         """Have these chunks mapped, and no others.
@@ -65,7 +58,9 @@ class RowsWindow:
             batch = new[start : start + BATCH_COUNT]
             for (number, may_write), descriptor in zip(batch, _receive_descriptors(source, len(batch)), strict=True):
                 protection = mmap.PROT_READ | (mmap.PROT_WRITE if may_write else 0)
-                self._map(number * self._chunk_bytes, self._chunk_bytes, protection, descriptor)
+                map_at(
+                    self._base + number * self._chunk_bytes, self._chunk_bytes, protection, mmap.MAP_SHARED, descriptor
+                )
                 os.close(descriptor)
             self._mapped |= {number for number, _ in batch}
         self._unmapped_pages.extend(number for number, may_write in new if may_write)
@@ -83,26 +78,6 @@ class RowsWindow:
     def array(self, offset: int, shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """A range as an array; no copy."""
         return array_at(self._bytes, offset, shape, dtype)
-
-    def reserve(self, offset: int, size_bytes: int) -> None:
-        """Allocate the pages of a range before it is written; costs what the first write to them would.
-
-        If `/dev/shm` is full, a write without this would end the process with SIGBUS.
-
-        Raises:
-            Overloaded: `SHARED_MEMORY_FULL`.
-        """
-        if self._named is None or not size_bytes:
-            return
-        try:
-            os.posix_fallocate(self._named, offset, size_bytes)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise shared_memory_full() from error
-
-    def _map(self, offset: int, size_bytes: int, protection: int, descriptor: int, file_offset: int = 0) -> None:
-        map_at(self._base + offset, size_bytes, protection, mmap.MAP_SHARED, descriptor, file_offset)
 
     def _unmap(self, offset: int, size_bytes: int) -> None:
         map_at(self._base + offset, size_bytes, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)

@@ -29,8 +29,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 
-# A worker needs its two sockets, the standard streams, the file of an arena that has a name, and descriptors of memory while it
-# maps it.
+# A worker needs its two sockets, the standard streams, and descriptors of memory while it maps it.
 _OPEN_FILES = 16 + BATCH_COUNT
 
 
@@ -51,12 +50,11 @@ class WorkerLimits:
     is_isolation_required: bool = False
 
 
-def enter_sandbox(limits: WorkerLimits, open_files: Collection[int] = (), arena: int | None = None) -> None:
+def enter_sandbox(limits: WorkerLimits, open_files: Collection[int] = ()) -> None:
     """Apply all limits to this process for the rest of its life. It must be single-threaded.
 
     Args:
         open_files: Descriptors that stay open, beside the standard streams.
-        arena: That of an arena with a name, which is one of them.
     Raises:
         FilterUnavailable: No filter could be set, and isolation is required.
     """
@@ -77,7 +75,7 @@ def enter_sandbox(limits: WorkerLimits, open_files: Collection[int] = (), arena:
             "the kernel has no Landlock (%s); the filter of system calls alone keeps workers from files", error
         )
     try:
-        system_calls.allow_only(arena, 0 if arena is None else os.fstat(arena).st_size)
+        system_calls.allow_only()
     except system_calls.FilterUnavailable as error:
         if limits.is_isolation_required:
             raise

@@ -10,8 +10,9 @@ import errno
 import mmap
 import os
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-from preprocessor.workers.chunks import MAP_FIXED
+from preprocessor.workers.mapping import MAP_FIXED
 
 try:
     import pyseccomp as seccomp
@@ -51,38 +52,50 @@ class FilterUnavailable(Exception):
     """No filter could be set: the message says why."""
 
 
-def allow_only(arena: int | None, arena_bytes: int) -> None:
+def allow_only() -> None:
     """Set the filter for the rest of this process's life. Needs `no_new_privs`.
 
-    Args:
-        arena: The descriptor of an arena that has a name, whose pages must be allocated before they are written.
-        arena_bytes: Size of its file.
     Raises:
         FilterUnavailable: There is no libseccomp 2, or the kernel takes no filters.
     """
     if seccomp is None:
         raise FilterUnavailable("pyseccomp or the system's libseccomp 2 is missing")
-    rules = seccomp.SyscallFilter(defaction=seccomp.KILL_PROCESS)
+    try:
+        rules = seccomp.SyscallFilter(defaction=seccomp.KILL_PROCESS)
+        add_rules(rules, seccomp.Arch.NATIVE, os.getpid())
+        rules.load()
+    except OSError as error:
+        raise FilterUnavailable(f"the kernel accepts no seccomp filter: {error}") from error
+
+
+def add_rules(rules: Any, architecture: Any, own: int) -> None:
+    """Allow in a filter what a worker may do.
+
+    Args:
+        rules: Of pyseccomp, for this architecture alone.
+        own: The worker's process id.
+    """
 
     def add(action: int, names: Iterable[str], *conditions: object) -> None:
         for name in names:
             try:
-                number = seccomp.resolve_syscall(seccomp.Arch.NATIVE, name)
+                number = seccomp.resolve_syscall(architecture, name)
             except (OSError, ValueError):
                 continue
             if number >= 0:  # negative: not on this architecture
                 rules.add_rule(action, name, *conditions)
 
-    own, arg = os.getpid(), seccomp.Arg
+    # By default such a call ends its thread alone, and the others go on.
+    rules.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.KILL_PROCESS)
+    arg = seccomp.Arg
     add(seccomp.ALLOW, ALLOWED)
     for name, code in REFUSED.items():
         add(seccomp.ERRNO(code), (name,))
     # New memory of its own, never executable. Of files only such as it was given for its task, in place of a part of the arena.
     new = arg(3, seccomp.MASKED_EQ, mmap.MAP_ANONYMOUS, mmap.MAP_ANONYMOUS)
     add(seccomp.ALLOW, ("mmap",), arg(2, seccomp.MASKED_EQ, mmap.PROT_EXEC, 0), new)
-    if arena is None:
-        shared = arg(3, seccomp.MASKED_EQ, _MASK_32, mmap.MAP_SHARED | MAP_FIXED)
-        add(seccomp.ALLOW, ("mmap",), arg(2, seccomp.MASKED_EQ, mmap.PROT_EXEC, 0), shared)
+    shared = arg(3, seccomp.MASKED_EQ, _MASK_32, mmap.MAP_SHARED | MAP_FIXED)
+    add(seccomp.ALLOW, ("mmap",), arg(2, seccomp.MASKED_EQ, mmap.PROT_EXEC, 0), shared)
     add(seccomp.ALLOW, ("mprotect",), arg(2, seccomp.MASKED_EQ, mmap.PROT_EXEC, 0))
     # Threads, which the filter holds too, and no processes. The flags of clone3 cannot be read here, so it is refused, and libc
     # uses clone.
@@ -95,10 +108,3 @@ def allow_only(arena: int | None, arena_bytes: int) -> None:
     add(seccomp.ALLOW, ("getrlimit", "setrlimit"))
     for command in _READ_FLAGS:
         add(seccomp.ALLOW, ("fcntl",), arg(1, seccomp.MASKED_EQ, _MASK_32, command))
-    if arena is not None:
-        within = (arg(number, seccomp.LE, arena_bytes) for number in (2, 3))
-        add(seccomp.ALLOW, ("fallocate",), arg(0, seccomp.EQ, arena), *within)
-    try:
-        rules.load()
-    except OSError as error:
-        raise FilterUnavailable(f"the kernel accepts no seccomp filter: {error}") from error

@@ -6,7 +6,6 @@ has passed, or once it has used the CPU time that one task may use.
 
 from __future__ import annotations
 
-import pickle
 import socket
 import time
 import traceback
@@ -14,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from preprocessor.errors import Cancelled, DeadlineExceeded, Overloaded, PreprocessorError, trace_of
+from preprocessor.errors import Cancelled, DeadlineExceeded, PreprocessorError, trace_of
 from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers.channel import (
     HEAD,
+    INLINE_BYTES,
     Command,
     Fault,
     Finished,
@@ -25,7 +25,6 @@ from preprocessor.workers.channel import (
     ResultSlot,
     ResultSlotWanted,
     RowsFinished,
-    dump,
     load,
 )
 from preprocessor.workers.heap import give_back_freed_memory, keep_freed_memory
@@ -34,9 +33,7 @@ from preprocessor.workers.refusals import cpu_seconds_exceeded, worker_memory_ex
 from preprocessor.workers.rows_window import RowsWindow
 from preprocessor.workers.sandbox import allow_cpu_seconds, allow_memory_bytes, anonymous_bytes
 from preprocessor.workers.stop_flag import StopFlag
-
-# Up to this size, arrays are part of the message: asking for a range of the arena would take longer.
-_INLINE_BYTES = 1 << 20
+from preprocessor.workers.untrusted import encode, to_bytes
 
 
 class StopCheck:
@@ -88,8 +85,7 @@ def serve(to: Connections, model: LoadedModel, kept_bytes: int) -> None:
     start_bytes = anonymous_bytes()
     while (message := _receive(to.channel)) is not None:
         given: Given = load(message)
-        if given.windows is not None:
-            to.rows.show(given.windows, to.supply)
+        to.rows.show(given.windows, to.supply)
         command = _command(to, given)
         if command is None:
             return
@@ -104,14 +100,8 @@ def serve(to: Connections, model: LoadedModel, kept_bytes: int) -> None:
         del command
         if anonymous_bytes() - start_bytes > kept_bytes:
             give_back_freed_memory()
-        aside: list[pickle.PickleBuffer] = []
-        reply = dump(Finished(outcome, fault, anonymous_bytes() - start_bytes), aside=aside.append)
-        buffers = [buffer.raw() for buffer in aside]
-        if sum(map(len, buffers)) > _INLINE_BYTES:
-            _send_through_arena(to, reply, buffers)
-        else:
-            _send(to.channel, dump((reply, [bytes(buffer) for buffer in buffers])))
-        del outcome, aside, buffers
+        _send_result(to, Finished(outcome, fault, anonymous_bytes() - start_bytes))
+        del outcome
 
 
 def _command(to: Connections, given: Given) -> Command | PreprocessorError | None:
@@ -131,7 +121,7 @@ def _command(to: Connections, given: Given) -> Command | PreprocessorError | Non
         command: Command = load(message, read_file)
     except MemoryError:
         while left_bytes:
-            left_bytes -= len(_receive_file(to.supply, min(left_bytes, _INLINE_BYTES)))
+            left_bytes -= len(_receive_file(to.supply, min(left_bytes, INLINE_BYTES)))
         return worker_memory_exceeded()
     return command
 
@@ -140,7 +130,7 @@ def _outcome(command: Command, to: Connections, model: LoadedModel) -> tuple[Any
     """What the payload returned, or the `PreprocessorError` it raised; any other error as a fault."""
 
     def report_rows(first_row: int, row_count: int) -> None:
-        _send(to.channel, dump(RowsFinished(first_row, row_count)))
+        _tell(to.channel, RowsFinished(first_row, row_count))
 
     try:
         return command.payload.run(model, to.rows, StopCheck(to.flag, command), report_rows), None
@@ -152,27 +142,43 @@ def _outcome(command: Command, to: Connections, model: LoadedModel) -> tuple[Any
         return None, Fault(trace_of(error), traceback.format_exc())
 
 
-def _send_through_arena(to: Connections, reply: bytes, buffers: Sequence[memoryview]) -> None:
+def _send_result(to: Connections, finished: Finished) -> None:
+    """Send a result: its arrays behind it, or in the arena."""
+    buffers: list[memoryview] = []
+    try:
+        value = encode(finished, buffers)
+    except TypeError as error:
+        buffers.clear()
+        value = encode(Finished(None, Fault(trace_of(error), traceback.format_exc()), finished.grown_bytes), buffers)
+    if sum(map(len, buffers)) > INLINE_BYTES:
+        _send_through_arena(to, value, buffers)
+        return
+    _send(to.channel, to_bytes(value, [len(buffer) for buffer in buffers]))
+    for buffer in buffers:
+        to.channel.sendall(buffer)
+
+
+def _send_through_arena(to: Connections, value: Any, buffers: Sequence[memoryview]) -> None:
     """Write a result's large arrays into a range of the arena that the service leases."""
-    _send(to.channel, dump(ResultSlotWanted(sum(len(buffer) for buffer in buffers))))
+    _tell(to.channel, ResultSlotWanted(sum(len(buffer) for buffer in buffers)))
     answer = _receive(to.channel)
     slot: ResultSlot = ResultSlot(None) if answer is None else load(answer)
     if slot.offset is None:
-        _send(to.channel, dump((dump(Finished(worker_memory_exceeded(), None, 0)), [])))
+        _tell(to.channel, Finished(worker_memory_exceeded(), None, 0))
         return
-    if slot.windows is not None:
-        to.rows.show(slot.windows, to.supply)
-    try:
-        to.rows.reserve(slot.offset, sum(len(buffer) for buffer in buffers))
-    except Overloaded as error:
-        _send(to.channel, dump((dump(Finished(error, None, 0)), [])))
-        return
+    assert slot.windows is not None
+    to.rows.show(slot.windows, to.supply)
     offset, ranges = slot.offset, []
     for buffer in buffers:
-        to.rows.view(offset, len(buffer))[:] = buffer.cast("B")
+        to.rows.view(offset, len(buffer))[:] = buffer
         ranges.append((offset, len(buffer)))
         offset += len(buffer)
-    _send(to.channel, dump((reply, ranges)))
+    _send(to.channel, to_bytes(value, ranges))
+
+
+def _tell(channel: socket.socket, message: Any) -> None:
+    """Send a message without arrays."""
+    _send(channel, to_bytes(encode(message, [])))
 
 
 def _send(channel: socket.socket, data: bytes) -> None:

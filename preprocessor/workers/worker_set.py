@@ -2,7 +2,8 @@
 
 Each lane has its number of workers. One that dies is replaced at once. If workers keep dying before they have run anything,
 each is replaced later than the one before. One that has run its number of tasks, or holds too much memory, is replaced when it is
-idle.
+idle. Where callers change, a lane has one worker more, which has run nothing: forking one while a task waits would take from the
+task's time.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class WorkerSet:
         self._owns_fork_server = fork_server is None
         self._workers: dict[Lane, set[Worker]] = {lane: set() for lane in Lane}
         self._idle: dict[Lane, list[Worker]] = {lane: [] for lane in Lane}
+        self._spares: dict[Lane, Worker] = {}
         self._filling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._deaths_in_a_row = 0
@@ -120,7 +122,9 @@ class WorkerSet:
         Raises:
             OSError: None can be forked; the old one stays.
         """
-        fresh = await self._new_worker(lane)
+        spare = self._spares.pop(lane, None)
+        fresh = await self._new_worker(lane) if spare is None else spare
+        self._spawn(self._make_spare(lane))
         self._workers[lane].discard(worker)
         worker.end_reason = "caller_changed"
         worker.kill()
@@ -147,7 +151,7 @@ class WorkerSet:
         self._is_closing = True
         for task in self._tasks:
             task.cancel()
-        for worker in itertools.chain.from_iterable(self._workers.values()):
+        for worker in itertools.chain(self._spares.values(), *self._workers.values()):
             worker.kill()
             worker.retire()
         if self._fork_server is not None and self._owns_fork_server:
@@ -175,6 +179,27 @@ class WorkerSet:
                 await asyncio.sleep(_MAX_BACKOFF_SECONDS)
             else:
                 return
+
+    async def _make_spare(self, lane: Lane) -> None:
+        """Have a worker ready for the next change of callers."""
+        if lane in self._spares or self._is_closing:
+            return
+        try:
+            spare = await self._new_worker(lane)
+        except OSError as error:  # the next change forks its own
+            logger.debug("no worker can be started ahead: %s", error)
+            return
+        if lane in self._spares or self._is_closing:
+            spare.kill()
+            spare.retire()
+            return
+        self._spares[lane] = spare
+        spare.on_exit(lambda: self._on_spare_exit(lane, spare))
+
+    def _on_spare_exit(self, lane: Lane, spare: Worker) -> None:
+        if self._spares.get(lane) is spare:
+            del self._spares[lane]
+            spare.retire()  # closes our end of its channel
 
     def _keep(self, lane: Lane, worker: Worker) -> None:
         """Count a new worker among those of its lane, until it ends."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import struct
@@ -17,13 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from packaging.utils import canonicalize_name
+
+import preprocessor
 from deploy.demo import QUESTION
+from deploy.pins import OF_ANOTHER_INDEX
 from deploy.triton.local_server import RANDOM_WEIGHTS, TritonServer
 from tests.deploy.tools import DEPLOY, REPOSITORY
 from tests.media import moving_shapes_clip
@@ -92,12 +97,17 @@ def _make_base() -> None:
 def _download_wheels() -> None:
     """What the image installs, by this machine's pip."""
     say("downloading wheels")
-    text = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-    project = text["project"]
-    needed = [*project["dependencies"], *project["optional-dependencies"]["serve"], *text["build-system"]["requires"]]
-    installer = next(word for word in (DEPLOY / "Dockerfile").read_text().split() if word.startswith("uv=="))
-    options = ("--only-binary", ":all:", "--constraint", DEPLOY / "constraints.txt", "--dest", _FOLDER / "wheels")
-    _do(sys.executable, "-m", "pip", "download", "--quiet", *options, *needed, installer)
+    options = ("--quiet", "--no-deps", "--only-binary", ":all:", "--dest", _FOLDER / "wheels")
+    by_digest = (
+        "--require-hashes",
+        "--requirement",
+        DEPLOY / "requirements.txt",
+        "--requirement",
+        DEPLOY / "installer.txt",
+    )
+    by_version = ("--constraint", DEPLOY / "constraints.txt", *OF_ANOTHER_INDEX)
+    for asked in (by_digest, by_version):
+        _do(sys.executable, "-m", "pip", "download", *options, *asked)
 
 
 def _build() -> None:
@@ -124,8 +134,49 @@ def _check_and_run() -> None:
         say(f"{size_bytes / 1e9:.2f} GB; health check: {' '.join(config['Healthcheck']['Test'][:2])} …")
         if size_bytes > _MOST_BYTES:
             raise SystemExit(f"the image has {size_bytes / 1e9:.2f} GB, more than {_MOST_BYTES / 1e9:.1f}")
+        _check_contents(mounted)
         namespaces = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
         _do(*namespaces, sys.executable, "-m", "tests.deploy.image", "--inside", mounted, json.dumps(config))
+
+
+def _check_contents(root: Path) -> None:
+    """What is in the image: the libraries that were pinned, Debian's packages of the base and two more, nothing to take over."""
+    libraries = {
+        f"{canonicalize_name(one.metadata['Name'])}=={one.version.split('+')[0]}"
+        for one in distributions(path=[str(next(root.glob("opt/preprocessor/lib/python3.*/site-packages")))])
+    }
+    pinned = {line.split()[0] for line in (DEPLOY / "requirements.txt").read_text().splitlines() if "==" in line}
+    pinned |= {
+        line
+        for line in (DEPLOY / "constraints.txt").read_text().splitlines()
+        if line.split("==")[0] in OF_ANOTHER_INDEX
+    }
+    _same("libraries", libraries, pinned | {f"vlm-preprocessor=={preprocessor.__version__}"})
+    with _container(_BASE) as (_, base):
+        added = {path: _debian_packages(path) for path in (root, base)}
+    _same("packages of Debian beside the base's", added[root] - added[base], {"libseccomp2", "tini"})
+    ours = root / "opt/preprocessor"
+    programs = {path.name for path in (ours / "bin").iterdir()}
+    say(f"{len(libraries)} libraries; programs: {' '.join(sorted(programs))}")
+    for name in ("gcc", "cc", "ld", "uv", "pip", "git", "curl", "wget"):
+        if any((root / folder / name).exists() for folder in ("usr/bin", "usr/local/bin", "opt/preprocessor/bin")):
+            raise SystemExit(f"the image has {name}")
+    for what, tests in (
+        ("set-user-id programs of ours", (ours, "-perm", "/6000")),
+        ("files that everybody may write", (root, "-xdev", "-type", "f", "-perm", "-0002")),
+        ("files of the service's user", (root, "-xdev", "-uid", "1000")),
+        ("sources of ours that nothing imports", (ours, "-name", "*.c", "-o", "-name", "*.cpp", "-o", "-name", ".git")),
+    ):
+        _same(what, set(_output("find", *tests).split()), set())
+
+
+def _debian_packages(root: Path) -> set[str]:
+    return set(re.findall(r"^Package: (\S+)$", (root / "var/lib/dpkg/status").read_text(), re.MULTILINE))
+
+
+def _same(what: str, found: set[str], expected: set[str]) -> None:
+    if found != expected:
+        raise SystemExit(f"{what}: too many {sorted(found - expected)}, missing {sorted(expected - found)}")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 
 from deploy.triton.local_server import REPOSITORY
 from engine_client.contract.assembler import PromptAssembler
-from engine_client.contract.prompt import ModelLayout
+from engine_client.contract.layout import ModelLayout
 from engine_client.triton.backend.rows import TorchRows
 from tests.engine.model_files import model_file
 

@@ -13,10 +13,12 @@ import torch
 
 from deploy.triton.local_server import REPOSITORY
 from engine_client.contract.errors import InvalidPrompt
-from engine_client.contract.prompt import ModelLayout, check_prompt
+from engine_client.contract.layout import ModelLayout
+from engine_client.contract.prompt import check_prompt
 from engine_client.contract.sampling import SamplingParameters
 from engine_client.contract.tensors import (
     CONTRACT_INPUTS,
+    FAMILY_INPUTS,
     FEATURE_OUTPUTS,
     FEATURE_TENSORS,
     FIRST_ROW,
@@ -241,7 +243,8 @@ def test_models_declare_the_contract_s_tensors(path: Path) -> None:
     contract = as_declared(CONTRACT_INPUTS)
     others = {name: tensor for name, tensor in inputs.items() if name not in FEATURE_TENSORS}
     held = as_declared(HELD_INPUTS) if others.keys() & HELD_INPUTS.keys() else {}
-    assert others == contract | held | {FIRST_ROW: ("INT64", (1,))}
+    families = as_declared(FAMILY_INPUTS) if others.keys() & FAMILY_INPUTS.keys() else {}
+    assert others == contract | held | families | {FIRST_ROW: ("INT64", (1,))}
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.parent.name)

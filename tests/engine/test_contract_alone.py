@@ -35,7 +35,7 @@ import numpy as np
 for name in sys.argv[2:]:
     importlib.import_module("engine_client.contract." + name)
 from engine_client.contract.assembler import PromptAssembler, State
-from engine_client.contract.prompt import ModelLayout
+from engine_client.contract.layout import ModelLayout
 
 class Rows:
     def allocate(self, row_count, feature_count): self.rows = np.zeros((row_count, feature_count), np.uint8)

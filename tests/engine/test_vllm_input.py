@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
-import subprocess
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from PIL import Image
 from deploy.vllm.tiny_checkpoint import write_folder
 from preprocessor.models.family import Model
 from preprocessor.types.request import ChatPrompt, MediaPart, Message, Modality, PreparationRequest, TextPart
+from tests.engine.vllm_compare import compared_inputs
 from tests.engine.vllm_prompts import KINDS, tensors_of
 from tests.engine.vllm_server import INSTALLED
 from tests.loading import load_family_model
@@ -26,23 +25,29 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", ["qwen3-vl", "qwen3-vl-moe", "qwen3.5", "qwen3.5-moe"])
-def test_the_input_is_what_vllm_itself_makes_of_the_same_files_and_frames(name: str, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "checkpoint"
-    write_folder(checkpoint, name)
-    tiny = load_family_model(str(checkpoint))
-    for number, media in enumerate(KINDS.values()):
-        np.savez(tmp_path / f"{number}.npz", **dict[str, Any](tensors_of(tiny, media)))
-        np.savez(tmp_path / f"{number}.media.npz", **media_arrays(tiny, media))
-    ran = subprocess.run(
-        [INSTALLED.with_name("python"), Path(__file__).with_name("vllm_own_input.py"), checkpoint, tmp_path],
-        env=dict(os.environ) | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.splitlines()[-1] == "equal"
+NAMES = ("qwen3-vl", "qwen3-vl-moe", "qwen3.5", "qwen3.5-moe")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """By model."""
+    folders = {}
+    for name in NAMES:
+        checkpoint, prompts = tmp_path_factory.mktemp(name), tmp_path_factory.mktemp("prompts")
+        write_folder(checkpoint, name)
+        tiny = load_family_model(str(checkpoint))
+        for number, media in enumerate(KINDS.values()):
+            np.savez(prompts / f"{number}.npz", **dict[str, Any](tensors_of(tiny, media)))
+            np.savez(prompts / f"{number}.media.npz", **media_arrays(tiny, media))
+        folders[name] = checkpoint, prompts
+    return compared_inputs(folders)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_input_is_what_vllm_itself_makes_of_the_same_files_and_frames(
+    name: str, results: Mapping[str, str]
+) -> None:
+    assert results[name] == "equal uint8"
 
 
 def media_arrays(model: Model, media: tuple[Any, ...]) -> dict[str, Any]:

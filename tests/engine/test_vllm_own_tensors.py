@@ -14,7 +14,7 @@ from PIL import Image
 
 from engine_client import EngineRejected, EngineRequest
 from engine_client.contract.tensors import IMAGE, Array
-from engine_client.vllm.own_tensors import read_tile_settings
+from engine_client.contract.vllm_families import read_layout
 from engine_client.vllm.prompt import encode_prompt
 from engine_client.vllm.server import VllmServer
 from preprocessor.config import Limits
@@ -54,8 +54,9 @@ def tensors_of(model: GenericModel, pictures: tuple[bytes, ...]) -> dict[str, Ar
 
 
 def server_of(name: str, folder: Path) -> VllmServer:
-    tiles = read_tile_settings(name, json.loads((folder / "config.json").read_text()))
-    assert tiles is not None
+    config = json.loads((folder / "config.json").read_text())
+    layout = read_layout(name, config, vocabulary_size=512, max_positions=2048)
+    assert layout is not None
     return VllmServer(
         model_name=name,
         model_type=name,
@@ -65,12 +66,12 @@ def server_of(name: str, folder: Path) -> VllmServer:
         max_item_tokens=0,
         max_items={IMAGE: 3},
         vocabulary_size=512,
-        pad_ids={IMAGE: tiles.token_id},
+        pad_ids=layout.placeholder_ids,
         vision_start_id=None,
         rows_per_token=None,
         shm_namespace="",
         parameters={},
-        tiles=tiles,
+        layout=layout,
     )
 
 
@@ -128,8 +129,8 @@ def test_spans_that_are_not_the_engines_runs_are_rejected(
     folders: dict[str, Path], models: dict[str, GenericModel]
 ) -> None:
     tensors, server = tensors_of(models["gemma3"], (WIDE,)), server_of("gemma3", folders["gemma3"])
-    assert server.tiles is not None
-    for place, token_id in ((0, server.tiles.token_id), (int(tensors["item_spans"][0, 1]), 7)):
+    assert server.layout is not None
+    for place, token_id in ((0, server.layout.image_token_id), (int(tensors["item_spans"][0, 1]), 7)):
         ids = tensors["input_ids"].copy()
         ids[place] = token_id
         with pytest.raises(EngineRejected, match="not the runs of the engine's placeholder"):

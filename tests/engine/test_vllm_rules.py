@@ -15,9 +15,11 @@ import torch
 
 from deploy.triton.local_server import REPOSITORY
 from engine_client.contract.errors import InvalidPrompt, Refused
-from engine_client.contract.prompt import ModelLayout, check_prompt
+from engine_client.contract.layout import ModelLayout
+from engine_client.contract.prompt import check_prompt
 from engine_client.contract.sampling import SamplingParameters, TokenLogprob
 from engine_client.contract.tensors import IMAGE, VIDEO, Array
+from engine_client.contract.vllm_families import FAMILIES
 from engine_client.contract.vllm_rules import (
     VisionMarkers,
     check_item_counts,
@@ -104,6 +106,7 @@ LAYOUT = ModelLayout(
     max_positions=64,
 )
 FACTS = facts.EngineFacts(
+    family=FAMILIES["qwen3_vl"],
     model_type="qwen3_vl",
     layout=LAYOUT,
     dtype=torch.bfloat16,
@@ -168,7 +171,7 @@ def test_a_vllm_that_takes_floats_normalizes_by_nothing_of_its_own() -> None:
 
 def test_seconds_are_asked_for_where_positions_are_of_seconds() -> None:
     layout = dataclasses.replace(LAYOUT, one_span_a_video=True)
-    known = dataclasses.replace(FACTS, model_type="qwen2_5_vl", layout=layout, markers=None)
+    known = dataclasses.replace(FACTS, family=FAMILIES["qwen2_5_vl"], layout=layout, markers=None)
     changed = {
         "grid_thw": np.array([[1, 1, 3], [1, 1, 2]], np.int64),
         "item_modality": np.array([IMAGE, VIDEO], np.int32),
@@ -197,14 +200,14 @@ def test_log_probabilities_have_the_likeliest_first() -> None:
 
 
 def config(model_type: str = "qwen3_vl", **multimodal: Any) -> Any:
+    ids = {"image_token_id": PICTURE, "video_token_id": PAD}
+    markers = {"vision_start_token_id": START, "vision_end_token_id": END}
+    sizes = {"patch_size": 16, "temporal_patch_size": 2, "spatial_merge_size": 2}
     own = SimpleNamespace(
         model_type=model_type,
-        vision_config=SimpleNamespace(patch_size=16, temporal_patch_size=2, spatial_merge_size=2),
-        text_config=SimpleNamespace(vocab_size=100, max_position_embeddings=4096),
-        image_token_id=PICTURE,
-        video_token_id=PAD,
-        vision_start_token_id=START,
-        vision_end_token_id=END,
+        to_dict=lambda: {"vision_config": sizes, **ids, **markers},
+        get_text_config=lambda: SimpleNamespace(vocab_size=100),
+        **markers,
     )
     limits = SimpleNamespace(get_limit_per_prompt={"image": 3, "video": 2}.__getitem__, **multimodal)
     model = SimpleNamespace(hf_config=own, multimodal_config=limits, max_model_len=2048, dtype=torch.bfloat16)
@@ -219,7 +222,7 @@ def test_the_engine_says_what_it_takes() -> None:
     assert found.mean.tolist() == [0.5] * 3
     older = facts.read_facts(config("qwen2_5_vl"), 0, None)
     assert (older.layout.one_span_a_video, older.normalizes, older.markers, older.mean) == (True, False, None, None)
-    with pytest.raises(facts.UnsupportedEngine, match="of family llama; supported: qwen2_vl, "):
+    with pytest.raises(facts.UnsupportedEngine, match="of family llama; served are qwen2_vl, "):
         facts.read_facts(config("llama"), 0, None)
 
 

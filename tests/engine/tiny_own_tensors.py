@@ -11,7 +11,7 @@ from tests.tiny_processors import save_gemma3, save_internvl
 
 from transformers import AutoTokenizer, Gemma3Config, InternVLConfig  # isort: skip
 
-_TEXT: Mapping[str, Any] = {
+TEXT: Mapping[str, Any] = {
     "vocab_size": 512,
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -19,9 +19,9 @@ _TEXT: Mapping[str, Any] = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 32,
-    "max_position_embeddings": 4096,
+    "max_position_embeddings": 8192,
 }
-_VISION: Mapping[str, Any] = {
+VISION: Mapping[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
@@ -38,8 +38,8 @@ def _write_gemma3(folder: Path) -> None:
     template.write_text(template.read_text().replace("}}\n{% endif %}", "}}{% endif %}"))
     ids = tokenizer.convert_tokens_to_ids
     Gemma3Config(
-        text_config=dict(_TEXT),
-        vision_config={**_VISION, "image_size": 28, "patch_size": 7},
+        text_config=dict(TEXT),
+        vision_config={**VISION, "image_size": 28, "patch_size": 7},
         mm_tokens_per_image=4,
         image_token_index=ids("<image_soft_token>"),
         boi_token_index=ids("<boi>"),
@@ -52,8 +52,8 @@ def _write_internvl(folder: Path) -> None:
     save_internvl(folder)
     ids = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids
     InternVLConfig(
-        text_config={**_TEXT, "model_type": "qwen2"},
-        vision_config={**_VISION, "image_size": [28, 28], "patch_size": [7, 7]},
+        text_config={**TEXT, "model_type": "qwen2"},
+        vision_config={**VISION, "image_size": [28, 28], "patch_size": [7, 7]},
         image_token_id=ids("<IMG_CONTEXT>"),
         image_seq_length=4,
         architectures=["InternVLForConditionalGeneration"],

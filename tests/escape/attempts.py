@@ -27,8 +27,9 @@ from preprocessor.types.plan import PixelPlan
 from preprocessor.types.request import PixelForm
 from preprocessor.types.result import PixelReport
 from preprocessor.types.timing import Timings
-from preprocessor.workers.channel import HEAD, Finished, ResultSlotWanted, RowsFinished, dump
+from preprocessor.workers.channel import HEAD, Finished, ResultSlotWanted, RowsFinished
 from preprocessor.workers.claims import check_report
+from preprocessor.workers.untrusted import encode, to_bytes
 from tests.unit.workers.payloads import Checkpoint, NoModel, Step, Tell
 
 _CALL = ctypes.CDLL(None, use_errno=True).syscall
@@ -173,32 +174,69 @@ def _framed(*messages: bytes) -> list[bytes]:
     return [HEAD.pack(len(one)) + one for one in messages]
 
 
+def _said(*messages: Any) -> list[bytes]:
+    """Messages with the bytes of their arrays, as a worker sends them."""
+    sent: list[bytes] = []
+    for message in messages:
+        buffers: list[memoryview] = []
+        value = encode(message, buffers)
+        sent += [*_framed(to_bytes(value, [len(buffer) for buffer in buffers])), *map(bytes, buffers)]
+    return sent
+
+
 def _ended(outcome: Any, grown_bytes: Any = 0) -> list[bytes]:
-    return _framed(dump((dump(Finished(outcome, None, grown_bytes)), [])))
+    return _said(Finished(outcome, None, grown_bytes))
+
+
+def _text(text: str, places: str = "[]") -> list[bytes]:
+    return _framed(f"[{text},{places}]".encode())
 
 
 def _bad_error() -> InvalidRequest:
     return InvalidRequest("x", reason="not a reason\n")
 
 
+_REPORT = '["Finished",["PixelReport",["Timings",{},1,["list"]],["tuple"],%s],null,0]'
+
 MESSAGES: dict[str, Callable[[], list[bytes]]] = {
     "noise": lambda: [os.urandom(64)],
     "an enormous message": lambda: [struct.pack("<I", _ENORMOUS_BYTES)],
+    "a message of almost the most bytes": lambda: _framed(b"[" * (7 << 20)),
     "a pickle that calls": lambda: _framed(pickle.dumps(_Call())),
-    "a result that calls": lambda: _framed(dump((pickle.dumps(_Call()), []))),
     "a pickle that never ends": lambda: _framed(b"\x80\x05" + b"N0" * 1000),
-    "rows before the first": lambda: _framed(dump(RowsFinished(-5, 5))),
-    "rows again": lambda: _framed(dump(RowsFinished(0, 10)), dump(RowsFinished(0, 10))),
-    "rows out of order": lambda: _framed(dump(RowsFinished(50, 10))),
-    "rows beyond the last": lambda: _framed(dump(RowsFinished(0, 1 << 40))),
-    "no rows": lambda: _framed(dump(RowsFinished(0, 0))),
-    "rows that are text": lambda: _framed(dump(RowsFinished("0", "1"))),  # type: ignore[arg-type]
-    "two places for a result": lambda: _framed(dump(ResultSlotWanted(10)), dump(ResultSlotWanted(10))),
-    "a result of less than nothing": lambda: _framed(dump(ResultSlotWanted(-1))),
-    "a buffer of somebody else": lambda: _framed(dump((dump(Finished(None, None, 0)), [(0, 1 << 20)]))),
+    "a number of a million digits": lambda: _text("1" * 1_000_000),
+    "text that is none": lambda: _framed(b'["\xff",[]]'),
+    "nesting without an end": lambda: _text('["list",' * 5000 + "1" + "]" * 5000),
+    "a class that is not data": lambda: _text('["Model",1]'),
+    "a function": lambda: _text('["system","true"]'),
+    "a class with too few values": lambda: _text('["RowsFinished",1]'),
+    "an object before it is made": lambda: _text('["Finished",["again",0],null,0]'),
+    "an object that is not there": lambda: _text('["again",-1]'),
+    "a kind of pixels that is none": lambda: _text('["PixelForm","all"]'),
+    "an array of memory that nobody has written": lambda: _text(_REPORT % '["array","uint8",[4096],0]', "[0]"),
+    "an array of objects": lambda: [*_text(_REPORT % '["array","object",[1],0]', "[8]"), bytes(8)],
+    "an array that is too long": lambda: _text(_REPORT % '["array","uint8",[1099511627776,0],0]', "[0]"),
+    "an array of less than nothing": lambda: [*_text(_REPORT % '["array","uint8",[-1,-1],0]', "[1]"), b"x"],
+    "an array without bytes": lambda: _text(_REPORT % '["array","uint8",[1],7]'),
+    "more bytes than may follow": lambda: [*_text(_REPORT % "0", f"[{1 << 20},{1 << 20}]"), bytes(2 << 20)],
+    "less bytes than none": lambda: _text(_REPORT % "0", "[-1]"),
+    "a buffer of somebody else": lambda: _text(_REPORT % "0", f"[[0,{1 << 20}]]"),
+    "rows before the first": lambda: _said(RowsFinished(-5, 5)),
+    "rows again": lambda: _said(RowsFinished(0, 10), RowsFinished(0, 10)),
+    "rows out of order": lambda: _said(RowsFinished(50, 10)),
+    "rows beyond the last": lambda: _said(RowsFinished(0, 1 << 40)),
+    "no rows": lambda: _said(RowsFinished(0, 0)),
+    "rows that are text": lambda: _said(RowsFinished("0", "1")),  # type: ignore[arg-type]
+    "rows that are true": lambda: _said(RowsFinished(False, True)),
+    "two places for a result": lambda: _said(ResultSlotWanted(10), ResultSlotWanted(10)),
+    "a result of less than nothing": lambda: _said(ResultSlotWanted(-1)),
     "another result": lambda: _ended(np.zeros(3)),
     "a time that is none": lambda: _ended(PixelReport(Timings({"a": "b"}), ())),  # type: ignore[dict-item]
+    "times within times": lambda: _ended(PixelReport(Timings(parts=[Timings()]), ())),
     "an error that is none": lambda: _ended(_bad_error()),
+    "an error with an argument": lambda: _text(
+        '["Finished",["error","Overloaded","x","QUEUE_FULL","",{"retry_after_seconds":"soon"},""],null,0]'
+    ),
     "memory that is no number": lambda: _ended(PixelReport(Timings(), ()), "much"),
-    "a command": lambda: _framed(dump(InvalidRequest("x"))),
+    "an error in place of a message": lambda: _said(InvalidRequest("x")),
 }

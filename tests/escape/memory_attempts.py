@@ -8,10 +8,11 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from preprocessor.workers.mapping import map_at
 from preprocessor.workers.rows_window import RowsWindow
 from preprocessor.workers.worker import StopCheck
 from tests.unit.workers.payloads import NoModel, Step
@@ -118,3 +119,81 @@ class SetFlag(Step):
 
     def do(self, check: Any, tell: Any) -> Any:
         raise AssertionError("`run` does it all")
+
+
+@dataclass(frozen=True)
+class FillRows(WithMemory):
+    """Fill four rows, and announce the first three one at a time."""
+
+    value: int = 1
+    expected_rows: ClassVar[range] = range(4)
+
+    @property
+    def row_bytes(self) -> int:
+        return (self.stop - self.start) // 4
+
+    def run(self, model: Any, arena: RowsWindow, check: Any, on_rows_written: Callable[[int, int], None]) -> str:
+        for row in range(4):
+            np.frombuffer(arena.view(self.start + row * self.row_bytes, self.row_bytes), np.uint8)[:] = self.value
+            if row < 3:
+                on_rows_written(row, 1)
+        return "filled"
+
+    def use(self, memory: RowsWindow, check: StopCheck) -> Any:
+        raise AssertionError("`run` does it all")
+
+
+@dataclass(frozen=True)
+class Borrow(Step):
+    """Return the distinct bytes of a range that it may only read, or write there."""
+
+    start: int
+    stop: int
+    writes: bool = False
+
+    @property
+    def read_bytes(self) -> tuple[range, ...]:  # type: ignore[override]
+        return (range(self.start, self.stop),)
+
+    def run(self, model: Any, arena: RowsWindow, check: Any, on_rows_written: Callable[[int, int], None]) -> list[int]:
+        memory = arena.view(self.start, self.stop - self.start)
+        if self.writes:
+            memory[:1] = b"x"
+        return sorted(set(memory))
+
+    def do(self, check: Any, tell: Any) -> Any:
+        raise AssertionError("`run` does it all")
+
+
+@dataclass(frozen=True)
+class ReadDescriptors(Step):
+    """Return the descriptors by which a byte at an offset of a file can be read, of those that may be a named region."""
+
+    offset: int
+
+    def do(self, check: Any, tell: Any) -> list[int]:
+        found = []
+        for descriptor in range(3, 64):
+            try:
+                if os.pread(descriptor, 1, self.offset):
+                    found.append(descriptor)
+            except OSError:
+                continue
+        return found
+
+
+@dataclass(frozen=True)
+class MapDescriptors(ReadDescriptors):
+    """The same by mapping them, as chunks are mapped."""
+
+    def do(self, check: Any, tell: Any) -> list[int]:
+        place = mmap.mmap(-1, mmap.PAGESIZE)
+        address = np.frombuffer(place, np.uint8).ctypes.data
+        found = []
+        for descriptor in range(3, 64):
+            try:
+                map_at(address, mmap.PAGESIZE, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, self.offset)
+            except OSError:
+                continue
+            found.append(descriptor)
+        return found

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
 import pytest_asyncio
 
+from engine_client import OwnedRegion
 from preprocessor.errors import WorkerLost
-from preprocessor.workers.arena import Lease
+from preprocessor.service.engine import arena_in
+from preprocessor.workers.arena import Arena, Lease
 from preprocessor.workers.pool import WorkerPool
 from tests.escape.memory_attempts import Fill, Keep, MemoryTaken, Read, ReadKept, SetFlag, Write
 from tests.unit.workers.conftest import MIB, let_go, open_pool, outcome, submit
@@ -17,12 +20,18 @@ from tests.unit.workers.payloads import WaitForSignal
 from tests.waiting import eventually
 
 SECRET = 7
+BUDGET_BYTES = 64 * MIB
 
 
-@pytest_asyncio.fixture(scope="module")
-async def shared() -> AsyncIterator[WorkerPool]:
-    async with open_pool(model=MemoryTaken(), worker_count=2) as pool:
-        yield pool
+@pytest_asyncio.fixture(scope="module", params=["alone", "with an engine that reads"])
+async def shared(request: pytest.FixtureRequest) -> AsyncIterator[WorkerPool]:
+    with contextlib.ExitStack() as stack:
+        arena = None
+        if request.param != "alone":
+            region = stack.enter_context(OwnedRegion.create(Arena.file_bytes(BUDGET_BYTES)))
+            arena = arena_in(region, BUDGET_BYTES)
+        async with open_pool(model=MemoryTaken(), worker_count=2, arena=arena) as pool:
+            yield pool
 
 
 @pytest.fixture

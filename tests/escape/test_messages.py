@@ -9,6 +9,7 @@ import pytest_asyncio
 
 from preprocessor.errors import WorkerLost
 from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.task import Lane
 from tests.escape.attempts import MESSAGES, Remember, Say, TakenOver
 from tests.unit.workers.conftest import open_pool, outcome, submit
 from tests.unit.workers.payloads import TellProcess
@@ -39,6 +40,27 @@ async def test_a_false_message_ends_its_worker_and_nothing_else(shared: WorkerPo
 async def test_a_worker_runs_the_tasks_of_one_caller(shared: WorkerPool) -> None:
     told = [await outcome(submit(shared, Remember(f"of {scope}"), scope=scope)) for scope in ("a", "a", "b", "b", "a")]
     assert told == ["", "of a", "", "of b", ""]
+
+
+async def test_a_worker_is_ready_for_the_next_change_of_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_pool(model=TakenOver()) as pool:
+        spares = pool.worker_set._spares
+        for scope in ("a", "b"):
+            assert await outcome(submit(pool, Remember(f"of {scope}"), scope=scope)) == ""
+        await eventually(lambda: len(spares) == 1)
+
+        async def refuse(_: object) -> None:
+            raise OSError("no process can be made")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pool.worker_set, "_new_worker", refuse)
+            assert await outcome(submit(pool, Remember("of c"), scope="c")) == ""
+        assert not spares
+        assert await outcome(submit(pool, Remember("of d"), scope="d")) == ""
+        await eventually(lambda: len(spares) == 1)
+        spares[Lane.SHORT].kill()
+        await eventually(lambda: not spares)
+        assert await outcome(submit(pool, Remember("of e"), scope="e")) == ""
 
 
 async def test_workers_of_several_callers_are_kept_as_long_as_they_suffice() -> None:

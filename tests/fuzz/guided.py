@@ -27,6 +27,8 @@ _INSTRUMENTED = (
     "preprocessor.service.reading",
     "preprocessor.service.fetch",
     "preprocessor.pipeline.request_checks",
+    "preprocessor.workers.untrusted",
+    "preprocessor.workers.claims",
 )
 _SEED_NAMES = {
     "image headers": ("image jpeg", "image jpeg progressive", "image webp animated"),
@@ -115,6 +117,28 @@ def _specs(data: bytes) -> None:
     parameters.read_stop_strings(spec.parameters)
 
 
+def _worker_messages(data: bytes) -> None:
+    from preprocessor.types.plan import PixelPlan
+    from preprocessor.types.request import ChatPrompt, PixelForm, PreparationRequest
+    from preprocessor.workers import claims, untrusted
+    from preprocessor.workers.channel import Finished, RowsFinished, check_finished
+    from preprocessor.workers.payloads import PixelPayload, PlanPayload
+
+    pixels = PixelPlan((), 100, 1, PixelForm.UINT8, 100, "pyav")
+    payloads = PlanPayload(PreparationRequest(ChatPrompt(()), ()), Limits()), PixelPayload((), pixels, 0, range(100))
+    for payload in payloads:
+        try:
+            value, places = untrusted.parse(data)
+            sizes = [one for one in places if type(one) is int and 0 <= one <= _MAX_INPUT_BYTES]
+            match untrusted.build(value, [bytes(size) for size in sizes]):
+                case RowsFinished(first_row, row_count):
+                    claims.check_rows(first_row, row_count, range(100))
+                case Finished() as finished:
+                    check_finished(finished, payload)
+        except claims.Violation:
+            continue
+
+
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "image headers": _image_headers,
     "file heads": _file_heads,
@@ -124,6 +148,7 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "urls": _urls,
     "data urls": _data_urls,
     "specs": _specs,
+    "worker messages": _worker_messages,
 }
 
 
@@ -142,6 +167,8 @@ def examples(name: str) -> list[bytes]:
             ]
         case "data urls":
             return [b"image/png;base64,AAAA", b",%41", b";charset=utf-8;base64,AA=="]
+        case "worker messages":
+            return _worker_examples()
     medium = pb.Media(
         key="it",
         modality=pb.MODALITY_VIDEO,
@@ -152,6 +179,30 @@ def examples(name: str) -> list[bytes]:
     prompt = pb.PrepareSpec(chat=pb.ChatPrompt(messages=[message]), media=[medium])
     parameters = pb.GenerationParameters(max_tokens=4, top_p=0.5, stop_strings=["."], min_p=0.5, json_schema="{}")
     return [pb.GenerateSpec(prompt=prompt, parameters=parameters).SerializeToString()]
+
+
+def _worker_examples() -> list[bytes]:
+    import numpy as np
+
+    from preprocessor.errors import Overloaded
+    from preprocessor.types.plan import Plan
+    from preprocessor.types.result import PixelReport
+    from preprocessor.types.timing import Timings
+    from preprocessor.workers.channel import Fault, Finished, RowsFinished
+    from preprocessor.workers.untrusted import encode, to_bytes
+
+    plan = Plan((), {"input_ids": np.zeros(3, np.int32)}, Timings(), None, 0)
+    outcomes: tuple[object, ...] = ((plan, {}), PixelReport(Timings(), ()), Overloaded("full", media_key="it"))
+    written = []
+    for message in (
+        RowsFinished(0, 5),
+        Finished(None, Fault("a", "b"), 1),
+        *(Finished(one, None, 1) for one in outcomes),
+    ):
+        buffers: list[memoryview] = []
+        value = encode(message, buffers)
+        written.append(to_bytes(value, [len(one) for one in buffers]))
+    return written
 
 
 def only_our_errors(target: Callable[[bytes], None], data: bytes) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine_client.contract.prompt import ModelLayout
+from engine_client.contract.layout import ModelLayout
 from engine_client.contract.tensors import PIXELS
 from engine_client.triton.backend import receiver
 

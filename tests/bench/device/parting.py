@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine_client.contract.prompt import ModelLayout, check_prompt
+from engine_client.contract.layout import ModelLayout
+from engine_client.contract.prompt import check_prompt
 from engine_client.contract.rows import RowBuffer
 from engine_client.contract.sampling import SamplingParameters
 from engine_client.triton.backend.rows import TorchRows, normalize_patches

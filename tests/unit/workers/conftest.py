@@ -24,14 +24,18 @@ MIB = 1 << 20
 
 @asynccontextmanager
 async def open_pool(
-    *, has_own_fork_server: bool = False, model: Any = NO_MODEL, **settings: Any
+    *, has_own_fork_server: bool = False, model: Any = NO_MODEL, arena: Arena | None = None, **settings: Any
 ) -> AsyncIterator[WorkerPool]:
-    """A pool whose payloads need no model, unless one is given. `pool.ends` lists why its workers ended."""
+    """A pool whose payloads need no model, unless one is given. `pool.ends` lists why its workers ended.
+
+    Args:
+        arena: Of the pool, in place of one without a name.
+    """
     given: dict[str, Any] = {
         "is_in_process": False,
         "worker_count": 1,
         "max_queued_count": 100,
-        "memory_budget_bytes": 256 * MIB,
+        "memory_budget_bytes": 256 * MIB if arena is None else arena.size_bytes,
         "worker_memory_bytes": 1024 * MIB,
         "max_cpu_seconds": 60.0,
         "max_jobs_a_worker": 1000,
@@ -42,6 +46,7 @@ async def open_pool(
         PoolSettings(**{**given, **settings}),
         ends.append,
         None if has_own_fork_server else await fork_server_of(model),
+        arena,
     )
     pool.ends = ends  # type: ignore[attr-defined]
     await pool.start()

@@ -25,7 +25,7 @@ import torch
 
 from engine_client.contract.assembler import PromptAssembler
 from engine_client.contract.errors import InvalidPrompt, Refused
-from engine_client.contract.prompt import ModelLayout
+from engine_client.contract.layout import ModelLayout
 from engine_client.contract.sampling import SamplingParameters, TokenLogprob
 from engine_client.contract.tensors import CANCELLED, LENGTH, STOP
 from engine_client.triton.backend.rows import TorchRows

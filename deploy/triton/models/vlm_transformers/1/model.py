@@ -22,7 +22,7 @@ import triton_python_backend_utils as pb_utils
 
 from engine_client.contract.assembler import PromptAssembler, State
 from engine_client.contract.held import HeldKey, held_keys
-from engine_client.contract.prompt import ModelLayout
+from engine_client.contract.layout import ModelLayout
 from engine_client.contract.tensors import CANCELLED, ITEM_HASH, USES_HELD_ITEMS
 from engine_client.triton.backend.item_cache import ItemCache
 from engine_client.triton.backend.parameters import ParameterReader

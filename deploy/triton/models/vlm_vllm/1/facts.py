@@ -5,7 +5,6 @@ Read once, after vLLM has resolved its arguments. It needs no import of vLLM.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine_client.contract.prompt import ModelLayout
+from engine_client.contract.layout import ModelLayout, RowForm
 from engine_client.contract.tensors import Array
-from engine_client.contract.vllm_rules import FAMILIES, MODALITY_NAMES, VisionMarkers, has_stamps
+from engine_client.contract.vllm_families import FAMILIES, VllmFamily, read_layout, why_refused
+from engine_client.contract.vllm_rules import MODALITY_NAMES, VisionMarkers
 
 
 class UnsupportedEngine(RuntimeError):
@@ -26,6 +26,7 @@ class UnsupportedEngine(RuntimeError):
 class EngineFacts:
     """One loaded model, as vLLM runs it."""
 
+    family: VllmFamily
     model_type: str
     layout: ModelLayout
     """`max_positions` is vLLM's `max_model_len`."""
@@ -42,6 +43,8 @@ class EngineFacts:
     """The encoder's budget; vLLM never schedules an item above it."""
     markers: VisionMarkers | None
     """Around each frame of a video; None in families without time stamps."""
+    rescales_alone: bool = False
+    """Where it takes floats: values are multiplied by the rescale factor, not normalized (Gemma 4)."""
 
 
 def read_facts(config: Any, encoder_budget: int, image_processor: Any) -> EngineFacts:
@@ -56,20 +59,29 @@ def read_facts(config: Any, encoder_budget: int, image_processor: Any) -> Engine
     """
     model, multimodal = config.model_config, config.model_config.multimodal_config
     own = model.hf_config
-    if own.model_type not in FAMILIES or multimodal is None:
-        raise UnsupportedEngine(f"the checkpoint is of family {own.model_type}; supported: {', '.join(FAMILIES)}")
-    is_stamped = has_stamps(own.model_type)
+    why = why_refused(own.model_type)
+    if why:
+        raise UnsupportedEngine(f"the checkpoint is of family {own.model_type}; {why}")
+    family = FAMILIES[own.model_type]
+    layout = read_layout(
+        own.model_type,
+        own.to_dict(),
+        vocabulary_size=own.get_text_config().vocab_size,
+        max_positions=model.max_model_len,
+    )
+    if multimodal is None or layout is None:
+        raise UnsupportedEngine(f"the checkpoint of family {own.model_type} takes no pictures that this model knows")
     mean, std = (getattr(image_processor, name, None) for name in ("image_mean", "image_std"))
     return EngineFacts(
+        family=family,
         model_type=own.model_type,
-        layout=dataclasses.replace(
-            ModelLayout.from_config(own), max_positions=model.max_model_len, one_span_a_video=not is_stamped
-        ),
+        layout=layout,
         dtype=model.dtype,
         normalizes=bool(getattr(multimodal, "mm_device_do_normalize", False)),
         mean=None if mean is None else np.array(mean, np.float32),
         std=None if std is None else np.array(std, np.float32),
         max_items={kind: multimodal.get_limit_per_prompt(name) for kind, name in MODALITY_NAMES.items()},
         max_item_tokens=encoder_budget,
-        markers=VisionMarkers(own.vision_start_token_id, own.vision_end_token_id) if is_stamped else None,
+        markers=VisionMarkers(own.vision_start_token_id, own.vision_end_token_id) if family.has_stamps else None,
+        rescales_alone=family.form is RowForm.PADDED and not getattr(image_processor, "do_normalize", False),
     )

@@ -1,8 +1,8 @@
 """A checked prompt and its rows as the input of vLLM's engine. Beside `engine.py` the only file that imports vLLM.
 
 vLLM's own processing of text and pixels is left out: token ids are expanded, and rows are as its processor would make them.
-Source: vLLM 0.32, inputs/engine.py, `mm_input`; multimodal/inputs.py; model_executor/models/qwen2_vl.py,
-`_create_qwen2vl_field_factory` (names of fields, and what stays on the CPU).
+Names and shapes of its fields are those of `engine_client.contract.vllm_fields`.
+Source: vLLM 0.32, inputs/engine.py, `mm_input`; multimodal/inputs.py.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems,
 
 from engine_client.contract.prompt import Prompt
 from engine_client.contract.tensors import IMAGE, VIDEO, Array
+from engine_client.contract.vllm_fields import Field, Parts, vllm_fields
 from engine_client.contract.vllm_rules import MODALITY_NAMES
 from engine_client.triton.backend.rows import normalize_patches
 
@@ -46,7 +47,8 @@ class OwnedArray:
 
 
 def build_input(prompt: Prompt, items: Sequence[Item], pixels: torch.Tensor, facts: EngineFacts) -> Any:
-    """Make an `EngineInput` of vLLM. Rows are referred to, not copied, except where a prompt has images and videos.
+    """Make an `EngineInput` of vLLM. Rows are referred to, not copied, except where a prompt has images and videos,
+    where vLLM takes floats, and where it takes pictures in another shape.
 
     Args:
         prompt: Checked.
@@ -57,10 +59,8 @@ def build_input(prompt: Prompt, items: Sequence[Item], pixels: torch.Tensor, fac
     token_ids = prompt.input_ids.tolist()
     if not items:
         return tokens_input(token_ids)
-    if not facts.normalizes:
-        pixels = _normalized(pixels, prompt, facts.dtype)
-    tensors: dict[str, torch.Tensor] = {}
-    fields: dict[str, MultiModalFieldConfig] = {}
+    tensors: dict[str, Any] = {}
+    configs: dict[str, MultiModalFieldConfig] = {}
     hashes: dict[str, list[str]] = {}
     ranges: dict[str, list[PlaceholderRange]] = {}
     for kind, name in MODALITY_NAMES.items():
@@ -68,20 +68,51 @@ def build_input(prompt: Prompt, items: Sequence[Item], pixels: torch.Tensor, fac
         if not chosen:
             continue
         parts = [pixels[item.first_row : item.first_row + item.row_count] for item in chosen]
-        tensors[PIXEL_NAMES[kind]] = pixels if len(chosen) == len(items) else torch.cat(parts)
-        sizes = torch.tensor([item.row_count for item in chosen])
-        fields[PIXEL_NAMES[kind]] = MultiModalFieldConfig.flat_from_sizes(name, sizes)
-        grids = f"{name}_grid_thw"
-        tensors[grids] = torch.from_numpy(np.stack([item.grid for item in chosen]))
-        fields[grids] = MultiModalFieldConfig.batched(name, keep_on_cpu=True)
+        rows = pixels if len(chosen) == len(items) else torch.cat(parts)
+        if not facts.normalizes:
+            rows = _normalized(rows, prompt, facts)
         seconds = [item.seconds_per_step for item in chosen if item.seconds_per_step is not None]
-        if seconds:
-            tensors["second_per_grid_ts"] = torch.tensor(seconds, dtype=facts.dtype)  # as vLLM rounds it
-            fields["second_per_grid_ts"] = MultiModalFieldConfig.batched(name, keep_on_cpu=True)
+        grids = np.stack([item.grid for item in chosen])
+        made = vllm_fields(facts.family, facts.layout, kind, _as_array(rows), grids, seconds or None)
+        tensors[PIXEL_NAMES[kind]] = (
+            [_as_tensor(one, rows.dtype) for one in made.pixels]
+            if isinstance(made.pixels, list)
+            else _as_tensor(made.pixels, rows.dtype)
+        )
+        counts = torch.from_numpy(made.counts)
+        configs[PIXEL_NAMES[kind]] = (
+            MultiModalFieldConfig.flat_from_sizes(name, counts)
+            if made.counts_name
+            else MultiModalFieldConfig.batched(name)
+        )
+        for field in made.fields:
+            tensor = torch.from_numpy(field.array)
+            tensors[field.name] = tensor.to(facts.dtype) if tensor.is_floating_point() else tensor  # as vLLM rounds it
+            configs[field.name] = _config(field, name, counts, len(chosen))
         hashes[name] = [item.hash for item in chosen]
         ranges[name] = [_range(item) for item in chosen]
-    values = MultiModalKwargsItems.from_hf_inputs(BatchFeature(tensors), fields)
+    values = MultiModalKwargsItems.from_hf_inputs(BatchFeature(tensors), configs)
     return mm_input(token_ids, values, hashes, ranges)
+
+
+def _config(field: Field, name: str, counts: torch.Tensor, item_count: int) -> MultiModalFieldConfig:
+    """How vLLM is to divide a tensor among the items of one modality."""
+    if field.parts is Parts.ONE_EACH:
+        return MultiModalFieldConfig.batched(name, keep_on_cpu=field.on_cpu)
+    if field.parts is Parts.BY_COUNT:
+        return MultiModalFieldConfig.flat_from_sizes(name, counts, keep_on_cpu=field.on_cpu)
+    return MultiModalFieldConfig.shared(name, item_count, keep_on_cpu=field.on_cpu)
+
+
+def _as_array(rows: torch.Tensor) -> Array:
+    """The same memory; numpy knows no BF16, so floats of two bytes come as integers."""
+    array: Array = (rows.view(torch.int16) if rows.element_size() == 2 else rows).numpy()
+    return array
+
+
+def _as_tensor(array: Array, dtype: torch.dtype) -> torch.Tensor:
+    """Undoes `_as_array`."""
+    return torch.from_numpy(array).view(dtype)
 
 
 def _range(item: Item) -> PlaceholderRange:
@@ -89,10 +120,14 @@ def _range(item: Item) -> PlaceholderRange:
     return PlaceholderRange(offset=item.first_token, length=item.token_count, is_embed=placeholders)
 
 
-def _normalized(pixels: torch.Tensor, prompt: Prompt, dtype: torch.dtype) -> torch.Tensor:
+def _normalized(pixels: torch.Tensor, prompt: Prompt, facts: EngineFacts) -> torch.Tensor:
     """uint8 [P, F] as the encoder's floats, for a vLLM that does not normalize on its device."""
-    floats = torch.empty(pixels.shape, dtype=dtype)
+    floats = torch.empty(pixels.shape, dtype=facts.dtype)
     step = max(1, SLICE_BYTES // pixels.shape[1])
     for first in range(0, len(pixels), step):
-        floats[first : first + step].copy_(normalize_patches(pixels[first : first + step], *prompt.normalization))
+        part = pixels[first : first + step]
+        if facts.rescales_alone:
+            floats[first : first + step].copy_(part * (1 / 255))  # transformers 5.23, rescale
+        else:
+            floats[first : first + step].copy_(normalize_patches(part, *prompt.normalization))
     return floats

@@ -15,18 +15,17 @@ import numpy as np
 from engine_client.contract.errors import InvalidPrompt
 from engine_client.contract.prompt import Prompt
 from engine_client.contract.sampling import SamplingParameters, TokenLogprob
-from engine_client.contract.tensors import HASH_BYTES, VIDEO, Array
+from engine_client.contract.tensors import HASH_BYTES, TILE_COUNTS, VIDEO, Array
 from engine_client.contract.vllm_rules import (
     check_item_counts,
     check_item_size,
     check_seconds,
-    has_seconds,
     item_range,
 )
 
 from .facts import EngineFacts
 
-TENSORS_OF_THIS_ENGINE = ("item_hash", "second_per_grid_ts")
+TENSORS_OF_THIS_ENGINE = ("item_hash", "second_per_grid_ts", TILE_COUNTS.name)
 _CONSTRAINTS = {"json_schema": "json", "regex": "regex", "grammar": "grammar"}
 MAX_SEED = (1 << 31) - 1  # as vLLM's own gRPC service has it, so that one seed gives the same tokens by either way
 
@@ -69,7 +68,9 @@ def read_items(tensors: Mapping[str, Array], prompt: Prompt, facts: EngineFacts)
     if facts.normalizes and facts.mean is not None and facts.std is not None:
         _check_normalization(prompt, facts.mean, facts.std)
     hashes = _hashes(tensors, count)
-    seconds = _seconds(tensors, prompt.modality, facts.model_type)
+    if VIDEO in prompt.modality and not facts.family.has_videos:
+        raise InvalidPrompt(f"a {facts.model_type} in vLLM takes images alone")
+    seconds = _seconds(tensors, prompt.modality, facts.family.has_seconds)
     row_counts = prompt.row_counts.tolist()
     first_rows = np.concatenate([[0], np.cumsum(row_counts)]).tolist()
     spans: dict[int, list[tuple[int, int]]] = {}
@@ -165,9 +166,9 @@ def _hashes(tensors: Mapping[str, Array], count: int) -> list[str]:
     return [each.tobytes().hex() for each in hashes]
 
 
-def _seconds(tensors: Mapping[str, Array], modality: tuple[int, ...], model_type: str) -> list[float | None]:
+def _seconds(tensors: Mapping[str, Array], modality: tuple[int, ...], has_seconds: bool) -> list[float | None]:
     """Seconds a temporal step of each item; None for images, and in families that have none."""
-    if VIDEO not in modality or not has_seconds(model_type):
+    if VIDEO not in modality or not has_seconds:
         return [None] * len(modality)
     if "second_per_grid_ts" not in tensors:
         raise InvalidPrompt("second_per_grid_ts is missing; this model's positions in a video are of seconds")

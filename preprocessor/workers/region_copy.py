@@ -1,0 +1,47 @@
+"""The copy of rows and results in the file of a named arena, in which an engine on the same host reads them.
+
+It is made by the service, of what a worker has finished, before anybody is told of it: a worker that had the file itself could
+map all of it. The copying runs in a thread, while the worker goes on. Others fill `/dev/shm` too, so a range is allocated before
+its worker starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+
+from preprocessor.workers.arena import Arena
+from preprocessor.workers.refusals import shared_memory_full
+
+
+async def allocate(arena: Arena, span: range) -> None:
+    """Allocate the memory for a range of the file. Nothing for an arena without a name.
+
+    Raises:
+        Overloaded: `SHARED_MEMORY_FULL`.
+    """
+    if not arena.is_named or not span:
+        return
+    whole = arena.chunks.whole(span)
+    try:
+        await asyncio.to_thread(os.posix_fallocate, arena.descriptor, whole.start, len(whole))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise shared_memory_full() from error
+
+
+async def copy(arena: Arena, span: range) -> None:
+    """Copy a range, which is allocated, into the file. Nothing for an arena without a name."""
+    if not arena.is_named or not span:
+        return
+    span = arena.chunks.to_copy(span)
+    await asyncio.to_thread(_write, arena.descriptor, arena.view(span.start, len(span)), span.start)
+    arena.chunks.note_copied(span)
+
+
+def _write(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
