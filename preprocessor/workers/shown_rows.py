@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.workers.arena import Arena
-from preprocessor.workers.chunks import close_all, open_read_only
+from preprocessor.workers.chunks import close_all
+from preprocessor.workers.mapping import open_read_only
 
 ARENA_FILE = -1
 """The number of the arena's own file. Rows lie there that are in no chunk: in an arena with a name, or written by a thread."""
@@ -48,7 +49,9 @@ class ShownRows:
         except ValueError:
             return None
         stop = start + rows.nbytes
-        if self._arena.chunks is None:
+        if (
+            self._arena.is_named
+        ):  # its file has all that is finished, and takes the chunks' place when their worker ends
             return [Piece(ARENA_FILE, start, rows.nbytes)]
         unit = self._arena.unit_bytes
         pieces = []
@@ -83,5 +86,5 @@ class ShownRows:
 
     def _file(self, number: int) -> tuple[object, int]:
         """What a file is known by, and its descriptor."""
-        chunk = self._arena.chunks.at(number) if self._arena.chunks is not None else None
+        chunk = self._arena.chunks.at(number)
         return (self._arena, self._arena.descriptor) if chunk is None else (chunk, chunk.descriptor)
