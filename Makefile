@@ -24,7 +24,7 @@ AUDIT_IGNORED :=
 NATIVE := $(wildcard preprocessor/vision/native/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton vllm prometheus examples demo demo-model test test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit lock sbom parity bench bench-full golden proto image image-test wheels release render reference format lint type verify clean
+.PHONY: help setup triton vllm prometheus examples demo demo-model test test-fronts test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit lock sbom parity bench bench-full golden proto image image-test wheels release render reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ demo-model: setup ## train the demo's model anew, into deploy/demo_model; half a
 test: triton ## run the tests; a few minutes
 	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'
 	$(BIN)/python -m pytest --numprocesses 3
+
+test-fronts: setup ## run the tests of the service once more, with two fronts between it and its callers; some minutes
+	PREPROCESSOR_FRONTS=2 $(BIN)/python -m pytest --numprocesses 3 tests/service
 
 # One process: all tests share one server, since a start takes minutes. Then another: the vLLM in Triton is a server of its own.
 VLLM_IN_TRITON := tests/engine/vllm_triton

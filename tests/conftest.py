@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest_asyncio
 from preprocessor.models.family import Model
 from tests.fork_servers import close_fork_servers
 from tests.loading import load_family_model
+
+# Of every service that a test starts, whatever the machine has: `make test-fronts` runs those of `tests/service` through fronts.
+os.environ.setdefault("PREPROCESSOR_FRONTS", "1")
 
 # Folders of tests that run in one process where `make test` starts three; the third process runs every other folder. The parts
 # take about the same time, and are always the same: what ran before a test does not depend on how fast anything was.

@@ -1,7 +1,7 @@
 """From the cost of one request to the resources for a load of them. Pure arithmetic on what headers tell.
 
     cores       requests a second x core-seconds of one ÷ utilization
-    pods        cores ÷ cores of a pod, or what one event loop hands on, whichever makes more
+    pods        cores ÷ cores of a pod, or what the event loops of one hand on (`--fronts`), whichever makes more
     at once     requests a second x seconds that one is held (Little's law)
     memory      at once x bytes that one holds
     network     requests a second x bytes of one
@@ -15,7 +15,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from preprocessor.config import FILE_SHARE, bytes_beside_budget
+from preprocessor.config import FILE_SHARE, bytes_beside_budget, front_bytes
+from preprocessor.config.machine import default_front_count
 from preprocessor.pipeline.cost import estimate
 from preprocessor.types.plan import Plan
 from preprocessor.types.request import Media
@@ -89,7 +90,8 @@ def needs_of(demand: Demand, requests_a_second: float, cores_a_pod: int, utiliza
         utilization: Share of the cores that the load may take, 0 < utilization < 1; the rest is what keeps waits short.
     """
     cores = requests_a_second * demand.core_seconds / utilization
-    loops = requests_a_second * demand.sent_bytes / _LOOP_BYTES_A_SECOND / utilization
+    front_count = default_front_count(cores_a_pod)
+    loops = requests_a_second * demand.sent_bytes / (front_count * _LOOP_BYTES_A_SECOND) / utilization
     pod_count = max(1, math.ceil(cores / cores_a_pod), math.ceil(loops))
     # As if there was one queue to one core, which overestimates: with several cores waits are shorter.
     held_seconds = demand.core_seconds / (1 - utilization)
@@ -102,7 +104,7 @@ def needs_of(demand: Demand, requests_a_second: float, cores_a_pod: int, utiliza
         pod_count=pod_count,
         requests_at_once=at_once,
         memory_budget_bytes=budget_bytes,
-        container_bytes=budget_bytes + bytes_beside_budget(budget_bytes),
+        container_bytes=budget_bytes + bytes_beside_budget(budget_bytes) + front_bytes(front_count),
         received_bytes_a_second=requests_a_second * demand.received_bytes,
         sent_bytes_a_second=requests_a_second * demand.sent_bytes,
     )

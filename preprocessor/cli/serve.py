@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
 import logging
 import os
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 from preprocessor.cli.reference import effective
 from preprocessor.cli.sources import load_settings
@@ -27,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     settings = loaded.settings
     with loaded.given.spelling():
-        require_memory(settings.memory_budget_bytes, available_memory_bytes(), settings.more_incoming_bytes)
+        require_memory(settings.memory_budget_bytes, available_memory_bytes(), settings.more_bytes)
         if settings.isolation == "required":
             _require_isolation()
     configure(settings.log_level, settings.log_format)
@@ -46,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
     finally:
         gc.enable()  # even if loading failed: the caller may continue
     fork_server = None if settings.is_in_process else ForkServer(model, fork_current_process(model))
+    from preprocessor.service.event_loop import event_loop_runner
     from preprocessor.service.server import serve  # gRPC comes after the fork: nothing of it is in the workers
 
     run_loop = event_loop_runner()
@@ -68,13 +66,3 @@ def _require_isolation() -> None:
         raise SettingError(
             "--isolation", "required", f"available, or mend what `preprocessor doctor` finds here: {lack}"
         )
-
-
-def event_loop_runner() -> Callable[[Coroutine[Any, Any, None]], None]:
-    """uvloop's `run`, or asyncio's where uvloop is absent, as on Windows."""
-    try:
-        import uvloop
-    except ImportError:
-        logger.warning("uvloop is not installed; serving on asyncio's own event loop, which moves bytes slower")
-        return asyncio.run
-    return uvloop.run

@@ -10,7 +10,7 @@ from preprocessor.config.declare import SettingError, group, setting
 from preprocessor.config.engine import EngineSettings
 from preprocessor.config.fetch import FetchSettings
 from preprocessor.config.limits import Limits
-from preprocessor.config.machine import available_cpu_count
+from preprocessor.config.machine import available_cpu_count, default_front_count
 from preprocessor.config.memory import (
     INSPECTION_BYTES,
     LEAST_BUDGET_BYTES,
@@ -19,6 +19,7 @@ from preprocessor.config.memory import (
     OPENAI_CONNECTION_BYTES,
     UPLOAD_BYTES,
     default_budget,
+    front_bytes,
 )
 from preprocessor.config.trace import TraceSettings
 from preprocessor.config.values import NO_BACKGROUND, parse_background, parse_bytes
@@ -43,6 +44,12 @@ class ServeSettings:
     )
     worker_count: int = setting(
         available_cpu_count, "cores to work on", name="--workers", default_text="the cgroup's CPU limit"
+    )
+    front_count: int = setting(
+        default_front_count,
+        "processes that share the gRPC port and carry callers' bytes; 1: the service itself does",
+        name="--fronts",
+        default_text="one for four cores from 8 on, else 1",
     )
     max_queued_count: int = setting(
         256, "requests that may wait for a worker before more are refused", name="--max-queued"
@@ -132,11 +139,11 @@ class ServeSettings:
     limits: Limits = group(Limits, "limits on one request")
 
     @property
-    def more_incoming_bytes(self) -> int:
-        """Memory for messages being received that `bytes_beside_budget` does not include."""
+    def more_bytes(self) -> int:
+        """Memory for messages being received, for `/inspect` and for fronts that `bytes_beside_budget` does not include."""
         message_bytes = self.wire.max_upload_count * self.wire.max_message_bytes
-        connection_bytes = self.openai_connection_count * OPENAI_CONNECTION_BYTES
-        return max(0, message_bytes - UPLOAD_BYTES) + connection_bytes + self.is_inspectable * INSPECTION_BYTES
+        more_bytes = max(0, message_bytes - UPLOAD_BYTES) + self.openai_connection_count * OPENAI_CONNECTION_BYTES
+        return more_bytes + self.is_inspectable * INSPECTION_BYTES + front_bytes(self.front_count, message_bytes)
 
     @property
     def openai_connection_count(self) -> int:
@@ -145,6 +152,7 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         require_positive_int("--workers", self.worker_count)
+        require_positive_int("--fronts", self.front_count)
         require_positive_int("--max-queued", self.max_queued_count)
         require_positive_int("--max-jobs-a-worker", self.max_jobs_a_worker)
         for option, size_bytes, least in (

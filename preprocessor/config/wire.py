@@ -26,7 +26,7 @@ class WireSettings:
     max_upload_count: int = setting(16, "callers that upload at a time; others wait their turn", name="--max-uploads")
     max_open_calls: int = setting(1024, "calls open at a time, health checks apart; more are refused")
     max_streams_a_connection: int = setting(512, "calls open at a time on one connection; more wait at the caller")
-    max_connections: int = setting(1024, "connections open at a time; more are closed at once")
+    max_connections: int = setting(1024, "connections open at a time, at each front; more are closed at once")
     max_connection_age_seconds: float = setting(
         3600.0, "after so long a caller is asked to connect anew, to find new replicas", "S", kind=float
     )

@@ -69,13 +69,15 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(details)
-        if handler is None:
-            return handler
+        return None if handler is None else self.guard_handler(handler, details.method)
+
+    def guard_handler(self, handler: Any, path: str) -> Any:
+        """A handler of gRPC with `guard` around it; it streams both ways."""
         for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
             behaviour = getattr(handler, kind)
             if behaviour is not None:
                 parse = handler.request_deserializer
-                guarded = self.guard(behaviour, details.method, parse, is_unary=kind.startswith("unary"))
+                guarded = self.guard(behaviour, path, parse, is_unary=kind.startswith("unary"))
                 as_streams = {
                     kind: None,
                     "stream_stream": guarded,

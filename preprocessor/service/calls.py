@@ -18,18 +18,15 @@ from preprocessor.service.logs import set_request
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.quotas import current_caller
 from preprocessor.service.response_buffer import ResponseBuffer
+from preprocessor.service.sender import Sender
 from preprocessor.service.status import Context, refuse, request_id_of, status_of
 from preprocessor.service.tracing import CallTrace, Traces
 from preprocessor.types.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
-from preprocessor.wire.tensors import MAX_ROWS_BYTES
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.resources import RequestResources
 
 logger = logging.getLogger(__name__)
-
-_MIN_ROWS_BYTES = 256 << 10
-_SLOW_WRITE_SECONDS = 0.5
 
 
 @dataclass(slots=True)
@@ -40,10 +37,7 @@ class Call:
         resources: Worker pool resources held by the call.
         trace: The call's span in the caller's trace.
         deadline_seconds: On `time.monotonic`'s clock; gRPC's own deadline follows the wall clock.
-        answer_idle_seconds: The longest time that a message may wait to be read.
         media_keys: Keys of the request's media, in the order of the spec.
-        rows_message_bytes: Size of the next message of rows: small at first, and doubled after each message that is read in
-            0.5 s, else halved.
         region: The caller's shared memory, which rows go to in place of messages.
     """
 
@@ -52,10 +46,8 @@ class Call:
     timings: Timings
     context: Context
     deadline_seconds: float
-    answer_idle_seconds: float
     trace: CallTrace
-    response_buffer: ResponseBuffer
-    rows_message_bytes: int = _MIN_ROWS_BYTES
+    sender: Sender
     received_bytes: int = 0
     media_keys: tuple[str, ...] = ()
     substitutions: list[pb.Substitution] = field(default_factory=list)
@@ -67,18 +59,8 @@ class Call:
         return max(0.0, self.deadline_seconds - time.monotonic())
 
     async def send(self, message: Any) -> None:
-        """Send a response message, serialized or not; returns once gRPC has accepted it under the caller's flow control.
-
-        Raises:
-            DeadlineExceeded: `ANSWER_IDLE`: the caller did not read for `answer_idle_seconds`, or less while others waited.
-        """
-        size_bytes = len(message) if isinstance(message, bytes) else message.ByteSize()
-        started_seconds = time.monotonic()
-        async with self.response_buffer.sending(size_bytes, self.answer_idle_seconds):
-            await self.context.write(message)
-        is_slow = time.monotonic() - started_seconds > _SLOW_WRITE_SECONDS
-        next_bytes = self.rows_message_bytes // 2 if is_slow else self.rows_message_bytes * 2
-        self.rows_message_bytes = min(max(next_bytes, _MIN_ROWS_BYTES), MAX_ROWS_BYTES)
+        """See `Sender.send`."""
+        await self.sender.send(message)
 
 
 class Calls:
@@ -129,16 +111,15 @@ class Calls:
                 asyncio.timeout(timeout_seconds),
                 RequestResources(self._pool, deadline_seconds, timings, self._cache_scope()) as resources,
             ):
-                idle_seconds = self._wire.answer_idle_seconds
+                sender = Sender(context.write, self._response_buffer, self._wire.answer_idle_seconds)
                 call = Call(
                     request_id,
                     resources,
                     timings,
                     context,
                     deadline_seconds,
-                    idle_seconds,
                     trace,
-                    self._response_buffer,
+                    sender,
                 )
                 yield call
         except asyncio.CancelledError:

@@ -34,6 +34,8 @@ class Cause(enum.Enum):
 
     DRAINING = "draining"
     """The process is stopping."""
+    FRONTS = "fronts"
+    """No front is running, so nobody can call; new ones are being started."""
     WORKERS = "workers"
     """No worker process is running; new ones are being started."""
     ENGINE = "engine"
@@ -42,13 +44,13 @@ class Cause(enum.Enum):
     """The memory budget has been full for `budget_full_seconds`: new requests would wait or be refused."""
 
 
-_PREPARE_CAUSES = frozenset({Cause.DRAINING, Cause.WORKERS, Cause.BUDGET})
+_PREPARE_CAUSES = frozenset({Cause.DRAINING, Cause.FRONTS, Cause.WORKERS, Cause.BUDGET})
 CONCERNS: Mapping[str, frozenset[Cause]] = {
     "": _PREPARE_CAUSES,
     "Prepare": _PREPARE_CAUSES,
     "CountTokens": _PREPARE_CAUSES,
     "Generate": frozenset(Cause),
-    "GetModel": frozenset({Cause.DRAINING}),
+    "GetModel": frozenset({Cause.DRAINING, Cause.FRONTS}),
 }
 """The causes that make each method unready; under the empty name, those that make the whole replica unready."""
 _NO_ENGINE = "no engine is configured here; start the service with --engine"
@@ -65,6 +67,7 @@ class Health:
     Args:
         budget_full_seconds: How long the memory budget may be full before the replica is unready.
         clock: Monotonic clock, in seconds.
+        is_reachable: Whether anything listens for calls.
     """
 
     def __init__(
@@ -73,12 +76,14 @@ class Health:
         pool: WorkerPool,
         budget_full_seconds: float = 15.0,
         clock: Callable[[], float] = time.monotonic,
+        is_reachable: Callable[[], bool] = lambda: True,
     ) -> None:
         self.servicer = grpc_health.HealthServicer()
         self._engine = engine
         self._pool = pool
         self._budget_full_seconds = budget_full_seconds
         self._clock = clock
+        self._is_reachable = is_reachable
         self._full_since: float | None = None
         self._engine_trouble = "" if engine is None else "the engine has not been checked yet"
         self._engine_reason = "not checked"
@@ -92,6 +97,8 @@ class Health:
         found = {}
         if self._is_draining:
             found[Cause.DRAINING] = "draining"
+        if not self._is_reachable():
+            found[Cause.FRONTS] = "no front is running"
         if not self._pool.worker_set.count:
             found[Cause.WORKERS] = "no worker process is running"
         if self._engine_trouble:

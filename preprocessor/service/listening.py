@@ -31,11 +31,26 @@ def create_server(wire: WireSettings, auth_interceptor: grpc.aio.ServerIntercept
     return grpc.aio.server(options=_channel_options(wire), interceptors=[auth_interceptor, _SerializedResponses()])
 
 
+def create_shared_server(wire: WireSettings, handler: grpc.GenericRpcHandler) -> grpc.aio.Server:
+    """A server whose port other processes may share; one handler gets every call."""
+    return grpc.aio.server(handlers=[handler], options=_channel_options(wire, is_shared=True))
+
+
 def bind(server: grpc.aio.Server, address: str, access: AccessSettings) -> str:
     """Listen on an address; returns it with the bound port.
 
     Raises:
         SettingError: The address is in use or not one of this machine, or a TLS file cannot be used.
+    """
+    host = check_address(address, access)
+    return f"{host}:{add_port(server, address, access)}"
+
+
+def check_address(address: str, access: AccessSettings) -> str:
+    """Find out whether an address can be listened on, and warn where strangers can; returns its host.
+
+    Raises:
+        SettingError: As `bind`.
     """
     host, wanted_port = split_address("--address", address)
     credentials = server_credentials(access)
@@ -47,11 +62,20 @@ def bind(server: grpc.aio.Server, address: str, access: AccessSettings) -> str:
         logger.warning(
             "listening on %s without TLS: anyone who can connect can call, and traffic is not encrypted", address
         )
+    return host
+
+
+def add_port(server: grpc.aio.Server, address: str, access: AccessSettings) -> int:
+    """Listen on an address; returns the bound port.
+
+    Raises:
+        SettingError: The address is in use, or a TLS file cannot be used.
+    """
+    credentials = server_credentials(access)
     try:
-        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError as error:
         raise SettingError("--address", address, f"an unused address ({error})") from error
-    return f"{host}:{port}"
 
 
 def unusable_address(option: str, address: str, error: OSError) -> SettingError:
@@ -76,9 +100,11 @@ def _try_to_bind(host: str, port: int) -> None:
         tried.listen(1)
 
 
-def bound_socket(host: str, port: int) -> socket.socket:
+def bound_socket(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
     """A socket at the first address of a host.
 
+    Args:
+        is_shared: Other processes of this user may bind to the same port.
     Raises:
         OSError: The address cannot be bound.
     """
@@ -87,6 +113,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
     bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind(place)
     except OSError:
         bound.close()
@@ -94,10 +122,10 @@ def bound_socket(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _channel_options(wire: WireSettings) -> Sequence[tuple[str, int]]:
+def _channel_options(wire: WireSettings, *, is_shared: bool = False) -> Sequence[tuple[str, int]]:
     """Source of the names: grpc/impl/channel_arg_names.h of gRPC 1.85."""
     return (
-        ("grpc.so_reuseport", 0),  # a port in use is an error; it is not shared
+        ("grpc.so_reuseport", int(is_shared)),  # else a port in use is an error
         ("grpc.max_receive_message_length", wire.max_message_bytes),
         (
             "grpc.max_send_message_length",

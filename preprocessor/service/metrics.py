@@ -111,6 +111,8 @@ class Metrics:
         self.loop_delay = self._histogram("preprocessor_event_loop_delay_seconds", "Delay of timers on the event loop")
         self.worker_ends = self._counter("preprocessor_worker_ends", "Worker processes ended, by reason", "reason")
 
+        self.front_restarts = self._counter("preprocessor_front_restarts", "Fronts started in place of one that ended")
+
         # rate() misses the first event of a series that starts at 1, so series with known labels start at 0.
         self._stages = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
         self._cpu = {stage: self.stage_cpu_seconds.labels(stage) for stage in _WORKER_STAGES}

@@ -21,6 +21,15 @@ _MIN_READ_RATE = 1 << 20  # bytes a second
 _CHECK_SECONDS = 0.25
 
 
+def answer_idle(idle_timeout_seconds: float) -> DeadlineExceeded:
+    """The error of a call whose caller does not read."""
+    return DeadlineExceeded(
+        f"a part of the answer was not read for {idle_timeout_seconds:g} seconds, or for less while other calls "
+        "waited to send theirs; read messages as they come",
+        reason="ANSWER_IDLE",
+    )
+
+
 class ResponseBuffer:
     """The messages being sent.
 
@@ -51,11 +60,7 @@ class ResponseBuffer:
                 finally:
                     del self._timeouts[timeout]
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"a part of the answer was not read for {idle_timeout_seconds:g} seconds, or for less while other calls "
-                "waited to send theirs; read messages as they come",
-                reason="ANSWER_IDLE",
-            ) from None
+            raise answer_idle(idle_timeout_seconds) from None
         finally:
             self._release(size_bytes)
 

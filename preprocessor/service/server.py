@@ -13,7 +13,7 @@ from types import TracebackType
 import av
 from aiohttp import web
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from engine_client import Endpoints, EngineClient
 from preprocessor.config import ServeSettings, SettingError, TraceSettings, split_address
@@ -25,6 +25,7 @@ from preprocessor.service.caller_region import COPYING_THREADS
 from preprocessor.service.endpoint_metrics import EndpointMetrics
 from preprocessor.service.engine import arena_in, connect_engines, remove_abandoned, share_region
 from preprocessor.service.fetch.fetcher import Fetcher
+from preprocessor.service.fronts.supervisor import Fronts
 from preprocessor.service.health import SERVICE_NAME, Health, probe_application
 from preprocessor.service.inspection import Inspection
 from preprocessor.service.logs import keep_writing_summaries
@@ -131,10 +132,20 @@ class Server:
         stack.push_async_callback(self.pool.close)
         if self.engine is not None:
             stack.push_async_callback(self.engine.close)
-        self.health = Health(self.engine, self.pool, settings.budget_full_seconds)
-        self.metrics.registry.register(StateMetrics(self.pool, self.health))
         self.auth_interceptor = AuthInterceptor(settings.access, settings.wire, self.metrics)
-        self._grpc = listening.create_server(settings.wire, self.auth_interceptor)
+        self.fronts: Fronts | None = None
+        if settings.front_count > 1:
+            self.fronts = Fronts(settings, self.auth_interceptor, self.pool.arena, self.metrics.front_restarts.inc)
+            self._grpc = self.fronts.as_grpc
+        else:
+            self._grpc = listening.create_server(settings.wire, self.auth_interceptor)
+        self.health = Health(
+            self.engine,
+            self.pool,
+            settings.budget_full_seconds,
+            is_reachable=lambda: self.fronts is None or bool(self.fronts.running),
+        )
+        self.metrics.registry.register(StateMetrics(self.pool, self.health))
         servicer = PreprocessorServicer(
             self.model,
             settings,
@@ -147,8 +158,12 @@ class Server:
         )
         pb_grpc.add_PreprocessorServicer_to_server(servicer, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._grpc)
-        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
-        self.address = listening.bind(self._grpc, settings.address, settings.access)
+        # `enable_server_reflection` would take the fronts for a server of the blocking API.
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), self._grpc)
+        self.address = (
+            listening.bind(self._grpc, settings.address, settings.access) if self.fronts is None else self.fronts.bind()
+        )
         await self._grpc.start()
         stack.push_async_callback(self._grpc.stop, grace=None)
         http = probe_application(self.health, self.metrics)
@@ -225,12 +240,13 @@ async def serve(settings: ServeSettings, model: LoadedModel, fork_server: ForkSe
         await fork_server.start()
     async with Server(settings, model, fork_server=fork_server) as server:
         logger.info(
-            "serving %s on grpc %s, http %s;%s %d workers; memory budget %d MiB; engine %s; FFmpeg %s",
+            "serving %s on grpc %s, http %s;%s %d workers; %d fronts; memory budget %d MiB; engine %s; FFmpeg %s",
             server.model.name,
             server.address,
             server.http_address,
             f" openai {server.openai_address};" if server.openai_address else "",
             settings.worker_count,
+            settings.front_count if settings.front_count > 1 else 0,
             settings.memory_budget_bytes >> 20,
             settings.engine.address or "none",
             av.ffmpeg_version_info,

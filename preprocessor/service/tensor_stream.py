@@ -1,4 +1,4 @@
-"""Sending tensors to the caller of `Prepare`: by messages, or through shared memory of the caller's."""
+"""Sending tensors to the caller of `Prepare`: by messages, by a front, or through shared memory of the caller's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from preprocessor.service import writing
 from preprocessor.service.caller_region import CallerRegion
 from preprocessor.service.calls import Call
+from preprocessor.service.fronts.context import RelayedContext
 from preprocessor.service.metrics import Metrics
 from preprocessor.types.plan import PixelPlan, Plan, Substitution
 from preprocessor.types.request import PreparationRequest
@@ -30,15 +31,26 @@ def rows_sender(tensors: Iterable[pb.Tensor], call: Call) -> SendRows:
         InvalidRequest: `REGION_TOO_SMALL`.
     """
     if call.region is None:
-        return _by_messages(call)
+        context = call.context
+        return _by_front(call, context) if isinstance(context, RelayedContext) else _by_messages(call)
     sizes_bytes = {index: one.total_bytes for index, one in enumerate(tensors) if len(one.data) < one.total_bytes}
     return _by_region(call, call.region, call.region.place(sizes_bytes))
 
 
 def _by_messages(call: Call) -> SendRows:
     async def send(tensor_index: int, array: npt.NDArray[Any], first_row: int, row_count: int) -> None:
-        for message in write_rows(tensor_index, array, first_row, row_count, lambda: call.rows_message_bytes):
+        for message in write_rows(tensor_index, array, first_row, row_count, lambda: call.sender.rows_message_bytes):
             await call.send(message)
+
+    return send
+
+
+def _by_front(call: Call, context: RelayedContext) -> SendRows:
+    by_messages = _by_messages(call)
+
+    async def send(tensor_index: int, array: npt.NDArray[Any], first_row: int, row_count: int) -> None:
+        if not await context.send_rows(tensor_index, array, first_row, row_count):
+            await by_messages(tensor_index, array, first_row, row_count)
 
     return send
 

@@ -63,11 +63,16 @@ def write_rows(
     start, stop = first_row, first_row + row_count
     while start < stop:
         rows = array[start : min(start + max(1, piece_bytes() // array[0].nbytes), stop)]
-        fields = pb.TensorRows(tensor_index=tensor_index, first_row=start, row_count=len(rows)).SerializeToString()
-        fields += _DATA_TAG + _varint(rows.nbytes)
-        head = _ROWS_TAG + _varint(len(fields) + rows.nbytes)
-        yield b"".join((head, fields, rows.view(np.uint8).data.cast("B")))
+        yield rows_message(tensor_index, start, len(rows), [rows.view(np.uint8).data.cast("B")])
         start += len(rows)
+
+
+def rows_message(tensor_index: int, first_row: int, row_count: int, data: Sequence[bytes | memoryview]) -> bytes:
+    """A serialized `PrepareResponse` with rows, whose bytes come in pieces."""
+    size_bytes = sum(map(len, data))
+    fields = pb.TensorRows(tensor_index=tensor_index, first_row=first_row, row_count=row_count).SerializeToString()
+    fields += _DATA_TAG + _varint(size_bytes)
+    return b"".join((_ROWS_TAG, _varint(len(fields) + size_bytes), fields, *data))
 
 
 def read_tensor(message: pb.Tensor) -> npt.NDArray[Any]:

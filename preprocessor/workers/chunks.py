@@ -123,6 +123,10 @@ class Chunks:
         chunk = self._chunks.get(offset // self.size_bytes)
         return None if chunk is None else chunk.scope
 
+    def at(self, number: int) -> _Chunk | None:
+        """The chunk of that number; None: there is none."""
+        return self._chunks.get(number)
+
     def give(
         self, given: GivenChunks, scope: str, written: Iterable[range], read: Iterable[range] = ()
     ) -> tuple[Windows, list[int]]:

@@ -70,7 +70,7 @@ def main() -> int:
     assert isinstance(model, Model)
     (clip,) = data_of(SEED)
     sections: dict[str, Section] = {}
-    with clients(options.client_process_count) as callers:
+    with clients(options.client_process_count, options.connection_count) as callers:
         bench = Bench(model, clip, callers, options)
         for name in names:
             print(name, file=sys.stderr)
@@ -122,6 +122,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
             count for count in SCALING_WORKER_COUNTS if count <= cores or arguments.all_workers
         ),
         client_process_count=arguments.clients,
+        connection_count=arguments.connections,
         image_count=100 if full else 40,
         start_count=1 if quick else 5 if full else 3,
     )
@@ -155,6 +156,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds-each", type=float, help="length of one load (default: 5; with --full 15)")
     parser.add_argument(
         "--clients", type=_positive, default=max(1, available_cpu_count() // 4), help="processes of callers"
+    )
+    parser.add_argument(
+        "--connections", type=_positive, default=1, help="of each process of callers; fronts need several"
     )
     parser.add_argument("--all-workers", action="store_true", help="scale to 16 workers, however many cores there are")
     parser.add_argument("--no-check", dest="check", action="store_false", help="exit 0 although a goal is missed")

@@ -34,6 +34,7 @@ class Options:
         seconds_each: How long a load lasts; what was begun by then is ended.
         scaling_worker_counts: Ascending.
         client_process_count: Processes of callers.
+        connection_count: Connections of each.
         image_count: Small images, one after another.
         start_count: Starts of a server.
     """
@@ -49,6 +50,7 @@ class Options:
     seconds_each: float
     scaling_worker_counts: tuple[int, ...]
     client_process_count: int
+    connection_count: int
     image_count: int
     start_count: int
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import urllib.error
 import urllib.request
@@ -30,6 +31,8 @@ from tests.fork_servers import fork_server_of
 from tests.service.node import node  # noqa: F401  # a fixture
 from tests.waiting import PATIENCE_SECONDS, eventually
 
+FRONT_COUNT = int(os.environ["PREPROCESSOR_FRONTS"])
+"""Of every service here: see `tests/conftest.py`."""
 PREPARE = "/preprocessor.v1.Preprocessor/Prepare"
 
 
@@ -139,6 +142,7 @@ async def serving(
         "http_address": "127.0.0.1:0",
         "worker_count": 2,
         "drain_seconds": 5.0,
+        "front_count": FRONT_COUNT,
     }
     options = ServeSettings(
         **{**free, **settings}, limits=limits or Limits(), engine=engine_settings or EngineSettings()

@@ -21,11 +21,11 @@ from preprocessor import pipeline
 from preprocessor.__main__ import main
 from preprocessor.cli.output import check_output
 from preprocessor.cli.saved import save
-from preprocessor.cli.serve import event_loop_runner
 from preprocessor.client import PrepareResult
 from preprocessor.config import SettingError
 from preprocessor.models.family import Model
 from preprocessor.prompt_page.facts import PreparedPrompt
+from preprocessor.service.event_loop import event_loop_runner
 from preprocessor.types.request import (
     ChatPrompt,
     Media,

@@ -162,7 +162,7 @@ async def test_open_connections_are_limited(model: Model) -> None:
             connections = [stack.enter_context(RawConnection(address)) for _ in range(10)]
             return [connection.frames_until(SETTINGS) != [] for connection in connections]
 
-    async with serving(model, wire=WireSettings(max_connections=4)) as caller:
+    async with serving(model, front_count=1, wire=WireSettings(max_connections=4)) as caller:
         greeted = await asyncio.to_thread(connect, caller.server.address)
         assert greeted == sorted(greeted, reverse=True)
         assert 2 <= sum(greeted) <= 4

@@ -13,10 +13,11 @@ import pytest
 
 from preprocessor.client import Client, Prompt
 from preprocessor.client.channel import CHANNEL_OPTIONS
+from preprocessor.config import front_bytes
 from tests.bench.service.watched import WatchedServer
 from tests.media import photo
 from tests.service.cgroup import MemoryGroup, memory_group
-from tests.service.conftest import chat, image
+from tests.service.conftest import FRONT_COUNT, chat, image
 from tests.service.pressure import WAYS, Way, leaves, pressure, slow_reader, slow_sender, too_large
 from tests.waiting import eventually
 
@@ -29,7 +30,7 @@ BESIDE_BYTES = 500 * MIB
 
 @pytest.fixture(scope="module")
 def group() -> Iterator[MemoryGroup | None]:
-    with memory_group(BUDGET_BYTES + 1024 * MIB) as one:
+    with memory_group(BUDGET_BYTES + 1024 * MIB + front_bytes(FRONT_COUNT)) as one:
         yield one
 
 

@@ -125,7 +125,7 @@ async def test_readiness_reports_every_cause(model: Model) -> None:
         assert [line.partition(":")[0] for line in why.splitlines()] == ["draining", "engine"]
         samples = await caller.samples()
     causes = {cause.value: samples["preprocessor_unready", cause.value] for cause in Cause}
-    assert causes == {"draining": 1, "engine": 1, "workers": 0, "budget": 0}
+    assert causes == {"draining": 1, "engine": 1, "fronts": 0, "workers": 0, "budget": 0}
     assert samples[("preprocessor_ready",)] == 0
 
 

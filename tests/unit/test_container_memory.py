@@ -8,6 +8,7 @@ from preprocessor.config import ServeSettings, WireSettings, bytes_beside_budget
 from preprocessor.config.memory import (
     AT_REST_BYTES,
     DISCARDED_BYTES,
+    FRONT_AT_REST_BYTES,
     RESPONSE_BYTES,
     SINGLE_MESSAGE_BYTES,
     UPLOAD_BYTES,
@@ -56,12 +57,21 @@ def test_the_parts_are_those_of_the_default_limits() -> None:
 
 
 def test_larger_messages_and_more_uploads_need_more() -> None:
-    assert ServeSettings().more_incoming_bytes == 0
-    settings = ServeSettings(wire=WireSettings(max_upload_count=32))
-    assert settings.more_incoming_bytes == 256 * MIB
+    assert ServeSettings(front_count=1).more_bytes == 0
+    settings = ServeSettings(front_count=1, wire=WireSettings(max_upload_count=32))
+    assert settings.more_bytes == 256 * MIB
+
+
+def test_each_front_needs_memory_and_messages_are_in_one_of_them_too() -> None:
+    both, four = (ServeSettings(front_count=count).more_bytes for count in (2, 4))
+    assert four - both == 2 * (FRONT_AT_REST_BYTES + RESPONSE_BYTES)
+    assert both - (four - both) == UPLOAD_BYTES + SINGLE_MESSAGE_BYTES + DISCARDED_BYTES
+    wide = ServeSettings(front_count=2, wire=WireSettings(max_upload_count=32))
+    assert wide.more_bytes - both == 512 * MIB
+    assert ServeSettings(front_count=1).more_bytes == 0
 
 
 def test_openai_s_port_needs_memory_for_its_connections() -> None:
-    assert ServeSettings(openai_address="127.0.0.1:8000").more_incoming_bytes == 160 * MIB
-    fewer = ServeSettings(openai_address="127.0.0.1:8000", wire=WireSettings(max_connections=16))
-    assert fewer.more_incoming_bytes == 10 * MIB
+    assert ServeSettings(front_count=1, openai_address="127.0.0.1:8000").more_bytes == 160 * MIB
+    fewer = ServeSettings(front_count=1, openai_address="127.0.0.1:8000", wire=WireSettings(max_connections=16))
+    assert fewer.more_bytes == 10 * MIB

@@ -149,7 +149,15 @@ REACHING_PIXELS = {
     "limits": "test_limits_change_no_digest",
 }
 NEVER_REACHING_PIXELS = {
-    *("address", "http_address", "worker_count", "max_queued_count", "memory_budget_bytes", "worker_memory_bytes"),
+    *(
+        "address",
+        "http_address",
+        "worker_count",
+        "front_count",
+        "max_queued_count",
+        "memory_budget_bytes",
+        "worker_memory_bytes",
+    ),
     *(
         "max_cpu_seconds",
         "max_jobs_a_worker",

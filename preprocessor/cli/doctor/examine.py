@@ -39,7 +39,7 @@ def examine(settings: ServeSettings) -> list[Finding]:
     return [
         *examine_software(),
         resources.check_cores(settings.worker_count, available_cpu_count()),
-        resources.check_memory(settings.memory_budget_bytes, available_memory_bytes(), settings.more_incoming_bytes),
+        resources.check_memory(settings.memory_budget_bytes, available_memory_bytes(), settings.more_bytes),
         resources.check_shared_memory(
             settings.engine.transport, bool(settings.engine.address), resources.shared_memory_free_bytes(), region_bytes
         ),

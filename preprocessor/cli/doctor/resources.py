@@ -28,7 +28,7 @@ def check_memory(budget_bytes: int, available_bytes: int, more_bytes: int = 0) -
     """Whether the budget and what the service itself takes fit the memory.
 
     Args:
-        more_bytes: As `ServeSettings.more_incoming_bytes`.
+        more_bytes: As `ServeSettings.more_bytes`.
     """
     found = f"--memory-budget {_show(budget_bytes)} of {_show(available_bytes)}"
     beside_bytes = bytes_beside_budget(budget_bytes) + more_bytes

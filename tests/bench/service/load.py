@@ -60,14 +60,18 @@ class Traffic:
 class Clients:
     """Processes of callers."""
 
-    def __init__(self, processes: ProcessPoolExecutor, process_count: int) -> None:
+    def __init__(self, processes: ProcessPoolExecutor, process_count: int, connection_count: int) -> None:
         self._processes = processes
         self._process_count = process_count
+        self._connection_count = connection_count
 
     def run(self, address: str, load: Load) -> Traffic:
         """Put a load on a server, divided over the processes."""
         start_at = time.monotonic() + _START_SECONDS
-        parts = [self._processes.submit(_drive, address, s, start_at) for s in shares(load, self._process_count)]
+        parts = [
+            self._processes.submit(_drive, address, share, start_at, self._connection_count)
+            for share in shares(load, self._process_count)
+        ]
         results = [part.result() for part in parts]
         return Traffic(
             [end for part in results for end in part.endings], sum(part.client_cpu_seconds for part in results)
@@ -75,29 +79,35 @@ class Clients:
 
 
 @contextmanager
-def clients(process_count: int) -> Iterator[Clients]:
-    """So many processes of callers, started."""
+def clients(process_count: int, connection_count: int = 1) -> Iterator[Clients]:
+    """So many processes of callers, started, with so many connections each."""
     with ProcessPoolExecutor(process_count, get_context("spawn")) as processes:
         started = [processes.submit(time.sleep, 0.2) for _ in range(process_count)]  # long enough to take one each
         for one in started:
             one.result()
-        yield Clients(processes, process_count)
+        yield Clients(processes, process_count, connection_count)
 
 
 async def drive(
-    address: str, load: Load, start_at_seconds: float = 0.0, *, endings: list[Ending] | None = None
+    address: str,
+    load: Load,
+    start_at_seconds: float = 0.0,
+    *,
+    endings: list[Ending] | None = None,
+    connection_count: int = 1,
 ) -> Traffic:
     """Put a load on a server from this event loop. `endings` gets each request's ending as it comes."""
     endings = [] if endings is None else endings
     cpu_seconds = time.process_time()
-    connect = functools.partial(grpc.aio.insecure_channel, address, options=CHANNEL_OPTIONS)
+    options = (*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))  # a connection for each channel
+    connect = functools.partial(grpc.aio.insecure_channel, address, options=options)
 
     async def when_to_start() -> float:
         return start_at_seconds
 
-    await callers.drive(connect, load, endings.append, when_to_start=when_to_start)
+    await callers.drive(connect, load, endings.append, when_to_start=when_to_start, connection_count=connection_count)
     return Traffic(endings, time.process_time() - cpu_seconds)
 
 
-def _drive(address: str, load: Load, start_at_seconds: float) -> Traffic:
-    return asyncio.run(drive(address, load, start_at_seconds))
+def _drive(address: str, load: Load, start_at_seconds: float, connection_count: int) -> Traffic:
+    return asyncio.run(drive(address, load, start_at_seconds, connection_count=connection_count))

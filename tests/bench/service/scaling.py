@@ -1,4 +1,4 @@
-"""More workers: processes beside threads, and the pool alone, whose rows nobody sends."""
+"""More workers: processes behind one event loop or fronts, threads, and the pool alone, whose rows nobody sends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from preprocessor.config.machine import default_front_count
 from preprocessor.traffic.load import Ask
 from tests.bench.options import Bench
 from tests.bench.section import Section, Table
@@ -15,12 +16,13 @@ from tests.bench.service.watched import WatchedServer, process_cpu_seconds
 
 BUDGET_BYTES = 4 * GIB
 _HEAD = (
-    "workers are", "workers", "requests/s", "speed-up", "efficiency", "CPU, ms a request", "service, cores", "clients, cores",
+    "workers are", "workers", "requests/s", "speed-up", "efficiency", "CPU, ms a request", "service, cores", "fronts, cores",
+    "clients, cores",
 )  # fmt: skip
 
 
 def scaling(bench: Bench) -> Section:
-    """More workers: processes, threads, and the pool alone, whose rows nobody sends."""
+    """More workers: processes behind one event loop or fronts, threads, and the pool alone, whose rows nobody sends."""
     options = bench.options
     fps = options.load_fps[0]
     section = Section(
@@ -45,7 +47,7 @@ def scaling(bench: Bench) -> Section:
                     str(workers),
                     *(f"{value:.2f}" for value in (rate, rate / first[kind], efficiency)),
                     f"{figures['cpu_ms']:.0f}",
-                    *(_cores(figures[name]) for name in ("service_cores", "client_cores")),
+                    *(_cores(figures[name]) for name in ("service_cores", "front_cores", "client_cores")),
                 ],
                 kind=kind,
                 workers=workers,
@@ -60,11 +62,13 @@ def _scale_service(bench: Bench, ask: Ask, workers: int, *options: str) -> dict[
     with WatchedServer(*sized(workers, BUDGET_BYTES), *options) as server:
         bench.warm_up(server, ask)
         tree, own = server.cpu_seconds(), process_cpu_seconds(server.process)
+        fronts = _front_cpu_seconds(server)
         traffic = bench.run(server, ask, concurrency=4 * workers, seconds=bench.options.seconds_each)
         return {
             "requests_a_second": traffic.answers_a_second,
             "cpu_ms": (server.cpu_seconds() - tree) / len(traffic.answered) * 1e3,
             "service_cores": (process_cpu_seconds(server.process) - own) / traffic.wall_seconds,
+            "front_cores": (_front_cpu_seconds(server) - fronts) / traffic.wall_seconds,
             "client_cores": traffic.client_cpu_seconds / traffic.wall_seconds,
         }
 
@@ -74,12 +78,20 @@ def _scale_pool(bench: Bench, ask: Ask, workers: int) -> dict[str, Any]:
         pool.run(ask, count=2 * workers, concurrency=2 * workers)
         spent = pool.run(ask, seconds=bench.options.seconds_each, concurrency=4 * workers)
         rate = spent.requests_a_second
-        return {"requests_a_second": rate, "cpu_ms": spent.cpu_ms_each, "service_cores": None, "client_cores": None}
+        alone = dict.fromkeys(("service_cores", "front_cores", "client_cores"))
+        return {"requests_a_second": rate, "cpu_ms": spent.cpu_ms_each, **alone}
+
+
+def _front_cpu_seconds(server: WatchedServer) -> float:
+    return sum(map(process_cpu_seconds, server.fronts()))
 
 
 _KINDS: dict[str, Callable[[Bench, Ask, int], dict[str, Any]]] = {
-    "processes": _scale_service,
-    "threads": lambda bench, ask, workers: _scale_service(bench, ask, workers, "--in-process"),
+    "processes": lambda bench, ask, workers: _scale_service(bench, ask, workers, "--fronts", "1"),
+    "processes, fronts": lambda bench, ask, workers: _scale_service(
+        bench, ask, workers, "--fronts", str(max(2, default_front_count()))
+    ),
+    "threads": lambda bench, ask, workers: _scale_service(bench, ask, workers, "--fronts", "1", "--in-process"),
     "processes, pool alone": _scale_pool,
 }
 

@@ -99,6 +99,10 @@ class WatchedServer:
             return next(iter(self.process.children()), None)
         return None
 
+    def fronts(self) -> list[psutil.Process]:
+        """The processes that share the port, where there are several."""
+        return [child for child in self.process.children() if "fronts.front" in " ".join(child.cmdline())]
+
     def workers(self) -> list[psutil.Process]:
         with contextlib.suppress(psutil.NoSuchProcess):
             fork_server = self.fork_server()
