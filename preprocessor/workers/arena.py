@@ -18,6 +18,7 @@ import bisect
 import mmap
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -30,6 +31,7 @@ from preprocessor.workers.mapping import array_at, map_at
 
 _PAGE_BYTES = mmap.PAGESIZE
 _MOST_UNITS_SEEN = 2048
+_THREADS = 4
 
 
 class Arena:
@@ -44,6 +46,7 @@ class Arena:
         rows_start: Where the part for rows begins; files lie before it.
         unit_bytes: Leases of rows are whole units.
         chunks: What workers are given.
+        threads: For work on its bytes beside the event loop. Others may block the threads of asyncio's own pool.
     """
 
     def __init__(self, descriptor: int, size_bytes: int, memory: mmap.mmap | None = None) -> None:
@@ -58,6 +61,7 @@ class Arena:
         self._base = int(np.frombuffer(self._bytes, np.uint8).ctypes.data)
         self.chunks = Chunks(self._base, descriptor, self.unit_bytes, are_copied=self.is_named)
         self._files = self._make_files() if self.is_named else descriptor
+        self.threads = ThreadPoolExecutor(_THREADS, "arena")
 
     @classmethod
     def create(cls, size_bytes: int) -> Self:
@@ -120,6 +124,7 @@ class Arena:
 
     def close(self) -> None:
         """Close all descriptors. The mapping ends with the last view of it."""
+        self.threads.shutdown(wait=False, cancel_futures=True)
         self.chunks.close()
         for descriptor in {self.descriptor, self._files}:
             os.close(descriptor)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from collections.abc import Callable
 
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.refusals import shared_memory_full
@@ -25,7 +26,7 @@ async def allocate(arena: Arena, span: range) -> None:
         return
     whole = arena.chunks.whole(span)
     try:
-        await asyncio.to_thread(os.posix_fallocate, arena.descriptor, whole.start, len(whole))
+        await _in_thread(arena, os.posix_fallocate, arena.descriptor, whole.start, len(whole))
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -37,8 +38,12 @@ async def copy(arena: Arena, span: range) -> None:
     if not arena.is_named or not span:
         return
     span = arena.chunks.to_copy(span)
-    await asyncio.to_thread(_write, arena.descriptor, arena.view(span.start, len(span)), span.start)
+    await _in_thread(arena, _write, arena.descriptor, arena.view(span.start, len(span)), span.start)
     arena.chunks.note_copied(span)
+
+
+async def _in_thread(arena: Arena, function: Callable[..., None], *arguments: object) -> None:
+    await asyncio.get_running_loop().run_in_executor(arena.threads, function, *arguments)
 
 
 def _write(descriptor: int, data: memoryview, offset: int) -> None:

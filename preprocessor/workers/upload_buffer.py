@@ -102,7 +102,8 @@ class UploadBuffer:
         self.size_bytes = received_bytes
         if self._sha256 is not None:
             if len(data) > _DIGESTED_AT_ONCE_BYTES:
-                await asyncio.to_thread(self._sha256.update, data)
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._resources.arena.threads, self._sha256.update, data)
             else:
                 self._sha256.update(data)
 

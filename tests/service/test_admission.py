@@ -96,7 +96,10 @@ async def test_photos_overtake_a_queue_of_long_videos(model: Model) -> None:
         assert len({result.tensors["pixel_patches"].tobytes() for result in results}) == 1
 
 
-async def test_one_clip_on_an_idle_service_is_cut_into_parts_for_its_workers(model: Model) -> None:
+async def test_one_clip_on_an_idle_service_is_cut_into_parts_for_its_workers(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preprocessor.workers.pool.MOST_THREADS", 1)
     clip = moving_shapes_clip(seconds=40, width=374, height=374, options=(("g", "30"),))
     spec = chat(video("clip", clip, sampling=pb.Sampling(fps=8)))
     async with serving(model, worker_count=2) as caller, serving(model, worker_count=1) as single:

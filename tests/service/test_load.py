@@ -40,7 +40,10 @@ async def test_the_load_ratio_is_expected_core_seconds_per_core(model: Model) ->
         assert (await caller.samples())[("preprocessor_load_ratio",)] == 0
 
 
-async def test_a_clip_split_over_workers_counts_no_more_load_than_a_whole_one(model: Model) -> None:
+async def test_a_clip_split_over_workers_counts_no_more_load_than_a_whole_one(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preprocessor.workers.pool.MOST_THREADS", 1)
     async with serving(model, worker_count=2) as caller:
         pool = caller.server.pool
         seen: list[tuple[int, float, float]] = []

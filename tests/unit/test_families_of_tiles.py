@@ -19,7 +19,7 @@ from preprocessor.models.family import Model
 from preprocessor.models.loaded import ModelPath
 from preprocessor.models.registry import load_model
 from preprocessor.pipeline import allocate_pixels, plan, prepare, write_pixels
-from preprocessor.pipeline.cost import cut
+from preprocessor.pipeline.division import cut
 from preprocessor.types.request import (
     ChatPrompt,
     Media,

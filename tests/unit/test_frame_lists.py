@@ -12,7 +12,8 @@ from preprocessor.config import Limits
 from preprocessor.errors import PreprocessorError
 from preprocessor.models.family import Model
 from preprocessor.pipeline import allocate_pixels, plan, prepare, write_pixels
-from preprocessor.pipeline.cost import cut, estimate
+from preprocessor.pipeline.cost import estimate
+from preprocessor.pipeline.division import cut
 from preprocessor.service.reading import check_counts, read_spec
 from preprocessor.types.plan import Substitution
 from preprocessor.types.request import FrameEncoding, FrameList, Media, Modality, OnDamage, Sampling

@@ -14,7 +14,8 @@ from preprocessor.config import Limits
 from preprocessor.media.image import decode_image
 from preprocessor.models.family import Model
 from preprocessor.pipeline import allocate_pixels, plan, prepare, write_pixels
-from preprocessor.pipeline.cost import cut, estimate
+from preprocessor.pipeline.cost import estimate
+from preprocessor.pipeline.division import cut
 from preprocessor.service.writing import write_header
 from preprocessor.types.request import (
     ChatPrompt,
