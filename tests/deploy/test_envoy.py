@@ -44,8 +44,10 @@ CONVERSATION_COUNT, TURN_COUNT = 30, 4
 @pytest_asyncio.fixture(scope="module")
 async def together(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Balanced]:
     directory = tmp_path_factory.mktemp("balanced")
+    # As many uploads as all tests hold open: on a busy machine those that others wait for could be ended as slow.
+    options = "--max-uploads", "64", "--max-message-bytes", "4MiB"
     async with (
-        running_replicas(directory, 3, "--memory-budget", "1GiB", "--drain-seconds", "60") as replicas,
+        running_replicas(directory, 3, "--memory-budget", "1GiB", "--drain-seconds", "60", *options) as replicas,
         running_envoy(directory, [replica.port for replica in replicas]) as envoy,
         grpc.aio.insecure_channel(envoy.address, options=CHANNEL_OPTIONS) as channel,
     ):
