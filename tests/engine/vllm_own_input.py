@@ -41,8 +41,8 @@ sys.modules["vlm_vllm_1"] = _PACKAGE
 
 VIDEO_PADS = {"internvl": {"<video>": "<IMG_CONTEXT>"}}
 """vLLM writes other placeholders into a video than transformers; features replace either."""
-PROMPT_FIELDS = {"video_num_soft_tokens", "video_timestamps"}
-"""Of these vLLM makes the prompt's text; its model does not read them (gemma4_mm.py)."""
+PROMPT_FIELDS = {"video_num_soft_tokens", "video_timestamps", "timestamps"}
+"""Of these vLLM makes the prompt's text; its model does not read them (gemma4_mm.py, qwen3_vl.py)."""
 WIRE_FIELDS = {"patches_per_image", "patches_per_video", "video_token_id"}
 """They say how a message is divided, or which of the `VIDEO_PADS` there are."""
 
