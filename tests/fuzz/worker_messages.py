@@ -82,19 +82,27 @@ def good_messages(payload: Payload, plan: Plan, source: random.Random) -> list[S
 
 def spoil(messages: list[Sent], source: random.Random) -> tuple[list[bytes], str]:
     """What goes over the channel, and what was done to it."""
-    told = []
+    told, frames = [], _frames(messages)
     for _ in range(source.choice((1, 1, 2, 4))):
         place = source.randrange(len(messages))
         name = source.choice(list(_CHANGES))
+        changed = _CHANGES[name](messages, place, source)
+        try:
+            frames = _frames(changed)
+        except RecursionError:  # nested more deeply than Python's own encoder can write
+            continue
         told.append(name)
-        messages = _CHANGES[name](messages, place, source)
-    frames = [frame for one in messages for frame in (_frame(to_bytes(one.value, one.places)), one.following)]
+        messages = changed
     if source.random() < 0.3:
         name = source.choice(list(_FRAME_CHANGES))
         told.append(name)
         place = source.randrange(len(frames))
         frames[place] = _FRAME_CHANGES[name](frames[place], source)
     return frames, ", ".join(told)
+
+
+def _frames(messages: list[Sent]) -> list[bytes]:
+    return [frame for one in messages for frame in (_frame(to_bytes(one.value, one.places)), one.following)]
 
 
 def _sent(message: Any) -> Sent:
@@ -157,10 +165,6 @@ def _nested(messages: list[Sent], place: int, source: random.Random) -> list[Sen
     value: Any = messages[place].value
     for _ in range(source.choice((3, 50, 900, 5000))):
         value = ["list", value]
-    try:
-        to_bytes(value)
-    except RecursionError:
-        return messages
     return _replaced(messages, place, Sent(value, messages[place].places, messages[place].following))
 
 
