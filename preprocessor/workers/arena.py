@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from preprocessor.config import FILE_SHARE
 from preprocessor.workers.chunks import Chunks, allow_descriptors, chunk_bytes
-from preprocessor.workers.mapping import array_at, map_at
+from preprocessor.workers.mapping import array_at, map_at, write_at
 
 _PAGE_BYTES = mmap.PAGESIZE
 _MOST_UNITS_SEEN = 2048
@@ -88,10 +88,7 @@ class Arena:
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Copy bytes of a file into a range of the part for files."""
-        left = memoryview(data)
-        while left:
-            written = os.pwrite(self._files, left, offset)
-            left, offset = left[written:], offset + written
+        write_at(self._files, memoryview(data), offset)
 
     def array(self, offset: int, shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """A range as an array; no copy."""

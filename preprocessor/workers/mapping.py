@@ -36,6 +36,17 @@ def array_at(memory: memoryview, offset: int, shape: Sequence[int], dtype: np.dt
     return np.frombuffer(memory[offset : offset + size_bytes], dtype).reshape(shape)
 
 
+def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all bytes to a file from an offset on; pwrite(2) may take fewer at a time.
+
+    Raises:
+        OSError: The file cannot take them.
+    """
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
+
+
 def open_read_only(descriptor: int) -> int:
     """Another descriptor of the same file, by which nobody can write or make a mapping that can be written."""
     return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 
 from preprocessor.workers.arena import Arena
+from preprocessor.workers.mapping import write_at
 from preprocessor.workers.refusals import shared_memory_full
 
 
@@ -38,15 +39,9 @@ async def copy(arena: Arena, span: range) -> None:
     if not arena.is_named or not span:
         return
     span = arena.chunks.to_copy(span)
-    await _in_thread(arena, _write, arena.descriptor, arena.view(span.start, len(span)), span.start)
+    await _in_thread(arena, write_at, arena.descriptor, arena.view(span.start, len(span)), span.start)
     arena.chunks.note_copied(span)
 
 
 async def _in_thread(arena: Arena, function: Callable[..., None], *arguments: object) -> None:
     await asyncio.get_running_loop().run_in_executor(arena.threads, function, *arguments)
-
-
-def _write(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
