@@ -29,14 +29,13 @@ from preprocessor.prompt_page.render import render
 from preprocessor.prompt_page.tokens import token_texts
 from preprocessor.service import writing
 from preprocessor.service.auth_interceptor import AuthInterceptor
-from preprocessor.service.openai.context import HttpContext
+from preprocessor.service.openai.context import HttpContext, check_model, run_call
 from preprocessor.service.openai.errors import HttpError
 from preprocessor.service.servicer import PreprocessorServicer
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.wire.tensors import MAX_CHUNK_BYTES
 
 _PATH = "/inspect"
-_SERVICE = "/preprocessor.v1.Preprocessor/"
 _LONGEST_FIELD = 64 << 10  # bytes of a text
 _MOST_FRAMES = 16  # shown of each item
 _KEY = "file"
@@ -65,16 +64,8 @@ class Inspection:
 
     async def _ask(self, request: web.Request) -> web.StreamResponse:
         _check_origin(request)
-
-        async def message() -> AsyncIterator[bytes]:
-            yield pb.GetModelRequest().SerializeToString()
-
-        async def write(_: Any) -> None:
-            raise AssertionError("a unary method returns its response")
-
-        context = HttpContext(_with_bearer(request), message(), write)
-        await self._call(self._servicer.GetModel, "GetModel", pb.GetModelRequest, context, is_unary=True)
-        return self._form(context.error) if context.error is not None else _page(render_form(self._model.name))
+        error = await check_model(self._auth_interceptor, self._servicer, _with_bearer(request))
+        return self._form(error) if error is not None else _page(render_form(self._model.name))
 
     async def _show(self, request: web.Request) -> web.StreamResponse:
         _check_origin(request)
@@ -95,15 +86,11 @@ class Inspection:
                 result.add(response)
 
             context = HttpContext(request, form.messages(), write)
-            await self._call(self._servicer.Prepare, "Prepare", pb.PrepareRequest, context, is_unary=False)
+            parse = pb.PrepareRequest.FromString
+            await run_call(self._auth_interceptor, self._servicer.Prepare, "Prepare", parse, context)
             if context.error is not None:
                 return self._form(context.error)
             return _page(await asyncio.to_thread(self._write_page, result, form.spec))
-
-    async def _call(self, handler: Any, method: str, request: Any, context: HttpContext, *, is_unary: bool) -> None:
-        guarded = self._auth_interceptor.guard(handler, _SERVICE + method, request.FromString, is_unary=is_unary)
-        async for _ in guarded(None, context):
-            pass
 
     def _write_page(self, assembler: ResultAssembler, spec: pb.PrepareSpec) -> str:
         result = assembler.result()

@@ -10,9 +10,13 @@ import grpc
 import grpc.aio
 from aiohttp import web
 
+from preprocessor.service.auth_interceptor import AuthInterceptor
 from preprocessor.service.openai.errors import HttpError, error_of
+from preprocessor.service.servicer import PreprocessorServicer
 from preprocessor.service.status import DETAILS_KEY, REQUEST_ID_KEY, Context
+from preprocessor.v1 import preprocessor_pb2 as pb
 
+_SERVICE = "/preprocessor.v1.Preprocessor/"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -97,3 +101,35 @@ class HttpContext:
     def as_grpc(self) -> Context:
         """The same, for those who ask for gRPC's type."""
         return cast("Context", self)
+
+
+async def run_call(
+    auth_interceptor: AuthInterceptor,
+    handler: Any,
+    method: str,
+    parse: Callable[[bytes], Any],
+    context: HttpContext,
+    *,
+    is_unary: bool = False,
+) -> None:
+    """Run one of the service's handlers, if the caller is admitted; see `AuthInterceptor.guard`."""
+    guarded = auth_interceptor.guard(handler, _SERVICE + method, parse, is_unary=is_unary)
+    async for _ in guarded(None, context):
+        pass
+
+
+async def check_model(
+    auth_interceptor: AuthInterceptor, servicer: PreprocessorServicer, request: web.BaseRequest, name: str = ""
+) -> HttpError | None:
+    """Whether the caller may ask, and for this model; None if so."""
+
+    async def message() -> AsyncIterator[bytes]:
+        yield pb.GetModelRequest(model=name).SerializeToString()
+
+    async def write(_: Any) -> None:
+        raise AssertionError("a unary method returns its response")
+
+    context = HttpContext(request, message(), write)
+    parse = pb.GetModelRequest.FromString
+    await run_call(auth_interceptor, servicer.GetModel, "GetModel", parse, context, is_unary=True)
+    return context.error

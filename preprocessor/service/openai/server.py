@@ -7,7 +7,6 @@ import functools
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import web
@@ -19,7 +18,7 @@ from preprocessor.models.loaded import LoadedModel
 from preprocessor.service import listening
 from preprocessor.service.auth_interceptor import AuthInterceptor
 from preprocessor.service.concurrency import Turns
-from preprocessor.service.openai.context import HttpContext
+from preprocessor.service.openai.context import HttpContext, check_model, run_call
 from preprocessor.service.openai.errors import HttpError
 from preprocessor.service.openai.exchange import Exchange, json_response, send
 from preprocessor.service.servicer import PreprocessorServicer
@@ -31,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 OPTION = "--openai-address"
 COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/models"
-_SERVICE = "/preprocessor.v1.Preprocessor/"
 _HANDSHAKE_SECONDS = 10.0  # as for gRPC
 _IDLE_SECONDS = 75.0  # between requests, and from the connection to the end of the first one's headers
 _WINDOW_BYTES = 64 << 10  # what a caller may send before it is read, as for gRPC; the kernel allows about twice as much
@@ -156,28 +154,14 @@ class OpenAIServer:
             self._turns,
         )
         behaviour = functools.partial(self._servicer.generate, receive_spec=exchange.receive_spec)
-        guarded = self._auth_interceptor.guard(behaviour, f"{_SERVICE}Generate", _chunk, is_unary=False)
-        async for _ in guarded(None, context):
-            pass
+        await run_call(self._auth_interceptor, behaviour, "Generate", _chunk, context)
         return await exchange.end(context.error)
 
     async def _tell_models(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
         """The one model that is served; `name`, if it is not empty, must be its."""
-
-        async def message() -> AsyncIterator[bytes]:
-            yield pb.GetModelRequest(model=name).SerializeToString()
-
-        async def write(_: Any) -> None:
-            raise AssertionError("a unary method returns its response")
-
-        context = HttpContext(request, message(), write)
-        guarded = self._auth_interceptor.guard(
-            self._servicer.GetModel, f"{_SERVICE}GetModel", pb.GetModelRequest.FromString, is_unary=True
-        )
-        async for _ in guarded(None, context):
-            pass
+        error = await check_model(self._auth_interceptor, self._servicer, request, name)
         model = {"id": self._model.name, "object": "model", "created": self._created, "owned_by": _OWNER}
-        return await self._send(request, context.error, model if name else {"object": "list", "data": [model]})
+        return await self._send(request, error, model if name else {"object": "list", "data": [model]})
 
     async def _send(self, request: web.BaseRequest, error: HttpError | None, body: Any = None) -> web.StreamResponse:
         status, headers = (200, {}) if error is None else (error.status, error.headers)
