@@ -178,7 +178,7 @@ class VllmInTriton:
         settings, began = self._settings, time.monotonic()
         self._folder = tempfile.TemporaryDirectory(prefix="vllm-in-triton-")
         folder = Path(self._folder.name)
-        write_model(folder / "models", {"engine_arguments": json.dumps(_as_arguments(settings.options))})
+        write_model(folder / "models", {"engine_arguments": json.dumps(as_arguments(settings.options))})
         self._server = TritonServer(
             [MODEL],
             repository=folder / "models",
@@ -236,7 +236,7 @@ def _start(kind: str, settings: VllmSettings) -> Engine:
     return (VllmInTriton(settings) if kind == TRITON else VllmServer(kind, settings)).__enter__()
 
 
-def _as_arguments(options: Iterable[str]) -> dict[str, Any]:
+def as_arguments(options: Iterable[str]) -> dict[str, Any]:
     """`--max-model-len 32768 --enforce-eager` as `vllm.AsyncEngineArgs` names them: sizes such as 45G are worked out."""
     arguments: dict[str, Any] = {}
     name = ""
