@@ -27,7 +27,7 @@ from preprocessor.errors import Cancelled, DeadlineExceeded
 from preprocessor.models.loaded import LoadedModel
 from preprocessor.pipeline.division import MOST_THREADS, IdleCores
 from preprocessor.workers import refusals
-from preprocessor.workers.arena import Arena, Lease, Ranges
+from preprocessor.workers.arena import Arena
 from preprocessor.workers.counters import PoolCounters
 from preprocessor.workers.file_cache import FileCache
 from preprocessor.workers.fork_server import ForkServer
@@ -37,6 +37,7 @@ from preprocessor.workers.memory_admission import MemoryAdmission, wanted_bytes
 from preprocessor.workers.pixel_flight import PixelFlight
 from preprocessor.workers.plan_cache import PlanCache
 from preprocessor.workers.queue import TaskQueue
+from preprocessor.workers.ranges import Lease, Ranges
 from preprocessor.workers.row_cache import ItemKey, RowCache
 from preprocessor.workers.running import RunningTasks
 from preprocessor.workers.task import Lane, Task, TaskState, Worker
