@@ -18,12 +18,13 @@ from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded
 from preprocessor.media.clip import IndexedClip
 from preprocessor.media.clock import UNSTATED, Clock, StatedEnd, clock_of, stated_end
-from preprocessor.media.container import check_streams, open_video, read_packets, truncated, video_streams
+from preprocessor.media.container import read_packets, truncated
 from preprocessor.media.order import Order, by_decoding, by_places, by_times, starts_whole, with_start
 from preprocessor.media.orientation import may_be_turned, orientation
 from preprocessor.media.packets import REORDERED, Frames, frames_of, is_interlaced
 from preprocessor.media.shown import Shown, shown_frames
 from preprocessor.media.sides import check_sides
+from preprocessor.media.streams import check_streams, open_video, video_streams
 from preprocessor.media.truncation import ends_early
 from preprocessor.media.walk import Walk, walk_packets
 from preprocessor.types.request import OnDamage

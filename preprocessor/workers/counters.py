@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from preprocessor.workers.arena import Ranges
 from preprocessor.workers.claims import VIOLATION_KINDS
+from preprocessor.workers.ranges import Ranges
 from preprocessor.workers.task import TaskState
 
 

@@ -19,8 +19,9 @@ from preprocessor.types.request import Media
 from preprocessor.types.result import PixelReport
 from preprocessor.types.timing import Timings
 from preprocessor.vision.patches import PIXEL_DTYPES
-from preprocessor.workers.arena import Arena, Lease
+from preprocessor.workers.arena import Arena
 from preprocessor.workers.payloads import Payload, PixelPayload
+from preprocessor.workers.ranges import Lease
 from preprocessor.workers.row_cache import CachedRows, substitutions_of
 from preprocessor.workers.task import Task, TensorSlot
 

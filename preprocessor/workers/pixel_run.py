@@ -16,9 +16,9 @@ from preprocessor.types.request import Media
 from preprocessor.types.result import PixelReport
 from preprocessor.types.timing import Timings
 from preprocessor.vision.patches import PIXEL_DTYPES
-from preprocessor.workers.arena import Lease
 from preprocessor.workers.pixel_flight import PixelFlight
 from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.ranges import Lease
 from preprocessor.workers.request_tasks import RequestTasks
 from preprocessor.workers.row_cache import is_contiguous, item_keys, substitutions_of
 from preprocessor.workers.task import Task

@@ -1,4 +1,4 @@
-"""The worker pool: which task runs when, on which worker and in which memory, and how it ends.
+"""The worker pool: which task runs when, on which worker and in which memory.
 
 Rules that hold here:
 
@@ -8,7 +8,6 @@ Rules that hold here:
 * There are two lanes of `worker_count` workers each. Tasks that are expected to be short have a lane of their own, so that no
   image waits for the end of a ten-minute video. The processes of the long lane have a lower priority, so that the kernel
   divides the cores.
-* The death of a worker affects only the task that it ran. The task is tried once more; one that kills two workers fails.
 * A task whose caller has gone is told to stop, and its worker is killed if it does not. Its memory is free only when it has
   ended.
 
@@ -19,43 +18,33 @@ admission by bytes, no stop without a kill, and no workers forked with a loaded 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import itertools
-import logging
-import math
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from preprocessor.config import FILE_SHARE
-from preprocessor.errors import Cancelled, DeadlineExceeded, WorkerLost
+from preprocessor.errors import Cancelled, DeadlineExceeded
 from preprocessor.models.loaded import LoadedModel
 from preprocessor.pipeline.division import MOST_THREADS, IdleCores
 from preprocessor.workers import refusals
-from preprocessor.workers.arena import Arena, Lease, Ranges
-from preprocessor.workers.channel import Command
+from preprocessor.workers.arena import Arena
 from preprocessor.workers.counters import PoolCounters
 from preprocessor.workers.file_cache import FileCache
 from preprocessor.workers.fork_server import ForkServer
 from preprocessor.workers.idle_trim import IdleTrim
 from preprocessor.workers.known_uuids import KnownUuids
 from preprocessor.workers.memory_admission import MemoryAdmission, wanted_bytes
-from preprocessor.workers.payloads import PixelPayload
 from preprocessor.workers.pixel_flight import PixelFlight
 from preprocessor.workers.plan_cache import PlanCache
-from preprocessor.workers.process import WorkerDied
 from preprocessor.workers.queue import TaskQueue
+from preprocessor.workers.ranges import Lease, Ranges
 from preprocessor.workers.row_cache import ItemKey, RowCache
+from preprocessor.workers.running import RunningTasks
 from preprocessor.workers.task import Lane, Task, TaskState, Worker
 from preprocessor.workers.worker_set import WorkerSet, WorkerSetSettings
 
-logger = logging.getLogger(__name__)
-
 CANCEL_GRACE_SECONDS = 0.1
 
-_TRIES = 2
 _RETAINED_BYTES_A_WORKER = 256 << 20  # pages that stay mapped: a tensor being written, and some being sent
 _PLAN_SHARE = 16  # plans take at most one part in so many of what rows may take
 
@@ -106,9 +95,8 @@ class WorkerPool:
         self.worker_set = WorkerSet(
             model, self.arena, settings, self._dispatch, on_worker_end, self.counters.add_violation, fork_server
         )
-        self._task_ids = itertools.count(1)
         self._queues: dict[Lane, TaskQueue[Task]] = {lane: TaskQueue() for lane in Lane}
-        self._running: dict[Task, asyncio.Task[None]] = {}
+        self._running = RunningTasks(self.worker_set, self.counters, settings.max_cpu_seconds, self._on_task_end)
         self.cache = RowCache(self.rows, settings.cache_bytes)
         self.file_cache = FileCache(settings.cache_bytes // FILE_SHARE)
         self.plan_cache = PlanCache(settings.cache_bytes // _PLAN_SHARE)
@@ -165,8 +153,7 @@ class WorkerPool:
         for task in list(self._running):
             self.abandon(task)
         await self.worker_set.close()
-        if self._running:
-            await asyncio.wait(self._running.values())
+        await self._running.join()
         self.cache.clear()
         self.file_cache.clear()
         self.plan_cache.clear()
@@ -283,72 +270,13 @@ class WorkerPool:
         return [task, *task.cut(idle)]
 
     def _begin(self, task: Task) -> None:
-        worker = self.worker_set.take(task.lane, task.scope)
-        task.start(worker, next(self._task_ids))
-        if task.payload_at_start is not None:
-            task.payload = task.payload_at_start()
-        if isinstance(task.payload, PixelPayload) and task.tensor is not None and task.tensor.lease is not None:
-            task.payload = dataclasses.replace(task.payload, offset=task.tensor.lease.offset)
-        self.counters.add_working(task.working_bytes)
+        self._running.begin(task)
         self._memory.make_room()  # for parts, which were not admitted one by one
         if self.counters.working_bytes + self.rows.paged_bytes > self.rows.size_bytes:
             self.rows.drop_free_pages()  # retained pages take memory that workers need now
-        self._running[task] = asyncio.get_running_loop().create_task(self._run(task, worker), context=task.context)
 
-    async def _run(self, task: Task, worker: Worker) -> None:
-        """Run a task on its worker, and finish it or queue it again."""
-        # A task that several requests wait for ends with the last of them.
-        deadline_seconds = math.inf if isinstance(task.payload, PixelPayload) else task.deadline_seconds
-        command = Command(task.task_id, deadline_seconds, self.settings.max_cpu_seconds, task.payload, task.scope)
-        outcome: Any
-        try:
-            if not worker.is_for(task.scope):
-                worker = await self._change_worker(task, worker)
-            outcome = await worker.run(command, task.on_rows_written, task.lease_result)
-            task.on_result(outcome)
-        except WorkerDied as death:
-            outcome = self._outcome_of_death(task, death)
-        except Exception as error:  # any error must reach the request that caused it, or the request would wait on
-            outcome = error
-        self.counters.remove_working(task.working_bytes)
-        del self._running[task]
-        self.worker_set.put_back(task.lane, worker)
-        if isinstance(outcome, WorkerDied):
-            task.requeue()
+    def _on_task_end(self, task: Task) -> None:
+        """A task has left its worker."""
+        if task.state is TaskState.QUEUED:  # its worker died
             self._queues[task.lane].put(task, task.cpu_seconds, task.queued_at_seconds)
-        else:
-            task.finish(outcome)
         self._dispatch()
-
-    async def _change_worker(self, task: Task, worker: Worker) -> Worker:
-        """A new worker for a task of another caller than the one whose files have reached the worker.
-
-        Raises:
-            WorkerDied: No process can be forked now.
-            Cancelled: The caller has left meanwhile.
-        """
-        try:
-            fresh = await self.worker_set.renew(task.lane, worker)
-        except OSError as error:
-            logger.error("no worker can be forked: %s", error)
-            raise WorkerDied(None) from error
-        if task.state is TaskState.CANCELLING:
-            self.worker_set.put_back(task.lane, fresh)
-            raise Cancelled("the caller went away")
-        task.move_to_worker(fresh)
-        return fresh
-
-    def _outcome_of_death(self, task: Task, death: WorkerDied) -> Exception:
-        """The error of a task whose worker died; the death itself if the task is tried again."""
-        if task.state is TaskState.CANCELLING:
-            return Cancelled("the caller went away")
-        if death.violation is not None:
-            logger.error("%s: %s; its request is given up", death, death.violation)
-            return refusals.worker_violation()
-        if death.code == -signal.SIGXCPU:
-            return refusals.cpu_seconds_exceeded(self.settings.max_cpu_seconds)
-        is_retried = task.start_count < _TRIES
-        logger.warning("%s; its request is %s", death, "tried again" if is_retried else "given up")
-        if is_retried:
-            return death
-        return WorkerLost(f"{_TRIES} workers in a row died of this request; it is not tried again")

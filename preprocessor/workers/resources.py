@@ -15,10 +15,11 @@ from preprocessor.config import Limits
 from preprocessor.types.plan import PixelPlan, Plan
 from preprocessor.types.request import Media, PreparationRequest
 from preprocessor.types.timing import Timings
-from preprocessor.workers.arena import Arena, Lease
+from preprocessor.workers.arena import Arena
 from preprocessor.workers.pixel_run import Origin, PixelRun, begin_run
 from preprocessor.workers.plan_lookup import PlanLookup
 from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.ranges import Lease
 from preprocessor.workers.refusals import file_memory_full
 from preprocessor.workers.request_tasks import RequestTasks
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from preprocessor.pipeline.division import IdleCores
-from preprocessor.workers.arena import Lease
 from preprocessor.workers.payloads import Payload
 from preprocessor.workers.process import ProcessWorker
+from preprocessor.workers.ranges import Lease
 from preprocessor.workers.thread import ThreadWorker
 
 SHORT_SECONDS = 0.25

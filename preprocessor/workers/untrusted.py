@@ -28,7 +28,7 @@ from preprocessor.errors import PreprocessorError
 from preprocessor.media.clip import IndexedClip
 from preprocessor.models.family.rules import ItemLayout
 from preprocessor.models.loaded import PlannedItem
-from preprocessor.text.prompt import Replacement
+from preprocessor.text.placeholders import Replacement
 from preprocessor.types import plan, request, result, source, timing
 from preprocessor.workers.channel import Fault, Finished, ResultSlotWanted, RowsFinished
 from preprocessor.workers.claims import Violation

@@ -12,7 +12,7 @@ import hashlib
 import mmap
 
 from preprocessor.types.request import FileData
-from preprocessor.workers.arena import Lease
+from preprocessor.workers.ranges import Lease
 from preprocessor.workers.resources import RequestResources
 
 _MIN_RECEIVED_SHARE = 4  # one part in so many of the declared bytes must have arrived

@@ -34,10 +34,11 @@ from preprocessor.types import request as request_types
 from preprocessor.types.plan import Plan
 from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest
 from preprocessor.workers import claims, stop_flag, untrusted
-from preprocessor.workers.arena import Arena, Ranges
+from preprocessor.workers.arena import Arena
 from preprocessor.workers.channel import Command, TaskFailed
 from preprocessor.workers.payloads import PixelPayload, PlanPayload
 from preprocessor.workers.process import ProcessWorker, WorkerDied
+from preprocessor.workers.ranges import Ranges
 from tests.fuzz.worker_messages import good_messages, spoil
 from tests.loading import load_family_model
 from tests.media import moving_shapes_clip, photo

@@ -176,6 +176,13 @@ async def test_a_spec_of_very_many_parts_is_refused_before_it_is_read(caller: Ca
     assert (found.code, found.reason) == (INVALID, reason), found.message
 
 
+async def test_how_many_parts_a_spec_may_have_is_a_setting(model: Model) -> None:
+    async with serving(model, wire=WireSettings(max_spec_parts=9)) as caller:
+        await caller.prepare(parts(7))  # beside these the message and the first part
+        found = await refused(caller, [pb.PrepareRequest(spec=parts(8))])
+    assert (found.code, found.reason) == (INVALID, "SPEC_TOO_LARGE")
+
+
 @pytest.mark.parametrize("letter", ["x", "é", "\n", '"'])
 async def test_error_messages_quote_only_a_part_of_long_input(caller: Caller, letter: str) -> None:
     """Callers do not receive trailers of a megabyte: they get another error, or none."""
@@ -319,11 +326,20 @@ async def test_a_caller_that_does_not_read_tokens_stops_the_engine(model: Model)
         assert (await refusal_of(call)).reason == "ANSWER_IDLE"
 
 
-async def test_no_deadline_is_longer_than_the_longest(model: Model) -> None:
-    wire = WireSettings(max_timeout_seconds=0.3, upload_idle_seconds=20)
+@pytest.mark.parametrize(
+    ("wire", "timeout_seconds"),
+    [
+        (WireSettings(max_timeout_seconds=0.3, upload_idle_seconds=20), 1e6),
+        (WireSettings(default_timeout_seconds=0.3, upload_idle_seconds=20), None),
+    ],
+    ids=["longer than the longest", "none"],
+)
+async def test_a_call_has_a_deadline_whatever_it_brings(
+    model: Model, wire: WireSettings, timeout_seconds: float | None
+) -> None:
     async with serving(model, wire=wire) as caller:
         # A spec and no more: what is refused while it sends does not always learn why from gRPC's client.
-        found = await refusal_of(sent_and_waiting(caller.stub.Prepare(timeout=1e6)))
+        found = await refusal_of(sent_and_waiting(caller.stub.Prepare(timeout=timeout_seconds)))
         assert (found.code, found.reason) == (LATE, "DEADLINE_EXCEEDED")
 
 

@@ -14,7 +14,7 @@ import pytest
 from preprocessor.models import registry
 from preprocessor.models.family import Model
 from preprocessor.pipeline import prepare
-from preprocessor.text.prompt import render_chat
+from preprocessor.text.chat_template import render_chat
 from preprocessor.types.request import (
     ChatPrompt,
     Media,

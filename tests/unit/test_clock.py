@@ -10,7 +10,8 @@ import pytest
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, PreprocessorError
 from preprocessor.media.clock import StatedEnd, clock_of, places_missing
-from preprocessor.media.sampling import choose_frames, count_for_fps, spread_evenly
+from preprocessor.media.sampling import choose_frames
+from preprocessor.media.spreads import count_for_fps, spread_evenly
 from preprocessor.media.video import probe_video
 from preprocessor.types.request import OnDamage, Sampling, SamplingBasis
 from preprocessor.types.source import FrameChoice

@@ -20,8 +20,6 @@ from tests.fuzz import dangerous_images
 from tests.media import photo
 from tests.pictures import KINDS, file_of, loaded_by_transformers, mutated, with_exif
 
-MOST_PIXELS = Limits().max_image_pixels
-
 VAST = {
     "gif": lambda: gif(40_000, 40_000),
     "gif that keeps a background": lambda: gif(40_000, 40_000, disposal=2),

@@ -11,7 +11,9 @@ from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded
 from preprocessor.models.family import Model
 from preprocessor.pipeline import plan
-from preprocessor.text.prompt import Replacement, expand_text, expand_token_ids, match_media, render_chat
+from preprocessor.text.chat_template import render_chat
+from preprocessor.text.placeholders import Replacement, expand_text, expand_token_ids
+from preprocessor.text.prompt_checks import match_media
 from preprocessor.text.tokenizer import encode
 from preprocessor.types.plan import Plan
 from preprocessor.types.request import (

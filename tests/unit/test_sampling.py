@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from preprocessor.errors import InvalidRequest
-from preprocessor.media.sampling import Spread, choose_frames, count_for_fps, spread_evenly
+from preprocessor.media.sampling import Spread, choose_frames
+from preprocessor.media.spreads import count_for_fps, spread_evenly
 from preprocessor.types.request import Sampling, SamplingBasis
 from preprocessor.types.source import ClipInfo, FrameChoice
 

@@ -11,6 +11,7 @@ import pytest
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded, PreprocessorError, UnsupportedMedia
+from preprocessor.media.frames import Choice
 from preprocessor.media.video import decode_frames, probe_video
 from preprocessor.types.request import OnDamage
 from tests.media import damaged, decoded_frames, keyframe_packets, moving_shapes_clip, packet_spans, truncated_clip
@@ -41,9 +42,7 @@ def repaired(data: bytes, indices: npt.NDArray[np.int64]) -> tuple[list[npt.NDAr
     frames = decode_frames(
         data,
         facts,
-        indices,
-        on_damage=OnDamage.REPEAT,
-        substituted=lambda position, used: said.append((position, used)),
+        Choice(indices, on_damage=OnDamage.REPEAT, substituted=lambda chosen, used: said.append((chosen, used))),
     )
     return [frame.copy() for frame in frames], said
 
@@ -78,7 +77,7 @@ def test_without_tolerance_the_first_bad_time_is_named(name: str) -> None:
     facts = probe_video(broken, LIMITS)
     used = dict(repaired(broken, EVERY)[1])
     with pytest.raises(CorruptMedia, match=f"{facts.times_seconds[min(used)]:.3f} s") as caught:
-        list(decode_frames(broken, facts, EVERY))
+        list(decode_frames(broken, facts, Choice(EVERY)))
     assert caught.value.reason == "UNDECODABLE_FRAME"
 
 
@@ -89,7 +88,7 @@ def test_frames_that_need_nothing_bad_are_given_without_tolerance(name: str) -> 
     broken = damaged(data, keyframe_packets(data)[1])
     chosen = np.array([0, start - 1, stop, 29])
     whole = decoded_frames(data)
-    found = decode_frames(broken, probe_video(broken, LIMITS), chosen)
+    found = decode_frames(broken, probe_video(broken, LIMITS), Choice(chosen))
     assert all(np.array_equal(a, whole[b]) for a, b in zip(found, chosen, strict=True))
 
 
@@ -120,7 +119,7 @@ def test_without_a_good_frame_before_the_first_good_one_behind_is_used() -> None
     _, stop = second_group(data)
     keys = keyframe_packets(data)
     frames, said = repaired(damaged(data, *keys[:2]), np.array([0, 3, 3]))
-    assert said == [(0, stop), (1, stop), (2, stop)]
+    assert said == [(0, stop), (3, stop), (3, stop)]
     assert all(np.array_equal(frame, whole[stop]) for frame in frames)
 
 
@@ -216,7 +215,9 @@ def test_random_damage_raises_nothing_but_our_errors() -> None:
             try:
                 facts = probe_video(spoiled.tobytes(), LIMITS, on_damage=OnDamage.REPEAT)
                 frames = list(
-                    decode_frames(spoiled.tobytes(), facts, np.arange(facts.frame_count), on_damage=OnDamage.REPEAT)
+                    decode_frames(
+                        spoiled.tobytes(), facts, Choice(np.arange(facts.frame_count), on_damage=OnDamage.REPEAT)
+                    )
                 )
                 assert len(frames) == facts.frame_count
                 outcomes.add("decoded")

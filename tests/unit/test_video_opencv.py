@@ -108,7 +108,7 @@ def clip_of(settings: object) -> bytes:
 
 def frames_of(data: bytes, indices: list[int], backend: str, **how: object) -> npt.NDArray[np.uint8]:
     facts = probe_video(data, LIMITS, on_damage=how.get("on_damage", OnDamage.FAIL))  # type: ignore[arg-type]
-    frames = decode_frames(data, facts, np.array(indices), backend=backend, **how)  # type: ignore[arg-type]
+    frames = decode_frames(data, facts, Choice(np.array(indices), **how), backend=backend)  # type: ignore[arg-type]
     return np.stack([frame.copy() for frame in frames])
 
 

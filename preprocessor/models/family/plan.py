@@ -15,7 +15,7 @@ from preprocessor.models.family.item import plan_item
 from preprocessor.models.family.prompt import render_prompt
 from preprocessor.models.family.rules import ItemLayout, ModelSettings
 from preprocessor.models.loaded import CancelCheck, PlannedItem
-from preprocessor.text.prompt import expand_text, expand_token_ids
+from preprocessor.text.placeholders import expand_text, expand_token_ids
 from preprocessor.types.plan import ExpandedPrompt, ItemPlan, PixelPlan, Plan
 from preprocessor.types.request import PixelForm, PreparationRequest, TokenPrompt
 from preprocessor.types.timing import Timings

@@ -27,7 +27,7 @@ from preprocessor.models.generic.processor import part_of
 from preprocessor.models.generic.releases import release_sentence
 from preprocessor.models.generic.torchvision import settle_torchvision
 from preprocessor.models.versions import library_versions
-from preprocessor.text.prompt import check_template
+from preprocessor.text.chat_template import check_template
 from preprocessor.text.tokenizer import one_line, read_stop_token_ids
 from preprocessor.types.request import Modality
 

@@ -7,16 +7,11 @@ import re
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest
 from preprocessor.models.generic.processor import ProcessorSettings
+from preprocessor.text.chat_template import render_chat, require_template
 from preprocessor.text.encoding import check_memory, literal_refused, spells_added_token
 from preprocessor.text.literal import PromptText, check_marks, mark_literals
-from preprocessor.text.prompt import (
-    Placeholders,
-    check_length,
-    match_media,
-    order_chat_media,
-    render_chat,
-    require_template,
-)
+from preprocessor.text.placeholders import Placeholders
+from preprocessor.text.prompt_checks import check_length, match_media, order_chat_media
 from preprocessor.types.request import ChatPrompt, Media, Modality, PreparationRequest, TextPrompt, TokenPrompt
 
 # `{% for part in message['content'] %}`, whatever the names; not a condition behind the loop's `if`.

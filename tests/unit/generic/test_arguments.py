@@ -149,7 +149,7 @@ def test_a_value_that_breaks_the_processor_is_the_callers_fault(loaded: dict[str
 def test_sizes_beyond_a_requests_pixels_are_refused_before_the_processor_runs(
     loaded: dict[str, GenericModel], monkeypatch: pytest.MonkeyPatch, name: str, arguments: dict[str, Any]
 ) -> None:
-    monkeypatch.delattr("preprocessor.models.generic.prepare._process")
+    monkeypatch.delattr("preprocessor.models.generic.prepare.call_processor")
     error = refusal(loaded[name], chat(image("i"), processor_arguments=arguments))
     assert error.reason == "PIXELS_TOO_LARGE"
 

@@ -12,6 +12,7 @@ from PIL import Image
 from preprocessor.cli import saved
 from preprocessor.client import PrepareResult
 from preprocessor.config import Limits
+from preprocessor.media.frames import Choice
 from preprocessor.media.video import decode_frames, probe_video
 from preprocessor.models.registry import FAMILIES, load_model
 from preprocessor.prompt_page.build import Subject, build_page, frame_marks
@@ -43,7 +44,7 @@ def test_frames_are_those_that_were_decoded_and_resized(shown: Page) -> None:
     assert all(one is not None for one in pixels)
     height, width, _ = pixels[0].shape  # type: ignore[union-attr]
     resize = resizer((120, 160), (height, width), len(indices))
-    for one, decoded in zip(pixels, decode_frames(CLIP, clip, indices), strict=True):
+    for one, decoded in zip(pixels, decode_frames(CLIP, clip, Choice(indices)), strict=True):
         np.testing.assert_array_equal(one, resize(decoded).transpose(1, 2, 0))
 
 
@@ -79,7 +80,7 @@ def test_a_video_of_one_span_has_its_frames_tokens_one_behind_another(folder: Pa
     ]
     clip_info = probe_video(CLIP, Limits())
     indices = np.array([frame.index for frame in frames])
-    for frame, decoded in zip(frames, decode_frames(CLIP, clip_info, indices), strict=True):
+    for frame, decoded in zip(frames, decode_frames(CLIP, clip_info, Choice(indices)), strict=True):
         assert frame.pixels is not None
         height, width, _ = frame.pixels.shape
         np.testing.assert_array_equal(frame.pixels, resizer((120, 160), (height, width), 6)(decoded).transpose(1, 2, 0))

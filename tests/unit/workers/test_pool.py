@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Overloaded, WorkerLost
-from preprocessor.workers.arena import Lease
 from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.ranges import Lease
 from preprocessor.workers.task import SHORT_SECONDS, Task
 from tests.unit.workers.conftest import MIB, begun, let_go, open_pool, outcome, resident_bytes, submit
 from tests.unit.workers.payloads import (
