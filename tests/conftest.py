@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
+from preprocessor.models import registry
 from preprocessor.models.family import Model
+from preprocessor.text.tokenizer import TokenTable, build_tokenizer
 from tests.fork_servers import close_fork_servers
 from tests.loading import load_family_model
 
@@ -40,6 +43,21 @@ async def end_fork_servers() -> AsyncIterator[None]:
     """Here, as only this loop may close what was opened on it."""
     yield
     close_fork_servers()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tokenizers_built_once() -> Iterator[None]:
+    """A built-in's tokenizer takes a second or two, and nothing changes one: whichever test loads it next gets the same."""
+    built: dict[str, TokenizersBackend] = {}
+
+    def build_once(table: TokenTable) -> TokenizersBackend:
+        if repr(table) not in built:
+            built[repr(table)] = build_tokenizer(table)
+        return built[repr(table)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "build_tokenizer", build_once)
+        yield
 
 
 @pytest.fixture(scope="session")

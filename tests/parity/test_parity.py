@@ -19,14 +19,19 @@ ALIKE = {"qwen3.8", "qwen2.5-omni"}
 
 
 def is_run(number: int) -> bool:
-    """Two rounds of Qwen's models, one of the small ones, and what mixes media of those that differ little from another."""
+    """Two rounds of Qwen's models, of which the second is slow, one of the small ones, and what mixes media of those that differ
+    little from another."""
     asked = case(number)
     if asked.model in ALIKE:
         return number < ROUND and asked.media == "mixed"
     return number < ROUND or asked.model not in SMALL_MODELS
 
 
-NUMBERS = [number for number in range(2 * ROUND) if is_run(number)]
+NUMBERS = [
+    pytest.param(number, marks=[pytest.mark.slow] if number >= ROUND else [])
+    for number in range(2 * ROUND)
+    if is_run(number)
+]
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=lambda number: str(case(number)))

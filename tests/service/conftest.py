@@ -24,6 +24,7 @@ from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.config import EngineSettings, Limits, ServeSettings
 from preprocessor.models.family import Model
 from preprocessor.models.loaded import LoadedModel
+from preprocessor.service import refused_uploads
 from preprocessor.service.server import Server
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
@@ -160,6 +161,12 @@ async def caller(model: Model) -> AsyncIterator[Caller]:
     """A server shared by most tests; they must not change its state."""
     async with serving(model) as one:
         yield one
+
+
+@pytest.fixture
+def refusals_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused client on `grpc.aio` that neither sends nor ends its stream gets its status at once, not after five seconds."""
+    monkeypatch.setattr(refused_uploads, "TIMEOUT_SECONDS", 0.0)
 
 
 def chat(*parts: str | pb.Media, **spec: object) -> pb.PrepareSpec:

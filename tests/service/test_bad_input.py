@@ -275,6 +275,7 @@ async def test_cancelling_during_the_response_frees_the_worker(caller: Caller) -
     await caller.prepare(chat("still there?"))
 
 
+@pytest.mark.usefixtures("refusals_at_once")
 async def test_a_silent_upload_is_ended(model: Model) -> None:
     async with serving(model, wire=WireSettings(upload_idle_seconds=0.05, min_upload_rate=1)) as caller:
         call = caller.stub.Prepare()

@@ -34,7 +34,7 @@ from tests.bench.service.watched import WatchedServer
 from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import chat, eventually_answered, image, video
 from tests.service.refusals import refusal_of
-from tests.waiting import PATIENCE_SECONDS, eventually
+from tests.waiting import PATIENCE_SECONDS, eventually, has_ended
 
 MIB = 1 << 20
 CLIP = moving_shapes_clip(seconds=4, width=374, height=374)
@@ -185,8 +185,7 @@ async def test_the_next_start_removes_the_files_of_a_killed_service() -> None:
         tree = server.tree()
         server.process.kill()
         server.wait()
-        _, alive = psutil.wait_procs(tree[1:], timeout=PATIENCE_SECONDS)
-        assert alive == []
+        await eventually(lambda: all(map(has_ended, tree)))
         # The file may be gone already: any service that starts on this machine removes it, those of other tests too.
         with WatchedServer(*options) as following:
             assert not region.exists()

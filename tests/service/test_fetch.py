@@ -310,6 +310,7 @@ async def test_the_calls_own_deadline_ends_the_fetch(fetching: Caller, host: Hos
     await eventually(lambda: host.busy_count == 0 and is_idle(fetching))
 
 
+@pytest.mark.usefixtures("refusals_at_once")
 async def test_a_failed_fetch_ends_the_call_during_the_upload(fetching: Caller, host: Host) -> None:
     call = fetching.stub.Prepare()
     await call.write(pb.PrepareRequest(spec=chat(photo_at(url(host, "/nowhere")), video("clip"))))
@@ -318,6 +319,7 @@ async def test_a_failed_fetch_ends_the_call_during_the_upload(fetching: Caller, 
     assert caught.value.code() is FAILED
 
 
+@pytest.mark.usefixtures("refusals_at_once")
 async def test_an_upload_that_fails_ends_the_fetch(fetching: Caller, host: Host) -> None:
     host.answers["/slow"] = hang()
     call = fetching.stub.Prepare()

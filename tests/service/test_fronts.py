@@ -30,9 +30,9 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.engine.certificates import Authority
 from tests.media import moving_shapes_clip, photo
+from tests.service.access.conftest import SERVICE, ask, refusal, replaced, towards_service, with_tls
 from tests.service.conftest import Caller, chat, image, in_flight, salted, serving, video
 from tests.service.refusals import refusal_of
-from tests.service.test_access import SERVICE, ask, refusal, replaced, towards_service, with_tls
 from tests.waiting import GROWING_SECONDS, eventually
 
 CLIP = moving_shapes_clip(seconds=4, width=374, height=374)

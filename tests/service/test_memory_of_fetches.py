@@ -16,7 +16,7 @@ import pytest
 from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
-from tests.bench.service.watched import WatchedServer
+from tests.bench.service.watched import WatchedServer, entered
 from tests.media import photo
 from tests.service.cgroup import MemoryGroup, memory_group
 from tests.service.conftest import chat, image
@@ -106,12 +106,11 @@ async def set_up(folder: Path, group: MemoryGroup | None) -> AsyncIterator[Setup
             *("--fetch-roots", str(folder)),
         )
         server = WatchedServer(*options, under=() if group is None else group.under)
-        await asyncio.to_thread(server.__enter__)
-        try:
-            async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
-                yield Setup(server, host, folder, pb_grpc.PreprocessorStub(channel))
-        finally:
-            await asyncio.to_thread(server.__exit__)
+        async with (
+            entered(server),
+            grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel,
+        ):
+            yield Setup(server, host, folder, pb_grpc.PreprocessorStub(channel))
 
 
 async def fill_and_refuse(setup: Setup, *, each: int) -> tuple[Counter[str], int]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-import psutil
 import pytest
 
 from preprocessor.client import Client, Prompt
@@ -19,7 +18,7 @@ from tests.media import photo
 from tests.service.cgroup import MemoryGroup, memory_group
 from tests.service.conftest import FRONT_COUNT, chat, image
 from tests.service.pressure import WAYS, Way, leaves, pressure, slow_reader, slow_sender, too_large
-from tests.waiting import eventually
+from tests.waiting import eventually, has_ended
 
 MIB = 1 << 20
 BUDGET_BYTES = 256 * MIB
@@ -73,7 +72,7 @@ async def stand(
 
         while not await asyncio.to_thread(is_over):
             await asyncio.to_thread(ask, server.address)
-    assert server.process.is_running() and server.process.status() != psutil.STATUS_ZOMBIE
+    assert not has_ended(server.process)
     assert {server.process.pid} == processes
     assert most < before + BESIDE_BYTES
     assert group is None or group.kill_count == 0

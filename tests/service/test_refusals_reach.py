@@ -47,6 +47,7 @@ async def small(model: Model) -> AsyncIterator[Caller]:
         yield one
 
 
+@pytest.mark.usefixtures("refusals_at_once")
 @pytest.mark.parametrize(
     ("spec", "code", "reason"),
     [
@@ -107,6 +108,7 @@ async def test_a_file_with_the_digest_that_was_stated_is_taken(small: Caller) ->
     assert [item.source.content_sha256 for item in result.header.items] == [digest, digest]
 
 
+@pytest.mark.usefixtures("refusals_at_once")
 @pytest.mark.parametrize("size_bytes", [0, 31, 33, 64])
 async def test_what_is_no_digest_is_refused_before_the_file_comes(small: Caller, size_bytes: int) -> None:
     call = small.stub.Prepare()
@@ -219,6 +221,7 @@ def test_the_client_does_not_retry_when_it_cannot_succeed_in_time(
 # -- slow uploads ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("refusals_at_once")
 async def test_an_idle_upload_is_ended_while_others_wait(model: Model) -> None:
     async with serving(model, worker_count=1, wire=WireSettings(max_upload_count=1)) as caller:
         silent = caller.stub.Prepare()

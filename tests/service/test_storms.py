@@ -42,7 +42,7 @@ from tests.service.pressure import (
     too_large,
     unknown_key,
 )
-from tests.waiting import PATIENCE_SECONDS, eventually
+from tests.waiting import eventually, has_ended
 
 DEADLINE_SECONDS = 200.0
 MEMORY_SLACK_BYTES = 200 << 20
@@ -165,9 +165,7 @@ async def test_a_killed_service_takes_everything_with_it(asks: tuple[Ask, ...]) 
         tree = server.tree()
         server.process.kill()
         server.wait()
-        _, alive = psutil.wait_procs(tree[1:], timeout=PATIENCE_SECONDS)
-        # Orphans stay zombies until the init process reaps them.
-        assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+        await eventually(lambda: all(map(has_ended, tree)))
         traffic = await traffic_task
         # A call that was sending at that moment may get its error from `grpc.aio` alone: see `traffic.callers`.
         assert_ended_well(traffic, 40, "UNAVAILABLE", STATUS_LOST)

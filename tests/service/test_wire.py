@@ -208,6 +208,7 @@ async def test_more_than_some_stop_tokens_are_refused(model: Model) -> None:
 # -- chunks ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("refusals_at_once")
 async def test_an_image_in_chunks_is_refused_once_it_is_too_large(model: Model) -> None:
     async with serving(model, limits=Limits(max_image_bytes=MIB)) as caller:
         call = caller.stub.Prepare()
@@ -236,6 +237,7 @@ async def test_messages_after_the_last_chunk_are_not_read(caller: Caller) -> Non
 # -- time --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("refusals_at_once")
 async def test_a_caller_that_sends_no_spec_is_ended(model: Model) -> None:
     async with serving(model, wire=WireSettings(upload_idle_seconds=0.1)) as caller:
         found = await refusal_of(caller.stub.Prepare())
@@ -326,6 +328,7 @@ async def test_a_caller_that_does_not_read_tokens_stops_the_engine(model: Model)
         assert (await refusal_of(call)).reason == "ANSWER_IDLE"
 
 
+@pytest.mark.usefixtures("refusals_at_once")
 @pytest.mark.parametrize(
     ("wire", "timeout_seconds"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -13,8 +14,8 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -198,6 +199,16 @@ class WatchedServer:
                 self.address, self.http_address = found.groups()
                 self._is_ready.set()
         self._is_ready.set()
+
+
+@asynccontextmanager
+async def entered(server: WatchedServer) -> AsyncIterator[WatchedServer]:
+    """The server, started and ended in a thread: what it calls meanwhile may be in this event loop."""
+    await asyncio.to_thread(server.__enter__)
+    try:
+        yield server
+    finally:
+        await asyncio.to_thread(server.__exit__)
 
 
 def tree_cpu_seconds(root: psutil.Process) -> float:

@@ -1,6 +1,6 @@
 """`vlm_vllm` in a real Triton answers with transformers' tokens, by every way that a prompt may come.
 
-vLLM's own gRPC service is held to the same tokens, from the same checkpoint and prompts, in `test_vllm.py`.
+vLLM's own gRPC service is held to the same tokens, from the same checkpoint and prompts, in `real_vllm/test_answers.py`.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.tiny_omni_processors import ALL_MAKERS
 
 # What transformers 5.23 can load where torchvision is absent; all others have a part that only torchvision makes.
@@ -35,7 +37,9 @@ for directory in sorted(Path(sys.argv[1]).iterdir()):
         request = PreparationRequest(
             ChatPrompt((Message("user", parts),)), (Media("i", Modality.IMAGE, photo(90, 60, "PNG")),)
         )
-        ours = prepare_generic(pickle.loads(pickle.dumps(model)), request, Limits())
+        pickled = pickle.dumps(model)
+        Path(sys.argv[2], directory.name).write_bytes(pickled)
+        ours = prepare_generic(pickle.loads(pickled), request, Limits())
         from transformers import AutoProcessor
         from transformers.image_utils import load_image
         from PIL import Image
@@ -52,17 +56,10 @@ for directory in sorted(Path(sys.argv[1]).iterdir()):
 print(json.dumps(answers))
 """
 
-
-_PICKLE = """
-import pickle, sys
-from pathlib import Path
-from preprocessor.models.generic import load_generic
-Path(sys.argv[2]).write_bytes(pickle.dumps(load_generic("gemma3", Path(sys.argv[1]) / "gemma3")))
-"""
 _UNPICKLE = """
 import pickle, sys
 from pathlib import Path
-model = pickle.loads(Path(sys.argv[2]).read_bytes())
+model = pickle.loads(Path(sys.argv[1]).read_bytes())
 print(type(model.processor.image_processor).__name__)
 """
 
@@ -79,19 +76,31 @@ def run(script: str, *arguments: Path) -> str:
     return done.stdout.splitlines()[-1] if done.stdout else ""
 
 
-def test_a_torchvision_for_another_torch_serves_every_model(models: Path) -> None:
+@pytest.fixture(scope="module")
+def pickles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for every model that a test has loaded, pickled."""
+    return tmp_path_factory.mktemp("pickles")
+
+
+@pytest.fixture(scope="module")
+def answers(models: Path, pickles: Path) -> dict[str, list[object]]:
+    """What became of each model where a torchvision can be imported."""
+    made: dict[str, list[object]] = json.loads(run(_WITHOUT_TORCHVISION.format(hidden=False), models, pickles))
+    return made
+
+
+def test_a_torchvision_for_another_torch_serves_every_model(answers: dict[str, list[object]]) -> None:
     """The package index's build beside CPU torch: its compiled operators cannot be loaded, and nothing calls them."""
-    answers = json.loads(run(_WITHOUT_TORCHVISION.format(hidden=False), models))
     assert answers == {name: [False, True] for name in set(ALL_MAKERS) - {"qwen2_audio"}}
 
 
-def test_images_need_no_torchvision(models: Path) -> None:
-    answers = json.loads(run(_WITHOUT_TORCHVISION.format(hidden=True), models))
+def test_images_need_no_torchvision(models: Path, tmp_path: Path) -> None:
+    answers = json.loads(run(_WITHOUT_TORCHVISION.format(hidden=True), models, tmp_path))
     assert {name: answers[name] for name in PILLOW_MODELS} == {name: [True, True] for name in PILLOW_MODELS}
     others = set(ALL_MAKERS) - set(PILLOW_MODELS) - {"qwen2_audio"}
     assert {name: answers[name] for name in others} == {name: ["UNSUPPORTED_MODEL", True] for name in others}
 
 
-def test_a_pickled_model_wakes_in_a_process_that_has_not_imported_torchvision(models: Path, tmp_path: Path) -> None:
-    run(_PICKLE, models, tmp_path / "model")
-    assert run(_UNPICKLE, models, tmp_path / "model") == "Gemma3ImageProcessor"
+@pytest.mark.usefixtures("answers")
+def test_a_pickled_model_wakes_in_a_process_that_has_not_imported_torchvision(pickles: Path) -> None:
+    assert run(_UNPICKLE, pickles / "gemma3") == "Gemma3ImageProcessor"

@@ -29,7 +29,7 @@ from tests.unit.workers.payloads import (
     UseMemory,
     WaitForSignal,
 )
-from tests.waiting import GROWING_SECONDS, eventually
+from tests.waiting import GROWING_SECONDS, eventually, has_ended
 
 LONG = SHORT_SECONDS * 2
 
@@ -80,7 +80,7 @@ async def test_a_pool_replaces_its_fork_server(pool: WorkerPool) -> None:
     task = submit(pool, WaitForSignal())
     worker = psutil.Process(await begun(task))
     worker.parent().kill()
-    await eventually(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+    await eventually(lambda: has_ended(worker))
     await eventually(lambda: len(task.told) == 2)
     await let_go(task)
     await eventually(lambda: pool.worker_set.is_whole)
@@ -161,7 +161,7 @@ async def test_the_worker_of_an_abandoned_task_that_does_not_stop_is_killed(pool
     worker = psutil.Process(await begun(task))
     pool.abandon(task)
     assert isinstance(await outcome(task), Cancelled)
-    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+    assert has_ended(worker)
     await eventually(lambda: pool.ends == ["killed"] and pool.worker_set.is_whole)
 
 
@@ -196,7 +196,7 @@ async def test_closing_ends_everything() -> None:
         family = [worker, worker.parent()]
     for task in tasks:
         assert isinstance(await outcome(task), Cancelled)
-    await eventually(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
+    await eventually(lambda: all(map(has_ended, family)))
 
 
 # -- admission ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Pixels that vLLM reads in shared memory: who reads what, when memory is free again, and that no link is left behind."""
+"""Pixels that vLLM reads in shared memory: who reads what, and what those get who cannot."""
 
 from __future__ import annotations
 
@@ -7,31 +7,19 @@ import errno
 import itertools
 import logging
 import os
-import zlib
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 
-import grpc
 import numpy as np
-import psutil
 import pytest
-import pytest_asyncio
 
 from engine_client import (
-    EngineClient,
-    EngineFailed,
     EngineOptions,
-    EngineRejected,
-    EngineRequest,
     EngineUnavailable,
     OwnedRegion,
     Transport,
     connect_endpoints,
-    remove_abandoned_regions,
 )
-from engine_client.contract.tensors import Array
 from engine_client.vllm import VllmEngine, links
 from preprocessor import pipeline
 from preprocessor.cli.doctor.engine import check_engines
@@ -41,82 +29,23 @@ from preprocessor.client import chat as client_chat
 from preprocessor.client import video as client_video
 from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
-from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, Sampling
-from tests.bench.service.watched import WatchedServer
+from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest
+from tests.bench.service.watched import WatchedServer, entered
+from tests.engine.vllm_links.conftest import (
+    CLIP,
+    IMAGE,
+    PHOTO,
+    VIDEO,
+    Asked,
+    checksum,
+    inside,
+    links_of,
+    said,
+    tensors_of,
+)
 from tests.engine.vllm_stand_in import StandIn, serving_stand_in
-from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import chat, image, serving, video
-from tests.waiting import PATIENCE_SECONDS, eventually
-
-CLIP, PHOTO = moving_shapes_clip(seconds=2, width=160, height=120), photo()
-IMAGE, VIDEO = Media("i", Modality.IMAGE, PHOTO), Media("v", Modality.VIDEO, CLIP, Sampling(fps=4))
-
-
-@pytest.fixture
-def region() -> Iterator[OwnedRegion]:
-    with OwnedRegion.create(64 << 20) as made:
-        yield made
-        assert links_of(made) == []
-
-
-@pytest_asyncio.fixture
-async def server() -> AsyncIterator[StandIn]:
-    async with serving_stand_in() as made:
-        yield made
-
-
-@pytest_asyncio.fixture
-async def engine(server: StandIn, region: OwnedRegion) -> AsyncIterator[VllmEngine]:
-    async with VllmEngine(server.address) as client:
-        client.share(region)
-        yield client
-
-
-def links_of(region: OwnedRegion) -> list[Path]:
-    return list(Path("/dev/shm").glob(f"{region.key[1:]}?*"))
-
-
-def tensors_of(model: Model, *media: Media) -> dict[str, Array]:
-    named = tuple(Media(str(index), one.modality, one.data, one.sampling) for index, one in enumerate(media))
-    message = Message("user", tuple(MediaPart(one.key) for one in named))
-    return dict(pipeline.prepare(model, PreparationRequest(ChatPrompt((message,)), named)).tensors)
-
-
-def inside(region: OwnedRegion, tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """The same, with the pixels in the region."""
-    pixels = tensors["pixel_patches"]
-    placed = np.frombuffer(region.buffer, np.uint8, pixels.size, 8192).reshape(pixels.shape)
-    placed[:] = pixels
-    return {**tensors, "pixel_patches": placed}
-
-
-@dataclass
-class Asked:
-    """One prompt and what became of it."""
-
-    tensors: Mapping[str, Array]
-    token_ids: list[int] = field(default_factory=list)
-    is_released: bool = False
-
-    def released(self) -> None:
-        assert not self.is_released
-        self.is_released = True
-
-    async def of(self, engine: EngineClient) -> list[int]:
-        request = EngineRequest("r", self.tensors, on_released=self.released)
-        async with aclosing(engine.generate(request, timeout_seconds=PATIENCE_SECONDS)) as steps:
-            async for step in steps:
-                self.token_ids += step.token_ids
-        return self.token_ids
-
-
-def checksum(rows: Array) -> int:
-    return zlib.crc32(np.ascontiguousarray(rows)) & 0x7FFFFFFF
-
-
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [each.getMessage() for each in caplog.records if "tensors go to" in each.getMessage()]
-
+from tests.waiting import eventually, has_ended
 
 # -- what is read ------------------------------------------------------------------------------------------------------
 
@@ -293,137 +222,6 @@ async def test_of_two_servers_only_that_which_sees_the_region_reads_there(region
     assert (set(near.by_link), set(far.by_link)) == ({True}, {False})
 
 
-# -- when memory is free again -----------------------------------------------------------------------------------------
-
-
-async def test_memory_is_free_as_soon_as_it_is_read_though_the_prompt_waits(
-    engine: VllmEngine, server: StandIn, region: OwnedRegion, model: Model
-) -> None:
-    server.may_reply.clear()
-    asked = Asked(inside(region, tensors_of(model, VIDEO, IMAGE)))
-    asking = asyncio.create_task(asked.of(engine))
-    await eventually(lambda: asked.is_released)
-    assert len(server.read) == 2
-    assert not asked.token_ids
-    server.may_reply.set()
-    assert len(await asking) == 2
-
-
-async def test_endpoints_let_it_go_when_nobody_else_could_be_asked(
-    server: StandIn, region: OwnedRegion, model: Model
-) -> None:
-    server.may_reply.clear()
-    asked = Asked(inside(region, tensors_of(model, VIDEO)))
-    async with connect_endpoints(f"vllm://{server.address}") as engines:
-        engines.share(region)
-        asking = asyncio.create_task(asked.of(engines))
-        await eventually(lambda: asked.is_released)
-        server.may_reply.set()
-        assert len(await asking) == 1
-
-
-async def test_a_reader_that_keeps_its_files_has_read_when_it_replies(
-    engine: VllmEngine, server: StandIn, region: OwnedRegion, model: Model
-) -> None:
-    server.removes_links = False
-    server.may_reply.clear()
-    asked = Asked(inside(region, tensors_of(model, VIDEO)))
-    asking = asyncio.create_task(asked.of(engine))
-    await eventually(lambda: bool(server.read))
-    assert (asked.is_released, len(links_of(region))) == (False, 1)
-    server.may_reply.set()
-    await asking
-    assert (asked.is_released, links_of(region)) == (True, [])
-
-
-async def test_a_prompt_that_is_left_while_it_is_read_keeps_its_memory_a_while(
-    engine: VllmEngine, server: StandIn, region: OwnedRegion, model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(links, "UNCERTAIN_SECONDS", 0.5)
-    server.may_read.clear()
-    tensors = inside(region, tensors_of(model, VIDEO))
-    asked = Asked(tensors)
-    asking = asyncio.create_task(asked.of(engine))
-    await eventually(server.opened.is_set)
-    asking.cancel()
-    await asyncio.wait([asking])
-    assert (asked.is_released, links_of(region)) == (False, [])
-    server.may_read.set()
-    await eventually(lambda: bool(server.read))
-    assert server.read == [tensors["pixel_patches"].tobytes()]
-    await eventually(lambda: asked.is_released)
-
-
-async def test_a_prompt_that_is_left_after_it_was_read_keeps_nothing(
-    engine: VllmEngine, server: StandIn, region: OwnedRegion, model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(links, "POLL_SECONDS", 1000.0)
-    server.may_reply.clear()
-    asked = Asked(inside(region, tensors_of(model, VIDEO)))
-    asking = asyncio.create_task(asked.of(engine))
-    await eventually(lambda: bool(server.read) and not links_of(region))
-    asking.cancel()
-    await asyncio.wait([asking])
-    assert asked.is_released
-
-
-async def test_a_prompt_that_is_refused_keeps_nothing(
-    engine: VllmEngine, server: StandIn, region: OwnedRegion, model: Model
-) -> None:
-    server.refusal = (grpc.StatusCode.INVALID_ARGUMENT, "no")
-    asked = Asked(inside(region, tensors_of(model, VIDEO)))
-    with pytest.raises(EngineRejected):
-        await asked.of(engine)
-    assert (asked.is_released, links_of(region)) == (True, [])
-
-
-async def test_a_prompt_whose_server_breaks_keeps_its_memory_a_while_and_no_link(
-    engine: VllmEngine, server: StandIn, region: OwnedRegion, model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(links, "UNCERTAIN_SECONDS", 0.2)
-    server.refusal = (grpc.StatusCode.INTERNAL, "out of luck")
-    asked = Asked(inside(region, tensors_of(model, VIDEO)))
-    with pytest.raises(EngineFailed):
-        await asked.of(engine)
-    assert (asked.is_released, links_of(region)) == (False, [])
-    await eventually(lambda: asked.is_released)
-
-
-async def test_a_prompt_that_is_malformed_leaves_no_link(
-    engine: VllmEngine, server: StandIn, region: OwnedRegion, model: Model
-) -> None:
-    tensors = inside(region, tensors_of(model, VIDEO, IMAGE))
-    tensors["item_spans"] = tensors["item_spans"][:-1]
-    asked = Asked(tensors)
-    with pytest.raises(EngineRejected):
-        await asked.of(engine)
-    assert (asked.is_released, server.by_link) == (True, [])
-
-
-async def test_closing_leaves_no_link(server: StandIn, region: OwnedRegion, model: Model) -> None:
-    server.may_read.clear()
-    engine = VllmEngine(server.address)
-    engine.share(region)
-    asking = asyncio.create_task(Asked(inside(region, tensors_of(model, VIDEO))).of(engine))
-    await eventually(server.opened.is_set)
-    await engine.close()
-    assert links_of(region) == []
-    await asyncio.wait([asking])
-
-
-async def test_a_sweep_leaves_the_links_of_a_living_region(
-    engine: VllmEngine, server: StandIn, region: OwnedRegion, model: Model
-) -> None:
-    server.may_read.clear()
-    asking = asyncio.create_task(Asked(inside(region, tensors_of(model, VIDEO))).of(engine))
-    await eventually(server.opened.is_set)
-    [link] = links_of(region)
-    remove_abandoned_regions()
-    assert link.exists()
-    server.may_read.set()
-    assert len(await asking) == 1
-
-
 # -- the service -------------------------------------------------------------------------------------------------------
 
 
@@ -453,7 +251,7 @@ async def test_the_service_has_its_pixels_read_where_a_worker_wrote_them(model: 
 async def test_what_a_killed_service_left_goes_when_the_next_one_starts(server: StandIn) -> None:
     server.may_read.clear()
     options = ("--engine", f"vllm://{server.address}", "--engine-transport", "shared-memory", "--workers", "1")
-    with WatchedServer(*options, "--memory-budget", "64MiB") as service:
+    async with entered(WatchedServer(*options, "--memory-budget", "64MiB")) as service:
         async with AsyncClient(service.address, retry_seconds=0) as client:
 
             async def ask() -> None:
@@ -467,11 +265,11 @@ async def test_what_a_killed_service_left_goes_when_the_next_one_starts(server: 
             tree = service.tree()
             service.process.kill()
             service.wait()
-            psutil.wait_procs(tree[1:], timeout=PATIENCE_SECONDS)
+            await eventually(lambda: all(map(has_ended, tree)))
             with pytest.raises(CallFailed):
                 await asking
         # They may be gone already: any service that starts on this machine removes them, those of other tests too.
-        with WatchedServer(*options, "--memory-budget", "64MiB"):
+        async with entered(WatchedServer(*options, "--memory-budget", "64MiB")):
             assert not region.exists()
             assert not link.exists()
 
