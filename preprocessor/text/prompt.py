@@ -22,6 +22,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded, ModelNotFound
+from preprocessor.text.encoded_text import TextMemory
 from preprocessor.text.encoding import encode_prompt
 from preprocessor.text.literal import PromptText
 from preprocessor.text.tokenizer import encode_inner
@@ -260,16 +261,18 @@ def expand_text(
     replacements: Sequence[Replacement],
     literals: Mapping[str, str] | None = None,
     limits: Limits | None = None,
+    memory: TextMemory | None = None,
 ) -> ExpandedPrompt:
     """Tokenize a rendered prompt, each medium's placeholder expanded.
 
     Args:
         literals: Of the marks in the text, what each stands for.
+        memory: As in `encode_prompt`.
     Raises:
         As `encode_prompt`.
     """
     compact = placeholders.substitute(text, replacements)
-    token_ids = encode_prompt(tokenizer, PromptText(compact, literals or {}).pieces(), limits or Limits())
+    token_ids = encode_prompt(tokenizer, PromptText(compact, literals or {}).pieces(), limits or Limits(), memory)
     return _repeat_placeholders(token_ids, placeholders, replacements)
 
 

@@ -95,7 +95,8 @@ async def by_region(server: WatchedServer, clip: bytes, fps: float, chat_count: 
     print(
         f"{fps:g} fps, rows in the caller's shared memory: first turn {first.cpu_ms:.1f} ms of CPU, later ones "
         f"{later.cpu_ms:.2f} ms: {later.cpu_ms / first.cpu_ms:.1%}; first row after "
-        f"{statistics.median(later.first_row_ms):.1f} ms, last after {statistics.median(first.wall_ms):.1f} and {statistics.median(later.wall_ms):.1f} ms",
+        f"{statistics.median(later.first_row_ms):.1f} ms, last after {statistics.median(first.wall_ms):.1f} and "
+        f"{statistics.median(later.wall_ms):.1f} ms",
         flush=True,
     )
 

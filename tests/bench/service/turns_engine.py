@@ -78,7 +78,7 @@ async def measure_with_triton(clip: bytes, all_fps: list[float], chat_count: int
                 held = "holds" if engine.holds else "does not hold"
                 print(
                     f"{fps:g} fps, Generate with Triton by shared memory, an engine that {held} the item: first turn "
-                    f" {first.cpu_ms:.1f} ms of the service's CPU, later ones {later.cpu_ms:.2f} ms: "
+                    f"{first.cpu_ms:.1f} ms of the service's CPU, later ones {later.cpu_ms:.2f} ms: "
                     f"{later.cpu_ms / first.cpu_ms:.1%}; {statistics.median(first.wall_ms):.1f} and "
                     f"{statistics.median(later.wall_ms):.1f} ms in all, the model's answer included",
                     flush=True,
