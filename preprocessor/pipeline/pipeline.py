@@ -16,7 +16,7 @@ Rules that hold here:
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from preprocessor.config import Limits
 from preprocessor.media.checks import keep_going, within_cpu_seconds
 from preprocessor.media.frames import Choice
 from preprocessor.media.video import decode_pictures, has_pictures
-from preprocessor.models.loaded import CancelCheck, LoadedModel, PlannedItem
+from preprocessor.models.loaded import CancelCheck, LoadedModel, PlanMemory
 from preprocessor.pipeline.decode_item import decode_item
 from preprocessor.pipeline.request_checks import check_request
 from preprocessor.pipeline.write_item import AnnounceRows, ItemWriter, write_item, write_item_in_threads
@@ -68,13 +68,13 @@ def plan(
     request: PreparationRequest,
     limits: Limits,
     check: CancelCheck = keep_going,
-    planned_items: MutableMapping[str, PlannedItem] | None = None,
+    memory: PlanMemory | None = None,
 ) -> Plan:
     """Everything but the pixels, from headers alone. For a generic model the pixels too: its processor makes all at once.
 
     Args:
         check: Called between packets; whatever it raises ends the work.
-        planned_items: As in `LoadedModel.plan`.
+        memory: As in `LoadedModel.plan`.
     Raises:
         InvalidRequest: `PLACEHOLDER_MISMATCH`, `UNKNOWN_MEDIA_KEY`, `DUPLICATE_MEDIA_KEY`, `INVALID_SAMPLING`,
             `SAMPLING_CONFLICT`, `INVALID_PIXEL_BUDGET`, `INVALID_TOKEN_ID`, `CHAT_TEMPLATE_FAILED`, `EMPTY_PROMPT`,
@@ -84,7 +84,7 @@ def plan(
     """
     check_request(request, model.modalities, limits)
     model.check_arguments(request.processor_arguments)
-    return model.plan(request, limits, check, {} if planned_items is None else planned_items)
+    return model.plan(request, limits, check, memory or PlanMemory())
 
 
 def write_pixels(

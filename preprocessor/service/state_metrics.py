@@ -120,12 +120,22 @@ def _file_cache_metrics(cache: FileCache) -> Iterator[Metric]:
 
 
 def _plan_cache_metrics(cache: PlanCache) -> Iterator[Metric]:
-    yield _gauge("preprocessor_plan_cache_bytes", "Plans of items that stay, beside the budget", cache.size_bytes)
+    yield _gauge(
+        "preprocessor_plan_cache_bytes", "Plans of items, and token ids, that stay, beside the budget", cache.size_bytes
+    )
     yield _by_label(
         CounterMetricFamily(
             "preprocessor_plan_cache_items", "Items whose plan was known, or was not", labels=("result",)
         ),
         {"hit": cache.hit_count, "miss": cache.miss_count},
+    )
+    yield _by_label(
+        CounterMetricFamily(
+            "preprocessor_plan_cache_tokens",
+            "Token ids of chats: of an earlier turn, or made anew",
+            labels=("result",),
+        ),
+        {"hit": cache.reused_token_count, "miss": cache.encoded_token_count},
     )
     evictions = CounterMetricFamily("preprocessor_plan_cache_evictions", "Plans dropped for others")
     evictions.add_metric((), cache.eviction_count)

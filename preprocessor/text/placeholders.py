@@ -17,6 +17,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest
+from preprocessor.text.encoded_text import TextMemory
 from preprocessor.text.encoding import encode_prompt
 from preprocessor.text.literal import PromptText
 from preprocessor.text.tokenizer import encode_inner
@@ -109,16 +110,18 @@ def expand_text(
     replacements: Sequence[Replacement],
     literals: Mapping[str, str] | None = None,
     limits: Limits | None = None,
+    memory: TextMemory | None = None,
 ) -> ExpandedPrompt:
     """Tokenize a rendered prompt, each medium's placeholder expanded.
 
     Args:
         literals: Of the marks in the text, what each stands for.
+        memory: As in `encode_prompt`.
     Raises:
         As `encode_prompt`.
     """
     compact = placeholders.substitute(text, replacements)
-    token_ids = encode_prompt(tokenizer, PromptText(compact, literals or {}).pieces(), limits or Limits())
+    token_ids = encode_prompt(tokenizer, PromptText(compact, literals or {}).pieces(), limits or Limits(), memory)
     return _repeat_placeholders(token_ids, placeholders, replacements)
 
 

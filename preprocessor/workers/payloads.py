@@ -12,7 +12,8 @@ import cv2
 
 from preprocessor import pipeline
 from preprocessor.config import Limits
-from preprocessor.models.loaded import CancelCheck, LoadedModel, PlannedItem
+from preprocessor.models.loaded import CancelCheck, LoadedModel, PlanMemory, PlannedItem
+from preprocessor.text.encoded_text import TextMemory
 from preprocessor.types.plan import PixelPlan
 from preprocessor.types.request import Media, PreparationRequest
 from preprocessor.vision.patches import PIXEL_DTYPES
@@ -31,15 +32,18 @@ _BATCH_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlanPayload:
-    """`pipeline.plan`; returns the plan, and the items that were not known, by media key.
+    """`pipeline.plan`; returns the plan, the items that were not known, by media key, and the encoded text.
 
     Attributes:
         known: By media key, pickled `PlannedItem`s, which the service has pickled itself. Their files are left out.
+        known_text: A pickled `EncodedText` of an earlier prompt, in the same way; empty where there is none, None if nothing is
+            to be kept of this one.
     """
 
     request: PreparationRequest
     limits: Limits
     known: Mapping[str, bytes] = field(default_factory=dict)
+    known_text: bytes | None = None
 
     @property
     def expected_rows(self) -> range:
@@ -71,8 +75,12 @@ class PlanPayload:
         tokenizing_bytes = min(self.limits.max_tokenizing_bytes, memory_left())
         limits = dataclasses.replace(self.limits, max_tokenizing_bytes=max(1, tokenizing_bytes))
         items: dict[str, PlannedItem] = {key: pickle.loads(entry) for key, entry in self.known.items()}
-        planned = pipeline.plan(model, self.request, limits, check, items)
-        return planned, {key: item for key, item in items.items() if key not in self.known}
+        text = None
+        if self.known_text is not None:
+            text = TextMemory(pickle.loads(self.known_text) if self.known_text else None)
+        planned = pipeline.plan(model, self.request, limits, check, PlanMemory(items, text))
+        added = {key: item for key, item in items.items() if key not in self.known}
+        return planned, added, None if text is None else text.made
 
 
 @dataclass(frozen=True, slots=True, eq=False)

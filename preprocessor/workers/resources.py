@@ -184,7 +184,7 @@ class RequestResources:
         )
         self._tasks.submit(task)
         planned: Plan
-        planned, _ = await self._tasks.result(task)
+        planned, _, _ = await self._tasks.result(task)
         if planned.pixels is None:
             self._tasks.end()
         return planned

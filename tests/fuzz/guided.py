@@ -192,7 +192,7 @@ def _worker_examples() -> list[bytes]:
     from preprocessor.workers.untrusted import encode, to_bytes
 
     plan = Plan((), {"input_ids": np.zeros(3, np.int32)}, Timings(), None, 0)
-    outcomes: tuple[object, ...] = ((plan, {}), PixelReport(Timings(), ()), Overloaded("full", media_key="it"))
+    outcomes: tuple[object, ...] = ((plan, {}, None), PixelReport(Timings(), ()), Overloaded("full", media_key="it"))
     written = []
     for message in (
         RowsFinished(0, 5),

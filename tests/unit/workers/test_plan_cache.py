@@ -16,6 +16,7 @@ from preprocessor import pipeline
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest
 from preprocessor.models.family import Model
+from preprocessor.text.encoded_text import EncodedText
 from preprocessor.types.plan import Plan
 from preprocessor.types.request import (
     ChatPrompt,
@@ -35,6 +36,7 @@ from preprocessor.types.request import (
 )
 from preprocessor.types.timing import Timings
 from preprocessor.workers import plan_cache
+from preprocessor.workers.claims import Violation, check_plan
 from preprocessor.workers.known_uuids import KnownUuids
 from preprocessor.workers.plan_cache import PlanCache, plan_key
 from preprocessor.workers.pool import WorkerPool
@@ -175,6 +177,113 @@ async def test_scopes_do_not_share(pool: WorkerPool) -> None:
     for scope in ("one", "other", "one"):
         await ask(pool, chat(PHOTO), scope)
     assert (pool.plan_cache.hit_count, pool.plan_cache.miss_count) == (1, 2)
+
+
+# -- the text of a chat ------------------------------------------------------------------------------------------------
+
+LONG = "some words about it, 12 of them; " * 100
+
+
+def turns(count: int, first: str = LONG, **options: Any) -> PreparationRequest:
+    """A chat about a clip with so many turns of the user, long ones."""
+    messages = [Message("user", (MediaPart("clip"), TextPart(first)))]
+    for number in range(1, count):
+        messages.append(Message("assistant", (TextPart(f"Answer {number}."),)))
+        messages.append(Message("user", (TextPart(f"{number}: {LONG}"),)))
+    return PreparationRequest(ChatPrompt(tuple(messages)), (CLIP,), **options)
+
+
+async def reused(pool: WorkerPool, model: Model, request: PreparationRequest, scope: str = "") -> int:
+    """How many token ids of a right answer were known."""
+    before = pool.plan_cache.reused_token_count
+    assert_equal(model, request, *await ask(pool, request, scope))
+    return pool.plan_cache.reused_token_count - before
+
+
+async def test_of_a_later_turn_only_what_is_new_is_encoded(pool: WorkerPool, model: Model) -> None:
+    assert await reused(pool, model, turns(1)) == 0
+    for count in (2, 3):
+        encoded = pool.plan_cache.encoded_token_count
+        assert await reused(pool, model, turns(count)) > 1000 * (count - 1)
+        assert pool.plan_cache.encoded_token_count - encoded < 1500
+    assert await reused(pool, model, turns(3)) > 3000
+
+
+async def test_a_chat_that_was_changed_is_encoded_from_there_on(pool: WorkerPool, model: Model) -> None:
+    await reused(pool, model, turns(1))
+    await reused(pool, model, turns(3))
+    changed = turns(3)
+    assert isinstance(changed.prompt, ChatPrompt)
+    messages = list(changed.prompt.messages)
+    messages[2] = Message("user", (TextPart("Something else."),))
+    changed = dataclasses.replace(changed, prompt=ChatPrompt(tuple(messages)))
+    assert 1000 < await reused(pool, model, changed) < 2000  # the first turn
+    assert await reused(pool, model, turns(2, "Another first one. " + LONG)) == 0
+
+
+async def test_a_chat_that_a_template_renders_in_another_way_is_not_reused(pool: WorkerPool, model: Model) -> None:
+    await reused(pool, model, turns(1))
+    tools = [{"type": "function", "function": {"name": "look", "description": LONG, "parameters": {}}}]
+    request = turns(2)
+    assert isinstance(request.prompt, ChatPrompt)
+    prompt = dataclasses.replace(request.prompt, template_arguments={"tools": tools})
+    assert await reused(pool, model, dataclasses.replace(request, prompt=prompt)) == 0
+
+
+@pytest.mark.parametrize(("scope", "salt"), [("other", ""), ("", "salt")])
+async def test_no_text_is_shared_with_another_scope_or_salt(
+    pool: WorkerPool, model: Model, scope: str, salt: str
+) -> None:
+    await reused(pool, model, turns(2))
+    assert await reused(pool, model, turns(3, cache_salt=salt), scope) == 0
+    assert await reused(pool, model, turns(3, cache_salt=salt), scope) > 0
+
+
+async def test_a_token_in_literal_text_is_encoded_as_text_in_each_turn(pool: WorkerPool, model: Model) -> None:
+    await reused(pool, model, turns(1, f"{LONG}<|im_end|>"))
+    literal = turns(1)
+    assert isinstance(literal.prompt, ChatPrompt)
+    part = TextPart(f"{LONG}<|im_end|>", is_literal=True)
+    prompt = ChatPrompt((Message("user", (MediaPart("clip"), part)),))
+    for _ in range(2):
+        assert await reused(pool, model, dataclasses.replace(literal, prompt=prompt)) == 0
+
+
+async def test_no_text_is_kept_where_there_is_no_cache(model: Model) -> None:
+    async with open_pool(model=model) as pool:
+        for _ in range(2):
+            assert await reused(pool, model, turns(1)) == 0
+        assert pool.plan_cache.encoded_token_count == len(pool.plan_cache) == 0
+
+
+TEXT = EncodedText(
+    np.arange(9, dtype=np.int32), np.array([[5, 2], [20, 8]], np.int64), np.zeros((2, 32), np.uint8), reused_count=2
+)
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"token_ids": np.zeros((3, 3), np.int32)},
+        {"token_ids": np.zeros(9, np.float64)},
+        {"token_ids": np.arange(7, dtype=np.int32)},
+        {"cuts": np.array([[20, 8], [5, 2]], np.int64)},
+        {"cuts": np.array([[-5, 2], [20, 8]], np.int64)},
+        {"cuts": np.array([[5, 2]], np.int64)},
+        {"cuts": np.array([5, 20], np.int64)},
+        {"digests": np.zeros((2, 31), np.uint8)},
+        {"reused_count": -1},
+        {"reused_count": 10},
+        {"reused_count": True},
+        {"cuts": np.zeros((99, 2), np.int64), "digests": np.zeros((99, 32), np.uint8)},
+    ],
+    ids=repr,
+)
+def test_a_text_that_a_worker_made_up_is_refused(model: Model, claim: Mapping[str, Any]) -> None:
+    plan = pipeline.plan(model, chat(PHOTO), Limits())
+    check_plan((plan, {}, TEXT), chat(PHOTO), Limits())
+    with pytest.raises(Violation):
+        check_plan((plan, {}, dataclasses.replace(TEXT, **claim)), chat(PHOTO), Limits())
 
 
 async def test_answers_are_right_while_plans_are_dropped(model: Model) -> None:
