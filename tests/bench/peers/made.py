@@ -80,7 +80,12 @@ def _grids(grids: npt.NDArray[Any]) -> str:
     return shown if len(grids) <= _SHOWN_GRIDS else f"{shown}, … ({len(grids)})"
 
 
-_TYPES: Mapping[str, npt.DTypeLike] = {"uint8": np.uint8, "float32": np.float32, "float16": np.float16, "int64": np.int64}
+_TYPES: Mapping[str, npt.DTypeLike] = {
+    "uint8": np.uint8,
+    "float32": np.float32,
+    "float16": np.float16,
+    "int64": np.int64,
+}
 
 
 def _array(tensor: engine_pb.TensorData) -> npt.NDArray[Any]:

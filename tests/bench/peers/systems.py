@@ -42,14 +42,10 @@ class System(Protocol):
 
     Attributes:
         name: Of its column.
-        is_exact: Whether it means to make what transformers makes, so that the bench ends where it does not.
     """
 
     @property
     def name(self) -> str: ...
-
-    @property
-    def is_exact(self) -> bool: ...
 
     def made(self, workload: Workload) -> Made:
         """Ask once.
@@ -65,7 +61,7 @@ class System(Protocol):
 class Service:
     """Our service by gRPC, whose answer is compared with the pipeline's by `ServicePath`."""
 
-    name, is_exact = "ours, service", True
+    name = "ours, service"
 
     def __init__(self, path: ServicePath, model: Model) -> None:
         self._path = path
@@ -85,6 +81,7 @@ class HttpSystem:
     Args:
         cpu_seconds: Of all its processes so far.
         read: What it made, by its answer.
+        body: What it is asked.
     """
 
     def __init__(
@@ -94,17 +91,14 @@ class HttpSystem:
         path: str,
         cpu_seconds: Callable[[], float],
         read: Callable[[bytes], Made],
-        *,
-        is_exact: bool = True,
-        fps_beside_url: bool = False,
+        body: Callable[[Workload], bytes] = Workload.chat_body,
     ) -> None:
         self.name = name
-        self.is_exact = is_exact
         self._port = port
         self._path = path
         self._cpu_seconds = cpu_seconds
         self._read = read
-        self._fps_beside_url = fps_beside_url
+        self._body = body
 
     def made(self, workload: Workload) -> Made:
         return self._read(self._ask(self._body(workload)))
@@ -123,9 +117,6 @@ class HttpSystem:
 
         return run
 
-    def _body(self, workload: Workload) -> bytes:
-        return workload.chat_body(fps_beside_url=self._fps_beside_url)
-
     def _ask(self, body: bytes) -> bytes:
         return post(self._port, self._path, body)
 
@@ -133,7 +124,7 @@ class HttpSystem:
 class InProcess:
     """vLLM's renderer called in a process of its own: `vllm_renderer.py`."""
 
-    name, is_exact = "vLLM, in process", True
+    name = "vLLM, in process"
 
     def __init__(self, child: RendererProcess, folder: Path) -> None:
         self._child = child
@@ -191,7 +182,9 @@ class RendererProcess:
             CannotDo: It fails.
         """
         assert self._process.stdin is not None
-        print(json.dumps({key: path and str(path) for key, path in asked.items()}), file=self._process.stdin, flush=True)
+        print(
+            json.dumps({key: path and str(path) for key, path in asked.items()}), file=self._process.stdin, flush=True
+        )
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -228,7 +221,7 @@ def service_before(engine: StandInEngine, checkpoint: Path, under: Sequence[str]
     (port,) = free_ports(1)
     options = ("--model", str(checkpoint), "--engine", f"vllm://{engine.address}")
     with WatchedServer(*OPTIONS, *options, "--openai-address", f"127.0.0.1:{port}", under=under) as server:
-        yield HttpSystem("ours → engine", port, _CHAT, server.cpu_seconds, partial(_newest, engine))
+        yield HttpSystem("ours → engine", port, _CHAT, server.cpu_seconds, partial(_newest, engine), _unnamed)
 
 
 @contextmanager
@@ -239,8 +232,8 @@ def smg_before(engine: StandInEngine, checkpoint: Path, folder: Path, under: Seq
     options = ["--worker-urls", f"grpc://{engine.address}", "--model-path", str(checkpoint), "--log-level", "warn"]
     limits = ["--mm-per-request-image-limit", "32"]
     with _server("smg", [*under, *command, *options, *limits], {}, port, "/readiness", folder) as cpu_seconds:
-        read = partial(_newest, engine)
-        yield HttpSystem("SMG → engine", port, _CHAT, cpu_seconds, read, is_exact=False, fps_beside_url=True)
+        body = partial(Workload.chat_body, fps_beside_url=True)
+        yield HttpSystem("SMG → engine", port, _CHAT, cpu_seconds, partial(_newest, engine), body)
 
 
 def on_core(core: int) -> tuple[str, ...]:
@@ -267,6 +260,11 @@ def post(port: int, path: str, body: bytes) -> bytes:
     if answer.status != http.HTTPStatus.OK:
         raise CannotDo(f"{answer.status}: {data[:500].decode(errors='replace')}")
     return data
+
+
+def _unnamed(workload: Workload) -> bytes:
+    """The model that is served, whose name is a folder here."""
+    return workload.chat_body(model="")
 
 
 def _newest(engine: StandInEngine, _: bytes) -> Made:

@@ -44,20 +44,21 @@ def load(checkpoint: str) -> OnlineRenderer:
     return renderer
 
 
-async def answer(renderer: OnlineRenderer, asked: Mapping[str, Any]) -> dict[str, Any]:
-    if "read" in asked:
-        made = json.loads(Path(asked["read"]).read_bytes())
-        features = made["features"]["kwargs_data"]
-        items = {kind: [decode_mm_kwargs_item(item) for item in found] for kind, found in features.items()}
-        _write(asked["write"], made["token_ids"], items)
-        return {}
-    request = ChatCompletionRequest.model_validate_json(Path(asked["render"]).read_bytes())
+def decode(answer: bytes, output: str) -> None:
+    made = json.loads(answer)
+    features = made["features"]["kwargs_data"]
+    items = {kind: [decode_mm_kwargs_item(item) for item in found] for kind, found in features.items()}
+    _write(output, made["token_ids"], items)
+
+
+async def render(renderer: OnlineRenderer, body: bytes, output: str | None) -> dict[str, float]:
+    request = ChatCompletionRequest.model_validate_json(body)
     gc.collect()
     wall, cpu = time.perf_counter(), time.process_time()
     _, (prompt,) = await renderer.render_chat(request, skip_mm_cache=True)
     took = {"wall_ms": (time.perf_counter() - wall) * 1e3, "cpu_ms": (time.process_time() - cpu) * 1e3}
-    if asked["write"]:
-        _write(asked["write"], prompt["prompt_token_ids"], prompt["mm_kwargs"])
+    if output:
+        _write(output, prompt["prompt_token_ids"], prompt["mm_kwargs"])
     return took
 
 
@@ -70,6 +71,10 @@ def _write(path: str, token_ids: Sequence[int], items: Mapping[str, Sequence[Map
     np.savez(path, token_ids=token_ids, grids=np.concatenate(grids), pixels=np.concatenate(pixels))
 
 
+def read_file(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
 async def main(checkpoint: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what vLLM prints is no answer
@@ -77,7 +82,12 @@ async def main(checkpoint: str) -> None:
     print("{}", file=answers, flush=True)  # ready
     while line := await asyncio.to_thread(sys.stdin.readline):
         try:
-            said = await answer(renderer, json.loads(line))
+            said: dict[str, Any] = {}
+            asked = json.loads(line)
+            if "read" in asked:
+                decode(read_file(asked["read"]), asked["write"])
+            else:
+                said = await render(renderer, read_file(asked["render"]), asked["write"])
         except Exception as error:
             said = {"failed": f"{type(error).__name__}: {error}"}
         print(json.dumps(said), file=answers, flush=True)

@@ -44,7 +44,7 @@ class Workload:
     request: PreparationRequest
     path: Callable[[], Result]
 
-    def chat_body(self, *, fps_beside_url: bool = False) -> bytes:
+    def chat_body(self, *, model: str = SERVED_NAME, fps_beside_url: bool = False) -> bytes:
         """The body of OpenAI's chat completions, with the files as data URLs before the text.
 
         Args:
@@ -58,7 +58,7 @@ class Workload:
                 part["fps"] = self.fps
             parts.append({"type": kind, kind: part})
         body: dict[str, Any] = {
-            "model": SERVED_NAME,
+            "model": model,
             "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": TEXT}]}],
             "max_tokens": _MAX_TOKENS,
             "temperature": 0,
