@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -108,6 +109,16 @@ def test_the_rate_stands_where_a_system_looks_for_it(workload: Workload) -> None
     assert theirs["messages"][0]["content"][0]["video_url"]["fps"] == 2.0
     photo = json.loads(replace(workload, fps=None).chat_body())
     assert [one["type"] for one in photo["messages"][0]["content"]] == ["image_url", "text"]
+
+
+def test_each_request_has_other_bytes_and_the_same_pictures(model: Model, workload: Workload) -> None:
+    urls = [json.loads(workload.chat_body())["messages"][0]["content"][0]["video_url"]["url"] for _ in range(2)]
+    files = [base64.b64decode(url.partition(",")[2]) for url in urls]
+    assert files[0] != files[1]
+    expected = made_by_pipeline(model, workload)
+    for file in files:
+        request = replace(workload.request, media=(replace(clip(), data=file),))
+        assert difference(made_by_pipeline(model, replace(workload, request=request)), expected) == ""
 
 
 def test_the_pipeline_makes_what_a_workload_asks(model: Model, workload: Workload) -> None:

@@ -104,11 +104,10 @@ class HttpSystem:
         return self._read(self._ask(self._body(workload)))
 
     def runner(self, workload: Workload, count: int) -> Runner:
-        body = self._body(workload)
-
         def run() -> Sample:
             used_seconds, wall_ms = self._cpu_seconds(), 0.0
             for _ in range(count):
+                body = self._body(workload)
                 began = time.perf_counter()
                 self._ask(body)
                 wall_ms += (time.perf_counter() - began) * 1e3
@@ -136,16 +135,14 @@ class InProcess:
         return read_arrays(output)
 
     def runner(self, workload: Workload, count: int) -> Runner:
-        body = self._body_file(workload)
-
         def run() -> Sample:
-            took = [self._child.ask(render=body, write=None) for _ in range(count)]
+            took = [self._child.ask(render=self._body_file(workload), write=None) for _ in range(count)]
             return Sample(*(sum(one[key] for one in took) / count for key in ("wall_ms", "cpu_ms")), {})
 
         return run
 
     def _body_file(self, workload: Workload) -> Path:
-        path = self._folder / f"{workload.name.replace(' ', '-')}.json"
+        path = self._folder / "body.json"
         path.write_bytes(workload.chat_body())
         return path
 

@@ -32,7 +32,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 def load(checkpoint: str) -> OnlineRenderer:
     """As `vllm launch render` sets it up (vllm/entrypoints/launchers/render)."""
     model_config = AsyncEngineArgs(model=checkpoint).create_model_config()
-    renderer = OnlineRenderer(
+    return OnlineRenderer(
         model_config,
         renderer_from_config(VllmConfig(model_config=model_config)),
         request_logger=None,
@@ -40,8 +40,6 @@ def load(checkpoint: str) -> OnlineRenderer:
         chat_template_content_format="auto",
         trust_request_mm_kwargs=True,
     )
-    renderer.warmup()
-    return renderer
 
 
 def decode(answer: bytes, output: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from tests.bench.peers.made import Made
 
 SERVED_NAME = "qwen3-vl"
 _MAX_TOKENS = 4
+_END_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,13 +49,16 @@ class Workload:
     def chat_body(self, *, model: str = SERVED_NAME, fps_beside_url: bool = False) -> bytes:
         """The body of OpenAI's chat completions, with the files as data URLs before the text.
 
+        Each time the files have other bytes at their ends, which no decoder reads, so that no cache knows them.
+
         Args:
             fps_beside_url: The rate is a field of `video_url`, as SMG takes it; else vLLM's `media_io_kwargs` has it.
         """
         kind, media_type = ("image_url", "image/jpeg") if self.fps is None else ("video_url", "video/mp4")
         parts: list[dict[str, Any]] = []
         for file in self.files:
-            part: dict[str, Any] = {"url": f"data:{media_type};base64,{base64.b64encode(file).decode()}"}
+            new = file + (os.urandom(_END_BYTES) if self.fps is None else _box(os.urandom(_END_BYTES)))
+            part: dict[str, Any] = {"url": f"data:{media_type};base64,{base64.b64encode(new).decode()}"}
             if fps_beside_url and self.fps is not None:
                 part["fps"] = self.fps
             parts.append({"type": kind, kind: part})
@@ -66,6 +71,11 @@ class Workload:
         if not fps_beside_url and self.fps is not None:
             body["media_io_kwargs"] = {"video": {"fps": self.fps}}
         return json.dumps(body).encode()
+
+
+def _box(content: bytes) -> bytes:
+    """Of an mp4, that readers pass over."""
+    return (8 + len(content)).to_bytes(4, "big") + b"free" + content
 
 
 def made_by_pipeline(model: Model, workload: Workload) -> Made:
