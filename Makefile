@@ -24,7 +24,7 @@ AUDIT_IGNORED :=
 NATIVE := $(wildcard preprocessor/vision/native/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton vllm prometheus examples demo demo-model test test-fronts test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit lock sbom parity bench bench-full golden proto image image-test wheels release render reference format lint type verify clean
+.PHONY: help setup triton vllm peers prometheus examples demo demo-model test test-fronts test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit lock sbom parity bench bench-full golden proto image image-test wheels release render reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ prometheus: ## unpack a real Prometheus into .prometheus
 
 vllm: setup ## unpack a real vLLM for CPUs, with its gRPC server, into .vllm
 	PYTHON=$(PYTHON) sh deploy/vllm/setup.sh
+
+peers: setup ## install SMG into .peers, for python -m tests.bench.peers; `make vllm` installs the other peer
+	PYTHON=$(PYTHON) sh tests/bench/peers/setup.sh
 
 examples: setup ## install Ray and Jupyter, which some of deploy/examples need, into build/examples
 	PYTHON=$(PYTHON) sh deploy/examples/setup.sh

@@ -1,0 +1,294 @@
+"""The systems that are asked, as far as they are installed here; each answers on one core."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+from deploy.child_process import ServerProcess, SetupError, ending_with_this_process, free_ports
+from preprocessor.models.family import Model
+from tests.bench.contest import CannotDo, Runner, Sample
+from tests.bench.peers.engine import StandInEngine
+from tests.bench.peers.made import Made, read_arrays, read_prompt
+from tests.bench.peers.workloads import SERVED_NAME, Workload, made_by_pipeline
+from tests.bench.service.watched import WatchedServer, tree_cpu_seconds
+from tests.bench.service_path import OPTIONS, ServicePath
+
+ROOT = Path(__file__).resolve().parents[3]
+VLLM = ROOT / ".vllm" / "venv" / "bin" / "vllm"
+SMG = ROOT / ".peers" / "smg" / "bin" / "smg"
+
+_TIMEOUT_SECONDS = 300.0
+_START_SECONDS = 300.0
+_STOP_SECONDS = 10.0
+_PAUSE_SECONDS = 0.02  # until what a request leaves to do is done, so that it is counted as its own
+_CHAT = "/v1/chat/completions"
+_VLLM_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
+
+
+class System(Protocol):
+    """What prepares prompts.
+
+    Attributes:
+        name: Of its column.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def made(self, workload: Workload) -> Made:
+        """Ask once.
+
+        Raises:
+            CannotDo: It refuses.
+        """
+
+    def runner(self, workload: Workload, count: int) -> Runner:
+        """Asks `count` times one after another; the sample is of one request."""
+
+
+class Service:
+    """Our service by gRPC, whose answer is compared with the pipeline's by `ServicePath`."""
+
+    name = "ours, service"
+
+    def __init__(self, path: ServicePath, model: Model) -> None:
+        self._path = path
+        self._model = model
+
+    def made(self, workload: Workload) -> Made:
+        self._path.runner(self._model, workload.spec, workload.sent, 1)
+        return made_by_pipeline(self._model, workload)
+
+    def runner(self, workload: Workload, count: int) -> Runner:
+        return self._path.runner(self._model, workload.spec, workload.sent, count)
+
+
+class HttpSystem:
+    """A server that takes chat completions.
+
+    Args:
+        cpu_seconds: Of all its processes so far.
+        read: What it made, by its answer.
+        body: What it is asked.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        port: int,
+        path: str,
+        cpu_seconds: Callable[[], float],
+        read: Callable[[bytes], Made],
+        body: Callable[[Workload], bytes] = Workload.chat_body,
+    ) -> None:
+        self.name = name
+        self._port = port
+        self._path = path
+        self._cpu_seconds = cpu_seconds
+        self._read = read
+        self._body = body
+
+    def made(self, workload: Workload) -> Made:
+        return self._read(self._ask(self._body(workload)))
+
+    def runner(self, workload: Workload, count: int) -> Runner:
+        def run() -> Sample:
+            used_seconds, wall_ms = self._cpu_seconds(), 0.0
+            for _ in range(count):
+                body = self._body(workload)
+                began = time.perf_counter()
+                self._ask(body)
+                wall_ms += (time.perf_counter() - began) * 1e3
+                time.sleep(_PAUSE_SECONDS)
+            return Sample(wall_ms / count, (self._cpu_seconds() - used_seconds) * 1e3 / count, {})
+
+        return run
+
+    def _ask(self, body: bytes) -> bytes:
+        return post(self._port, self._path, body)
+
+
+class InProcess:
+    """vLLM's renderer called in a process of its own: `vllm_renderer.py`."""
+
+    name = "vLLM, in process"
+
+    def __init__(self, child: RendererProcess, folder: Path) -> None:
+        self._child = child
+        self._folder = folder
+
+    def made(self, workload: Workload) -> Made:
+        output = self._folder / "made.npz"
+        self._child.ask(render=self._body_file(workload), write=output)
+        return read_arrays(output)
+
+    def runner(self, workload: Workload, count: int) -> Runner:
+        def run() -> Sample:
+            took = [self._child.ask(render=self._body_file(workload), write=None) for _ in range(count)]
+            return Sample(*(sum(one[key] for one in took) / count for key in ("wall_ms", "cpu_ms")), {})
+
+        return run
+
+    def _body_file(self, workload: Workload) -> Path:
+        path = self._folder / "body.json"
+        path.write_bytes(workload.chat_body())
+        return path
+
+
+class RendererProcess:
+    """`vllm_renderer.py`, as a context manager."""
+
+    def __init__(self, checkpoint: Path, folder: Path, under: Sequence[str]) -> None:
+        script = Path(__file__).with_name("vllm_renderer.py")
+        self._command = [*under, str(VLLM.with_name("python")), str(script), str(checkpoint)]
+        self._folder = folder
+
+    def __enter__(self) -> RendererProcess:
+        with (self._folder / "renderer.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                ending_with_this_process(self._command),
+                env=os.environ | _VLLM_ENVIRONMENT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self._answer()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def ask(self, **asked: Path | None) -> dict[str, Any]:
+        """See the script.
+
+        Raises:
+            CannotDo: It fails.
+        """
+        assert self._process.stdin is not None
+        print(
+            json.dumps({key: path and str(path) for key, path in asked.items()}), file=self._process.stdin, flush=True
+        )
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SetupError(f"vLLM's renderer ended:\n{(self._folder / 'renderer.log').read_text()[-5000:]}")
+        said: dict[str, Any] = json.loads(line)
+        if "failed" in said:
+            raise CannotDo(said["failed"])
+        return said
+
+
+@contextmanager
+def render_server(checkpoint: Path, folder: Path, under: Sequence[str], child: RendererProcess) -> Iterator[HttpSystem]:
+    """`vllm launch render`; what it answers is decoded by the child, after it is timed."""
+    (port,) = free_ports(1)
+    command = [str(VLLM), "launch", "render", str(checkpoint), "--host", "127.0.0.1", "--port", str(port)]
+    options = ["--served-model-name", SERVED_NAME, "--trust-request-mm-kwargs", "--disable-uvicorn-access-log"]
+    answer, output = folder / "answer.json", folder / "answer.npz"
+
+    def read(data: bytes) -> Made:
+        answer.write_bytes(data)
+        child.ask(read=answer, write=output)
+        return read_arrays(output)
+
+    with _server("vllm", [*under, *command, *options], _VLLM_ENVIRONMENT, port, "/health", folder) as cpu_seconds:
+        yield HttpSystem("vLLM, render server", port, f"{_CHAT}/render", cpu_seconds, read)
+
+
+@contextmanager
+def service_before(engine: StandInEngine, checkpoint: Path, under: Sequence[str]) -> Iterator[HttpSystem]:
+    """Our service in front of the engine, asked as OpenAI's clients do."""
+    (port,) = free_ports(1)
+    options = ("--model", str(checkpoint), "--engine", f"vllm://{engine.address}")
+    with WatchedServer(*OPTIONS, *options, "--openai-address", f"127.0.0.1:{port}", under=under) as server:
+        yield HttpSystem("ours → engine", port, _CHAT, server.cpu_seconds, partial(_newest, engine), _unnamed)
+
+
+@contextmanager
+def smg_before(engine: StandInEngine, checkpoint: Path, folder: Path, under: Sequence[str]) -> Iterator[HttpSystem]:
+    """SMG in front of the engine."""
+    port, metrics_port = free_ports(2)
+    command = [str(SMG), "launch", "--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(metrics_port)]
+    options = ["--worker-urls", f"grpc://{engine.address}", "--model-path", str(checkpoint), "--log-level", "warn"]
+    limits = ["--mm-per-request-image-limit", "32"]
+    with _server("smg", [*under, *command, *options, *limits], {}, port, "/readiness", folder) as cpu_seconds:
+        body = partial(Workload.chat_body, fps_beside_url=True)
+        yield HttpSystem("SMG → engine", port, _CHAT, cpu_seconds, partial(_newest, engine), body)
+
+
+def on_core(core: int) -> tuple[str, ...]:
+    """A command that keeps the one that follows it to one core."""
+    taskset = shutil.which("taskset")
+    if taskset is None:
+        raise SetupError("taskset is missing: apt-get install util-linux")
+    return (taskset, "--cpu-list", str(core))
+
+
+def post(port: int, path: str, body: bytes) -> bytes:
+    """The answer's bytes.
+
+    Raises:
+        CannotDo: It is an error.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_SECONDS)
+    try:
+        connection.request("POST", path, body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        data = answer.read()
+    finally:
+        connection.close()
+    if answer.status != http.HTTPStatus.OK:
+        raise CannotDo(f"{answer.status}: {data[:500].decode(errors='replace')}")
+    return data
+
+
+def _unnamed(workload: Workload) -> bytes:
+    """The model that is served, whose name is a folder here."""
+    return workload.chat_body(model="")
+
+
+def _newest(engine: StandInEngine, _: bytes) -> Made:
+    assert engine.last is not None
+    return read_prompt(engine.last)
+
+
+@contextmanager
+def _server(
+    name: str, command: Sequence[str], environment: Mapping[str, str], port: int, ready_path: str, folder: Path
+) -> Iterator[Callable[[], float]]:
+    """A server until the context ends; the CPU seconds of all its processes so far."""
+    process = ServerProcess(name, SetupError)
+
+    def is_ready() -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", ready_path)
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    process.start(command, os.environ | environment, folder / f"{name}.log")
+    try:
+        process.wait_ready(is_ready, _START_SECONDS)
+        yield partial(tree_cpu_seconds, psutil.Process(process.pid))
+    finally:
+        process.stop(_STOP_SECONDS)
