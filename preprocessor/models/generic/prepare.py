@@ -43,6 +43,7 @@ from preprocessor.models.generic.media import (
     refuse_above,
     sound_of_video,
 )
+from preprocessor.models.generic.mistral_chat import chat_call, run_chat
 from preprocessor.models.generic.processor import ProcessorSettings, counts_pixels, own_size, part_of
 from preprocessor.models.generic.prompt import render
 from preprocessor.models.generic.spans import item_tensors
@@ -113,7 +114,10 @@ def prepare_generic(
             sound_of_video(one, sample_rate_hz, limits, check) if arguments.loads_sound else None for one in probed
         ]
     with timings.stage("process"):
-        call = _call_arguments(model, text, probed, contents, own_sounds, sizes, arguments)
+        if text is None:
+            call = chat_call(request, contents, sample_rate_hz, arguments)
+        else:
+            call = _call_arguments(model, text, probed, contents, own_sounds, sizes, arguments)
         output = _process(model, call, check, is_callers=bool(request.processor_arguments))
     with timings.stage("convert"):
         tensors = to_tensors(output, form)
@@ -257,7 +261,8 @@ def _process(
     try:
         check()
         try:
-            output: Mapping[str, Any] = model.processor(**call)
+            is_chat = "conversation" in call
+            output: Mapping[str, Any] = run_chat(model.processor, call) if is_chat else model.processor(**call)
         except ValueError as error:
             refusal = _refusal(model, error)
             # A wrong setting of the model or a bug in its code may raise ValueError, too.
