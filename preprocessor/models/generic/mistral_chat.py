@@ -8,8 +8,8 @@ Source: transformers 5.23, VoxtralProcessor.apply_chat_template, MistralCommonBa
 
 from __future__ import annotations
 
-import io
 import json
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +26,7 @@ from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Pr
 
 # Arguments of MistralCommonBackend.apply_chat_template that say something of the prompt.
 _CHAT_ARGUMENTS = frozenset({"tools", "continue_final_message", "reasoning_effort"})
+_IEEE_FLOAT = 3  # the format tag of a WAV file
 _MESSAGE_LENGTH = 500  # of the library's own words in an error
 
 
@@ -125,9 +126,11 @@ def _part(part: TextPart | MediaPart, files: Iterator[bytes]) -> dict[str, Any]:
 
 
 def _wav(samples: npt.NDArray[np.float32], sample_rate_hz: int) -> bytes:
-    """A file of 32-bit floats, which soundfile reads back as they are."""
-    import soundfile
+    """A WAV file of 32-bit floats, one channel, which mistral-common reads back as they are.
 
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, sample_rate_hz, format="WAV", subtype="FLOAT")
-    return buffer.getvalue()
+    Not by soundfile: libsndfile ends a file that it has written by fsync, which a worker's sandbox does not allow.
+    """
+    format_chunk = struct.pack("<4sIHHIIHH", b"fmt ", 16, _IEEE_FLOAT, 1, sample_rate_hz, sample_rate_hz * 4, 4, 32)
+    size = 4 + len(format_chunk) + 8 + samples.nbytes
+    head = struct.pack("<4sI4s", b"RIFF", size, b"WAVE") + format_chunk + struct.pack("<4sI", b"data", samples.nbytes)
+    return head + samples.astype("<f4", copy=False).tobytes()
