@@ -55,7 +55,8 @@ def load_tokenizer(directory: Path) -> TokenizersBackend:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        # False: where mistral-common is installed, too, the tokenizer is that of tokenizer.json.
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, mistral_format=False)
     except Exception as error:  # tokenizers raises it bare for a file it cannot read
         if not (directory / "tokenizer.json").is_file():
             raise bad_directory(

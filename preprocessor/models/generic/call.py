@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from preprocessor.errors import InvalidRequest, PreprocessorError, trace_of
 from preprocessor.models.generic.arguments import FIELD, KINDS, LOAD_SOUND, REASON, ProcessorArguments
 from preprocessor.models.generic.media import metadata_for
+from preprocessor.models.generic.mistral_chat import run_chat
 from preprocessor.models.generic.processor import ProcessorSettings, counts_pixels, own_size, part_of
 from preprocessor.models.generic.tensors import ragged
 from preprocessor.models.probe import ProbedMedium
@@ -152,7 +153,8 @@ def call_processor(
     try:
         check()
         try:
-            output: Mapping[str, Any] = model.processor(**call)
+            is_chat = "conversation" in call
+            output: Mapping[str, Any] = run_chat(model.processor, call) if is_chat else model.processor(**call)
         except ValueError as error:
             refusal = _refusal(model, error)
             # A wrong setting of the model or a bug in its code may raise ValueError, too.

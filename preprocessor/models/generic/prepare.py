@@ -37,6 +37,7 @@ from preprocessor.models.generic.media import (
     refuse_above,
     sound_of_video,
 )
+from preprocessor.models.generic.mistral_chat import chat_call
 from preprocessor.models.generic.processor import ProcessorSettings, part_of
 from preprocessor.models.generic.prompt import render
 from preprocessor.models.generic.spans import item_tensors
@@ -99,7 +100,10 @@ def prepare_generic(
             sound_of_video(one, sample_rate_hz, limits, check) if arguments.loads_sound else None for one in probed
         ]
     with timings.stage("process"):
-        call = call_arguments(model, text, probed, contents, own_sounds, sizes, arguments)
+        if text is None:
+            call = chat_call(request, contents, sample_rate_hz, arguments)
+        else:
+            call = call_arguments(model, text, probed, contents, own_sounds, sizes, arguments)
         output = call_processor(model, call, check, is_callers=bool(request.processor_arguments))
     with timings.stage("convert"):
         tensors = to_tensors(output, form)
