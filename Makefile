@@ -124,9 +124,10 @@ audit: setup $(SUPPLY)/stamp ## look up every installed package among known vuln
 lock: setup $(SUPPLY)/stamp ## write what the image installs, with hashes, anew from the index: deploy/requirements.txt, deploy/installer.txt
 	$(BIN)/python -m deploy.pins $(SUPPLY)/bin/uv deploy
 
-sbom: setup $(SUPPLY)/stamp ## write build/sbom.cdx.json: every installed package with version and licence, as CycloneDX
+sbom: setup $(SUPPLY)/stamp ## write build/sbom.cdx.json: every installed package and the libraries inside it, as CycloneDX
 	$(SUPPLY)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
 		--output-format JSON --output-file build/sbom.cdx.json
+	$(BIN)/python -m deploy.sbom build/sbom.cdx.json
 
 # TRANSFORMERS=latest, or a version, for a weekly run: that release in an environment of its own, and what changed in it.
 parity: setup ## compare with Hugging Face live, hundreds of cases; minutes. TRANSFORMERS=latest: with its newest release

@@ -21,7 +21,7 @@ from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, trace_of
 from preprocessor.models.generic.arguments import KINDS, ProcessorArguments
 from preprocessor.text.encoding import check_memory
-from preprocessor.text.prompt import check_length, order_chat_media
+from preprocessor.text.prompt_checks import check_length, order_chat_media
 from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, PreparationRequest, TextPart, TokenPrompt
 
 # Arguments of MistralCommonBackend.apply_chat_template that say something of the prompt.
