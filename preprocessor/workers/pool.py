@@ -27,7 +27,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from preprocessor.config import FILE_SHARE
 from preprocessor.errors import Cancelled, DeadlineExceeded, WorkerLost
@@ -60,6 +60,16 @@ _RETAINED_BYTES_A_WORKER = 256 << 20  # pages that stay mapped: a tensor being w
 _PLAN_SHARE = 16  # plans take at most one part in so many of what rows may take
 
 
+class GivesWay(Protocol):
+    """What holds workers and memory that nobody waits for, as `early_work.EarlyWork`."""
+
+    def yield_worker(self, lane: Lane) -> None:
+        """A task waits for a worker of that lane."""
+
+    def give_way(self) -> None:
+        """A task waits for memory."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSettings(WorkerSetSettings):
     """See `config.ServeSettings` for the options behind these."""
@@ -83,6 +93,7 @@ class WorkerPool:
         cache, file_cache: Finished rows that stay in `rows`, and files that stay in `files`.
         plan_cache, known_uuids: What is known of files beside that.
         flights: Tensors that workers write and other requests may join, by the keys of their items.
+        early_works: What gives way to tasks that wait.
     """
 
     def __init__(
@@ -114,6 +125,7 @@ class WorkerPool:
         self.plan_cache = PlanCache(settings.cache_bytes // _PLAN_SHARE)
         self.known_uuids = KnownUuids(is_on=settings.cache_bytes > 0)
         self.flights: dict[tuple[ItemKey, ...], PixelFlight] = {}
+        self.early_works: set[GivesWay] = set()
         self._memory = MemoryAdmission(self.rows, self.counters, self.cache)
         self._idle_trim = IdleTrim(self.counters, self.files, self.rows)
         self._is_closing = False
@@ -205,6 +217,22 @@ class WorkerPool:
         queue.put(task, task.cpu_seconds, task.queued_at_seconds)
         self._dispatch()
 
+    def start_early(self, task: Task) -> bool:
+        """Start a task that nobody waits for yet; returns whether it has started, which takes that no other task waits."""
+        idle_count = self.settings.worker_count - sum(running.core_count for running in self._running)
+        if self._is_closing or self.queued_count or idle_count < 1 or not self.worker_set.idle_count(task.lane):
+            return False
+        is_late = task.deadline_seconds <= time.monotonic()
+        if is_late or wanted_bytes(task) > self.rows.size_bytes or not self._memory.try_admit(task):
+            return False
+        self._begin(task)
+        return True
+
+    def stop_early(self, task: Task) -> None:
+        """End a task soon that `start_early` has started. `task.done` says when it has ended."""
+        if task.state is TaskState.RUNNING:
+            self._stop(task)
+
     def abandon(self, task: Task) -> None:
         """End a task soon, as its caller has gone. `task.done` says when it has ended."""
         if task.state is TaskState.QUEUED:
@@ -214,9 +242,7 @@ class WorkerPool:
             self._dispatch()
         elif task.state is TaskState.RUNNING:
             self.counters.add_abandoned(task.state)
-            worker = task.cancel()
-            worker.stop(task.task_id)
-            asyncio.get_running_loop().call_later(CANCEL_GRACE_SECONDS, self._kill, task, worker)
+            self._stop(task)
 
     def make_file_room(self, size_bytes: int) -> None:
         """Drop cached files until so many more bytes of files fit, or until none is left that nobody reads."""
@@ -242,6 +268,11 @@ class WorkerPool:
         if not self._is_closing:
             self._idle_trim.schedule()
 
+    def _stop(self, task: Task) -> None:
+        worker = task.cancel()
+        worker.stop(task.task_id)
+        asyncio.get_running_loop().call_later(CANCEL_GRACE_SECONDS, self._kill, task, worker)
+
     def _kill(self, task: Task, worker: Worker) -> None:
         if task.state is TaskState.CANCELLING and not self._is_closing:
             worker.end_reason = "killed"
@@ -262,6 +293,18 @@ class WorkerPool:
                     continue
                 for part in self._parts(task):
                     self._begin(part)
+        self._take_back()
+
+    def _take_back(self) -> None:
+        """Take from early work what tasks wait for."""
+        for lane, queue in self._queues.items():
+            if not queue or not self.early_works:
+                continue
+            if self.worker_set.idle_count(lane):  # so they wait for memory
+                next(iter(self.early_works)).give_way()
+            else:
+                for work in list(self.early_works):
+                    work.yield_worker(lane)
 
     def _parts(self, task: Task) -> list[Task]:
         """The task, divided among the cores that have nothing else to do.
@@ -347,7 +390,7 @@ class WorkerPool:
             return refusals.worker_violation()
         if death.code == -signal.SIGXCPU:
             return refusals.cpu_seconds_exceeded(self.settings.max_cpu_seconds)
-        is_retried = task.start_count < _TRIES
+        is_retried = task.start_count < _TRIES and not task.is_early
         logger.warning("%s; its request is %s", death, "tried again" if is_retried else "given up")
         if is_retried:
             return death
