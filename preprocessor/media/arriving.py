@@ -104,7 +104,7 @@ def where_arrived(test: Callable[[Packet], _Told], arrived_bytes: int, otherwise
 
 
 def keys_to_come(stream: av.VideoStream, arrived_bytes: int) -> list[int]:
-    """Ordinals of packets that have not arrived and are keyframes as the index says. FFmpeg's flag depends on their bytes, too."""
+    """Ordinals of packets that have not arrived and are keyframes as the index says; FFmpeg's flag depends on their bytes."""
     entries = (entry for entry in stream.index_entries if entry.size > 0)
     return [
         ordinal for ordinal, entry in enumerate(entries) if entry.is_keyframe and entry.pos + entry.size > arrived_bytes

@@ -126,9 +126,9 @@ class EarlyWork:
             self._pool.stop_early(self._task)
 
     async def settle(self) -> None:
-        """Wait until no task runs, which ends soon: it is stopped. What is left to make is divided among all idle cores."""
+        """Wait until no part runs: it is stopped, so that what is left to make is divided among all idle cores."""
         self.end_upload()
-        if (task := self._task) is not None:
+        if (task := self._task) is not None and self._plan is not None:
             self._pool.stop_early(task)
             await asyncio.wait([task.done])
 
@@ -142,18 +142,20 @@ class EarlyWork:
             self._timer.cancel()
 
     def _arrived(self) -> tuple[PreparationRequest, dict[str, int]] | None:
-        """The request as far as its files have arrived, and by media key the sizes of those not whole; None: too little."""
+        """The request as far as its files have arrived, and by media key the sizes of the others; None: nothing can begin."""
         views: dict[str, memoryview] = {}
         sizes: dict[int, int] = {}
         for key, file in self._files.items():
             view, size_bytes = file.arrived, file.declared_bytes
             if view is None:
                 return None
-            if not file.is_whole:
+            if not file.is_whole and len(view) != size_bytes:
                 if size_bytes is None or index_stop(view, size_bytes) is None:
                     return None
                 sizes[id(view)] = size_bytes
             views[key] = view
+        if not sizes:
+            return None
         request = self._fill(views)
         arriving = {one.key: sizes[id(one.data)] for one in request.media if id(one.data) in sizes}
         if any(

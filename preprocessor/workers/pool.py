@@ -54,6 +54,7 @@ from preprocessor.workers.worker_set import WorkerSet, WorkerSetSettings
 logger = logging.getLogger(__name__)
 
 CANCEL_GRACE_SECONDS = 0.1
+EARLY_GRACE_SECONDS = 1.0  # of early work, which is stopped often: a worker that is killed costs more than a short wait
 
 _TRIES = 2
 _RETAINED_BYTES_A_WORKER = 256 << 20  # pages that stay mapped: a tensor being written, and some being sent
@@ -231,7 +232,7 @@ class WorkerPool:
     def stop_early(self, task: Task) -> None:
         """End a task soon that `start_early` has started. `task.done` says when it has ended."""
         if task.state is TaskState.RUNNING:
-            self._stop(task)
+            self._stop(task, EARLY_GRACE_SECONDS)
 
     def abandon(self, task: Task) -> None:
         """End a task soon, as its caller has gone. `task.done` says when it has ended."""
@@ -242,7 +243,7 @@ class WorkerPool:
             self._dispatch()
         elif task.state is TaskState.RUNNING:
             self.counters.add_abandoned(task.state)
-            self._stop(task)
+            self._stop(task, CANCEL_GRACE_SECONDS)
 
     def make_file_room(self, size_bytes: int) -> None:
         """Drop cached files until so many more bytes of files fit, or until none is left that nobody reads."""
@@ -268,10 +269,10 @@ class WorkerPool:
         if not self._is_closing:
             self._idle_trim.schedule()
 
-    def _stop(self, task: Task) -> None:
+    def _stop(self, task: Task, grace_seconds: float) -> None:
         worker = task.cancel()
         worker.stop(task.task_id)
-        asyncio.get_running_loop().call_later(CANCEL_GRACE_SECONDS, self._kill, task, worker)
+        asyncio.get_running_loop().call_later(grace_seconds, self._kill, task, worker)
 
     def _kill(self, task: Task, worker: Worker) -> None:
         if task.state is TaskState.CANCELLING and not self._is_closing:
