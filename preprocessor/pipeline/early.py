@@ -84,7 +84,7 @@ def _packet_ends(data: ArrivingFile, clip: IndexedClip, key: str, check: Callabl
 
 def makes_same_rows(one: PixelPlan, other: PixelPlan) -> bool:
     """Whether two plans for the same files differ in nothing but these files' digests."""
-    return _are_equal(_without_digests(one), _without_digests(other))
+    return are_equal(_without_digests(one), _without_digests(other))
 
 
 def _without_digests(planned: PixelPlan) -> PixelPlan:
@@ -92,15 +92,15 @@ def _without_digests(planned: PixelPlan) -> PixelPlan:
     return dataclasses.replace(planned, items=tuple(items))
 
 
-def _are_equal(one: Any, other: Any) -> bool:
+def are_equal(one: Any, other: Any) -> bool:
     """Equal in type and in every value, through data classes, tuples and arrays."""
     if type(one) is not type(other):
         return False
     if isinstance(one, np.ndarray):
         return one.dtype == other.dtype and np.array_equal(one, other)
     if isinstance(one, tuple):
-        return len(one) == len(other) and all(map(_are_equal, one, other))
+        return len(one) == len(other) and all(map(are_equal, one, other))
     if dataclasses.is_dataclass(one):
         names = (field.name for field in dataclasses.fields(one))
-        return all(_are_equal(getattr(one, name), getattr(other, name)) for name in names)
+        return all(are_equal(getattr(one, name), getattr(other, name)) for name in names)
     return bool(one == other)
