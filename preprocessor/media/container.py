@@ -32,6 +32,7 @@ import av.container
 import av.error
 
 from preprocessor.errors import CorruptMedia, LimitExceeded, UnsupportedMedia
+from preprocessor.media.arriving import ArrivingFile, NotArrived
 from preprocessor.media.codecs import ALLOWED_DECODERS
 from preprocessor.media.truncation import ends_early
 from preprocessor.media.unread_formats import unread_container
@@ -76,6 +77,33 @@ class _Watched(io.BytesIO):
         return b"" if self.stopped_by is not None else super().read(size)
 
 
+class _WatchedArrival(_Watched):
+    """A file of which the rest is still arriving, as large as all of it; see `arriving` for reads of what is not here."""
+
+    def __init__(self, file: ArrivingFile, check: Callable[[], None]) -> None:
+        super().__init__(file.arrived, check)
+        self._file = file
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        start = self.tell()
+        data = super().read(size)
+        left_bytes = max(0, self._file.size_bytes - start)
+        wanted_bytes = left_bytes if size is None or size < 0 else min(size, left_bytes)
+        if self.stopped_by is not None or len(data) >= wanted_bytes:
+            return data
+        if self._file.is_padded:
+            self.seek(start + wanted_bytes)
+            return data + bytes(wanted_bytes - len(data))
+        self._file.was_missed = True
+        self.stopped_by = NotArrived()
+        return b""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        if whence == io.SEEK_END:
+            return super().seek(self._file.size_bytes + offset)
+        return super().seek(offset, whence)
+
+
 def truncated(key: str, what: str = "") -> CorruptMedia:
     """The error for a file whose end is missing; `what` says more of where."""
     return CorruptMedia(
@@ -104,7 +132,7 @@ def open_container(
     """
     if not data:
         raise UnsupportedMedia(f"{key}: the upload is empty; send the whole file", reason="EMPTY_MEDIA", media_key=key)
-    source = _Watched(data, check)
+    source = _WatchedArrival(data, check) if isinstance(data, ArrivingFile) else _Watched(data, check)
     try:
         with _opened(source, key, formats, *what, max_frame_pixels, decoders) as container:
             yield container

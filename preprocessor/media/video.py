@@ -17,6 +17,7 @@ A clip's frames are what a full decode shows, in its order and at its times. Rea
 | `clip` | the result of the first pass |
 | `pyav`, `opencv`, `webp` | decoders, behind `frames.Decoder` |
 | `apng` | animations that FFmpeg does not decode |
+| `arriving` | a file of which the rest is still arriving |
 | `frames` | what happens to a frame that cannot be decoded |
 | `frame_list` | a video that came as a list of frames |
 

@@ -23,6 +23,7 @@ from preprocessor.types.timing import Timings
 from preprocessor.vision.patches import PIXEL_DTYPES
 
 _PLANNED = tuple[Plan, dict[str, PlannedItem], EncodedText | None]
+_PLANNED_EARLY = tuple[PixelPlan | None, tuple[tuple[int, str, int], ...]]
 _DIGEST_BYTES = 32
 _MAX_TEXT = 1 << 20  # characters of an error, the traceback for the log included
 _MAX_STAGES = 64
@@ -119,6 +120,25 @@ def check_plan(outcome: Any, request: PreparationRequest, limits: Limits) -> Non
     if plan.pixels is not None:
         _check_pixels(plan.pixels, plan.items, request, limits)
         _require(plan.pixel_bytes == plan.pixels.size_bytes, "result", "two sizes of pixels")
+
+
+def check_early_plan(outcome: Any, request: PreparationRequest, limits: Limits) -> None:
+    """Check the result of planning a request whose files are still arriving, as `check_plan`.
+
+    Args:
+        outcome: A plan of pixels or None, and where its rows can be cut.
+    Raises:
+        Violation: It is no such result, or not about this request.
+    """
+    _require(conforms(outcome, _PLANNED_EARLY), "result", "no early plan")
+    pixels, cuts = outcome
+    if pixels is None:
+        return
+    _check_items(pixels.items, request.media)
+    _check_pixels(pixels, pixels.items, request, limits)
+    rows = [row for row, _, _ in cuts]
+    _require(rows == sorted(rows) and all(0 <= row < pixels.row_count for row in rows), "result", "cuts in no order")
+    _require({key for _, key, _ in cuts} <= {medium.key for medium in request.media}, "result", "cuts of other media")
 
 
 def _check_text(text: EncodedText) -> None:

@@ -21,6 +21,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from preprocessor.config import FILE_SHARE
 from preprocessor.errors import Cancelled, DeadlineExceeded
@@ -44,9 +45,20 @@ from preprocessor.workers.task import Lane, Task, TaskState, Worker
 from preprocessor.workers.worker_set import WorkerSet, WorkerSetSettings
 
 CANCEL_GRACE_SECONDS = 0.1
+EARLY_GRACE_SECONDS = 1.0  # of early work, which is stopped often: a worker that is killed costs more than a short wait
 
 _RETAINED_BYTES_A_WORKER = 256 << 20  # pages that stay mapped: a tensor being written, and some being sent
 _PLAN_SHARE = 16  # plans take at most one part in so many of what rows may take
+
+
+class GivesWay(Protocol):
+    """What holds workers and memory that nobody waits for, as `early_work.EarlyWork`."""
+
+    def yield_worker(self, lane: Lane) -> None:
+        """A task waits for a worker of that lane."""
+
+    def give_way(self) -> None:
+        """A task waits for memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +84,7 @@ class WorkerPool:
         cache, file_cache: Finished rows that stay in `rows`, and files that stay in `files`.
         plan_cache, known_uuids: What is known of files beside that.
         flights: Tensors that workers write and other requests may join, by the keys of their items.
+        early_works: What gives way to tasks that wait.
     """
 
     def __init__(
@@ -102,6 +115,7 @@ class WorkerPool:
         self.plan_cache = PlanCache(settings.cache_bytes // _PLAN_SHARE)
         self.known_uuids = KnownUuids(is_on=settings.cache_bytes > 0)
         self.flights: dict[tuple[ItemKey, ...], PixelFlight] = {}
+        self.early_works: set[GivesWay] = set()
         self._memory = MemoryAdmission(self.rows, self.counters, self.cache)
         self._idle_trim = IdleTrim(self.counters, self.files, self.rows)
         self._is_closing = False
@@ -192,6 +206,22 @@ class WorkerPool:
         queue.put(task, task.cpu_seconds, task.queued_at_seconds)
         self._dispatch()
 
+    def start_early(self, task: Task) -> bool:
+        """Start a task that nobody waits for yet; returns whether it has started, which takes that no other task waits."""
+        idle_count = self.settings.worker_count - sum(running.core_count for running in self._running)
+        if self._is_closing or self.queued_count or idle_count < 1 or not self.worker_set.idle_count(task.lane):
+            return False
+        is_late = task.deadline_seconds <= time.monotonic()
+        if is_late or wanted_bytes(task) > self.rows.size_bytes or not self._memory.try_admit(task):
+            return False
+        self._begin(task)
+        return True
+
+    def stop_early(self, task: Task) -> None:
+        """End a task soon that `start_early` has started. `task.done` says when it has ended."""
+        if task.state is TaskState.RUNNING:
+            self._stop(task, EARLY_GRACE_SECONDS)
+
     def abandon(self, task: Task) -> None:
         """End a task soon, as its caller has gone. `task.done` says when it has ended."""
         if task.state is TaskState.QUEUED:
@@ -201,9 +231,7 @@ class WorkerPool:
             self._dispatch()
         elif task.state is TaskState.RUNNING:
             self.counters.add_abandoned(task.state)
-            worker = task.cancel()
-            worker.stop(task.task_id)
-            asyncio.get_running_loop().call_later(CANCEL_GRACE_SECONDS, self._kill, task, worker)
+            self._stop(task, CANCEL_GRACE_SECONDS)
 
     def make_file_room(self, size_bytes: int) -> None:
         """Drop cached files until so many more bytes of files fit, or until none is left that nobody reads."""
@@ -229,6 +257,11 @@ class WorkerPool:
         if not self._is_closing:
             self._idle_trim.schedule()
 
+    def _stop(self, task: Task, grace_seconds: float) -> None:
+        worker = task.cancel()
+        worker.stop(task.task_id)
+        asyncio.get_running_loop().call_later(grace_seconds, self._kill, task, worker)
+
     def _kill(self, task: Task, worker: Worker) -> None:
         if task.state is TaskState.CANCELLING and not self._is_closing:
             worker.end_reason = "killed"
@@ -249,6 +282,18 @@ class WorkerPool:
                     continue
                 for part in self._parts(task):
                     self._begin(part)
+        self._take_back()
+
+    def _take_back(self) -> None:
+        """Take from early work what tasks wait for."""
+        for lane, queue in self._queues.items():
+            if not queue or not self.early_works:
+                continue
+            if self.worker_set.idle_count(lane):  # so they wait for memory
+                next(iter(self.early_works)).give_way()
+            else:
+                for work in list(self.early_works):
+                    work.yield_worker(lane)
 
     def _parts(self, task: Task) -> list[Task]:
         """The task, divided among the cores that have nothing else to do.

@@ -120,7 +120,7 @@ class RunningTasks:
             return refusals.worker_violation()
         if death.code == -signal.SIGXCPU:
             return refusals.cpu_seconds_exceeded(self._max_cpu_seconds)
-        is_retried = task.start_count < _TRIES
+        is_retried = task.start_count < _TRIES and not task.is_early
         logger.warning("%s; its request is %s", death, "tried again" if is_retried else "given up")
         if is_retried:
             return death

@@ -166,7 +166,7 @@ NEVER_REACHING_PIXELS = {
         "drain_seconds",
         "budget_full_seconds",
     ),
-    *("cache_share", "worker_reuse", "isolation", "openai_address"),
+    *("cache_share", "early_decoding", "worker_reuse", "isolation", "openai_address"),
     *("log_level", "log_format", "log_payloads", "access", "wire", "engine", "fetch", "trace"),
 }
 
