@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from ctypes.util import find_library
 from functools import partial
@@ -22,7 +22,7 @@ from deploy.child_process import SetupError
 from deploy.vllm.tiny_checkpoint import write_folder
 from preprocessor.models.family import Model
 from tests.bench.apart import timed_apart
-from tests.bench.contest import CannotDo, Disagreement, Result, Timed, ratio, run_in_turn
+from tests.bench.contest import CannotDo, Disagreement, Timed, ratio, run_in_turn
 from tests.bench.machine import load_average, machine
 from tests.bench.peers.engine import running_engine
 from tests.bench.peers.made import difference
@@ -38,7 +38,7 @@ from tests.bench.peers.systems import (
     service_before,
     smg_before,
 )
-from tests.bench.peers.workloads import Workload, made_by_pipeline, make_workloads
+from tests.bench.peers.workloads import Workload, made_by_pipeline, make_workloads, run_on
 from tests.bench.report import LEAST_ROUNDS, machine_lines
 from tests.bench.section import markdown_table
 from tests.bench.service_path import ServicePath
@@ -159,17 +159,12 @@ def _started(
 
 
 def _time(workload: Workload, systems: Sequence[System], core: int, rounds: int, count: int) -> dict[str, Timed]:
-    with timed_apart({OURS: partial(_run_on, core, workload.path)}) as runners:
+    with timed_apart({OURS: partial(run_on, core, workload.path)}) as runners:
         runners |= {system.name: system.runner(workload, count) for system in systems}
         for name, run in runners.items():
             if name != OURS:
                 run()  # caches, heaps
         return run_in_turn(runners, rounds)
-
-
-def _run_on(core: int, path: Callable[[], Result]) -> Result:
-    os.sched_setaffinity(0, {core})
-    return path()
 
 
 def _peer_versions() -> dict[str, str]:
