@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import base64
 import json
+import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
+import grpc.aio
 import numpy as np
 import pytest
+from smg_grpc_proto.generated import common_pb2
+from smg_grpc_proto.generated import vllm_engine_pb2 as engine_pb
+from smg_grpc_proto.generated.vllm_engine_pb2_grpc import VllmEngineStub
 
+from engine_client.shm import DIRECTORY
 from engine_client.vllm import VllmEngine
+from engine_client.vllm.links import namespace_id
 from preprocessor import pipeline
 from preprocessor.models.family import Model
 from preprocessor.types.request import ChatPrompt, MediaPart, Message, PreparationRequest, TextPart
@@ -90,6 +98,26 @@ async def test_what_an_engine_receives_is_what_the_pipeline_made(model: Model, t
     assert engine.last is not None
     expected = Made(tensors["input_ids"].ravel(), tensors["grid_thw"], tensors["pixel_patches"])
     assert difference(read_prompt(engine.last), expected) == ""
+
+
+async def test_tensors_in_shared_memory_are_read_and_their_names_removed(tmp_path: Path) -> None:
+    path = DIRECTORY / f"bench-peers-{secrets.token_hex(8)}"
+    path.write_bytes(b"..abcd")
+    handle = common_pb2.ShmHandle(name=path.name, offset=2, nbytes=4)
+    inputs = engine_pb.MultimodalInputs(pixel_values=engine_pb.TensorData(shape=[4], dtype="uint8", shm=handle))
+    try:
+        with running_engine(tmp_path, shares_memory=True) as engine:
+            async with grpc.aio.insecure_channel(engine.address) as channel:
+                stub = VllmEngineStub(channel)
+                info = await stub.GetServerInfo(engine_pb.GetServerInfoRequest())
+                replies = [reply async for reply in stub.Generate(engine_pb.GenerateRequest(mm_inputs=inputs))]
+        assert not path.exists()
+    finally:
+        path.unlink(missing_ok=True)
+    assert info.shm_namespace_id == namespace_id()
+    assert [reply.WhichOneof("response") for reply in replies] == ["complete"]
+    assert engine.last is not None
+    assert engine.last.mm_inputs.pixel_values.inline == b"abcd"
 
 
 def test_a_system_may_refuse_but_not_differ(model: Model, workload: Workload) -> None:

@@ -12,33 +12,23 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from ctypes.util import find_library
 from functools import partial
 from pathlib import Path
 
-from deploy.child_process import SetupError
+from deploy.vllm.local_server import INSTALLED as VLLM
 from deploy.vllm.tiny_checkpoint import write_folder
 from preprocessor.models.family import Model
 from tests.bench.apart import timed_apart
-from tests.bench.contest import CannotDo, Disagreement, Result, Timed, ratio, run_in_turn
+from tests.bench.contest import CannotDo, Disagreement, Timed, ratio, run_in_turn
 from tests.bench.machine import load_average, machine
 from tests.bench.peers.engine import running_engine
 from tests.bench.peers.made import difference
-from tests.bench.peers.systems import (
-    SMG,
-    VLLM,
-    InProcess,
-    RendererProcess,
-    Service,
-    System,
-    on_core,
-    render_server,
-    service_before,
-    smg_before,
-)
-from tests.bench.peers.workloads import Workload, made_by_pipeline, make_workloads
+from tests.bench.peers.systems import SMG, Service, System, on_core, service_before, smg_before
+from tests.bench.peers.vllm_systems import InProcess, RendererProcess, render_server
+from tests.bench.peers.workloads import Workload, made_by_pipeline, make_workloads, run_on
 from tests.bench.report import LEAST_ROUNDS, machine_lines
 from tests.bench.section import markdown_table
 from tests.bench.service_path import ServicePath
@@ -49,6 +39,7 @@ RATIOS = (
     ("vLLM, in process", OURS),
     ("vLLM, render server", "ours, service"),
     ("SMG → engine", "ours → engine"),
+    ("SMG → engine, shared memory", "ours → engine, shared memory"),
 )
 
 
@@ -138,7 +129,6 @@ def _started(
     """The systems that run here, and why others do not."""
     systems: list[System] = []
     absent: dict[str, str] = {}
-    engine = stack.enter_context(running_engine(checkpoint))
     if VLLM.exists():
         child = stack.enter_context(RendererProcess(checkpoint, folder, under))
         systems.append(InProcess(child, folder))
@@ -147,29 +137,25 @@ def _started(
         systems.append(stack.enter_context(render_server(checkpoint, folder, under, child)))
     else:
         absent["vLLM"] = "Run `make vllm`"
-    systems.append(stack.enter_context(service_before(engine, checkpoint, under)))
-    if SMG.exists():
-        try:
-            systems.append(stack.enter_context(smg_before(engine, checkpoint, folder, under)))
-        except SetupError as error:
-            absent["SMG"] = str(error)
-    else:
+    if not SMG.exists():
         absent["SMG"] = "Run `make peers`"
+    for shares_memory, suffix, transport in ((False, "", "inline"), (True, ", shared memory", "auto")):
+        engine = stack.enter_context(running_engine(checkpoint, shares_memory=shares_memory))
+        ours = service_before(engine, checkpoint, under, f"ours → engine{suffix}")
+        systems.append(stack.enter_context(ours))
+        if SMG.exists():
+            smg = smg_before(engine, checkpoint, folder, under, f"SMG → engine{suffix}", transport)
+            systems.append(stack.enter_context(smg))
     return systems, absent
 
 
 def _time(workload: Workload, systems: Sequence[System], core: int, rounds: int, count: int) -> dict[str, Timed]:
-    with timed_apart({OURS: partial(_run_on, core, workload.path)}) as runners:
+    with timed_apart({OURS: partial(run_on, core, workload.path)}) as runners:
         runners |= {system.name: system.runner(workload, count) for system in systems}
         for name, run in runners.items():
             if name != OURS:
                 run()  # caches, heaps
         return run_in_turn(runners, rounds)
-
-
-def _run_on(core: int, path: Callable[[], Result]) -> Result:
-    os.sched_setaffinity(0, {core})
-    return path()
 
 
 def _peer_versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import os
 import threading
 import zipfile
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -15,6 +16,8 @@ from typing import Any
 from smg_grpc_proto.generated import common_pb2
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
+from engine_client.shm import DIRECTORY
+from engine_client.vllm.links import namespace_id
 from tests.bench.peers.workloads import SERVED_NAME
 from tests.engine.scripted_vllm import Script, ScriptedVllm
 
@@ -25,13 +28,17 @@ _MODEL_FILES = {"config.json", "generation_config.json", "chat_template.jinja"} 
 
 
 class StandInEngine(ScriptedVllm):
-    """Attributes:
-    last: The newest prompt.
+    """Args:
+        checkpoint: Whose tokenizer and settings it sends.
+        shares_memory: Whether it says which `/dev/shm` it has, and so gets tensors there.
+    Attributes:
+        last: The newest prompt; its tensors are in it, however they came.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, *, shares_memory: bool) -> None:
         super().__init__(Script(context_tokens=_CONTEXT_TOKENS))
         self._checkpoint = checkpoint
+        self._shares_memory = shares_memory
         self.last: pb.GenerateRequest | None = None
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Any) -> pb.GetModelInfoResponse:
@@ -49,6 +56,12 @@ class StandInEngine(ScriptedVllm):
         )
         return info
 
+    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Any) -> pb.GetServerInfoResponse:
+        info = await super().GetServerInfo(request, context)
+        if self._shares_memory:
+            info.shm_namespace_id = namespace_id()
+        return info
+
     async def GetTokenizer(
         self, request: common_pb2.GetTokenizerRequest, context: Any
     ) -> AsyncIterator[common_pb2.GetTokenizerChunk]:
@@ -64,6 +77,7 @@ class StandInEngine(ScriptedVllm):
             yield common_pb2.GetTokenizerChunk(data=piece, sha256=digest if is_last else "")
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
+        _read_shared(request.mm_inputs)
         self.last = request
         if request.stream:
             yield pb.GenerateResponse(chunk=pb.GenerateStreamChunk(token_ids=_ANSWER))
@@ -77,8 +91,18 @@ class StandInEngine(ScriptedVllm):
         )
 
 
+def _read_shared(inputs: pb.MultimodalInputs) -> None:
+    """As vLLM's servicer: read each tensor that lies in `/dev/shm`, and remove its name."""
+    for tensor in (inputs.pixel_values, *inputs.model_specific_tensors.values()):
+        if tensor.WhichOneof("payload") == "shm":
+            path = DIRECTORY / tensor.shm.name
+            with path.open("rb") as file:
+                path.unlink()
+                tensor.inline = os.pread(file.fileno(), tensor.shm.nbytes, tensor.shm.offset)
+
+
 @contextmanager
-def running_engine(checkpoint: Path) -> Iterator[StandInEngine]:
+def running_engine(checkpoint: Path, *, shares_memory: bool = False) -> Iterator[StandInEngine]:
     """Serves in a thread of this process, whose CPU is nobody's in this bench."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -87,7 +111,7 @@ def running_engine(checkpoint: Path) -> Iterator[StandInEngine]:
     def run(step: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(step, loop).result()
 
-    engine = StandInEngine(checkpoint)
+    engine = StandInEngine(checkpoint, shares_memory=shares_memory)
     try:
         run(engine.start())
         try:

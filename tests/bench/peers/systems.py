@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import psutil
 
-from deploy.child_process import ServerProcess, SetupError, ending_with_this_process, free_ports
+from deploy.child_process import ServerProcess, SetupError, free_ports
 from preprocessor.models.family import Model
 from tests.bench.contest import CannotDo, Runner, Sample
 from tests.bench.peers.engine import StandInEngine
-from tests.bench.peers.made import Made, read_arrays, read_prompt
-from tests.bench.peers.workloads import SERVED_NAME, Workload, made_by_pipeline
+from tests.bench.peers.made import Made, read_prompt
+from tests.bench.peers.workloads import Workload, made_by_pipeline
 from tests.bench.service.watched import WatchedServer, tree_cpu_seconds
 from tests.bench.service_path import OPTIONS, ServicePath
 
-ROOT = Path(__file__).resolve().parents[3]
-VLLM = ROOT / ".vllm" / "venv" / "bin" / "vllm"
-SMG = ROOT / ".peers" / "smg" / "bin" / "smg"
+SMG = Path(__file__).resolve().parents[3] / ".peers" / "smg" / "bin" / "smg"
 
 _TIMEOUT_SECONDS = 300.0
 _START_SECONDS = 300.0
 _STOP_SECONDS = 10.0
 _PAUSE_SECONDS = 0.02  # until what a request leaves to do is done, so that it is counted as its own
-_CHAT = "/v1/chat/completions"
-_VLLM_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
+CHAT = "/v1/chat/completions"
 
 
 class System(Protocol):
@@ -120,117 +115,35 @@ class HttpSystem:
         return post(self._port, self._path, body)
 
 
-class InProcess:
-    """vLLM's renderer called in a process of its own: `vllm_renderer.py`."""
-
-    name = "vLLM, in process"
-
-    def __init__(self, child: RendererProcess, folder: Path) -> None:
-        self._child = child
-        self._folder = folder
-
-    def made(self, workload: Workload) -> Made:
-        output = self._folder / "made.npz"
-        self._child.ask(render=self._body_file(workload), write=output)
-        return read_arrays(output)
-
-    def runner(self, workload: Workload, count: int) -> Runner:
-        def run() -> Sample:
-            took = [self._child.ask(render=self._body_file(workload), write=None) for _ in range(count)]
-            return Sample(sum(one["wall_ms"] for one in took) / count, sum(one["cpu_ms"] for one in took) / count, {})
-
-        return run
-
-    def _body_file(self, workload: Workload) -> Path:
-        path = self._folder / "body.json"
-        path.write_bytes(workload.chat_body())
-        return path
-
-
-class RendererProcess:
-    """`vllm_renderer.py`, as a context manager."""
-
-    def __init__(self, checkpoint: Path, folder: Path, under: Sequence[str]) -> None:
-        script = Path(__file__).with_name("vllm_renderer.py")
-        self._command = [*under, str(VLLM.with_name("python")), str(script), str(checkpoint)]
-        self._folder = folder
-
-    def __enter__(self) -> RendererProcess:
-        with (self._folder / "renderer.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                ending_with_this_process(self._command),
-                env=os.environ | _VLLM_ENVIRONMENT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        self._answer()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-    def ask(self, **asked: Path | None) -> dict[str, Any]:
-        """See the script.
-
-        Raises:
-            CannotDo: It fails.
-        """
-        assert self._process.stdin is not None
-        print(
-            json.dumps({key: path and str(path) for key, path in asked.items()}), file=self._process.stdin, flush=True
-        )
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SetupError(f"vLLM's renderer ended:\n{(self._folder / 'renderer.log').read_text()[-5000:]}")
-        said: dict[str, Any] = json.loads(line)
-        if "failed" in said:
-            raise CannotDo(said["failed"])
-        return said
-
-
 @contextmanager
-def render_server(checkpoint: Path, folder: Path, under: Sequence[str], child: RendererProcess) -> Iterator[HttpSystem]:
-    """`vllm launch render`; what it answers is decoded by the child, after it is timed."""
-    (port,) = free_ports(1)
-    command = [str(VLLM), "launch", "render", str(checkpoint), "--host", "127.0.0.1", "--port", str(port)]
-    options = ["--served-model-name", SERVED_NAME, "--trust-request-mm-kwargs", "--disable-uvicorn-access-log"]
-    answer, output = folder / "answer.json", folder / "answer.npz"
-
-    def read(data: bytes) -> Made:
-        answer.write_bytes(data)
-        child.ask(read=answer, write=output)
-        return read_arrays(output)
-
-    with _server("vllm", [*under, *command, *options], _VLLM_ENVIRONMENT, port, "/health", folder) as cpu_seconds:
-        yield HttpSystem("vLLM, render server", port, f"{_CHAT}/render", cpu_seconds, read)
-
-
-@contextmanager
-def service_before(engine: StandInEngine, checkpoint: Path, under: Sequence[str]) -> Iterator[HttpSystem]:
+def service_before(
+    engine: StandInEngine, checkpoint: Path, under: Sequence[str], name: str = "ours → engine"
+) -> Iterator[HttpSystem]:
     """Our service in front of the engine, asked as OpenAI's clients do."""
     (port,) = free_ports(1)
     options = ("--model", str(checkpoint), "--engine", f"vllm://{engine.address}")
     with WatchedServer(*OPTIONS, *options, "--openai-address", f"127.0.0.1:{port}", under=under) as server:
-        yield HttpSystem("ours → engine", port, _CHAT, server.cpu_seconds, partial(_newest, engine), _unnamed)
+        yield HttpSystem(name, port, CHAT, server.cpu_seconds, partial(_newest, engine), _unnamed)
 
 
 @contextmanager
-def smg_before(engine: StandInEngine, checkpoint: Path, folder: Path, under: Sequence[str]) -> Iterator[HttpSystem]:
+def smg_before(
+    engine: StandInEngine,
+    checkpoint: Path,
+    folder: Path,
+    under: Sequence[str],
+    name: str = "SMG → engine",
+    transport: str = "inline",
+) -> Iterator[HttpSystem]:
     """SMG in front of the engine."""
     port, metrics_port = free_ports(2)
     command = [str(SMG), "launch", "--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(metrics_port)]
     options = ["--worker-urls", f"grpc://{engine.address}", "--model-path", str(checkpoint), "--log-level", "warn"]
-    limits = ["--mm-per-request-image-limit", "32"]
-    with _server("smg", [*under, *command, *options, *limits], {}, port, "/readiness", folder) as cpu_seconds:
+    options += ["--mm-per-request-image-limit", "32", "--multimodal-tensor-transport", transport]
+    log = f"smg-{transport}"
+    with running_server(log, [*under, *command, *options], {}, port, "/readiness", folder) as cpu_seconds:
         body = partial(Workload.chat_body, fps_beside_url=True)
-        yield HttpSystem("SMG → engine", port, _CHAT, cpu_seconds, partial(_newest, engine), body)
+        yield HttpSystem(name, port, CHAT, cpu_seconds, partial(_newest, engine), body)
 
 
 def on_core(core: int) -> tuple[str, ...]:
@@ -270,7 +183,7 @@ def _newest(engine: StandInEngine, _: bytes) -> Made:
 
 
 @contextmanager
-def _server(
+def running_server(
     name: str, command: Sequence[str], environment: Mapping[str, str], port: int, ready_path: str, folder: Path
 ) -> Iterator[Callable[[], float]]:
     """A server until the context ends; the CPU seconds of all its processes so far."""

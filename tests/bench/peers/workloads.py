@@ -85,6 +85,12 @@ def made_by_pipeline(model: Model, workload: Workload) -> Made:
     return Made(tensors["input_ids"].ravel(), tensors["grid_thw"], tensors[prepared.plan.pixels.name])
 
 
+def run_on(core: int, path: Callable[[], Result]) -> Result:
+    """The path, on that core from now on."""
+    os.sched_setaffinity(0, {core})
+    return path()
+
+
 def make_workloads(model: Model, rates: tuple[float, ...]) -> Iterator[Workload]:
     """The seed clip at each rate, then the images."""
     (clip,) = workloads.data_of(workloads.SEED)
