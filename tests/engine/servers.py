@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploy.child_process import own_shared_memory
 from deploy.triton.local_server import (
     INSTALLED,
     RANDOM_WEIGHTS,
     REPOSITORY,
     TritonServer,
     TritonSetupError,
-    own_shared_memory,
 )
 from engine_client import EngineRequest, SamplingParameters, TritonEngine
 

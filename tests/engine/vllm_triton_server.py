@@ -37,11 +37,14 @@ ARGUMENTS = {
 
 
 @contextmanager
-def serving_vllm_in_triton(checkpoint: Path, folder: Path, **parameters: str) -> Iterator[TritonServer]:
+def serving_vllm_in_triton(
+    checkpoint: Path, folder: Path, *, shared_memory_bytes: int | None = None, **parameters: str
+) -> Iterator[TritonServer]:
     """The deployed model for that checkpoint, with other parameters where they are given.
 
     Args:
         folder: Empty; for the model's files and its environment.
+        shared_memory_bytes: As of `TritonServer`.
     """
     write_model(folder / "models", {"engine_arguments": json.dumps(ARGUMENTS)} | parameters)
     with TritonServer(
@@ -55,8 +58,9 @@ def serving_vllm_in_triton(checkpoint: Path, folder: Path, **parameters: str) ->
             "VLLM_NO_USAGE_STATS": "1",
         },
         ready_timeout_seconds=900.0,
+        shared_memory_bytes=shared_memory_bytes,
     ) as server:
-        segments = _segments(server)
+        segments = _segments(server) if shared_memory_bytes is None else set()
         try:
             yield server
         finally:
