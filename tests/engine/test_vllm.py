@@ -155,10 +155,10 @@ async def test_an_item_that_was_seen_is_not_encoded_again(address: str, engine: 
     server = await engine._model.require_server()
     wire = encode_prompt("test", EngineRequest("again", tensors), server)
     async with grpc.aio.insecure_channel(address) as channel:
-        call: Any = channel.unary_stream(
+        method: Any = channel.unary_stream(
             "/vllm.grpc.engine.VllmEngine/Generate", response_deserializer=pb.GenerateResponse.FromString
-        )(wire)
-        replies = [reply async for reply in call]
+        )
+        replies = [reply async for reply in method(wire)]
     assert replies[-1].complete.cached_tokens > 0
 
 
@@ -336,7 +336,14 @@ async def test_the_service_s_pixels_are_read_where_workers_wrote_them(
 
 
 async def test_a_killed_service_leaves_nothing_after_the_next_start(address: str, checkpoint: Path) -> None:
-    options = ("--model", str(checkpoint), "--engine", f"vllm://{address}", "--engine-transport", "shared-memory")
+    options: tuple[str, ...] = (
+        "--model",
+        str(checkpoint),
+        "--engine",
+        f"vllm://{address}",
+        "--engine-transport",
+        "shared-memory",
+    )
     options += ("--workers", "1", "--memory-budget", "256MiB")
     prompt = chat([{"role": "user", "content": [video(CLIP, fps=2)]}])
 
@@ -504,7 +511,7 @@ async def test_a_constraint_that_makes_no_sense_ends_no_core(
     with suppress(
         EngineRejected
     ):  # which of them are refused depends on the backend, which the first constraint decides
-        await answer(engine, tensors_of(tiny, ()), **{name: text})
+        await answer(engine, tensors_of(tiny, ()), **dict[str, Any]({name: text}))
     token_ids, _ = await answer(engine, tensors_of(tiny, ()))
     assert token_ids == direct["ids"]
 

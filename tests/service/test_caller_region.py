@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import numpy as np
@@ -133,7 +134,10 @@ async def test_replaced_frames_are_the_same_and_reported(allowing: Caller) -> No
     frames = keyframe_packets(grainy)[1]
     spoiled = damaged(grainy, *range(frames, frames + 5))
     spec = chat(
-        video("clip", spoiled, damage_policy=pb.DAMAGE_POLICY_TOLERANT, sampling=pb.Sampling(every_frame={})), "?"
+        video(
+            "clip", spoiled, damage_policy=pb.DAMAGE_POLICY_TOLERANT, sampling=pb.Sampling(every_frame=pb.EveryFrame())
+        ),
+        "?",
     )
     by_messages, by_region = await prepare(allowing, spec, False), await prepare(allowing, spec)
     assert by_region.header.items == by_messages.header.items, "digests say nothing of where rows go"
@@ -463,7 +467,7 @@ async def test_a_caller_that_cancels_leaves_nothing_open(allowing: Caller) -> No
     with RowsRegion.create(4 * MIB) as region:
         own_count = len(opened())
         spec = chat(video("clip", moving_shapes_clip(seconds=3, width=160, height=120)), rows_region=region.message())
-        call = allowing.stub.Prepare(iter([pb.PrepareRequest(spec=spec)]))
+        call: Any = allowing.stub.Prepare(iter([pb.PrepareRequest(spec=spec)]))
         assert (await call.read()).HasField("header")
         assert len(opened()) > own_count
         call.cancel()
