@@ -197,7 +197,7 @@ lint: setup ## check style, layers and the proto
 	$(BIN)/buf lint protos
 	$(BIN)/buf format --diff --exit-code protos
 
-type: setup ## check types, strictly: of everything but tests themselves
+type: setup ## check types, strictly
 	$(BIN)/mypy
 	sh deploy/triton/types.sh $(BIN)/mypy
 

@@ -41,7 +41,7 @@ def never() -> Result:
 @pytest.fixture(scope="module")
 def workload() -> Workload:
     request = PreparationRequest(ChatPrompt((Message("user", (MediaPart("clip"), TextPart("What?"))),)), (clip(),))
-    return Workload("a clip", 2.0, (clip().data,), pb.PrepareSpec(), {}, request, never)
+    return Workload("a clip", 2.0, (bytes(clip().data),), pb.PrepareSpec(), {}, request, never)
 
 
 class System:

@@ -23,7 +23,7 @@ from deploy.triton.local_server import (
     TritonServer,
     TritonSetupError,
 )
-from engine_client import EngineRequest, SamplingParameters, TritonEngine
+from engine_client import EngineClient, EngineRequest, SamplingParameters, TritonEngine
 
 MODEL_DIRECTORY = REPOSITORY / "vlm_transformers"
 SCRIPTED_REPOSITORY = Path(__file__).parent / "models"
@@ -94,7 +94,7 @@ class Gate:
         self._path.unlink(missing_ok=True)
 
 
-async def answer(engine: TritonEngine, request: EngineRequest, timeout_seconds: float | None = None) -> list[int]:
+async def answer(engine: EngineClient, request: EngineRequest, timeout_seconds: float | None = None) -> list[int]:
     """All token ids that come."""
     steps = engine.generate(request, timeout_seconds=timeout_seconds)
     return [token_id async for step in steps for token_id in step.token_ids]

@@ -76,7 +76,7 @@ def address() -> Iterator[str]:
     assert "stopped" in log
 
 
-def run(*arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path | float, status: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
     )

@@ -160,8 +160,8 @@ async def test_a_stop_signal_to_every_process_interrupts_no_task() -> None:
 
 
 async def last_kind(call: grpc.aio.StreamStreamCall[pb.PrepareRequest, pb.PrepareResponse]) -> str | None:
-    kind = None
-    while (message := await call.read()) is not grpc.aio.EOF:
+    kind: str | None = None
+    async for message in call:
         kind = message.WhichOneof("message")
     return kind
 

@@ -11,7 +11,9 @@ from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia
 from preprocessor.media.arriving import ArrivingFile, NotArrived, index_stop
 from preprocessor.media.clip import IndexedClip
-from preprocessor.media.container import open_video, read_packets
+from preprocessor.media.container import read_packets
+from preprocessor.media.frames import Choice
+from preprocessor.media.streams import open_video
 from preprocessor.media.video import decode_frames, probe_video
 from preprocessor.pipeline.early import are_equal
 from tests.media import index_in_front, moving_shapes_clip, packet_spans
@@ -71,20 +73,20 @@ def test_what_has_arrived_is_decoded_as_of_the_whole_file(frame_count: int) -> N
     assert isinstance(CLIP, IndexedClip)
     indices = np.arange(frame_count)
     file = ArrivingFile(IN_FRONT[: len(IN_FRONT) * 6 // 10], len(IN_FRONT), is_padded=False)
-    ours = [frame.copy() for frame in decode_frames(file, CLIP, indices)]
-    whole = [frame.copy() for frame in decode_frames(IN_FRONT, CLIP, indices)]
+    ours = [frame.copy() for frame in decode_frames(file, CLIP, Choice(indices))]
+    whole = [frame.copy() for frame in decode_frames(IN_FRONT, CLIP, Choice(indices))]
     np.testing.assert_array_equal(ours, whole)
     assert not file.was_missed
 
 
 def test_no_frame_comes_of_bytes_that_have_not_arrived() -> None:
     """Wherever the file ends, frames are those of the whole file or none."""
-    whole = [frame.copy() for frame in decode_frames(IN_FRONT, CLIP, np.arange(CLIP.frame_count))]
+    whole = [frame.copy() for frame in decode_frames(IN_FRONT, CLIP, Choice(np.arange(CLIP.frame_count)))]
     stops = [offset + length // 2 for offset, length in packet_spans(IN_FRONT)[4::6]]
     for stop in stops:
         file, count = ArrivingFile(IN_FRONT[:stop], len(IN_FRONT), is_padded=False), 0
         with pytest.raises((NotArrived, CorruptMedia)):
-            for frame in decode_frames(file, CLIP, np.arange(CLIP.frame_count), check=file.check):
+            for frame in decode_frames(file, CLIP, Choice(np.arange(CLIP.frame_count), check=file.check)):
                 np.testing.assert_array_equal(frame, whole[count])
                 count += 1
         assert file.was_missed

@@ -13,7 +13,8 @@ from PIL import Image
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded
-from preprocessor.media.image import ACCEPTED_FORMATS, decode_image, probe_image
+from preprocessor.media.image import decode_image, probe_image
+from preprocessor.media.image_formats import ACCEPTED_FORMATS
 from preprocessor.media.image_headers import gif_canvas, webp_canvas
 from tests.drawing import HEIGHT, WIDTH, encoded, gif, icon, picture, png, ppm, psd, tiled_tiff
 from tests.fuzz import dangerous_images

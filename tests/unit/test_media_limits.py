@@ -126,6 +126,7 @@ def test_streams_that_nobody_asked_for_are_read_over() -> None:
         for at in range(2000):
             packet = av.Packet(b"\x80")
             packet.stream, packet.pts, packet.dts = sound, at, at
+            assert sound.time_base is not None
             packet.time_base = sound.time_base
             output.mux(packet)
     with open_video(buffer.getvalue(), "clip", 1 << 30) as (container, stream):

@@ -29,6 +29,7 @@ from preprocessor.types.request import (
     TokenPrompt,
 )
 from tests.media import moving_shapes_clip, photo
+from tests.plans import grid_of
 
 IMAGE, VIDEO = Modality.IMAGE, Modality.VIDEO
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
@@ -113,7 +114,7 @@ def test_user_text_that_holds_a_placeholder_is_refused(model: Model) -> None:
 
 def test_a_medium_shown_twice_stands_twice_in_the_prompt(model: Model) -> None:
     items = planned(model, chat(MediaPart("i"), TextPart("again:"), MediaPart("i")), image()).items
-    assert [(item.key, item.row_start) for item in items] == [("i", 0), ("i", items[0].rows.grid.patch_count)]
+    assert [(item.key, item.row_start) for item in items] == [("i", 0), ("i", grid_of(items[0]).patch_count)]
 
 
 def test_media_shown_more_often_than_the_limit_are_refused(model: Model) -> None:

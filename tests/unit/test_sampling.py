@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -18,7 +19,7 @@ MILLISECOND = Fraction(1, 1000)
 NTSC_RATES = [Fraction(24_000, 1001), Fraction(30_000, 1001), Fraction(60_000, 1001)]
 
 
-def clip_of(times: list[Fraction] | list[float], *, rate: float) -> ClipInfo:
+def clip_of(times: Sequence[Fraction | float], *, rate: float) -> ClipInfo:
     """A clip whose frames are shown at `times`, in seconds, on a clock of milliseconds."""
     return clip_at([round(time * 1000) for time in times], rate=rate, time_base=MILLISECOND)
 

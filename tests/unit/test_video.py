@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -19,7 +21,7 @@ from tests.media import audio_only_clip, moving_shapes_clip, truncated_clip
 
 LIMITS = Limits()
 SMALL = {"seconds": 2, "rate": 30, "width": 96, "height": 64}
-CODECS = {
+CODECS: Mapping[str, dict[str, Any]] = {
     "h264 mp4": {},
     "h264 mp4, short groups": {"options": (("g", "8"), ("bf", "3"))},
     "h264 matroska": {"container": "matroska"},
@@ -42,9 +44,9 @@ def clip_of(name: str) -> bytes:
     return moving_shapes_clip(**{**SMALL, **CODECS[name]})
 
 
-def all_frames(data: bytes) -> list[npt.NDArray[np.uint8]]:
+def all_frames(data: bytes) -> list[npt.NDArray[Any]]:
     """A plain decode of every frame."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
@@ -54,7 +56,7 @@ def frames_at(data: bytes, indices: list[int]) -> list[npt.NDArray[np.uint8]]:
 
 
 def test_the_clip_used_here_has_frames_to_skip() -> None:
-    with av.open(io.BytesIO(clip_of("h264 mp4"))) as container:
+    with av.open(io.BytesIO(clip_of("h264 mp4")), "r") as container:
         kinds = Counter(frame.pict_type for frame in container.decode(video=0))
     assert kinds[av.video.frame.PictureType.B] > 10
 

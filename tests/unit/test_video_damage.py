@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
+from typing import Any
 
 import av
 import numpy as np
@@ -19,7 +21,7 @@ from tests.odd_clips import open_group_start
 
 LIMITS = Limits()
 SMALL = {"seconds": 1, "rate": 30, "width": 96, "height": 64, "grain": 10}
-CODECS = {
+CODECS: Mapping[str, dict[str, Any]] = {
     "h264": {"options": (("g", "10"), ("bf", "2"), ("x264-params", "b-adapt=0:scenecut=0"))},
     "hevc": {"codec": "libx265", "options": (("x265-params", "log-level=none:keyint=10:min-keyint=10:scenecut=0"),)},
     "vp9": {"codec": "libvpx-vp9", "container": "webm", "options": (("g", "10"),)},
@@ -103,7 +105,7 @@ def test_a_lost_reference_frame_spoils_the_rest_of_its_group() -> None:
 def test_a_lost_frame_that_no_other_refers_to_spoils_only_itself() -> None:
     data = clip_of("h264")
     facts = probe_video(data, LIMITS)
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         kinds = [frame.pict_type for frame in container.decode(video=0)]
     bare = (
         next(index for index in range(11, 20) if kinds[index] == kinds[index + 1] == av.video.frame.PictureType.B) + 1

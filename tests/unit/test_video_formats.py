@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import struct
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,8 +51,8 @@ OPEN_X265 = (("x265-params", "log-level=none:keyint=10:min-keyint=10:open-gop=1:
 ALTREF = (("auto-alt-ref", "1"), ("lag-in-frames", "16"), ("g", "15"))
 
 
-def clip(**settings: object) -> Callable[[], bytes]:
-    return lambda: moving_shapes_clip(**{**SMALL, **settings})  # type: ignore[arg-type]
+def clip(**settings: Any) -> Callable[[], bytes]:
+    return lambda: moving_shapes_clip(**{**SMALL, **settings})
 
 
 FILES: Mapping[str, Callable[[], bytes]] = {

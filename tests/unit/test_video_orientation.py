@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from preprocessor.config import Limits
-from preprocessor.media import orientation, probe
+from preprocessor.media import orientation, probe, streams
 from preprocessor.media.frames import Choice
 from preprocessor.media.video import decode_frames, probe_video
 from tests.media import decoded_frames, moving_shapes_clip
@@ -31,7 +31,7 @@ def test_a_turned_clip_is_upright(counter_clockwise: int, is_mirrored: bool, con
     assert facts.is_mirrored is is_mirrored
 
 
-def mirror(frame: np.ndarray, is_mirrored: bool) -> np.ndarray:  # type: ignore[type-arg]
+def mirror(frame: np.ndarray, is_mirrored: bool) -> np.ndarray:
     return frame[:, ::-1] if is_mirrored else frame
 
 
@@ -49,7 +49,7 @@ def test_only_a_clip_that_may_be_turned_is_opened_for_a_frame(
     container: str, turn: int, opened: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = 0
-    open_video = probe.open_video
+    open_video = streams.open_video
 
     def counted(*arguments: object, **more: object) -> object:
         nonlocal count

@@ -78,7 +78,7 @@ def test_arguments_for_videos_do_what_they_do_in_transformers(
 def test_arguments_for_sounds_do_what_they_do_in_transformers(
     loaded: dict[str, GenericModel], processors: dict[str, Any]
 ) -> None:
-    arguments = {"audio_kwargs": {"padding": "max_length", "max_length": 12_000, "truncation": True}}
+    arguments: dict[str, Any] = {"audio_kwargs": {"padding": "max_length", "max_length": 12_000, "truncation": True}}
     request = chat(sound("a"), processor_arguments=arguments)
     expected = answer_of(processors["gemma3n"], request, **arguments)
     assert_equal(prepare_generic(loaded["gemma3n"], request, LIMITS).tensors, expected)

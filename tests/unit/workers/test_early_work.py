@@ -473,7 +473,7 @@ async def test_a_storm_of_uploads(model: Model) -> None:
     media = [clip(), clip(fps=7.0), HALVES, clip(PLAIN), clip(damaged(IN_FRONT, 100), fps=15.0)]
     outcomes = [await outcome_of(asyncio.to_thread(expected, model, medium)) for medium in media]
 
-    async def one(number: int) -> None:
+    async def one(pool: WorkerPool, number: int) -> None:
         index = number % len(media)
         is_left = chance.random() < 0.3
         async with uploading(pool, media[index], cache_salt=str(chance.randrange(12))) as upload:
@@ -487,7 +487,7 @@ async def test_a_storm_of_uploads(model: Model) -> None:
             assert_same(await outcome_of(upload.finish()), outcomes[index])
 
     async with open_pool(model=model, cache_bytes=16 * MIB, memory_budget_bytes=160 * MIB, worker_count=2) as pool:
-        await asyncio.gather(*(one(number) for number in range(24)))
+        await asyncio.gather(*(one(pool, number) for number in range(24)))
         await assert_nothing_left(pool)
 
 

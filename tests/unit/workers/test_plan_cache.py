@@ -16,6 +16,7 @@ from preprocessor import pipeline
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest
 from preprocessor.models.family import Model
+from preprocessor.models.versions import library_versions
 from preprocessor.text.encoded_text import EncodedText
 from preprocessor.types.plan import Plan
 from preprocessor.types.request import (
@@ -59,7 +60,7 @@ async def pool(model: Model) -> AsyncIterator[WorkerPool]:
 
 
 def chat(*media: Media, text: str = "What is this?", **options: Any) -> PreparationRequest:
-    parts = (*(MediaPart(medium.key) for medium in media), TextPart(text))
+    parts: tuple[MediaPart | TextPart, ...] = (*(MediaPart(medium.key) for medium in media), TextPart(text))
     return PreparationRequest(ChatPrompt((Message("user", parts),)), media, **options)
 
 
@@ -304,14 +305,14 @@ async def test_a_killed_worker_costs_nobody_his_plan(model: Model) -> None:
         await ask(pool, request)
         for _ in range(20):
             answer = asyncio.create_task(ask(pool, request))
-            await eventually(lambda answer=answer: pool.running_count or answer.done())  # type: ignore[misc]
+            await eventually(lambda answer=answer: bool(pool.running_count) or answer.done())  # type: ignore[misc]
             for task in list(pool._running):
                 assert task._worker is not None
                 task._worker.kill()
             assert_equal(model, request, *await answer)
-            if "lost" in pool.ends:  # type: ignore[attr-defined]
+            if "lost" in pool.ends:
                 break
-        assert "lost" in pool.ends  # type: ignore[attr-defined]
+        assert "lost" in pool.ends
         assert pool.plan_cache.miss_count == 1
 
 
@@ -334,7 +335,7 @@ MEDIA: Mapping[str, Any] = {  # field → another value
     "on_damage": OnDamage.REPEAT,
     "background": "#ffffff",
 }
-NOT_IN_MEDIA = {  # the content is in the key by its digest
+NOT_IN_MEDIA: Mapping[str, Any] = {  # the content is in the key by its digest
     "key": "another",
     "data": b"another",
     "content_sha256": bytes(32),
@@ -357,7 +358,7 @@ REQUEST: Mapping[str, Any] = {
     "video_decoder": "opencv",
     "processor_arguments": {"do_pan_and_scan": True},
 }
-NOT_IN_REQUEST = {"prompt": TextPrompt("?"), "media": (), "with_token_types": True}
+NOT_IN_REQUEST: Mapping[str, Any] = {"prompt": TextPrompt("?"), "media": (), "with_token_types": True}
 
 
 def key_of(
@@ -420,12 +421,12 @@ def test_another_release_or_library_is_another_key(monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patch:
         patch.setattr(plan_cache, "__version__", "another")
         keys.add(key_of())
-    for library, version in plan_cache.library_versions().items():
-        versions = {**plan_cache.library_versions(), library: f"{version}.1"}
+    for library, version in library_versions().items():
+        versions = {**library_versions(), library: f"{version}.1"}
         with monkeypatch.context() as patch:
             patch.setattr(plan_cache, "library_versions", lambda versions=versions: versions)
             keys.add(key_of())
-    assert len(keys) == 2 + len(plan_cache.library_versions())
+    assert len(keys) == 2 + len(library_versions())
 
 
 def test_what_no_plan_depends_on_is_not_in_it() -> None:
