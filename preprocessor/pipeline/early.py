@@ -20,6 +20,9 @@ EarlyCut = tuple[int, str, int]
 """A row, a medium's key and a number of bytes: with so much of its file, the rows from the cut before to this one can be made."""
 
 
+MOST_CUTS = 256
+
+
 def arriving_media(media: Sequence[Media], sizes: Mapping[str, int], *, is_padded: bool) -> tuple[Media, ...]:
     """The media, those that are still arriving as `ArrivingFile`s.
 
@@ -39,7 +42,7 @@ def arriving_media(media: Sequence[Media], sizes: Mapping[str, int], *, is_padde
 def early_cuts(planned: PixelPlan, media: Sequence[Media], check: Callable[[], None]) -> tuple[EarlyCut, ...]:
     """Where a plan's rows can be cut, ascending, up to the first item of which the rest must have arrived first.
 
-    Cuts lie where `division.cut` makes some, so that no frame is decoded twice.
+    Cuts lie where `division.cut` makes some, so that no frame is decoded twice. There are at most `MOST_CUTS`.
 
     Args:
         media: With `ArrivingFile`s.
@@ -54,7 +57,7 @@ def early_cuts(planned: PixelPlan, media: Sequence[Media], check: Callable[[], N
         if is_arriving:
             break
         cuts.append((item.row_start + item.rows.row_count, item.key, 0))
-    return tuple(cuts)
+    return tuple(cuts[:: len(cuts) // MOST_CUTS + 1])
 
 
 def _inner_cuts(item: ItemPlan, medium: Media, check: Callable[[], None]) -> list[EarlyCut]:

@@ -15,6 +15,7 @@ import numpy as np
 from preprocessor.config import Limits
 from preprocessor.errors import PreprocessorError
 from preprocessor.models.loaded import PlannedItem
+from preprocessor.pipeline.early import MOST_CUTS
 from preprocessor.text.encoded_text import MAX_CUTS, EncodedText
 from preprocessor.types.plan import ItemPlan, PixelPlan, Plan
 from preprocessor.types.request import Media, PixelForm, PreparationRequest
@@ -136,6 +137,7 @@ def check_early_plan(outcome: Any, request: PreparationRequest, limits: Limits) 
         return
     _check_items(pixels.items, request.media)
     _check_pixels(pixels, pixels.items, request, limits)
+    _require(len(cuts) <= MOST_CUTS, "result", "too many cuts")
     rows = [row for row, _, _ in cuts]
     _require(rows == sorted(rows) and all(0 <= row < pixels.row_count for row in rows), "result", "cuts in no order")
     _require({key for _, key, _ in cuts} <= {medium.key for medium in request.media}, "result", "cuts of other media")

@@ -17,7 +17,7 @@ from preprocessor.types.plan import Plan
 from preprocessor.types.result import PixelReport
 from preprocessor.types.timing import Timings
 from preprocessor.workers.channel import HEAD, INLINE_BYTES, Fault, Finished, ResultSlotWanted, RowsFinished
-from preprocessor.workers.payloads import Payload, PixelPayload
+from preprocessor.workers.payloads import EarlyPlanPayload, Payload, PixelPayload
 from preprocessor.workers.untrusted import encode, to_bytes
 
 _ROOTS = (
@@ -81,6 +81,8 @@ def good_messages(payload: Payload, plan: Plan, source: random.Random) -> list[S
             sent.append(_sent(RowsFinished(row, count)))
             row += count
     outcome: Any = PixelReport(Timings(), (), 3) if isinstance(payload, PixelPayload) else (plan, {}, _TEXT)
+    if isinstance(payload, EarlyPlanPayload):
+        outcome = plan.pixels, ((0, "a", 0), (4, "b", 100))
     outcome = source.choices((outcome, CorruptMedia("it: broken", media_key="it"), Overloaded("full")), (8, 1, 1))[0]
     fault = Fault("a trace", "a text") if source.random() < 0.05 else None
     if source.random() < 0.3:
