@@ -27,8 +27,9 @@ from preprocessor.pipeline import cost
 from preprocessor.pipeline.early import EarlyCut, makes_same_rows
 from preprocessor.types.plan import PixelPlan
 from preprocessor.types.request import FileData, Media, Modality, PreparationRequest
+from preprocessor.workers import region_copy
 from preprocessor.workers.payloads import EarlyPlanPayload, PixelPayload, PlanPayload
-from preprocessor.workers.pixel_flight import EarlyRows, copied_bytes
+from preprocessor.workers.pixel_flight import EarlyRows
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.request_tasks import RequestTasks
 from preprocessor.workers.task import Lane, Task, TensorSlot
@@ -198,18 +199,13 @@ class EarlyWork:
         payload = PixelPayload(media, plan, 0, rows, arriving={key: sizes[key] for key in read & sizes.keys()})
         whole = cost.estimate(plan, request.media)
         missing_bytes = sum(size_bytes - len(files[key].data) for key, size_bytes in sizes.items())
+        working_bytes = whole.working_bytes + missing_bytes
+        working_bytes += region_copy.planned_bytes(self._pool.arena, plan.size_bytes, working_bytes)
         is_first = self._tensor.lease is None
-        task = self._tasks.create(
-            payload,
-            whole.cpu_seconds * len(rows) / plan.row_count,
-            whole.working_bytes + missing_bytes + copied_bytes(self._pool.arena, plan, whole.working_bytes)
-            if is_first
-            else 0,
-            tensor=self._tensor,
-        )
+        cpu_seconds = whole.cpu_seconds * len(rows) / plan.row_count
+        task = self._tasks.create(payload, cpu_seconds, working_bytes if is_first else 0, tensor=self._tensor)
         if self._start(task) and is_first:
-            # What the first task needs is held until the request's last one has ended, so none of them waits for memory while the
-            # tensor is held.
+            # Held until the last one has ended: none of them is to wait for memory while the tensor is held.
             self._reserved_bytes, task.working_bytes = task.working_bytes, 0
 
     def _start(self, task: Task) -> bool:

@@ -21,6 +21,7 @@ from preprocessor.types.request import Media
 from preprocessor.types.result import PixelReport
 from preprocessor.types.timing import Timings
 from preprocessor.vision.patches import PIXEL_DTYPES
+from preprocessor.workers import region_copy
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.payloads import Payload, PixelPayload
 from preprocessor.workers.ranges import Lease
@@ -258,8 +259,9 @@ class PixelFlight:
         return PixelPayload(media, self.plan, 0, rows, cached, thread_count)
 
     def _copied_bytes(self, row_count: int) -> int:
-        """See `copied_bytes`; of so many rows."""
-        return copied_bytes(self._arena, self.plan, self._working_bytes) * row_count // max(1, self.plan.row_count)
+        """Of `region_copy.planned_bytes`, those of so many rows."""
+        whole_bytes = region_copy.planned_bytes(self._arena, self.plan.size_bytes, self._working_bytes)
+        return whole_bytes * row_count // max(1, self.plan.row_count)
 
     def _on_lease(self) -> None:
         """The task is about to start: hold the cached rows that are still here."""
@@ -345,18 +347,3 @@ class PixelFlight:
             self._add(task)
             others.append(task)
         return others
-
-
-def copied_bytes(arena: Arena, plan: PixelPlan, working_bytes: int) -> int:
-    """Memory of a tensor's copy, where an engine reads that in place of what workers write; 0 elsewhere.
-
-    No more of it is counted than fits beside one tensor that is large: that runs alone.
-
-    Args:
-        working_bytes: What making the tensor takes beside it.
-    """
-    if not arena.is_named:
-        return 0
-    tensor_bytes = arena.chunks.whole(range(plan.size_bytes)).stop
-    free_bytes = arena.size_bytes - arena.rows_start - tensor_bytes - working_bytes
-    return max(0, min(plan.size_bytes, free_bytes))

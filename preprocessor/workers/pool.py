@@ -207,12 +207,17 @@ class WorkerPool:
         self._dispatch()
 
     def start_early(self, task: Task) -> bool:
-        """Start a task that nobody waits for yet; returns whether it has started, which takes that no other task waits."""
+        """Start a task that nobody waits for yet; returns whether it has started.
+
+        It does only while no other task waits, and takes at most half of the memory that is free: so the budget is never full of
+        what would give way.
+        """
         idle_count = self.settings.worker_count - sum(running.core_count for running in self._running)
         if self._is_closing or self.queued_count or idle_count < 1 or not self.worker_set.idle_count(task.lane):
             return False
-        is_late = task.deadline_seconds <= time.monotonic()
-        if is_late or wanted_bytes(task) > self.rows.size_bytes or not self._memory.try_admit(task):
+        if task.deadline_seconds <= time.monotonic() or 2 * wanted_bytes(task) > self._memory.free_bytes:
+            return False
+        if not self._memory.try_admit(task):
             return False
         self._begin(task)
         return True

@@ -17,6 +17,20 @@ from preprocessor.workers.mapping import write_at
 from preprocessor.workers.refusals import shared_memory_full
 
 
+def planned_bytes(arena: Arena, size_bytes: int, working_bytes: int) -> int:
+    """Memory of a tensor's copy, beside the tensor; 0 for an arena without a name.
+
+    No more of it is counted than fits beside one tensor that is large: that runs alone.
+
+    Args:
+        working_bytes: What making the tensor takes beside both.
+    """
+    if not arena.is_named:
+        return 0
+    free_bytes = arena.size_bytes - arena.rows_start - arena.chunks.whole(range(size_bytes)).stop - working_bytes
+    return max(0, min(size_bytes, free_bytes))
+
+
 async def allocate(arena: Arena, span: range) -> None:
     """Allocate the memory for a range of the file. Nothing for an arena without a name.
 

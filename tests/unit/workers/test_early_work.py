@@ -209,6 +209,17 @@ async def test_other_codecs(pool: WorkerPool, model: Model, codec: str, options:
     np.testing.assert_array_equal(rows, expected(model, clip(data)))
 
 
+async def test_threads_in_place_of_processes(model: Model) -> None:
+    async with open_pool(model=model, is_in_process=True) as pool:
+        async with uploading(pool, clip()) as upload:
+            await upload.send(0.7)
+            await upload.made()
+            rows = await upload.finish()
+            assert upload.run.early_row_count > 0
+        await assert_nothing_left(pool)
+    np.testing.assert_array_equal(rows, expected(model, clip()))
+
+
 async def test_a_clip_that_is_turned(pool: WorkerPool, model: Model) -> None:
     turned = made_clip(turn_degrees=90)
     medium = clip(index_in_front(turned))
