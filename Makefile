@@ -65,14 +65,15 @@ demo: $(ENGINE) ## the main job: a clip and questions in, Triton's answers out, 
 demo-model: setup ## train the demo's model anew, into deploy/demo_model; half an hour
 	$(BIN)/python -m deploy.demo_model.train
 
-# Three processes, since tests wait for other processes and for timers most of the time. Which tests each runs is always the same:
-# tests/conftest.py.
+# Four processes, since tests wait for other processes and for timers half of the time. Which tests each runs is always the same:
+# PARTS of tests/conftest.py.
+in_parts = --dist each $(foreach part,$(1),--tx popen//env:TEST_PART=$(part))
 test: triton ## run the tests; a few minutes
 	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'
-	$(BIN)/python -m pytest --numprocesses 3
+	$(BIN)/python -m pytest $(call in_parts,triton pipeline replicas service)
 
 test-fronts: setup ## run the tests of the service once more, with two fronts between it and its callers; some minutes
-	PREPROCESSOR_FRONTS=2 $(BIN)/python -m pytest --numprocesses 3 tests/service
+	PREPROCESSOR_FRONTS=2 $(BIN)/python -m pytest $(call in_parts,replicas service) tests/service
 
 # One process: all tests share one server, since a start takes minutes. Then another: the vLLM in Triton is a server of its own.
 VLLM_IN_TRITON := tests/engine/vllm_triton

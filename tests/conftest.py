@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -21,21 +22,59 @@ from tests.loading import load_family_model
 # Of every service that a test starts, whatever the machine has: `make test-fronts` runs those of `tests/service` through fronts.
 os.environ.setdefault("PREPROCESSOR_FRONTS", "1")
 
-# Folders of tests that run in one process where `make test` starts three; the third process runs every other folder. The parts
-# take about the same time, and are always the same: what ran before a test does not depend on how fast anything was.
-_PARTS = {"deploy": "engine", "engine": "engine", "monitoring": "engine", "parity": "engine", "service": "service"}
+TESTS = Path(__file__).parent
+PARTS = {
+    "triton": ("engine",),
+    "pipeline": ("unit", "golden", "parity"),
+    "replicas": (
+        "deploy",
+        "monitoring",
+        "service/access",
+        "service/caller_region",
+        "service/test_[a-e]",
+        "service/test_fa",
+    ),
+    "service": (),  # and everything else
+}
+"""Which tests run together in one process where `make test` starts four: beginnings of paths, below this folder.
+
+The parts take about the same time, and are always the same: what ran before a test does not depend on how fast anything was.
+"""
+_ELSEWHERE = ("engine/real_vllm", "engine/test_tensorrt", "engine/test_vllm", "engine/vllm_links")
+"""What needs no Triton that others need too, and runs with everything else."""
+
+
+def part_of(file: Path) -> str:
+    """The part that a file with tests belongs to."""
+    path = file.relative_to(TESTS).as_posix()
+    if re.match("|".join(_ELSEWHERE), path) is None:
+        for part, beginnings in PARTS.items():
+            if any(re.match(beginning, path) for beginning in beginnings):
+                return part
+    return "service"
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """In a process that runs one part, no file is imported that holds tests of others alone."""
+    own = os.environ.get("TEST_PART")
+    if own is None:
+        return None
+    files = [collection_path] if collection_path.is_file() else collection_path.rglob("test_*.py")
+    return None if any(part_of(file) == own for file in files) else True
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Which process a test belongs to, where pytest-xdist starts several."""
-    from xdist.scheduler import LoadScopeScheduling  # not above: only `make test` needs it
+    """Each process runs what it has collected, where these are parts."""
+    from xdist.scheduler import EachScheduling  # not above: only `make test` needs it
 
-    class ByFolder(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-        def _split_scope(self, nodeid: str) -> str:
-            return _PARTS.get(nodeid.split("/")[1], "rest")
+    class Parts(EachScheduling):  # type: ignore[misc]  # xdist has no types
+        def schedule(self) -> None:
+            session: Any = config.pluginmanager.get_plugin("session")
+            session.testscollected = sum(map(len, self.node2collection.values()))  # what the percentages are of
+            super().schedule()
 
-    return ByFolder(config, log)
+    return Parts(config, log) if config.option.dist == "each" else None
 
 
 @pytest_asyncio.fixture(scope="session", autouse=True)

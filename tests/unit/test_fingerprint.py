@@ -13,7 +13,6 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-import preprocessor.models
 from preprocessor.models.digests import digest_tokenizer, digest_vocabulary
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import CONTRACT_VERSION, fingerprint_parts
@@ -22,8 +21,6 @@ from preprocessor.models.versions import library_versions
 from preprocessor.pipeline import prepare
 from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest
 from tests.media import photo
-
-BUILTIN = Path(preprocessor.models.__file__).parent / "builtin" / "qwen3-vl"
 
 
 @pytest.fixture(scope="module")
@@ -57,31 +54,11 @@ def test_models_with_other_patches_differ_in_just_those_parts(parts: dict[str, s
     }
 
 
-def test_the_same_tokenizer_from_another_layout_has_the_same_digest(model: Model, tmp_path: Path) -> None:
-    model.tokenizer.save_pretrained(tmp_path)
-    again = type(model.tokenizer).from_pretrained(tmp_path)
-    assert digest_vocabulary(again) == digest_vocabulary(model.tokenizer)
+def test_the_same_tokenizer_from_another_layout_has_the_same_digest(model: Model, written: Model) -> None:
+    assert digest_vocabulary(written.tokenizer) == digest_vocabulary(model.tokenizer)
 
 
 # -- what is equal is equal --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def folder(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built-in model as a directory such as a hub gives: its own JSON and template, and transformers' tokenizer files."""
-    folder = tmp_path_factory.mktemp("written") / "qwen3-vl"
-    model.tokenizer.save_pretrained(folder)
-    for file in BUILTIN.glob("*"):
-        if file.name != "tokens.json":
-            shutil.copy(file, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def written(folder: Path) -> Model:
-    loaded = load_model(str(folder))
-    assert isinstance(loaded, Model)
-    return loaded
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -101,21 +78,21 @@ def test_an_item_has_the_same_hash_from_either(model: Model, written: Model) -> 
     assert hashes[0] == hashes[1]
 
 
-def test_how_files_are_set_changes_nothing(model: Model, folder: Path, tmp_path: Path) -> None:
-    other = shutil.copytree(folder, tmp_path / "other")
+def test_how_files_are_set_changes_nothing(small: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(small, tmp_path / "other")
     rewrite(other / "video_preprocessor_config.json", lambda video: video.update(fps=2.0, max_video_tokens=None))
     rewrite(other / "config.json", lambda config: config.update(transformers_version="4.57.0"))
     template = other / "chat_template.jinja"
     (other / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text().removesuffix("\n")}))
     template.unlink()
-    assert load_model(str(other)).fingerprint == model.fingerprint
+    assert load_model(str(other)).fingerprint == load_model(str(small)).fingerprint
 
 
-def test_another_template_changes_the_fingerprint(model: Model, folder: Path, tmp_path: Path) -> None:
-    other = shutil.copytree(folder, tmp_path / "other")
+def test_another_template_changes_the_fingerprint(small: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(small, tmp_path / "other")
     with (other / "chat_template.jinja").open("a") as template:
         template.write("{# #} .")
-    assert load_model(str(other)).fingerprint != model.fingerprint
+    assert load_model(str(other)).fingerprint != load_model(str(small)).fingerprint
 
 
 VOCABULARY = {"a": 0, "b": 1, "c": 2, "ab": 3, "bc": 4, "abc": 5}
@@ -182,8 +159,7 @@ def test_what_is_known_of_the_built_in_s_merges_is_true(model: Model) -> None:
     assert digest_tokenizer(model.tokenizer, merges_follow_ids=True) == digest_tokenizer(model.tokenizer)
 
 
-def test_one_more_token_changes_the_digest(model: Model, tmp_path: Path) -> None:
-    model.tokenizer.save_pretrained(tmp_path)
-    other = type(model.tokenizer).from_pretrained(tmp_path)
+def test_one_more_token_changes_the_digest(model: Model, saved: Path) -> None:
+    other = type(model.tokenizer).from_pretrained(saved)
     other.add_tokens(["<|one_more|>"])
     assert digest_vocabulary(other) != digest_vocabulary(model.tokenizer)

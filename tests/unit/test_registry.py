@@ -36,36 +36,12 @@ from preprocessor.types.request import (
 from tests.media import photo
 from tests.unit.tiles import TILES
 
-BUILTIN = Path(registry.__file__).parent / "builtin" / "qwen3-vl"
-
 
 def family_model(directory: Path) -> Model:
     """A model of a known family."""
     model = load_model(str(directory))
     assert isinstance(model, Model)
     return model
-
-
-@pytest.fixture(scope="session")
-def saved(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built-in model as a directory, the way it would lie on a disk."""
-    directory = tmp_path_factory.mktemp("models") / "qwen3-vl-saved"
-    model.tokenizer.save_pretrained(directory)
-    for path in BUILTIN.iterdir():
-        shutil.copy(path, directory)
-    return directory
-
-
-@pytest.fixture(scope="session")
-def small(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a tokenizer of bytes and added tokens alone, which loads in no time; these keep their ids."""
-    directory = Path(shutil.copytree(saved, tmp_path_factory.mktemp("models") / "small"))
-    tokenizer = json.loads((directory / "tokenizer.json").read_text())
-    vocabulary = {token: token_id for token, token_id in tokenizer["model"]["vocab"].items() if len(token) == 1}
-    vocabulary |= {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
-    tokenizer["model"] |= {"vocab": vocabulary, "merges": []}
-    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
-    return directory
 
 
 @pytest.fixture
@@ -128,12 +104,12 @@ def test_vision_markers_are_those_of_the_config(directory: Path) -> None:
     assert family_model(directory).vision_markers == ("<|object_ref_start|>", "<|object_ref_end|>")
 
 
-def test_a_directory_gives_the_token_ids_of_the_built_in(model: Model, saved: Path) -> None:
+def test_a_directory_gives_the_token_ids_of_the_built_in(model: Model, written: Model) -> None:
     parts = (TextPart("Naïve 你好 <think> 3.14\n\n"), MediaPart("i"))
     request = PreparationRequest(
         ChatPrompt((Message("user", parts),)), (Media("i", Modality.IMAGE, photo(64, 64, "PNG")),)
     )
-    ours = plan(load_model(str(saved)), request, Limits()).token_ids
+    ours = plan(written, request, Limits()).token_ids
     assert ours.tolist() == plan(model, request, Limits()).token_ids.tolist()
 
 
