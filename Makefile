@@ -24,7 +24,7 @@ AUDIT_IGNORED :=
 NATIVE := $(wildcard preprocessor/vision/native/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton vllm prometheus examples demo demo-model test test-fronts test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit lock sbom parity bench bench-full golden proto image image-test wheels release render reference format lint type verify clean
+.PHONY: help setup triton vllm peers prometheus examples demo demo-model test test-fronts test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit lock sbom parity bench bench-full golden proto image image-test wheels release render reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,7 @@ setup: $(VENV)/stamp ## install the project and its tools into .venv
 $(VENV)/stamp: pyproject.toml deploy/constraints.txt deploy/venv.sh $(NATIVE)
 	sh deploy/venv.sh $(PYTHON) $(VENV)
 	$(BIN)/pip install --quiet --constraint deploy/constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint deploy/constraints.txt --no-deps mistral-common # for tests; with its bound on numpy nothing fits
 	@$(BIN)/python -c "from preprocessor.vision.native import VARIANTS as v; \
 		print('native kernel:', v[0] if v else 'not built, no C compiler; torch resizes instead, and pixels are the same')"
 	touch $@
@@ -51,6 +52,9 @@ prometheus: ## unpack a real Prometheus into .prometheus
 
 vllm: setup ## unpack a real vLLM for CPUs, with its gRPC server, into .vllm
 	PYTHON=$(PYTHON) sh deploy/vllm/setup.sh
+
+peers: setup ## install SMG into .peers, for python -m tests.bench.peers; `make vllm` installs the other peer
+	PYTHON=$(PYTHON) sh tests/bench/peers/setup.sh
 
 examples: setup ## install Ray and Jupyter, which some of deploy/examples need, into build/examples
 	PYTHON=$(PYTHON) sh deploy/examples/setup.sh
@@ -121,9 +125,10 @@ audit: setup $(SUPPLY)/stamp ## look up every installed package among known vuln
 lock: setup $(SUPPLY)/stamp ## write what the image installs, with hashes, anew from the index: deploy/requirements.txt, deploy/installer.txt
 	$(BIN)/python -m deploy.pins $(SUPPLY)/bin/uv deploy
 
-sbom: setup $(SUPPLY)/stamp ## write build/sbom.cdx.json: every installed package with version and licence, as CycloneDX
+sbom: setup $(SUPPLY)/stamp ## write build/sbom.cdx.json: every installed package and the libraries inside it, as CycloneDX
 	$(SUPPLY)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
 		--output-format JSON --output-file build/sbom.cdx.json
+	$(BIN)/python -m deploy.sbom build/sbom.cdx.json
 
 # TRANSFORMERS=latest, or a version, for a weekly run: that release in an environment of its own, and what changed in it.
 parity: setup ## compare with Hugging Face live, hundreds of cases; minutes. TRANSFORMERS=latest: with its newest release
@@ -193,7 +198,7 @@ lint: setup ## check style, layers and the proto
 	$(BIN)/buf lint protos
 	$(BIN)/buf format --diff --exit-code protos
 
-type: setup ## check types, strictly: of everything but tests themselves
+type: setup ## check types, strictly
 	$(BIN)/mypy
 	sh deploy/triton/types.sh $(BIN)/mypy
 

@@ -1,9 +1,10 @@
-"""What the local servers share: a process that ends with the one that started it, its start and its end, and ports to give it."""
+"""What the local servers share: a process that ends with the one that started it, its start and end, ports and memory for it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -138,6 +139,20 @@ def ending_with_this_process(command: Sequence[str]) -> list[str]:
         command: Its first word is a path.
     """
     return [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
+
+
+def own_shared_memory(byte_size: int) -> list[str]:
+    """What to put before a command so that it runs with an empty `/dev/shm` of its own, of that size.
+
+    Raises:
+        SetupError: The program for it is not installed.
+    """
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        raise SetupError("unshare is missing; it gives a server a /dev/shm of its own (Debian: util-linux)")
+    as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
+    mount = f'mount -t tmpfs -o size={byte_size} tmpfs /dev/shm && exec "$@"'
+    return [unshare, "--mount", *as_root, "sh", "-c", mount, "sh"]
 
 
 def free_ports(count: int) -> list[int]:

@@ -3,6 +3,9 @@
 Draws a clip of shapes that move, starts a real Triton with `vlm_transformers`, or a real vLLM, and this service in front of it,
 asks three questions about the clip through the command line, checks the answers, and stops everything again. The model is the
 small one of `deploy/demo_model`, which knows such clips and nothing else.
+
+Exit status: 0 where every answer is right; 1 where one is wrong, which may be the model's own mistake, or missing. `make` makes 2
+of 1.
 """
 
 from __future__ import annotations
@@ -45,38 +48,52 @@ def main(engine_kind: str = "triton", seed: int | None = None) -> int:
     """Run the demo.
 
     Args:
-        seed: Of the clip; None chooses one.
+        seed: The clip's number; None chooses one.
     Returns:
-        The exit status: 0 where every answer is right.
+        The exit status: 0 where every answer is right, else 1.
     """
     seed = secrets.randbelow(HELD_OUT_SEEDS) if seed is None else seed
     story = make_story(seed)
     with tempfile.TemporaryDirectory(prefix="preprocessor-demo-") as directory:
         clip = Path(directory) / "clip.mp4"
-        say(
-            f"making a clip: {story.seconds} s, {CLIP_SIDE_PX}x{CLIP_SIDE_PX}, {CLIP_RATE} frames a second, H.264; seed {seed}"
-        )
+        say(f"making clip {seed}: {story.seconds} s, {CLIP_SIDE_PX}x{CLIP_SIDE_PX}, {CLIP_RATE} frames a second, H.264")
         clip.write_bytes(make_clip(draw_all(story)))
         with ENGINES[engine_kind](Path(directory)) as (engine_address, options):
             say(f"the engine is ready on {engine_address}; starting the service")
             with service(engine_address, options, Path(directory) / "service.log") as address:
                 say(f"the service is ready on {address}\n")
                 questions = demo_questions(story, seed)
-                right_count = sum(ask(address, clip, pixel_budget(story.seconds), question) for question in questions)
-    say(f"{right_count} of {len(questions)} answers are right; everything stopped")
-    if right_count < len(questions):
-        say(f"to see this clip again: make demo SEED={seed}")
-    return int(right_count < len(questions))
+                verdicts = [ask(address, clip, pixel_budget(story.seconds), question) for question in questions]
+    say(f"{verdicts.count(True)} of {len(verdicts)} answers are right; everything stopped")
+    for line in explanations(verdicts, engine_kind, seed):
+        say(line)
+    return 0 if all(verdicts) else 1
 
 
-def ask(address: str, clip: Path, max_pixels: int, question: Question) -> bool:
-    """Ask by the command line, print what comes, and tell whether it is right."""
+def explanations(verdicts: Sequence[bool | None], engine_kind: str, seed: int) -> list[str]:
+    """What a user should know where not every answer is right; verdicts are those of `ask`."""
+    if all(verdicts):
+        return []
+    lines = []
+    if None in verdicts:
+        lines.append("no answer came to a question: the command's message above says why")
+    if False in verdicts:
+        lines.append(
+            "a wrong answer may be the model's own mistake: deploy/demo_model/README.md says how often it errs"
+        )
+        lines.append("if answers about other clips are wrong too (make demo draws another), it is hardly the model's")
+    engine = "" if engine_kind == "triton" else f" ENGINE={engine_kind}"
+    return [*lines, f"to ask about clip {seed} again: make demo{engine} SEED={seed}"]
+
+
+def ask(address: str, clip: Path, max_pixels: int, question: Question) -> bool | None:
+    """Ask by the command line, print what comes, and tell whether it is right; None where no answer came."""
     given = ["generate", "--address", address, "--video", str(clip), "--max-pixels", str(max_pixels)]
     given += ["--text", question.text, "--max-tokens", "64"]
     print("$ " + shlex.join(["preprocessor", *given]), flush=True)
     answered = subprocess.run([*PREPROCESSOR, *given, "--json"], stdout=subprocess.PIPE, check=False)
     if answered.returncode:
-        return False
+        return None
     found = json.loads(answered.stdout)
     is_right = bool(found["text"] == question.answer)
     verdict = "right" if is_right else f"wrong: {question.answer}"
@@ -159,8 +176,11 @@ def say(text: str) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    parser = argparse.ArgumentParser(prog="python -m deploy.demo")
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.demo",
+        epilog="exit status: 0 if every answer is right; 1 if one is missing or wrong, which may be the model's own mistake",
+    )
     parser.add_argument("engine", nargs="?", choices=ENGINES, default="triton", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, help=f"of the clip, below {HELD_OUT_SEEDS:,}; default: a random one")
+    parser.add_argument("--seed", type=int, help=f"the clip's number, below {HELD_OUT_SEEDS:,}; default: a random one")
     arguments = parser.parse_args()
     sys.exit(main(arguments.engine, arguments.seed))

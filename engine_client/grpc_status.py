@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import grpc
+from grpc.aio import AioRpcError
 
 from engine_client.errors import (
     EngineDeadlineExceeded,
     EngineError,
+    EngineFailed,
     EngineOverloaded,
     EngineRejected,
     EngineUnavailable,
@@ -28,3 +31,23 @@ ERRORS_BY_STATUS: Mapping[grpc.StatusCode, type[EngineError]] = {
     grpc.StatusCode.FAILED_PRECONDITION: EngineRejected,
 }
 """Of any other status an engine broke: EngineFailed."""
+
+Explain = Callable[[AioRpcError, type[EngineError]], tuple[type[EngineError], str]]
+"""What an error means, of the class that stands for its status: (error, class) → (the class that it is, its text)."""
+
+
+@contextmanager
+def errors_by_status(who: str, explain: Explain) -> Iterator[None]:
+    """Turn gRPC's errors into this package's.
+
+    Args:
+        who: Starts the message; names the engine.
+        explain: What the engine's own texts tell beside the status.
+    Raises:
+        EngineError: Of the class that `explain` names.
+    """
+    try:
+        yield
+    except AioRpcError as error:
+        kind, text = explain(error, ERRORS_BY_STATUS.get(error.code(), EngineFailed))
+        raise kind(f"{who}: {text} ({error.code().name})") from error

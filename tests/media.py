@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
+from preprocessor.media.truncation.mp4 import boxes
 from preprocessor.traffic.seed import gradient, moving_shapes, with_grain
 
 
@@ -285,3 +287,25 @@ def _kept_priority() -> Iterator[None]:
         yield
     finally:
         os.sched_setscheduler(0, policy, parameters)
+
+
+def index_in_front(data: bytes) -> bytes:
+    """An mp4 as a server of videos has it: its index before its media, all offsets moved."""
+    found = {name: (start, stop) for name, start, stop in boxes(data)}
+    (index_start, index_stop), (media_start, media_stop) = found[b"moov"], found[b"mdat"]
+    index = bytearray(data[index_start:index_stop])
+    for start, stop in _offset_tables(data, index_start + 8, index_stop):
+        (count,) = struct.unpack_from(">I", data, start + 12)
+        assert stop == start + 16 + 4 * count
+        offsets = struct.unpack_from(f">{count}I", data, start + 16)
+        moved = (offset + index_stop - index_start for offset in offsets)
+        struct.pack_into(f">{count}I", index, start + 16 - index_start, *moved)
+    return data[:media_start] + bytes(index) + data[media_start:media_stop]
+
+
+def _offset_tables(data: bytes, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    for name, box_start, box_stop in boxes(data, start, stop):
+        if name == b"stco":
+            yield box_start, box_stop
+        elif name in (b"trak", b"mdia", b"minf", b"stbl"):
+            yield from _offset_tables(data, box_start + 8, box_stop)

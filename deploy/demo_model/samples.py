@@ -30,7 +30,7 @@ from deploy.demo_model.story import (
     pixel_budget,
 )
 from preprocessor import pipeline
-from preprocessor.media.sampling import count_for_fps, spread_evenly
+from preprocessor.media.spreads import count_for_fps, spread_evenly
 from preprocessor.models.family import Model
 from preprocessor.models.qwen3_vl import pair_times, video_text
 from preprocessor.models.registry import load_model

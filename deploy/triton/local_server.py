@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deploy.child_process import ServerProcess, SetupError, free_ports
+from deploy.child_process import ServerProcess, SetupError, free_ports, own_shared_memory
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE / "models"
@@ -235,20 +234,6 @@ class TritonServer:
     def _remove_shared_memory(self) -> None:
         for left in Path("/dev/shm").glob(self._shm_prefix + "*"):
             left.unlink(missing_ok=True)
-
-
-def own_shared_memory(byte_size: int) -> list[str]:
-    """What to put before a command so that it runs with an empty `/dev/shm` of its own, of that size.
-
-    Raises:
-        TritonSetupError: The program for it is not installed.
-    """
-    unshare = shutil.which("unshare")
-    if unshare is None:
-        raise TritonSetupError("unshare is missing; it gives the server a /dev/shm of its own (Debian: util-linux)")
-    as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
-    mount = f'mount -t tmpfs -o size={byte_size} tmpfs /dev/shm && exec "$@"'
-    return [unshare, "--mount", *as_root, "sh", "-c", mount, "sh"]
 
 
 def main() -> int:

@@ -30,7 +30,7 @@ import grpc
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 from smg_grpc_proto.generated import vllm_engine_pb2_grpc as pb_grpc
 
-from deploy.child_process import ServerProcess, SetupError, free_ports
+from deploy.child_process import ServerProcess, SetupError, free_ports, own_shared_memory
 
 INSTALLED = Path(__file__).resolve().parents[2] / ".vllm" / "venv" / "bin" / "vllm"
 INSTALL_HINT = "run make vllm"
@@ -53,14 +53,21 @@ class VllmServer:
         checkpoint: A model that `vllm serve` takes.
         options: More of its own, such as `--dtype`, `float32`.
         ready_timeout_seconds: How long a start may take.
+        shared_memory_bytes: As of `TritonServer`.
     """
 
     def __init__(
-        self, checkpoint: Path | str, options: Sequence[str] = (), *, ready_timeout_seconds: float = 600.0
+        self,
+        checkpoint: Path | str,
+        options: Sequence[str] = (),
+        *,
+        ready_timeout_seconds: float = 600.0,
+        shared_memory_bytes: int | None = None,
     ) -> None:
         self._checkpoint = checkpoint
         self._options = tuple(options)
         self._ready_timeout_seconds = ready_timeout_seconds
+        self._shared_memory_bytes = shared_memory_bytes
         self._process = ServerProcess("vLLM", VllmSetupError)
         self._segments: set[Path] = set()
         self._cleanup = contextlib.ExitStack()
@@ -155,12 +162,16 @@ class VllmServer:
             **os.environ,
             "TMPDIR": str(self._directory),  # for what its processes leave when they are killed
         }
-        self._process.start([*command, *self._options], environment, self.log_path)
+        size = self._shared_memory_bytes
+        under = [] if size is None else own_shared_memory(size)
+        self._process.start([*under, *command, *self._options], environment, self.log_path)
         self._process.wait_ready(self.is_healthy, self._ready_timeout_seconds)
         self._note_segments()  # a core that dies later leaves them
 
     def _note_segments(self) -> None:
-        """Find the shared memory of its processes while they live; killed, they leave it."""
+        """Find the shared memory of its processes while they live; killed, they leave it in this machine's `/dev/shm`."""
+        if self._shared_memory_bytes is not None:
+            return
         for pid in self._process.group_pids():
             with contextlib.suppress(OSError):
                 maps = Path(f"/proc/{pid}/maps").read_text()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import grpc
 from grpc.aio import AioRpcError
@@ -17,7 +16,7 @@ from engine_client.errors import (
     EngineRejected,
     EngineUnavailable,
 )
-from engine_client.grpc_status import ERRORS_BY_STATUS
+from engine_client.grpc_status import ERRORS_BY_STATUS, errors_by_status
 
 # Triton 2.51 has no status for these: either it sends text alone, or, for a Python model whose process died, INTERNAL.
 _UNAVAILABLE_PHRASES = (
@@ -36,23 +35,14 @@ _OVERLOADED_PHRASES = ("maximum queue size", "too many prompts")
 _REJECTED_BEGINNINGS = ("[request id:", "unexpected inference input", "Unable to find shared memory", "Invalid offset")
 
 
-@contextmanager
-def grpc_errors(who: str) -> Iterator[None]:
-    """Turn gRPC's errors into this package's.
+def grpc_errors(who: str) -> AbstractContextManager[None]:
+    """See `errors_by_status`."""
+    return errors_by_status(who, _explain)
 
-    Args:
-        who: Starts the message; names the engine.
-    Raises:
-        EngineError: of the class that stands for the status.
-    """
-    try:
-        yield
-    except AioRpcError as error:
-        details = _details_of(error)
-        kind = ERRORS_BY_STATUS.get(error.code(), EngineFailed)
-        if kind in (EngineFailed, EngineUnavailable):
-            kind = _told_by_text(details, kind)
-        raise kind(f"{who}: {details} ({error.code().name})") from error
+
+def _explain(error: AioRpcError, kind: type[EngineError]) -> tuple[type[EngineError], str]:
+    details = _details_of(error)
+    return (_told_by_text(details, kind) if kind in (EngineFailed, EngineUnavailable) else kind), details
 
 
 def _details_of(error: AioRpcError) -> str:

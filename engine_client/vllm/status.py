@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from grpc.aio import AioRpcError
 
-from engine_client.errors import EngineFailed, EngineOverloaded, EngineUnavailable
-from engine_client.grpc_status import ERRORS_BY_STATUS
+from engine_client.errors import EngineError, EngineOverloaded, EngineUnavailable
+from engine_client.grpc_status import errors_by_status
 
 # vLLM 0.32, v1/engine/exceptions.py, EngineDeadError. The process stays, and answers every prompt with it.
 _CORE_IS_DEAD = "EngineCore encountered an issue"
@@ -21,22 +20,15 @@ _IS_FULL = (
 )
 
 
-@contextmanager
-def grpc_errors(who: str) -> Iterator[None]:
-    """Turn gRPC's errors into this package's.
+def grpc_errors(who: str) -> AbstractContextManager[None]:
+    """See `errors_by_status`."""
+    return errors_by_status(who, _explain)
 
-    Args:
-        who: Starts the message; names the engine.
-    Raises:
-        EngineError: of the class that stands for the status.
-    """
-    try:
-        yield
-    except AioRpcError as error:
-        details = error.details() or "no details"
-        kind = ERRORS_BY_STATUS.get(error.code(), EngineFailed)
-        if _CORE_IS_DEAD in details:
-            kind = EngineUnavailable
-        elif kind is EngineUnavailable and any(text in details for text in _IS_FULL):
-            kind = EngineOverloaded
-        raise kind(f"{who}: {details} ({error.code().name})") from error
+
+def _explain(error: AioRpcError, kind: type[EngineError]) -> tuple[type[EngineError], str]:
+    details = error.details() or "no details"
+    if _CORE_IS_DEAD in details:
+        return EngineUnavailable, details
+    if kind is EngineUnavailable and any(text in details for text in _IS_FULL):
+        return EngineOverloaded, details
+    return kind, details

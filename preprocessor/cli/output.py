@@ -41,6 +41,7 @@ def summary(header: pb.Header, report: pb.Report) -> dict[str, Any]:
         ],
         "bytes": {"received": report.received_bytes, "pixels": report.pixel_bytes},
         "cached_item_count": report.cached_item_count,
+        "early_row_count": report.early_row_count,
     }
 
 
@@ -68,6 +69,8 @@ def table(header: pb.Header, report: pb.Report) -> str:
     volume = f"{report.received_bytes:,} bytes received, {report.pixel_bytes:,} bytes of pixels"
     if report.cached_item_count:
         volume += f", {report.cached_item_count} of {len(header.items)} items cached"
+    if report.early_row_count:
+        volume += f", {report.early_row_count:,} rows made while files were arriving"
     lines += [*columns(stages), "", volume]
     return "\n".join(lines)
 

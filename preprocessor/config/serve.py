@@ -94,6 +94,12 @@ class ServeSettings:
         False, "work on threads: for debugging only, nothing is isolated", "", name="--in-process", kind=bool
     )
     video_decoder: str = setting("pyav", "opencv decodes as OpenCV does", kind=str, choices=("pyav", "opencv"))
+    early_decoding: str = setting(
+        "on",
+        "decode mp4 files with their index in front while they are still arriving, on cores that nothing else needs",
+        kind=str,
+        choices=("on", "off"),
+    )
     background: str = setting(
         NO_BACKGROUND,
         "what transparent parts of images are laid on: white, black or #rrggbb; none does as transformers does",

@@ -27,7 +27,9 @@ import numpy.typing as npt
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded
-from preprocessor.media.container import keep_going, open_sound, read_packets, truncated
+from preprocessor.media.checks import keep_going
+from preprocessor.media.container import read_packets, truncated
+from preprocessor.media.streams import open_sound
 from preprocessor.media.truncation import ends_early
 
 _STATE_SAMPLES = frozenset({"flac"})  # formats that state how many samples they hold, exactly

@@ -1,4 +1,4 @@
-"""Opening a file of FFmpeg's that is held in memory, and reading its packets.
+"""Opening a file of FFmpeg's that is held in memory, and reading packets of one of its streams.
 
 FFmpeg must read the given bytes and nothing else. Some "media" are lists of other files: an ffconcat text of 40 bytes makes a
 plain `av.open` decode a local file, an SDP text makes it open a socket, and `io_open` hooks see neither, since those demuxers
@@ -31,9 +31,9 @@ import av
 import av.container
 import av.error
 
-from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded, UnsupportedMedia
-from preprocessor.media.codecs import ALLOWED_DECODERS, SOUND_DECODERS, VIDEO_DECODERS
+from preprocessor.media.arriving import ArrivingFile, NotArrived
+from preprocessor.media.codecs import ALLOWED_DECODERS
 from preprocessor.media.truncation import ends_early
 from preprocessor.media.unread_formats import unread_container
 
@@ -57,10 +57,6 @@ _HEAD_BYTES = 1024  # of a file, to name it by
 _Stream = TypeVar("_Stream", av.VideoStream, av.AudioStream)
 
 
-def keep_going() -> None:
-    """A check that never raises."""
-
-
 class _Watched(io.BytesIO):
     """A file in memory that reports its end once the check has raised; `stopped_by` is what it raised.
 
@@ -81,58 +77,31 @@ class _Watched(io.BytesIO):
         return b"" if self.stopped_by is not None else super().read(size)
 
 
-@contextmanager
-def open_video(
-    data: bytes,
-    key: str,
-    max_frame_pixels: int,
-    check: Callable[[], None] = keep_going,
-    decoders: Iterable[str] = ALLOWED_DECODERS,
-    stream_index: int | None = None,
-) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Open a file at one of its video streams.
+class _WatchedArrival(_Watched):
+    """A file of which the rest is still arriving, as large as all of it; see `arriving` for reads of what is not here."""
 
-    Args:
-        max_frame_pixels: The decoder refuses to make a larger picture.
-        check: Called whenever FFmpeg takes bytes; what it raises ends the reading.
-        decoders: Those that may run while the file is opened, to learn what the header does not say.
-        stream_index: Which stream; None takes the first of `video_streams`.
-    Raises:
-        UnsupportedMedia: `EMPTY_MEDIA`, `NOT_MEDIA`, `NO_VIDEO_STREAM`, or `UNSUPPORTED_CODEC`.
-        CorruptMedia: `TRUNCATED_MEDIA`, or what is raised inside.
-    """
-    what = ("a video", "mp4, mov, mkv, webm, avi, ts or gif")
-    with _open(data, key, VIDEO_FORMATS, what, max_frame_pixels, check, decoders) as container:
-        streams = video_streams(container)
-        if stream_index is not None:
-            streams = [stream for stream in streams if stream.index == stream_index]
-        if not streams and ends_early(data):
-            raise truncated(key)
-        if not streams:
-            raise UnsupportedMedia(
-                f"{key}: the file holds no video stream; send a video, or declare it with its true modality",
-                reason="NO_VIDEO_STREAM",
-                media_key=key,
-            )
-        stream = streams[0]
-        if stream.codec_context is None or stream.codec_context.name not in VIDEO_DECODERS:
-            raise _no_decoder(key, "video", "H.264, HEVC, VP9 or AV1")
-        # Frame threads make other pictures of some damage that nothing reports: of 2 in 600 randomly damaged H.264 files.
-        stream.thread_type = "NONE"
-        stream.codec_context.options = {"max_pixels": str(max_frame_pixels)}
-        _discard_others(container, stream)
-        yield container, stream
+    def __init__(self, file: ArrivingFile, check: Callable[[], None]) -> None:
+        super().__init__(file.arrived, check)
+        self._file = file
 
+    def read(self, size: int | None = -1, /) -> bytes:
+        start = self.tell()
+        data = super().read(size)
+        left_bytes = max(0, self._file.size_bytes - start)
+        wanted_bytes = left_bytes if size is None or size < 0 else min(size, left_bytes)
+        if self.stopped_by is not None or len(data) >= wanted_bytes:
+            return data
+        if self._file.is_padded:
+            self.seek(start + wanted_bytes)
+            return data + bytes(wanted_bytes - len(data))
+        self._file.was_missed = True
+        self.stopped_by = NotArrived()
+        return b""
 
-def video_streams(container: av.container.InputContainer) -> list[av.VideoStream]:
-    """The streams that may be meant, best first: FFmpeg's own choice, then default ones. A cover picture is none.
-
-    Source: av_find_best_stream of libavformat, as FFmpeg's players use it.
-    """
-    best = container.streams.best("video")
-    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    known = [stream for stream in streams if stream.codec_context is not None] or streams
-    return sorted(known, key=lambda s: (s is not best, not s.disposition & av.stream.Disposition.default))
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        if whence == io.SEEK_END:
+            return super().seek(self._file.size_bytes + offset)
+        return super().seek(offset, whence)
 
 
 def truncated(key: str, what: str = "") -> CorruptMedia:
@@ -143,39 +112,7 @@ def truncated(key: str, what: str = "") -> CorruptMedia:
 
 
 @contextmanager
-def open_sound(
-    data: bytes, key: str, limits: Limits, check: Callable[[], None] = keep_going
-) -> Iterator[tuple[av.container.InputContainer, av.AudioStream]]:
-    """Open a file, of sound or of video, at its main audio stream.
-
-    Args:
-        check: As `open_video`'s.
-    Raises:
-        UnsupportedMedia: `EMPTY_MEDIA`, `NOT_MEDIA`, `NO_AUDIO_STREAM`, or `UNSUPPORTED_CODEC`.
-        CorruptMedia: `TRUNCATED_MEDIA`, or what is raised inside.
-        LimitExceeded: `TOO_MANY_STREAMS`.
-    """
-    what = ("a file with sound", "wav, mp3, flac, ogg, m4a, mp4 or mkv")
-    with _open(data, key, SOUND_FORMATS, what, limits.max_frame_pixels, check) as container:
-        check_streams(container, limits, key)
-        if not container.streams.audio:
-            raise UnsupportedMedia(
-                f"{key}: the file holds no sound; send one that does, or leave its sound out",
-                reason="NO_AUDIO_STREAM",
-                media_key=key,
-            )
-        # FFmpeg's choice, as of its command line: by disposition and channels. None where it can decode none.
-        best = container.streams.best("audio")
-        stream = best if isinstance(best, av.AudioStream) else container.streams.audio[0]
-        if stream.codec_context is None or stream.codec_context.name not in SOUND_DECODERS:
-            raise _no_decoder(key, "sound", "AAC, Opus, MP3, FLAC or PCM")
-        stream.codec_context.thread_type = "NONE"  # one worker, one core
-        _discard_others(container, stream)
-        yield container, stream
-
-
-@contextmanager
-def _open(
+def open_container(
     data: bytes,
     key: str,
     formats: Sequence[str],
@@ -187,11 +124,15 @@ def _open(
     """Open bytes as one of some formats; this module's head says what becomes of errors, here and inside.
 
     Args:
+        formats: FFmpeg's names of the demuxers that may run.
         what: The kind of file that it should be, and examples of such.
+        max_frame_pixels: FFmpeg refuses to make a larger picture.
+        check: Called whenever FFmpeg takes bytes; what it raises ends the reading.
+        decoders: Those that may run while the file is opened, to learn what the header does not say.
     """
     if not data:
         raise UnsupportedMedia(f"{key}: the upload is empty; send the whole file", reason="EMPTY_MEDIA", media_key=key)
-    source = _Watched(data, check)
+    source = _WatchedArrival(data, check) if isinstance(data, ArrivingFile) else _Watched(data, check)
     try:
         with _opened(source, key, formats, *what, max_frame_pixels, decoders) as container:
             yield container
@@ -245,33 +186,6 @@ def _opened(
             raise _no_memory(key) from error
         except av.error.FFmpegError as error:
             raise CorruptMedia(f"{key}: the file cannot be decoded ({error.strerror})", media_key=key) from error
-
-
-def check_streams(container: av.container.InputContainer, limits: Limits, key: str) -> None:
-    """Raises:
-    LimitExceeded: `TOO_MANY_STREAMS`.
-    """
-    if len(container.streams) > limits.max_streams:
-        raise LimitExceeded(
-            f"{key}: the file holds {len(container.streams)} streams; at most {limits.max_streams} are accepted",
-            reason="TOO_MANY_STREAMS",
-            media_key=key,
-        )
-
-
-def _discard_others(container: av.container.InputContainer, wanted: av.stream.Stream) -> None:
-    """Have the demuxer skip the other streams."""
-    for stream in container.streams:
-        if stream.index != wanted.index:
-            stream.discard = av.stream.Discard.all
-
-
-def _no_decoder(key: str, what: str, codecs: str) -> UnsupportedMedia:
-    return UnsupportedMedia(
-        f"{key}: no decoder for the {what}'s codec; re-encode it as {codecs}",
-        reason="UNSUPPORTED_CODEC",
-        media_key=key,
-    )
 
 
 def _no_memory(key: str) -> LimitExceeded:

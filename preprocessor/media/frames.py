@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from preprocessor.media.checks import keep_going
 from preprocessor.media.clip import IndexedClip, undecodable
 from preprocessor.types.request import OnDamage
 from preprocessor.types.source import VideoInfo
@@ -26,8 +27,7 @@ Frame = TypeVar("Frame")
 Shown = TypeVar("Shown")
 
 Substituted = Callable[[int, int], None]
-"""Called with (position among the indices, index of the frame used in its place)."""
-
+"""Called with (index of a chosen frame, index of the frame used in its place)."""
 
 Decoded = Callable[[int], None]
 """Called with the number of frames that a decoder has just returned, wanted or not."""
@@ -42,15 +42,19 @@ class Choice:
     """The frames to decode and what to do about those that cannot be.
 
     Attributes:
-        indices: Ascending; an index may repeat.
-        check: Called between packets; raises to stop.
+        indices: Ascending, 0 <= index < frame_count; an index may repeat.
+        key: The caller's name for the file, for messages.
+        check: Called between packets; raises to stop the decode.
+        on_damage: REPEAT puts the last good frame in the place of one that cannot be decoded, or the next good one where
+            none was before.
+        substituted: Called for each such place.
     """
 
     indices: npt.NDArray[np.int64]
-    key: str
-    check: Callable[[], None]
-    on_damage: OnDamage
-    substituted: Substituted
+    key: str = "video"
+    check: Callable[[], None] = keep_going
+    on_damage: OnDamage = OnDamage.FAIL
+    substituted: Substituted = unreported
     decoded: Decoded = unreported
 
 
@@ -92,7 +96,7 @@ def fill(
             if choice.on_damage is OnDamage.FAIL:
                 raise undecodable(clip, wanted[position], choice.key)
             used = last or (index, frame)
-            choice.substituted(position, used[0])
+            choice.substituted(wanted[position], used[0])
             yield shown(*used)
             position += 1
             if position == len(wanted):
@@ -106,5 +110,5 @@ def fill(
     if last is None or choice.on_damage is OnDamage.FAIL:
         raise undecodable(clip, wanted[position], choice.key)
     for missing in range(position, len(wanted)):
-        choice.substituted(missing, last[0])
+        choice.substituted(wanted[missing], last[0])
         yield shown(*last)

@@ -120,6 +120,11 @@ def random_access_test(codec: av.VideoCodecContext) -> Callable[[Packet], Random
     return {"h264": h264_access, "hevc": hevc_access}.get(codec.name, lambda _: RandomAccess.NONE)
 
 
+def usual_access(codec: av.VideoCodecContext) -> RandomAccess:
+    """What a packet flagged as key nearly always is."""
+    return RandomAccess.CLOSED if codec.codec.intra_only or codec.name == "h264" else RandomAccess.OPEN
+
+
 def start_test(codec: av.VideoCodecContext) -> PacketTest:
     """Whether a decoder that starts at this packet shows every frame from there on.
 

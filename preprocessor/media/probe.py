@@ -16,14 +16,16 @@ import av.error
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded
+from preprocessor.media.arriving import arrived_bytes
 from preprocessor.media.clip import IndexedClip
 from preprocessor.media.clock import UNSTATED, Clock, StatedEnd, clock_of, stated_end
-from preprocessor.media.container import check_streams, open_video, read_packets, truncated, video_streams
+from preprocessor.media.container import read_packets, truncated
 from preprocessor.media.order import Order, by_decoding, by_places, by_times, starts_whole, with_start
 from preprocessor.media.orientation import may_be_turned, orientation
 from preprocessor.media.packets import REORDERED, Frames, frames_of, is_interlaced
 from preprocessor.media.shown import Shown, shown_frames
 from preprocessor.media.sides import check_sides
+from preprocessor.media.streams import check_streams, open_video, video_streams
 from preprocessor.media.truncation import ends_early
 from preprocessor.media.walk import Walk, walk_packets
 from preprocessor.types.request import OnDamage
@@ -128,7 +130,7 @@ def _read_stream(
         if not codec.width or not codec.height:  # a decoder may have refused to look at a frame that is too large
             check_frame_size(*_stated_size(data, limits, key, check), limits, key)
         check_frame_size(codec.width, codec.height, limits, key)
-        walk = walk_packets(container, stream, limits, key, check, on_damage)
+        walk = walk_packets(container, stream, limits, key, check, on_damage, arrived_bytes(data))
         has_no_times = bool(container.format.flags & _NO_TIMESTAMPS)
         # the average rate of a stream without times is FFmpeg's 25; its guess comes from the bitstream
         rates = (

@@ -30,7 +30,7 @@ import itertools
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import av
 import av.container
@@ -40,9 +40,10 @@ import numpy as np
 
 from preprocessor.errors import CorruptMedia, UnsupportedMedia
 from preprocessor.media.clip import NO_FRAME, IndexedClip, undecodable
-from preprocessor.media.container import open_video, read_packets
+from preprocessor.media.container import read_packets
 from preprocessor.media.frames import Choice, Picture, Pixels, Shown, fill
 from preprocessor.media.packets import reference_test
+from preprocessor.media.streams import open_video
 from preprocessor.types.request import OnDamage
 
 # dav1d reads skip_frame once, when it is opened: the first packet would decide for the whole file.
@@ -63,7 +64,7 @@ def decode_with_pyav(
     return _shown(data, clip, choice, show)
 
 
-def pictures_with_pyav(data: bytes, clip: IndexedClip, choice: Choice) -> Iterator[Picture]:
+def pictures_with_pyav(data: bytes, clip: IndexedClip, choice: Choice) -> Generator[Picture, None, None]:
     """As `decode_with_pyav`, with pixels that are made when and in whichever thread they are asked for."""
     convert = _converter(clip)
 
@@ -74,7 +75,9 @@ def pictures_with_pyav(data: bytes, clip: IndexedClip, choice: Choice) -> Iterat
     return _shown(data, clip, choice, show)
 
 
-def _shown(data: bytes, clip: IndexedClip, choice: Choice, show: Callable[[av.VideoFrame], Shown]) -> Iterator[Shown]:
+def _shown(
+    data: bytes, clip: IndexedClip, choice: Choice, show: Callable[[av.VideoFrame], Shown]
+) -> Generator[Shown, None, None]:
     """What `show` makes of the frame for each index of the choice."""
     with open_video(data, choice.key, clip.max_frame_pixels, choice.check, stream_index=clip.stream_index) as (
         container,

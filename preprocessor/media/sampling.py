@@ -8,14 +8,12 @@ the next one. On a constant frame rate the two are the same; on a varying one, i
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from preprocessor.errors import InvalidRequest
 from preprocessor.media.clock import HALF_A_FRAME, LEAST_FRAMES_FOR_A_GAP, mean_interval, places_missing
@@ -28,58 +26,12 @@ Spread = Callable[[int, float], npt.NDArray[np.int64]]
 _STATED_RATE_TOLERANCE_FRAMES = 1.01  # one, as far as a file's clock can tell
 
 
-def check_sampling(sampling: Sampling, key: str) -> None:
-    """Refuse what no clip could satisfy, before the file is looked at.
-
-    Raises:
-        InvalidRequest: `SAMPLING_CONFLICT` where several ways are asked at once; `INVALID_SAMPLING` for a bad value.
-    """
-    ways = {
-        "fps": sampling.fps is not None,
-        "frame_count": sampling.frame_count is not None,
-        "indices": sampling.indices is not None,
-        "times_seconds": sampling.times_seconds is not None,
-        "every_frame": sampling.every_frame,
-    }
-    asked = [way for way, is_asked in ways.items() if is_asked]
-    if len(asked) > 1:
-        raise InvalidRequest(
-            f"{key}: {' and '.join(asked)} are given together; choose one",
-            reason="SAMPLING_CONFLICT",
-            field="media[].sampling",
-            media_key=key,
-        )
-    bounds = (sampling.start_seconds, sampling.end_seconds)
-    if (sampling.indices is not None or sampling.times_seconds is not None) and bounds != (None, None):
-        raise InvalidRequest(
-            f"{key}: {asked[0]} name the frames; start_seconds and end_seconds do not go with them",
-            reason="SAMPLING_CONFLICT",
-            field=f"media[].sampling.{'end_seconds' if bounds[0] is None else 'start_seconds'}",
-            media_key=key,
-        )
-    for name, value in (("fps", sampling.fps), ("frame_count", sampling.frame_count)):
-        _require(value is None or (math.isfinite(value) and value > 0), name, value, "a number above 0", key)
-    for name, value in zip(("start_seconds", "end_seconds"), bounds, strict=True):
-        _require(value is None or (math.isfinite(value) and value >= 0), name, value, "a number of at least 0", key)
-    start, end = bounds
-    _require(start is None or end is None or start < end, "end_seconds", end, f"more than start_seconds ({start})", key)
-    if sampling.indices is not None:
-        is_ascending = all(a <= b for a, b in itertools.pairwise(sampling.indices))
-        is_sound = bool(sampling.indices) and sampling.indices[0] >= 0 and is_ascending
-        _require(is_sound, "indices", _shown(sampling.indices), "at least one, ascending, from 0", key)
-    if sampling.times_seconds is not None:
-        times = sampling.times_seconds
-        is_ascending = all(a <= b for a, b in itertools.pairwise(times))
-        is_sound = bool(times) and all(map(math.isfinite, times)) and times[0] >= 0 and is_ascending
-        _require(is_sound, "times_seconds", _shown(times), "at least one, ascending, from 0", key)
-
-
 def choose_frames(clip: ClipInfo, sampling: Sampling, spread: Spread, key: str) -> FrameChoice:
     """Choose which frames to decode.
 
     Args:
         clip: Header facts; at least one frame.
-        sampling: Checked by `check_sampling`.
+        sampling: Checked by `sampling_checks.check_sampling`.
         spread: Used where the caller does not name frames.
         key: The caller's name for the clip, for messages.
     Raises:
@@ -108,64 +60,6 @@ def choose_frames(clip: ClipInfo, sampling: Sampling, spread: Spread, key: str) 
     if _takes_every(len(every), rate, len(places), sampling, spread):
         return _by_index(clip, timeline, every, window, basis)
     return _by_time(clip, timeline, window.start + places / rate, window, len(places) / window.seconds)
-
-
-def count_for_fps(total: int, rate: float, fps: float, *, least: int, most: int) -> int:
-    """Frames that `fps` a second makes of `total` frames at `rate`, within [least, most] and never more than there are.
-
-    Source: transformers 5.23, Qwen3VLVideoProcessor.sample_frames, whose truncation toward zero this keeps.
-    """
-    return min(max(int(min(total / rate * fps, most)), least), most, total)
-
-
-def count_asked(total: int, rate: float, sampling: Sampling, own: int | None) -> int:
-    """Frames to take of `total` at `rate` a second: the caller's number, or what his fps makes of the clip, else the model's own.
-
-    Args:
-        own: None where the model takes every frame.
-    Returns:
-        At least 1 and at most `total`.
-    Source: transformers 5.23, video_utils.default_sample_indices_fn, whose truncation toward zero this keeps.
-    """
-    count = sampling.frame_count
-    if count is None and sampling.fps is not None:
-        count = int(min(total / rate * sampling.fps, total))
-    if count is None:
-        count = total if own is None else own
-    return min(max(count, 1), total)
-
-
-def spread_evenly(total: int, count: int) -> npt.NDArray[np.int64]:
-    """`count` indices from the first frame to the last, evenly spaced, rounded half to even.
-
-    Source: transformers 5.23, Qwen3VLVideoProcessor.sample_frames. Differs: a count above `total` gives `total`, where
-    the original repeats frames.
-    """
-    return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
-
-
-def spread_by_steps(total: int, count: int) -> npt.NDArray[np.int64]:
-    """`count` indices in equal steps from the first frame, each rounded down; the last step ends before the last frame.
-
-    Source: transformers 5.23, Qwen2VLVideoProcessor.sample_frames; torch's arange itself, whose rounding is part of it.
-    """
-    indices: npt.NDArray[np.int64] = torch.arange(0, total, total / count).int().numpy().astype(np.int64)
-    return indices[:count]
-
-
-def spread_from_start(total: int, count: int) -> npt.NDArray[np.int64]:
-    """`count` indices in equal steps from the first frame, each rounded down in whole numbers.
-
-    Source: transformers 5.23, video_utils.default_sample_indices_fn. Differs: a count above `total` gives `total`, where the
-    original raises.
-    """
-    count = min(count, total)
-    return np.arange(count, dtype=np.int64) * total // count
-
-
-def whole_patches(count: float, temporal_patch_size: int) -> int:
-    """The largest multiple of `temporal_patch_size` that is not above `count`; one frame stays one."""
-    return max(math.floor(count / temporal_patch_size) * temporal_patch_size, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -317,20 +211,5 @@ def _shown_end(timeline: _Timeline) -> str:
     return f"{math.floor(timeline.end * 1000 + 1e-6) / 1000:.3f}"
 
 
-def _require(holds: bool, name: str, value: object, accepted: str, key: str) -> None:
-    if not holds:
-        raise InvalidRequest(
-            f"{key}: {name} is {value}; give {accepted}",
-            reason="INVALID_SAMPLING",
-            field=f"media[].sampling.{name}",
-            media_key=key,
-        )
-
-
 def _out_of_range(message: str, name: str, key: str) -> InvalidRequest:
     return InvalidRequest(message, reason="FRAME_OUT_OF_RANGE", field=f"media[].sampling.{name}", media_key=key)
-
-
-def _shown(values: tuple[object, ...], most: int = 8) -> str:
-    """A list for a message, cut where it is long."""
-    return ", ".join(map(str, values[:most])) + (", …" if len(values) > most else "") or "empty"

@@ -14,7 +14,8 @@ import av
 import av.error
 
 from preprocessor.errors import CorruptMedia
-from preprocessor.media.container import open_video, read_packets
+from preprocessor.media.container import read_packets
+from preprocessor.media.streams import open_video
 from preprocessor.media.walk import Walk
 
 

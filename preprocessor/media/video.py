@@ -6,7 +6,7 @@ A clip's frames are what a full decode shows, in its order and at its times. Rea
 
 | file | |
 |---|---|
-| `container`, `codecs` | opens a file held in memory, and nothing else, at its main track; which decoders may run |
+| `container`, `streams`, `codecs` | opens a file held in memory, and nothing else; its main track; which decoders may run |
 | `truncation/` | whether a file ends before its own structure says so |
 | `probe` | the first pass, by the files below |
 | `walk`, `packets`, `bitstream` | what each packet says; what its bytes tell, by the units in them |
@@ -17,6 +17,7 @@ A clip's frames are what a full decode shows, in its order and at its times. Rea
 | `clip` | the result of the first pass |
 | `pyav`, `opencv`, `webp` | decoders, behind `frames.Decoder` |
 | `apng` | animations that FFmpeg does not decode |
+| `arriving` | a file of which the rest is still arriving |
 | `frames` | what happens to a frame that cannot be decoded |
 | `frame_list` | a video that came as a list of frames |
 
@@ -25,26 +26,24 @@ Frames are upright: a display matrix is applied (see `orientation` for who else 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 
 import av
-import numpy as np
-import numpy.typing as npt
 
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest
 from preprocessor.media.apng import check_blending
+from preprocessor.media.checks import keep_going
 from preprocessor.media.clip import IndexedClip
-from preprocessor.media.container import keep_going
 from preprocessor.media.frame_list import decode_frame_list
-from preprocessor.media.frames import Choice, Decoded, Decoder, Picture, Substituted, unreported
+from preprocessor.media.frames import Choice, Decoder, Picture, Pixels
 from preprocessor.media.image_formats import decoder_of
 from preprocessor.media.opencv import decode_with_opencv, opencv_version
 from preprocessor.media.probe import probe_file
 from preprocessor.media.pyav import decode_with_pyav, pictures_with_pyav
 from preprocessor.media.webp import decode_webp, is_webp, probe_webp
 from preprocessor.types.request import OnDamage
-from preprocessor.types.source import FrameListInfo, VideoInfo
+from preprocessor.types.source import FrameListInfo, ImageInfo, VideoInfo
 
 VIDEO_BACKENDS: Mapping[str, Decoder] = {"pyav": decode_with_pyav, "opencv": decode_with_opencv}
 
@@ -89,30 +88,13 @@ def video_decoder_of(clip: VideoInfo, backend: str) -> str:
     return decoder_of("WEBP") if clip.codec == "webp" else f"FFmpeg {av.ffmpeg_version_info}"
 
 
-def decode_frames(
-    data: bytes,
-    clip: VideoInfo,
-    indices: npt.NDArray[np.int64],
-    key: str = "video",
-    check: Callable[[], None] = keep_going,
-    *,
-    on_damage: OnDamage = OnDamage.FAIL,
-    substituted: Substituted = unreported,
-    decoded: Decoded = unreported,
-    backend: str = "pyav",
-) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield the frames at `indices` as RGB uint8 [height, width, 3], in presentation order; a repeated index repeats.
+def decode_frames(data: bytes, clip: VideoInfo, choice: Choice, backend: str = "pyav") -> Iterator[Pixels]:
+    """Yield the chosen frames as RGB uint8 [height, width, 3], in presentation order; a repeated index repeats.
 
     Exactly one frame an index. A yielded array is valid until the next one is asked for, and may be a turned view.
 
     Args:
         clip: As `probe_video` or `probe_frame_list` returned it for these bytes.
-        indices: Ascending, 0 <= index < clip.frame_count.
-        check: Called between packets; raises to stop the decode.
-        on_damage: REPEAT puts the last good frame in the place of one that cannot be decoded, or the next good one where
-            none was before.
-        substituted: Called with (position among `indices`, index of the frame used instead) for each such place.
-        decoded: Called with how many frames were decoded more, wanted or not.
         backend: A name in `VIDEO_BACKENDS`.
     Raises:
         CorruptMedia: `UNDECODABLE_FRAME`: a chosen frame cannot be decoded (FAIL; the message names its time) or no frame
@@ -125,9 +107,8 @@ def decode_frames(
         raise InvalidRequest(
             f"no decoder is called {backend!r}; there are {', '.join(VIDEO_BACKENDS)}",
             reason="UNKNOWN_DECODER",
-            media_key=key,
+            media_key=choice.key,
         )
-    choice = Choice(indices, key, check, on_damage, substituted, decoded)
     if isinstance(clip, FrameListInfo):
         return decode_frame_list(data, clip, choice)
     if not isinstance(clip, IndexedClip):
@@ -136,25 +117,15 @@ def decode_frames(
     return decode(data, clip, choice)
 
 
-def has_pictures(clip: object, backend: str) -> bool:
+def has_pictures(clip: ImageInfo | VideoInfo, backend: str) -> bool:
     """Whether `decode_pictures` can decode it."""
     return isinstance(clip, IndexedClip) and clip.codec != "webp" and backend == "pyav"
 
 
-def decode_pictures(
-    data: bytes,
-    clip: VideoInfo,
-    indices: npt.NDArray[np.int64],
-    key: str = "video",
-    check: Callable[[], None] = keep_going,
-    *,
-    on_damage: OnDamage = OnDamage.FAIL,
-    substituted: Substituted = unreported,
-    decoded: Decoded = unreported,
-) -> Iterator[Picture]:
+def decode_pictures(data: bytes, clip: ImageInfo | VideoInfo, choice: Choice) -> Generator[Picture, None, None]:
     """As `decode_frames`, with pixels that are made when they are asked for, in any thread. Needs `has_pictures`.
 
-    An error of a picture is to be thrown into the iterator, which raises what `decode_frames` would.
+    An error of a picture is to be thrown into the generator, which raises what `decode_frames` would.
     """
     assert isinstance(clip, IndexedClip), "see `has_pictures`"
-    return pictures_with_pyav(data, clip, Choice(indices, key, check, on_damage, substituted, decoded))
+    return pictures_with_pyav(data, clip, choice)

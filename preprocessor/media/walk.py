@@ -10,9 +10,17 @@ import av.container
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded
+from preprocessor.media.arriving import NotArrived, keys_to_come, where_arrived
 from preprocessor.media.bitstream import TYPED, PictureType, picture_type
 from preprocessor.media.container import read_packets
-from preprocessor.media.packets import RandomAccess, hidden_test, random_access_test, start_test, uncertainty_test
+from preprocessor.media.packets import (
+    RandomAccess,
+    hidden_test,
+    random_access_test,
+    start_test,
+    uncertainty_test,
+    usual_access,
+)
 from preprocessor.types.request import OnDamage
 
 
@@ -54,10 +62,14 @@ def walk_packets(
     key: str,
     check: Callable[[], None],
     on_damage: OnDamage,
+    arrived_bytes: int | None = None,
 ) -> Walk:
     """Read the stream to its end.
 
+    Args:
+        arrived_bytes: How much of the file is here; of packets that are not, `arriving` says what is taken for granted.
     Raises:
+        NotArrived: The codec's packets must be looked at, and some are not here.
         LimitExceeded: `TOO_MANY_FRAMES`.
         CorruptMedia: FFmpeg cannot read on, and `on_damage` is FAIL.
     """
@@ -65,6 +77,12 @@ def walk_packets(
     codec = stream.codec_context
     access_of, is_hidden, is_uncertain = random_access_test(codec), hidden_test(codec), uncertainty_test(codec)
     type_of = picture_type(codec) if codec.name in TYPED else None
+    if arrived_bytes is not None:
+        if type_of is not None:
+            raise NotArrived
+        access_of = where_arrived(access_of, arrived_bytes, RandomAccess.NONE)
+        is_hidden = is_hidden and where_arrived(is_hidden, arrived_bytes, False)
+        is_uncertain = is_uncertain and where_arrived(is_uncertain, arrived_bytes, False)
     last: av.Packet[av.VideoStream] | None = None
     indexed_key = -1
     is_indexed = "mov" in container.format.name
@@ -102,6 +120,9 @@ def walk_packets(
         last is not None and last.is_corrupt
     ):  # FFmpeg's mark for a packet that the end of the file cuts short; elsewhere the decoder is to judge
         walk.is_cut, walk.is_frame[-1] = True, False
+    if arrived_bytes is not None:
+        to_come = keys_to_come(stream, arrived_bytes)
+        walk.random_access_points += [(ordinal, usual_access(codec)) for ordinal in to_come]
     return walk
 
 

@@ -20,7 +20,7 @@ from preprocessor.models import qwen3_vl
 from preprocessor.models.family import Family, ItemLayout, ModelSettings
 from preprocessor.models.probe import ProbedMedium
 from preprocessor.models.qwen2_vl import patch_rows, patch_writer, read_patch_settings, without_nulls
-from preprocessor.text.prompt import Replacement
+from preprocessor.text.placeholders import Replacement
 from preprocessor.types.request import Modality, Sampling
 from preprocessor.vision.geometry import fit_video
 from preprocessor.vision.spec import PixelSpec, VideoSpec

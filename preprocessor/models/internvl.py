@@ -17,13 +17,13 @@ import numpy.typing as npt
 import torch
 
 from preprocessor.errors import ModelNotFound
-from preprocessor.media.sampling import count_asked
+from preprocessor.media.spreads import count_asked
 from preprocessor.models.family import Configuration, Family, ItemLayout, ModelSettings
 from preprocessor.models.family.budget import refuse_bounds
 from preprocessor.models.loaded import WriteFrame
 from preprocessor.models.probe import ProbedMedium
 from preprocessor.models.qwen2_vl import without_nulls
-from preprocessor.text.prompt import Placeholders, Replacement, image_token_types
+from preprocessor.text.placeholders import Placeholders, Replacement, image_token_types
 from preprocessor.types.plan import ExpandedPrompt, ItemPlan, ItemRows
 from preprocessor.types.request import Modality, Sampling
 from preprocessor.types.timing import Stopwatch

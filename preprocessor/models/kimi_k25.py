@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from preprocessor.media.sampling import spread_from_start
+from preprocessor.media.spreads import spread_from_start
 from preprocessor.models.family import Family, ItemLayout, ModelSettings
 from preprocessor.models.loaded import WriteFrame
 from preprocessor.models.probe import ProbedMedium
 from preprocessor.models.qwen2_vl import grid_writer, patch_rows, read_patch_settings, without_nulls
-from preprocessor.text.prompt import Replacement
+from preprocessor.text.placeholders import Replacement
 from preprocessor.types.plan import ItemPlan
 from preprocessor.types.request import Modality, Sampling
 from preprocessor.vision.spec import PixelSpec, VideoSpec, whole_number

@@ -9,8 +9,8 @@ The rest of the program asks the model or the plan, and does not look at which o
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.config import Limits
 from preprocessor.models.video_markers import VideoMarkers
+from preprocessor.text.encoded_text import TextMemory
 from preprocessor.types.plan import ItemPlan, Plan, Workload
 from preprocessor.types.request import Modality, PixelForm, PreparationRequest
 from preprocessor.types.timing import Stopwatch
@@ -94,6 +95,20 @@ class PlannedItem:
     layout: Any
 
 
+@dataclass(slots=True)
+class PlanMemory:
+    """What earlier requests have found out, and what this one adds to that.
+
+    Attributes:
+        items: By media key, items that are planned already: their files are not read, and may be empty. A model that plans from
+            headers adds all others.
+        text: What is known of its prompt's text; None if nothing is to be kept of it.
+    """
+
+    items: dict[str, PlannedItem] = field(default_factory=dict)
+    text: TextMemory | None = None
+
+
 class LoadedModel(Protocol):
     """A model as far as preprocessing knows it. It pickles.
 
@@ -131,14 +146,13 @@ class LoadedModel(Protocol):
         request: PreparationRequest,
         limits: Limits,
         check: CancelCheck,
-        planned_items: MutableMapping[str, PlannedItem],
+        memory: PlanMemory,
     ) -> Plan:
         """Plan a request that `pipeline.request_checks.check_request` has let through.
 
         Args:
             check: Called between packets; whatever it raises ends the work.
-            planned_items: By media key, items that are planned already: their files are not read, and may be empty. A model that
-                plans from headers adds all others.
+            memory: Used and added to by a model that plans from headers.
         Raises:
             InvalidRequest, UnsupportedMedia, CorruptMedia, LimitExceeded: As `pipeline.plan`.
         """

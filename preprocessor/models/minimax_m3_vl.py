@@ -17,7 +17,7 @@ from preprocessor.models.family import Family, ItemLayout, ModelSettings
 from preprocessor.models.kimi_k25 import ANY_COUNT, sample_indices
 from preprocessor.models.probe import ProbedMedium
 from preprocessor.models.qwen2_vl import patch_layout, patch_writer, read_patch_settings, without_nulls
-from preprocessor.text.prompt import Replacement
+from preprocessor.text.placeholders import Replacement
 from preprocessor.vision.geometry import fit_image
 from preprocessor.vision.spec import PixelSpec, VideoSpec
 

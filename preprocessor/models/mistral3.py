@@ -24,7 +24,7 @@ from preprocessor.models.family.rules import no_video
 from preprocessor.models.loaded import WriteFrame
 from preprocessor.models.probe import ProbedMedium
 from preprocessor.models.qwen2_vl import without_nulls
-from preprocessor.text.prompt import Placeholders, Replacement, image_token_types
+from preprocessor.text.placeholders import Placeholders, Replacement, image_token_types
 from preprocessor.types.plan import ExpandedPrompt, Grid, ItemPlan, ItemRows
 from preprocessor.types.request import Modality
 from preprocessor.vision.frame_rows import row_writer

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import av
 
 from preprocessor.config import Limits
-from preprocessor.media.cpu import within_cpu_seconds
+from preprocessor.media.checks import within_cpu_seconds
 from preprocessor.media.frame_list import choose_every_frame, probe_frame_list
 from preprocessor.media.image import probe_image
 from preprocessor.media.video import probe_video, video_decoder_of

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.errors import ModelNotFound
-from preprocessor.media.sampling import spread_by_steps, whole_patches
+from preprocessor.media.spreads import spread_by_steps, whole_patches
 from preprocessor.models.family import Family, ItemLayout, ModelSettings
 from preprocessor.models.loaded import WriteFrame
 from preprocessor.models.probe import ProbedMedium
-from preprocessor.text.prompt import Replacement
+from preprocessor.text.placeholders import Replacement
 from preprocessor.types.plan import ExpandedPrompt, Grid, ItemPlan, ItemRows
 from preprocessor.types.request import Sampling
 from preprocessor.vision.frame_rows import row_writer

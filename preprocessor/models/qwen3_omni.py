@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from preprocessor.models import qwen2_5_vl, qwen2_vl
 from preprocessor.models.family import Configuration, ModelSettings
-from preprocessor.text.prompt import Placeholders
+from preprocessor.text.placeholders import Placeholders
 from preprocessor.types.plan import ExpandedPrompt, ItemPlan
 from preprocessor.types.request import Modality
 from preprocessor.vision.positions import clock_mrope_tensors

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from preprocessor.media.sampling import count_for_fps, spread_evenly
+from preprocessor.media.spreads import count_for_fps, spread_evenly
 from preprocessor.models.family import Family, ItemLayout, ModelSettings
 from preprocessor.models.probe import ProbedMedium
 from preprocessor.models.qwen2_vl import merged_grids, patch_layout, patch_writer, read_patch_settings, without_nulls
 from preprocessor.models.video_markers import VideoMarkers
-from preprocessor.text.prompt import Replacement
+from preprocessor.text.placeholders import Replacement
 from preprocessor.types.plan import ExpandedPrompt, Grid, ItemPlan
 from preprocessor.types.request import Sampling
 from preprocessor.vision.geometry import fit_video as fit_whole_video

@@ -48,7 +48,7 @@ from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.versions import library_versions
 from preprocessor.models.video_markers import choose_video_markers
 from preprocessor.models.with_sound import WithSound
-from preprocessor.text.prompt import check_template
+from preprocessor.text.chat_template import check_template
 from preprocessor.text.tokenizer import (
     TokenTable,
     bad_directory,

@@ -6,7 +6,7 @@ Both ways choose the same frames and give the same token ids; the tensors of a p
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from preprocessor.config import Limits
 from preprocessor.models.family import Model
 from preprocessor.models.family.item import frames_by_family
 from preprocessor.models.generic import GenericModel, prepare_generic
-from preprocessor.models.loaded import CancelCheck, ModelDescription, PlannedItem, RowWriter
+from preprocessor.models.loaded import CancelCheck, ModelDescription, PlanMemory, RowWriter
 from preprocessor.types.plan import ItemPlan, Plan, Workload
 from preprocessor.types.request import Modality, PixelForm, PreparationRequest
 
@@ -67,11 +67,11 @@ class WithSound:
         request: PreparationRequest,
         limits: Limits,
         check: CancelCheck,
-        planned_items: MutableMapping[str, PlannedItem],
+        memory: PlanMemory,
     ) -> Plan:
         """See `LoadedModel`."""
         if self.plans_from_headers(request):
-            return self.pictures.plan(request, limits, check, planned_items)
+            return self.pictures.plan(request, limits, check, memory)
         return prepare_generic(self.sounds, request, limits, check, frames_by_family(self.pictures))
 
     def planning_workload(self, request: PreparationRequest, most_bytes: int) -> Workload:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.media.clip import IndexedClip
-from preprocessor.pipeline.decode_item import has_item_pictures
+from preprocessor.media.video import has_pictures
 from preprocessor.pipeline.write_item import GROUPS_A_THREAD
 from preprocessor.types.plan import ItemPlan, PixelPlan, Workload
 from preprocessor.types.request import Media
@@ -96,7 +96,7 @@ def seconds_of_groups(item: ItemPlan, groups: range, planned: PixelPlan) -> tupl
     """CPU seconds of making some groups of an item's rows: of what one thread does, and of what several can share."""
     out_bytes = planned.size_bytes / planned.row_count * item.rows.group_rows * len(groups)
     writing = out_bytes * _SECONDS_AN_OUTPUT_BYTE
-    if not has_item_pictures(item, planned.video_decoder):
+    if not has_pictures(item.picture, planned.video_decoder):
         seconds, _ = _item_cost(item, planned.video_decoder)
         return seconds * len(groups) / max(1, item.rows.group_count) + writing, 0.0
     assert isinstance(item.source, IndexedClip) and item.frames is not None, "such have pictures"

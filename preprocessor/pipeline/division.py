@@ -56,18 +56,26 @@ class Division:
 
 
 def divide(
-    planned: PixelPlan, media: Sequence[Media], idle: IdleCores, working_bytes: int, cached: Container[int] = ()
+    planned: PixelPlan,
+    media: Sequence[Media],
+    idle: IdleCores,
+    working_bytes: int,
+    cached: Container[int] = (),
+    first_row: int = 0,
 ) -> Division:
     """The division that is expected to be finished first; of similar ones, that of the fewest cores.
 
     Args:
         working_bytes: What one worker needs beside the tensor, with one thread.
         cached: Indices of items whose rows are copied, not made.
+        first_row: Rows before it are made already.
     """
     file_bytes, bytes_a_thread = sum(len(medium.data) for medium in media), thread_bytes(planned)
     candidates: list[tuple[int, float, Division]] = []
     most_parts = min(idle.core_count, idle.worker_count)
-    divided = {len(parts): parts for parts in (cut(planned, media, count) for count in _part_counts(most_parts))}
+    divided = {
+        len(parts): parts for parts in (cut(planned, media, count, first_row) for count in _part_counts(most_parts))
+    }
     for part_count, parts in divided.items():
         work = [_seconds_by_item(planned, part, cached) for part in parts]
         opening = 0.0
@@ -82,7 +90,7 @@ def divide(
             starting = 0.0 if thread_count == 1 else _THREADS_SECONDS
             seconds = opening + starting + max(_wall_seconds(items, thread_count) for items in work)
             candidates.append((part_count * thread_count, seconds, Division(tuple(parts), thread_count)))
-    best_seconds, best = float("inf"), Division((range(planned.row_count),))
+    best_seconds, best = float("inf"), Division((range(first_row, planned.row_count),))
     for _, seconds, division in sorted(candidates, key=lambda one: one[:2]):
         if seconds < best_seconds * (1 - _LEAST_SAVING):
             best_seconds, best = seconds, division
@@ -105,30 +113,32 @@ def _wall_seconds(items: Sequence[tuple[float, float]], thread_count: int) -> fl
     return sum(max(alone, (alone + shared) / thread_count) for alone, shared in items)
 
 
-def cut(planned: PixelPlan, media: Sequence[Media], part_count: int) -> list[range]:
-    """Divide the rows into at most `part_count` ranges of about equal work, each of which can be made alone.
+def cut(planned: PixelPlan, media: Sequence[Media], part_count: int, first_row: int = 0) -> list[range]:
+    """Divide the rows from `first_row` on into at most `part_count` ranges of about equal work, each of which can be made alone.
 
     A cut lies between two items, or inside a video where a new group of pictures begins, so that parts decode few frames
     twice; in a list of frames, between any two groups of rows. A video with `OnDamage.REPEAT` is not cut: a damaged frame is
     replaced by an earlier one.
 
     Returns:
-        Row ranges in order, covering all rows; a single one where no cut is possible.
+        Row ranges in order, covering all of these rows; a single one where no cut is possible.
     """
+    rows = range(first_row, planned.row_count)
     if part_count < 2 or planned.video_decoder != "pyav":
-        return [range(planned.row_count)]
+        return [rows]
     tolerant = {medium.key for medium in media if medium.on_damage is OnDamage.REPEAT}
     places = [
-        item.row_start + group * item.rows.group_rows
+        place
         for item in planned.items
-        for group in (_separate_groups(item) if item.key not in tolerant else [0])
+        for group in (separate_groups(item) if item.key not in tolerant else [0])
+        if (place := item.row_start + group * item.rows.group_rows) in rows
     ]
-    wanted = (planned.row_count * part // part_count for part in range(1, part_count))
-    cuts = sorted({min(places, key=lambda place: abs(place - row)) for row in wanted} - {0})
-    return [range(start, stop) for start, stop in itertools.pairwise([0, *cuts, planned.row_count])]
+    wanted = (rows[len(rows) * part // part_count] for part in range(1, part_count)) if places else ()
+    cuts = sorted({min(places, key=lambda place: abs(place - row)) for row in wanted} - {rows.start})
+    return [range(start, stop) for start, stop in itertools.pairwise([rows.start, *cuts, rows.stop])]
 
 
-def _separate_groups(item: ItemPlan) -> list[int]:
+def separate_groups(item: ItemPlan) -> list[int]:
     """Groups of rows whose first frame lies in another group of pictures than that of the group before; 0 included."""
     if isinstance(item.source, FrameListInfo):
         return list(range(item.rows.group_count))

@@ -16,17 +16,18 @@ Rules that hold here:
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from preprocessor.config import Limits
-from preprocessor.media.container import keep_going
-from preprocessor.media.cpu import within_cpu_seconds
-from preprocessor.models.loaded import CancelCheck, LoadedModel, PlannedItem
-from preprocessor.pipeline.decode_item import decode_item, decode_item_pictures, has_item_pictures
+from preprocessor.media.checks import keep_going, within_cpu_seconds
+from preprocessor.media.frames import Choice
+from preprocessor.media.video import decode_pictures, has_pictures
+from preprocessor.models.loaded import CancelCheck, LoadedModel, PlanMemory
+from preprocessor.pipeline.decode_item import decode_item
 from preprocessor.pipeline.request_checks import check_request
 from preprocessor.pipeline.write_item import AnnounceRows, ItemWriter, write_item, write_item_in_threads
 from preprocessor.types.plan import ItemPlan, PixelPlan, Plan, Substitution
@@ -67,13 +68,13 @@ def plan(
     request: PreparationRequest,
     limits: Limits,
     check: CancelCheck = keep_going,
-    planned_items: MutableMapping[str, PlannedItem] | None = None,
+    memory: PlanMemory | None = None,
 ) -> Plan:
     """Everything but the pixels, from headers alone. For a generic model the pixels too: its processor makes all at once.
 
     Args:
         check: Called between packets; whatever it raises ends the work.
-        planned_items: As in `LoadedModel.plan`.
+        memory: As in `LoadedModel.plan`.
     Raises:
         InvalidRequest: `PLACEHOLDER_MISMATCH`, `UNKNOWN_MEDIA_KEY`, `DUPLICATE_MEDIA_KEY`, `INVALID_SAMPLING`,
             `SAMPLING_CONFLICT`, `INVALID_PIXEL_BUDGET`, `INVALID_TOKEN_ID`, `CHAT_TEMPLATE_FAILED`, `EMPTY_PROMPT`,
@@ -83,7 +84,7 @@ def plan(
     """
     check_request(request, model.modalities, limits)
     model.check_arguments(request.processor_arguments)
-    return model.plan(request, limits, check, {} if planned_items is None else planned_items)
+    return model.plan(request, limits, check, memory or PlanMemory())
 
 
 def write_pixels(
@@ -138,21 +139,18 @@ def write_pixels(
         def new_writer(item: ItemPlan = item) -> ItemWriter:
             return ItemWriter(item, model.row_writer(item, planned.form), out)
 
-        if thread_count > 1 and len(groups) > 1 and has_item_pictures(item, planned.video_decoder):
+        in_threads = thread_count > 1 and len(groups) > 1 and has_pictures(item.picture, planned.video_decoder)
+        if in_threads:
             checked = within_cpu_seconds(seconds, check, item.key, time.process_time, thread_count)
-            pictures = decode_item_pictures(medium, item, wanted, substituted, checked, decoded)
+        else:
+            checked = within_cpu_seconds(seconds, check, item.key)
+        choice = Choice(item.frame_indices[wanted], item.key, checked, medium.on_damage, substituted, decoded)
+        if in_threads:
+            pictures = decode_pictures(medium.content, item.picture, choice)
             write_item_in_threads(pictures, item, groups, new_writer, announce, checked, timings, thread_count)
-            continue
-        frames = decode_item(
-            medium,
-            item,
-            wanted,
-            planned.video_decoder,
-            substituted,
-            within_cpu_seconds(seconds, check, item.key),
-            decoded,
-        )
-        write_item(frames, wanted.start, item.rows.group_rows, new_writer(), announce, timings)
+        else:
+            frames = decode_item(medium, item, choice, planned.video_decoder)
+            write_item(frames, wanted.start, item.rows.group_rows, new_writer(), announce, timings)
     return PixelReport(timings, tuple(substitutions), decoded_frame_count)
 
 

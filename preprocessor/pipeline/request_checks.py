@@ -7,7 +7,7 @@ from collections.abc import Collection
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded, UnsupportedMedia
 from preprocessor.media.frame_list import check_frame_list
-from preprocessor.media.sampling import check_sampling
+from preprocessor.media.sampling_checks import check_sampling
 from preprocessor.types.request import Media, Modality, PreparationRequest, Sampling
 
 

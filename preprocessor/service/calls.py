@@ -52,6 +52,7 @@ class Call:
     media_keys: tuple[str, ...] = ()
     substitutions: list[pb.Substitution] = field(default_factory=list)
     cached_item_count: int = 0
+    early_row_count: int = 0
     region: CallerRegion | None = None
 
     @property

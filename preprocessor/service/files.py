@@ -59,6 +59,23 @@ async def store_inline(
     return sources.fill(request, dict(zip(inline, stored, strict=True)) | cached)
 
 
+def begin_early(
+    request: PreparationRequest,
+    sources: Sources,
+    limits: Limits,
+    resources: RequestResources,
+    received: Mapping[str, memoryview],
+) -> None:
+    """Let idle workers begin while the rest of the files arrive, for the request that `store_inline` returned.
+
+    Args:
+        received: As in `receive_files`.
+    """
+    keys = (sources.chunked | sources.urls.keys()) - received.keys()
+    if keys:
+        resources.begin_early(keys, lambda files: sources.fill(request, {**received, **files}), limits)
+
+
 async def receive_files(
     request: PreparationRequest,
     sources: Sources,
@@ -200,6 +217,8 @@ class FileReceiver:
 
     def __init__(self, medium: Media, total: FilesTotal, resources: RequestResources, stated_bytes: int | None) -> None:
         self.file = UploadBuffer(resources)
+        resources.watch_upload(medium.key, self.file)
+        self._resources = resources
         self._medium = medium
         self._total = total
         self._stated_bytes = stated_bytes
@@ -224,6 +243,7 @@ class FileReceiver:
             raise _other_size(self._medium.key, self._stated_bytes, "more")
         self._total.add(len(data))
         await self.file.write(data)
+        self._resources.note_arrival()
 
 
 def _check_size(medium: Media, size_bytes: int, limits: Limits) -> None:

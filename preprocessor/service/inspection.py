@@ -2,7 +2,7 @@
 
 For looking at a running service by hand, so it is off unless `--inspect` is given. It answers only callers on this host, such as
 `kubectl port-forward`, because the HTTP port has no TLS. A browser asks for the token: any name, and the token as the password.
-The prompt goes the way of every call of `Prepare`, with its limits and quotas. One page is made at a time, in a thread.
+The prompt goes the way of every call of `Prepare`, with its limits and quotas. One page is made at a time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import base64
 import binascii
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Executor
 from typing import Any
 
 from aiohttp import BodyPartReader, MultipartReader, hdrs, web
@@ -50,12 +51,20 @@ class Inspection:
 
     Args:
         auth_interceptor: That of the gRPC server, whose tokens and quotas hold here too.
+        executor: Where pages are written.
     """
 
-    def __init__(self, model: LoadedModel, servicer: PreprocessorServicer, auth_interceptor: AuthInterceptor) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        servicer: PreprocessorServicer,
+        auth_interceptor: AuthInterceptor,
+        executor: Executor,
+    ) -> None:
         self._model = model
         self._servicer = servicer
         self._auth_interceptor = auth_interceptor
+        self._executor = executor
         self._one_page = asyncio.Lock()
 
     def add_to(self, application: web.Application) -> None:
@@ -90,7 +99,8 @@ class Inspection:
             await run_call(self._auth_interceptor, self._servicer.Prepare, "Prepare", parse, context)
             if context.error is not None:
                 return self._form(context.error)
-            return _page(await asyncio.to_thread(self._write_page, result, form.spec))
+            loop = asyncio.get_running_loop()
+            return _page(await loop.run_in_executor(self._executor, self._write_page, result, form.spec))
 
     def _write_page(self, assembler: ResultAssembler, spec: pb.PrepareSpec) -> str:
         result = assembler.result()

@@ -168,7 +168,9 @@ class Server:
         stack.push_async_callback(self._grpc.stop, grace=None)
         http = probe_application(self.health, self.metrics)
         if settings.is_inspectable:
-            Inspection(self.model, servicer, self.auth_interceptor).add_to(http)
+            pages = ThreadPoolExecutor(1, "page")
+            stack.callback(pages.shutdown, wait=False, cancel_futures=True)
+            Inspection(self.model, servicer, self.auth_interceptor, pages).add_to(http)
         self._http = web.AppRunner(http, access_log=None, handler_cancellation=True)
         await self._http.setup()
         stack.push_async_callback(self._http.cleanup)

@@ -28,7 +28,7 @@ from preprocessor.service.caller_region import open_region
 from preprocessor.service.calls import Call, Calls
 from preprocessor.service.engine import pixel_form_for
 from preprocessor.service.fetch.fetcher import Fetcher
-from preprocessor.service.files import receive_files, store_inline
+from preprocessor.service.files import begin_early, receive_files, store_inline
 from preprocessor.service.made_items import MadeItems
 from preprocessor.service.metrics import Metrics
 from preprocessor.service.tracing import Traces
@@ -95,7 +95,9 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
     ) -> None:
         async with self._calls.open("Prepare", context) as call:
             async with self._upload_stream.upload(requests, context.peer()) as upload:
-                request = await self._receive(self._with_region((await upload.spec()).spec, call), upload, call)
+                request = await self._receive(
+                    self._with_region((await upload.spec()).spec, call), upload, call, makes_pixels=True
+                )
             planned = await self._plan(request, call)
             response = pb.PrepareResponse(header=self._header(request, planned, call))
             send_rows = tensor_stream.rows_sender(response.header.tensors, call)
@@ -129,9 +131,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
                 await parameters.require_features(engine, sampling)
                 prompt = spec.prompt
                 del spec
-                request = await self._receive(prompt, upload, call, received)
-            # In place of the caller's choice.
-            request = dataclasses.replace(request, pixel_form=pixel_form_for(engine.capabilities))
+                request = await self._receive(prompt, upload, call, received, makes_pixels=True, engine=engine)
             planned = await self._plan(request, call)
             await call.send(pb.GenerateResponse(header=self._header(request, planned, call, with_data=False)))
             detokenizers = [Detokenizer(self._model.tokenizer, stop_strings) for _ in range(sampling.answer_count)]
@@ -183,12 +183,21 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         return spec
 
     async def _receive(
-        self, spec: pb.PrepareSpec, upload: Upload[Any], call: Call, received: Mapping[str, memoryview] = _NO_FILES
+        self,
+        spec: pb.PrepareSpec,
+        upload: Upload[Any],
+        call: Call,
+        received: Mapping[str, memoryview] = _NO_FILES,
+        *,
+        makes_pixels: bool = False,
+        engine: EngineClient | None = None,
     ) -> PreparationRequest:
         """Check the spec, then receive uploaded files and fetch those named by URL.
 
         Args:
             received: As in `receive_files`.
+            makes_pixels: Pixels are to be made, and may be while files arrive.
+            engine: Chooses the form of the pixels in place of the caller.
         """
         with call.timings.stage("receive"):
             self._require_model(spec.model)
@@ -202,8 +211,11 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
             for key, url in sources.urls.items():
                 self._fetcher.check(url, key)
             request = await store_inline(request, sources, limits, call.resources)
+            form = request.pixel_form if engine is None else pixel_form_for(engine.capabilities)
+            request = dataclasses.replace(request, video_decoder=self._settings.video_decoder, pixel_form=form)
+            if makes_pixels and self._settings.early_decoding == "on" and self._model.plans_from_headers(request):
+                begin_early(request, sources, limits, call.resources, received)
             request = await receive_files(request, sources, upload, limits, self._fetcher, call, received)
-        request = dataclasses.replace(request, video_decoder=self._settings.video_decoder)
         call.received_bytes = sum(len(medium.data) for medium in request.media if medium.key not in sources.cached)
         self._metrics.received_bytes.inc(call.received_bytes)
         return request
@@ -242,5 +254,10 @@ async def _receive_first_message(
 def _report(planned: Plan, call: Call) -> pb.Report:
     """What a call has done; to be made when all of it is done."""
     return writing.write_report(
-        call.timings, call.received_bytes, planned.pixel_bytes, call.substitutions, call.cached_item_count
+        call.timings,
+        call.received_bytes,
+        planned.pixel_bytes,
+        call.substitutions,
+        call.cached_item_count,
+        call.early_row_count,
     )

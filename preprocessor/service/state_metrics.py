@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 from preprocessor.config.machine import available_memory_bytes, used_memory_bytes
 from preprocessor.service.health import Cause, Health
 from preprocessor.service.metrics import METHODS
+from preprocessor.workers.early_work import EarlyEnd
 from preprocessor.workers.file_cache import FileCache
 from preprocessor.workers.plan_cache import PlanCache
 from preprocessor.workers.pool import WorkerPool
@@ -59,6 +60,14 @@ class StateMetrics(Collector):
                 "preprocessor_abandoned_work", "Tasks whose caller left, by their state", labels=("state",)
             ),
             pool.counters.abandoned_counts,
+        )
+        yield _by_label(
+            CounterMetricFamily(
+                "preprocessor_early_requests",
+                "Requests that workers began while their files were arriving, by what became of that",
+                labels=("end",),
+            ),
+            {end.value: pool.counters.early_counts.get(end.value, 0) for end in EarlyEnd},
         )
         yield _by_label(
             CounterMetricFamily(
@@ -120,12 +129,22 @@ def _file_cache_metrics(cache: FileCache) -> Iterator[Metric]:
 
 
 def _plan_cache_metrics(cache: PlanCache) -> Iterator[Metric]:
-    yield _gauge("preprocessor_plan_cache_bytes", "Plans of items that stay, beside the budget", cache.size_bytes)
+    yield _gauge(
+        "preprocessor_plan_cache_bytes", "Plans of items, and token ids, that stay, beside the budget", cache.size_bytes
+    )
     yield _by_label(
         CounterMetricFamily(
             "preprocessor_plan_cache_items", "Items whose plan was known, or was not", labels=("result",)
         ),
         {"hit": cache.hit_count, "miss": cache.miss_count},
+    )
+    yield _by_label(
+        CounterMetricFamily(
+            "preprocessor_plan_cache_tokens",
+            "Token ids of chats: of an earlier turn, or made anew",
+            labels=("result",),
+        ),
+        {"hit": cache.reused_token_count, "miss": cache.encoded_token_count},
     )
     evictions = CounterMetricFamily("preprocessor_plan_cache_evictions", "Plans dropped for others")
     evictions.add_metric((), cache.eviction_count)

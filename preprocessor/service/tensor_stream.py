@@ -103,5 +103,6 @@ async def finish_pixels(run: PixelRun, planned: Plan, call: Call, metrics: Metri
     call.timings.merge(report.timings)
     call.substitutions += writing.write_substitutions(planned, report.substitutions)
     call.cached_item_count = run.cached_item_count
+    call.early_row_count = run.early_row_count
     metrics.observe_pixels(planned, report.decoded_frame_count)
     return report.substitutions

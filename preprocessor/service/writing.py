@@ -115,6 +115,7 @@ def write_report(
     pixel_bytes: int,
     substitutions: Sequence[pb.Substitution] = (),
     cached_item_count: int = 0,
+    early_row_count: int = 0,
 ) -> pb.Report:
     return pb.Report(
         stages=[
@@ -125,6 +126,7 @@ def write_report(
         pixel_bytes=pixel_bytes,
         substitutions=substitutions,
         cached_item_count=cached_item_count,
+        early_row_count=early_row_count,
     )
 
 

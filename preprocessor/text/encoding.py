@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import json
 import re
 import time
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +25,8 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded
-from preprocessor.text.tokenizer import encode, encode_inner
+from preprocessor.text.encoded_text import TextMemory, text_parts
+from preprocessor.text.tokenizer import encode, encode_inner, step_settings
 
 PromptPiece = tuple[str, bool]
 """A piece of a prompt, and whether it is literal."""
@@ -54,13 +53,17 @@ _CHUNK_LENGTH = 1 << 16
 _BYTES_PER_ASCII, _BYTES_PER_BYTE, _BYTES_PER_BYTE_UNCUT = 200, 300, 500
 
 
-def encode_prompt(tokenizer: TokenizersBackend, pieces: Sequence[PromptPiece], limits: Limits) -> npt.NDArray[np.int32]:
+def encode_prompt(
+    tokenizer: TokenizersBackend, pieces: Sequence[PromptPiece], limits: Limits, memory: TextMemory | None = None
+) -> npt.NDArray[np.int32]:
     """Token ids int32 [L]; of a prompt without literal pieces those of `tokenizer(text)["input_ids"]`.
 
     A text that begins with the tokenizer's BOS token gets no other one.
 
     Source: transformers 5.23, ProcessorMixin.apply_chat_template.
 
+    Args:
+        memory: Its known beginning is not encoded again, and it gets this prompt.
     Raises:
         LimitExceeded: `TOKENIZING_MEMORY_EXCEEDED`, `TOKENIZING_CPU_SECONDS_EXCEEDED`.
         InvalidRequest: `LITERAL_TEXT_REFUSED` where a literal piece spells an added token, and the tokenizer's are of a kind that
@@ -68,12 +71,32 @@ def encode_prompt(tokenizer: TokenizersBackend, pieces: Sequence[PromptPiece], l
     """
     text = "".join(piece for piece, _ in pieces)
     bos = tokenizer.bos_token
-    stretches: list[tuple[str, Encode]] = [(text, encode_inner if bos and text.startswith(bos) else encode)]
+    encode_text: Encode = encode_inner if bos and text.startswith(bos) else encode
     if spells_added_token(tokenizer, pieces):
-        stretches = list(_stretches(tokenizer, pieces))
+        return np.concatenate(_encode_all(tokenizer, list(_stretches(tokenizer, pieces)), limits))
+    parts = None
+    if memory is not None:
+        parts = text_parts(tokenizer, text, memory.known, adds_tokens=encode_text is encode)
+    if memory is None or parts is None:
+        return np.concatenate(_encode_all(tokenizer, [(text, encode_text)], limits))
+    if not _can_cut(tokenizer):  # what is refused must not depend on what is known
+        check_memory(tokenizer, text, limits, is_cut=True)
+    memory.made = parts.joined(_encode_all(tokenizer, [(part, encode_text) for part in parts.parts], limits))
+    return memory.made.token_ids
+
+
+def _encode_all(
+    tokenizer: TokenizersBackend, stretches: Sequence[tuple[str, Encode]], limits: Limits
+) -> list[npt.NDArray[np.int32]]:
+    """Token ids int32 of each stretch of a prompt.
+
+    Raises:
+        LimitExceeded: As `encode_prompt`.
+    """
     end_seconds = time.thread_time() + limits.max_tokenizing_cpu_seconds
-    ids = [np.empty(0, np.int32)]
+    encoded: list[npt.NDArray[np.int32]] = []
     for stretch, encode_stretch in stretches:
+        ids = [np.empty(0, np.int32)]
         for chunk in _chunks(tokenizer, stretch, is_plain=encode_stretch is _encode_plain):
             check_memory(tokenizer, chunk, limits, is_cut=True)
             ids.append(np.asarray(encode_stretch(tokenizer, chunk), np.int32))
@@ -83,7 +106,8 @@ def encode_prompt(tokenizer: TokenizersBackend, pieces: Sequence[PromptPiece], l
                     "tokens may take; send a shorter one",
                     reason="TOKENIZING_CPU_SECONDS_EXCEEDED",
                 )
-    return np.concatenate(ids)
+        encoded.append(np.concatenate(ids))
+    return encoded
 
 
 def check_memory(tokenizer: TokenizersBackend, text: str, limits: Limits, *, is_cut: bool) -> None:
@@ -208,7 +232,7 @@ def _chunks(tokenizer: TokenizersBackend, text: str, *, is_plain: bool) -> Itera
 def _can_cut(tokenizer: TokenizersBackend) -> bool:
     """Whether `_CUT` is valid for this tokenizer: Qwen's pattern and bytes, NFC or nothing, and added tokens that stand alone."""
     backend = tokenizer.backend_tokenizer
-    steps = _state(backend.pre_tokenizer).get("pretokenizers", [])
+    steps = step_settings(backend.pre_tokenizer).get("pretokenizers", [])
     post_processor = backend.post_processor
     added = _added_tokens(tokenizer)
     return (
@@ -216,17 +240,12 @@ def _can_cut(tokenizer: TokenizersBackend) -> bool:
         and steps[0]["pattern"].get("Regex") in _CUTTABLE_PATTERNS
         and (steps[0]["behavior"], steps[0]["invert"]) == ("Isolated", False)
         and not (steps[1]["use_regex"] or steps[1]["add_prefix_space"])
-        and _state(backend.normalizer).get("type", "NFC") == "NFC"
+        and step_settings(backend.normalizer).get("type", "NFC") == "NFC"
         and (post_processor is None or not post_processor.num_special_tokens_to_add(False))
         and not any(token.lstrip or token.rstrip or token.single_word or token.normalized for token in added)
         # No two of them can overlap, so each occurrence is a token.
         and all(token.content[0] not in other.content[1:] for token in added for other in added)
     )
-
-
-def _state(step: Any) -> dict[str, Any]:
-    """The settings of a tokenizer's step; empty for None."""
-    return {} if step is None else dict(json.loads(step.__getstate__()))
 
 
 def _added_tokens(tokenizer: TokenizersBackend) -> list[AddedToken]:

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
@@ -54,7 +55,8 @@ def load_tokenizer(directory: Path) -> TokenizersBackend:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        # False: where mistral-common is installed, too, the tokenizer is that of tokenizer.json.
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, mistral_format=False)
     except Exception as error:  # tokenizers raises it bare for a file it cannot read
         if not (directory / "tokenizer.json").is_file():
             raise bad_directory(
@@ -128,6 +130,11 @@ def encode_inner(tokenizer: TokenizersBackend, text: str) -> list[int]:
     """The same for a part of a prompt: without the tokens that the tokenizer puts before and after a whole text."""
     ids: list[int] = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
     return ids
+
+
+def step_settings(step: Any) -> dict[str, Any]:
+    """The settings of a tokenizer's step, such as its normalizer; empty for None."""
+    return {} if step is None else dict(json.loads(step.__getstate__()))
 
 
 def _read_ranks(path: Path) -> dict[str, int]:

@@ -280,7 +280,7 @@ async def _ask(
     call: Any = channel.stream_stream(ask.method)(
         iter(ask.messages),  # type: ignore[arg-type]
         timeout=timeout_seconds,
-        metadata=metadata,
+        metadata=(*metadata, *ask.metadata),
     )
     try:
         async for message in call:

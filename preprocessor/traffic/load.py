@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from preprocessor.client.requests import Parameters, Prompt, count_requests, generate_requests, prepare_requests
+from preprocessor.client.routing import routing_metadata
 from preprocessor.v1 import preprocessor_pb2 as pb
 
 _SERVICE = f"/{pb.DESCRIPTOR.services_by_name['Preprocessor'].full_name}"
@@ -30,12 +32,14 @@ class Ask:
     Attributes:
         messages: Serialized requests of `method`, the spec first.
         right_outcome: The `Check.result` of the right response, or the reason of the right refusal; empty if unknown.
+        metadata: Sent with the request, beside that of the load: names its first medium to a proxy.
     """
 
     name: str
     messages: tuple[bytes, ...]
     method: str = PREPARE
     right_outcome: str = ""
+    metadata: tuple[tuple[str, str], ...] = ()
 
 
 class Check(Protocol):
@@ -136,21 +140,24 @@ Connect = Callable[[], grpc.aio.Channel]
 
 def ask_prepare(name: str, prompt: Prompt) -> Ask:
     """A request to Prepare."""
-    return _ask(name, prepare_requests(prompt), PREPARE)
+    return _ask(name, prompt, prepare_requests(prompt), PREPARE)
 
 
 def ask_count_tokens(name: str, prompt: Prompt) -> Ask:
     """A request to CountTokens."""
-    return _ask(name, count_requests(prompt), COUNT_TOKENS)
+    return _ask(name, prompt, count_requests(prompt), COUNT_TOKENS)
 
 
 def ask_generate(name: str, prompt: Prompt, parameters: Parameters) -> Ask:
     """A request to Generate."""
-    return _ask(name, generate_requests(prompt, parameters), GENERATE)
+    return _ask(name, prompt, generate_requests(prompt, parameters), GENERATE)
 
 
 def with_salt(ask: Ask, cache_salt: str) -> Ask:
-    """The same request with a `cache_salt` of its own, to which nothing is cached."""
+    """The same request with a `cache_salt` of its own, to which nothing is cached.
+
+    To a proxy it names another medium, as it stands for a request with new media: all with one name would meet one replica.
+    """
     spec = pb.PrepareSpec(cache_salt=cache_salt)
     request: Message
     if ask.method == GENERATE:
@@ -160,7 +167,11 @@ def with_salt(ask: Ask, cache_salt: str) -> Ask:
     else:
         request = pb.PrepareRequest(spec=spec)
     first, *others = ask.messages
-    return replace(ask, messages=(first + request.SerializeToString(), *others))  # Protobuf merges messages in a row
+    messages = (first + request.SerializeToString(), *others)  # Protobuf merges messages in a row
+    metadata = tuple(
+        (key, hashlib.sha256(f"{value}/{cache_salt}".encode()).hexdigest()[: len(value)]) for key, value in ask.metadata
+    )
+    return replace(ask, messages=messages, metadata=metadata)
 
 
 def with_region(ask: Ask, rows_region: pb.RowsRegion) -> Ask:
@@ -170,8 +181,9 @@ def with_region(ask: Ask, rows_region: pb.RowsRegion) -> Ask:
     return replace(ask, messages=(first + region, *others))  # as `with_salt`
 
 
-def _ask(name: str, requests: Iterable[Message], method: str) -> Ask:
-    return Ask(name, tuple(request.SerializeToString() for request in requests), method)
+def _ask(name: str, prompt: Prompt, requests: Iterable[Message], method: str) -> Ask:
+    messages = tuple(request.SerializeToString() for request in requests)
+    return Ask(name, messages, method, metadata=routing_metadata(prompt, {}))
 
 
 def shares(load: Load, of: int) -> list[Load]:

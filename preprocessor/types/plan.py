@@ -95,6 +95,11 @@ class ItemPlan:
         return 1 if self.frames is None else len(self.frames.indices)
 
     @property
+    def frame_indices(self) -> npt.NDArray[np.int64]:
+        """Which of the file's frames were chosen, int64 [frame_count]; an image is frame 0."""
+        return np.zeros(1, np.int64) if self.frames is None else self.frames.indices
+
+    @property
     def padded_frame_count(self) -> int:
         """Times that a video's last frame is repeated to fill its last group; 0 for an image."""
         return max(0, self.rows.group_count * self.rows.group_frames - self.frame_count) if self.frames else 0

@@ -1809,6 +1809,7 @@ class Report(_message.Message):
     PIXEL_BYTES_FIELD_NUMBER: _builtins.int
     SUBSTITUTIONS_FIELD_NUMBER: _builtins.int
     CACHED_ITEM_COUNT_FIELD_NUMBER: _builtins.int
+    EARLY_ROW_COUNT_FIELD_NUMBER: _builtins.int
     received_bytes: _builtins.int
     """Size of all media received."""
     pixel_bytes: _builtins.int
@@ -1817,6 +1818,8 @@ class Report(_message.Message):
     """Items whose pixels were not made for this call: they were cached, or were being made for another call, or the
     engine holds what it made of all of them.
     """
+    early_row_count: _builtins.int
+    """Rows of the pixel tensor that were made while files of this call were still arriving."""
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageTime]:
         """Time spent in each stage."""
@@ -1833,10 +1836,11 @@ class Report(_message.Message):
         pixel_bytes: _builtins.int = ...,
         substitutions: _abc.Iterable[Global___Substitution] | None = ...,
         cached_item_count: _builtins.int = ...,
+        early_row_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_item_count", b"cached_item_count", "pixel_bytes", b"pixel_bytes", "received_bytes", b"received_bytes", "stages", b"stages", "substitutions", b"substitutions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_item_count", b"cached_item_count", "early_row_count", b"early_row_count", "pixel_bytes", b"pixel_bytes", "received_bytes", b"received_bytes", "stages", b"stages", "substitutions", b"substitutions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

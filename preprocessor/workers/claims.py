@@ -15,13 +15,16 @@ import numpy as np
 from preprocessor.config import Limits
 from preprocessor.errors import PreprocessorError
 from preprocessor.models.loaded import PlannedItem
+from preprocessor.pipeline.early import MOST_CUTS
+from preprocessor.text.encoded_text import MAX_CUTS, EncodedText
 from preprocessor.types.plan import ItemPlan, PixelPlan, Plan
 from preprocessor.types.request import Media, PixelForm, PreparationRequest
 from preprocessor.types.result import PixelReport
 from preprocessor.types.timing import Timings
 from preprocessor.vision.patches import PIXEL_DTYPES
 
-_PLANNED = tuple[Plan, dict[str, PlannedItem]]
+_PLANNED = tuple[Plan, dict[str, PlannedItem], EncodedText | None]
+_PLANNED_EARLY = tuple[PixelPlan | None, tuple[tuple[int, str, int], ...]]
 _DIGEST_BYTES = 32
 _MAX_TEXT = 1 << 20  # characters of an error, the traceback for the log included
 _MAX_STAGES = 64
@@ -95,15 +98,17 @@ def check_plan(outcome: Any, request: PreparationRequest, limits: Limits) -> Non
     """Check the result of planning: that later steps can rely on its numbers, and that it is about this request.
 
     Args:
-        outcome: A plan, and items for later requests by media key, which go to workers alone.
+        outcome: A plan, and items and a text for later requests, which go to workers alone.
     Raises:
         Violation: It is not.
     """
-    is_pair = type(outcome) is tuple and len(outcome) == 2 and type(outcome[0]) is Plan
-    _require(is_pair and _has_no_parts(outcome[0].timings), "result", "no plan")
+    is_triple = type(outcome) is tuple and len(outcome) == 3 and type(outcome[0]) is Plan
+    _require(is_triple and _has_no_parts(outcome[0].timings), "result", "no plan")
     _require(conforms(outcome, _PLANNED), "result", "no plan")
-    plan, items = outcome
+    plan, items, text = outcome
     _require(items.keys() <= {medium.key for medium in request.media}, "result", "items of other media")
+    if text is not None:
+        _check_text(text)
     _check_timings(plan.timings)
     _check_substitutions(plan.substitutions, plan.items)
     _check_items(plan.items, request.media)
@@ -116,6 +121,40 @@ def check_plan(outcome: Any, request: PreparationRequest, limits: Limits) -> Non
     if plan.pixels is not None:
         _check_pixels(plan.pixels, plan.items, request, limits)
         _require(plan.pixel_bytes == plan.pixels.size_bytes, "result", "two sizes of pixels")
+
+
+def check_early_plan(outcome: Any, request: PreparationRequest, limits: Limits) -> None:
+    """Check the result of planning a request whose files are still arriving, as `check_plan`.
+
+    Args:
+        outcome: A plan of pixels or None, and where its rows can be cut.
+    Raises:
+        Violation: It is no such result, or not about this request.
+    """
+    _require(conforms(outcome, _PLANNED_EARLY), "result", "no early plan")
+    pixels, cuts = outcome
+    if pixels is None:
+        return
+    _check_items(pixels.items, request.media)
+    _check_pixels(pixels, pixels.items, request, limits)
+    _require(len(cuts) <= MOST_CUTS, "result", "too many cuts")
+    rows = [row for row, _, _ in cuts]
+    _require(rows == sorted(rows) and all(0 <= row < pixels.row_count for row in rows), "result", "cuts in no order")
+    _require({key for _, key, _ in cuts} <= {medium.key for medium in request.media}, "result", "cuts of other media")
+
+
+def _check_text(text: EncodedText) -> None:
+    cut_count = len(text.cuts)
+    shapes = text.token_ids.ndim, text.cuts.shape, text.digests.shape
+    _require(
+        cut_count <= MAX_CUTS and shapes == (1, (cut_count, 2), (cut_count, _DIGEST_BYTES)), "result", "an odd text"
+    )
+    counts = text.cuts[:, 1]
+    _require(
+        bool((np.diff(text.cuts, axis=0) >= 0).all()) and bool((text.cuts >= 0).all()), "result", "cuts in disorder"
+    )
+    most = max([text.reused_count, *counts.tolist()])
+    _require(text.reused_count >= 0 and most <= len(text.token_ids), "result", "cuts behind the text")
 
 
 def _check_items(items: Sequence[ItemPlan], media: Sequence[Media]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
-from preprocessor.workers.arena import Ranges
 from preprocessor.workers.claims import VIOLATION_KINDS
+from preprocessor.workers.ranges import Ranges
 from preprocessor.workers.task import TaskState
 
 
@@ -24,6 +25,7 @@ class PoolCounters:
         self._uploading_bytes = 0
         self._working_bytes = 0
         self._violation_counts = dict.fromkeys(VIOLATION_KINDS, 0)
+        self._early_counts: Counter[str] = Counter()
         self._abandoned_counts = {TaskState.QUEUED: 0, TaskState.RUNNING: 0}
 
     @property
@@ -35,6 +37,11 @@ class PoolCounters:
     def abandoned_counts(self) -> Mapping[str, int]:
         """Tasks whose caller went away, since the start, by the state they were in: "queued" or "running"."""
         return {state.value: count for state, count in self._abandoned_counts.items()}
+
+    @property
+    def early_counts(self) -> Mapping[str, int]:
+        """What became of early work, since the start; see `early_work.EarlyEnd`."""
+        return self._early_counts
 
     @property
     def violation_counts(self) -> Mapping[str, int]:
@@ -99,6 +106,10 @@ class PoolCounters:
     def add_violation(self, kind: str) -> None:
         """A worker did what it may not."""
         self._violation_counts[kind] += 1
+
+    def add_early(self, end: str) -> None:
+        """A request's early work has ended that way."""
+        self._early_counts[end] += 1
 
     def add_abandoned(self, state: TaskState) -> None:
         """A task was abandoned in that state."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from preprocessor.workers.arena import Lease
+from preprocessor.workers.ranges import Lease
 
 FileKey = tuple[str, bytes]
 """Scope, SHA-256 of the file."""

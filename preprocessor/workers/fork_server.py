@@ -22,7 +22,8 @@ from preprocessor.config.machine import SINGLE_THREADED
 from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers import forking, stop_flag
 from preprocessor.workers.arena import Arena
-from preprocessor.workers.process import FULL_SECONDS, ProcessWorker
+from preprocessor.workers.descriptors import FULL_SECONDS
+from preprocessor.workers.process import ProcessWorker
 from preprocessor.workers.sandbox import WorkerLimits
 
 logger = logging.getLogger(__name__)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from preprocessor.workers.arena import Ranges
 from preprocessor.workers.counters import PoolCounters
 from preprocessor.workers.heap import give_back_freed_memory
+from preprocessor.workers.ranges import Ranges
 
 _IDLE_SECONDS = 10.0
 

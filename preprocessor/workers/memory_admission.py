@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import time
 
-from preprocessor.workers.arena import Lease, Ranges
 from preprocessor.workers.counters import PoolCounters
+from preprocessor.workers.ranges import Lease, Ranges
 from preprocessor.workers.row_cache import RowCache
 from preprocessor.workers.task import Task
 

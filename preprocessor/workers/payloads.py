@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +12,15 @@ import cv2
 
 from preprocessor import pipeline
 from preprocessor.config import Limits
-from preprocessor.models.loaded import CancelCheck, LoadedModel, PlannedItem
+from preprocessor.media.arriving import ArrivingFile, NotArrived
+from preprocessor.models.loaded import CancelCheck, LoadedModel, PlanMemory, PlannedItem
+from preprocessor.pipeline.early import EarlyCut, arriving_media, early_cuts
+from preprocessor.text.encoded_text import TextMemory
 from preprocessor.types.plan import PixelPlan
 from preprocessor.types.request import Media, PreparationRequest
 from preprocessor.vision.patches import PIXEL_DTYPES
 from preprocessor.workers.arena import Arena
-from preprocessor.workers.claims import check_plan, check_report
+from preprocessor.workers.claims import check_early_plan, check_plan, check_report
 from preprocessor.workers.rows_window import RowsWindow
 from preprocessor.workers.sandbox import memory_left
 
@@ -31,15 +34,18 @@ _BATCH_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlanPayload:
-    """`pipeline.plan`; returns the plan, and the items that were not known, by media key.
+    """`pipeline.plan`; returns the plan, the items that were not known, by media key, and the encoded text.
 
     Attributes:
         known: By media key, pickled `PlannedItem`s, which the service has pickled itself. Their files are left out.
+        known_text: A pickled `EncodedText` of an earlier prompt, in the same way; empty where there is none, None if nothing is
+            to be kept of this one.
     """
 
     request: PreparationRequest
     limits: Limits
     known: Mapping[str, bytes] = field(default_factory=dict)
+    known_text: bytes | None = None
 
     @property
     def expected_rows(self) -> range:
@@ -71,8 +77,59 @@ class PlanPayload:
         tokenizing_bytes = min(self.limits.max_tokenizing_bytes, memory_left())
         limits = dataclasses.replace(self.limits, max_tokenizing_bytes=max(1, tokenizing_bytes))
         items: dict[str, PlannedItem] = {key: pickle.loads(entry) for key, entry in self.known.items()}
-        planned = pipeline.plan(model, self.request, limits, check, items)
-        return planned, {key: item for key, item in items.items() if key not in self.known}
+        text = None
+        if self.known_text is not None:
+            text = TextMemory(pickle.loads(self.known_text) if self.known_text else None)
+        planned = pipeline.plan(model, self.request, limits, check, PlanMemory(items, text))
+        added = {key: item for key, item in items.items() if key not in self.known}
+        return planned, added, None if text is None else text.made
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EarlyPlanPayload:
+    """A plan of a request of which files are still arriving: a guess, see `media.arriving`.
+
+    It returns the plan of the pixels, and its `pipeline.early.early_cuts`; no plan if it makes no pixels, or if bytes are needed
+    that have not arrived.
+
+    Attributes:
+        sizes: By media key, bytes of the whole file of each that is still arriving.
+    """
+
+    planning: PlanPayload
+    sizes: Mapping[str, int]
+
+    @property
+    def expected_rows(self) -> range:
+        """See `PlanPayload`."""
+        return range(0)
+
+    @property
+    def written_bytes(self) -> range:
+        """See `PlanPayload`."""
+        return range(0)
+
+    @property
+    def read_bytes(self) -> tuple[range, ...]:
+        """See `PlanPayload`."""
+        return ()
+
+    def check_outcome(self, outcome: object) -> None:
+        """See `PlanPayload`."""
+        check_early_plan(outcome, self.planning.request, self.planning.limits)
+
+    def run(
+        self, model: LoadedModel, memory: Memory, check: CancelCheck, on_rows_written: pipeline.AnnounceRows
+    ) -> Any:
+        request = self.planning.request
+        nothing: tuple[PixelPlan | None, tuple[EarlyCut, ...]] = None, ()
+        try:
+            media = arriving_media(request.media, self.sizes, is_padded=True)
+            padded = dataclasses.replace(self.planning, request=dataclasses.replace(request, media=media))
+            planned, _, _ = padded.run(model, memory, check, on_rows_written)
+        except NotArrived:
+            return nothing
+        return nothing if planned.pixels is None else (planned.pixels, early_cuts(planned.pixels, media, check))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +140,8 @@ class PixelPayload:
         offset: Where the whole tensor begins in the arena, in bytes.
         cached: Where finished rows of an item lie in the arena, by the item's index; they are copied.
         thread_count: As `pipeline.write_pixels`'s.
+        arriving: By media key, bytes of the whole file of each that is still arriving. The payload returns None if it needs bytes
+            that have not.
     """
 
     media: tuple[Media, ...]
@@ -91,6 +150,7 @@ class PixelPayload:
     rows: range
     cached: Mapping[int, int] = field(default_factory=dict)
     thread_count: int = 1
+    arriving: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def expected_rows(self) -> range:
@@ -116,7 +176,8 @@ class PixelPayload:
 
     def check_outcome(self, outcome: object) -> None:
         """See `PlanPayload`."""
-        check_report(outcome, self.plan)
+        if outcome is not None or not self.arriving:
+            check_report(outcome, self.plan)
 
     def run(
         self, model: LoadedModel, memory: Memory, check: CancelCheck, on_rows_written: pipeline.AnnounceRows
@@ -134,10 +195,29 @@ class PixelPayload:
             batches.add(first_row, row_count)
             memory.map_ahead(self.offset + (first_row + row_count) * self._row_bytes + _BATCH_BYTES)
 
-        return pipeline.write_pixels(model, self.media, plan, out, add, check, self.rows, cached, self.thread_count)
+        try:
+            media = arriving_media(self.media, self.arriving, is_padded=False)
+            check = _checked(check, media)
+            return pipeline.write_pixels(model, media, plan, out, add, check, self.rows, cached, self.thread_count)
+        except NotArrived:
+            return None
 
 
-Payload = PlanPayload | PixelPayload
+Payload = PlanPayload | EarlyPlanPayload | PixelPayload
+
+
+def _checked(check: CancelCheck, media: Sequence[Media]) -> CancelCheck:
+    """The check, which also ends the work once it has read bytes that have not arrived."""
+    files = [medium.data for medium in media if isinstance(medium.data, ArrivingFile)]
+    if not files:
+        return check
+
+    def check_all() -> None:
+        check()
+        for file in files:
+            file.check()
+
+    return check_all
 
 
 def header_bytes(payload: object, model: LoadedModel) -> int | None:
@@ -145,6 +225,8 @@ def header_bytes(payload: object, model: LoadedModel) -> int | None:
 
     Its files are in memory already. Others take what their plan says, which the budget has reserved.
     """
+    if isinstance(payload, EarlyPlanPayload):
+        payload = payload.planning
     if not (isinstance(payload, PlanPayload) and model.plans_from_headers(payload.request)):
         return None
     return payload.limits.max_header_bytes

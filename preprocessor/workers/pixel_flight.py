@@ -7,11 +7,13 @@ until the last of them has left. The tasks are those of the request that began i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
+from preprocessor.errors import PreprocessorError
 from preprocessor.pipeline import cost
 from preprocessor.pipeline.division import IdleCores, divide
 from preprocessor.types.plan import PixelPlan, Substitution
@@ -19,10 +21,28 @@ from preprocessor.types.request import Media
 from preprocessor.types.result import PixelReport
 from preprocessor.types.timing import Timings
 from preprocessor.vision.patches import PIXEL_DTYPES
-from preprocessor.workers.arena import Arena, Lease
+from preprocessor.workers.arena import Arena
 from preprocessor.workers.payloads import Payload, PixelPayload
+from preprocessor.workers.ranges import Lease
 from preprocessor.workers.row_cache import CachedRows, substitutions_of
 from preprocessor.workers.task import Task, TensorSlot
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EarlyRows:
+    """The first rows of a tensor, made before its flight began.
+
+    Attributes:
+        parts: Tasks that are done, in the order of their rows; the first begins at row 0.
+        tensor: Leased for all rows.
+        row_count: Of all parts.
+        release_reserve: Gives up the memory of one more task, which is held so that the task for the other rows waits for none.
+    """
+
+    parts: Sequence[Task]
+    tensor: TensorSlot
+    row_count: int
+    release_reserve: Callable[[], None]
 
 
 class FlightTasks(Protocol):
@@ -51,6 +71,7 @@ class PixelFlight:
         request_tasks: Of the request that begins it.
         cached: Items whose rows are copied, not made, by index. While the task waits they may be dropped, and are made then:
             if it held them, it might wait for memory that it holds itself.
+        early: Rows that are made already. No others may be cached then.
         on_end: Called once when no worker has any of it, with whether all of it is written.
         on_release: Called when its memory is free.
         abandon: As `WorkerPool.abandon`.
@@ -71,6 +92,7 @@ class PixelFlight:
         on_end: Callable[[PixelFlight, bool], None],
         on_release: Callable[[], None],
         abandon: Callable[[Task], None],
+        early: EarlyRows | None = None,
     ) -> None:
         self.tasks: list[Task] = []
         self.plan = plan
@@ -86,7 +108,9 @@ class PixelFlight:
         self._sources: list[Lease] = []
         self._written: dict[int, int] = {}
         self._changed = asyncio.Event()
-        self._tensor = TensorSlot(plan.size_bytes, on_lease=self._on_lease)
+        self._early = early
+        self._first_row = 0 if early is None else early.row_count
+        self._tensor = TensorSlot(plan.size_bytes, on_lease=self._on_lease) if early is None else early.tensor
         self._waiting_count = 0
         self._holding_count = 0
         self._has_ended = False
@@ -99,19 +123,29 @@ class PixelFlight:
         """
         whole = cost.estimate(self.plan, self._media)
         self._working_bytes = whole.working_bytes
+        rows = range(self._first_row, self.plan.row_count)
+        if self._early is not None:
+            self.tasks += self._early.parts
         task = self._request_tasks.create(
-            self._payload(range(self.plan.row_count)),
+            self._payload(rows),
             cost.estimate(self.plan, self._media, self._cached.keys()).cpu_seconds
             if self._cached
-            else whole.cpu_seconds,
-            whole.working_bytes + self._copied_bytes(self.plan.row_count),
+            else whole.cpu_seconds * len(rows) / self.plan.row_count,
+            whole.working_bytes + self._copied_bytes(self.plan.row_count) if self._early is None else 0,
             on_rows_written=self._on_rows_written,
             tensor=self._tensor,
             cut=self._cut,
         )
         self.cpu_seconds = whole.cpu_seconds
         self._add(task)
-        self._request_tasks.submit(task, is_shared=True)
+        try:
+            self._request_tasks.submit(task, is_shared=True)
+        except PreprocessorError:
+            if self._early is not None and self._tensor.lease is not None:
+                self._early.release_reserve()
+                self._tensor.lease.release()
+                self._on_release()
+            raise
 
     @property
     def is_joinable(self) -> bool:
@@ -158,6 +192,11 @@ class PixelFlight:
         """Frames that could not be decoded, once all tasks have ended well."""
         reports: list[PixelReport] = [task.done.result() for task in self.tasks]
         return (*substitutions_of(self._cached), *(one for report in reports for one in report.substitutions))
+
+    @property
+    def early_row_count(self) -> int:
+        """Rows that were made before the flight began."""
+        return self._first_row
 
     @property
     def cached_item_count(self) -> int:
@@ -219,15 +258,8 @@ class PixelFlight:
         return PixelPayload(media, self.plan, 0, rows, cached, thread_count)
 
     def _copied_bytes(self, row_count: int) -> int:
-        """Memory of so many rows beside the tensor, where an engine reads that in a copy.
-
-        No more of it is counted than fits beside one tensor that is large: that runs alone.
-        """
-        if not self._arena.is_named:
-            return 0
-        tensor_bytes = self._arena.chunks.whole(range(self.plan.size_bytes)).stop
-        free_bytes = self._arena.size_bytes - self._arena.rows_start - tensor_bytes - self._working_bytes
-        return max(0, min(self.plan.size_bytes, free_bytes)) * row_count // max(1, self.plan.row_count)
+        """See `copied_bytes`; of so many rows."""
+        return copied_bytes(self._arena, self.plan, self._working_bytes) * row_count // max(1, self.plan.row_count)
 
     def _on_lease(self) -> None:
         """The task is about to start: hold the cached rows that are still here."""
@@ -250,6 +282,8 @@ class PixelFlight:
         self._has_ended = True
         for lease in self._sources:
             lease.release()
+        if self._early is not None:
+            self._early.release_reserve()
         self._on_end(self, all(task.done.exception() is None for task in self.tasks))
         self._release_if_unused()
 
@@ -279,9 +313,10 @@ class PixelFlight:
 
     def _cut(self, idle: IdleCores) -> list[Task]:
         """See `Task.cut`."""
-        first = self.tasks[0]
+        first = self.tasks[-1]  # the one that is there, but for parts made early
         first.cut = None
-        division = divide(self.plan, self._media, idle, first.working_bytes, self._cached.keys())
+        working_bytes = self._working_bytes + self._copied_bytes(self.plan.row_count)
+        division = divide(self.plan, self._media, idle, working_bytes, self._cached.keys(), self._first_row)
         rows, thread_count = division.parts, division.thread_count
         if len(rows) == thread_count == 1:
             return []
@@ -289,8 +324,9 @@ class PixelFlight:
         first.core_count = thread_count
         working_bytes = self._working_bytes + (thread_count - 1) * cost.thread_bytes(self.plan)
         first.working_bytes = working_bytes + self._copied_bytes(len(rows[0]))
-        seconds_a_row = first.cpu_seconds / self.plan.row_count
+        seconds_a_row = first.cpu_seconds / (self.plan.row_count - self._first_row)
         first.cpu_seconds = seconds_a_row * len(rows[0])
+        others: list[Task] = []
         for part in rows[1:]:
             task = self._request_tasks.create(
                 self._payload(part, thread_count),
@@ -307,4 +343,20 @@ class PixelFlight:
             )  # this code runs in the context of whichever task's end starts the parts
             self._request_tasks.add(task, is_shared=True)
             self._add(task)
-        return self.tasks[1:]
+            others.append(task)
+        return others
+
+
+def copied_bytes(arena: Arena, plan: PixelPlan, working_bytes: int) -> int:
+    """Memory of a tensor's copy, where an engine reads that in place of what workers write; 0 elsewhere.
+
+    No more of it is counted than fits beside one tensor that is large: that runs alone.
+
+    Args:
+        working_bytes: What making the tensor takes beside it.
+    """
+    if not arena.is_named:
+        return 0
+    tensor_bytes = arena.chunks.whole(range(plan.size_bytes)).stop
+    free_bytes = arena.size_bytes - arena.rows_start - tensor_bytes - working_bytes
+    return max(0, min(plan.size_bytes, free_bytes))

@@ -16,9 +16,10 @@ from preprocessor.types.request import Media
 from preprocessor.types.result import PixelReport
 from preprocessor.types.timing import Timings
 from preprocessor.vision.patches import PIXEL_DTYPES
-from preprocessor.workers.arena import Lease
+from preprocessor.workers.early_work import EarlyWork
 from preprocessor.workers.pixel_flight import PixelFlight
 from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.ranges import Lease
 from preprocessor.workers.request_tasks import RequestTasks
 from preprocessor.workers.row_cache import is_contiguous, item_keys, substitutions_of
 from preprocessor.workers.task import Task
@@ -63,6 +64,11 @@ class FlightRun:
     def cached_item_count(self) -> int:
         """Items that were not made for this request."""
         return self._flight.cached_item_count if self.origin is Origin.MADE else len(self._flight.plan.items)
+
+    @property
+    def early_row_count(self) -> int:
+        """Rows that were made for this request before all of its files had arrived."""
+        return self._flight.early_row_count if self.origin is Origin.MADE else 0
 
     @property
     def tasks(self) -> list[Task]:
@@ -122,6 +128,7 @@ class CachedRun:
     """Rows that are finished; as `FlightRun`."""
 
     origin = Origin.CACHED
+    early_row_count = 0
 
     def __init__(
         self, lease: Lease, array: npt.NDArray[Any], item_count: int, substitutions: tuple[Substitution, ...]
@@ -157,9 +164,12 @@ def begin_run(
     plan: PixelPlan,
     cache_scope: str,
     deadline_seconds: float,
+    early: EarlyWork | None = None,
 ) -> PixelRun:
     """Get the pixels of a plan from the cache, from workers that write them already, or begin to make them.
 
+    Args:
+        early: What has been made for the request while its files were arriving.
     Raises:
         LimitExceeded, Overloaded: As `WorkerPool.submit`.
     """
@@ -180,8 +190,17 @@ def begin_run(
         if is_whole and flight.lease is not None:
             pool.cache.add(cache_scope, plan, flight.lease, flight.cpu_seconds, flight.substitutions)
 
+    early_rows = None if early is None else early.adopt(plan)
     flight = PixelFlight(
-        request_tasks, pool.arena, media, plan, found, on_end=end, on_release=pool.released, abandon=pool.abandon
+        request_tasks,
+        pool.arena,
+        media,
+        plan,
+        {} if early_rows is not None else found,
+        on_end=end,
+        on_release=pool.released,
+        abandon=pool.abandon,
+        early=early_rows,
     )
     flight.submit()
     if pool.cache.is_on:

@@ -1,7 +1,7 @@
-"""What planning has found out about files, for requests with the same files and settings: headers, frames chosen, layout.
+"""What planning has found out, for later requests: of a file headers, chosen frames and layout, of a chat its token ids.
 
 The service keeps it, so that all workers share it, and gives it to the worker that plans. It lies on the heap and is small: some
-kilobytes for a clip, less for an image.
+kilobytes for a clip, less for an image, four bytes for each token of a chat.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from preprocessor import __version__
 from preprocessor.config import Limits
 from preprocessor.models.versions import library_versions
-from preprocessor.types.request import Media, PreparationRequest, TokenPrompt
+from preprocessor.types.request import ChatPrompt, Media, PreparationRequest, TextPart, TokenPrompt
 
 MAX_BYTES = 32 << 20
 """What a cache may take, whatever the memory budget."""
@@ -23,13 +23,14 @@ _ENTRY_BYTES = 512  # of the table and its objects, about
 
 
 class PlanCache:
-    """Finds and keeps pickled `PlannedItem`s, least recently used out first; on the event loop alone.
+    """Finds and keeps pickled `PlannedItem`s and `EncodedText`s, least recently used out first; on the event loop alone.
 
     Args:
         max_bytes: What all of them may take together; 0 keeps nothing.
     Attributes:
         size_bytes: What they take.
         hit_count, miss_count: Items of requests that were found or not.
+        reused_token_count, encoded_token_count: Token ids of chats that were taken from an earlier turn, or made.
         eviction_count: Entries dropped for the lack of space.
     """
 
@@ -39,6 +40,8 @@ class PlanCache:
         self.size_bytes = 0
         self.hit_count = 0
         self.miss_count = 0
+        self.reused_token_count = 0
+        self.encoded_token_count = 0
         self.eviction_count = 0
 
     def __len__(self) -> int:
@@ -60,6 +63,11 @@ class PlanCache:
         self.hit_count += hits
         self.miss_count += misses
 
+    def count_tokens(self, reused: int, encoded: int) -> None:
+        """A chat had so many token ids that were known, and others not."""
+        self.reused_token_count += reused
+        self.encoded_token_count += encoded
+
     def add(self, key: bytes, entry: bytes) -> None:
         """Keep an entry."""
         if len(entry) + _ENTRY_BYTES > self._max_bytes or key in self._entries:
@@ -74,6 +82,17 @@ class PlanCache:
         """Drop everything."""
         self._entries.clear()
         self.size_bytes = 0
+
+
+def chat_keys(scope: str, cache_salt: str, chat: ChatPrompt) -> list[bytes]:
+    """A key for the chat up to each of its messages. It finds a text that may begin alike; the text itself decides."""
+    digest = hashlib.sha256(repr((scope, cache_salt)).encode())
+    keys: list[bytes] = []
+    for message in chat.messages:
+        said = [message.role, *(part.text if isinstance(part, TextPart) else part for part in message.parts)]
+        digest.update(repr((said, message.extra)).encode(errors="backslashreplace"))
+        keys.append(digest.digest())
+    return keys
 
 
 def plan_key(

@@ -1,4 +1,4 @@
-"""The worker pool: which task runs when, on which worker and in which memory, and how it ends.
+"""The worker pool: which task runs when, on which worker and in which memory.
 
 Rules that hold here:
 
@@ -8,7 +8,6 @@ Rules that hold here:
 * There are two lanes of `worker_count` workers each. Tasks that are expected to be short have a lane of their own, so that no
   image waits for the end of a ten-minute video. The processes of the long lane have a lower priority, so that the kernel
   divides the cores.
-* The death of a worker affects only the task that it ran. The task is tried once more; one that kills two workers fails.
 * A task whose caller has gone is told to stop, and its worker is killed if it does not. Its memory is free only when it has
   ended.
 
@@ -19,45 +18,47 @@ admission by bytes, no stop without a kill, and no workers forked with a loaded 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import itertools
-import logging
-import math
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 from preprocessor.config import FILE_SHARE
-from preprocessor.errors import Cancelled, DeadlineExceeded, WorkerLost
+from preprocessor.errors import Cancelled, DeadlineExceeded
 from preprocessor.models.loaded import LoadedModel
 from preprocessor.pipeline.division import MOST_THREADS, IdleCores
 from preprocessor.workers import refusals
-from preprocessor.workers.arena import Arena, Lease, Ranges
-from preprocessor.workers.channel import Command
+from preprocessor.workers.arena import Arena
 from preprocessor.workers.counters import PoolCounters
 from preprocessor.workers.file_cache import FileCache
 from preprocessor.workers.fork_server import ForkServer
 from preprocessor.workers.idle_trim import IdleTrim
 from preprocessor.workers.known_uuids import KnownUuids
 from preprocessor.workers.memory_admission import MemoryAdmission, wanted_bytes
-from preprocessor.workers.payloads import PixelPayload
 from preprocessor.workers.pixel_flight import PixelFlight
 from preprocessor.workers.plan_cache import PlanCache
-from preprocessor.workers.process import WorkerDied
 from preprocessor.workers.queue import TaskQueue
+from preprocessor.workers.ranges import Lease, Ranges
 from preprocessor.workers.row_cache import ItemKey, RowCache
+from preprocessor.workers.running import RunningTasks
 from preprocessor.workers.task import Lane, Task, TaskState, Worker
 from preprocessor.workers.worker_set import WorkerSet, WorkerSetSettings
 
-logger = logging.getLogger(__name__)
-
 CANCEL_GRACE_SECONDS = 0.1
+EARLY_GRACE_SECONDS = 1.0  # of early work, which is stopped often: a worker that is killed costs more than a short wait
 
-_TRIES = 2
 _RETAINED_BYTES_A_WORKER = 256 << 20  # pages that stay mapped: a tensor being written, and some being sent
 _PLAN_SHARE = 16  # plans take at most one part in so many of what rows may take
+
+
+class GivesWay(Protocol):
+    """What holds workers and memory that nobody waits for, as `early_work.EarlyWork`."""
+
+    def yield_worker(self, lane: Lane) -> None:
+        """A task waits for a worker of that lane."""
+
+    def give_way(self) -> None:
+        """A task waits for memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +84,7 @@ class WorkerPool:
         cache, file_cache: Finished rows that stay in `rows`, and files that stay in `files`.
         plan_cache, known_uuids: What is known of files beside that.
         flights: Tensors that workers write and other requests may join, by the keys of their items.
+        early_works: What gives way to tasks that wait.
     """
 
     def __init__(
@@ -106,14 +108,14 @@ class WorkerPool:
         self.worker_set = WorkerSet(
             model, self.arena, settings, self._dispatch, on_worker_end, self.counters.add_violation, fork_server
         )
-        self._task_ids = itertools.count(1)
         self._queues: dict[Lane, TaskQueue[Task]] = {lane: TaskQueue() for lane in Lane}
-        self._running: dict[Task, asyncio.Task[None]] = {}
+        self._running = RunningTasks(self.worker_set, self.counters, settings.max_cpu_seconds, self._on_task_end)
         self.cache = RowCache(self.rows, settings.cache_bytes)
         self.file_cache = FileCache(settings.cache_bytes // FILE_SHARE)
         self.plan_cache = PlanCache(settings.cache_bytes // _PLAN_SHARE)
         self.known_uuids = KnownUuids(is_on=settings.cache_bytes > 0)
         self.flights: dict[tuple[ItemKey, ...], PixelFlight] = {}
+        self.early_works: set[GivesWay] = set()
         self._memory = MemoryAdmission(self.rows, self.counters, self.cache)
         self._idle_trim = IdleTrim(self.counters, self.files, self.rows)
         self._is_closing = False
@@ -165,8 +167,7 @@ class WorkerPool:
         for task in list(self._running):
             self.abandon(task)
         await self.worker_set.close()
-        if self._running:
-            await asyncio.wait(self._running.values())
+        await self._running.join()
         self.cache.clear()
         self.file_cache.clear()
         self.plan_cache.clear()
@@ -205,6 +206,22 @@ class WorkerPool:
         queue.put(task, task.cpu_seconds, task.queued_at_seconds)
         self._dispatch()
 
+    def start_early(self, task: Task) -> bool:
+        """Start a task that nobody waits for yet; returns whether it has started, which takes that no other task waits."""
+        idle_count = self.settings.worker_count - sum(running.core_count for running in self._running)
+        if self._is_closing or self.queued_count or idle_count < 1 or not self.worker_set.idle_count(task.lane):
+            return False
+        is_late = task.deadline_seconds <= time.monotonic()
+        if is_late or wanted_bytes(task) > self.rows.size_bytes or not self._memory.try_admit(task):
+            return False
+        self._begin(task)
+        return True
+
+    def stop_early(self, task: Task) -> None:
+        """End a task soon that `start_early` has started. `task.done` says when it has ended."""
+        if task.state is TaskState.RUNNING:
+            self._stop(task, EARLY_GRACE_SECONDS)
+
     def abandon(self, task: Task) -> None:
         """End a task soon, as its caller has gone. `task.done` says when it has ended."""
         if task.state is TaskState.QUEUED:
@@ -214,9 +231,7 @@ class WorkerPool:
             self._dispatch()
         elif task.state is TaskState.RUNNING:
             self.counters.add_abandoned(task.state)
-            worker = task.cancel()
-            worker.stop(task.task_id)
-            asyncio.get_running_loop().call_later(CANCEL_GRACE_SECONDS, self._kill, task, worker)
+            self._stop(task, CANCEL_GRACE_SECONDS)
 
     def make_file_room(self, size_bytes: int) -> None:
         """Drop cached files until so many more bytes of files fit, or until none is left that nobody reads."""
@@ -242,6 +257,11 @@ class WorkerPool:
         if not self._is_closing:
             self._idle_trim.schedule()
 
+    def _stop(self, task: Task, grace_seconds: float) -> None:
+        worker = task.cancel()
+        worker.stop(task.task_id)
+        asyncio.get_running_loop().call_later(grace_seconds, self._kill, task, worker)
+
     def _kill(self, task: Task, worker: Worker) -> None:
         if task.state is TaskState.CANCELLING and not self._is_closing:
             worker.end_reason = "killed"
@@ -262,6 +282,18 @@ class WorkerPool:
                     continue
                 for part in self._parts(task):
                     self._begin(part)
+        self._take_back()
+
+    def _take_back(self) -> None:
+        """Take from early work what tasks wait for."""
+        for lane, queue in self._queues.items():
+            if not queue or not self.early_works:
+                continue
+            if self.worker_set.idle_count(lane):  # so they wait for memory
+                next(iter(self.early_works)).give_way()
+            else:
+                for work in list(self.early_works):
+                    work.yield_worker(lane)
 
     def _parts(self, task: Task) -> list[Task]:
         """The task, divided among the cores that have nothing else to do.
@@ -283,72 +315,13 @@ class WorkerPool:
         return [task, *task.cut(idle)]
 
     def _begin(self, task: Task) -> None:
-        worker = self.worker_set.take(task.lane, task.scope)
-        task.start(worker, next(self._task_ids))
-        if task.payload_at_start is not None:
-            task.payload = task.payload_at_start()
-        if isinstance(task.payload, PixelPayload) and task.tensor is not None and task.tensor.lease is not None:
-            task.payload = dataclasses.replace(task.payload, offset=task.tensor.lease.offset)
-        self.counters.add_working(task.working_bytes)
+        self._running.begin(task)
         self._memory.make_room()  # for parts, which were not admitted one by one
         if self.counters.working_bytes + self.rows.paged_bytes > self.rows.size_bytes:
             self.rows.drop_free_pages()  # retained pages take memory that workers need now
-        self._running[task] = asyncio.get_running_loop().create_task(self._run(task, worker), context=task.context)
 
-    async def _run(self, task: Task, worker: Worker) -> None:
-        """Run a task on its worker, and finish it or queue it again."""
-        # A task that several requests wait for ends with the last of them.
-        deadline_seconds = math.inf if isinstance(task.payload, PixelPayload) else task.deadline_seconds
-        command = Command(task.task_id, deadline_seconds, self.settings.max_cpu_seconds, task.payload, task.scope)
-        outcome: Any
-        try:
-            if not worker.is_for(task.scope):
-                worker = await self._change_worker(task, worker)
-            outcome = await worker.run(command, task.on_rows_written, task.lease_result)
-            task.on_result(outcome)
-        except WorkerDied as death:
-            outcome = self._outcome_of_death(task, death)
-        except Exception as error:  # any error must reach the request that caused it, or the request would wait on
-            outcome = error
-        self.counters.remove_working(task.working_bytes)
-        del self._running[task]
-        self.worker_set.put_back(task.lane, worker)
-        if isinstance(outcome, WorkerDied):
-            task.requeue()
+    def _on_task_end(self, task: Task) -> None:
+        """A task has left its worker."""
+        if task.state is TaskState.QUEUED:  # its worker died
             self._queues[task.lane].put(task, task.cpu_seconds, task.queued_at_seconds)
-        else:
-            task.finish(outcome)
         self._dispatch()
-
-    async def _change_worker(self, task: Task, worker: Worker) -> Worker:
-        """A new worker for a task of another caller than the one whose files have reached the worker.
-
-        Raises:
-            WorkerDied: No process can be forked now.
-            Cancelled: The caller has left meanwhile.
-        """
-        try:
-            fresh = await self.worker_set.renew(task.lane, worker)
-        except OSError as error:
-            logger.error("no worker can be forked: %s", error)
-            raise WorkerDied(None) from error
-        if task.state is TaskState.CANCELLING:
-            self.worker_set.put_back(task.lane, fresh)
-            raise Cancelled("the caller went away")
-        task.move_to_worker(fresh)
-        return fresh
-
-    def _outcome_of_death(self, task: Task, death: WorkerDied) -> Exception:
-        """The error of a task whose worker died; the death itself if the task is tried again."""
-        if task.state is TaskState.CANCELLING:
-            return Cancelled("the caller went away")
-        if death.violation is not None:
-            logger.error("%s: %s; its request is given up", death, death.violation)
-            return refusals.worker_violation()
-        if death.code == -signal.SIGXCPU:
-            return refusals.cpu_seconds_exceeded(self.settings.max_cpu_seconds)
-        is_retried = task.start_count < _TRIES
-        logger.warning("%s; its request is %s", death, "tried again" if is_retried else "given up")
-        if is_retried:
-            return death
-        return WorkerLost(f"{_TRIES} workers in a row died of this request; it is not tried again")

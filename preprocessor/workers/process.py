@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import errno
 import logging
 import signal
 import socket
@@ -33,13 +32,12 @@ from preprocessor.workers.channel import (
 )
 from preprocessor.workers.chunks import BATCH_COUNT, GivenChunks, Windows, close_all
 from preprocessor.workers.claims import Violation, check_rows
+from preprocessor.workers.descriptors import FULL_SECONDS, send_descriptors
 from preprocessor.workers.stop_flag import StopFlag
 from preprocessor.workers.untrusted import build, parse
 
 logger = logging.getLogger(__name__)
 
-FULL_SECONDS = 0.01
-"""Pause before another try to send to a fork server whose socket is full."""
 _EXIT_CODE_SECONDS = 5.0
 _MAX_MESSAGE_BYTES = (
     8 << 20
@@ -216,23 +214,9 @@ class ProcessWorker:
         """Send descriptors, and close them here."""
         try:
             for start in range(0, len(descriptors), BATCH_COUNT):
-                batch = descriptors[start : start + BATCH_COUNT]
-                while not self._send_batch(batch):  # noqa: ASYNC110 - it reads soon, or ends
-                    await asyncio.sleep(FULL_SECONDS)
+                await send_descriptors(self._supply, b"d", descriptors[start : start + BATCH_COUNT])
         finally:
             close_all(descriptors)
-
-    def _send_batch(self, descriptors: list[int]) -> bool:
-        """Send descriptors together; False: the socket is full, try again."""
-        try:
-            socket.send_fds(self._supply, [b"d"], descriptors)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno != errno.ETOOMANYREFS:  # of all processes of this user, until they are received
-                raise
-            return False
-        return True
 
     async def _buffers(self, places: list[Any], slot: range) -> list[bytes | memoryview]:
         """The bytes of a message's arrays: they follow it, or are somewhere in what was leased for them."""

@@ -110,6 +110,10 @@ class RequestTasks:
         if not is_shared:
             self._own.append(task)
 
+    def share(self, task: Task) -> None:
+        """Other requests may want the result of a task that was added: `abandon` does not end it any more."""
+        self._own.remove(task)
+
     async def result(self, task: Task) -> Any:
         """Wait for a task; returns its result.
 

@@ -7,18 +7,20 @@ retained for. So leaving the context while tasks run returns at once, and the re
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from types import TracebackType
 from typing import Self
 
 from preprocessor.config import Limits
 from preprocessor.types.plan import PixelPlan, Plan
-from preprocessor.types.request import Media, PreparationRequest
+from preprocessor.types.request import FileData, Media, PreparationRequest
 from preprocessor.types.timing import Timings
-from preprocessor.workers.arena import Arena, Lease
+from preprocessor.workers.arena import Arena
+from preprocessor.workers.early_work import ArrivingUpload, EarlyWork
 from preprocessor.workers.pixel_run import Origin, PixelRun, begin_run
 from preprocessor.workers.plan_lookup import PlanLookup
 from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.ranges import Lease
 from preprocessor.workers.refusals import file_memory_full
 from preprocessor.workers.request_tasks import RequestTasks
 
@@ -37,6 +39,7 @@ class RequestResources:
         self._deadline_seconds = deadline_seconds
         self._cache_scope = cache_scope
         self._run: PixelRun | None = None
+        self._early: EarlyWork | None = None
         self._scope = scope = cache_scope if pool.settings.has_workers_a_caller else ""
         self._tasks = RequestTasks(pool, deadline_seconds, timings, self._lease_result, scope)
         self._uploading_bytes = 0
@@ -55,6 +58,7 @@ class RequestResources:
         for callback in self._exit_callbacks:
             callback()
         self._pool.counters.remove_uploading(self._uploading_bytes)
+        self._drop_early()
         self._tasks.abandon()
         if self._run is not None:
             self._run.stop_waiting()
@@ -140,6 +144,35 @@ class RequestResources:
             return None
         return self.cached_file(content_sha256)
 
+    def begin_early(
+        self, keys: Set[str], fill: Callable[[Mapping[str, FileData]], PreparationRequest], limits: Limits
+    ) -> EarlyWork:
+        """Let workers that are idle begin while the files of these media arrive. The model must plan from headers.
+
+        Args:
+            fill: As `EarlyWork`'s.
+        """
+
+        def known(medium: Media) -> Media:
+            return dataclasses.replace(medium, file_sha256=self._digest_of(medium))
+
+        self._early = EarlyWork(self._pool, self._tasks, keys, fill, limits, known)
+        return self._early
+
+    def watch_upload(self, key: str, file: ArrivingUpload) -> None:
+        """The file of that medium is about to arrive."""
+        if self._early is not None:
+            self._early.watch(key, file)
+
+    def note_arrival(self) -> None:
+        """More of a file has arrived."""
+        if self._early is not None:
+            self._early.advance()
+
+    def _drop_early(self) -> None:
+        if self._early is not None:
+            self._early.drop()
+
     def keep_files(self, request: PreparationRequest) -> None:
         """Keep the files of a planned request for later ones."""
         leases = {lease.offset: lease for lease in self._leases}
@@ -170,6 +203,8 @@ class RequestResources:
             Whatever `pipeline.plan` raises.
         """
         self._tasks.begin()
+        if self._early is not None:
+            self._early.end_upload()
         media = tuple(dataclasses.replace(one, file_sha256=self._digest_of(one)) for one in request.media)
         request = dataclasses.replace(request, media=media)
         model = self._pool.model
@@ -183,13 +218,17 @@ class RequestResources:
         )
         self._tasks.submit(task)
         planned: Plan
-        planned, _ = await self._tasks.result(task)
+        planned, _, _ = await self._tasks.result(task)
+        if self._early is not None:
+            await self._early.settle()
         if planned.pixels is None:
+            self._drop_early()
             self._tasks.end()
         return planned
 
     def skip_pixels(self) -> None:
         """The request needs no pixels, as far as is known, and so no more workers."""
+        self._drop_early()
         self._tasks.end()
 
     def pixels(self, media: Sequence[Media], plan: PixelPlan) -> PixelRun:
@@ -199,7 +238,10 @@ class RequestResources:
             LimitExceeded, Overloaded: As `WorkerPool.submit`; after `skip_pixels` also `QUEUE_FULL`.
         """
         self._tasks.begin()
-        self._run = begin_run(self._pool, self._tasks, tuple(media), plan, self._cache_scope, self._deadline_seconds)
+        self._run = begin_run(
+            self._pool, self._tasks, tuple(media), plan, self._cache_scope, self._deadline_seconds, self._early
+        )
+        self._drop_early()
         if self._run.origin is Origin.CACHED:
             self._tasks.end()
         return self._run

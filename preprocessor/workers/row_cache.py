@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 
 from preprocessor.types.plan import PixelPlan, Substitution
 from preprocessor.types.request import PixelForm
-from preprocessor.workers.arena import Lease, Ranges
+from preprocessor.workers.ranges import Lease, Ranges
 
 ItemKey = tuple[str, bytes, PixelForm]
 """Scope, `ItemPlan.digest`, form."""

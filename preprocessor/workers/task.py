@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from preprocessor.pipeline.division import IdleCores
-from preprocessor.workers.arena import Lease
 from preprocessor.workers.payloads import Payload
 from preprocessor.workers.process import ProcessWorker
+from preprocessor.workers.ranges import Lease
 from preprocessor.workers.thread import ThreadWorker
 
 SHORT_SECONDS = 0.25
@@ -86,6 +86,7 @@ class Task:
         started_at_seconds: When it first started, on `time.monotonic`'s clock; 0 before that.
         start_count: How often it has started. More than once means that its workers died.
         core_count: Threads that it has.
+        is_early: Nobody waits for it yet: it is not tried again if its worker dies.
         task_id: Its number while it runs; another one each time it starts.
     """
 
@@ -107,6 +108,7 @@ class Task:
     started_at_seconds: float = field(init=False, default=0.0)
     start_count: int = field(init=False, default=0)
     core_count: int = field(init=False, default=1)
+    is_early: bool = field(init=False, default=False)
     task_id: int = field(init=False, default=0)
     _state: TaskState = field(init=False, default=TaskState.QUEUED)
     _worker: Worker | None = field(init=False, default=None)

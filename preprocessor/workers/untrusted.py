@@ -28,7 +28,8 @@ from preprocessor.errors import PreprocessorError
 from preprocessor.media.clip import IndexedClip
 from preprocessor.models.family.rules import ItemLayout
 from preprocessor.models.loaded import PlannedItem
-from preprocessor.text.prompt import Replacement
+from preprocessor.text.encoded_text import EncodedText
+from preprocessor.text.placeholders import Replacement
 from preprocessor.types import plan, request, result, source, timing
 from preprocessor.workers.channel import Fault, Finished, ResultSlotWanted, RowsFinished
 from preprocessor.workers.claims import Violation
@@ -37,7 +38,7 @@ _DATA = (
     Fault, Finished, ResultSlotWanted, RowsFinished,
     plan.Grid, plan.ItemPlan, plan.ItemRows, plan.PixelPlan, plan.Plan, plan.Substitution,
     source.ClipInfo, source.FrameChoice, source.FrameListInfo, source.ImageInfo, source.SoundInfo,
-    timing.StageTime, timing.Timings, result.PixelReport, IndexedClip, ItemLayout, PlannedItem, Replacement,
+    timing.StageTime, timing.Timings, result.PixelReport, IndexedClip, ItemLayout, PlannedItem, Replacement, EncodedText,
 )  # fmt: skip
 _FIELDS = {kind: tuple(one.name for one in dataclasses.fields(kind)) for kind in _DATA}
 _CLASSES = {kind.__name__: kind for kind in _DATA}

@@ -12,7 +12,7 @@ import hashlib
 import mmap
 
 from preprocessor.types.request import FileData
-from preprocessor.workers.arena import Lease
+from preprocessor.workers.ranges import Lease
 from preprocessor.workers.resources import RequestResources
 
 _MIN_RECEIVED_SHARE = 4  # one part in so many of the declared bytes must have arrived
@@ -65,10 +65,12 @@ class UploadBuffer:
 
     Attributes:
         size_bytes: What has arrived.
+        is_whole: Whether `finish` has been called.
     """
 
     def __init__(self, resources: RequestResources) -> None:
         self.size_bytes = 0
+        self.is_whole = False
         self._resources = resources
         self._declared_bytes: int | None = None
         self._staging = StagingBuffer()
@@ -79,6 +81,16 @@ class UploadBuffer:
     def announce(self, size_bytes: int) -> None:
         """Declare how large the file will be."""
         self._declared_bytes = size_bytes
+
+    @property
+    def declared_bytes(self) -> int | None:
+        """How large the file is said to be; None where it is not said."""
+        return self._declared_bytes
+
+    @property
+    def arrived(self) -> memoryview | None:
+        """What has arrived, as a view of the arena; None while it is not there."""
+        return None if self._lease is None else self._resources.arena.view(self._lease.offset, self.size_bytes)
 
     async def write(self, data: FileData) -> None:
         """Add the next bytes; all bytes together must not exceed a declared size.
@@ -114,6 +126,7 @@ class UploadBuffer:
             Overloaded: `MEMORY_BUDGET_FULL`.
         """
         lease = await self._move_to_arena(self.size_bytes) if self._lease is None else self._lease
+        self.is_whole = True
         if self._sha256 is not None:
             self._resources.note_digest(lease, self._sha256.digest())
         return self._resources.arena.view(lease.offset, self.size_bytes)

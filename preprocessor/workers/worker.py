@@ -56,7 +56,7 @@ class StopCheck:
         now = time.monotonic()
         if now > self._deadline_seconds:
             raise DeadlineExceeded("the request took longer than its deadline allows")
-        # As in `media.cpu`: the kernel is asked only once so much wall time has passed that it can be true.
+        # As in `media.checks`: the kernel is asked only once so much wall time has passed that it can be true.
         if now > self._earliest_end_seconds and time.process_time() > self._cpu_end_seconds:
             raise cpu_seconds_exceeded(self._cpu_seconds)
 

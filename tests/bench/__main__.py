@@ -24,6 +24,7 @@ from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
 from tests.bench.clips import clips, workload
 from tests.bench.contest import Disagreement
+from tests.bench.cpus import leave_to_servers
 from tests.bench.images import images
 from tests.bench.machine import load_average, machine
 from tests.bench.options import Bench, Options, WrongAnswer
@@ -62,6 +63,7 @@ ONLY_IN_FULL = ("latency", "fairness", "handoff", "scaling")
 def main() -> int:
     """Run the benchmark; returns the exit status."""
     arguments = _parser().parse_args()
+    leave_to_servers()
     use_one_thread()
     options = options_of(arguments)
     names = arguments.only or [name for name in SECTIONS if arguments.full or name not in ONLY_IN_FULL]
@@ -123,6 +125,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         ),
         client_process_count=arguments.clients,
         connection_count=arguments.connections,
+        is_by_shared_memory=arguments.by_shared_memory,
         image_count=100 if full else 40,
         start_count=1 if quick else 5 if full else 3,
     )
@@ -159,6 +162,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--connections", type=_positive, default=1, help="of each process of callers; fronts need several"
+    )
+    parser.add_argument(
+        "--by-shared-memory", action="store_true", help="rows of `load` go to shared memory of the callers"
     )
     parser.add_argument("--all-workers", action="store_true", help="scale to 16 workers, however many cores there are")
     parser.add_argument("--no-check", dest="check", action="store_false", help="exit 0 although a goal is missed")

@@ -37,7 +37,7 @@ def images(bench: Bench) -> Section:
             files = data_of(pictures)
             job = make_image_job(bench.model, files, TEXT)
             compare_image_paths(job)
-            spec, sent = _image_spec(len(files)), {f"photo {index}": data for index, data in enumerate(files)}
+            spec, sent = image_spec(len(files)), {f"photo {index}": data for index, data in enumerate(files)}
             with timed_apart({name: partial(path, job) for name, path in IMAGE_PATHS.items()}) as runners:
                 runners[SERVICE] = service.runner(bench.model, spec, sent, _REQUESTS_A_SAMPLE)
                 timed = run_in_turn(runners, 3 * bench.options.rounds)
@@ -61,7 +61,7 @@ def images(bench: Bench) -> Section:
     return section
 
 
-def _image_spec(count: int) -> pb.PrepareSpec:
+def image_spec(count: int) -> pb.PrepareSpec:
     """The request of `image_paths.make_image_job`, as a message."""
     keys = [f"photo {index}" for index in range(count)]
     media = [pb.Media(key=key, modality=pb.MODALITY_IMAGE, chunked=pb.Chunked()) for key in keys]

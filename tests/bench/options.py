@@ -35,6 +35,7 @@ class Options:
         scaling_worker_counts: Ascending.
         client_process_count: Processes of callers.
         connection_count: Connections of each.
+        is_by_shared_memory: Whether rows of a load go to shared memory of the callers.
         image_count: Small images, one after another.
         start_count: Starts of a server.
     """
@@ -51,6 +52,7 @@ class Options:
     scaling_worker_counts: tuple[int, ...]
     client_process_count: int
     connection_count: int
+    is_by_shared_memory: bool
     image_count: int
     start_count: int
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -21,16 +21,25 @@ from tests.bench.contest import Disagreement, Runner, Sample
 from tests.bench.service.asks import request_of
 from tests.bench.service.watched import WatchedServer
 
-_OPTIONS = ("--workers", "1", "--memory-budget", "2GiB", "--cache-share", "0")
+OPTIONS = ("--workers", "1", "--memory-budget", "2GiB", "--cache-share", "0")
 _PAUSE_SECONDS = 0.02  # until what a request leaves to do is done, so that it is counted as its own
 _TIMEOUT_SECONDS = 300.0
 
 
 class ServicePath:
-    """A server with one worker; as a context manager."""
+    """A server with one worker; as a context manager.
+
+    Args:
+        options: More of its own.
+        under: A command that becomes the server.
+    """
+
+    def __init__(self, *options: str, under: Sequence[str] = ()) -> None:
+        self._options = options
+        self._under = under
 
     def __enter__(self) -> Self:
-        self.server = WatchedServer(*_OPTIONS).__enter__()
+        self.server = WatchedServer(*OPTIONS, *self._options, under=self._under).__enter__()
         self._channel = grpc.insecure_channel(self.server.address, options=CHANNEL_OPTIONS)
         return self
 

@@ -12,11 +12,11 @@ from typing import Any
 from preprocessor import pipeline
 from preprocessor.cli.capacity import demand_of
 from preprocessor.config import Limits
-from preprocessor.media.container import keep_going
+from preprocessor.media.checks import keep_going
 from preprocessor.models.family import Model
 from preprocessor.models.family.item import plan_item
 from preprocessor.models.family.prompt import render_prompt
-from preprocessor.text.prompt import expand_text
+from preprocessor.text.placeholders import expand_text
 from preprocessor.text.tokenizer import encode
 from preprocessor.traffic.seed import TEXT
 from preprocessor.types.plan import Plan

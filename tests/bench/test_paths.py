@@ -117,8 +117,8 @@ def make_times(data: bytes) -> list[int]:
 
     import av
 
-    with av.open(io.BytesIO(data)) as container:
-        return [packet.pts for packet in container.demux(video=0) if packet.size]
+    with av.open(io.BytesIO(data), "r") as container:
+        return [packet.pts for packet in container.demux(video=0) if packet.size and packet.pts is not None]
 
 
 def _job(model: Model, fps: float) -> Job:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
+import pytest
+
 from tests.bench.device.vllm import plan, stacks
 from tests.bench.device.vllm.report import goals, report
+from tests.bench.device.vllm.servers import as_arguments
 from tests.bench.device.vllm.systems import unique_clip
 
 
@@ -28,10 +31,30 @@ def point(system: str, fps: float, callers: int, rate: float, **changed: Any) ->
 
 
 def test_what_the_goals_need_is_measured_first() -> None:
-    cells = list(plan.cells((1.0, 8.0), (32, 1, 8, 64), 100))
+    first, last = plan.groups(gpu_count=1, is_tiny=False)
+    cells = list(plan.cells(first, (1.0, 8.0), (32, 1, 8, 64), 100))
     assert {cell.callers for cell in islice(cells, 10)} == {32}
-    assert {cell.system for cell in islice(cells, 5)} == set(plan.SERVER_OF) - {plan.SERVE_1}
-    assert len(set(cells)) == len(cells) == 6 * 2 * 5
+    assert {cell.system for cell in islice(cells, 5)} == set(first)
+    assert len(set(cells)) == len(cells) == 5 * 2 * 5
+    assert {*first, *last} == set(plan.SERVER_OF)
+
+
+@pytest.mark.parametrize("gpu_count, is_tiny", [(0, True), (1, False), (2, False)])
+def test_no_more_servers_are_up_at_a_time_than_have_room(gpu_count: int, is_tiny: bool) -> None:
+    groups = plan.groups(gpu_count, is_tiny)
+    most = 1 if is_tiny else 2 * gpu_count
+    assert all(len({plan.SERVER_OF[system] for system in group}) <= most for group in groups)
+    assert sorted(system for group in groups for system in group) == sorted(plan.SERVER_OF)
+
+
+def test_options_of_vllm_serve_become_the_arguments_of_an_engine() -> None:
+    options = ("--max-model-len", "32768", "--kv-cache-memory-bytes", "45G", "--enforce-eager", "--dtype", "float32")
+    assert as_arguments(options) == {
+        "max_model_len": 32768,
+        "kv_cache_memory_bytes": 45_000_000_000,
+        "enforce_eager": True,
+        "dtype": "float32",
+    }
 
 
 def test_goals_are_told_from_the_cells_that_were_measured() -> None:

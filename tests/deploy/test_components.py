@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from preprocessor.cli.sources import load_settings
-from tests.deploy.manifests import Resource, of_kind, pods, render
-from tests.deploy.test_manifests import OLDEST_KUBERNETES, services_of
+from tests.deploy.manifests import Resource, of_kind, pods, render, services_of
+from tests.deploy.test_manifests import OLDEST_KUBERNETES
 from tests.deploy.tools import DEPLOY
 
 

@@ -82,7 +82,7 @@ def test_envoy_accepts_the_configuration_and_calls_nothing_in_it_outdated(tmp_pa
     path = tmp_path / "envoy.json"
     path.write_text(json.dumps(configuration([1, 2], 3, 4, 5)))
     done = subprocess.run(
-        [envoy_binary(), "--mode", "validate", "--config-path", path],
+        [envoy_binary(), "--mode", "validate", "--config-path", str(path)],
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,
@@ -194,7 +194,7 @@ async def test_an_error_reaches_curl_with_its_reason(balanced: Balanced) -> None
 
 
 async def test_a_field_at_fault_reaches_curl(balanced: Balanced) -> None:
-    spec = {"chat": {"messages": []}}
+    spec: dict[str, Any] = {"chat": {"messages": []}}
     status, body = await asyncio.to_thread(ask, balanced.envoy.address, f"{SERVICE}/CountTokens", [{"spec": spec}])
     assert status == 400
     assert json.loads(body)["details"][1]["field_violations"][0]["field"] == "chat.messages"
@@ -218,7 +218,7 @@ def test_envoy_reads_the_file_itself(tmp_path: Path) -> None:
     """Other tests write it with Python; here Envoy parses the original, for example its YAML anchors."""
     path = tmp_path / "envoy.yaml"
     path.write_text((DIRECTORY / "envoy.yaml").read_text().replace("/etc/envoy/", f"{DIRECTORY}/"))
-    command = [envoy_binary(), "--mode", "validate", "--config-path", path]
+    command = [envoy_binary(), "--mode", "validate", "--config-path", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 

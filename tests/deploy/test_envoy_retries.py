@@ -40,7 +40,7 @@ class Script(pb_grpc.PreprocessorServicer):
 
     async def Prepare(
         self, requests: AsyncIterator[pb.PrepareRequest], context: Any
-    ) -> AsyncIterator[pb.PrepareResponse]:  # type: ignore[override]
+    ) -> AsyncIterator[pb.PrepareResponse]:
         self.seen_seconds.append(context.time_remaining())
         async for _ in requests:
             pass
@@ -71,7 +71,7 @@ class Scripted:
 @pytest_asyncio.fixture(scope="module")
 async def scripted_service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scripted]:
     """Two servers with one script behind Envoy."""
-    script, ports = Script(), []
+    script, ports = Script(), []  # type: ignore[abstract]  # the other methods are not called
     async with AsyncExitStack() as stack:
         for _ in range(2):
             server = grpc.aio.server(options=(("grpc.max_receive_message_length", -1),))

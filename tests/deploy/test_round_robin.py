@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import AsyncExitStack
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -43,7 +44,7 @@ async def test_callers_find_a_new_replica_when_their_connections_reach_the_maxim
     """All replicas of a headless Service listen on one port, so here they have addresses of 127.0.0.0/8."""
     async with AsyncExitStack() as stack:
         wire = WireSettings(max_connection_age_seconds=age_seconds)
-        settings = {"is_in_process": True, "worker_count": 1, "wire": wire}
+        settings: dict[str, Any] = {"is_in_process": True, "worker_count": 1, "wire": wire}
         first = await stack.enter_async_context(serving(model, **settings))
         port = first.server.address.rpartition(":")[2]
         names = await stack.enter_async_context(name_server(["127.0.0.1"]))
@@ -67,7 +68,7 @@ async def test_callers_find_a_new_replica_when_their_connections_reach_the_maxim
 
 async def test_callers_leave_a_replica_that_says_it_is_not_serving(model: Model) -> None:
     async with AsyncExitStack() as stack:
-        settings = {"is_in_process": True, "worker_count": 1}
+        settings: dict[str, Any] = {"is_in_process": True, "worker_count": 1}
         first = await stack.enter_async_context(serving(model, **settings))
         port = first.server.address.rpartition(":")[2]
         second = await stack.enter_async_context(serving(model, address=f"127.0.0.2:{port}", **settings))

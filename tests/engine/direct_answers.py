@@ -14,6 +14,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,11 +49,8 @@ def model_inputs(prompt: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return inputs
 
 
-def main(module_parent: str, prompts_directory: str, max_tokens: str, save_directory: str | None = None) -> None:
-    sys.path.insert(0, module_parent)
-    model = importlib.import_module("1.checkpoint").build_tiny_model(seed=0 if save_directory is None else 1)
-    if save_directory is not None:
-        model.save_pretrained(save_directory)
+def print_answers(model: Any, prompts_directory: str, max_tokens: str) -> None:
+    """The new token ids of each prompt, as JSON."""
     answers = {}
     for path in sorted(Path(prompts_directory).glob("*.npz")):
         with np.load(path) as prompt:
@@ -60,6 +58,14 @@ def main(module_parent: str, prompts_directory: str, max_tokens: str, save_direc
         generated = model.generate(**inputs, max_new_tokens=int(max_tokens), do_sample=False)
         answers[path.stem] = generated[0, inputs["input_ids"].shape[1] :].tolist()
     print(json.dumps(answers))
+
+
+def main(module_parent: str, prompts_directory: str, max_tokens: str, save_directory: str | None = None) -> None:
+    sys.path.insert(0, module_parent)
+    model = importlib.import_module("1.checkpoint").build_tiny_model(seed=0 if save_directory is None else 1)
+    if save_directory is not None:
+        model.save_pretrained(save_directory)
+    print_answers(model, prompts_directory, max_tokens)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 from engine_client.vllm.server import VllmServer, read_server
 from preprocessor.config import Limits
 from preprocessor.models.family import Model
+from preprocessor.models.loaded import PlanMemory
 from preprocessor.types.request import (
     ChatPrompt,
     Media,
@@ -65,7 +66,7 @@ def media_arrays(model: Model, folder: Path, media: tuple[Media, ...]) -> dict[s
     text, _ = oracle.rendered(processor, request)
     bos = processor.tokenizer.bos_token
     arrays: dict[str, Any] = {"text": np.array(text), "adds_special_tokens": np.array(not text.startswith(bos or " "))}
-    plan = model.plan(request, Limits(), lambda: None, {})
+    plan = model.plan(request, Limits(), lambda: None, PlanMemory())
     for number, (medium, item) in enumerate(zip(media, plan.items, strict=True)):
         if item.frames is None:
             arrays[f"image{number}"] = np.array(Image.open(io.BytesIO(medium.data)).convert("RGB"))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from deploy.demo_model.story import CLIP_RATE, COLORS, Event, Story, draw_all, make_clip, pixel_budget
 from preprocessor.client import AsyncClient, Medium, chat, video
-from preprocessor.media.sampling import spread_evenly
+from preprocessor.media.spreads import spread_evenly
 from tests.service.conftest import Caller
 from tests.waiting import PATIENCE_SECONDS
 

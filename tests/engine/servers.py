@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploy.child_process import own_shared_memory
 from deploy.triton.local_server import (
     INSTALLED,
     RANDOM_WEIGHTS,
     REPOSITORY,
     TritonServer,
     TritonSetupError,
-    own_shared_memory,
 )
-from engine_client import EngineRequest, SamplingParameters, TritonEngine
+from engine_client import EngineClient, EngineRequest, SamplingParameters, TritonEngine
 
 MODEL_DIRECTORY = REPOSITORY / "vlm_transformers"
 SCRIPTED_REPOSITORY = Path(__file__).parent / "models"
@@ -94,7 +94,7 @@ class Gate:
         self._path.unlink(missing_ok=True)
 
 
-async def answer(engine: TritonEngine, request: EngineRequest, timeout_seconds: float | None = None) -> list[int]:
+async def answer(engine: EngineClient, request: EngineRequest, timeout_seconds: float | None = None) -> list[int]:
     """All token ids that come."""
     steps = engine.generate(request, timeout_seconds=timeout_seconds)
     return [token_id async for step in steps for token_id in step.token_ids]

@@ -37,5 +37,5 @@ class Ordered(random.Random):
         return list(population)[:k]
 
 
-def in_order(policy: EndpointPolicy = CALM, **engines: FakeEngine) -> Endpoints:
+def in_order(policy: EndpointPolicy = CALM, /, **engines: FakeEngine) -> Endpoints:
     return Endpoints(engines, policy, chance=Ordered())

@@ -180,7 +180,7 @@ def test_sampling_is_what_its_tensors_say(stop_token_ids: tuple[int, ...]) -> No
     assert SamplingParameters.from_tensors(sampling.tensors()) == sampling
 
 
-FEATURES = {
+FEATURES: dict[str, Any] = {
     "temperature": 0.5,
     "min_p": 0.25,
     "presence_penalty": -2.0,

@@ -29,3 +29,21 @@ def test_the_demo_succeeds_where_every_answer_is_right_and_fails_where_one_is_no
     printed = capfd.readouterr().out
     assert (printed.count("[right]"), printed.count("[wrong: A white square moves down.]")) == (2, 1)
     assert f"make demo SEED={SEED}" in printed
+    assert "the model's own mistake" in printed
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "engine", "expected"),
+    [
+        ([True, True, True], "triton", []),
+        ([True, False, True], "triton", ["model's own mistake", "other clips", "clip 7 again: make demo SEED=7"]),
+        ([False] * 3, "vllm", ["model's own mistake", "other clips", "clip 7 again: make demo ENGINE=vllm SEED=7"]),
+        ([None, True, True], "triton", ["no answer", "clip 7 again: make demo SEED=7"]),
+        ([None, False], "triton", ["no answer", "model's own mistake", "other clips", "clip 7 again"]),
+    ],
+)
+def test_a_user_reads_whose_mistake_it_may_be_and_how_to_ask_again(
+    verdicts: list[bool | None], engine: str, expected: list[str]
+) -> None:
+    for line, phrase in zip(demo.explanations(verdicts, engine, 7), expected, strict=True):
+        assert phrase in line

@@ -155,7 +155,7 @@ async def test_arrays_are_let_go_when_the_first_token_has_come() -> None:
 class ReadsOn(FakeEngine):
     """Fails, and may go on reading the request's arrays until `read` is called."""
 
-    async def generate(self, request: EngineRequest, **options: object) -> AsyncGenerator[EngineStep, None]:  # type: ignore[override]
+    async def generate(self, request: EngineRequest, **options: object) -> AsyncGenerator[EngineStep, None]:
         assert request.on_released is not None
         self.read = request.on_released
         raise EngineUnavailable("the stream broke")

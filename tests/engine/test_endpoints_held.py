@@ -16,7 +16,7 @@ from tests.waiting import eventually
 
 HASHES = np.arange(2 * HASH_BYTES, dtype=np.uint8).reshape(2, HASH_BYTES)
 PIXELS = np.zeros((4, 8), np.uint8)
-IDS = {"input_ids": np.array([1], np.int32), "item_hash": HASHES}
+IDS: dict[str, np.ndarray] = {"input_ids": np.array([1], np.int32), "item_hash": HASHES}
 
 
 class Making:

@@ -72,7 +72,11 @@ def test_a_status_at_the_beginning_of_a_text_goes_where_those_of_grpc_go() -> No
 
 
 def test_reasons_are_stable() -> None:
-    kinds = (EngineError, *EngineError.__subclasses__(), *EngineUnavailable.__subclasses__())
+    kinds: tuple[type[EngineError], ...] = (
+        EngineError,
+        *EngineError.__subclasses__(),
+        *EngineUnavailable.__subclasses__(),
+    )
     assert {kind.__name__: kind.reason for kind in kinds} == {
         "EngineError": "ENGINE_ERROR",
         "EngineUnavailable": "ENGINE_UNAVAILABLE",

@@ -123,7 +123,7 @@ async def test_a_closed_engine_is_unavailable() -> None:
 async def test_what_it_does_not_take_it_rejects(
     capabilities: EngineCapabilities, is_pending: bool, complaint: str
 ) -> None:
-    tensors = {"input_ids": np.array([1], np.int32), PIXELS: np.zeros((2, 3), np.uint8)}
+    tensors: dict[str, np.ndarray] = {"input_ids": np.array([1], np.int32), PIXELS: np.zeros((2, 3), np.uint8)}
     asked = EngineRequest("r", tensors, pending=RowProgress(PIXELS) if is_pending else None)
     with pytest.raises(EngineRejected, match=complaint):
         await steps(FakeEngine([5], capabilities=capabilities), asked)

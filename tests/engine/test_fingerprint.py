@@ -19,6 +19,7 @@ from engine_client import (
     EndpointHealth,
     Endpoints,
     EngineCapabilities,
+    EngineClient,
     EngineMismatch,
     EngineRequest,
     EngineUnavailable,
@@ -135,7 +136,10 @@ async def test_an_engine_of_another_contract_is_refused(triton: TritonServer, mo
 
 async def test_of_two_engines_the_one_that_differs_gets_nothing(published_triton: TritonServer) -> None:
     same = FakeEngine([5], capabilities=EngineCapabilities((PixelType.FP16,)))
-    engines = {"other": engine_for(published_triton, Fingerprint({"patch_size": "16"})), "same": same}
+    engines: dict[str, EngineClient] = {
+        "other": engine_for(published_triton, Fingerprint({"patch_size": "16"})),
+        "same": same,
+    }
     async with Endpoints(engines, CALM, chance=Ordered()) as endpoints:
         assert await tokens(endpoints) == [5]
         state = by_name(endpoints)["other"]

@@ -11,7 +11,7 @@ from engine_client import FinishReason, SamplingParameters
 from engine_client.joining import COPY_PIECE_BYTES
 from engine_client.triton import kserve
 
-TENSORS = {
+TENSORS: dict[str, np.ndarray] = {
     "input_ids": np.arange(5, dtype=np.int32),
     "pixel_patches": np.arange(600, dtype=np.uint8).reshape(2, 300),  # longer than one varint byte can say
     "grid_thw": np.array([[1, 2, 3]], np.int64),

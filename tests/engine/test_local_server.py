@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.engine.servers import SCRIPTED_REPOSITORY
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 
-def entering(**options: Path) -> None:
+def entering(**options: Any) -> None:
     with TritonServer(["scripted"], repository=SCRIPTED_REPOSITORY, ready_timeout_seconds=PATIENCE_SECONDS, **options):
         pass
 
@@ -59,7 +60,7 @@ def test_nothing_is_left_behind() -> None:
 
 
 async def test_the_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "deploy.triton.local_server", "scripted", "--repository", SCRIPTED_REPOSITORY]
+    command = [sys.executable, "-m", "deploy.triton.local_server", "scripted", "--repository", str(SCRIPTED_REPOSITORY)]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}  # a killed process leaves its temporary directory
     starter = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=environment)
     assert starter.stdout is not None

@@ -124,7 +124,7 @@ async def test_every_row_arrives_once_and_in_order(pieces_engine: TritonEngine) 
     rows = np.random.default_rng(0).integers(0, 256, (20_000, 1536), np.uint8)
     request = EngineRequest("r", {"input_ids": np.ones(1, np.int32), "pixel_patches": rows})
     message_count, row_count, crc = await answer(pieces_engine, request)
-    assert (row_count, crc) == (len(rows), zlib.crc32(rows) & 0x7FFFFFFF)
+    assert (row_count, crc) == (len(rows), zlib.crc32(rows.data) & 0x7FFFFFFF)
     assert message_count > 1 + MAX_UNREAD_PIECES
 
 
@@ -154,14 +154,17 @@ async def test_an_engine_that_takes_no_pieces_gets_one_message_when_all_rows_are
     scripted_triton: TritonServer,
 ) -> None:
     rows = np.zeros((3000, 1536), np.uint8)
-    tensors = {"input_ids": np.array([4], np.int32), "pixel_patches": rows}  # 4: its checksum, see models/scripted
+    tensors: dict[str, np.ndarray] = {
+        "input_ids": np.array([4], np.int32),
+        "pixel_patches": rows,
+    }  # 4: its checksum, see models/scripted
     request = EngineRequest("r", tensors, SamplingParameters(max_tokens=1), pending=RowProgress("pixel_patches"))
     async with TritonEngine(scripted_triton.grpc_address, "scripted") as engine:
         asking = asyncio.create_task(answer(engine, request))
         await asyncio.sleep(0)
         rows[:] = 3
         finish_all(request)
-        assert (await asking)[-1] == zlib.crc32(rows) & 0x7FFFFFFF
+        assert (await asking)[-1] == zlib.crc32(rows.data) & 0x7FFFFFFF
 
 
 async def start(engine: TritonEngine, request: EngineRequest) -> asyncio.Task[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import numpy as np
@@ -155,7 +156,7 @@ async def test_what_the_engine_rejects_reaches_the_caller_with_its_text(caller: 
     "parameters", [{"max_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"stop_strings": [""]}], ids=str
 )
 async def test_bad_generation_parameters_are_refused_before_the_engine_is_asked(
-    caller: Caller, parameters: dict[str, float]
+    caller: Caller, parameters: dict[str, Any]
 ) -> None:
     with pytest.raises(CallFailed) as caught:
         await caller.generate(SPECS["text"], **parameters)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -84,7 +85,7 @@ async def test_regions_lost_without_a_restart_cost_no_caller_anything(
         await answered_rightly(caller, model)
         [known] = await registered(triton)
         async with grpc.aio.insecure_channel(triton.grpc_address) as channel:
-            forget = channel.unary_unary(kserve.SERVICE + "SystemSharedMemoryUnregister")
+            forget: Any = channel.unary_unary(kserve.SERVICE + "SystemSharedMemoryUnregister")
             await forget(kserve_regions.encode_region_unregister(known.name))
         await asyncio.gather(*(answered_rightly(caller, model) for _ in range(4)))
         assert await registered(triton) == [known]

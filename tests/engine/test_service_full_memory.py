@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
 import grpc.aio
 import pytest
 
-from deploy.triton.local_server import TritonServer, own_shared_memory
+from deploy.child_process import own_shared_memory
+from deploy.triton.local_server import TritonServer
 from preprocessor.client import CallFailed, Client, Prompt
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.bench.service.watched import WatchedServer
 from tests.engine.served import CHECKSUM, PIECES_PROFILE, SCRIPTED_PROFILE, SPEC, checksum, service_before
 from tests.engine.servers import SCRIPTED_REPOSITORY, require_own_shared_memory, serving
+from tests.engine.small_memory import DEFAULT_BYTES, answer, filled, served, shared_memory_of
 from tests.media import moving_shapes_clip
 from tests.service.conftest import chat, video
 from tests.waiting import PATIENCE_SECONDS, eventually
 
-DEFAULT_BYTES = 64 << 20
-"""Of a container's /dev/shm, unless it is told otherwise."""
 LARGE = chat(video("clip", moving_shapes_clip(), sampling=pb.Sampling(fps=4)), "What moves?")
 """53 MB of pixels."""
 
@@ -39,40 +35,14 @@ def profile(tmp_path: Path) -> Path:
     return path
 
 
-@asynccontextmanager
-async def served(*options: object, shared_memory_bytes: int) -> AsyncIterator[WatchedServer]:
-    """A service as a process whose /dev/shm is its own."""
+def own(byte_size: int) -> list[str]:
+    """`own_shared_memory`, where the kernel gives it."""
     require_own_shared_memory()
-    server = WatchedServer(*map(str, options), under=own_shared_memory(shared_memory_bytes))
-    await asyncio.to_thread(server.__enter__)
-    try:
-        yield server
-        await eventually(server.is_at_rest)
-        assert server.process.is_running()
-    finally:
-        await asyncio.to_thread(server.__exit__)
+    return own_shared_memory(byte_size)
 
 
 def engine_options(triton: TritonServer, profile: Path) -> tuple[object, ...]:
     return "--engine", triton.grpc_address, "--engine-model", "pieces", "--engine-profile", profile, "--workers", 1
-
-
-def shared_memory_of(server: WatchedServer) -> Path:
-    return Path(f"/proc/{server.process.pid}/root/dev/shm")
-
-
-async def answer(server: WatchedServer, spec: pb.PrepareSpec) -> list[int]:
-    """All tokens of a `Generate`."""
-
-    def call() -> list[int]:
-        with (
-            Client(server.address) as client,
-            client.generate(Prompt(spec), max_tokens=3, timeout_seconds=PATIENCE_SECONDS) as answer,
-        ):
-            answer.read()
-            return answer.token_ids
-
-    return await asyncio.to_thread(call)
 
 
 async def refusal(server: WatchedServer, spec: pb.PrepareSpec, files: dict[str, bytes] | None = None) -> CallFailed:
@@ -85,33 +55,19 @@ async def refusal(server: WatchedServer, spec: pb.PrepareSpec, files: dict[str, 
     return caught.value
 
 
-@contextlib.contextmanager
-def filled(directory: Path, free_bytes: int) -> Iterator[None]:
-    """Somebody else takes all but so much of it."""
-    filler = directory / "somebody-else-s"
-    space = os.statvfs(directory)
-    with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, space.f_bavail * space.f_frsize - free_bytes)
-    try:
-        yield
-    finally:
-        filler.unlink(missing_ok=True)  # with the last process in it that /dev/shm is gone
-
-
 async def test_where_the_budget_does_not_fit_into_dev_shm_tensors_are_sent_and_the_log_says_so(
     model: Model, pieces_triton: TritonServer, profile: Path
 ) -> None:
     options = engine_options(pieces_triton, profile)
-    async with served(*options, "--memory-budget", "512MiB", shared_memory_bytes=DEFAULT_BYTES) as server:
+    async with served(*options, "--memory-budget", "512MiB", under=own(DEFAULT_BYTES)) as server:
         assert tuple((await answer(server, SPEC))[1:]) == checksum(model)
         assert "tensors are sent to the engine, not shared with it" in "".join(server.log)
-        assert not list(shared_memory_of(server).iterdir())
+        assert not list(shared_memory_of(server.process.pid).iterdir())
 
 
 def test_where_it_does_not_fit_and_sharing_is_asked_for_the_start_is_refused(profile: Path) -> None:
-    require_own_shared_memory()
     options = "--engine 127.0.0.1:1 --engine-transport shared-memory --memory-budget 512MiB --http-address 127.0.0.1:0"
-    command = [*own_shared_memory(DEFAULT_BYTES), sys.executable, "-m", "preprocessor", "serve", *options.split()]
+    command = [*own(DEFAULT_BYTES), sys.executable, "-m", "preprocessor", "serve", *options.split()]
     ended = subprocess.run(
         [*command, "--address", "127.0.0.1:0"], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
     )
@@ -124,11 +80,11 @@ async def test_a_dev_shm_that_others_fill_costs_requests_a_refusal_and_the_servi
     model: Model, pieces_triton: TritonServer, profile: Path
 ) -> None:
     options = engine_options(pieces_triton, profile)
-    async with served(*options, "--memory-budget", "128MiB", shared_memory_bytes=256 << 20) as server:
+    async with served(*options, "--memory-budget", "128MiB", under=own(256 << 20)) as server:
         expected = checksum(model, LARGE)
         assert tuple((await answer(server, LARGE))[1:]) == expected
         await eventually(server.is_at_rest)
-        with filled(shared_memory_of(server), free_bytes=1 << 20):
+        with filled(shared_memory_of(server.process.pid), free_bytes=1 << 20):
             error = await refusal(server, chat(video("clip"), "What?"), {"clip": bytes(30 << 20)})
             assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "NOT_MEDIA"), "files lie elsewhere"
             error = await refusal(server, LARGE)

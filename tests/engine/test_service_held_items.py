@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,7 +98,8 @@ async def test_of_two_engines_the_other_one_gets_the_pixels_when_the_one_that_ho
 ) -> None:
     async with service_before(model, tmp_path, triton, second_triton, asks=MODEL) as caller:
         engine = caller.server.engine
-        salts, at_second = iter(range(100)), []
+        salts = iter(range(100))
+        at_second: list[Any] = []
         while not at_second:  # the lot decides where an item goes first
             salt = f"two-{next(salts)}"
             first = await tokens(caller, TURN, salt)
@@ -112,5 +114,5 @@ async def test_of_two_engines_the_other_one_gets_the_pixels_when_the_one_that_ho
         await eventually(lambda: engine.states()[1].failure_count >= 1)  # type: ignore[union-attr]
 
 
-def _fields(spec: pb.PrepareSpec) -> dict[str, object]:
+def _fields(spec: pb.PrepareSpec) -> dict[str, Any]:
     return {"chat": spec.chat, "media": spec.media}

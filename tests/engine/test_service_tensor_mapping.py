@@ -95,7 +95,7 @@ async def test_the_engine_gets_what_hugging_face_s_processor_would_have_given_it
         len(ids),
         ids.sum(),
         MAX_TOKENS,
-        zlib.crc32(np.ascontiguousarray(pixels)) & 0x7FFFFFFF,
+        zlib.crc32(np.ascontiguousarray(pixels).data) & 0x7FFFFFFF,
     ]
     # The engine tells no reason: it is told from the count of tokens.
     assert responses[-1].completion.finish_reason == pb.FINISH_REASON_STOP

@@ -13,6 +13,7 @@ import textwrap
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -69,12 +70,12 @@ def request(rows: np.ndarray, pending: RowProgress | None = None) -> EngineReque
 
 
 def expected(rows: np.ndarray, message_count: int) -> list[int]:
-    return [message_count, len(rows), zlib.crc32(rows) & 0x7FFFFFFF]
+    return [message_count, len(rows), zlib.crc32(rows.data) & 0x7FFFFFFF]
 
 
 async def ask(server: TritonServer, method: str, wire: bytes) -> bytes:
     async with grpc.aio.insecure_channel(server.grpc_address) as channel:
-        call = channel.unary_unary(kserve.SERVICE + method)
+        call: Any = channel.unary_unary(kserve.SERVICE + method)
         answered = await call(wire)
         assert isinstance(answered, bytes)
         return answered
@@ -124,10 +125,10 @@ async def test_a_model_that_takes_no_pieces_reads_the_region_too(
     scripted_triton: TritonServer, region: OwnedRegion
 ) -> None:
     rows = rows_in(region)
-    tensors = {"input_ids": np.array([CHECKSUM], np.int32), "pixel_patches": rows}
+    tensors: dict[str, np.ndarray] = {"input_ids": np.array([CHECKSUM], np.int32), "pixel_patches": rows}
     async with by_reference(scripted_triton, region, "scripted") as engine:
         got = await answer(engine, EngineRequest("r", tensors, SamplingParameters(max_tokens=1)))
-    assert got[-1] == zlib.crc32(rows) & 0x7FFFFFFF
+    assert got[-1] == zlib.crc32(rows.data) & 0x7FFFFFFF
 
 
 async def test_tokens_are_those_of_the_same_prompt_by_grpc(
@@ -371,7 +372,7 @@ async def test_a_request_that_is_never_sent_releases_its_arrays(region: OwnedReg
 
 async def test_a_server_whose_shared_memory_is_full_says_so_and_goes_on() -> None:
     rows = np.zeros((65_000, 1536), np.uint8)  # 100 MB in one message: it must pass through its 64 MB to the model
-    tensors = {"input_ids": np.array([CHECKSUM], np.int32), "pixel_patches": rows}
+    tensors: dict[str, np.ndarray] = {"input_ids": np.array([CHECKSUM], np.int32), "pixel_patches": rows}
     with serving("scripted", SCRIPTED_REPOSITORY, shared_memory_bytes=64 << 20) as server:
         async with TritonEngine(server.grpc_address, "scripted") as engine:
             with pytest.raises(EngineFailed, match="shared memory pool"):

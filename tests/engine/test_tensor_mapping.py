@@ -67,7 +67,7 @@ async def test_the_legacy_layout_arrives_as_its_model_declares_it(legacy_triton:
         len(ids),
         ids.sum(),
         99,
-        zlib.crc32(pixels) & 0x7FFFFFFF,
+        zlib.crc32(pixels.data) & 0x7FFFFFFF,
     ]
     assert [step.finish_reason for step in steps] == [None, FinishReason.STOP]  # told from the count: 15 of 99 tokens
 
@@ -205,7 +205,7 @@ def test_tensors_are_dropped_converted_and_added() -> None:
 
 def test_a_value_that_the_wanted_type_cannot_hold_is_refused() -> None:
     profile = parse_mapping('[inputs.seed]\ndatatype = "INT32"', "p")
-    tensors = {"input_ids": np.zeros(1, np.int32), "seed": np.array([2**40], np.uint64)}
+    tensors: dict[str, np.ndarray] = {"input_ids": np.zeros(1, np.int32), "seed": np.array([2**40], np.uint64)}
     with pytest.raises(ValueError, match=f"seed has values from {2**40} to {2**40}; INT32 holds"):
         profile.wire_tensors(tensors)
 

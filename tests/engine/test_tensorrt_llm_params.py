@@ -258,7 +258,7 @@ def test_the_first_stop_token_is_the_end_and_the_others_stop_too(
 
 def test_a_feature_is_handed_on_only_where_it_is_set() -> None:
     plain = params.sampling_arguments(SamplingParameters(), 9)
-    features = {"min_p": 0.5, "repetition_penalty": 2.0, "logprobs": 0}
+    features: dict[str, Any] = {"min_p": 0.5, "repetition_penalty": 2.0, "logprobs": 0}
     assert params.sampling_arguments(SamplingParameters(**features), 9) == plain | features
     counted = params.sampling_arguments(SamplingParameters(presence_penalty=1.0), 9)
     assert counted == plain | {"presence_penalty": 1.0, "prompt_ignore_length": 9}
@@ -266,7 +266,8 @@ def test_a_feature_is_handed_on_only_where_it_is_set() -> None:
 
 @pytest.mark.parametrize(("name", "guide"), [("json_schema", "json"), ("regex", "regex"), ("grammar", "grammar")])
 def test_a_constraint_has_tensorrt_llm_s_name(name: str, guide: str) -> None:
-    arguments = params.sampling_arguments(SamplingParameters(**{name: "{}"}), 9)
+    constraint: dict[str, Any] = {name: "{}"}
+    arguments = params.sampling_arguments(SamplingParameters(**constraint), 9)
     assert arguments["guided_decoding"] == {guide: "{}"}
 
 

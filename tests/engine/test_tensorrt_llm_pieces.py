@@ -81,7 +81,7 @@ def case(request: pytest.FixtureRequest, load: Callable[[str], Model]) -> tuple[
 
 
 def prepared(model: Model, media: tuple[Media, ...], course: int = CHECKSUM) -> tuple[Tensors, int]:
-    parts = (*(MediaPart(medium.key) for medium in media), TextPart("What is this?"))
+    parts: tuple[MediaPart | TextPart, ...] = (*(MediaPart(medium.key) for medium in media), TextPart("What is this?"))
     asked = PreparationRequest(ChatPrompt((Message("user", parts),)), media, PixelForm.UINT8)
     tensors = dict(prepare(model, asked).tensors)
     tensors["input_ids"] = tensors["input_ids"].copy()
@@ -160,9 +160,9 @@ async def test_a_prompt_in_one_message_of_a_client_that_knows_no_pieces_arrives(
     tensors, checksum = case
     wire = kserve.encode_infer_request(MODEL, "asked", tensors)
     async with grpc.aio.insecure_channel(server.grpc_address) as channel:
-        call = channel.stream_stream(kserve.SERVICE + "ModelStreamInfer")()
+        call: Any = channel.stream_stream(kserve.SERVICE + "ModelStreamInfer")()
         await call.write(wire)
-        replies = []
+        replies: list[kserve.InferReply] = []
         while not replies or not replies[-1].is_final:
             replies.append(kserve.decode_infer_reply(await call.read()))
         await call.done_writing()
@@ -175,7 +175,7 @@ async def test_a_gateway_s_request_is_answered_through_the_service(
 ) -> None:
     settings = EngineSettings(address=server.grpc_address, model=MODEL, transport=transport)
     async with serving(model, engine_settings=settings, memory_budget_bytes=512 << 20) as caller:
-        spec = chat(image("photo", MEDIA["photo"][0].data), video("clip", CLIP.data), "What is this?")
+        spec = chat(image("photo", MEDIA["photo"][0].content), video("clip", CLIP.content), "What is this?")
         replies = await caller.generate(spec, max_tokens=8)
     token_ids = [token_id for reply in replies for token_id in reply.delta.token_ids]
     assert token_ids == [0, 1, END_OF_TURN]  # the script's end, at the stop token that the service sends along

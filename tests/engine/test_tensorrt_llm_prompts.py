@@ -44,7 +44,7 @@ def case(
     name, kind = request.param
     model: Any = load_model("qwen3-vl", "replace") if name == REPLACED else load(name)
     media = MIXED if kind == "mixed" else MEDIA[kind]
-    parts = (*(MediaPart(medium.key) for medium in media), TextPart("What is this?"))
+    parts: tuple[MediaPart | TextPart, ...] = (*(MediaPart(medium.key) for medium in media), TextPart("What is this?"))
     asked = PreparationRequest(ChatPrompt((Message("user", parts),)), media, PixelForm.UINT8)
     tensors = dict(prepare(model, asked).tensors)
     floats = prepare(model, replace(asked, pixel_form=PixelForm.FP32)).tensors.get("pixel_values", np.empty((0, 0)))

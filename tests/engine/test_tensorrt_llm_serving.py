@@ -10,6 +10,7 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -212,6 +213,5 @@ async def test_unloading_waits_for_answers_and_then_shuts_the_engine_down(
 async def unload(server: TritonServer) -> None:
     request = b"\x12" + bytes([len(MODEL)]) + MODEL.encode()  # RepositoryModelUnloadRequest.model_name
     async with grpc.aio.insecure_channel(server.grpc_address) as channel:
-        await channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelUnload")(
-            request, timeout=PATIENCE_SECONDS
-        )
+        call: Any = channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelUnload")
+        await call(request, timeout=PATIENCE_SECONDS)

@@ -111,7 +111,7 @@ def test_a_release_without_a_field_that_is_used_is_refused(
 def test_placeholders_beyond_the_vocabulary_are_refused_as_another_dialect(
     stand_in: Any, load_tensorrt_llm: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class OldProcessor(stand_in.InputProcessor):  # type: ignore[misc, name-defined]
+    class OldProcessor(stand_in.InputProcessor):  # type: ignore[misc]
         def get_mm_token_ids(self) -> None:
             return None
 

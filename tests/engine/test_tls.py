@@ -218,7 +218,7 @@ def test_a_key_of_another_certificate_is_refused(authority: Authority, client: S
 
 def test_an_encrypted_key_is_refused_before_it_asks_for_a_password(tmp_path: Path, client: Signed) -> None:
     locked = tmp_path / "locked.key"
-    command = ["openssl", "pkey", "-in", client.key, "-aes256", "-passout", "pass:x", "-out", locked]
+    command = ["openssl", "pkey", "-in", str(client.key), "-aes256", "-passout", "pass:x", "-out", str(locked)]
     subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_SECONDS)
     with pytest.raises(CredentialsError, match=f"key {locked} is encrypted"):
         tls_credentials(certificate=client.certificate, key=locked)

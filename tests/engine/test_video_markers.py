@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from deploy.triton.local_server import REPOSITORY, TritonServer, TritonSetupError
+from deploy.triton.local_server import RANDOM_WEIGHTS, REPOSITORY, TritonServer, TritonSetupError
 from engine_client import TritonEngine
 from engine_client.fingerprint import Fingerprint, OnMismatch
 from engine_client.triton.backend.video_markers import (
@@ -30,7 +30,7 @@ from preprocessor.models.registry import load_model
 from preprocessor.service.engine_options import declared_video_markers
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
-from tests.engine.servers import RANDOM_WEIGHTS, SCRIPTED_REPOSITORY, serving
+from tests.engine.servers import SCRIPTED_REPOSITORY, serving
 from tests.waiting import PATIENCE_SECONDS
 
 

@@ -164,7 +164,7 @@ def test_the_models_own_files_agree_with_what_prompts_are_prepared_for(name: str
 def test_what_would_end_vllms_core_is_rejected(
     name: str, changed: dict[str, Array | None], complaint: str, tinies: Mapping[str, Tiny]
 ) -> None:
-    tensors: dict[str, Any] = tensors_of(tinies[name].model, (picture(),)) | changed  # type: ignore[operator]
+    tensors: dict[str, Any] = tensors_of(tinies[name].model, (picture(),)) | changed
     given = {key: array for key, array in tensors.items() if array is not None}
     with pytest.raises(EngineRejected, match=complaint):
         batches(tinies[name], given)

@@ -16,6 +16,7 @@ from preprocessor.types.request import ChatPrompt, MediaPart, Message, Modality,
 from tests.engine.vllm_compare import compared_inputs
 from tests.engine.vllm_prompts import KINDS, tensors_of
 from tests.engine.vllm_server import INSTALLED
+from tests.golden.huggingface import processor_of
 from tests.loading import load_family_model
 
 pytestmark = [
@@ -54,8 +55,8 @@ def media_arrays(model: Model, media: tuple[Any, ...]) -> dict[str, Any]:
     """What `vllm_own_input.py` reads: the text and, decoded, what `tensors_of` has prepared."""
     from tests.golden import oracle  # it makes torchvision importable
 
-    parts = (*(MediaPart(medium.key) for medium in media), TextPart("What is this?"))
-    processor = oracle.processor_of(model)
+    parts: tuple[MediaPart | TextPart, ...] = (*(MediaPart(medium.key) for medium in media), TextPart("What is this?"))
+    processor = processor_of(model)
     text, _ = oracle.rendered(processor, PreparationRequest(ChatPrompt((Message("user", parts),)), media))
     arrays: dict[str, Any] = {"text": np.array(text)}
     for number, medium in enumerate(media):

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_the_input_is_what_vllm_itself_makes_of_the_same_pictures(
         wire = encode_prompt("test", EngineRequest(kind, tensors_of(model, pictures)), server_of(name, folders[name]))
         (tmp_path / f"{kind}.bin").write_bytes(wire)
         text, _ = render(model, request(pictures), Limits())
-        images = {f"image{i}": np.array(Image.open(io.BytesIO(one))) for i, one in enumerate(pictures)}
+        images: dict[str, Any] = {f"image{i}": np.array(Image.open(io.BytesIO(one))) for i, one in enumerate(pictures)}
         np.savez(tmp_path / f"{kind}.npz", text=np.array(text), **images)
     ran = subprocess.run(
         [INSTALLED.with_name("python"), Path(__file__).with_name("vllm_own_tensors_input.py"), folders[name], tmp_path],
@@ -119,7 +120,7 @@ def test_the_input_is_what_vllm_itself_makes_of_the_same_pictures(
 def test_what_would_end_vllms_core_is_rejected(
     changed: dict[str, Array | None], complaint: str, folders: dict[str, Path], models: dict[str, GenericModel]
 ) -> None:
-    tensors = tensors_of(models["gemma3"], (WIDE, TALL)) | changed  # type: ignore[operator]
+    tensors = tensors_of(models["gemma3"], (WIDE, TALL)) | changed
     given = {name: array for name, array in tensors.items() if array is not None}
     with pytest.raises(EngineRejected, match=complaint):
         encode_prompt("test", EngineRequest("wrong", given), server_of("gemma3", folders["gemma3"]))

@@ -203,7 +203,7 @@ def test_the_server_s_limits_hold(tensors: Mapping[str, Array]) -> None:
         ({"max_prompt_tokens": 20}, "context holds 20"),
     ):
         with pytest.raises(EngineRejected, match=message):
-            encoded(tensors, dataclasses.replace(SERVER, **limits))  # type: ignore[arg-type]
+            encoded(tensors, dataclasses.replace(SERVER, **limits))
 
 
 def test_servers_that_cannot_be_served_are_named() -> None:

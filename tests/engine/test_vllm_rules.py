@@ -121,7 +121,7 @@ FACTS = facts.EngineFacts(
 
 def prompt(**changed: Any) -> dict[str, Array]:
     """A picture of three patches, then `IDS`: a video of two frames of two patches each."""
-    tensors = {
+    tensors: dict[str, Any] = {
         "input_ids": np.concatenate([[9, PICTURE, PICTURE, PICTURE], IDS]).astype(np.int32),
         "pixel_patches": np.zeros((7, 3), np.uint8),
         "pixel_mean": np.full(3, 0.5, np.float32),

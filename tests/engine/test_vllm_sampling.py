@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
@@ -17,7 +19,12 @@ def test_defaults_are_vllm_s_neutral_values() -> None:
 
 
 def test_every_feature_has_its_field() -> None:
-    features = {"min_p": 0.25, "presence_penalty": 0.5, "frequency_penalty": -0.5, "repetition_penalty": 2.0}
+    features: dict[str, Any] = {
+        "min_p": 0.25,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "repetition_penalty": 2.0,
+    }
     message = encode_sampling(SamplingParameters(temperature=0.5, answer_count=3, regex="a+", **features))
     assert {name: getattr(message, name) for name in features} == features
     assert (message.n, message.WhichOneof("constraint"), message.regex) == (3, "regex", "a+")
@@ -26,7 +33,8 @@ def test_every_feature_has_its_field() -> None:
 
 @pytest.mark.parametrize("name", ["json_schema", "regex", "grammar"])
 def test_a_constraint_is_vllm_s_of_the_same_name(name: str) -> None:
-    message = encode_sampling(SamplingParameters(**{name: "{}"}))
+    constraint: dict[str, Any] = {name: "{}"}
+    message = encode_sampling(SamplingParameters(**constraint))
     assert (message.WhichOneof("constraint"), getattr(message, name)) == (name, "{}")
 
 

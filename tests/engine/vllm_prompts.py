@@ -29,15 +29,18 @@ from preprocessor.types.request import (
     Sampling,
     TextPart,
 )
+from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip, photo
+from tests.service.conftest import chat
 
 CLIP, PHOTO = moving_shapes_clip(seconds=3, width=160, height=120), photo()
 TOKEN_COUNT = 8
+QUESTION = "What is this?"
 PATIENCE_SECONDS = 600.0
 """For what takes a second where nothing else runs: a busy machine may need minutes."""
 
 
-def tensors_of(model: Model, media: tuple[Media, ...], text: str = "What is this?") -> dict[str, Array]:
+def tensors_of(model: Model, media: tuple[Media, ...], text: str = QUESTION) -> dict[str, Array]:
     parts: tuple[MediaPart | TextPart, ...] = (*(MediaPart(medium.key) for medium in media), TextPart(text))
     return dict(pipeline.prepare(model, PreparationRequest(ChatPrompt((Message("user", parts),)), media)).tensors)
 
@@ -87,6 +90,27 @@ async def until_ready(engine: EngineClient) -> None:
                 raise
             except EngineUnavailable:
                 await asyncio.sleep(0.2)
+
+
+SMALL_AND_LARGE: Mapping[str, tuple[Media, ...]] = {
+    **{name: KINDS[name] for name in ("text", "image", "video")},
+    "large": (Media("clip", Modality.VIDEO, moving_shapes_clip(), Sampling(fps=2)),),  # 26 MB of pixels
+}
+"""For a server with little shared memory."""
+
+
+def spec_of(media: tuple[Media, ...]) -> pb.PrepareSpec:
+    """The prompt of `tensors_of`, as a caller of the service asks for it."""
+    parts = [
+        pb.Media(
+            key=medium.key,
+            modality=pb.MODALITY_VIDEO if medium.modality is Modality.VIDEO else pb.MODALITY_IMAGE,
+            inline_data=bytes(medium.data),
+            sampling=pb.Sampling(fps=medium.sampling.fps) if medium.sampling.fps else None,
+        )
+        for medium in media
+    ]
+    return chat(*parts, QUESTION)
 
 
 def ask_transformers(

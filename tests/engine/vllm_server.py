@@ -24,6 +24,7 @@ class SharedVllm:
         self._stack = contextlib.ExitStack()
         self._server: VllmServer | None = None
         self._serves: tuple[Path, tuple[str, ...]] | None = None
+        self._shared_memory_bytes: int | None = None
 
     def __enter__(self) -> SharedVllm:
         return self
@@ -31,11 +32,17 @@ class SharedVllm:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def serving(self, checkpoint: Path, *options: str) -> VllmServer:
-        """The server, with that checkpoint and `FLOAT32` beside these options, in working order."""
+    def serving(self, checkpoint: Path, *options: str, shared_memory_bytes: int | None = None) -> VllmServer:
+        """The server, with that checkpoint and `FLOAT32` beside these options, in working order.
+
+        Args:
+            shared_memory_bytes: As of `VllmServer`.
+        """
         wanted = (checkpoint, (*FLOAT32, *options))
-        if self._server is None:
-            self._server = self._stack.enter_context(VllmServer(*wanted))
+        if self._server is None or shared_memory_bytes != self._shared_memory_bytes:
+            self._stack.close()
+            self._server = self._stack.enter_context(VllmServer(*wanted, shared_memory_bytes=shared_memory_bytes))
+            self._shared_memory_bytes = shared_memory_bytes
         elif self._serves != wanted or not self._server.is_healthy():
             self._server.restart(*wanted)
         self._serves = wanted

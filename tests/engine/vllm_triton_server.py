@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,20 +37,16 @@ ARGUMENTS = {
 
 
 @contextmanager
-def serving_vllm_in_triton(checkpoint: Path, folder: Path, **parameters: str) -> Iterator[TritonServer]:
+def serving_vllm_in_triton(
+    checkpoint: Path, folder: Path, *, shared_memory_bytes: int | None = None, **parameters: str
+) -> Iterator[TritonServer]:
     """The deployed model for that checkpoint, with other parameters where they are given.
 
     Args:
         folder: Empty; for the model's files and its environment.
+        shared_memory_bytes: As of `TritonServer`.
     """
-    shutil.copytree(REPOSITORY / MODEL, folder / "models" / MODEL)
-    config = folder / "models" / MODEL / "config.pbtxt"
-    text = config.read_text()
-    for name, value in ({"engine_arguments": json.dumps(ARGUMENTS)} | parameters).items():
-        written = json.dumps(value).replace("\\", r"\\")
-        text, count = re.subn(rf'(key: "{name}" +value: \{{ string_value: )"[^"]*"', rf"\g<1>{written}", text)
-        assert count == 1, name
-    config.write_text(text)
+    write_model(folder / "models", {"engine_arguments": json.dumps(ARGUMENTS)} | parameters)
     with TritonServer(
         [MODEL],
         repository=folder / "models",
@@ -62,14 +58,27 @@ def serving_vllm_in_triton(checkpoint: Path, folder: Path, **parameters: str) ->
             "VLLM_NO_USAGE_STATS": "1",
         },
         ready_timeout_seconds=900.0,
+        shared_memory_bytes=shared_memory_bytes,
     ) as server:
-        segments = _segments(server)
+        segments = _segments(server) if shared_memory_bytes is None else set()
         try:
             yield server
         finally:
             server.kill()
             for segment in segments:
                 segment.unlink(missing_ok=True)
+
+
+def write_model(repository: Path, parameters: Mapping[str, str]) -> None:
+    """The deployed model into that model repository, with these values of its `config.pbtxt`."""
+    shutil.copytree(REPOSITORY / MODEL, repository / MODEL)
+    config = repository / MODEL / "config.pbtxt"
+    text = config.read_text()
+    for name, value in parameters.items():
+        written = json.dumps(value).replace("\\", r"\\")
+        text, count = re.subn(rf'(key: "{name}" +value: \{{ string_value: )"[^"]*"', rf"\g<1>{written}", text)
+        assert count == 1, name
+    config.write_text(text)
 
 
 def long_request(model: Model) -> EngineRequest:

@@ -13,9 +13,10 @@ import pytest_asyncio
 from engine_client import OwnedRegion
 from preprocessor.errors import WorkerLost
 from preprocessor.service.engine import arena_in
-from preprocessor.workers.arena import Arena, Lease
+from preprocessor.workers.arena import Arena
 from preprocessor.workers.chunks import GivenChunks, close_all
 from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.ranges import Lease
 from tests.escape.memory_attempts import Borrow, Fill, FillRows, MapDescriptors, MemoryTaken, Read, ReadDescriptors
 from tests.unit.workers.conftest import MIB, open_pool, outcome, submit
 from tests.unit.workers.payloads import MakeArray

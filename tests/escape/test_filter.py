@@ -13,7 +13,7 @@ import pytest
 from preprocessor.workers import system_calls
 from preprocessor.workers.mapping import MAP_FIXED
 
-seccomp = pytest.importorskip("pyseccomp", reason="needs libseccomp 2", exc_type=RuntimeError)
+seccomp = pytest.importorskip("pyseccomp", reason="needs libseccomp 2", exc_type=RuntimeError)  # type: ignore[arg-type]
 
 OWN = 4242
 ALLOW, KILL = 0x7FFF0000, 0x80000000  # linux/seccomp.h

@@ -12,8 +12,9 @@ import pytest_asyncio
 from engine_client import OwnedRegion
 from preprocessor.errors import WorkerLost
 from preprocessor.service.engine import arena_in
-from preprocessor.workers.arena import Arena, Lease
+from preprocessor.workers.arena import Arena
 from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.ranges import Lease
 from tests.escape.memory_attempts import Fill, Keep, MemoryTaken, Read, ReadKept, SetFlag, Write
 from tests.unit.workers.conftest import MIB, let_go, open_pool, outcome, submit
 from tests.unit.workers.payloads import WaitForSignal

@@ -67,7 +67,7 @@ async def test_workers_of_several_callers_are_kept_as_long_as_they_suffice() -> 
     async with open_pool(model=TakenOver(), worker_count=2) as pool:
         told = [await outcome(submit(pool, Remember(f"of {scope}"), scope=scope)) for scope in ("a", "b", "a", "b")]
         assert told == ["", "", "of a", "of b"]
-        assert pool.ends == []  # type: ignore[attr-defined]
+        assert pool.ends == []
         assert await outcome(submit(pool, Remember("of c"), scope="c")) == ""
-        await eventually(lambda: pool.ends == ["caller_changed"])  # type: ignore[attr-defined]
+        await eventually(lambda: pool.ends == ["caller_changed"])
         assert await outcome(submit(pool, Remember("of b"), scope="b")) == "of b"

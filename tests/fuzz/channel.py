@@ -34,10 +34,11 @@ from preprocessor.types import request as request_types
 from preprocessor.types.plan import Plan
 from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest
 from preprocessor.workers import claims, stop_flag, untrusted
-from preprocessor.workers.arena import Arena, Ranges
+from preprocessor.workers.arena import Arena
 from preprocessor.workers.channel import Command, TaskFailed
-from preprocessor.workers.payloads import PixelPayload, PlanPayload
+from preprocessor.workers.payloads import EarlyPlanPayload, PixelPayload, PlanPayload
 from preprocessor.workers.process import ProcessWorker, WorkerDied
+from preprocessor.workers.ranges import Ranges
 from tests.fuzz.worker_messages import good_messages, spoil
 from tests.loading import load_family_model
 from tests.media import moving_shapes_clip, photo
@@ -85,7 +86,7 @@ class _Case:
 
     def __init__(self, run: ChannelFuzz, number: int) -> None:
         self.source = random.Random(f"{run.seed}/{number}")
-        self.payload = self.source.choice((run.plan_payload, run.pixel_payload))
+        self.payload = self.source.choice((run.plan_payload, run.early_payload, run.pixel_payload))
         self.frames, self.told = spoil(good_messages(self.payload, run.plan, self.source), self.source)
         self.has_descriptors = self.source.random() < 0.1
 
@@ -108,6 +109,7 @@ class ChannelFuzz:
         assert planned.pixels is not None
         self.plan: Plan = planned
         self.plan_payload = PlanPayload(request, Limits())
+        self.early_payload = EarlyPlanPayload(self.plan_payload, {"a": len(media[0].data) + 1})
         self.arena = Arena.create(64 * _MIB)
         self.rows = Ranges(self.arena, self.arena.rows_start, self.arena.size_bytes, 0, self.arena.unit_bytes)
         tensor = self.rows.lease(planned.pixels.size_bytes)

@@ -122,11 +122,11 @@ def _worker_messages(data: bytes) -> None:
     from preprocessor.types.request import ChatPrompt, PixelForm, PreparationRequest
     from preprocessor.workers import claims, untrusted
     from preprocessor.workers.channel import Finished, RowsFinished, check_finished
-    from preprocessor.workers.payloads import PixelPayload, PlanPayload
+    from preprocessor.workers.payloads import EarlyPlanPayload, PixelPayload, PlanPayload
 
     pixels = PixelPlan((), 100, 1, PixelForm.UINT8, 100, "pyav")
-    payloads = PlanPayload(PreparationRequest(ChatPrompt(()), ()), Limits()), PixelPayload((), pixels, 0, range(100))
-    for payload in payloads:
+    planning = PlanPayload(PreparationRequest(ChatPrompt(()), ()), Limits())
+    for payload in (planning, EarlyPlanPayload(planning, {}), PixelPayload((), pixels, 0, range(100))):
         try:
             value, places = untrusted.parse(data)
             sizes = [one for one in places if type(one) is int and 0 <= one <= _MAX_INPUT_BYTES]
@@ -192,7 +192,7 @@ def _worker_examples() -> list[bytes]:
     from preprocessor.workers.untrusted import encode, to_bytes
 
     plan = Plan((), {"input_ids": np.zeros(3, np.int32)}, Timings(), None, 0)
-    outcomes: tuple[object, ...] = ((plan, {}), PixelReport(Timings(), ()), Overloaded("full", media_key="it"))
+    outcomes: tuple[object, ...] = ((plan, {}, None), PixelReport(Timings(), ()), Overloaded("full", media_key="it"))
     written = []
     for message in (
         RowsFinished(0, 5),

@@ -9,12 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from preprocessor.errors import CorruptMedia, Overloaded
+from preprocessor.text.encoded_text import EncodedText
 from preprocessor.types.plan import Plan
 from preprocessor.types.result import PixelReport
 from preprocessor.types.timing import Timings
 from preprocessor.workers.channel import HEAD, INLINE_BYTES, Fault, Finished, ResultSlotWanted, RowsFinished
-from preprocessor.workers.payloads import Payload, PixelPayload
+from preprocessor.workers.payloads import EarlyPlanPayload, Payload, PixelPayload
 from preprocessor.workers.untrusted import encode, to_bytes
 
 _ROOTS = (
@@ -63,6 +66,11 @@ class Sent:
     following: bytes
 
 
+_TEXT = EncodedText(
+    np.arange(9, dtype=np.int32), np.array([[5, 2], [20, 8]], np.int64), np.zeros((2, 32), np.uint8), reused_count=2
+)
+
+
 def good_messages(payload: Payload, plan: Plan, source: random.Random) -> list[Sent]:
     """What an honest worker could send for a payload."""
     sent = []
@@ -72,7 +80,9 @@ def good_messages(payload: Payload, plan: Plan, source: random.Random) -> list[S
             count = source.randint(1, rows.stop - row)
             sent.append(_sent(RowsFinished(row, count)))
             row += count
-    outcome: Any = PixelReport(Timings(), (), 3) if isinstance(payload, PixelPayload) else (plan, {})
+    outcome: Any = PixelReport(Timings(), (), 3) if isinstance(payload, PixelPayload) else (plan, {}, _TEXT)
+    if isinstance(payload, EarlyPlanPayload):
+        outcome = plan.pixels, ((0, "a", 0), (4, "b", 100))
     outcome = source.choices((outcome, CorruptMedia("it: broken", media_key="it"), Overloaded("full")), (8, 1, 1))[0]
     fault = Fault("a trace", "a text") if source.random() < 0.05 else None
     if source.random() < 0.3:

@@ -177,7 +177,7 @@ def _runs(ids: npt.NDArray[np.int32]) -> list[list[int]]:
     """Offset and length of each run of placeholders."""
     is_pad = np.concatenate([[False], np.isin(ids, PAD_IDS), [False]])
     starts, stops = np.flatnonzero(np.diff(is_pad.astype(np.int8))).reshape(-1, 2).T
-    return np.stack([starts, stops - starts], axis=1).tolist()  # type: ignore[no-any-return]
+    return np.stack([starts, stops - starts], axis=1).tolist()
 
 
 if __name__ == "__main__":

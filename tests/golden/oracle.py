@@ -45,9 +45,11 @@ from tests.golden.huggingface import (  # first: torchvision is imported there
 )
 
 from transformers.image_utils import load_image  # isort: skip
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as fit_image  # isort: skip # noqa: F401
-from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as fit_video  # isort: skip # noqa: F401
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize  # isort: skip
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as smart_resize_video  # isort: skip
 from transformers.video_utils import VideoMetadata  # isort: skip
+
+fit_image, fit_video = smart_resize, smart_resize_video
 
 STAMPED_LIBRARIES = ("transformers", "torch", "torchvision", "av", "pillow", "numpy", "tokenizers")
 

@@ -23,6 +23,7 @@ from preprocessor.types.plan import Plan
 from preprocessor.types.request import PixelForm
 from tests.golden.cases import GOLDENS, MEDIA, cases, with_form
 from tests.parity.directories import model_named
+from tests.plans import grid_of, pixels_of
 
 GOLDEN: dict[str, Any] = json.loads(GOLDENS.read_text())
 CASES: dict[str, Any] = GOLDEN["cases"]
@@ -31,7 +32,7 @@ FORMS = [PixelForm.UINT8, PixelForm.FP32, PixelForm.BF16, PixelForm.FP16]
 
 
 def sha256(array: npt.NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data).hexdigest()
 
 
 def stamp_here(name: str) -> str:
@@ -95,7 +96,7 @@ def test_chosen_frames_are_hugging_faces(planned: tuple[str, Plan]) -> None:
 
 def test_grids_are_hugging_faces(planned: tuple[str, Plan]) -> None:
     case, ours = planned
-    grids = [[i.rows.grid.t, i.rows.grid.h, i.rows.grid.w] for i in ours.items]
+    grids = [[grid.t, grid.h, grid.w] for grid in map(grid_of, ours.items)]
     chunks = ours.tensors.get("chunk_grid_thw")
     check(case, "grid_thw", grids if chunks is None else chunks.tolist(), CASES[case]["grid_thw"])
 
@@ -126,5 +127,5 @@ def test_token_types_and_seconds_are_hugging_faces(case: str, load: LoadModel) -
 def test_pixels_are_hugging_faces_bit_for_bit(case: str, form: PixelForm, load: LoadModel) -> None:
     name, asked = cases()[case]
     prepared = prepare(load(name), with_form(asked, form))
-    ours = sha256(prepared.tensors[prepared.plan.pixels.name])
+    ours = sha256(prepared.tensors[pixels_of(prepared.plan).name])
     check(case, f"{form.value} pixels' SHA-256", ours, CASES[case]["pixels"][form.value])

@@ -24,7 +24,7 @@ GOLDEN: dict[str, Any] = json.loads(GOLDENS.read_text())
 
 
 def sha256(array: npt.NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data).hexdigest()
 
 
 @cache

@@ -44,7 +44,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def by_transformers(model: Model, clip: bytes, picture: Path) -> Any:
     """What its processor makes of every frame of the clip, the photo and the question."""
-    with av.open(io.BytesIO(clip)) as file:
+    with av.open(io.BytesIO(clip), "r") as file:
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
     processor = processor_of(model)
     content = [{"type": "video"}, {"type": "image"}, {"type": "text", "text": QUESTION}]

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from tokenizers import pre_tokenizers
 from transformers import Qwen2Tokenizer
 
+from preprocessor.models.family import Model
 from preprocessor.models.registry import load_model
 from preprocessor.types.request import (
     ChatPrompt,
@@ -28,7 +30,7 @@ from tests.media import moving_shapes_clip, photo
 if importlib.util.find_spec("torchvision") is None:
     pytest.skip("torchvision is not installed", allow_module_level=True)
 
-from tests.golden.huggingface import CLASSES, Qwen2VLImageProcessor
+from tests.golden.huggingface import CLASSES
 from tests.parity.compare import differences
 from tests.parity.directories import write_config
 
@@ -81,7 +83,7 @@ def save(tune: FineTune, directory: Path) -> None:
     tokenizer.add_special_tokens({"eos_token": "<|im_end|>"})
     classes = CLASSES[tune.family]
     classes.processor(
-        image_processor=Qwen2VLImageProcessor(**tune.common),
+        image_processor=transformers.Qwen2VLImageProcessor(**tune.common),
         tokenizer=tokenizer,
         video_processor=classes.video_processor(**tune.common | tune.video),
         chat_template=TEMPLATE,
@@ -111,7 +113,9 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 def test_a_fine_tune_comes_out_as_from_hugging_face(directory: Path) -> None:
     model = load_model(str(directory))
-    processor = CLASSES[model.family.name].processor.from_pretrained(directory)
+    assert isinstance(model, Model)
+    kind: Any = CLASSES[model.family.name].processor
+    processor = kind.from_pretrained(directory)
     if processor.video_processor.fps is None:  # Qwen2's class then takes every frame; ours two a second, as published
         processor.video_processor.fps = model.video.fps
     assert differences(model, request(), processor) == []

@@ -69,7 +69,7 @@ async def test_the_memory_of_pixels_is_free_while_the_engine_answers(model: Mode
     go_on = asyncio.Event()
 
     class Slow(FakeEngine):
-        async def generate(self, *arguments: object, **options: object):  # type: ignore[no-untyped-def, override]
+        async def generate(self, *arguments: object, **options: object):  # type: ignore[no-untyped-def]
             async for step in super().generate(*arguments, **options):  # type: ignore[arg-type]
                 yield step
                 await go_on.wait()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
 
@@ -28,7 +30,8 @@ HI = [pb.Message(role="user", parts=[pb.Part(text="hi")])]
 
 
 def struct_of(value: float) -> pb.PrepareSpec:
-    return pb.PrepareSpec(chat=pb.ChatPrompt(messages=HI, template_arguments={"x": value}))
+    arguments: Any = {"x": value}
+    return pb.PrepareSpec(chat=pb.ChatPrompt(messages=HI, template_arguments=arguments))
 
 
 def json_of(text: str) -> pb.PrepareSpec:
@@ -236,7 +239,8 @@ async def test_the_header_memory_limit_does_not_limit_later_stages(model: Model)
 
 async def test_a_malformed_message_is_refused(caller: Caller) -> None:
     async with grpc.aio.insecure_channel(caller.server.address) as channel:
-        call = channel.stream_stream("/preprocessor.v1.Preprocessor/Prepare")(iter([b"\xff\xff no message"]))
+        method: Any = channel.stream_stream("/preprocessor.v1.Preprocessor/Prepare")
+        call = method(iter([b"\xff\xff no message"]))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.read()
     assert (caught.value.code(), reason_of(caught.value)) == (INVALID, "MALFORMED_MESSAGE")
@@ -316,7 +320,7 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
     """`ErrorInfo.reason` of an error as the asynchronous stub raises it."""
     from google.rpc import error_details_pb2, status_pb2
 
-    status = status_pb2.Status.FromString(dict(error.trailing_metadata() or ())["grpc-status-details-bin"])  # type: ignore[call-overload]
+    status = status_pb2.Status.FromString(dict(error.trailing_metadata() or ())["grpc-status-details-bin"])
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)
     return info.reason

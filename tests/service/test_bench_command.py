@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -47,10 +48,10 @@ class Unhurried:
         self.seconds = seconds
         self.open_count = self.most_open_count = 0
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
         return grpc.stream_stream_rpc_method_handler(self._answer)
 
-    async def _answer(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+    async def _answer(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         self.open_count += 1
         self.most_open_count = max(self.most_open_count, self.open_count)
         try:
@@ -101,7 +102,7 @@ def connect_to(address: str) -> functools.partial[grpc.aio.Channel]:
     return functools.partial(grpc.aio.insecure_channel, address)
 
 
-async def run(*arguments: str | Path, status: int = 0) -> tuple[str, str]:
+async def run(*arguments: str | Path | float, status: int = 0) -> tuple[str, str]:
     process = await asyncio.create_subprocess_exec(
         *COMMAND, *map(str, arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

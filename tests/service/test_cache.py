@@ -114,7 +114,7 @@ async def test_a_file_that_is_only_named_is_refused_where_it_is_not_there(caller
 async def test_a_named_file_takes_its_memory_once_and_keeps_to_the_limits(model: Model) -> None:
     padding = 9 * MIB
     large = CLIP + padding.to_bytes(4, "big") + b"free" + bytes(padding - 8)
-    named = {"cached": pb.Cached(), "content_sha256": hashlib.sha256(large).digest()}
+    named: dict[str, Any] = {"cached": pb.Cached(), "content_sha256": hashlib.sha256(large).digest()}
     limits = Limits(max_image_bytes=MIB)
     async with serving(model, limits=limits, memory_budget_bytes=64 * MIB, cache_share=0.7) as caller:
         await caller.prepare(chat(video("clip")), {"clip": large})

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import numpy as np
@@ -244,7 +245,7 @@ def test_fields_that_were_not_accepted_are_named() -> None:
         def details(self) -> str:
             return "fps is 0"
 
-        def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
+        def trailing_metadata(self) -> Any:
             return (("grpc-status-details-bin", status.SerializeToString()),)
 
     failure = failure_of(Refused())

@@ -12,6 +12,7 @@ from engine_client import (
     EndpointPolicy,
     Endpoints,
     EngineClient,
+    EngineError,
     EngineFailed,
     EngineRejected,
     EngineUnavailable,
@@ -51,7 +52,7 @@ async def test_a_retried_request_is_counted_at_both_endpoints(model: Model) -> N
     ("error", "outcome"), [(EngineRejected("too long"), "rejected"), (EngineFailed("broke"), "failed")]
 )
 async def test_rejected_and_failed_requests_are_counted_separately(
-    model: Model, error: Exception, outcome: str
+    model: Model, error: EngineError, outcome: str
 ) -> None:
     async with serving(model, several(a=FakeEngine(error=error))) as caller:
         with pytest.raises(CallFailed):

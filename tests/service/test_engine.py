@@ -21,6 +21,7 @@ from preprocessor.service.engine import connect_engines
 from preprocessor.service.reading import read_spec
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip, photo
+from tests.plans import pixels_of as plan_pixels
 from tests.service.conftest import Caller, chat, image, serving, video
 from tests.waiting import eventually
 
@@ -35,7 +36,7 @@ class Keeping(FakeEngine):
         self.pixels: list[np.ndarray] = []
         self.are_shared: list[bool] = []
 
-    async def generate(self, request: EngineRequest, **options: object):  # type: ignore[no-untyped-def, override]
+    async def generate(self, request: EngineRequest, **options: object):  # type: ignore[no-untyped-def]
         pixels = request.tensors["pixel_patches"]
         if request.pending is not None:
             await request.pending.wait_past(len(pixels) - 1)
@@ -51,7 +52,7 @@ def pixels_of(model: Model, spec: pb.PrepareSpec, form: pb.PixelForm.ValueType) 
     asked.CopyFrom(spec)
     asked.pixel_form = form
     result = pipeline.prepare(model, read_spec(asked)[0])
-    return result.tensors[result.plan.pixels.name].tobytes()
+    return result.tensors[plan_pixels(result.plan).name].tobytes()
 
 
 def test_what_the_pipeline_makes_is_what_the_contract_says(model: Model) -> None:
@@ -151,7 +152,7 @@ def test_an_engine_of_an_unknown_scheme_is_refused_with_those_that_there_are(mod
 class ReadsOn(FakeEngine):
     """Fails, and may go on reading the request's arrays until `read` is called."""
 
-    async def generate(self, request: EngineRequest, **options: object):  # type: ignore[no-untyped-def, override]
+    async def generate(self, request: EngineRequest, **options: object):  # type: ignore[no-untyped-def]
         assert request.on_released is not None
         self.read = request.on_released
         raise EngineUnavailable("the stream broke")

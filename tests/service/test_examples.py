@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,7 +165,11 @@ def short_folder() -> Iterator[str]:
 async def test_a_ray_cluster_prepares_a_folder(model: Model, clips: Path, tmp_path: Path, short_folder: str) -> None:
     results = tmp_path / "results"
     asked = (OWN_PYTHON, EXAMPLES / "ray_folder.py", "qwen3-vl", clips, results, QUESTION)
-    local = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 2}', "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": short_folder}
+    local: dict[str, Any] = {
+        "RAY_OVERRIDE_RESOURCES": '{"CPU": 2}',
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": short_folder,
+    }
     output, _ = await run(*asked, **local)
     told = dict(line.split(": ", 1) for line in output.splitlines())
     tensors = expected(model, clips / "one.mp4")

@@ -17,6 +17,7 @@ import urllib.request
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -160,7 +161,8 @@ async def test_a_stop_signal_to_every_process_interrupts_no_task() -> None:
 
 
 async def last_kind(call: grpc.aio.StreamStreamCall[pb.PrepareRequest, pb.PrepareResponse]) -> str | None:
-    kind = None
+    kind: str | None = None
+    message: Any
     while (message := await call.read()) is not grpc.aio.EOF:
         kind = message.WhichOneof("message")
     return kind

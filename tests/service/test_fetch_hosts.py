@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
     ],
     ids=["no answer", "half a head", "half a body", "a slow body", "slow chunks", "a slow head", "always soon"],
 )
-async def test_a_host_that_takes_too_long_times_out(answer: Answer, settings: dict[str, float]) -> None:
+async def test_a_host_that_takes_too_long_times_out(answer: Answer, settings: dict[str, Any]) -> None:
     async with Host({"/": answer}) as host, fetching(host, **settings) as fetcher:
         assert await reason(fetcher, host.url("/")) == "FETCH_TIMEOUT"
         await eventually(lambda: host.busy_count == 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from preprocessor.service.fetch.fetcher import Fetcher
@@ -68,7 +70,7 @@ async def test_a_name_with_only_private_addresses_is_refused() -> None:
 
 async def test_addresses_from_the_system_s_resolver_are_checked_too() -> None:
     async with Host({"/": respond(BODY)}) as host:
-        settings = {"hosts": "localhost", "ports": str(host.port)}
+        settings: dict[str, Any] = {"hosts": "localhost", "ports": str(host.port)}
         async with fetching(host, **settings) as fetcher:
             fetcher = Fetcher(fetcher._settings, fetcher._metrics)  # without the resolver of the test
             async with fetcher:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,8 @@ async def test_frames_are_sent_and_decoded_once(model: Model) -> None:
         def twice() -> tuple[list[int], list[int]]:
             with Client(caller.server.address) as client:
                 results = [client.prepare(prompt) for _ in range(2)]
-            np.testing.assert_array_equal(*(one.tensors["pixel_patches"] for one in results))
+            one, other = (result.tensors["pixel_patches"] for result in results)
+            np.testing.assert_array_equal(one, other)
             reports = [one.report for one in results]
             return [one.cached_item_count for one in reports], [one.received_bytes for one in reports]
 
@@ -136,10 +138,10 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-async def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
+async def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     capsys.readouterr()
     assert await asyncio.to_thread(main, [*arguments, "--json"]) == 0
-    answer: dict[str, object] = json.loads(capsys.readouterr().out)
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
     return answer
 
 
@@ -147,10 +149,10 @@ async def test_the_command_line_takes_a_folder_of_frames(
     caller: Caller, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there = ("prepare", "--address", caller.server.address, "--frames", str(folder))
-    (item,) = (await printed(capsys, *there, "--fps", "4"))["items"]  # type: ignore[misc]
+    (item,) = (await printed(capsys, *there, "--fps", "4"))["items"]
     assert (item["key"], item["times_seconds"]) == ("camera", [0, 0.25, 0.5, 0.75, 1])
     timed = ("--frame-times", str(folder.with_name("times.txt")))
-    (item,) = (await printed(capsys, *there, *timed))["items"]  # type: ignore[misc]
+    (item,) = (await printed(capsys, *there, *timed))["items"]
     assert item["times_seconds"] == [0, 0.5, 1, 2.25, 9]
 
 

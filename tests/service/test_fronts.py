@@ -12,6 +12,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -25,6 +26,7 @@ from preprocessor.client import PrepareResult
 from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.config import AccessSettings, SettingError, WireSettings
 from preprocessor.models.family import Model
+from preprocessor.service.fronts.frames import Body
 from preprocessor.service.fronts.process import FrontProcess
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
@@ -50,11 +52,13 @@ async def fronted(model: Model) -> AsyncIterator[Caller]:
 
 
 @asynccontextmanager
-async def one_upload_through_each(caller: Caller) -> AsyncIterator[dict[FrontProcess, grpc.aio.StreamStreamCall]]:
+async def one_upload_through_each(
+    caller: Caller,
+) -> AsyncIterator[dict[FrontProcess, grpc.aio.StreamStreamCall[Any, Any]]]:
     """An open call through each front, whose upload has begun; connections are opened until each has one."""
     assert caller.server.fronts is not None
     async with contextlib.AsyncExitStack() as channels:
-        found: dict[FrontProcess, grpc.aio.StreamStreamCall] = {}
+        found: dict[FrontProcess, grpc.aio.StreamStreamCall[Any, Any]] = {}
         for _ in range(MANY):
             before = {front: front.open_count for front in caller.server.fronts.running}
             channel = grpc.aio.insecure_channel(caller.server.address, options=OWN_CONNECTION)
@@ -104,10 +108,12 @@ async def test_rows_are_read_from_shared_memory_by_the_front(fronted: Caller) ->
     for front in fronted.server.fronts.running:  # type: ignore[union-attr]
         protocol = front._connection.protocol
         send = protocol.send
-        front._connection.send = lambda kind, call_id=0, body=b"", send=send: (
-            sent_bytes.append(len(body)),
-            send(kind, call_id, body),
-        )[1]  # type: ignore[method-assign]
+
+        def counted(kind: Any, call_id: int = 0, body: Body = b"", send: Any = send) -> None:
+            sent_bytes.append(len(body))
+            send(kind, call_id, body)
+
+        front._connection.send = counted
     result = await prepared(fronted, salted(LARGE, 1))
     assert result.tensors["pixel_patches"].nbytes > 4 << 20
     assert 0 < sum(sent_bytes) < 1 << 20
@@ -127,7 +133,8 @@ async def test_an_unknown_method_is_unimplemented(fronted: Caller, caller: Calle
     endings = []
     for one in (fronted, caller):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await one.channel.unary_unary("/preprocessor.v1.Preprocessor/Nothing")(b"")
+            method: Any = one.channel.unary_unary("/preprocessor.v1.Preprocessor/Nothing")
+            await method(b"")
         endings.append((caught.value.code(), caught.value.details()))
     assert endings[0] == endings[1]
     assert endings[0][0] is grpc.StatusCode.UNIMPLEMENTED
@@ -159,7 +166,7 @@ async def test_a_caller_that_leaves_releases_everything(fronted: Caller) -> None
 
 async def test_a_caller_that_reads_no_rows_is_ended_with_the_reason(model: Model) -> None:
     async with serving(model, front_count=2, wire=WireSettings(answer_idle_seconds=0.3)) as caller:
-        call = caller.stub.Prepare(iter([pb.PrepareRequest(spec=LARGE)]))
+        call: Any = caller.stub.Prepare(iter([pb.PrepareRequest(spec=LARGE)]))
         assert (await call.read()).WhichOneof("message") == "header"
         await eventually(lambda: caller.server.pool.rows.leased_bytes > 0)
         await eventually(lambda: caller.server.pool.used_bytes == 0)
@@ -172,7 +179,7 @@ async def test_the_service_s_deadline_ends_a_call_whose_front_waits_for_the_call
     for seconds in GROWING_SECONDS:
         wire = WireSettings(max_timeout_seconds=seconds)
         async with serving(model, front_count=2, wire=wire) as caller:
-            call = caller.stub.Prepare(iter([pb.PrepareRequest(spec=LARGE)]))
+            call: Any = caller.stub.Prepare(iter([pb.PrepareRequest(spec=LARGE)]))
             first = None
             with contextlib.suppress(grpc.aio.AioRpcError):  # the deadline may have passed before there were rows
                 first = [(await call.read()).WhichOneof("message") for _ in range(2)]
@@ -242,8 +249,8 @@ async def test_an_address_in_use_is_refused_although_fronts_share_theirs(fronted
 
 async def test_a_killed_front_costs_its_own_calls_alone_and_is_replaced(model: Model) -> None:
     async with serving(model, front_count=2) as caller:
-        server = caller.server
-        assert server.fronts is not None
+        fronts = caller.server.fronts
+        assert fronts is not None
         async with one_upload_through_each(caller) as calls:
             (killed, its_call), (other, other_call) = calls.items()
             os.kill(killed.process_id, signal.SIGKILL)
@@ -252,8 +259,8 @@ async def test_a_killed_front_costs_its_own_calls_alone_and_is_replaced(model: M
             await other_call.write(pb.PrepareRequest(chunk=pb.MediaChunk(key="photo", data=photo(90, 60), last=True)))
             kinds = [response.WhichOneof("message") async for response in other_call]
             assert kinds[-1] == "report"
-        await eventually(lambda: len(server.fronts.running) == 2 and killed not in server.fronts.running)
-        assert other in server.fronts.running
+        await eventually(lambda: len(fronts.running) == 2 and killed not in fronts.running)
+        assert other in fronts.running
         async with one_upload_through_each(caller) as calls:
             assert killed not in calls
         await eventually(lambda: in_flight(caller) == 0)
@@ -262,7 +269,7 @@ async def test_a_killed_front_costs_its_own_calls_alone_and_is_replaced(model: M
 
 async def test_rows_being_sent_are_released_when_their_front_is_killed(model: Model) -> None:
     async with serving(model, front_count=2) as caller:
-        call = caller.stub.Prepare(iter([pb.PrepareRequest(spec=LARGE)]))
+        call: Any = caller.stub.Prepare(iter([pb.PrepareRequest(spec=LARGE)]))
         assert (await call.read()).WhichOneof("message") == "header"
         assert (await call.read()).WhichOneof("message") == "rows"
         (front,) = (front for front in caller.server.fronts.running if front.open_count)  # type: ignore[union-attr]

@@ -27,6 +27,7 @@ from tests.service.openai_calls import data_url, serving_openai, user
 from tests.service.test_prepare import assert_same_tensors
 from tests.sounds import encoded, with_sound
 from tests.tiny_omni_processors import ALL_MAKERS
+from tests.tiny_voxtral import save_voxtral
 
 PHOTO = photo(200, 120)
 
@@ -187,6 +188,17 @@ async def test_a_sandboxed_worker_draws_with_the_model_s_font(folder: Path) -> N
     film = pb.Media(key="film", modality=pb.MODALITY_VIDEO, inline_data=clip)
     model = load_model(str(folder / "ernie4_5_vl"))
     spec = chat(film, "What is seen?")
+    async with serving(model) as caller:
+        result = await caller.prepare(spec)
+    assert_same_tensors(result.tensors, dict(pipeline.prepare(model, read_spec(spec)[0]).tensors))
+
+
+async def test_a_sandboxed_worker_writes_prompts_by_mistral_common(folder: Path) -> None:
+    pytest.importorskip("mistral_common")
+    save_voxtral(folder / "voxtral")
+    model = load_model(str(folder / "voxtral"))
+    sound = pb.Media(key="sound", modality=pb.MODALITY_AUDIO, inline_data=encoded("mp4", "aac"))
+    spec = chat(sound, "What is heard?")
     async with serving(model) as caller:
         result = await caller.prepare(spec)
     assert_same_tensors(result.tensors, dict(pipeline.prepare(model, read_spec(spec)[0]).tensors))

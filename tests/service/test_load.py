@@ -12,6 +12,7 @@ from preprocessor.pipeline.cost import estimate
 from preprocessor.service.metrics import STAGES, Metrics
 from preprocessor.types.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
+from preprocessor.workers.task import Task
 from tests.media import moving_shapes_clip
 from tests.service.conftest import chat, salted, serving, video
 from tests.waiting import eventually
@@ -49,8 +50,8 @@ async def test_a_clip_split_over_workers_counts_no_more_load_than_a_whole_one(
         seen: list[tuple[int, float, float]] = []
         begin = pool._begin
 
-        def watched(work: object) -> None:
-            begin(work)  # type: ignore[arg-type]
+        def watched(task: Task) -> None:
+            begin(task)
             parts = [one for one in pool._running if one.tensor is not None]
             if len(parts) > 1:
                 payload = parts[0].payload

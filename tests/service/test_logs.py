@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -67,7 +68,7 @@ def test_a_busy_service_logs_no_request_content(tmp_path: Path) -> None:
             outcomes = [outcome(channel, spec, TOKEN) for spec in secret_specs()]
             outcomes.append(outcome(channel, secret_specs()[0], f"wrong-{SECRET}-0123456789"))
             malformed = b"\x0a\x05\xff" + SECRET.encode()
-            call = channel.stream_stream("/preprocessor.v1.Preprocessor/Prepare")
+            call: Any = channel.stream_stream("/preprocessor.v1.Preprocessor/Prepare")
             with pytest.raises(grpc.RpcError):
                 for _ in call(iter([malformed]), metadata=credentials(TOKEN)):
                     pass

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -128,7 +129,7 @@ async def fill_and_refuse(setup: Setup, *, each: int) -> tuple[Counter[str], int
     )
     most_bytes = anonymous_bytes(server)
 
-    async def reason_of(call: Awaitable[object]) -> str:
+    async def reason_of(call: Any) -> str:
         nonlocal most_bytes
         refusal = await refusal_of(call)
         most_bytes = max(most_bytes, anonymous_bytes(server))

@@ -177,9 +177,9 @@ async def test_several_answers_have_their_own_texts_and_log_probabilities(servic
     assert whole.usage.completion_tokens == 2 * len(ids) - 1
     chunks = await service.chunks([QUESTION], n=2, temperature=1, logprobs=True)
     for index, choice in enumerate(whole.choices):
-        own = [one for chunk in chunks for one in chunk.choices if one.index == index]
-        assert "".join(one.delta.content or "" for one in own) == choice.message.content
-        told = [each.logprob for one in own if one.logprobs for each in one.logprobs.content]
+        parts = [one for chunk in chunks for one in chunk.choices if one.index == index]
+        assert "".join(one.delta.content or "" for one in parts) == choice.message.content
+        told = [each.logprob for one in parts if one.logprobs for each in one.logprobs.content]
         assert told == [each.logprob for each in choice.logprobs.content]
 
 

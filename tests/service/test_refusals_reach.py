@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -18,7 +19,6 @@ import pytest
 import pytest_asyncio
 
 from preprocessor.client import CallFailed, Client, Prompt
-from preprocessor.client import sync as blocking
 from preprocessor.client.requests import with_sizes
 from preprocessor.client.retry import Retries
 from preprocessor.config import Limits, WireSettings
@@ -144,14 +144,15 @@ async def test_the_blocking_client_receives_the_reason(small: Caller, told: bool
 @pytest.mark.parametrize("told", [True, False])
 async def test_an_aio_client_with_a_request_iterator_receives_the_reason(small: Caller, told: bool) -> None:
     for _ in range(5):
-        found = await refusal_of(small.channel.stream_stream(PREPARE)(iter(upload(told))))
+        method: Any = small.channel.stream_stream(PREPARE)
+        found = await refusal_of(method(iter(upload(told))))
         assert found.reason == ("MEDIA_TOO_LARGE" if told else "MEMORY_BUDGET_FULL")
 
 
 @pytest.mark.parametrize("told", [True, False])
 async def test_an_aio_client_that_calls_write_receives_the_reason(small: Caller, told: bool) -> None:
     for _ in range(5):
-        call = small.channel.stream_stream(PREPARE)()
+        call: Any = small.channel.stream_stream(PREPARE)()
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             for message in upload(told):
                 await call.write(message)
@@ -166,10 +167,10 @@ async def test_an_aio_client_that_calls_write_receives_the_reason(small: Caller,
 )
 @pytest.mark.parametrize("told", [True, False])
 async def test_a_node_client_receives_the_reason(small: Caller, told: bool) -> None:
-    arguments = [small.server.address, PROTOS, str(SIZE_BYTES // MIB), "told" if told else ""]
+    arguments = [small.server.address, str(PROTOS), str(SIZE_BYTES // MIB), "told" if told else ""]
     done = await asyncio.to_thread(
         subprocess.run,
-        ["node", HERE / "refused.js", *arguments],
+        ["node", str(HERE / "refused.js"), *arguments],
         env={**os.environ, "NODE_PATH": str(NODE_MODULES)},
         capture_output=True,
         text=True,
@@ -194,7 +195,7 @@ async def test_the_client_retries_after_retry_info(small: Caller, monkeypatch: p
         if len(waits) == 3:
             holding.release()
 
-    monkeypatch.setattr(blocking.time, "sleep", wait)
+    monkeypatch.setattr("preprocessor.client.sync.time.sleep", wait)
 
     def call() -> int:
         with Client(small.server.address) as client:

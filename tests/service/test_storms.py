@@ -128,7 +128,8 @@ async def test_callers_that_never_read_release_their_memory_when_cancelled(
     await eventually(server.is_at_rest)
     async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
         each = [with_salt(large, str(number)).messages for number in range(4)]
-        calls = [channel.stream_stream(PREPARE)(iter(messages), timeout=DEADLINE_SECONDS) for messages in each]
+        method: Any = channel.stream_stream(PREPARE)
+        calls = [method(iter(messages), timeout=DEADLINE_SECONDS) for messages in each]
         await eventually(lambda: all_pixels_are_written_and_unread(server, len(calls)))
         for call in calls:
             call.cancel()

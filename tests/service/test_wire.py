@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 
+from engine_client import EngineStep
 from engine_client.testing import FakeEngine
 from preprocessor.client import CallFailed
 from preprocessor.client.channel import CHANNEL_OPTIONS
@@ -51,7 +52,7 @@ async def refused(caller: Caller, messages: Iterable[pb.PrepareRequest | bytes])
 NO_TEXT = (
     pb.PrepareRequest(spec=pb.PrepareSpec(text="(text)")).SerializeToString().replace(b"(text)", b"\xff\xfe\xc0ab")
 )
-MALFORMED = {
+MALFORMED: dict[str, list[pb.PrepareRequest | bytes]] = {
     "text that is not UTF-8": [NO_TEXT],
     "random bytes": [bytes(range(256)) * 4],
     "a message cut off": [SPEC.SerializeToString()[:-1]],
@@ -95,13 +96,15 @@ def field(number: int, data: bytes) -> bytes:
 
 
 async def test_unary_methods_refuse_malformed_messages_too(caller: Caller) -> None:
-    found = await refusal_of(caller.channel.unary_unary("/preprocessor.v1.Preprocessor/GetModel")(b"\xff\xff"))
+    method: Any = caller.channel.unary_unary("/preprocessor.v1.Preprocessor/GetModel")
+    found = await refusal_of(method(b"\xff\xff"))
     assert (found.code, found.reason) == (INVALID, "MALFORMED_MESSAGE")
 
 
 async def test_health_and_reflection_refuse_malformed_messages_too(caller: Caller) -> None:
     path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-    found = await refusal_of(caller.channel.stream_stream(path)(iter([b"\xff\xff"])))
+    method: Any = caller.channel.stream_stream(path)
+    found = await refusal_of(method(iter([b"\xff\xff"])))
     assert (found.code, found.reason) == (INVALID, "MALFORMED_MESSAGE")
 
 
@@ -174,6 +177,13 @@ async def test_a_spec_of_very_many_parts_is_refused_before_it_is_read(caller: Ca
     spec, reason = TOO_MUCH[case]
     found = await refused(caller, [pb.PrepareRequest(spec=spec)])
     assert (found.code, found.reason) == (INVALID, reason), found.message
+
+
+async def test_how_many_parts_a_spec_may_have_is_a_setting(model: Model) -> None:
+    async with serving(model, wire=WireSettings(max_spec_parts=9)) as caller:
+        await caller.prepare(parts(7))  # beside these the message and the first part
+        found = await refused(caller, [pb.PrepareRequest(spec=parts(8))])
+    assert (found.code, found.reason) == (INVALID, "SPEC_TOO_LARGE")
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "\n", '"'])
@@ -288,7 +298,7 @@ async def test_a_caller_that_waits_too_long_to_upload_is_refused(model: Model, m
 async def test_a_caller_that_does_not_read_is_ended_with_the_reason(model: Model) -> None:
     async with serving(model, wire=WireSettings(answer_idle_seconds=0.3)) as caller:
         spec = chat(video("clip", CLIP, sampling=pb.Sampling(fps=8)))  # more than a connection holds unread
-        call = caller.stub.Prepare(iter([pb.PrepareRequest(spec=spec)]))
+        call: Any = caller.stub.Prepare(iter([pb.PrepareRequest(spec=spec)]))
         assert (await call.read()).WhichOneof("message") == "header"
         await eventually(lambda: caller.server.pool.rows.leased_bytes > 0)
         await eventually(lambda: caller.server.pool.used_bytes == 0)
@@ -300,7 +310,7 @@ async def test_a_caller_that_does_not_read_tokens_stops_the_engine(model: Model)
     is_closed = asyncio.Event()
 
     class Talkative(FakeEngine):
-        async def generate(self, *given: Any, **more: Any) -> AsyncIterator[Any]:  # type: ignore[override]
+        async def generate(self, *given: Any, **more: Any) -> AsyncGenerator[EngineStep, None]:
             try:
                 async for step in super().generate(*given, **more):
                     yield step
@@ -315,18 +325,27 @@ async def test_a_caller_that_does_not_read_tokens_stops_the_engine(model: Model)
     ):
         parameters = pb.GenerationParameters(max_tokens=token_count)
         request = pb.GenerateRequest(spec=pb.GenerateSpec(prompt=chat("hi"), parameters=parameters))
-        call = pb_grpc.PreprocessorStub(channel).Generate(iter([request]))
+        call: Any = pb_grpc.PreprocessorStub(channel).Generate(iter([request]))
         assert (await call.read()).WhichOneof("message") == "header"
         await asyncio.wait_for(is_closed.wait(), PATIENCE_SECONDS)
         assert (await refusal_of(call)).reason == "ANSWER_IDLE"
 
 
 @pytest.mark.usefixtures("refusals_at_once")
-async def test_no_deadline_is_longer_than_the_longest(model: Model) -> None:
-    wire = WireSettings(max_timeout_seconds=0.3, upload_idle_seconds=20)
+@pytest.mark.parametrize(
+    ("wire", "timeout_seconds"),
+    [
+        (WireSettings(max_timeout_seconds=0.3, upload_idle_seconds=20), 1e6),
+        (WireSettings(default_timeout_seconds=0.3, upload_idle_seconds=20), None),
+    ],
+    ids=["longer than the longest", "none"],
+)
+async def test_a_call_has_a_deadline_whatever_it_brings(
+    model: Model, wire: WireSettings, timeout_seconds: float | None
+) -> None:
     async with serving(model, wire=wire) as caller:
         # A spec and no more: what is refused while it sends does not always learn why from gRPC's client.
-        found = await refusal_of(sent_and_waiting(caller.stub.Prepare(timeout=1e6)))
+        found = await refusal_of(sent_and_waiting(caller.stub.Prepare(timeout=timeout_seconds)))
         assert (found.code, found.reason) == (LATE, "DEADLINE_EXCEEDED")
 
 
@@ -347,7 +366,7 @@ async def test_calls_beyond_the_open_call_limit_are_refused_and_health_checks_ar
         await eventually(lambda: caller.server.auth_interceptor.open_count == 3)
         found = await refusal_of(caller.stub.GetModel(pb.GetModelRequest()))
         assert (found.code, found.reason, found.retry_after_seconds) == (EXHAUSTED, "TOO_MANY_CALLS", 1.0)
-        check = caller.channel.unary_unary("/grpc.health.v1.Health/Check")
+        check: Any = caller.channel.unary_unary("/grpc.health.v1.Health/Check")
         assert await check(b"") == b"\x08\x01"  # SERVING
         for call in idle:
             call.cancel()

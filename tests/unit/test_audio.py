@@ -186,6 +186,14 @@ def test_a_sound_as_long_as_the_limit_is_accepted() -> None:
     assert len(extract_audio(wav(tone(RATE)), RATE, Limits(max_audio_seconds=1))) == RATE
 
 
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [(Limits(max_audio_rate_hz=RATE - 1), "SAMPLE_RATE_TOO_HIGH"), (Limits(max_audio_channels=1), "TOO_MANY_CHANNELS")],
+)
+def test_rate_and_channels_have_limits_of_their_own(limits: Limits, reason: str) -> None:
+    assert refused(wav(tone(100), tone(100)), limits).reason == reason
+
+
 def test_a_slow_rate_is_refused_before_it_is_blown_up() -> None:
     """64,000 samples at 1 Hz would be 4 GB at 16 kHz."""
     assert refused(wav(np.zeros(64_000, np.int16), rate=1)).reason == "AUDIO_TOO_LONG"

@@ -14,7 +14,7 @@ import pytest
 from preprocessor.models import registry
 from preprocessor.models.family import Model
 from preprocessor.pipeline import prepare
-from preprocessor.text.prompt import render_chat
+from preprocessor.text.chat_template import render_chat
 from preprocessor.types.request import (
     ChatPrompt,
     Media,
@@ -51,9 +51,13 @@ def question(*media: Media) -> PreparationRequest:
 
 
 def test_added_tokens_follow_those_of_qwen3(internvl: Model) -> None:
-    """`image_token_id` of OpenGVLab/InternVL3_5-8B-HF is 151671."""
+    """`image_token_id` of OpenGVLab/InternVL3_5-8B-HF is 151671.
+
+    Source of the order: OpenGVLab/InternVL, internvl_chat_finetune.py (`token_list`), and transformers'
+    convert_internvl_weights_to_hf.py (`write_tokenizer`). Conversions of a model with these tokens add `<video>` behind them.
+    """
     tokens = ["</think>", "<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"]
-    assert internvl.tokenizer.convert_tokens_to_ids(tokens) == list(range(151_668, 151_678))
+    assert internvl.tokenizer.convert_tokens_to_ids([*tokens, "<video>"]) == list(range(151_668, 151_679))
 
 
 def test_a_chat_is_written_turn_by_turn_each_medium_on_its_line(internvl: Model) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from preprocessor.errors import InvalidRequest
 from preprocessor.models.family import Model
-from preprocessor.text.prompt import render_chat
+from preprocessor.text.chat_template import render_chat
 from preprocessor.types.request import ChatPrompt, MediaPart, Message, Modality, TextPart
 
 MODALITIES = {"i": Modality.IMAGE, "v": Modality.VIDEO}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, PreprocessorError
 from preprocessor.media.clock import StatedEnd, clock_of, places_missing
-from preprocessor.media.sampling import choose_frames, count_for_fps, spread_evenly
+from preprocessor.media.sampling import choose_frames
+from preprocessor.media.spreads import count_for_fps, spread_evenly
 from preprocessor.media.video import probe_video
 from preprocessor.types.request import OnDamage, Sampling, SamplingBasis
 from preprocessor.types.source import FrameChoice
@@ -138,8 +140,8 @@ def fragmented() -> bytes:
     return remux(source, "mp4", times=lambda i: SLIDES[i], durations=lambda i: stays[i], mux=flags)
 
 
-def choose(data: bytes, on_damage: OnDamage = OnDamage.FAIL, **asked: object) -> FrameChoice:
-    sampling = Sampling(**asked)  # type: ignore[arg-type]
+def choose(data: bytes, on_damage: OnDamage = OnDamage.FAIL, **asked: Any) -> FrameChoice:
+    sampling = Sampling(**asked)
 
     def spread(total: int, rate: float) -> np.ndarray:
         count = sampling.frame_count or count_for_fps(total, rate, sampling.fps or 2, least=1, most=768)
@@ -148,7 +150,7 @@ def choose(data: bytes, on_damage: OnDamage = OnDamage.FAIL, **asked: object) ->
     return choose_frames(probe_video(data, LIMITS, on_damage=on_damage), sampling, spread, "clip")
 
 
-def refusal(data: bytes, **asked: object) -> InvalidRequest:
+def refusal(data: bytes, **asked: Any) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as refused:
         choose(data, **asked)
     return refused.value
@@ -173,7 +175,7 @@ def test_a_held_frame_makes_the_clip_longer_and_its_rate_lower(name: str) -> Non
     ],
     ids=str,
 )
-def test_a_held_frame_is_found_while_it_is_on_screen(name: str, asked: dict[str, object], expected: list[int]) -> None:
+def test_a_held_frame_is_found_while_it_is_on_screen(name: str, asked: dict[str, Any], expected: list[int]) -> None:
     assert choose(HOLDING[name](), **asked).indices.tolist() == expected
 
 
@@ -272,5 +274,5 @@ SPARSE = (0, 2560, 5000, 7560, 10_000, 12_560, 14_960)
 
 @pytest.mark.parametrize("container", ["mp4", "matroska", "flv"])
 @pytest.mark.parametrize("asked", [{"frame_count": 7}, {"frame_count": 8}, {"fps": 1}, {"fps": 100}], ids=str)
-def test_a_sparse_clip_gives_each_frame_once_to_who_asks_for_more(container: str, asked: dict[str, object]) -> None:
+def test_a_sparse_clip_gives_each_frame_once_to_who_asks_for_more(container: str, asked: dict[str, Any]) -> None:
     assert choose(held(SPARSE, 2_540, container), **asked).indices.tolist() == list(range(7))

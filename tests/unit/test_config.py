@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -190,9 +191,7 @@ def test_a_memory_budget_that_is_too_small_is_refused_by_its_options_name(size_b
         ({"max_silence_seconds": 0.0}, "--engine-max-silence-seconds"),
     ],
 )
-def test_engine_settings_that_cannot_be_are_refused_by_their_options_name(
-    fields: dict[str, object], option: str
-) -> None:
+def test_engine_settings_that_cannot_be_are_refused_by_their_options_name(fields: dict[str, Any], option: str) -> None:
     with pytest.raises(SettingError) as refused:
         EngineSettings(**fields)
     assert refused.value.option == option
@@ -228,11 +227,9 @@ def test_two_ports_of_the_service_cannot_be_one() -> None:
         ({"max_at_once": True}, "--fetch-max-at-once"),
     ],
 )
-def test_fetch_settings_that_cannot_be_are_refused_by_their_options_name(
-    fields: dict[str, object], option: str
-) -> None:
+def test_fetch_settings_that_cannot_be_are_refused_by_their_options_name(fields: dict[str, Any], option: str) -> None:
     with pytest.raises(SettingError) as refused:
-        FetchSettings(**fields)  # type: ignore[arg-type]
+        FetchSettings(**fields)
     assert refused.value.option == option
 
 

@@ -45,6 +45,8 @@ SAMPLED = dataclasses.replace(VIDEO, sampling=Sampling())
 PICTURES = image_files(2)
 LISTED = listed(PICTURES, "item")
 PIXELS = raw(2, key="item")
+RAW = PIXELS.frames
+assert RAW is not None
 # Frames large enough for the families' caps.
 LARGE = Media("item", Modality.VIDEO, encode([numbered(5, 1280, 960)] * 4), sampling=Sampling(every_frame=True))
 
@@ -66,8 +68,8 @@ MEDIA: Mapping[str, tuple[list[Case], list[Case]]] = {  # field → (another dig
         [
             (LISTED, {"frames": sized(PICTURES, FrameList((), fps=5.0))}),
             (LISTED, {"frames": sized(PICTURES, at_times(0.0, 0.25))}),
-            (PIXELS, {"frames": dataclasses.replace(PIXELS.frames, width_px=60, height_px=90)}),
-            (PIXELS, {"frames": dataclasses.replace(PIXELS.frames, fps=None, times_seconds=(0.0, 0.25))}),
+            (PIXELS, {"frames": dataclasses.replace(RAW, width_px=60, height_px=90)}),
+            (PIXELS, {"frames": dataclasses.replace(RAW, fps=None, times_seconds=(0.0, 0.25))}),
         ],
         [],
     ),
@@ -166,7 +168,7 @@ NEVER_REACHING_PIXELS = {
         "drain_seconds",
         "budget_full_seconds",
     ),
-    *("cache_share", "worker_reuse", "isolation", "openai_address"),
+    *("cache_share", "early_decoding", "worker_reuse", "isolation", "openai_address"),
     *("log_level", "log_format", "log_payloads", "access", "wire", "engine", "fetch", "trace"),
 }
 

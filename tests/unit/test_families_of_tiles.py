@@ -41,15 +41,15 @@ from tests.media import moving_shapes_clip, photo
 NAMES = ("internvl", "mistral3", "gemma3", "gemma4")
 IMAGE_TOKENS = {"internvl": "<IMG_CONTEXT>", "mistral3": "[IMG]", "gemma3": "<start_of_image>", "gemma4": "<|image|>"}
 LoadModel = Callable[[str], Model]
-SPEC = VideoSpec(PixelSpec(16, 1, 1, 1, 1, (0.5,) * 3, (0.5,) * 3), fps=0, min_frames=1, max_frames=99)
+SPEC = VideoSpec(PixelSpec(16, 1, 1, 1, 1, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), fps=0, min_frames=1, max_frames=99)
 
 
-def image(width: int, height: int, **bounds: int) -> Media:
+def image(width: int, height: int, **bounds: Any) -> Media:
     return Media("i", Modality.IMAGE, photo(width, height), Sampling(), **bounds)
 
 
 def ask(*media: Media) -> PreparationRequest:
-    parts = (*(MediaPart(medium.key) for medium in media), TextPart("Well?"))
+    parts: tuple[MediaPart | TextPart, ...] = (*(MediaPart(medium.key) for medium in media), TextPart("Well?"))
     return PreparationRequest(ChatPrompt((Message("user", parts),)), media)
 
 

@@ -114,7 +114,8 @@ def small(merges: Sequence[tuple[str, str]], **parts: Any) -> TokenizersBackend:
     [
         pytest.param(lambda: small([*ONE_PAIR_A_TOKEN, ("a", "bc")]), id="every pair that gives a token"),
         pytest.param(
-            lambda: small(ONE_PAIR_A_TOKEN, decoder=decoders.ByteLevel(use_regex=False)), id="decoder's options"
+            lambda: small(ONE_PAIR_A_TOKEN, decoder=decoders.ByteLevel(use_regex=False)),  # type: ignore[call-arg]
+            id="decoder's options",
         ),
         pytest.param(
             lambda: small(ONE_PAIR_A_TOKEN, post_processor=processors.ByteLevel(trim_offsets=False)),

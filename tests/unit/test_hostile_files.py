@@ -11,7 +11,7 @@ import pytest
 from tests.hostile import REACHED_OUT, hostile_files
 from tests.waiting import PATIENCE_SECONDS
 
-pytest.importorskip("pyseccomp", reason="the kernel's word on what was opened needs libseccomp", exc_type=RuntimeError)
+pytest.importorskip("pyseccomp", reason="the kernel's word on what was opened needs libseccomp", exc_type=RuntimeError)  # type: ignore[arg-type]
 
 Outcomes = dict[str, dict[str, str]]
 FOLLOWED = sorted(hostile_files("/bait.mp4", 9))
@@ -22,7 +22,7 @@ def outcomes() -> Outcomes:
     run = subprocess.run(
         [sys.executable, "-m", "tests.hostile"], stdout=subprocess.PIPE, timeout=PATIENCE_SECONDS, check=True
     )
-    return json.loads(run.stdout)  # type: ignore[no-any-return]
+    return json.loads(run.stdout)
 
 
 def test_nothing_is_opened_on_behalf_of_a_file(outcomes: Outcomes) -> None:

@@ -14,7 +14,8 @@ from PIL import __version__ as pillow_version
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded, UnsupportedMedia
-from preprocessor.media.image import ACCEPTED_FORMATS, decode_image, decoder_of, probe_image
+from preprocessor.media.image import decode_image, probe_image
+from preprocessor.media.image_formats import ACCEPTED_FORMATS, decoder_of
 from tests.drawing import HEIGHT, WIDTH, picture
 from tests.media import photo
 from tests.pictures import KINDS, converted_by_transformers, file_of, loaded_by_transformers, with_orientation

@@ -15,7 +15,8 @@ from PIL import Image
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded, PreprocessorError, UnsupportedMedia
-from preprocessor.media.image import ACCEPTED_FORMATS, decode_image, probe_image
+from preprocessor.media.image import decode_image, probe_image
+from preprocessor.media.image_formats import ACCEPTED_FORMATS
 from tests.drawing import HEIGHT, WIDTH, encoded, picture, png, png_chunk
 from tests.pictures import KINDS, file_of, mutated, png_with_behind_pixels
 

@@ -13,14 +13,13 @@ from PIL import Image
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded
-from preprocessor.media.image import ACCEPTED_FORMATS, decode_image, probe_image
+from preprocessor.media.image import decode_image, probe_image
+from preprocessor.media.image_formats import ACCEPTED_FORMATS
 from preprocessor.media.image_headers import gif_canvas, webp_canvas
 from tests.drawing import HEIGHT, WIDTH, encoded, gif, icon, picture, png, ppm, psd, tiled_tiff
 from tests.fuzz import dangerous_images
 from tests.media import photo
 from tests.pictures import KINDS, file_of, loaded_by_transformers, mutated, with_exif
-
-MOST_PIXELS = Limits().max_image_pixels
 
 VAST = {
     "gif": lambda: gif(40_000, 40_000),

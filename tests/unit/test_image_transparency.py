@@ -12,7 +12,8 @@ from preprocessor import pipeline
 from preprocessor.config import Limits
 from preprocessor.config.values import parse_background
 from preprocessor.errors import InvalidRequest
-from preprocessor.media.image import ACCEPTED_FORMATS, decode_image, load_picture
+from preprocessor.media.image import decode_image, load_picture
+from preprocessor.media.image_formats import ACCEPTED_FORMATS
 from preprocessor.models.registry import load_model
 from preprocessor.service.reading import read_spec
 from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest

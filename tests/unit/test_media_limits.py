@@ -12,11 +12,12 @@ import pytest
 from preprocessor.config import Limits, SettingError
 from preprocessor.errors import LimitExceeded, PreprocessorError, UnsupportedMedia
 from preprocessor.media.audio import extract_audio
+from preprocessor.media.checks import within_cpu_seconds
 from preprocessor.media.codecs import SOUND_DECODERS, VIDEO_DECODERS
-from preprocessor.media.container import open_video
-from preprocessor.media.cpu import within_cpu_seconds
+from preprocessor.media.frames import Choice
 from preprocessor.media.image import probe_image
 from preprocessor.media.image_headers import jpeg_scan_count
+from preprocessor.media.streams import open_video
 from preprocessor.media.video import decode_frames, probe_video
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.fuzz import dangerous_videos
@@ -63,7 +64,7 @@ def test_a_codec_that_is_not_listed_is_not_decoded_even_to_look_into_the_file(mo
         assert stream.codec_context.pix_fmt == "yuv420p"
     with open_video(data, "clip", 1 << 30, decoders=["none"]) as (_, stream):
         assert stream.codec_context.pix_fmt is None
-    monkeypatch.setattr("preprocessor.media.container.VIDEO_DECODERS", VIDEO_DECODERS - {"mpeg2video"})
+    monkeypatch.setattr("preprocessor.media.streams.VIDEO_DECODERS", VIDEO_DECODERS - {"mpeg2video"})
     with pytest.raises(UnsupportedMedia, match="no decoder") as caught:
         probe_video(data, Limits())
     assert caught.value.reason == "UNSUPPORTED_CODEC"
@@ -74,13 +75,13 @@ def test_a_size_that_comes_up_inside_the_file_is_bounded_by_the_decoder() -> Non
     data = dangerous_videos.grows_to(1280, 720)
     clip = probe_video(data, Limits(max_frame_pixels=64 * 48))
     small = [index for index in range(clip.frame_count) if index < 8]
-    assert len(list(decode_frames(data, clip, np.array(small)))) == 8
+    assert len(list(decode_frames(data, clip, Choice(np.array(small))))) == 8
     with pytest.raises(PreprocessorError) as caught:
-        list(decode_frames(data, clip, np.array([clip.frame_count - 1])))
+        list(decode_frames(data, clip, Choice(np.array([clip.frame_count - 1]))))
     assert caught.value.reason == "UNDECODABLE_FRAME"
     roomy = probe_video(data, Limits())
     with pytest.raises(PreprocessorError) as caught:
-        list(decode_frames(data, roomy, np.array([clip.frame_count - 1])))
+        list(decode_frames(data, roomy, Choice(np.array([clip.frame_count - 1]))))
     assert caught.value.reason == "RESOLUTION_CHANGE"
 
 
@@ -125,6 +126,7 @@ def test_streams_that_nobody_asked_for_are_read_over() -> None:
         for at in range(2000):
             packet = av.Packet(b"\x80")
             packet.stream, packet.pts, packet.dts = sound, at, at
+            assert sound.time_base is not None
             packet.time_base = sound.time_base
             output.mux(packet)
     with open_video(buffer.getvalue(), "clip", 1 << 30) as (container, stream):
@@ -193,6 +195,15 @@ def test_scans_of_good_jpegs_are_counted(kind: str) -> None:
     count = jpeg_scan_count(data, 500)
     assert 1 < count < 15 if "progressive" in kind else count == 1
     assert jpeg_scan_count(data + data * 3, 500) == count, "what follows the picture is not its own"
+
+
+def test_a_jpeg_has_so_many_scans_and_no_more() -> None:
+    data = picture_of("jpeg progressive")
+    count = jpeg_scan_count(data, 500)
+    probe_image(data, Limits(max_image_scans=count))
+    with pytest.raises(LimitExceeded) as caught:
+        probe_image(data, Limits(max_image_scans=count - 1))
+    assert caught.value.reason == "TOO_MANY_SCANS"
 
 
 def test_scans_are_counted_through_what_surrounds_them() -> None:

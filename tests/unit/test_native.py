@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -104,7 +105,7 @@ def test_arrays_that_the_kernel_would_not_fit_are_refused() -> None:
     resizer.write(frame, rows, slice(0, 2))
     fixed = rows.view()
     fixed.flags.writeable = False
-    others = [
+    others: list[tuple[Any, Any]] = [
         (frame[1:], rows),
         (frame.astype(np.uint16), rows),
         (frame, rows[1:]),
@@ -120,7 +121,7 @@ def test_arrays_that_the_kernel_would_not_fit_are_refused() -> None:
 def test_both_ways_write_the_same_rows(target: Size) -> None:
     frame = noise(70, 102)
     rows = [written(frame, target, (64, 96), variant=variant) for variant in (0, None)]
-    assert np.array_equal(*rows)
+    assert np.array_equal(rows[0], rows[1])
     assert not (rows[0] == 77).all()
 
 

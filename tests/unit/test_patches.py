@@ -17,13 +17,12 @@ from preprocessor.vision.patches import (
 )
 from preprocessor.vision.spec import PixelSpec
 
+Triple = tuple[float, float, float]
 EVEN = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 UNEVEN = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
-def make_spec(
-    patch: int = 16, merge: int = 2, temporal: int = 2, scale: tuple[tuple[float, ...], ...] = EVEN
-) -> PixelSpec:
+def make_spec(patch: int = 16, merge: int = 2, temporal: int = 2, scale: tuple[Triple, Triple] = EVEN) -> PixelSpec:
     return PixelSpec(patch, merge, temporal, 1, 10**9, *scale)
 
 
@@ -95,7 +94,7 @@ def test_a_narrow_table_is_the_torch_cast_of_the_wide_one(form: PixelForm, dtype
 
 @pytest.mark.parametrize("scale", [EVEN, UNEVEN], ids=["one table", "a table a channel"])
 @pytest.mark.parametrize("form", [PixelForm.FP32, PixelForm.BF16])
-def test_each_value_is_looked_up_in_its_channels_table(scale: tuple[tuple[float, ...], ...], form: PixelForm) -> None:
+def test_each_value_is_looked_up_in_its_channels_table(scale: tuple[Triple, Triple], form: PixelForm) -> None:
     spec = make_spec(scale=scale)
     table = normalization_table(spec, form)
     rows = np.random.default_rng(1).integers(0, 256, (5, spec.feature_count), dtype=np.uint8)

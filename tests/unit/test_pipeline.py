@@ -29,6 +29,7 @@ from preprocessor.types.request import (
 )
 from preprocessor.vision.patches import PIXEL_DTYPES
 from tests.media import moving_shapes_clip, photo
+from tests.plans import grid_of, pixels_of
 
 LIMITS = Limits()
 FLOAT_FORMS = [PixelForm.FP32, PixelForm.BF16, PixelForm.FP16]
@@ -44,7 +45,7 @@ def video(key: str = "v", frame_count: int | None = 5, **settings: Any) -> Media
 
 
 def ask(*media: Media, form: PixelForm = PixelForm.UINT8, **settings: Any) -> PreparationRequest:
-    parts = (*(MediaPart(medium.key) for medium in media), TextPart("Well?"))
+    parts: tuple[MediaPart | TextPart, ...] = (*(MediaPart(medium.key) for medium in media), TextPart("Well?"))
     return PreparationRequest(ChatPrompt((Message("user", parts),)), media, form, **settings)
 
 
@@ -102,7 +103,7 @@ def test_an_images_two_temporal_rows_are_equal(model: Model) -> None:
 def test_an_odd_last_frame_is_repeated(model: Model) -> None:
     prepared = prepare(model, ask(video(frame_count=5)))
     (item,) = prepared.plan.items
-    last = prepared.tensors["pixel_patches"][-item.rows.grid.h * item.rows.grid.w :].reshape(-1, 3, 2, 256)
+    last = prepared.tensors["pixel_patches"][-grid_of(item).h * grid_of(item).w :].reshape(-1, 3, 2, 256)
     assert np.array_equal(last[:, :, 0], last[:, :, 1])
 
 
@@ -112,7 +113,7 @@ def test_a_padded_frame_is_reported(model: Model) -> None:
 
 def test_a_video_of_one_frame_is_padded_to_a_pair(model: Model) -> None:
     """transformers 5.23 refuses it; a clip of one frame is a clip all the same."""
-    assert plan(model, ask(video(frame_count=1)), LIMITS).items[0].rows.grid.t == 1
+    assert grid_of(plan(model, ask(video(frame_count=1)), LIMITS).items[0]).t == 1
 
 
 def test_more_frames_than_the_clip_has_give_each_once(model: Model) -> None:
@@ -140,22 +141,22 @@ def test_rows_are_announced_in_order_without_gap_or_overlap(model: Model, form: 
     write_pixels(
         model,
         request.media,
-        planned.pixels,
-        allocate_pixels(planned.pixels),
+        pixels_of(planned),
+        allocate_pixels(pixels_of(planned)),
         lambda row, count: announced.append((row, count)),
     )
     ends = [row + count for row, count in announced]
     assert [row for row, _ in announced] == [0, *ends[:-1]]
-    assert ends[-1] == planned.pixels.row_count
+    assert ends[-1] == pixels_of(planned).row_count
 
 
 def test_an_announced_row_is_final(model: Model) -> None:
     request = ask(image(), video())
     planned = plan(model, request, LIMITS)
-    out = allocate_pixels(planned.pixels)
+    out = allocate_pixels(pixels_of(planned))
     seen: list[bytes] = []
     write_pixels(
-        model, request.media, planned.pixels, out, lambda row, count: seen.append(out[row : row + count].tobytes())
+        model, request.media, pixels_of(planned), out, lambda row, count: seen.append(out[row : row + count].tobytes())
     )
     assert b"".join(seen) == out.tobytes()
 
@@ -164,9 +165,9 @@ def test_an_announced_row_is_final(model: Model) -> None:
 def test_every_byte_of_the_callers_memory_is_written(model: Model, fill: int) -> None:
     request = ask(image(), video())
     planned = plan(model, request, LIMITS)
-    out = allocate_pixels(planned.pixels)
+    out = allocate_pixels(pixels_of(planned))
     out[:] = fill
-    write_pixels(model, request.media, planned.pixels, out)
+    write_pixels(model, request.media, pixels_of(planned), out)
     assert np.array_equal(out, prepare(model, request).tensors["pixel_patches"])
 
 
@@ -193,8 +194,8 @@ def test_a_check_stops_the_pixels(model: Model) -> None:
         write_pixels(
             model,
             request.media,
-            planned.pixels,
-            allocate_pixels(planned.pixels),
+            pixels_of(planned),
+            allocate_pixels(pixels_of(planned)),
             lambda row, _: rows.append(row),
             check,
         )
@@ -229,7 +230,9 @@ def test_without_pixels_the_prompt_is_the_same(model: Model) -> None:
 @pytest.mark.parametrize(("form", "width"), [(PixelForm.UINT8, 1), (PixelForm.BF16, 2), (PixelForm.FP32, 4)])
 def test_planned_bytes_are_those_of_the_tensor(model: Model, form: PixelForm, width: int) -> None:
     planned = plan(model, ask(video(), form=form), LIMITS)
-    assert planned.pixel_bytes == planned.pixels.row_count * 1536 * width == allocate_pixels(planned.pixels).nbytes
+    assert (
+        planned.pixel_bytes == pixels_of(planned).row_count * 1536 * width == allocate_pixels(pixels_of(planned)).nbytes
+    )
 
 
 # -- pickling ----------------------------------------------------------------------------------------------------------
@@ -249,8 +252,8 @@ def test_a_pickled_model_plans_the_same_prompt(model: Model) -> None:
 def test_a_pickled_plan_gives_the_same_pixels(model: Model) -> None:
     request = ask(image(), video())
     planned = pickle.loads(pickle.dumps(plan(model, request, LIMITS)))
-    out = allocate_pixels(planned.pixels)
-    write_pixels(model, request.media, planned.pixels, out)
+    out = allocate_pixels(pixels_of(planned))
+    write_pixels(model, request.media, pixels_of(planned), out)
     assert np.array_equal(out, prepare(model, request).tensors["pixel_patches"])
 
 
@@ -286,7 +289,7 @@ def test_sampling_of_an_image_is_refused(model: Model) -> None:
     "budget", [{"min_pixels": 0}, {"max_pixels": 0}, {"max_pixels": -1}, {"min_pixels": 9_000, "max_pixels": 5_000}]
 )
 def test_an_impossible_pixel_budget_is_refused_by_the_numbers_that_were_given(
-    model: Model, budget: dict[str, int]
+    model: Model, budget: dict[str, Any]
 ) -> None:
     error = refusal(model, ask(video(**budget)))
     assert (type(error), error.reason) == (InvalidRequest, "INVALID_PIXEL_BUDGET")

@@ -11,7 +11,9 @@ from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest, LimitExceeded
 from preprocessor.models.family import Model
 from preprocessor.pipeline import plan
-from preprocessor.text.prompt import Replacement, expand_text, expand_token_ids, match_media, render_chat
+from preprocessor.text.chat_template import render_chat
+from preprocessor.text.placeholders import Replacement, expand_text, expand_token_ids
+from preprocessor.text.prompt_checks import match_media
 from preprocessor.text.tokenizer import encode
 from preprocessor.types.plan import Plan
 from preprocessor.types.request import (
@@ -27,6 +29,7 @@ from preprocessor.types.request import (
     TokenPrompt,
 )
 from tests.media import moving_shapes_clip, photo
+from tests.plans import grid_of
 
 IMAGE, VIDEO = Modality.IMAGE, Modality.VIDEO
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
@@ -111,7 +114,7 @@ def test_user_text_that_holds_a_placeholder_is_refused(model: Model) -> None:
 
 def test_a_medium_shown_twice_stands_twice_in_the_prompt(model: Model) -> None:
     items = planned(model, chat(MediaPart("i"), TextPart("again:"), MediaPart("i")), image()).items
-    assert [(item.key, item.row_start) for item in items] == [("i", 0), ("i", items[0].rows.grid.patch_count)]
+    assert [(item.key, item.row_start) for item in items] == [("i", 0), ("i", grid_of(items[0]).patch_count)]
 
 
 def test_media_shown_more_often_than_the_limit_are_refused(model: Model) -> None:

@@ -116,7 +116,7 @@ def comments() -> list[str]:
 
 def test_buf_has_nothing_to_say() -> None:
     """STANDARD and COMMENTS: names, prefixes, suffixes, zero values, types of requests, and a comment on every element."""
-    for command in (["lint", PROTOS], ["format", "--diff", "--exit-code", PROTOS]):
+    for command in (["lint", str(PROTOS)], ["format", "--diff", "--exit-code", str(PROTOS)]):
         done = subprocess.run([tool("buf"), *command], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
         assert (done.stdout + done.stderr, done.returncode) == ("", 0)
 

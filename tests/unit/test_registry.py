@@ -37,6 +37,13 @@ from tests.media import photo
 from tests.unit.tiles import TILES
 
 
+def family_model(directory: Path) -> Model:
+    """A model of a known family."""
+    model = load_model(str(directory))
+    assert isinstance(model, Model)
+    return model
+
+
 @pytest.fixture
 def directory(small: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
@@ -73,7 +80,7 @@ def test_tokens_per_second_are_the_configs_or_transformers_default(
     directory: Path, vision_config: dict[str, int] | None, expected: int
 ) -> None:
     edit(directory / "config.json", model_type="qwen2_5_vl", vision_config=vision_config)
-    assert load_model(str(directory)).tokens_per_second == expected
+    assert family_model(directory).tokens_per_second == expected
 
 
 def test_qwen3_8_is_of_the_family_of_qwen3_vl(directory: Path) -> None:
@@ -94,7 +101,7 @@ def test_markers_around_videos_are_part_of_the_fingerprint_where_there_is_a_choi
 
 def test_vision_markers_are_those_of_the_config(directory: Path) -> None:
     edit(directory / "config.json", vision_start_token_id=151646, vision_end_token_id=151647)
-    assert load_model(str(directory)).vision_markers == ("<|object_ref_start|>", "<|object_ref_end|>")
+    assert family_model(directory).vision_markers == ("<|object_ref_start|>", "<|object_ref_end|>")
 
 
 def test_a_directory_gives_the_token_ids_of_the_built_in(model: Model, written: Model) -> None:
@@ -107,19 +114,19 @@ def test_a_directory_gives_the_token_ids_of_the_built_in(model: Model, written: 
 
 
 def test_a_directory_gives_the_settings_of_the_built_in(model: Model, small: Path) -> None:
-    loaded = load_model(str(small))
+    loaded = family_model(small)
     assert (loaded.image, loaded.video, loaded.placeholders) == (model.image, model.video, model.placeholders)
 
 
 def test_both_processor_layouts_give_the_same_settings(model: Model, directory: Path) -> None:
     merge_processor_files(directory)
-    loaded = load_model(str(directory))
+    loaded = family_model(directory)
     assert (loaded.image, loaded.video) == (model.image, model.video)
 
 
 def test_a_model_without_video_settings_uses_its_images(directory: Path) -> None:
     (directory / "video_preprocessor_config.json").unlink()
-    loaded = load_model(str(directory))
+    loaded = family_model(directory)
     assert loaded.video.pixels == loaded.image
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from preprocessor.errors import InvalidRequest
-from preprocessor.media.sampling import Spread, choose_frames, count_for_fps, spread_evenly
+from preprocessor.media.sampling import Spread, choose_frames
+from preprocessor.media.spreads import count_for_fps, spread_evenly
 from preprocessor.types.request import Sampling, SamplingBasis
 from preprocessor.types.source import ClipInfo, FrameChoice
 
@@ -17,7 +19,7 @@ MILLISECOND = Fraction(1, 1000)
 NTSC_RATES = [Fraction(24_000, 1001), Fraction(30_000, 1001), Fraction(60_000, 1001)]
 
 
-def clip_of(times: list[Fraction] | list[float], *, rate: float) -> ClipInfo:
+def clip_of(times: Sequence[Fraction | float], *, rate: float) -> ClipInfo:
     """A clip whose frames are shown at `times`, in seconds, on a clock of milliseconds."""
     return clip_at([round(time * 1000) for time in times], rate=rate, time_base=MILLISECOND)
 

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from preprocessor.errors import InvalidRequest
-from preprocessor.media.sampling import check_sampling
+from preprocessor.media.sampling_checks import check_sampling
 from preprocessor.types.request import Sampling
 
 WAYS: dict[str, object] = {

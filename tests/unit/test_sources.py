@@ -15,7 +15,6 @@ from preprocessor.config import ServeSettings
 from preprocessor.config.declare import Option, SettingError
 from preprocessor.config.values import parse_bytes, write_text, write_toml
 
-BY_FLAG = {option.flag: option for option in OPTIONS}
 ENGINE = {"PREPROCESSOR_ENGINE": "triton:8001"}
 # What is accepted of settings that do not take any text or number.
 ACCEPTED: dict[str, Any] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from preprocessor.media.sampling import count_for_fps, spread_by_steps, spread_evenly
+from preprocessor.media.spreads import count_for_fps, spread_by_steps, spread_evenly
 
 
 @pytest.mark.parametrize(

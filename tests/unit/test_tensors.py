@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from preprocessor.wire.tensors import MAX_ROWS_BYTES, write_rows
 @pytest.mark.parametrize(
     ("row_count", "features"), [(1, 1), (7, 1536), (2000, 1536), (3, MAX_ROWS_BYTES + 5), (200_000, 3)]
 )
-def test_rows_are_the_bytes_that_protobuf_would_write(dtype: type, row_count: int, features: int) -> None:
+def test_rows_are_the_bytes_that_protobuf_would_write(dtype: type[Any], row_count: int, features: int) -> None:
     array = np.random.default_rng(0).integers(0, 100, (row_count, features)).astype(dtype)
     first_row = row_count // 3
     read = np.zeros_like(array)

@@ -47,7 +47,7 @@ def tiles(model: Model) -> Model:
 
 
 def ask(*media: Media, form: PixelForm = PixelForm.UINT8) -> PreparationRequest:
-    parts = (*(MediaPart(medium.key) for medium in media), TextPart("Well?"))
+    parts: tuple[MediaPart | TextPart, ...] = (*(MediaPart(medium.key) for medium in media), TextPart("Well?"))
     return PreparationRequest(ChatPrompt((Message("user", parts),)), media, form)
 
 

@@ -121,6 +121,7 @@ def sound(codec: str, container: str, rate: int = 16_000) -> Callable[[], bytes]
         buffer = io.BytesIO()
         with av.open(buffer, "w", format=container) as output:
             stream = output.add_stream(codec, rate=rate, layout="mono")
+            assert isinstance(stream, av.AudioStream)
             size = stream.codec_context.frame_size or 1024
             for start in range(0, 2 * rate, size):
                 samples = (np.sin(np.arange(start, start + size) * 0.07) * 12_000).astype(np.int16)[np.newaxis]

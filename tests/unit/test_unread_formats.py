@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -14,7 +15,7 @@ from preprocessor.media.video import probe_video
 from tests.drawing import deep_animation, encoded, picture, psd
 from tests.media import moving_shapes_clip, photo
 
-IMAGES = {
+IMAGES: Mapping[str, Callable[[], bytes]] = {
     "QOI": lambda: encoded(picture(), "QOI"),
     "DDS": lambda: encoded(picture(), "DDS"),
     "ICNS": lambda: encoded(picture(width=16, height=16), "ICNS"),
@@ -43,7 +44,7 @@ SOUNDS = {
     "DSD": lambda: b"DSD " + bytes(200),
     "MIDI": lambda: b"MThd\0\0\0\6" + bytes(200),
 }
-VIDEOS = {
+VIDEOS: Mapping[str, Callable[[], bytes]] = {
     "RealMedia": lambda: b".RMF" + bytes(200),
     "Flash program": lambda: b"FWS\x05" + bytes(200),
     "y4m": lambda: b"YUV4MPEG2 W16 H16 F25:1 Ip A1:1 C420\nFRAME\n" + bytes(384),

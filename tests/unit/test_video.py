@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -13,12 +15,13 @@ import pytest
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, InvalidRequest, LimitExceeded, PreprocessorError, UnsupportedMedia
+from preprocessor.media.frames import Choice
 from preprocessor.media.video import decode_frames, probe_video
 from tests.media import audio_only_clip, moving_shapes_clip, truncated_clip
 
 LIMITS = Limits()
 SMALL = {"seconds": 2, "rate": 30, "width": 96, "height": 64}
-CODECS = {
+CODECS: Mapping[str, dict[str, Any]] = {
     "h264 mp4": {},
     "h264 mp4, short groups": {"options": (("g", "8"), ("bf", "3"))},
     "h264 matroska": {"container": "matroska"},
@@ -41,19 +44,19 @@ def clip_of(name: str) -> bytes:
     return moving_shapes_clip(**{**SMALL, **CODECS[name]})
 
 
-def all_frames(data: bytes) -> list[npt.NDArray[np.uint8]]:
+def all_frames(data: bytes) -> list[npt.NDArray[Any]]:
     """A plain decode of every frame."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 def frames_at(data: bytes, indices: list[int]) -> list[npt.NDArray[np.uint8]]:
     clip = probe_video(data, LIMITS)
-    return [frame.copy() for frame in decode_frames(data, clip, np.array(indices))]
+    return [frame.copy() for frame in decode_frames(data, clip, Choice(np.array(indices)))]
 
 
 def test_the_clip_used_here_has_frames_to_skip() -> None:
-    with av.open(io.BytesIO(clip_of("h264 mp4"))) as container:
+    with av.open(io.BytesIO(clip_of("h264 mp4")), "r") as container:
         kinds = Counter(frame.pict_type for frame in container.decode(video=0))
     assert kinds[av.video.frame.PictureType.B] > 10
 
@@ -151,7 +154,7 @@ def test_a_description_of_a_stream_is_no_media(listing: bytes, tmp_path: Path, m
 def test_an_unknown_decoder_is_refused() -> None:
     data = clip_of("h264 mp4")
     with pytest.raises(InvalidRequest, match="pyav, opencv"):
-        decode_frames(data, probe_video(data, LIMITS), np.array([0]), backend="gstreamer")
+        decode_frames(data, probe_video(data, LIMITS), Choice(np.array([0])), backend="gstreamer")
 
 
 def test_a_frame_that_cannot_be_decoded_is_named_by_its_time() -> None:
@@ -160,7 +163,7 @@ def test_a_frame_that_cannot_be_decoded_is_named_by_its_time() -> None:
     start = data.index(b"mdat") + 4
     data[start : start + 1500] = bytes(1500)
     with pytest.raises(CorruptMedia, match=r"0\.000 s"):
-        list(decode_frames(bytes(data), clip, np.array([0])))
+        list(decode_frames(bytes(data), clip, Choice(np.array([0]))))
 
 
 def test_more_frames_than_the_limit_are_refused() -> None:
@@ -199,7 +202,7 @@ def test_a_check_stops_the_decode_between_packets() -> None:
     clip = probe_video(data, LIMITS)
     calls, check = stop_at(5)
     with pytest.raises(Stopped):
-        list(decode_frames(data, clip, np.array([59]), check=check))  # type: ignore[arg-type]
+        list(decode_frames(data, clip, Choice(np.array([59]), check=check)))  # type: ignore[arg-type]
     assert len(calls) == 5
 
 
@@ -207,5 +210,5 @@ def test_nothing_is_read_behind_the_last_wanted_frame() -> None:
     data = clip_of("h264 mp4")
     clip = probe_video(data, LIMITS)
     calls, check = stop_at(10**6)
-    list(decode_frames(data, clip, np.array([0]), check=check))  # type: ignore[arg-type]
+    list(decode_frames(data, clip, Choice(np.array([0]), check=check)))  # type: ignore[arg-type]
     assert len(calls) < clip.frame_count

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
+from typing import Any
 
 import av
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, LimitExceeded, PreprocessorError, UnsupportedMedia
+from preprocessor.media.frames import Choice
 from preprocessor.media.video import decode_frames, probe_video
 from preprocessor.types.request import OnDamage
 from tests.media import damaged, decoded_frames, keyframe_packets, moving_shapes_clip, packet_spans, truncated_clip
@@ -18,7 +21,7 @@ from tests.odd_clips import open_group_start
 
 LIMITS = Limits()
 SMALL = {"seconds": 1, "rate": 30, "width": 96, "height": 64, "grain": 10}
-CODECS = {
+CODECS: Mapping[str, dict[str, Any]] = {
     "h264": {"options": (("g", "10"), ("bf", "2"), ("x264-params", "b-adapt=0:scenecut=0"))},
     "hevc": {"codec": "libx265", "options": (("x265-params", "log-level=none:keyint=10:min-keyint=10:scenecut=0"),)},
     "vp9": {"codec": "libvpx-vp9", "container": "webm", "options": (("g", "10"),)},
@@ -41,9 +44,7 @@ def repaired(data: bytes, indices: npt.NDArray[np.int64]) -> tuple[list[npt.NDAr
     frames = decode_frames(
         data,
         facts,
-        indices,
-        on_damage=OnDamage.REPEAT,
-        substituted=lambda position, used: said.append((position, used)),
+        Choice(indices, on_damage=OnDamage.REPEAT, substituted=lambda chosen, used: said.append((chosen, used))),
     )
     return [frame.copy() for frame in frames], said
 
@@ -78,7 +79,7 @@ def test_without_tolerance_the_first_bad_time_is_named(name: str) -> None:
     facts = probe_video(broken, LIMITS)
     used = dict(repaired(broken, EVERY)[1])
     with pytest.raises(CorruptMedia, match=f"{facts.times_seconds[min(used)]:.3f} s") as caught:
-        list(decode_frames(broken, facts, EVERY))
+        list(decode_frames(broken, facts, Choice(EVERY)))
     assert caught.value.reason == "UNDECODABLE_FRAME"
 
 
@@ -89,7 +90,7 @@ def test_frames_that_need_nothing_bad_are_given_without_tolerance(name: str) -> 
     broken = damaged(data, keyframe_packets(data)[1])
     chosen = np.array([0, start - 1, stop, 29])
     whole = decoded_frames(data)
-    found = decode_frames(broken, probe_video(broken, LIMITS), chosen)
+    found = decode_frames(broken, probe_video(broken, LIMITS), Choice(chosen))
     assert all(np.array_equal(a, whole[b]) for a, b in zip(found, chosen, strict=True))
 
 
@@ -104,7 +105,7 @@ def test_a_lost_reference_frame_spoils_the_rest_of_its_group() -> None:
 def test_a_lost_frame_that_no_other_refers_to_spoils_only_itself() -> None:
     data = clip_of("h264")
     facts = probe_video(data, LIMITS)
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         kinds = [frame.pict_type for frame in container.decode(video=0)]
     bare = (
         next(index for index in range(11, 20) if kinds[index] == kinds[index + 1] == av.video.frame.PictureType.B) + 1
@@ -120,7 +121,7 @@ def test_without_a_good_frame_before_the_first_good_one_behind_is_used() -> None
     _, stop = second_group(data)
     keys = keyframe_packets(data)
     frames, said = repaired(damaged(data, *keys[:2]), np.array([0, 3, 3]))
-    assert said == [(0, stop), (1, stop), (2, stop)]
+    assert said == [(0, stop), (3, stop), (3, stop)]
     assert all(np.array_equal(frame, whole[stop]) for frame in frames)
 
 
@@ -216,7 +217,9 @@ def test_random_damage_raises_nothing_but_our_errors() -> None:
             try:
                 facts = probe_video(spoiled.tobytes(), LIMITS, on_damage=OnDamage.REPEAT)
                 frames = list(
-                    decode_frames(spoiled.tobytes(), facts, np.arange(facts.frame_count), on_damage=OnDamage.REPEAT)
+                    decode_frames(
+                        spoiled.tobytes(), facts, Choice(np.arange(facts.frame_count), on_damage=OnDamage.REPEAT)
+                    )
                 )
                 assert len(frames) == facts.frame_count
                 outcomes.add("decoded")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import struct
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 
 from preprocessor.config import Limits
 from preprocessor.errors import PreprocessorError
+from preprocessor.media.frames import Choice
 from preprocessor.media.video import decode_frames, probe_video
 from tests.media import (
     animation,
@@ -49,8 +51,8 @@ OPEN_X265 = (("x265-params", "log-level=none:keyint=10:min-keyint=10:open-gop=1:
 ALTREF = (("auto-alt-ref", "1"), ("lag-in-frames", "16"), ("g", "15"))
 
 
-def clip(**settings: object) -> Callable[[], bytes]:
-    return lambda: moving_shapes_clip(**{**SMALL, **settings})  # type: ignore[arg-type]
+def clip(**settings: Any) -> Callable[[], bytes]:
+    return lambda: moving_shapes_clip(**{**SMALL, **settings})
 
 
 FILES: Mapping[str, Callable[[], bytes]] = {
@@ -263,7 +265,7 @@ def test_the_chosen_frames_are_those_of_a_full_decode(name: str) -> None:
     facts = probe_video(data, LIMITS)
     assert facts.frame_count == len(whole)
     for indices in choices(len(whole)):
-        found = [frame.copy() for frame in decode_frames(data, facts, np.array(indices))]
+        found = [frame.copy() for frame in decode_frames(data, facts, Choice(np.array(indices)))]
         assert [np.array_equal(a, whole[b]) for a, b in zip(found, indices, strict=True)] == [True] * len(indices)
 
 
@@ -324,7 +326,7 @@ def test_an_animated_webp_is_a_video(durations_ms: tuple[int, ...]) -> None:
     assert np.allclose(facts.times_seconds, starts)
     assert (facts.width_px, facts.height_px, facts.duration_seconds) == (96, 64, sum(durations_ms) / 1000)
     for indices in choices(len(whole)):
-        found = decode_frames(data, facts, np.array(indices))
+        found = decode_frames(data, facts, Choice(np.array(indices)))
         assert [np.array_equal(a, whole[b]) for a, b in zip(found, indices, strict=True)] == [True] * len(indices)
 
 
@@ -338,9 +340,9 @@ def test_a_picture_that_changes_its_size_is_refused() -> None:
     data = clip(container="h264")() + clip(container="h264", width=128)()
     facts = probe_video(data, LIMITS)
     assert facts.frame_count == 60
-    assert len(list(decode_frames(data, facts, np.arange(30)))) == 30
+    assert len(list(decode_frames(data, facts, Choice(np.arange(30))))) == 30
     with pytest.raises(PreprocessorError) as caught:
-        list(decode_frames(data, facts, np.array([0, 59])))
+        list(decode_frames(data, facts, Choice(np.array([0, 59]))))
     assert caught.value.reason == "RESOLUTION_CHANGE"
 
 
@@ -359,7 +361,7 @@ def test_a_picture_that_changes_its_size_is_refused() -> None:
 def test_of_several_tracks_that_is_taken_which_ffmpeg_takes(make: Callable[[], bytes], first: int) -> None:
     data = make()
     facts = probe_video(data, LIMITS)
-    frames = list(map(read_number, decode_frames(data, facts, np.arange(facts.frame_count))))
+    frames = list(map(read_number, decode_frames(data, facts, Choice(np.arange(facts.frame_count)))))
     assert frames == list(range(first, first + facts.frame_count))
     assert facts.frame_count == (30 if first else 20)
 
@@ -375,5 +377,5 @@ def test_the_default_choice_of_joined_clips_lies_in_file_order() -> None:
     data = FILES["joined"]()
     facts = probe_video(data, LIMITS)
     chosen = np.array([0, 22, 43, 65])
-    numbers = list(map(read_number, decode_frames(data, facts, chosen)))
+    numbers = list(map(read_number, decode_frames(data, facts, Choice(chosen))))
     assert numbers == [numbers_in(data)[index] for index in chosen]

@@ -7,6 +7,7 @@ import pytest
 
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia
+from preprocessor.media.frames import Choice
 from preprocessor.media.video import decode_frames, probe_video
 from tests.media import damaged, decoded_frames, moving_shapes_clip
 
@@ -36,7 +37,7 @@ def test_groups_without_a_chosen_frame_are_not_decoded(name: str) -> None:
     group = int(np.searchsorted(facts.random_access_frames, 41, "right")) - 1
     first_packet = int(facts.random_access_packets[group])
     broken = damaged(data, *range(1, first_packet))
-    assert np.array_equal(next(decode_frames(broken, facts, np.array([41]))), whole[41])
+    assert np.array_equal(next(decode_frames(broken, facts, Choice(np.array([41])))), whole[41])
 
 
 @pytest.mark.parametrize("name", ["h264", "vp9", "mpeg4", "hevc, open groups"])
@@ -46,7 +47,7 @@ def test_a_group_is_decoded_no_further_than_its_last_chosen_frame(name: str) -> 
     facts = probe_video(data, LIMITS)
     chosen = [int(facts.random_access_frames[1]), int(facts.random_access_frames[3])]
     broken = damaged(data, *range(int(facts.random_access_packets[1]) + 1, int(facts.random_access_packets[2])))
-    found = [frame.copy() for frame in decode_frames(broken, facts, np.array(chosen))]
+    found = [frame.copy() for frame in decode_frames(broken, facts, Choice(np.array(chosen)))]
     assert np.array_equal(found, [whole[index] for index in chosen])
 
 
@@ -59,7 +60,7 @@ def test_a_chosen_frame_of_an_open_group_needs_the_group_before_and_its_own_keyf
     assert packet > point
     for needed in (int(facts.random_access_packets[1]), point):
         with pytest.raises(CorruptMedia):
-            list(decode_frames(damaged(data, needed), facts, np.array([leading])))
+            list(decode_frames(damaged(data, needed), facts, Choice(np.array([leading]))))
 
 
 def test_recovery_points_of_h264_that_are_no_idr_are_no_random_access_points() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -57,7 +59,7 @@ CLOSE = {  # the largest difference that the module's table states
 NO_B = {"bf": "0"}
 INTERLACED = {"flags": "+ildct+ilme"}
 LARGE = (20, 100, 96, 96)
-ODD = {  # files of which OpenCV gives no frame, a wrong one, or one at another time
+ODD: Mapping[str, Callable[[], bytes]] = {  # files of which OpenCV gives no frame, a wrong one, or one at another time
     "interlaced under a progressive header": interlaced,
     "lower field first": lambda: interlaced(x264="bff=1"),
     "only flagged as interlaced": lambda: interlaced(x264="fake-interlaced=1"),
@@ -82,7 +84,8 @@ ODD = {  # files of which OpenCV gives no frame, a wrong one, or one at another 
     "another width stated": misstated_webm,
     "another width stated, VP9": lambda: misstated_webm(codec="libvpx-vp9"),
     "another pixel format from the middle on": lambda: joined(
-        *(encode(run_of(20), "libx264", "mpegts", pix_fmt=form, options=NO_B) for form in ("yuv444p", "yuv420p")),
+        encode(run_of(20), "libx264", "mpegts", pix_fmt="yuv444p", options=NO_B),
+        encode(run_of(20), "libx264", "mpegts", pix_fmt="yuv420p", options=NO_B),
         "mpegts",
     ),
     "AV1": lambda: clip_of({"codec": "libsvtav1", "options": (("preset", "12"), ("svtav1-params", "lp=1"))}),
@@ -108,7 +111,7 @@ def clip_of(settings: object) -> bytes:
 
 def frames_of(data: bytes, indices: list[int], backend: str, **how: object) -> npt.NDArray[np.uint8]:
     facts = probe_video(data, LIMITS, on_damage=how.get("on_damage", OnDamage.FAIL))  # type: ignore[arg-type]
-    frames = decode_frames(data, facts, np.array(indices), backend=backend, **how)  # type: ignore[arg-type]
+    frames = decode_frames(data, facts, Choice(np.array(indices), **how), backend=backend)  # type: ignore[arg-type]
     return np.stack([frame.copy() for frame in frames])
 
 
@@ -131,7 +134,7 @@ def test_where_conversions_differ_it_is_by_what_the_table_states(name: str) -> N
 def test_a_nameless_file_serves_an_opencv_that_reads_no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     data = clip_of({})
     expected = frames_of(data, [3, 20], "opencv")
-    monkeypatch.setattr(opencv.cv2, "__version__", "4.12.0")
+    monkeypatch.setattr(cv2, "__version__", "4.12.0")
     assert np.array_equal(frames_of(data, [3, 20], "opencv"), expected)
 
 
@@ -220,10 +223,10 @@ def test_an_empty_packet_is_not_taken_for_damage(monkeypatch: pytest.MonkeyPatch
             return getattr(self._capture, name)
 
         def grab(self) -> bool:
-            return next(grabs, None) is not None and self._capture.grab()  # type: ignore[attr-defined, no-any-return]
+            return next(grabs, None) is not None and self._capture.grab()  # type: ignore[attr-defined]
 
-    capture = opencv.cv2.VideoCapture
-    monkeypatch.setattr(opencv.cv2, "VideoCapture", lambda *arguments: Ending(capture(*arguments)))
+    capture = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *arguments: Ending(capture(*arguments)))
     assert result_of(data, [10], "opencv") == "DECODER_LIMIT"
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from preprocessor.config import Limits
-from preprocessor.media import orientation, probe
+from preprocessor.media import orientation, probe, streams
+from preprocessor.media.frames import Choice
 from preprocessor.media.video import decode_frames, probe_video
 from tests.media import decoded_frames, moving_shapes_clip
 
@@ -21,7 +22,7 @@ def test_a_turned_clip_is_upright(counter_clockwise: int, is_mirrored: bool, con
     data = moving_shapes_clip(**SMALL, turn_degrees=counter_clockwise, is_mirrored=is_mirrored, container=container)
     facts = probe_video(data, LIMITS)
     stored = decoded_frames(data)
-    frames = [frame.copy() for frame in decode_frames(data, facts, np.arange(5))]
+    frames = [frame.copy() for frame in decode_frames(data, facts, Choice(np.arange(5)))]
     expected = [mirror(np.rot90(frame, counter_clockwise // 90), is_mirrored) for frame in stored]
     assert np.array_equal(frames, expected)
     assert (facts.height_px, facts.width_px, 3) == frames[0].shape
@@ -30,7 +31,7 @@ def test_a_turned_clip_is_upright(counter_clockwise: int, is_mirrored: bool, con
     assert facts.is_mirrored is is_mirrored
 
 
-def mirror(frame: np.ndarray, is_mirrored: bool) -> np.ndarray:  # type: ignore[type-arg]
+def mirror(frame: np.ndarray, is_mirrored: bool) -> np.ndarray:
     return frame[:, ::-1] if is_mirrored else frame
 
 
@@ -39,7 +40,7 @@ def test_an_angle_that_is_no_quarter_turn_is_ignored(container: str) -> None:
     data = moving_shapes_clip(**SMALL, turn_degrees=30, container=container)
     facts = probe_video(data, LIMITS)
     assert (facts.rotation_degrees, facts.width_px, facts.height_px) == (0, 96, 64)
-    assert np.array_equal(next(decode_frames(data, facts, np.array([0]))), decoded_frames(data)[0])
+    assert np.array_equal(next(decode_frames(data, facts, Choice(np.array([0])))), decoded_frames(data)[0])
 
 
 @pytest.mark.parametrize(("turn", "opened"), [(0, 1), (90, 2)])
@@ -48,7 +49,7 @@ def test_only_a_clip_that_may_be_turned_is_opened_for_a_frame(
     container: str, turn: int, opened: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = 0
-    open_video = probe.open_video
+    open_video = streams.open_video
 
     def counted(*arguments: object, **more: object) -> object:
         nonlocal count

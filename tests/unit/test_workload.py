@@ -27,6 +27,7 @@ from preprocessor.types.request import (
     Sampling,
 )
 from tests.media import moving_shapes_clip, photo
+from tests.plans import pixels_of
 
 GROUPED = (("g", "12"),)
 CLIPS = {
@@ -57,16 +58,16 @@ def video(data: bytes, key: str = "clip", **fields: object) -> Media:
 @pytest.mark.parametrize("part_count", [2, 3, 8])
 def test_parts_make_the_pixels_of_the_whole(model: Model, codec: str, sampling: Sampling, part_count: int) -> None:
     request, plan = planned(model, video(CLIPS[codec], sampling=sampling))
-    whole = pipeline.allocate_pixels(plan.pixels)
-    pipeline.write_pixels(model, request.media, plan.pixels, whole)
-    parts = cut(plan.pixels, request.media, part_count)
+    whole = pipeline.allocate_pixels(pixels_of(plan))
+    pipeline.write_pixels(model, request.media, pixels_of(plan), whole)
+    parts = cut(pixels_of(plan), request.media, part_count)
     assert 2 <= len(parts) <= part_count
-    assert [row for part in parts for row in part] == list(range(plan.pixels.row_count))
+    assert [row for part in parts for row in part] == list(range(pixels_of(plan).row_count))
     pieces = np.zeros_like(whole)
     for part in reversed(parts):
         announced: list[tuple[int, int]] = []
         pipeline.write_pixels(
-            model, request.media, plan.pixels, pieces, lambda *rows, to=announced: to.append(rows), rows=part
+            model, request.media, pixels_of(plan), pieces, lambda *rows, to=announced: to.append(rows), rows=part
         )
         assert announced[0][0] == part.start
         assert sum(count for _, count in announced) == len(part)
@@ -77,12 +78,12 @@ def test_a_prompt_of_several_files_is_cut_between_them(model: Model) -> None:
     media = [Media(f"photo{n}", Modality.IMAGE, photo(64 + 32 * n, 64)) for n in range(5)]
     request, plan = planned(model, *media, video(CLIPS["h264"]), form=PixelForm.BF16)
     starts = {item.row_start for item in plan.items}
-    assert starts & {part.start for part in cut(plan.pixels, request.media, 4)} > {0}
-    whole = pipeline.allocate_pixels(plan.pixels)
-    pipeline.write_pixels(model, request.media, plan.pixels, whole)
+    assert starts & {part.start for part in cut(pixels_of(plan), request.media, 4)} > {0}
+    whole = pipeline.allocate_pixels(pixels_of(plan))
+    pipeline.write_pixels(model, request.media, pixels_of(plan), whole)
     pieces = np.zeros_like(whole)
-    for part in cut(plan.pixels, request.media, 4):
-        pipeline.write_pixels(model, request.media, plan.pixels, pieces, rows=part)
+    for part in cut(pixels_of(plan), request.media, 4):
+        pipeline.write_pixels(model, request.media, pixels_of(plan), pieces, rows=part)
     assert pieces.tobytes() == whole.tobytes()
 
 
@@ -97,13 +98,13 @@ def test_a_prompt_of_several_files_is_cut_between_them(model: Model) -> None:
 )
 def test_what_cannot_be_divided_stays_whole(model: Model, medium: Media) -> None:
     request, plan = planned(model, medium)
-    assert cut(plan.pixels, request.media, 4) == [range(plan.pixels.row_count)]
+    assert cut(pixels_of(plan), request.media, 4) == [range(pixels_of(plan).row_count)]
 
 
 def test_more_to_decode_is_expected_to_take_longer(model: Model) -> None:
     long = moving_shapes_clip(seconds=8, width=96, height=64, options=GROUPED)
     workloads = [
-        estimate(plan.pixels, request.media)
+        estimate(pixels_of(plan), request.media)
         for request, plan in (
             planned(model, Media("photo", Modality.IMAGE, photo(64, 64))),
             planned(model, video(CLIPS["h264"], sampling=Sampling(fps=1))),
@@ -120,7 +121,7 @@ def test_more_to_decode_is_expected_to_take_longer(model: Model) -> None:
 @pytest.mark.skipif("JPEG2000" not in ACCEPTED_FORMATS, reason="this Pillow does not read it")
 def test_a_jpeg_2000_is_expected_to_take_longer_and_more_memory_than_a_png(model: Model) -> None:
     png, jpeg2000 = (
-        estimate(plan.pixels, request.media)
+        estimate(pixels_of(plan), request.media)
         for request, plan in (
             planned(model, Media("photo", Modality.IMAGE, photo(640, 480, image_format)))
             for image_format in ("PNG", "JPEG2000")
@@ -132,7 +133,7 @@ def test_a_jpeg_2000_is_expected_to_take_longer_and_more_memory_than_a_png(model
 
 def test_groups_without_a_chosen_frame_are_not_expected_to_cost(model: Model) -> None:
     estimates = [
-        estimate(plan.pixels, request.media).cpu_seconds
+        estimate(pixels_of(plan), request.media).cpu_seconds
         for request, plan in (
             planned(model, video(CLIPS["h264"], sampling=Sampling(indices=indices)))
             for indices in ((0, 1), (0, 71), (10, 11))
@@ -144,7 +145,7 @@ def test_groups_without_a_chosen_frame_are_not_expected_to_cost(model: Model) ->
 def test_a_decoder_that_is_checked_by_another_costs_what_both_take(model: Model) -> None:
     request, plan = planned(model, video(CLIPS["h264"], sampling=Sampling(indices=(70, 71))))
     alone, checked = (
-        estimate(dataclasses.replace(plan.pixels, video_decoder=name), request.media) for name in ("pyav", "opencv")
+        estimate(dataclasses.replace(pixels_of(plan), video_decoder=name), request.media) for name in ("pyav", "opencv")
     )
     assert checked.cpu_seconds > alone.cpu_seconds
     assert checked.working_bytes > alone.working_bytes

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from preprocessor.media.sampling import spread_evenly
+from preprocessor.media.spreads import spread_evenly
 from preprocessor.models.family import Family, ItemLayout, ModelSettings
 from preprocessor.models.loaded import WriteFrame
 from preprocessor.models.probe import ProbedMedium
-from preprocessor.text.prompt import Replacement
+from preprocessor.text.placeholders import Replacement
 from preprocessor.types.plan import ItemPlan, ItemRows
 from preprocessor.types.timing import Stopwatch
 from preprocessor.vision.patches import write_patches

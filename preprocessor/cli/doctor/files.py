@@ -43,6 +43,8 @@ def check_model(
         fix = f"--model with a built-in ({', '.join(builtin_names())}), a local directory, or a hub id that can be fetched"
         if missing := error.metadata.get("missing_libraries"):
             fix = f"preprocessor constraints > tested.txt; pip install --constraint tested.txt {missing}"
+        if extra := error.metadata.get("missing_extra"):
+            fix = f"pip install 'vlm-preprocessor[{extra}]'"
         return failed("model", str(error), fix), None
     description = model.describe()
     path = f"{description.path.value} path, family {description.family}"

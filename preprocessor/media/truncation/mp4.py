@@ -8,7 +8,7 @@ from collections.abc import Iterator
 _MP4_FIRST = frozenset({b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp", b"sidx", b"moof"})
 
 
-def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
+def boxes(data: bytes | memoryview, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
     """Name, start and stated end of each box; the last may end beyond the file."""
     end = len(data) if end is None else end
     while start + 8 <= end:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.errors import ModelNotFound
-from preprocessor.text.prompt import Placeholders
+from preprocessor.text.placeholders import Placeholders
 from preprocessor.types.request import Modality
 
 

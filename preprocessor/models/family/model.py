@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import Any
 
 from preprocessor.config import Limits
@@ -13,7 +13,7 @@ from preprocessor.models.loaded import (
     CancelCheck,
     ModelDescription,
     ModelPath,
-    PlannedItem,
+    PlanMemory,
     RowWriter,
     header_workload,
 )
@@ -51,10 +51,10 @@ class Model(ModelSettings):
         request: PreparationRequest,
         limits: Limits,
         check: CancelCheck,
-        planned_items: MutableMapping[str, PlannedItem],
+        memory: PlanMemory,
     ) -> Plan:
         """See `LoadedModel`."""
-        return plan_from_headers(self, request, limits, check, planned_items)
+        return plan_from_headers(self, request, limits, check, memory)
 
     def planning_workload(self, request: PreparationRequest, most_bytes: int) -> Workload:
         """See `LoadedModel`."""

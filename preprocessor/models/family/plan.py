@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from preprocessor.errors import LimitExceeded
 from preprocessor.models.family.item import plan_item
 from preprocessor.models.family.prompt import render_prompt
 from preprocessor.models.family.rules import ItemLayout, ModelSettings
-from preprocessor.models.loaded import CancelCheck, PlannedItem
-from preprocessor.text.prompt import expand_text, expand_token_ids
+from preprocessor.models.loaded import CancelCheck, PlanMemory, PlannedItem
+from preprocessor.text.placeholders import expand_text, expand_token_ids
 from preprocessor.types.plan import ExpandedPrompt, ItemPlan, PixelPlan, Plan
 from preprocessor.types.request import PixelForm, PreparationRequest, TokenPrompt
 from preprocessor.types.timing import Timings
@@ -27,7 +27,7 @@ def plan_from_headers(
     request: PreparationRequest,
     limits: Limits,
     check: CancelCheck,
-    planned_items: MutableMapping[str, PlannedItem],
+    memory: PlanMemory,
 ) -> Plan:
     """See `LoadedModel.plan`."""
     timings = Timings()
@@ -37,10 +37,10 @@ def plan_from_headers(
         layouts: list[ItemLayout] = []
         row_count = 0
         for medium in media:
-            known = planned_items.get(medium.key)
+            known = memory.items.get(medium.key)
             if known is None:
                 item, layout = plan_item(model, request, medium, row_count, limits, check)
-                planned_items[medium.key] = PlannedItem(item, layout)
+                memory.items[medium.key] = PlannedItem(item, layout)
             else:
                 item, layout = dataclasses.replace(known.item, key=medium.key, row_start=row_count), known.layout
             items.append(item)
@@ -52,7 +52,9 @@ def plan_from_headers(
         if isinstance(request.prompt, TokenPrompt):
             prompt = expand_token_ids(model.tokenizer, model.placeholders, request.prompt.token_ids, spans)
         else:
-            prompt = expand_text(model.tokenizer, model.placeholders, text.text, spans, text.literals, limits)
+            prompt = expand_text(
+                model.tokenizer, model.placeholders, text.text, spans, text.literals, limits, memory.text
+            )
         tensors = {
             "input_ids": prompt.token_ids,
             **model.family.prompt_tensors(prompt, items, model),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest
 from preprocessor.models.family.rules import ModelSettings
+from preprocessor.text.chat_template import render_chat, require_template
 from preprocessor.text.literal import PromptText, check_marks, mark_literals
-from preprocessor.text.prompt import check_length, match_media, order_chat_media, render_chat, require_template
+from preprocessor.text.prompt_checks import check_length, match_media, order_chat_media
 from preprocessor.types.request import ChatPrompt, Media, PreparationRequest, TextPrompt, TokenPrompt
 
 

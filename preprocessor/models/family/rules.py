@@ -15,7 +15,7 @@ from preprocessor.models.family.configuration import Configuration, placeholders
 from preprocessor.models.loaded import WriteFrame
 from preprocessor.models.probe import ProbedMedium
 from preprocessor.models.video_markers import VideoMarkers
-from preprocessor.text.prompt import Placeholders, Replacement, token_types
+from preprocessor.text.placeholders import Placeholders, Replacement, token_types
 from preprocessor.types.plan import ExpandedPrompt, ItemPlan, ItemRows
 from preprocessor.types.request import Media, Modality, Sampling
 from preprocessor.vision.spec import PixelSpec, VideoSpec

@@ -22,17 +22,17 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from preprocessor.errors import ModelNotFound
 from preprocessor.models.digests import digest_files
 from preprocessor.models.generic.fonts import keep_font
+from preprocessor.models.generic.mistral_tokenizer import missing_libraries, own_versions, writes_prompts
 from preprocessor.models.generic.model import GenericModel
 from preprocessor.models.generic.processor import part_of
 from preprocessor.models.generic.releases import release_sentence
 from preprocessor.models.generic.torchvision import settle_torchvision
 from preprocessor.models.versions import library_versions
-from preprocessor.text.prompt import check_template
+from preprocessor.text.chat_template import check_template
 from preprocessor.text.tokenizer import one_line, read_stop_token_ids
 from preprocessor.types.request import Modality
 
 _PIP = re.compile(r"pip install ([\w.-]+)")  # in transformers' own words about a library that it lacks
-_NEEDS_MISTRAL_COMMON = frozenset({"voxtral", "voxtral_realtime"})
 _CONFIG_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.ttf", "additional_chat_templates/*.jinja")
 
 
@@ -56,12 +56,13 @@ def load_generic(name: str, directory: Path) -> GenericModel:
     if not isinstance(processor, ProcessorMixin) or not modalities:
         what = f"transformers {version('transformers')} has no processor for it that takes images, videos or sounds"
         raise _unsupported(name, f"{what}; {release_sentence(_model_type(directory))}")
-    if not isinstance(tokenizer, TokenizersBackend):
+    is_mistral = writes_prompts(tokenizer)
+    if not (is_mistral or isinstance(tokenizer, TokenizersBackend)):
         raise _unsupported(name, "its tokenizer has no fast form (tokenizer.json)")
     keep_font(processor)
     parts = [type(part_of(processor, modality)).__name__ for modality in sorted(modalities)]
-    template = _chat_template(processor, tokenizer, name)
-    placeholders = _placeholders(processor, modalities)
+    template = "" if is_mistral else _chat_template(processor, tokenizer, name)
+    placeholders = {} if is_mistral else _placeholders(processor, modalities)
     return GenericModel(
         name=name,
         processor=processor,
@@ -69,7 +70,9 @@ def load_generic(name: str, directory: Path) -> GenericModel:
         modalities=modalities,
         placeholders=placeholders,
         stop_token_ids=read_stop_token_ids(directory, tokenizer),
-        fingerprint=_fingerprint(directory, [type(processor).__name__, *parts, vision_library]),
+        fingerprint=_fingerprint(
+            directory, [type(processor).__name__, *parts, vision_library, *own_versions(tokenizer)]
+        ),
         inner_tokens=_inner_tokens(processor, tokenizer, placeholders, template),
     )
 
@@ -77,15 +80,18 @@ def load_generic(name: str, directory: Path) -> GenericModel:
 def _refuse_other_models(name: str, directory: Path) -> None:
     """An audio tokenizer is a model with weights, which transformers would load from wherever the file points.
 
-    Source: transformers 5.23, ProcessorMixin.get_processor_dict; VoxtralProcessor, whose `__call__` takes no sound.
+    Voxtral's processor can be loaded without mistral-common, but takes sound only with it; that of Voxtral Realtime takes a
+    stream of sound and no messages.
+
+    Source: transformers 5.23, ProcessorMixin.get_processor_dict; VoxtralProcessor, VoxtralRealtimeProcessor.
     """
     path = directory / "processor_config.json"
-    if (model_type := _model_type(directory)) in _NEEDS_MISTRAL_COMMON:
-        what = (
-            f"transformers writes the prompts of {model_type} with the tokenizer of the package mistral-common alone, which is "
-            "not run here; use transformers itself, or an engine that prepares them"
-        )
-        raise _unsupported(name, what)
+    model_type = _model_type(directory)
+    if model_type == "voxtral_realtime":
+        raise _unsupported(name, "it transcribes sound while it is streamed, and takes no messages")
+    if model_type == "voxtral" and (missing := missing_libraries()):
+        what = f"mistral-common writes its prompts; pip install 'vlm-preprocessor[voxtral]', for lack of {' and '.join(missing)}"
+        raise _unsupported(name, what, extra="voxtral")
     try:
         settings = json.loads(path.read_text()) if path.is_file() else {}
     except (OSError, ValueError) as error:
@@ -167,12 +173,13 @@ def _fingerprint(directory: Path, classes: list[str]) -> str:
     return hashlib.sha256(json.dumps([classes, library_versions(), digest_files(files)]).encode()).hexdigest()
 
 
-def _unsupported(name: str, what: str, *missing: str) -> ModelNotFound:
+def _unsupported(name: str, what: str, *missing: str, extra: str = "") -> ModelNotFound:
     """
     Args:
         missing: Libraries that would help, by their names on the package index.
+        extra: That of this package which would.
     """
-    further = {"missing_libraries": " ".join(missing)} if missing else {}
+    further = {"missing_libraries": " ".join(missing)} if missing else {"missing_extra": extra} if extra else {}
     return ModelNotFound(f"{name}: this model cannot be prepared: {what}", reason="UNSUPPORTED_MODEL", **further)
 
 

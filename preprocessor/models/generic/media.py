@@ -11,10 +11,11 @@ import numpy.typing as npt
 from preprocessor.config import Limits
 from preprocessor.errors import CorruptMedia, InvalidRequest, LimitExceeded, UnsupportedMedia
 from preprocessor.media.audio import extract_audio
-from preprocessor.media.cpu import within_cpu_seconds
-from preprocessor.media.frames import unreported
+from preprocessor.media.checks import within_cpu_seconds
+from preprocessor.media.frames import Choice, Substituted, unreported
 from preprocessor.media.image import load_picture
-from preprocessor.media.sampling import choose_frames, count_for_fps, spread_evenly
+from preprocessor.media.sampling import choose_frames
+from preprocessor.media.spreads import count_for_fps, spread_evenly
 from preprocessor.media.video import decode_frames
 from preprocessor.models.probe import ChooseFrames, ProbedMedium, probe_medium
 from preprocessor.types.request import Media, Modality, SamplingBasis
@@ -78,7 +79,7 @@ def decode(
     limits: Limits,
     check: Callable[[], None],
     video_decoder: str = "pyav",
-    substituted: Callable[[int, int], None] = unreported,
+    substituted: Substituted = unreported,
 ) -> Any:
     """The content: an image as PIL RGB, a video as uint8 [n, height, width, 3], a sound as float32 [samples], mono.
 
@@ -190,26 +191,17 @@ def _decoded_bytes(probed: ProbedMedium) -> int:
 
 
 def _decode_video(
-    probed: ProbedMedium, check: Callable[[], None], decoder: str, substituted: Callable[[int, int], None]
+    probed: ProbedMedium, check: Callable[[], None], decoder: str, substituted: Substituted
 ) -> npt.NDArray[np.uint8]:
     clip = probed.source
     assert clip is not None and not isinstance(clip, ImageInfo) and probed.frames is not None
-    indices, key = probed.frames.indices, probed.medium.key
+    medium, indices = probed.medium, probed.frames.indices
     frames: npt.NDArray[np.uint8] | None = None
-    decoded = decode_frames(
-        probed.medium.content,
-        clip,
-        indices,
-        key,
-        check,
-        on_damage=probed.medium.on_damage,
-        substituted=lambda position, used: substituted(int(indices[position]), used),
-        backend=decoder,
-    )
-    for position, frame in enumerate(decoded):
+    choice = Choice(indices, medium.key, check, medium.on_damage, substituted)
+    for position, frame in enumerate(decode_frames(medium.content, clip, choice, decoder)):
         if frames is None:
             frames = np.empty((len(indices), *frame.shape), np.uint8)
         frames[position] = frame
     if frames is None:
-        raise CorruptMedia(f"{key}: no frame can be decoded", media_key=key)
+        raise CorruptMedia(f"{medium.key}: no frame can be decoded", media_key=medium.key)
     return frames

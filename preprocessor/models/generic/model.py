@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import Any
 
 from preprocessor.config import Limits
@@ -13,7 +13,7 @@ from preprocessor.models.loaded import (
     CancelCheck,
     ModelDescription,
     ModelPath,
-    PlannedItem,
+    PlanMemory,
     RowWriter,
     header_workload,
 )
@@ -44,7 +44,7 @@ class GenericModel(ProcessorSettings):
         request: PreparationRequest,
         limits: Limits,
         check: CancelCheck,
-        planned_items: MutableMapping[str, PlannedItem],
+        memory: PlanMemory,
     ) -> Plan:
         """See `LoadedModel`."""
         return prepare_generic(self, request, limits, check)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import pickle
 import threading
@@ -12,6 +11,7 @@ from typing import Any
 
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
+from preprocessor.models.generic.mistral_tokenizer import reading_tokenizer
 from preprocessor.models.generic.torchvision import settle_torchvision
 from preprocessor.types.request import Modality
 
@@ -26,14 +26,16 @@ class ProcessorSettings:
         name: As the user gave it.
         processor: transformers' `ProcessorMixin`. Call it under `lock` only: it is not documented as thread-safe, and its
             tokenizer may set padding or truncation on a Rust object, which fails while another thread encodes.
-        chat_template: The processor's, else the tokenizer's; empty where there is none.
+        chat_template: The processor's, else the tokenizer's; empty where there is none, or mistral-common writes prompts.
         modalities: What the processor takes beside text.
-        placeholders: The token that a prompt holds for each medium, for those modalities where the processor names it.
+        placeholders: The token that a prompt holds for each medium, for those modalities where the processor names it
+            and takes rendered prompts.
         stop_token_ids: Ids that end an answer.
         fingerprint: SHA-256 over the configuration files, the classes and the libraries; changes whenever the same request
             could come out differently.
         inner_tokens: Tokens that only the processor may write, in a placeholder's place: the model puts features there.
-        tokenizer: A copy of the processor's, safe for readers (decoding, templates) in any thread without the lock.
+        tokenizer: A copy of the processor's in the form of `tokenizers`, safe for readers (decoding, templates) in any thread
+            without the lock.
     """
 
     name: str
@@ -48,7 +50,7 @@ class ProcessorSettings:
     lock: threading.Lock = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tokenizer", copy.deepcopy(self.processor.tokenizer))
+        object.__setattr__(self, "tokenizer", reading_tokenizer(self.processor.tokenizer))
         object.__setattr__(self, "lock", threading.Lock())
 
     @property

@@ -6,33 +6,32 @@ import re
 
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest
+from preprocessor.models.generic.mistral_chat import check_chat
+from preprocessor.models.generic.mistral_tokenizer import writes_prompts
 from preprocessor.models.generic.processor import ProcessorSettings
+from preprocessor.text.chat_template import render_chat, require_template
 from preprocessor.text.encoding import check_memory, literal_refused, spells_added_token
 from preprocessor.text.literal import PromptText, check_marks, mark_literals
-from preprocessor.text.prompt import (
-    Placeholders,
-    check_length,
-    match_media,
-    order_chat_media,
-    render_chat,
-    require_template,
-)
+from preprocessor.text.placeholders import Placeholders
+from preprocessor.text.prompt_checks import check_length, match_media, order_chat_media
 from preprocessor.types.request import ChatPrompt, Media, Modality, PreparationRequest, TextPrompt, TokenPrompt
 
 # `{% for part in message['content'] %}`, whatever the names; not a condition behind the loop's `if`.
 _LOOP_OVER_CONTENT = re.compile(r"\{%[-+]?\s*for\s+\w+\s+in\s+(?:(?!\bif\b|%\}).)*\bcontent\b")
 
 
-def render(model: ProcessorSettings, request: PreparationRequest, limits: Limits) -> tuple[str, list[Media]]:
-    """The prompt's text, one placeholder a medium, and the media in its order.
+def render(model: ProcessorSettings, request: PreparationRequest, limits: Limits) -> tuple[str | None, list[Media]]:
+    """The prompt's text, one placeholder a medium, and the media in its order; no text where mistral-common writes prompts.
 
     Raises:
-        InvalidRequest: `CHAT_TEMPLATE_FAILED`, `EMPTY_PROMPT`, `UNKNOWN_MEDIA_KEY`, `PLACEHOLDER_MISMATCH`, or
+        InvalidRequest: `CHAT_TEMPLATE_FAILED`, `EMPTY_PROMPT`, `UNKNOWN_MEDIA_KEY`, `PLACEHOLDER_MISMATCH`, as `check_chat`, or
             `TOKENS_NOT_ACCEPTED` for a prompt of token ids: a processor expands text, and ids do not always go back to the
             text they came from;
             `LITERAL_TEXT_REFUSED` for a literal part that spells a token: to the processor it would be one.
         LimitExceeded: `PROMPT_TOO_LONG`, `TOKENIZING_MEMORY_EXCEEDED`, or more media shown than accepted.
     """
+    if writes_prompts(model.processor.tokenizer):
+        return None, check_chat(model.tokenizer, model.name, request, limits)
     media = list(request.media)
     match request.prompt:
         case ChatPrompt() as prompt:

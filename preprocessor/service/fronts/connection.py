@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from preprocessor.errors import forget_frames
 from preprocessor.service.fronts.context import RelayedContext
 from preprocessor.service.fronts.frames import FILE_NUMBER, Begin, Body, FrameProtocol, Kind, RowsPlace, Status
 from preprocessor.workers.chunks import BATCH_COUNT
-from preprocessor.workers.process import FULL_SECONDS
+from preprocessor.workers.descriptors import send_descriptors
 from preprocessor.workers.shown_rows import ShownRows
 
 logger = logging.getLogger(__name__)
@@ -142,18 +141,5 @@ class FrontConnection:
         for start in range(0, len(files), BATCH_COUNT):
             batch = files[start : start + BATCH_COUNT]
             with self._shown_rows.give(batch) as descriptors:
-                while not self._send_descriptors(batch, descriptors):  # noqa: ASYNC110 - it reads soon, or ends
-                    await asyncio.sleep(FULL_SECONDS)
+                await send_descriptors(self._supply, b"".join(map(FILE_NUMBER.pack, batch)), descriptors)
             self._given_count += len(batch)
-
-    def _send_descriptors(self, files: Sequence[int], descriptors: Sequence[int]) -> bool:
-        """Send descriptors together; False: the socket is full, try again."""
-        try:
-            socket.send_fds(self._supply, [b"".join(map(FILE_NUMBER.pack, files))], descriptors)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno != errno.ETOOMANYREFS:  # of all processes of this user, until they are received
-                raise
-            return False
-        return True

@@ -26,18 +26,29 @@ TIMEOUT_SECONDS = 120.0
 
 
 def question(
-    fps: float, max_tokens: int, name: str = SEED, *, file: bytes | None = None
+    fps: float, max_tokens: int, name: str = SEED, *, file: bytes | None = None, turn: int = 1
 ) -> tuple[pb.GenerateRequest, ...]:
     """A clip, by default the workload's, and 50 tokens of text; the answer is greedy.
 
     Args:
         file: Sent in place of the clip of that name.
+        turn: Of a chat about the clip, the first is 1.
     """
     medium = pb.Media(key="clip", modality=pb.MODALITY_VIDEO, chunked=pb.Chunked(), sampling=pb.Sampling(fps=fps))
-    message = pb.Message(role="user", parts=[pb.Part(media_key="clip"), pb.Part(text=TEXT)])
-    prompt = pb.PrepareSpec(chat=pb.ChatPrompt(messages=[message]), media=[medium])
+    messages = [pb.Message(role="user", parts=[pb.Part(media_key="clip"), pb.Part(text=TEXT)])]
+    messages += [pb.Message(role=role, parts=[pb.Part(text=text)]) for role, text in later_messages(turn)]
+    prompt = pb.PrepareSpec(chat=pb.ChatPrompt(messages=messages), media=[medium])
     parameters = Parameters(max_tokens=max_tokens, temperature=0)
     return tuple(generate_requests(Prompt(prompt, {"clip": clip(name) if file is None else file}), parameters))
+
+
+def later_messages(turn: int) -> list[tuple[str, str]]:
+    """Roles and texts that follow the first message in that turn of a chat."""
+    return [
+        message
+        for number in range(1, turn)
+        for message in (("assistant", f"Answer {number}."), ("user", f"{TEXT} {number}"))
+    ]
 
 
 def same_for_the_pipeline(fps: float, name: str = SEED, form: PixelForm = PixelForm.UINT8) -> PreparationRequest:

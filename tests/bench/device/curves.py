@@ -141,8 +141,10 @@ def _draw_vllm(points: Sequence[Mapping[str, Any]], path: Path) -> None:
                 (point for point in points if point["fps"] == fps and point["max_tokens"] == 1),
                 key=lambda point: int(point["callers"]),
             )
-            for index, system in enumerate(dict.fromkeys(SERVER_OF)):
+            for index, system in enumerate(SERVER_OF):
                 of_system = [point for point in shown if point["system"] == system]
+                if not of_system:
+                    continue
                 panel.plot(
                     [point["callers"] for point in of_system],
                     [point["requests_a_second"] for point in of_system],

@@ -13,9 +13,9 @@ _FETCH_SECONDS = 1.0  # the driver keeps some 20 s
 class BusyShares:
     """Samples of one GPU since it was made: when each was taken, and the share of its fifth of a second that was busy."""
 
-    def __init__(self, nvml: Any) -> None:
+    def __init__(self, nvml: Any, index: int) -> None:
         self._nvml = nvml
-        self._handle = nvml.nvmlDeviceGetHandleByIndex(0)
+        self._handle = nvml.nvmlDeviceGetHandleByIndex(index)
         self._shares: dict[int, float] = {}
 
     def fetch(self) -> None:
@@ -37,26 +37,28 @@ class BusyShares:
 
 
 @contextmanager
-def watched() -> Iterator[BusyShares | None]:
-    """Samples are fetched while this lasts; None where there is no NVIDIA GPU or no `pynvml` (package nvidia-ml-py)."""
+def watched() -> Iterator[list[BusyShares]]:
+    """Samples of every GPU are fetched while this lasts. None without NVIDIA's driver and `pynvml` (package nvidia-ml-py)."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
     except Exception as error:  # ImportError, or NVMLError, which cannot be named without it
         print(f"no GPU is watched: {error!r}")
-        yield None
+        yield []
         return
-    busy, is_over = BusyShares(pynvml), threading.Event()
+    gpus = [BusyShares(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+    is_over = threading.Event()
 
     def fetch() -> None:
         while not is_over.wait(_FETCH_SECONDS):
-            busy.fetch()
+            for gpu in gpus:
+                gpu.fetch()
 
     fetching = threading.Thread(target=fetch)
     fetching.start()
     try:
-        yield busy
+        yield gpus
     finally:
         is_over.set()
         fetching.join()

@@ -39,7 +39,7 @@ def idle(
 ) -> dict[str, Any]:
     """Callers who ask again and again; of the time that counts, how much the GPU was idle, and what was answered."""
     points: list[dict[str, Any]] = []
-    with watched() as busy:
+    with watched() as gpus:
         for name, system in (("one process", _one_process), ("service and Triton", _service)):
             with system(checkpoint) as run:
                 for rate in fps:
@@ -47,7 +47,7 @@ def idle(
                     for count in callers:
                         # All begin at once: the more there are, the longer until they are spread over the stages.
                         point = run(rate, max_tokens, count, warm_seconds * (1 + count / 32), seconds)
-                        points.append(_figures(name, rate, count, point, busy))
+                        points.append(_figures(name, rate, count, point, gpus[0] if gpus else None))
                         print(points[-1], flush=True)
     return {"points": points, "max_tokens": max_tokens, "workers": worker_count()}
 

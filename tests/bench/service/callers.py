@@ -35,7 +35,7 @@ def load(bench: Bench) -> Section:
     """Throughput, latency and memory as callers are added."""
     options = bench.options
     section = Section(
-        f"Load: {options.worker_count} worker(s), --memory-budget 4GiB",
+        f"Load: {options.worker_count} worker(s), --memory-budget 4GiB{', by shared memory' * options.is_by_shared_memory}",
         f"Closed loop, at least {options.seconds_each:g} s each, every request ended; one answer in 16 compared. One core's "
         "rate: 1 ÷ CPU seconds of `pipeline.prepare`, right before and right after each. The whole series "
         f"{options.load_rounds} times; figures are of the time with the median share. Memory: the most PSS of the whole tree.",
@@ -45,7 +45,8 @@ def load(bench: Bench) -> Section:
             "memory.svg": "Peak memory by callers",
         },
     )
-    with PipelineAlone() as pipeline, WatchedServer(*sized(options.worker_count, BUDGET_BYTES)) as server:
+    allowed = ("--caller-shared-memory",) if options.is_by_shared_memory else ()
+    with PipelineAlone() as pipeline, WatchedServer(*sized(options.worker_count, BUDGET_BYTES), *allowed) as server:
         for fps in options.load_fps:
             ask = bench.ask(fps)
             bench.warm_up(server, ask)
@@ -109,7 +110,14 @@ def left_by_trend(shares: Mapping[int, Sequence[float]]) -> float:
 def _load_point(bench: Bench, server: WatchedServer, ask: Ask, callers: int) -> tuple[Traffic, dict[str, Any]]:
     before = server.cpu_seconds()
     with server.watched_pss() as samples:
-        traffic = bench.run(server, ask, concurrency=callers, seconds=bench.options.seconds_each, check_share=1 / 16)
+        traffic = bench.run(
+            server,
+            ask,
+            concurrency=callers,
+            seconds=bench.options.seconds_each,
+            check_share=1 / 16,
+            is_by_shared_memory=bench.options.is_by_shared_memory,
+        )
     server_cpu_seconds, count = server.cpu_seconds() - before, len(traffic.answered)
     p50, p99 = traffic.latency_ms(50, 99)
     return traffic, {

@@ -22,6 +22,7 @@ from multiprocessing.synchronize import Barrier, Event
 
 from preprocessor.client import CallFailed, Client, Prompt
 from preprocessor.client.retry import with_jitter
+from tests.bench.cpus import leave_to_servers
 from tests.bench.service.watched import WatchedServer
 from tests.media import photo
 from tests.service.cgroup import memory_group
@@ -40,19 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--callers", type=int, default=4, help="well-behaved callers (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="of the service (default: %(default)s)")
     parser.add_argument("--budget", type=int, default=256, help="of the service, MiB (default: %(default)s)")
-    parser.add_argument(
-        "--service-cpus", default="", help="as for taskset; the callers have the others (default: all share)"
-    )
     options = parser.parse_args(arguments)
-    pinned: tuple[str, ...] = ()
-    if options.service_cpus:
-        pinned = ("taskset", "--cpu-list", options.service_cpus)
-        mine = os.sched_getaffinity(0) - _cpus(options.service_cpus)
-        os.sched_setaffinity(0, mine)
+    leave_to_servers()
     serve = ("--workers", str(options.workers), "--memory-budget", f"{options.budget}MiB", "--max-media-bytes", "30MiB")
     with (
         memory_group((options.budget + 1024) * _MIB) as group,
-        WatchedServer(*serve, under=pinned if group is None else (*pinned, *group.under)) as server,
+        WatchedServer(*serve, under=() if group is None else group.under) as server,
     ):
         ask_for(server.address, options.callers, 5.0)
         alone, _ = ask_for(server.address, options.callers, options.alone_seconds)
@@ -128,12 +122,6 @@ def _misbehave(address: str, way: Way, each: int, count: Synchronized[int], begu
         stop.wait()
     with count.get_lock():
         count.value += sum(endings.values())
-
-
-def _cpus(ranges: str) -> set[int]:
-    """The numbers in a list such as "0-3,8"."""
-    parts = [part.partition("-") for part in ranges.split(",")]
-    return {cpu for first, _, last in parts for cpu in range(int(first), int(last or first) + 1)}
 
 
 if __name__ == "__main__":

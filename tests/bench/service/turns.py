@@ -2,7 +2,8 @@
 
 One caller has many chats, each with a `cache_salt` of its own, so that its first turn is new to the service. CPU is that of the
 service's whole tree of processes, without the caller's. Beside it stand a later turn without pixels, and gRPC alone: a server
-that does nothing but send the same answer, which is the least that any service over gRPC in Python can take.
+that does nothing but send the same answer, which is the least that any service over gRPC in Python can take. Then the same turns
+with rows in shared memory of the caller, and through `Generate` with a real Triton on this host (`turns_engine`).
 """
 
 from __future__ import annotations
@@ -12,33 +13,22 @@ import asyncio
 import secrets
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Sequence
+from functools import partial
 
-from preprocessor.client import AsyncClient, Credentials, Prompt, chat, video
+from preprocessor.client import AsyncClient, Credentials, Prompt, RowsRegion
 from preprocessor.traffic.load import ask_prepare
-from preprocessor.traffic.seed import TEXT, seed_clip
+from preprocessor.traffic.seed import seed_clip
 from tests.bench.service.sender import SenderAlone, record
 from tests.bench.service.sizes import GIB
+from tests.bench.service.turn_calls import Turns, chats, measured, question, turn
+from tests.bench.service.turns_engine import measure_with_triton
 from tests.bench.service.watched import WatchedServer
 from tests.engine.relay import Relay
 
+PARTS = ("caller", "triton")
 CALLER_COUNT = 32
-
-
-@dataclass(slots=True)
-class Turns:
-    """Of each turn of one kind: seconds of CPU together, and milliseconds until the first row and until the last."""
-
-    cpu_seconds: float = 0.0
-    first_row_ms: list[float] = field(default_factory=list)
-    wall_ms: list[float] = field(default_factory=list)
-
-    @property
-    def cpu_ms(self) -> float:
-        return self.cpu_seconds / len(self.wall_ms) * 1e3
+_BESIDE_ROWS_BYTES = 1 << 20  # the region's secret, and where tensors begin
 
 
 class CountingRelay(Relay):
@@ -54,57 +44,6 @@ class CountingRelay(Relay):
                 self.sent_bytes += len(data)
             writer.write(data)
             await writer.drain()
-
-
-def question(
-    clip: bytes, fps: float, salt: str, turn_count: int, pixel_form: Literal["uint8", "none"] = "uint8"
-) -> Prompt:
-    """A chat about the clip with so many turns of the user."""
-    messages = [{"role": "user", "content": [video(clip, fps=fps), TEXT]}]
-    for number in range(1, turn_count):
-        messages += [
-            {"role": "assistant", "content": f"Answer {number}."},
-            {"role": "user", "content": f"{TEXT} {number}"},
-        ]
-    return chat(messages, cache_salt=salt, pixel_form=pixel_form)
-
-
-async def turn(client: AsyncClient, prompt: Prompt, turns: Turns) -> None:
-    started = time.perf_counter()
-
-    def arrived(received_bytes: int, total_bytes: int) -> None:
-        if first_row:
-            return
-        first_row.append((time.perf_counter() - started) * 1e3)
-
-    first_row: list[float] = []
-    await client.prepare(prompt, timeout_seconds=120, progress=arrived)
-    turns.wall_ms.append((time.perf_counter() - started) * 1e3)
-    turns.first_row_ms += first_row
-
-
-@contextmanager
-def measured(server: WatchedServer | SenderAlone, turns: Turns) -> Iterator[None]:
-    """Adds the CPU that the service takes meanwhile."""
-    before = server.cpu_seconds()
-    yield
-    turns.cpu_seconds += server.cpu_seconds() - before
-
-
-async def chats(
-    server: WatchedServer, clip: bytes, fps: float, chat_count: int, turn_count: int
-) -> tuple[Turns, Turns]:
-    """First turns and later ones, of so many chats."""
-    first, later = Turns(), Turns()
-    for _ in range(chat_count):
-        salt = secrets.token_hex(8)
-        async with AsyncClient(server.address, Credentials(insecure=True)) as client:
-            with measured(server, first):
-                await turn(client, question(clip, fps, salt, 1), first)
-            with measured(server, later):
-                for number in range(2, turn_count + 1):
-                    await turn(client, question(clip, fps, salt, number), later)
-    return first, later
 
 
 async def later_turns(server: WatchedServer | SenderAlone, prompt: Prompt, count: int) -> Turns:
@@ -144,9 +83,34 @@ async def at_once(server: WatchedServer, clip: bytes, fps: float, caller_count: 
     return together
 
 
+async def by_region(server: WatchedServer, clip: bytes, fps: float, chat_count: int, turn_count: int) -> None:
+    """Print what turns take whose rows go to shared memory of the caller."""
+    async with AsyncClient(server.address, Credentials(insecure=True)) as client:
+        answer = await client.prepare(question(clip, fps, "", 1))
+    size_bytes = sum(array.nbytes for array in answer.tensors.values())
+    with RowsRegion.create(size_bytes + _BESIDE_ROWS_BYTES) as region:
+        ask = partial(turn, region=region)
+        await chats(server, clip, fps, 1, 2, ask)
+        first, later = await chats(server, clip, fps, chat_count, turn_count, ask)
+    print(
+        f"{fps:g} fps, rows in the caller's shared memory: first turn {first.cpu_ms:.1f} ms of CPU, later ones "
+        f"{later.cpu_ms:.2f} ms: {later.cpu_ms / first.cpu_ms:.1%}; first row after "
+        f"{statistics.median(later.first_row_ms):.1f} ms, last after {statistics.median(first.wall_ms):.1f} and "
+        f"{statistics.median(later.wall_ms):.1f} ms",
+        flush=True,
+    )
+
+
 async def measure(arguments: argparse.Namespace) -> None:
     clip = seed_clip()
-    options = ("--workers", "2", "--memory-budget", str(2 * GIB), "--max-queued", "1024")
+    if "caller" in arguments.only:
+        await measure_with_callers(clip, arguments)
+    if "triton" in arguments.only:
+        await measure_with_triton(clip, arguments.fps, arguments.chats, arguments.turns)
+
+
+async def measure_with_callers(clip: bytes, arguments: argparse.Namespace) -> None:
+    options = ("--workers", "2", "--memory-budget", str(2 * GIB), "--max-queued", "1024", "--caller-shared-memory")
     with WatchedServer(*options) as server:
         for fps in arguments.fps:
             await chats(server, clip, fps, 2, 2)  # fills the arena's pages
@@ -170,6 +134,7 @@ async def measure(arguments: argparse.Namespace) -> None:
                 f"gRPC alone {alone.cpu_ms:.2f} ms: {alone.cpu_ms / first.cpu_ms:.1%}",
                 flush=True,
             )
+            await by_region(server, clip, fps, arguments.chats, arguments.turns)
             one = await at_once(server, clip, fps, 1, arguments.chats)
             many = await at_once(server, clip, fps, CALLER_COUNT, max(1, arguments.chats // 4))
             print(
@@ -184,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fps", type=float, nargs="+", default=[1.0, 8.0])
     parser.add_argument("--chats", type=int, default=8)
     parser.add_argument("--turns", type=int, default=10, help="of each chat")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     asyncio.run(measure(parser.parse_args(arguments)))
 
 

@@ -23,6 +23,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from tests.bench.cpus import on_server_cpus
 from tests.local_service import SERVING
 
 START_SECONDS = 120.0
@@ -54,13 +55,14 @@ class WatchedServer:
         self._folder = tempfile.TemporaryDirectory(prefix="watched-server-")
         self._shared_before = _shared_files()
         command = [*self._under, sys.executable, "-m", "preprocessor", "serve", "--address", "127.0.0.1:0"]
-        self._popen = subprocess.Popen(
-            [*command, "--http-address", "127.0.0.1:0", "--drain-seconds", "2", *self._options],
-            env={**os.environ, "TMPDIR": self._folder.name, **self._environment},
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        with on_server_cpus():
+            self._popen = subprocess.Popen(
+                [*command, "--http-address", "127.0.0.1:0", "--drain-seconds", "2", *self._options],
+                env={**os.environ, "TMPDIR": self._folder.name, **self._environment},
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         self.process = psutil.Process(self._popen.pid)
         self._is_ready = threading.Event()
         self._reader = threading.Thread(target=self._read_log, daemon=True)

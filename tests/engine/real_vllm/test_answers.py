@@ -109,10 +109,10 @@ async def test_an_item_that_was_seen_is_not_encoded_again(address: str, engine: 
     server = await engine._model.require_server()
     wire = encode_prompt("test", EngineRequest("again", tensors), server)
     async with grpc.aio.insecure_channel(address) as channel:
-        call: Any = channel.unary_stream(
+        method: Any = channel.unary_stream(
             "/vllm.grpc.engine.VllmEngine/Generate", response_deserializer=pb.GenerateResponse.FromString
-        )(wire)
-        replies = [reply async for reply in call]
+        )
+        replies = [reply async for reply in method(wire)]
     assert replies[-1].complete.cached_tokens > 0
 
 

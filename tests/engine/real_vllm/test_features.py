@@ -149,7 +149,8 @@ async def test_a_constraint_that_makes_no_sense_ends_no_core(
     with suppress(
         EngineRejected
     ):  # which of them are refused depends on the backend, which the first constraint decides
-        await answer(engine, tensors_of(tiny, ()), **{name: text})
+        constraint: Any = {name: text}
+        await answer(engine, tensors_of(tiny, ()), **constraint)
     token_ids, _ = await answer(engine, tensors_of(tiny, ()))
     assert token_ids == direct["ids"]
 

@@ -155,8 +155,8 @@ async def test_the_service_s_pixels_are_read_where_workers_wrote_them(
 
 
 async def test_a_killed_service_leaves_nothing_after_the_next_start(address: str, checkpoint: Path) -> None:
-    options = ("--model", str(checkpoint), "--engine", f"vllm://{address}", "--engine-transport", "shared-memory")
-    options += ("--workers", "1", "--memory-budget", "256MiB")
+    engine = ("--engine", f"vllm://{address}", "--engine-transport", "shared-memory")
+    options = ("--model", str(checkpoint), *engine, "--workers", "1", "--memory-budget", "256MiB")
     prompt = chat([{"role": "user", "content": [video(CLIP, fps=2)]}])
 
     async def ask(client: AsyncClient) -> list[int]:

@@ -117,7 +117,7 @@ async def test_a_server_that_cannot_read_the_region_gets_bytes_or_nothing(
 ) -> None:
     caplog.set_level(logging.INFO)
     tensors = inside(region, tensors_of(model, VIDEO))
-    async with serving_stand_in(lambda made: vars(made).update(change)) as server:
+    async with serving_stand_in(lambda made: made.__dict__.update(change)) as server:
         async with VllmEngine(server.address) as engine:
             engine.share(region)
             for _ in range(2):

@@ -1,4 +1,4 @@
-"""One real Triton with `vlm_vllm` for all tests of this folder, and no other vLLM beside it. The last test ends it."""
+"""One real Triton with `vlm_vllm` for all tests of this folder, and no other vLLM beside it. `test_server_end` ends it."""
 
 from __future__ import annotations
 

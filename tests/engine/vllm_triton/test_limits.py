@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Mapping
 from contextlib import aclosing, suppress
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ async def test_a_wrong_prompt_is_the_callers_fault(
     before = outcome_count(server, "rejected")
     tensors = tensors_of(tiny, (picture(),)) | changed
     stop_token_ids = tensors.pop("stop_token_ids", None)
-    given = {} if stop_token_ids is None else {"stop_token_ids": tuple(stop_token_ids.tolist())}
+    given: dict[str, Any] = {} if stop_token_ids is None else {"stop_token_ids": tuple(stop_token_ids.tolist())}
     with pytest.raises(EngineRejected, match=complaint):
         await answer(engine, {name: array for name, array in tensors.items() if array is not None}, **given)
     assert outcome_count(server, "rejected") == before + 1

@@ -77,4 +77,4 @@ async def test_a_constraint_that_makes_no_sense_is_rejected(
     engine: TritonEngine, tiny: Model, name: str, text: str
 ) -> None:
     with pytest.raises(EngineRejected, match="vLLM refused the prompt"):
-        await answer(engine, tensors_of(tiny, ()), **{name: text})
+        await answer(engine, tensors_of(tiny, ()), **dict[str, Any]({name: text}))

@@ -1,4 +1,4 @@
-"""A core that dies is noticed. The last file of this folder in order, for nothing of the server is left."""
+"""A core that dies is noticed. In order the last file that uses the server of this folder, for nothing of it is left."""
 
 from __future__ import annotations
 

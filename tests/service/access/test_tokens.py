@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -50,8 +51,8 @@ async def test_every_method_asks_for_the_token(model: Model, token_file: Path) -
         ):
             found = await refusal_of(caller.channel.stream_stream(path)())
             assert found.code is UNAUTHENTICATED, path
-        watch = caller.channel.unary_stream("/grpc.health.v1.Health/Watch")(b"")
-        assert (await refusal_of(watch)).code is UNAUTHENTICATED
+        watch: Any = caller.channel.unary_stream("/grpc.health.v1.Health/Watch")
+        assert (await refusal_of(watch(b""))).code is UNAUTHENTICATED
 
 
 async def test_health_checks_need_no_token(model: Model, token_file: Path) -> None:

@@ -32,7 +32,8 @@ async def test_a_caller_that_cancels_leaves_nothing_open(allowing: Caller) -> No
         own_count = len(opened())
         spec = chat(video("clip", moving_shapes_clip(seconds=3, width=160, height=120)), rows_region=region.message())
         call = allowing.stub.Prepare(iter([pb.PrepareRequest(spec=spec)]))
-        assert (await call.read()).HasField("header")
+        first = await call.read()
+        assert isinstance(first, pb.PrepareResponse) and first.HasField("header")
         assert len(opened()) > own_count
         call.cancel()
         await eventually(lambda: len(opened()) == own_count)

@@ -58,7 +58,10 @@ async def test_replaced_frames_are_the_same_and_reported(allowing: Caller) -> No
     frames = keyframe_packets(grainy)[1]
     spoiled = damaged(grainy, *range(frames, frames + 5))
     spec = chat(
-        video("clip", spoiled, damage_policy=pb.DAMAGE_POLICY_TOLERANT, sampling=pb.Sampling(every_frame={})), "?"
+        video(
+            "clip", spoiled, damage_policy=pb.DAMAGE_POLICY_TOLERANT, sampling=pb.Sampling(every_frame=pb.EveryFrame())
+        ),
+        "?",
     )
     by_messages, by_region = await prepare(allowing, spec, False), await prepare(allowing, spec)
     assert by_region.header.items == by_messages.header.items, "digests say nothing of where rows go"

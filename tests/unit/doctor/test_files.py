@@ -60,7 +60,7 @@ def test_a_key_of_another_certificate_is_found(authority: Authority, signed: Sig
 
 def test_an_encrypted_key_is_found_and_nobody_is_asked_for_its_password(signed: Signed, tmp_path: Path) -> None:
     encrypted = tmp_path / "encrypted.key"
-    command = ["openssl", "pkcs8", "-topk8", "-in", signed.key, "-out", encrypted, "-passout", "pass:secret"]
+    command = ["openssl", "pkcs8", "-topk8", "-in", str(signed.key), "-out", str(encrypted), "-passout", "pass:secret"]
     subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_SECONDS)
     finding = check_files(settings(signed.certificate, encrypted))
     assert finding.verdict is Verdict.FAILED

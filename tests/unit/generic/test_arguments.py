@@ -78,7 +78,7 @@ def test_arguments_for_videos_do_what_they_do_in_transformers(
 def test_arguments_for_sounds_do_what_they_do_in_transformers(
     loaded: dict[str, GenericModel], processors: dict[str, Any]
 ) -> None:
-    arguments = {"audio_kwargs": {"padding": "max_length", "max_length": 12_000, "truncation": True}}
+    arguments: dict[str, Any] = {"audio_kwargs": {"padding": "max_length", "max_length": 12_000, "truncation": True}}
     request = chat(sound("a"), processor_arguments=arguments)
     expected = answer_of(processors["gemma3n"], request, **arguments)
     assert_equal(prepare_generic(loaded["gemma3n"], request, LIMITS).tensors, expected)
@@ -149,7 +149,7 @@ def test_a_value_that_breaks_the_processor_is_the_callers_fault(loaded: dict[str
 def test_sizes_beyond_a_requests_pixels_are_refused_before_the_processor_runs(
     loaded: dict[str, GenericModel], monkeypatch: pytest.MonkeyPatch, name: str, arguments: dict[str, Any]
 ) -> None:
-    monkeypatch.delattr("preprocessor.models.generic.prepare._process")
+    monkeypatch.delattr("preprocessor.models.generic.prepare.call_processor")
     error = refusal(loaded[name], chat(image("i"), processor_arguments=arguments))
     assert error.reason == "PIXELS_TOO_LARGE"
 

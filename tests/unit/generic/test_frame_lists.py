@@ -54,10 +54,10 @@ def test_frames_come_out_as_transformers_makes_them(
     metadata = [
         VideoMetadata(total_num_frames=6, fps=3.0, duration=2.0, frames_indices=list(range(6))),
         VideoMetadata(
-            total_num_frames=10.5,  # type: ignore[arg-type]
+            total_num_frames=10.5,
             fps=1.0,
             duration=10.5,
-            frames_indices=[0.5, 1, 2, 4, 8, 9.25],  # type: ignore[list-item]
+            frames_indices=[0.5, 1, 2, 4, 8, 9.25],
         ),
     ]
     expected = answer_of(processors[name], media, metadata)

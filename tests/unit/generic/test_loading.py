@@ -150,12 +150,6 @@ def test_a_model_of_text_alone_is_refused(tmp_path: Path) -> None:
     assert load_refusal(tmp_path).reason == "UNSUPPORTED_MODEL"
 
 
-def test_a_model_that_only_mistral_common_writes_prompts_for_is_refused_by_that_name(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "voxtral"}')
-    error = load_refusal(tmp_path)
-    assert error.reason == "UNSUPPORTED_MODEL" and "mistral-common" in error.message
-
-
 def test_code_in_a_model_directory_is_refused_and_never_run(tmp_path: Path) -> None:
     MAKERS["pixtral"](tmp_path)
     edit(

@@ -87,13 +87,13 @@ def content_of(processor: Any, medium: Media) -> dict[str, Any]:
     if medium.modality is Modality.IMAGE:
         return {"type": "image", "image": load_image("data:image/any;base64," + base64.b64encode(medium.data).decode())}
     if medium.modality is Modality.VIDEO:
-        return {"type": "video", "video": all_frames(medium.data)[frame_indices(medium.data)]}
+        return {"type": "video", "video": all_frames(medium.content)[frame_indices(medium.content)]}
     rate = processor._audio_processor.sampling_rate
-    return {"type": "audio", "audio": extract_audio(medium.data, rate, LIMITS)}
+    return {"type": "audio", "audio": extract_audio(medium.content, rate, LIMITS)}
 
 
-def all_frames(data: bytes) -> npt.NDArray[np.uint8]:
-    with av.open(io.BytesIO(data)) as container:
+def all_frames(data: bytes) -> npt.NDArray[Any]:
+    with av.open(io.BytesIO(data), "r") as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
@@ -159,7 +159,7 @@ def test_videos_come_out_as_transformers_makes_them_of_the_same_frames(
     loaded: dict[str, GenericModel], processors: dict[str, Any], name: str
 ) -> None:
     request = chat(*[video(f"v{seconds}", clip(seconds)) for seconds in VIDEO_LENGTHS[name]])
-    frames = [metadata(medium.data) for medium in request.media]
+    frames = [metadata(medium.content) for medium in request.media]
     expected = answer_of(processors[name], request, videos_kwargs={"do_sample_frames": False, "video_metadata": frames})
     assert_equal(prepare_generic(loaded[name], request, LIMITS).tensors, expected)
 

@@ -206,7 +206,7 @@ def test_a_token_that_only_the_processor_may_write_is_refused(
     loaded: dict[str, GenericModel], name: str, word: str, with_picture: bool
 ) -> None:
     media = (image("i"),) if with_picture else ()
-    parts = (*(MediaPart("i") for _ in media), TextPart(f"what is {word}?"))
+    parts: tuple[MediaPart | TextPart, ...] = (*(MediaPart("i") for _ in media), TextPart(f"what is {word}?"))
     request = PreparationRequest(ChatPrompt((Message("user", parts),)), media)
     error = refusal(loaded[name], request)
     assert (error.reason, word in error.message) == ("PLACEHOLDER_MISMATCH", True)

@@ -57,7 +57,10 @@ def test_without_pixels_the_text_is_all_there_is(loaded: dict[str, GenericModel]
 def test_what_the_api_has_no_type_for_is_carried_without_loss_or_rounded() -> None:
     tensors = to_tensors({"mask": np.array([True, False]), "seconds": [0.1, 0.5]}, None)
     assert (tensors["mask"].dtype, tensors["mask"].tolist()) == (np.uint8, [1, 0])
-    assert (tensors["seconds"].dtype, tensors["seconds"].tolist()) == (np.float32, np.float32([0.1, 0.5]).tolist())
+    assert (tensors["seconds"].dtype, tensors["seconds"].tolist()) == (
+        np.float32,
+        np.array([0.1, 0.5], np.float32).tolist(),
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.complex64])

@@ -66,7 +66,10 @@ def test_the_sound_of_a_video_between_its_frames(
 
 def interleaved_answer_of(processor: Any, request: PreparationRequest) -> dict[str, torch.Tensor]:
     """transformers' own, called with the samples of each video: its chat template call would read files by torchcodec."""
-    images, videos, sounds, slots = [], [], [], []
+    images: list[Any] = []
+    videos: list[Any] = []
+    sounds: list[Any] = []
+    slots: list[int | None] = []
     for medium in request.media:
         if medium.modality is Modality.IMAGE:
             images.append(content_of(processor, medium)["image"])

@@ -12,9 +12,10 @@ from safetensors.numpy import save_file
 
 from preprocessor.__main__ import main
 from preprocessor.cli import saved
+from preprocessor.client.answers import PrepareResult
 from preprocessor.config import SettingError
 from preprocessor.prompt_page.build import build_page
-from preprocessor.prompt_page.facts import Facts
+from preprocessor.prompt_page.facts import Facts, PreparedPrompt
 from tests.unit.inspect.prompts import clip_and_photo, subject, write_media
 
 
@@ -59,8 +60,8 @@ def test_names_of_media_cannot_leave_the_folder(folder: Path) -> None:
     header.CopyFrom(prepared.result.header)
     header.items[1].key = "../../\x00/" + "x" * 300
     path, frames = folder / "named.safetensors", folder / "named"
-    result = saved.PrepareResult(header, prepared.result.report, prepared.result.tensors)
-    saved.save(saved.PreparedPrompt(result, prepared.spec, prepared.model, None), path)
+    result = PrepareResult(header, prepared.result.report, prepared.result.tensors)
+    saved.save(PreparedPrompt(result, prepared.spec, prepared.model, None), path)
     assert main(["inspect", str(path), "--output", str(folder / "named.html"), "--save-frames", str(frames)]) == 0
     assert [one.name for one in frames.iterdir() if one.name.startswith("01")] == ["01-.._..___" + "x" * 56 + ".png"]
 
@@ -73,7 +74,7 @@ def test_the_file_holds_no_file_url_or_salt(folder: Path) -> None:
     spec.media[0].url = "https://host/clip?signature=secret-url"
     spec.media[1].inline_data = b"secret-data" * 10
     path = folder / "secret.safetensors"
-    saved.save(saved.PreparedPrompt(prepared.result, spec, prepared.model, prepared.facts), path)
+    saved.save(PreparedPrompt(prepared.result, spec, prepared.model, prepared.facts), path)
     assert b"secret" not in path.read_bytes() and b"c2VjcmV0" not in path.read_bytes()
     again = saved.load(path)
     assert [medium.key for medium in again.spec.media] == ["clip.mp4", "photo.png"]
@@ -147,8 +148,8 @@ def test_frames_that_are_not_known_cannot_be_saved(
     prepared = subject("--image", picture).prepared
     tensors = {name: one for name, one in prepared.result.tensors.items() if name != "pixel_patches"}
     path = tmp_path / "bare.safetensors"
-    result = saved.PrepareResult(prepared.result.header, prepared.result.report, tensors)
-    saved.save(saved.PreparedPrompt(result, prepared.spec, prepared.model, None), path)
+    result = PrepareResult(prepared.result.header, prepared.result.report, tensors)
+    saved.save(PreparedPrompt(result, prepared.spec, prepared.model, None), path)
     asked = ["inspect", str(path), "--output", str(tmp_path / "page.html")]
     assert main([*asked, "--save-frames", str(tmp_path / "frames")]) == 2
     assert "a prompt whose frames are known (the result has no pixels" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from PIL import Image
 from preprocessor.cli import saved
 from preprocessor.client import PrepareResult
 from preprocessor.config import Limits
+from preprocessor.media.frames import Choice
 from preprocessor.media.video import decode_frames, probe_video
 from preprocessor.models.registry import FAMILIES, load_model
 from preprocessor.prompt_page.build import Subject, build_page, frame_marks
@@ -43,14 +44,14 @@ def test_frames_are_those_that_were_decoded_and_resized(shown: Page) -> None:
     assert all(one is not None for one in pixels)
     height, width, _ = pixels[0].shape  # type: ignore[union-attr]
     resize = resizer((120, 160), (height, width), len(indices))
-    for one, decoded in zip(pixels, decode_frames(CLIP, clip, indices), strict=True):
+    for one, decoded in zip(pixels, decode_frames(CLIP, clip, Choice(indices)), strict=True):
         np.testing.assert_array_equal(one, resize(decoded).transpose(1, 2, 0))
 
 
 def test_the_frame_that_fills_the_last_patch_is_marked(shown: Page) -> None:
     frames = shown.items[0].frames
     assert [frame.marks for frame in frames] == [()] * 5 + [("padding",)]
-    np.testing.assert_array_equal(frames[5].pixels, frames[4].pixels)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(frames[5].pixels, frames[4].pixels)
     assert frames[5].index == frames[4].index
 
 
@@ -79,7 +80,7 @@ def test_a_video_of_one_span_has_its_frames_tokens_one_behind_another(folder: Pa
     ]
     clip_info = probe_video(CLIP, Limits())
     indices = np.array([frame.index for frame in frames])
-    for frame, decoded in zip(frames, decode_frames(CLIP, clip_info, indices), strict=True):
+    for frame, decoded in zip(frames, decode_frames(CLIP, clip_info, Choice(indices)), strict=True):
         assert frame.pixels is not None
         height, width, _ = frame.pixels.shape
         np.testing.assert_array_equal(frame.pixels, resizer((120, 160), (height, width), 6)(decoded).transpose(1, 2, 0))
@@ -146,7 +147,7 @@ def test_a_frame_that_could_not_be_decoded_is_marked(folder: Path) -> None:
     marks = {frame.index: frame.marks for frame in page.items[0].frames}
     assert marks[9] == () and marks[10] == ("substituted by frame 9",)
     frames = page.items[0].frames
-    np.testing.assert_array_equal(frames[10].pixels, frames[9].pixels)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(frames[10].pixels, frames[9].pixels)
     timeline = page.items[0].timeline
     assert timeline is not None and timeline.samples[10].marks == ("substituted by frame 9",)
 
@@ -205,7 +206,7 @@ def test_a_saved_prompt_gives_the_same_page(shown: Page, folder: Path) -> None:
     for one, other in zip(again.items, shown.items, strict=True):
         assert (one.facts, one.timeline) == (other.facts, other.timeline)
         for left, right in zip(one.frames, other.frames, strict=True):
-            np.testing.assert_array_equal(left.pixels, right.pixels)  # type: ignore[arg-type]
+            np.testing.assert_array_equal(left.pixels, right.pixels)
 
 
 def located(subject: Subject, header: pb.Header) -> list[ItemPixels] | str:
@@ -242,7 +243,8 @@ def test_a_header_that_contradicts_its_tensors_shows_no_frames(folder: Path, cha
 def test_settings_that_contradict_the_tensors_show_no_frames(folder: Path, setting: str, value: int) -> None:
     original = clip_and_photo(folder)
     model = pb.Model()
-    model.CopyFrom(original.prepared.model)  # type: ignore[arg-type]
+    assert original.prepared.model is not None
+    model.CopyFrom(original.prepared.model)
     setattr(model.image, setting, value)
     found = locate_pixels(original.prepared.result.header, original.prepared.result.tensors, model)
     assert isinstance(found, str) and found.startswith("photo.png: ")
@@ -289,7 +291,8 @@ def test_numbers_of_a_later_release_or_a_stranger_are_shown_as_numbers(folder: P
     header, spec, model = pb.Header(), pb.PrepareSpec(), pb.Model()
     header.CopyFrom(original.prepared.result.header)
     spec.CopyFrom(original.prepared.spec)
-    model.CopyFrom(original.prepared.model)  # type: ignore[arg-type]
+    assert original.prepared.model is not None
+    model.CopyFrom(original.prepared.model)
     header.items[0].modality = header.tensors[0].data_type = 99  # type: ignore[assignment]
     spec.pixel_form = model.path = model.video_markers = 99  # type: ignore[assignment]
     tensors = {**original.prepared.result.tensors, "input_ids": np.array([-5, 2**40, 872], np.int64)}

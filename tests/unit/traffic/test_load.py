@@ -6,13 +6,14 @@ import math
 
 import pytest
 
-from preprocessor.client import Parameters, chat
+from preprocessor.client import Parameters, chat, image
+from preprocessor.client.routing import MEDIA_DIGEST, routing_metadata
 from preprocessor.models.family import Model
 from preprocessor.text.tokenizer import encode
 from preprocessor.traffic.load import Ask, Load, ask_count_tokens, ask_generate, ask_prepare, shares, with_salt
 from preprocessor.traffic.seed import SECONDS, TEXT, seed_clip
 from preprocessor.v1 import preprocessor_pb2 as pb
-from tests.media import moving_shapes_clip
+from tests.media import moving_shapes_clip, photo
 
 ASKS = tuple(Ask(name, ()) for name in "abc")
 
@@ -47,6 +48,16 @@ def test_a_salted_request_is_the_same_in_all_else() -> None:
     assert pb.GenerateRequest.FromString(first) == pb.GenerateRequest(
         spec=pb.GenerateSpec(prompt=spec, parameters=parameters)
     )
+
+
+def test_a_request_names_its_first_medium_as_the_client_does_and_a_salted_one_another() -> None:
+    prompt = chat([{"role": "user", "content": [image(photo(16, 16)), "What is it?"]}])
+    for ask in (ask_prepare("", prompt), ask_count_tokens("", prompt), ask_generate("", prompt, Parameters())):
+        assert ask.metadata == routing_metadata(prompt, {})
+        named = {ask.metadata, with_salt(ask, "mine").metadata, with_salt(ask, "yours").metadata}
+        assert len(named) == 3
+        assert {(key, len(value)) for ((key, value),) in named} == {(MEDIA_DIGEST, 32)}
+    assert with_salt(ask_prepare("", chat("Hi")), "mine").metadata == ()
 
 
 def test_the_seed_clip_is_the_clip_that_the_benchmarks_measure() -> None:

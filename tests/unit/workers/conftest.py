@@ -23,11 +23,21 @@ from tests.waiting import PATIENCE_SECONDS, eventually
 MIB = 1 << 20
 
 
+class WatchedPool(WorkerPool):
+    """A pool that tests look into.
+
+    Attributes:
+        ends: Why its workers ended.
+    """
+
+    ends: list[str]
+
+
 @asynccontextmanager
 async def open_pool(
     *, has_own_fork_server: bool = False, model: Any = NO_MODEL, arena: Arena | None = None, **settings: Any
-) -> AsyncIterator[WorkerPool]:
-    """A pool whose payloads need no model, unless one is given. `pool.ends` lists why its workers ended.
+) -> AsyncIterator[WatchedPool]:
+    """A pool whose payloads need no model, unless one is given.
 
     Args:
         arena: Of the pool, in place of one without a name.
@@ -42,14 +52,14 @@ async def open_pool(
         "max_jobs_a_worker": 1000,
     }
     ends: list[str] = []
-    pool = WorkerPool(
+    pool = WatchedPool(
         model,
         PoolSettings(**{**given, **settings}),
         ends.append,
         None if has_own_fork_server else await fork_server_of(model),
         arena,
     )
-    pool.ends = ends  # type: ignore[attr-defined]
+    pool.ends = ends
     await pool.start()
     try:
         yield pool
@@ -58,15 +68,15 @@ async def open_pool(
 
 
 @pytest_asyncio.fixture(scope="session")
-async def shared_pool() -> AsyncIterator[WorkerPool]:
+async def shared_pool() -> AsyncIterator[WatchedPool]:
     async with open_pool() as pool:
         yield pool
 
 
 @pytest_asyncio.fixture
-async def pool(shared_pool: WorkerPool) -> AsyncIterator[WorkerPool]:
+async def pool(shared_pool: WatchedPool) -> AsyncIterator[WatchedPool]:
     """One worker a lane; every test leaves it with all workers and without tasks."""
-    shared_pool.ends.clear()  # type: ignore[attr-defined]
+    shared_pool.ends.clear()
     yield shared_pool
     await eventually(lambda: shared_pool.worker_set.is_whole)
     assert (shared_pool.queued_count, shared_pool.running_count, shared_pool.used_bytes) == (0, 0, 0)

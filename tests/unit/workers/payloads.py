@@ -37,7 +37,7 @@ class NoModel:
     def check_arguments(self, arguments: Mapping[str, Any]) -> None:
         assert not arguments
 
-    def plan(self, request: PreparationRequest, limits: Limits, check: Checkpoint, planned_items: Any) -> Plan:
+    def plan(self, request: PreparationRequest, limits: Limits, check: Checkpoint, memory: Any) -> Plan:
         raise InvalidRequest("there is no model")
 
 

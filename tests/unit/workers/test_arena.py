@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from preprocessor.workers import stop_flag
-from preprocessor.workers.arena import Arena, Lease, Ranges
+from preprocessor.workers.arena import Arena
 from preprocessor.workers.chunks import GivenChunks, close_all
+from preprocessor.workers.ranges import Lease, Ranges
 from tests.unit.workers.conftest import resident_bytes
 
 PAGE = mmap.PAGESIZE

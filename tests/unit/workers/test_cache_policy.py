@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from preprocessor.workers.arena import Arena, Ranges
+from preprocessor.workers.arena import Arena
+from preprocessor.workers.ranges import Ranges
 from preprocessor.workers.row_cache import RowCache
 from tests.bench.service.bounds import Entry, most_saved, saved_by_belady
 from tests.unit.workers.test_row_cache import MIB, plan_of

@@ -341,7 +341,7 @@ async def test_cached_rows_give_way_to_requests(pool: WorkerPool) -> None:
 
 
 async def test_requests_that_share_work_end_with_the_pool(model: Model) -> None:
-    settings = {"cache_bytes": 64 * MIB, "memory_budget_bytes": 512 * MIB}
+    settings: dict[str, Any] = {"cache_bytes": 64 * MIB, "memory_budget_bytes": 512 * MIB}
     async with AsyncExitStack() as stack, open_pool(model=model, **settings) as pool:
         running = [await stack.enter_async_context(Reader(pool, request_of(LONG_CLIP))) for _ in range(2)]
         queued = [await stack.enter_async_context(Reader(pool, request_of(CLIP, PHOTO))) for _ in range(2)]

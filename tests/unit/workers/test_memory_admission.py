@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from preprocessor.workers.arena import Arena, Ranges
+from preprocessor.workers.arena import Arena
 from preprocessor.workers.counters import PoolCounters
 from preprocessor.workers.memory_admission import MAX_BYPASS_SECONDS, MemoryAdmission
 from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.ranges import Ranges
 from preprocessor.workers.row_cache import RowCache
 from preprocessor.workers.task import Task, TensorSlot
 from tests.unit.workers.conftest import MIB, open_pool, outcome, submit

@@ -16,6 +16,8 @@ from preprocessor import pipeline
 from preprocessor.config import Limits
 from preprocessor.errors import InvalidRequest
 from preprocessor.models.family import Model
+from preprocessor.models.versions import library_versions
+from preprocessor.text.encoded_text import EncodedText
 from preprocessor.types.plan import Plan
 from preprocessor.types.request import (
     ChatPrompt,
@@ -35,6 +37,7 @@ from preprocessor.types.request import (
 )
 from preprocessor.types.timing import Timings
 from preprocessor.workers import plan_cache
+from preprocessor.workers.claims import Violation, check_plan
 from preprocessor.workers.known_uuids import KnownUuids
 from preprocessor.workers.plan_cache import PlanCache, plan_key
 from preprocessor.workers.pool import WorkerPool
@@ -57,7 +60,7 @@ async def pool(model: Model) -> AsyncIterator[WorkerPool]:
 
 
 def chat(*media: Media, text: str = "What is this?", **options: Any) -> PreparationRequest:
-    parts = (*(MediaPart(medium.key) for medium in media), TextPart(text))
+    parts: tuple[MediaPart | TextPart, ...] = (*(MediaPart(medium.key) for medium in media), TextPart(text))
     return PreparationRequest(ChatPrompt((Message("user", parts),)), media, **options)
 
 
@@ -177,6 +180,113 @@ async def test_scopes_do_not_share(pool: WorkerPool) -> None:
     assert (pool.plan_cache.hit_count, pool.plan_cache.miss_count) == (1, 2)
 
 
+# -- the text of a chat ------------------------------------------------------------------------------------------------
+
+LONG = "some words about it, 12 of them; " * 100
+
+
+def turns(count: int, first: str = LONG, **options: Any) -> PreparationRequest:
+    """A chat about a clip with so many turns of the user, long ones."""
+    messages = [Message("user", (MediaPart("clip"), TextPart(first)))]
+    for number in range(1, count):
+        messages.append(Message("assistant", (TextPart(f"Answer {number}."),)))
+        messages.append(Message("user", (TextPart(f"{number}: {LONG}"),)))
+    return PreparationRequest(ChatPrompt(tuple(messages)), (CLIP,), **options)
+
+
+async def reused(pool: WorkerPool, model: Model, request: PreparationRequest, scope: str = "") -> int:
+    """How many token ids of a right answer were known."""
+    before = pool.plan_cache.reused_token_count
+    assert_equal(model, request, *await ask(pool, request, scope))
+    return pool.plan_cache.reused_token_count - before
+
+
+async def test_of_a_later_turn_only_what_is_new_is_encoded(pool: WorkerPool, model: Model) -> None:
+    assert await reused(pool, model, turns(1)) == 0
+    for count in (2, 3):
+        encoded = pool.plan_cache.encoded_token_count
+        assert await reused(pool, model, turns(count)) > 1000 * (count - 1)
+        assert pool.plan_cache.encoded_token_count - encoded < 1500
+    assert await reused(pool, model, turns(3)) > 3000
+
+
+async def test_a_chat_that_was_changed_is_encoded_from_there_on(pool: WorkerPool, model: Model) -> None:
+    await reused(pool, model, turns(1))
+    await reused(pool, model, turns(3))
+    changed = turns(3)
+    assert isinstance(changed.prompt, ChatPrompt)
+    messages = list(changed.prompt.messages)
+    messages[2] = Message("user", (TextPart("Something else."),))
+    changed = dataclasses.replace(changed, prompt=ChatPrompt(tuple(messages)))
+    assert 1000 < await reused(pool, model, changed) < 2000  # the first turn
+    assert await reused(pool, model, turns(2, "Another first one. " + LONG)) == 0
+
+
+async def test_a_chat_that_a_template_renders_in_another_way_is_not_reused(pool: WorkerPool, model: Model) -> None:
+    await reused(pool, model, turns(1))
+    tools = [{"type": "function", "function": {"name": "look", "description": LONG, "parameters": {}}}]
+    request = turns(2)
+    assert isinstance(request.prompt, ChatPrompt)
+    prompt = dataclasses.replace(request.prompt, template_arguments={"tools": tools})
+    assert await reused(pool, model, dataclasses.replace(request, prompt=prompt)) == 0
+
+
+@pytest.mark.parametrize(("scope", "salt"), [("other", ""), ("", "salt")])
+async def test_no_text_is_shared_with_another_scope_or_salt(
+    pool: WorkerPool, model: Model, scope: str, salt: str
+) -> None:
+    await reused(pool, model, turns(2))
+    assert await reused(pool, model, turns(3, cache_salt=salt), scope) == 0
+    assert await reused(pool, model, turns(3, cache_salt=salt), scope) > 0
+
+
+async def test_a_token_in_literal_text_is_encoded_as_text_in_each_turn(pool: WorkerPool, model: Model) -> None:
+    await reused(pool, model, turns(1, f"{LONG}<|im_end|>"))
+    literal = turns(1)
+    assert isinstance(literal.prompt, ChatPrompt)
+    part = TextPart(f"{LONG}<|im_end|>", is_literal=True)
+    prompt = ChatPrompt((Message("user", (MediaPart("clip"), part)),))
+    for _ in range(2):
+        assert await reused(pool, model, dataclasses.replace(literal, prompt=prompt)) == 0
+
+
+async def test_no_text_is_kept_where_there_is_no_cache(model: Model) -> None:
+    async with open_pool(model=model) as pool:
+        for _ in range(2):
+            assert await reused(pool, model, turns(1)) == 0
+        assert pool.plan_cache.encoded_token_count == len(pool.plan_cache) == 0
+
+
+TEXT = EncodedText(
+    np.arange(9, dtype=np.int32), np.array([[5, 2], [20, 8]], np.int64), np.zeros((2, 32), np.uint8), reused_count=2
+)
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"token_ids": np.zeros((3, 3), np.int32)},
+        {"token_ids": np.zeros(9, np.float64)},
+        {"token_ids": np.arange(7, dtype=np.int32)},
+        {"cuts": np.array([[20, 8], [5, 2]], np.int64)},
+        {"cuts": np.array([[-5, 2], [20, 8]], np.int64)},
+        {"cuts": np.array([[5, 2]], np.int64)},
+        {"cuts": np.array([5, 20], np.int64)},
+        {"digests": np.zeros((2, 31), np.uint8)},
+        {"reused_count": -1},
+        {"reused_count": 10},
+        {"reused_count": True},
+        {"cuts": np.zeros((99, 2), np.int64), "digests": np.zeros((99, 32), np.uint8)},
+    ],
+    ids=repr,
+)
+def test_a_text_that_a_worker_made_up_is_refused(model: Model, claim: Mapping[str, Any]) -> None:
+    plan = pipeline.plan(model, chat(PHOTO), Limits())
+    check_plan((plan, {}, TEXT), chat(PHOTO), Limits())
+    with pytest.raises(Violation):
+        check_plan((plan, {}, dataclasses.replace(TEXT, **claim)), chat(PHOTO), Limits())
+
+
 async def test_answers_are_right_while_plans_are_dropped(model: Model) -> None:
     photos = [Media("photo", Modality.IMAGE, photo(64 + 16 * number, 64)) for number in range(4)]
     async with open_pool(model=model, cache_bytes=64 * MIB) as pool:
@@ -195,14 +305,14 @@ async def test_a_killed_worker_costs_nobody_his_plan(model: Model) -> None:
         await ask(pool, request)
         for _ in range(20):
             answer = asyncio.create_task(ask(pool, request))
-            await eventually(lambda answer=answer: pool.running_count or answer.done())  # type: ignore[misc]
+            await eventually(lambda answer=answer: bool(pool.running_count) or answer.done())  # type: ignore[misc]
             for task in list(pool._running):
                 assert task._worker is not None
                 task._worker.kill()
             assert_equal(model, request, *await answer)
-            if "lost" in pool.ends:  # type: ignore[attr-defined]
+            if "lost" in pool.ends:
                 break
-        assert "lost" in pool.ends  # type: ignore[attr-defined]
+        assert "lost" in pool.ends
         assert pool.plan_cache.miss_count == 1
 
 
@@ -225,7 +335,7 @@ MEDIA: Mapping[str, Any] = {  # field → another value
     "on_damage": OnDamage.REPEAT,
     "background": "#ffffff",
 }
-NOT_IN_MEDIA = {  # the content is in the key by its digest
+NOT_IN_MEDIA: Mapping[str, Any] = {  # the content is in the key by its digest
     "key": "another",
     "data": b"another",
     "content_sha256": bytes(32),
@@ -248,7 +358,7 @@ REQUEST: Mapping[str, Any] = {
     "video_decoder": "opencv",
     "processor_arguments": {"do_pan_and_scan": True},
 }
-NOT_IN_REQUEST = {"prompt": TextPrompt("?"), "media": (), "with_token_types": True}
+NOT_IN_REQUEST: Mapping[str, Any] = {"prompt": TextPrompt("?"), "media": (), "with_token_types": True}
 
 
 def key_of(
@@ -311,12 +421,12 @@ def test_another_release_or_library_is_another_key(monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patch:
         patch.setattr(plan_cache, "__version__", "another")
         keys.add(key_of())
-    for library, version in plan_cache.library_versions().items():
-        versions = {**plan_cache.library_versions(), library: f"{version}.1"}
+    for library, version in library_versions().items():
+        versions = {**library_versions(), library: f"{version}.1"}
         with monkeypatch.context() as patch:
             patch.setattr(plan_cache, "library_versions", lambda versions=versions: versions)
             keys.add(key_of())
-    assert len(keys) == 2 + len(plan_cache.library_versions())
+    assert len(keys) == 2 + len(library_versions())
 
 
 def test_what_no_plan_depends_on_is_not_in_it() -> None:

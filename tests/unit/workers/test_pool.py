@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Overloaded, WorkerLost
-from preprocessor.workers.arena import Lease
 from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.ranges import Lease
 from preprocessor.workers.task import SHORT_SECONDS, Task
-from tests.unit.workers.conftest import MIB, begun, let_go, open_pool, outcome, resident_bytes, submit
+from tests.unit.workers.conftest import MIB, WatchedPool, begun, let_go, open_pool, outcome, resident_bytes, submit
 from tests.unit.workers.payloads import (
     Babble,
     Die,
@@ -43,7 +43,7 @@ async def process_of(pool: WorkerPool, **options: Any) -> int:
 
 
 @pytest.mark.parametrize("code", [-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGABRT, 3, 0])
-async def test_a_task_that_kills_two_workers_is_not_tried_again(pool: WorkerPool, code: int) -> None:
+async def test_a_task_that_kills_two_workers_is_not_tried_again(pool: WatchedPool, code: int) -> None:
     task = submit(pool, Die(code))
     error = await outcome(task)
     assert isinstance(error, WorkerLost)
@@ -69,7 +69,7 @@ async def test_a_crash_in_native_code_fails_only_its_own_request() -> None:
         assert bystander.start_count == 1
 
 
-async def test_an_idle_worker_that_dies_is_replaced(pool: WorkerPool) -> None:
+async def test_an_idle_worker_that_dies_is_replaced(pool: WatchedPool) -> None:
     before = await process_of(pool)
     os.kill(before, signal.SIGKILL)
     await eventually(lambda: pool.ends == ["lost"] and pool.worker_set.is_whole)
@@ -156,7 +156,7 @@ async def test_an_abandoned_task_stops_and_its_worker_stays(pool: WorkerPool) ->
     assert await process_of(pool) == worker
 
 
-async def test_the_worker_of_an_abandoned_task_that_does_not_stop_is_killed(pool: WorkerPool) -> None:
+async def test_the_worker_of_an_abandoned_task_that_does_not_stop_is_killed(pool: WatchedPool) -> None:
     task = submit(pool, Spin(ignores_stop=True), tensor_bytes=MIB)
     worker = psutil.Process(await begun(task))
     pool.abandon(task)

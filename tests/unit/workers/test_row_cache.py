@@ -9,7 +9,8 @@ import pytest
 from preprocessor.types.plan import Grid, ItemPlan, ItemRows, PixelPlan, Substitution
 from preprocessor.types.request import Modality, PixelForm
 from preprocessor.types.source import ImageInfo
-from preprocessor.workers.arena import Arena, Lease, Ranges
+from preprocessor.workers.arena import Arena
+from preprocessor.workers.ranges import Lease, Ranges
 from preprocessor.workers.row_cache import Eviction, RowCache, is_contiguous, substitutions_of
 
 MIB = 1 << 20

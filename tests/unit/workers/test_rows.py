@@ -17,11 +17,13 @@ from preprocessor.types.timing import Timings
 from preprocessor.wire.tensors import MAX_ROWS_BYTES
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.payloads import PixelPayload
+from preprocessor.workers.pixel_run import FlightRun
 from preprocessor.workers.pool import PoolSettings, WorkerPool
 from preprocessor.workers.resources import RequestResources
 from preprocessor.workers.upload_buffer import UploadBuffer
 from tests.fork_servers import fork_server_of
 from tests.media import moving_shapes_clip
+from tests.plans import pixels_of
 from tests.waiting import PATIENCE_SECONDS
 
 MIB = 1 << 20
@@ -43,17 +45,17 @@ def test_the_first_rows_are_reported_at_once_then_whole_messages_and_the_last_ro
     arena = Arena.create(64 * MIB)
     reported: list[tuple[int, int]] = []
 
-    PixelPayload(request_of_a_clip.media, plan.pixels, 0, range(plan.pixels.row_count)).run(
+    PixelPayload(request_of_a_clip.media, pixels_of(plan), 0, range(pixels_of(plan).row_count)).run(
         model, arena, lambda: None, lambda first_row, row_count: reported.append((first_row, row_count))
     )
 
-    rows_a_message = MAX_ROWS_BYTES // plan.pixels.feature_count
+    rows_a_message = MAX_ROWS_BYTES // pixels_of(plan).feature_count
     assert len(reported) >= 3
     assert reported[0][0] == 0
     assert [first for first, _ in reported[1:]] == [first + count for first, count in reported[:-1]]
-    assert reported[0][1] == plan.pixels.items[0].rows.group_rows
+    assert reported[0][1] == pixels_of(plan).items[0].rows.group_rows
     assert all(count % rows_a_message < 2 and count >= rows_a_message for _, count in reported[1:])
-    assert sum(reported[-1]) < plan.pixels.row_count
+    assert sum(reported[-1]) < pixels_of(plan).row_count
 
 
 @pytest.mark.parametrize("worker_count", [1, 4])
@@ -79,13 +81,14 @@ async def test_rows_are_reported_in_order_and_are_final(
             media = (dataclasses.replace(request_of_a_clip.media[0], data=await file.finish()),)
             plan = await resources.plan(dataclasses.replace(request_of_a_clip, media=media), Limits())
             assert isinstance(plan, Plan)
-            run = resources.pixels(media, plan.pixels)
+            run = resources.pixels(media, pixels_of(plan))
+            assert isinstance(run, FlightRun)
             array, next_row = await run.begun(), 0
             async for first_row, row_count in run.finished_rows():
                 assert first_row == next_row
                 next_row += row_count
                 np.testing.assert_array_equal(array[first_row:next_row], expected[first_row:next_row])
-            assert next_row == plan.pixels.row_count
+            assert next_row == pixels_of(plan).row_count
             assert (len(run.tasks) > 1) == (worker_count > 1)
     finally:
         await pool.close()

@@ -20,6 +20,7 @@ from preprocessor.pipeline.division import IdleCores
 from preprocessor.types.plan import PixelPlan
 from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, Sampling
 from preprocessor.types.timing import Timings
+from preprocessor.workers.pixel_run import FlightRun
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.resources import RequestResources
 from preprocessor.workers.task import SHORT_SECONDS, Task
@@ -67,6 +68,7 @@ async def core_count_of(pool: WorkerPool, request: PreparationRequest, expected:
     async with RequestResources(pool, time.monotonic() + PATIENCE_SECONDS, Timings()) as resources:
         media, plan = await planned(resources, request)
         run = resources.pixels(media, plan)
+        assert isinstance(run, FlightRun)
         array = await run.begun()
         async for _ in run.finished_rows():
             pass
@@ -97,6 +99,7 @@ async def test_a_request_that_leaves_half_way_leaves_no_thread_and_its_worker_go
     expected = pipeline.prepare(model, request_of_one_group).tensors["pixel_patches"]
     async with RequestResources(pool, time.monotonic() + PATIENCE_SECONDS, Timings()) as resources:
         run = resources.pixels(*await planned(resources, request_of_one_group))
+        assert isinstance(run, FlightRun)
         await run.begun()
         async for _, row_count in run.finished_rows():
             assert row_count < len(expected)

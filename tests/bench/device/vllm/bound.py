@@ -50,7 +50,7 @@ class BoundSystem:
                     tensors[PIXELS] = shared
                     engine.share(region, is_required=True)
 
-                async def ask_once() -> Reply:
+                async def ask_once(*_: object) -> Reply:
                     hashes = np.frombuffer(os.urandom(tensors["item_hash"].size), np.uint8).reshape(-1, HASH_BYTES)
                     request = EngineRequest(
                         f"bound-{os.urandom(8).hex()}",

@@ -14,7 +14,7 @@ import grpc.aio
 from engine_client.errors import EngineError
 from tests.bench.device.gpu import BusyShares
 from tests.bench.device.vllm.plan import Cell
-from tests.bench.device.vllm.systems import Ask, Reply, System
+from tests.bench.device.vllm.systems import Ask, Reply, System, unique_clip
 
 CALL_ERRORS = (grpc.aio.AioRpcError, aiohttp.ClientError, EngineError, TimeoutError)
 """What a question may end with instead of an answer."""
@@ -99,7 +99,7 @@ async def settle(system: System) -> None:
 async def _call(ask: Ask, progress: _Progress) -> None:
     while True:
         try:
-            progress.replies.append(await ask())
+            progress.replies.append(await ask(unique_clip(), 1))
         except CALL_ERRORS as error:
             progress.errors.append(f"{type(error).__name__}: {error}"[:500])
             if len(progress.errors) >= _MAX_ERRORS:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tests.bench.device.vllm.servers import GRPC, HTTP_1, HTTP_8
+from tests.bench.device.vllm.servers import GRPC, HTTP_1, HTTP_8, TRITON
 from tests.bench.device.vllm.systems import Workload
 
 BOUND_BYTES, BOUND_SHARED = "bound, bytes", "bound, shared memory"
 OURS_BYTES, OURS_SHARED = "service, bytes", "service, shared memory"
+TRITON_PIECES, TRITON_SHARED = "service, Triton, pieces", "service, Triton, shared memory"
 SERVE_8, SERVE_1 = "vllm serve, 8 API servers", "vllm serve, 1 API server"
 
 SERVER_OF = {
@@ -17,14 +18,18 @@ SERVER_OF = {
     OURS_SHARED: GRPC,
     BOUND_BYTES: GRPC,
     OURS_BYTES: GRPC,
+    TRITON_SHARED: TRITON,
+    TRITON_PIECES: TRITON,
     SERVE_8: HTTP_8,
     SERVE_1: HTTP_1,
 }
 """Each system → the kind of vLLM server behind it."""
-FIRST_SERVERS, LAST_SERVERS = (GRPC, HTTP_8), (HTTP_1,)
-"""Up at the same time, since memory of the GPU is enough for two; those of the second group after those of the first."""
+GPU_OF = {GRPC: 0, TRITON: 0, HTTP_8: 1, HTTP_1: 1}
+"""Where there are two GPUs."""
 
+# The servers of each are up at the same time: memory of one GPU is enough for two.
 _FIRST = (BOUND_SHARED, OURS_SHARED, BOUND_BYTES, OURS_BYTES, SERVE_8)
+_LAST = (TRITON_SHARED, TRITON_PIECES, SERVE_1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +41,25 @@ class Cell:
     workload: Workload
 
 
-def cells(fps: tuple[float, ...], callers: tuple[int, ...], long_tokens: int) -> Iterator[Cell]:
-    """All of them.
+def cells(systems: Sequence[str], fps: tuple[float, ...], callers: tuple[int, ...], long_tokens: int) -> Iterator[Cell]:
+    """All of these systems.
 
     Args:
         callers: The most telling number first.
         long_tokens: Tokens of a long answer, measured with the first number of callers.
     """
-    for systems in (_FIRST, (SERVE_1,)):
-        for count in callers[:2]:
-            yield from (Cell(system, count, Workload(rate, 1)) for rate in fps for system in systems)
-        yield from (Cell(system, callers[0], Workload(rate, long_tokens)) for rate in fps for system in systems)
-        for count in callers[2:]:
-            yield from (Cell(system, count, Workload(rate, 1)) for rate in fps for system in systems)
+    for count in callers[:2]:
+        yield from (Cell(system, count, Workload(rate, 1)) for rate in fps for system in systems)
+    yield from (Cell(system, callers[0], Workload(rate, long_tokens)) for rate in fps for system in systems)
+    for count in callers[2:]:
+        yield from (Cell(system, count, Workload(rate, 1)) for rate in fps for system in systems)
+
+
+def groups(gpu_count: int, is_tiny: bool) -> list[tuple[str, ...]]:
+    """Systems whose servers can be up at the same time; on a CPU one server at a time."""
+    if is_tiny:
+        return [
+            tuple(system for system in SERVER_OF if SERVER_OF[system] == kind)
+            for kind in (GRPC, TRITON, HTTP_8, HTTP_1)
+        ]
+    return [(*_FIRST, *_LAST)] if gpu_count > 1 else [_FIRST, _LAST]

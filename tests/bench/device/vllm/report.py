@@ -6,12 +6,22 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tests.bench.device.vllm import plan
 
 Point = Mapping[str, Any]
-_ORDER = (plan.SERVE_1, plan.SERVE_8, plan.OURS_BYTES, plan.OURS_SHARED, plan.BOUND_BYTES, plan.BOUND_SHARED)
+_ORDER = (
+    plan.SERVE_1,
+    plan.SERVE_8,
+    plan.OURS_BYTES,
+    plan.OURS_SHARED,
+    plan.TRITON_PIECES,
+    plan.TRITON_SHARED,
+    plan.BOUND_BYTES,
+    plan.BOUND_SHARED,
+)
 
 
 def read_points(path: Path) -> list[Point]:
@@ -22,6 +32,27 @@ def read_points(path: Path) -> list[Point]:
         if "requests_a_second" in point:
             found[tuple(point[name] for name in ("system", "fps", "max_tokens", "callers"))] = point
     return list(found.values())
+
+
+def read_chats(path: Path) -> list[Point]:
+    """The chats that were measured."""
+    return [point for line in path.read_text().splitlines() if "turn_core_seconds" in (point := json.loads(line))]
+
+
+def chats_table(chats: Sequence[Point]) -> str:
+    """Of each system: its first turn, and the median of the later ones, of all chats."""
+    lines = [
+        "| | first turn: first token, s | core-seconds | later turns: first token, s | core-seconds |",
+        "|---|" + "--:|" * 4,
+    ]
+    for chat in sorted(chats, key=lambda chat: (chat["fps"], _ORDER.index(chat["turns_of"]))):
+        cells = [
+            f"{median(turns[turn] for turns in chat[name] for turn in of_a_turn):.3f}"
+            for of_a_turn in ([0], range(1, len(chat["turn_core_seconds"][0])))
+            for name in ("turn_first_token_seconds", "turn_core_seconds")
+        ]
+        lines.append(f"| {chat['turns_of']}, {chat['fps']:g} fps | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def report(points: Sequence[Point]) -> str:
@@ -108,7 +139,9 @@ def _cores(point: Point) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.device.vllm.report", description=__doc__)
     parser.add_argument("lines", type=Path, help="vllm.jsonl of a run")
-    print(report(read_points(parser.parse_args().lines)))
+    lines = parser.parse_args().lines
+    print(report(read_points(lines)))
+    print(chats_table(read_chats(lines)))
 
 
 if __name__ == "__main__":

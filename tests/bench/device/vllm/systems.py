@@ -18,9 +18,9 @@ import grpc.aio
 from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.traffic.seed import TEXT
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
-from tests.bench.device.asking import TIMEOUT_SECONDS, ask, question
+from tests.bench.device.asking import TIMEOUT_SECONDS, ask, later_messages, question
 from tests.bench.device.clips import SEED, clip
-from tests.bench.device.vllm.servers import SERVED_NAME, VllmServer
+from tests.bench.device.vllm.servers import SERVED_NAME, Engine, VllmServer
 from tests.bench.service.watched import WatchedServer
 
 
@@ -46,8 +46,8 @@ class Reply:
     prompt_token_count: int = 0
 
 
-Ask = Callable[[], Awaitable[Reply]]
-"""Asks once; many may be under way at a time."""
+Ask = Callable[[bytes, int], Awaitable[Reply]]
+"""Asks about a clip in the turn of that number of a chat about it; many may be under way at a time."""
 
 
 class System(Protocol):
@@ -79,8 +79,8 @@ class HttpSystem:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
         async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
 
-            async def ask_once() -> Reply:
-                body = _chat_request(workload)
+            async def ask_once(file: bytes, turn: int) -> Reply:
+                body = _chat_request(workload, file, turn)
                 began, first_token_seconds = time.perf_counter(), 0.0
                 usage: dict[str, int] = {}
                 async with session.post(url, data=body, headers={"Content-Type": "application/json"}) as answer:
@@ -105,9 +105,9 @@ class HttpSystem:
 
 
 class ServiceSystem:
-    """This service in front of vLLM's gRPC."""
+    """This service in front of vLLM, by its gRPC or in Triton."""
 
-    def __init__(self, name: str, service: WatchedServer, server: VllmServer) -> None:
+    def __init__(self, name: str, service: WatchedServer, server: Engine) -> None:
         self.name = name
         self._service = service
         self._server = server
@@ -120,8 +120,8 @@ class ServiceSystem:
         async with grpc.aio.insecure_channel(self._service.address, options=CHANNEL_OPTIONS) as channel:
             stub = pb_grpc.PreprocessorStub(channel)
 
-            async def ask_once() -> Reply:
-                answer = await ask(stub, question(workload.fps, workload.max_tokens, file=unique_clip()))
+            async def ask_once(file: bytes, turn: int) -> Reply:
+                answer = await ask(stub, question(workload.fps, workload.max_tokens, file=file, turn=turn))
                 return Reply(
                     answer.first_token_seconds, answer.whole_seconds, len(answer.token_ids), answer.prompt_token_count
                 )
@@ -138,8 +138,8 @@ def unique_clip() -> bytes:
     return clip(SEED) + (4 + len(box)).to_bytes(4, "big") + box
 
 
-def _chat_request(workload: Workload) -> bytes:
-    url = "data:video/mp4;base64," + base64.b64encode(unique_clip()).decode()
+def _chat_request(workload: Workload, file: bytes, turn: int) -> bytes:
+    url = "data:video/mp4;base64," + base64.b64encode(file).decode()
     return json.dumps(
         {
             "model": SERVED_NAME,
@@ -147,7 +147,8 @@ def _chat_request(workload: Workload) -> bytes:
                 {
                     "role": "user",
                     "content": [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": TEXT}],
-                }
+                },
+                *({"role": role, "content": text} for role, text in later_messages(turn)),
             ],
             "media_io_kwargs": {"video": {"num_frames": -1, "fps": workload.fps}},
             "max_tokens": workload.max_tokens,

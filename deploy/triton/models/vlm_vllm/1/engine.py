@@ -142,6 +142,7 @@ class Engine:
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.multimodal import MULTIMODAL_REGISTRY
             from vllm.multimodal.encoder_budget import MultiModalBudget
+            from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.async_llm import AsyncLLM
             from vllm.v1.engine.exceptions import EngineDeadError
         except ImportError as error:
@@ -151,7 +152,10 @@ class Engine:
         self._version = vllm.__version__
         self.registry = prometheus_client.REGISTRY
         self._dead_error = EngineDeadError
-        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=settings.checkpoint, **arguments))
+        # As a server, vLLM chooses larger batches: on an H200 8,192 tokens in a step in place of 2,048.
+        self._llm = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(model=settings.checkpoint, **arguments), usage_context=UsageContext.OPENAI_API_SERVER
+        )
         try:
             config = self._llm.vllm_config
             budget = MultiModalBudget(config, MULTIMODAL_REGISTRY)
