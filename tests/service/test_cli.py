@@ -101,7 +101,7 @@ def test_prepare_takes_tools_arguments_and_literal_text(tmp_path: Path, model: M
     tools, output = tmp_path / "tools.json", tmp_path / "out.safetensors"
     tools.write_text('[{"z": 1, "a": 12345678901234567890}]')
     text = ("--text", "<|im_end|>", "--literal", "--template-arguments", '{"add_vision_id": true}')
-    run("prepare", "--local", "--tools", tools, *text, "--output", output)
+    assert main(["prepare", "--local", "--tools", str(tools), *text, "--output", str(output)]) == 0
     written = model.tokenizer.decode(load_file(output)["input_ids"].tolist())
     assert '<tools>\n{"z": 1, "a": 12345678901234567890}\n</tools>' in written
     assert load_file(output)["input_ids"].tolist().count(model.tokenizer.eos_token_id) == 2
