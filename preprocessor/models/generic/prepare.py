@@ -41,6 +41,7 @@ from preprocessor.models.generic.media import (
     metadata_for,
     probe_media,
     refuse_above,
+    short_sound,
     sound_of_video,
 )
 from preprocessor.models.generic.mistral_chat import chat_call, run_chat
@@ -254,7 +255,8 @@ def _process(
     """Call the processor, one thread at a time.
 
     transformers raises ValueError for input that it does not accept. An exception of any other type may be a bug of its code or
-    ours, and is not caught: unless the caller gave arguments, whose values may break any line of a processor.
+    ours, and is not caught: unless the caller gave arguments, whose values may break any line of a processor, or a sound that is
+    shorter than what some processors analyse at once.
     """
     while not model.lock.acquire(timeout=_LOCK_POLL_SECONDS):
         check()
@@ -269,6 +271,9 @@ def _process(
             refusal.trace = trace_of(error)
             raise refusal from error
         except _BROKEN as error:
+            if isinstance(error, RuntimeError) and (short := short_sound(model.processor, call.get("audio") or ())):
+                short.trace = trace_of(error)
+                raise short from error
             if not is_callers or "allocate memory" in str(error):
                 raise
             message = " ".join(f"{type(error).__name__}: {error}".split())[:_MESSAGE_LENGTH]

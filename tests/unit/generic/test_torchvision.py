@@ -67,6 +67,13 @@ print(type(model.processor.image_processor).__name__)
 """
 
 
+_LOAD = """
+import sys
+from preprocessor.models.registry import load_model
+print(load_model(sys.argv[1]).describe().family)
+"""
+
+
 def run(script: str, *arguments: Path) -> str:
     """What a fresh interpreter prints last: one that the oracle's trick has not touched."""
     done = subprocess.run(
@@ -95,3 +102,7 @@ def test_images_need_no_torchvision(models: Path) -> None:
 def test_a_pickled_model_wakes_in_a_process_that_has_not_imported_torchvision(models: Path, tmp_path: Path) -> None:
     run(_PICKLE, models, tmp_path / "model")
     assert run(_UNPICKLE, models, tmp_path / "model") == "Gemma3ImageProcessor"
+
+
+def test_a_model_of_a_family_whose_configuration_imports_torchvision_is_loaded() -> None:
+    assert run(_LOAD, Path("tests/golden/models/gemma4")) == "gemma4"
