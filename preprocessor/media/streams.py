@@ -79,11 +79,17 @@ def open_sound(
     Args:
         check: As `open_video`'s.
     Raises:
-        UnsupportedMedia: `EMPTY_MEDIA`, `NOT_MEDIA`, `NO_AUDIO_STREAM`, or `UNSUPPORTED_CODEC`.
+        UnsupportedMedia: `EMPTY_MEDIA`, `NOT_MEDIA`, `UNSUPPORTED_FORMAT`, `NO_AUDIO_STREAM`, or `UNSUPPORTED_CODEC`.
         CorruptMedia: `TRUNCATED_MEDIA`, or what is raised inside.
         LimitExceeded: `TOO_MANY_STREAMS`.
     """
     what = ("a file with sound", "wav, mp3, flac, ogg, m4a, mp4 or mkv")
+    if data[:4] == b"RIFX":  # FFmpeg 8.1, wavdec.c: the header is read as big-endian, the samples are not
+        raise UnsupportedMedia(
+            f"{key}: the file is a big-endian WAV (RIFX), not {what[0]} that can be read; convert it to FLAC",
+            reason="UNSUPPORTED_FORMAT",
+            media_key=key,
+        )
     with open_container(data, key, SOUND_FORMATS, what, limits.max_frame_pixels, check) as container:
         check_streams(container, limits, key)
         if not container.streams.audio:

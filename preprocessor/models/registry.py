@@ -44,6 +44,7 @@ from preprocessor.models import (
 from preprocessor.models.digests import digest_tokenizer
 from preprocessor.models.family import Configuration, Family, Model
 from preprocessor.models.generic import load_generic
+from preprocessor.models.generic.torchvision import settle_torchvision
 from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.versions import library_versions
 from preprocessor.models.video_markers import choose_video_markers
@@ -78,6 +79,8 @@ FAMILIES: tuple[Family, ...] = (
 
 # transformers 5.23, Qwen2_5_VLVisionConfig.
 _TOKENS_PER_SECOND = 4
+# Model types whose configuration imports torchvision. transformers 5.23, utils/type_validators.py.
+_IMPORT_TORCHVISION = frozenset({"gemma4"})
 _BUILTIN = Path(__file__).parent / "builtin"
 _HUB_FILES = ["additional_chat_templates/*", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.ttf"]
 
@@ -117,6 +120,8 @@ def _load_of_family(family: Family, name: str, directory: Path, config: Mapping[
         tokenizer = build_tokenizer(TokenTable(**_read_json(directory, "tokens.json")))
         tokenizer_digest = digest_tokenizer(tokenizer, merges_follow_ids=True)  # as ranks do
     else:
+        if config.get("model_type") in _IMPORT_TORCHVISION:
+            settle_torchvision()
         tokenizer = load_tokenizer(directory)
         tokenizer_digest = digest_tokenizer(tokenizer)
     configuration = Configuration(name, config, **settings, tokenizer=tokenizer)

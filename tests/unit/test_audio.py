@@ -150,6 +150,12 @@ def damaged_in_the_middle() -> bytes:
     return bytes(data)
 
 
+def big_endian() -> bytes:
+    samples = tone(RATE).astype(">i2").tobytes()
+    head = struct.pack(">4sI4s4sIHHIIHH", b"RIFX", 36 + len(samples), b"WAVE", b"fmt ", 16, 1, 1, RATE, 2 * RATE, 2, 16)
+    return head + struct.pack(">4sI", b"data", len(samples)) + samples
+
+
 @pytest.mark.parametrize(
     ("make", "kind", "reason"),
     [
@@ -163,8 +169,23 @@ def damaged_in_the_middle() -> bytes:
         (lambda: wav(tone(RATE))[:-5_000], CorruptMedia, "TRUNCATED_MEDIA"),
         (damaged_in_the_middle, CorruptMedia, "UNDECODABLE_FRAME"),
         (lambda: wav(np.zeros(0, np.int16)), CorruptMedia, "CORRUPT_MEDIA"),
+        (big_endian, UnsupportedMedia, "UNSUPPORTED_FORMAT"),
     ],
-    ids=["empty", "text", "no index", "half an index", "video", "photo", "codec", "truncated", "damaged", "no samples"],
+    ids=[
+        *(
+            "empty",
+            "text",
+            "no index",
+            "half an index",
+            "video",
+            "photo",
+            "codec",
+            "truncated",
+            "damaged",
+            "no samples",
+        ),
+        "big-endian",
+    ],
 )
 def test_a_file_without_whole_sound_is_refused(
     make: Callable[[], bytes], kind: type[PreprocessorError], reason: str

@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from preprocessor.errors import InvalidRequest, PreprocessorError, trace_of
 from preprocessor.models.generic.arguments import FIELD, KINDS, LOAD_SOUND, REASON, ProcessorArguments
-from preprocessor.models.generic.media import metadata_for
+from preprocessor.models.generic.media import metadata_for, short_sound
 from preprocessor.models.generic.mistral_chat import run_chat
 from preprocessor.models.generic.processor import ProcessorSettings, counts_pixels, own_size, part_of
 from preprocessor.models.generic.tensors import ragged
@@ -139,7 +139,8 @@ def call_processor(
     """Call the processor, one thread at a time.
 
     transformers raises ValueError for input that it does not accept. An exception of any other type may be a bug of its code or
-    ours, and is not caught: unless the caller gave arguments, whose values may break any line of a processor.
+    ours, and is not caught: unless the caller gave arguments, whose values may break any line of a processor, or a sound that is
+    shorter than what some processors analyse at once.
 
     Args:
         is_callers: Whether the caller gave arguments.
@@ -161,6 +162,9 @@ def call_processor(
             refusal.trace = trace_of(error)
             raise refusal from error
         except _BROKEN as error:
+            if isinstance(error, RuntimeError) and (short := short_sound(model.processor, call.get("audio") or ())):
+                short.trace = trace_of(error)
+                raise short from error
             if not is_callers or "allocate memory" in str(error):
                 raise
             message = " ".join(f"{type(error).__name__}: {error}".split())[:_MESSAGE_LENGTH]

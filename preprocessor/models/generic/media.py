@@ -17,6 +17,7 @@ from preprocessor.media.image import load_picture
 from preprocessor.media.sampling import choose_frames
 from preprocessor.media.spreads import count_for_fps, spread_evenly
 from preprocessor.media.video import decode_frames
+from preprocessor.models.generic.processor import part_of
 from preprocessor.models.probe import ChooseFrames, ProbedMedium, probe_medium
 from preprocessor.types.request import Media, Modality, SamplingBasis
 from preprocessor.types.source import ClipInfo, FrameChoice, FrameListInfo, ImageInfo
@@ -26,6 +27,9 @@ _FPS, _MIN_FRAMES, _MAX_FRAMES = 2.0, 4, 768
 
 # transformers 5.23: `replace_video_token` of these reads attributes of the metadata of the only video.
 _TAKES_ONE_VIDEO = frozenset({"NemotronH_Omni_Reasoning_V3Processor"})
+
+# Longer than the window of any feature extractor of transformers 5.23: 25 ms (Whisper) to 32 ms (Gemma).
+_WINDOW_SECONDS = 0.1
 
 # Of a file that was read as a video: it has no sound, or its format (GIF, say) holds none.
 _SILENT = frozenset({"NO_AUDIO_STREAM", "UNSUPPORTED_FORMAT", "NOT_MEDIA"})
@@ -170,6 +174,18 @@ def metadata_of(probed: ProbedMedium) -> dict[str, Any]:
         "video_backend": "pyav",
         "frames_indices": indices,
     }
+
+
+def short_sound(processor: Any, sounds: Sequence[npt.NDArray[np.float32]]) -> InvalidRequest | None:
+    """Why a processor may have failed with these sounds: `PROCESSOR_REFUSED` where one is a moment long; None if none is."""
+    rate_hz = getattr(part_of(processor, Modality.AUDIO), "sampling_rate", 0)
+    shortest = min(map(len, sounds), default=rate_hz)
+    if shortest >= rate_hz * _WINDOW_SECONDS:
+        return None
+    return InvalidRequest(
+        f"the model's processor fails with a sound of {shortest / rate_hz:.4f} s, less than it analyses at once; send more",
+        reason="PROCESSOR_REFUSED",
+    )
 
 
 def refuse_above(size: int, limits: Limits, what: str) -> None:

@@ -64,6 +64,22 @@ def test_the_sound_of_a_video_between_its_frames(
     assert [item.key for item in prepared.items] == [medium.key for medium in media]
 
 
+@pytest.mark.parametrize("name", SOUND_MODELS)
+def test_a_sound_of_a_hundredth_of_a_second_is_as_in_transformers_or_refused(
+    loaded: dict[str, GenericModel], processors: dict[str, Any], name: str
+) -> None:
+    """transformers fails by RuntimeError where a sound is shorter than the window of its features."""
+    request = chat(sound("a", encoded("wav", "pcm_s16le", seconds=0.01)))
+    try:
+        expected = answer_of(processors[name], request)
+    except RuntimeError:
+        error = refusal(loaded[name], request)
+        assert (error.reason, "0.0100 s" in error.message) == ("PROCESSOR_REFUSED", True)
+        assert error.trace
+    else:
+        assert_equal(prepare_generic(loaded[name], request, LIMITS).tensors, expected)
+
+
 def interleaved_answer_of(processor: Any, request: PreparationRequest) -> dict[str, torch.Tensor]:
     """transformers' own, called with the samples of each video: its chat template call would read files by torchcodec."""
     images: list[Any] = []

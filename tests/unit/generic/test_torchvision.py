@@ -64,6 +64,13 @@ print(type(model.processor.image_processor).__name__)
 """
 
 
+_LOAD = """
+import sys
+from preprocessor.models.registry import load_model
+print(load_model(sys.argv[1]).describe().family)
+"""
+
+
 def run(script: str, *arguments: Path) -> str:
     """What a fresh interpreter prints last: one that the oracle's trick has not touched."""
     done = subprocess.run(
@@ -104,3 +111,7 @@ def test_images_need_no_torchvision(models: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("answers")
 def test_a_pickled_model_wakes_in_a_process_that_has_not_imported_torchvision(pickles: Path) -> None:
     assert run(_UNPICKLE, pickles / "gemma3") == "Gemma3ImageProcessor"
+
+
+def test_a_model_of_a_family_whose_configuration_imports_torchvision_is_loaded() -> None:
+    assert run(_LOAD, Path("tests/golden/models/gemma4")) == "gemma4"
