@@ -20,6 +20,7 @@ import grpc.aio
 import pytest
 
 from preprocessor.client import Prompt
+from preprocessor.client.routing import MEDIA_DIGEST
 from preprocessor.models.family import Model
 from preprocessor.traffic import callers
 from preprocessor.traffic.callers import NobodyAnswers, drive
@@ -76,6 +77,18 @@ class Stalling(Unhurried):
     async def wait(self) -> None:
         self.answers_from_seconds = self.answers_from_seconds or time.monotonic() + self.seconds
         await asyncio.sleep(max(0.0, self.answers_from_seconds - time.monotonic()) + 0.01)
+
+
+class Proxy(Unhurried):
+    """A server that notes which medium each call names, as a proxy in front of replicas would see it."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+        self.named: list[str] = []
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        self.named += [str(value) for key, value in details.invocation_metadata if key == MEDIA_DIGEST]
+        return super().service(details)
 
 
 @contextlib.asynccontextmanager
@@ -150,6 +163,19 @@ async def test_media_are_new_to_the_service_unless_they_are_to_repeat(
         samples = await caller.samples()
     found = samples["preprocessor_cache_items_total", "hit"] + samples["preprocessor_cache_items_total", "joined"]
     assert (found > 0) is repeats
+
+
+async def test_a_proxy_is_told_of_one_medium_if_it_repeats_and_else_of_another_with_each_request() -> None:
+    ask = ask_prepare("photo", Prompt(chat(image(data=photo(16, 16)), "What is it?")))
+    ((_, own_name),) = ask.metadata
+    for new_share, name_count in ((0.0, 1), (1.0, 5)):
+        proxy = Proxy()
+        async with running(proxy) as address:
+            load = Load((ask,), 2, count=5, new_media_share=new_share, metadata=(("x-request-id", "1"),))
+            await drive(connect_to(address), load, lambda _: None)
+        assert len(proxy.named) == 5
+        assert len(set(proxy.named)) == name_count
+        assert (own_name in proxy.named) is (new_share == 0)
 
 
 async def test_an_open_loop_asks_at_its_rate_from_several_processes(caller: Caller) -> None:
