@@ -26,7 +26,7 @@ _TOOLS = ("gcc", "cc", "ld", "uv", "pip", "git", "curl", "wget")
 _PROGRAM_FOLDERS = ("usr/bin", "usr/local/bin", f"{_OURS}/bin")
 # Beside what is ours and what its packages brought: what installing packages and adding a user writes.
 _WRITTEN_BY_THE_WAY = re.compile(
-    r"etc/(passwd|group|shadow|gshadow|subuid|subgid)-?|var/(lib/dpkg|log)/.*|etc/ld\.so\.cache"
+    r"etc/(hosts|(passwd|group|shadow|gshadow|subuid|subgid)-?|ld\.so\.cache)|var/(lib/dpkg|log)/.*|var/lib/apt/extended_states"
 )
 
 
@@ -57,7 +57,8 @@ def check_contents(root: Path, base: Path, config: dict[str, Any]) -> str:
         *_difference("set-user-id programs of ours", _found(ours, "-perm", "/6000")),
         *_difference("files that everybody may write", _found(root, "-xdev", "-type", "f", "-perm", "-0002")),
         *_difference("files of the service's user", _found(root, "-xdev", "-uid", _USER.split(":")[0])),
-        *_difference("sources of ours", _found(ours, "-name", "*.c", "-o", "-name", "*.cpp", "-o", "-name", ".git")),
+        *_difference("sources of ours", _found(*_own_packages(root), "-name", "*.[ch]", "-o", "-name", "*.proto")),
+        *_difference("repositories", _found(ours, "-name", ".git")),
     ]
     if size_bytes > _MOST_BYTES:
         troubles.append(f"it has {size_bytes / 1e9:.2f} GB, more than {_MOST_BYTES / 1e9:.1f}")
@@ -67,9 +68,16 @@ def check_contents(root: Path, base: Path, config: dict[str, Any]) -> str:
     return f"{size_bytes / 1e9:.2f} GB, {len(libraries)} libraries; programs: {' '.join(programs)}"
 
 
+def _site_packages(root: Path) -> Path:
+    return next(root.glob(f"{_OURS}/lib/python3.*/site-packages"))
+
+
+def _own_packages(root: Path) -> list[Path]:
+    return [_site_packages(root) / name for name in ("preprocessor", "engine_client")]
+
+
 def _installed(root: Path) -> Iterator[str]:
-    folder = next(root.glob(f"{_OURS}/lib/python3.*/site-packages"))
-    for one in distributions(path=[str(folder)]):
+    for one in distributions(path=[str(_site_packages(root))]):
         yield f"{canonicalize_name(one.metadata['Name'])}=={one.version.split('+')[0]}"
 
 
