@@ -86,7 +86,7 @@ class Proxy(Unhurried):
         super().__init__(0.0)
         self.named: list[str] = []
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
         self.named += [str(value) for key, value in details.invocation_metadata if key == MEDIA_DIGEST]
         return super().service(details)
 
