@@ -108,6 +108,7 @@ async def test_another_model_behind_the_address_is_refused_by_name_and_gets_no_p
 
 
 async def test_a_servicer_before_0_14_is_refused_at_connect(server: ScriptedVllm, engine: VllmEngine) -> None:
+    """As a real vLLM 0.32 with smg-grpc-servicer 0.13.6 was, on 2026-11-29."""
     server.script.encoder_dtype = ""  # a field that they do not have
     for ask in (engine.check_ready(), answer(engine, TEXT)):
         with pytest.raises(EngineMismatch, match=r"install smg-grpc-servicer>=0\.14 there"):
