@@ -62,7 +62,7 @@ examples: setup ## install Ray and Jupyter, which some of deploy/examples need, 
 demo: $(ENGINE) ## the main job: a clip and questions in, Triton's answers out, and whether they are right; or vLLM's: make demo ENGINE=vllm
 	$(BIN)/python -m deploy.demo $(ENGINE) $(if $(SEED),--seed $(SEED))
 
-demo-model: setup ## train the demo's model anew, into deploy/demo_model; half an hour
+demo-model: setup ## train the demo's model anew, into deploy/demo_model; half an hour on an idle core
 	$(BIN)/python -m deploy.demo_model.train
 
 # Four processes, since tests wait for other processes and for timers half of the time. Which tests each runs is always the same:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from deploy.demo_model.samples import GRID, STEP_ROWS, STEP_TOKENS, Sample, question_ids
+from deploy.demo_model.samples import GRID, STEP_ROWS, STEP_TOKENS, Sample, color_ids, question_ids
 from preprocessor.types.plan import Grid
 from preprocessor.vision.positions import mrope_positions
 
@@ -36,6 +36,8 @@ class Batch:
         rows: uint8 [R, 1536].
         grids: int64 [B, 3].
         shown: int64 [steps of all samples, 5], as in `Sample`.
+        named: bool [B, S], tokens of questions that are a color; none in held-out clips.
+        meant: int64 [tokens of `named`, 2], shape and direction of what has that color, as in `Sample.shown`.
         answers: int64 [B, S], number of the question whose answer is predicted here; -1 elsewhere.
         kinds: of each question.
     """
@@ -48,6 +50,8 @@ class Batch:
     rows: torch.Tensor
     grids: torch.Tensor
     shown: torch.Tensor
+    named: torch.Tensor
+    meant: torch.Tensor
     answers: torch.Tensor
     kinds: tuple[str, ...]
 
@@ -70,6 +74,8 @@ def collate(samples: Sequence[Sample], place_of: npt.NDArray[Any]) -> Batch:
     positions = np.zeros((3, size, longest), np.int64)
     branch = np.full((size, longest), -1, np.int64)
     is_video = np.zeros((size, longest), bool)
+    named = np.zeros((size, longest), bool)
+    meant: list[tuple[int, int]] = []
     kinds: list[str] = []
     for row, (sample, asks) in enumerate(zip(samples, laid_out, strict=True)):
         prefix = np.array(sample.prefix_ids)
@@ -81,6 +87,7 @@ def collate(samples: Sequence[Sample], place_of: npt.NDArray[Any]) -> Batch:
         grid = Grid(t=1, h=GRID[0] // 2, w=GRID[1] // 2)
         positions[:, row, :end], delta = mrope_positions(end, spans, [grid] * len(spans))
         following = end + delta
+        told = {color_ids()[color - 1]: (shape, way) for color, shape, way, *_ in sample.shown.tolist() if color}
         for number, (question, (asked, answer)) in enumerate(zip(sample.questions, asks, strict=True), 1):
             text = place_of[np.array(asked + answer)]
             stop = end + len(text)
@@ -88,6 +95,10 @@ def collate(samples: Sequence[Sample], place_of: npt.NDArray[Any]) -> Batch:
             positions[:, row, end:stop] = np.arange(following, following + len(text))
             begin = end + len(asked) - 1
             targets[row, begin : stop - 1] = text[len(asked) :]
+            for at, token_id in enumerate(asked, end):
+                if token_id in told:
+                    named[row, at] = True
+                    meant.append(told[token_id])
             answers[row, begin : stop - 1] = len(kinds)
             kinds.append(question.kind)
             end = stop
@@ -105,6 +116,8 @@ def collate(samples: Sequence[Sample], place_of: npt.NDArray[Any]) -> Batch:
         rows=torch.from_numpy(rows),
         grids=torch.tensor(grids),
         shown=torch.from_numpy(np.concatenate([sample.shown for sample in samples])),
+        named=torch.from_numpy(named),
+        meant=torch.tensor(meant, dtype=torch.int64).reshape(-1, 2),
         answers=torch.from_numpy(answers),
         kinds=tuple(kinds),
     )

@@ -1,4 +1,4 @@
-"""How many answers about clips that the demo's model has not seen are right.
+"""How many answers about clips that the demo's model has not seen are right, and for how many clips all those of `make demo` are.
 
     python -m deploy.demo_model.evaluate [CLIPS]
 
@@ -8,6 +8,7 @@ likeliest: then greedy decoding gives it.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,7 +20,9 @@ import torch
 from deploy.demo_model.batches import Batch, collate
 from deploy.demo_model.checkpoint import VOCABULARY_SIZE, WEIGHTS
 from deploy.demo_model.network import accuracy, load, make_network
-from deploy.demo_model.samples import expected_prefix, held_out_sample, vocabulary
+from deploy.demo_model.questions import demo_questions
+from deploy.demo_model.samples import Sample, expected_prefix, held_out_sample, vocabulary
+from deploy.demo_model.story import make_story
 
 FIRST_SEED = 200_000
 _BATCH_CLIPS = 16
@@ -32,7 +35,7 @@ def places(token_ids: Sequence[int]) -> npt.NDArray[Any]:
     return place_of
 
 
-def held_out_batches(seeds: Iterable[int], token_ids: Sequence[int]) -> list[Batch]:
+def held_out_samples(seeds: Iterable[int]) -> list[Sample]:
     """Clips with every kind of question.
 
     Raises:
@@ -43,6 +46,11 @@ def held_out_batches(seeds: Iterable[int], token_ids: Sequence[int]) -> list[Bat
         samples.append(held_out_sample(seed))
         if samples[-1].prefix_ids != expected_prefix(seed):
             raise RuntimeError(f"training writes other prompts than the service: held-out seed {seed}")
+    return samples
+
+
+def in_batches(samples: Sequence[Sample], token_ids: Sequence[int]) -> list[Batch]:
+    """The samples, some side by side."""
     place_of = places(token_ids)
     return [collate(samples[at : at + _BATCH_CLIPS], place_of) for at in range(0, len(samples), _BATCH_CLIPS)]
 
@@ -53,11 +61,19 @@ def table(found: Mapping[str, tuple[int, int]]) -> str:
 
 
 def main(clip_count: int) -> None:
-    """Print accuracy by kind of question."""
+    """Print accuracy by kind of question, and for how many clips the demo's three questions are all answered right."""
     token_ids = vocabulary()
     network = make_network(len(token_ids)).eval()
     load(network, token_ids, WEIGHTS)
-    print(table(accuracy(network, held_out_batches(range(FIRST_SEED, FIRST_SEED + clip_count), token_ids))))
+    seeds = range(FIRST_SEED, FIRST_SEED + clip_count)
+    samples = held_out_samples(seeds)
+    print(table(accuracy(network, in_batches(samples, token_ids))))
+    perfect_count = 0
+    for seed, sample in zip(seeds, samples, strict=True):
+        asked = dataclasses.replace(sample, questions=tuple(demo_questions(make_story(seed), seed)))
+        right_count, question_count = accuracy(network, in_batches([asked], token_ids))["all"]
+        perfect_count += right_count == question_count
+    print(f"demos with every answer right: {perfect_count} of {clip_count}")
 
 
 if __name__ == "__main__":

@@ -46,13 +46,13 @@ def make_network(token_count: int) -> Any:
     return network
 
 
-def predict(network: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def predict(network: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
     """Run the model.
 
     Returns:
         Scores over the small vocabulary and one more for all tokens beside it, float [N, V + 1]; their targets, int64 [N]; and
-        float [steps, hidden], means over each temporal step: of its features, and of what the language model's second layer makes
-        of them.
+        what hints are read from: float [steps, hidden], means over each temporal step, of its features and of what the language
+        model's second layer makes of them; and float [tokens of `Batch.named`, hidden] of that layer.
     """
     pixels = batch.rows.float().div_(127.5).sub_(1)
     cuts = torch.tensor([0, len(pixels)], dtype=torch.int32)
@@ -74,11 +74,11 @@ def predict(network: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, tor
     scores = hidden[chosen] @ language.embed_tokens.weight.T
     # Tokens without a row score 0 each, and there are so many of them.
     others = torch.full((len(scores), 1), math.log(VOCABULARY_SIZE - scores.shape[1]))
+    second_layer = seen_by_layers.hidden_states[2]
     features, placed = (
-        each.unflatten(0, (-1, STEP_TOKENS)).mean(1)
-        for each in (seen.pooler_output, seen_by_layers.hidden_states[2][batch.is_video])
+        each.unflatten(0, (-1, STEP_TOKENS)).mean(1) for each in (seen.pooler_output, second_layer[batch.is_video])
     )
-    return torch.cat([scores, others], 1), batch.targets[chosen], features, placed
+    return torch.cat([scores, others], 1), batch.targets[chosen], (features, placed, second_layer[batch.named])
 
 
 def accuracy(network: Any, batches: Sequence[Batch]) -> dict[str, tuple[int, int]]:

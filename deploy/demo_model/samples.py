@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from deploy.demo_model.questions import KINDS, TAUGHT_KINDS, Question, ask
+from deploy.demo_model.questions import KINDS, Question, ask
 from deploy.demo_model.story import (
     CLIP_RATE,
     COLORS,
@@ -53,9 +53,9 @@ class Sample:
     Attributes:
         prefix_ids: The prompt up to the question, placeholders expanded.
         rows: uint8 [steps * STEP_ROWS, 1536].
-        shown: int64 [steps, 5], of each temporal step: color, shape and direction of what it shows, as numbers from 1 on; the
-            second that the prompt says; 1 in the first half of an event and 2 in the second. 0 where it shows nothing. Empty
-            for held-out clips.
+        shown: int64 [steps, 5], of each temporal step: color, shape and direction of what it shows, as numbers from 1 on; 1 in
+            the first half of an event and 2 in the second; the second that the prompt says. The first four are 0 where it
+            shows nothing. Empty for held-out clips.
     """
 
     prefix_ids: tuple[int, ...]
@@ -78,13 +78,21 @@ def encode(text: str) -> tuple[int, ...]:
     return tuple(model().tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+@cache
+def color_ids() -> tuple[int, ...]:
+    """Of each of `COLORS`, the token that it is within a question."""
+    ids = [encode(f" {color}") for color in COLORS]
+    assert all(len(each) == 1 for each in ids)
+    return tuple(each[0] for each in ids)
+
+
 def question_ids(question: Question) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What follows `prefix_ids`: the question to where the answer begins, and the answer with its end."""
     asked = encode(f"{question.text}<|im_end|>\n<|im_start|>assistant\n")
     return asked, encode(f"{question.answer}<|im_end|>")
 
 
-def drawn_sample(seed: int, kinds: Sequence[str] = TAUGHT_KINDS, question_count: int = 7) -> Sample:
+def drawn_sample(seed: int) -> Sample:
     """For training: drawn straight to patches, with the noise of a JPEG file."""
     random = np.random.default_rng((seed, 1))
     story = make_story(seed)
@@ -100,20 +108,16 @@ def drawn_sample(seed: int, kinds: Sequence[str] = TAUGHT_KINDS, question_count:
     ids = encode(_prefix(times + offset, keeps_markers=bool(random.random() < 0.7)))
     seconds = [int(f"{each:.1f}"[0]) for each in pair_times(times + offset, _PAIR)]
     shown = np.array([_shown(story, time, at) for time, at in zip(times[::_PAIR].tolist(), seconds, strict=True)])
-    return Sample(ids, patch_rows(pictures), questions_about(story.later(offset), random, kinds, question_count), shown)
+    return Sample(ids, patch_rows(pictures), questions_about(story.later(offset), random), shown)
 
 
-def questions_about(
-    story: Story, random: np.random.Generator, kinds: Sequence[str] = TAUGHT_KINDS, count: int = 7
-) -> tuple[Question, ...]:
-    """So many questions about a story: always what happens and when, the others at random."""
-    chosen = ["describe", "time", "time", *random.choice(kinds, 2 * count).tolist()]
-    asked = (ask(story, kind, random) for kind in chosen)
-    return tuple([question for question in asked if question is not None][:count])
+def questions_about(story: Story, random: np.random.Generator) -> tuple[Question, ...]:
+    """Those of a clip in training: one of each kind, two of those about one of several events."""
+    return tuple(ask(story, kind, random) for kind in (*KINDS, "direction", "shape", "time"))
 
 
 def held_out_sample(seed: int, codec: str = "libx264") -> Sample:
-    """An encoded clip, as the service's pipeline prepares it. Each kind of question is asked once, if it has an answer."""
+    """An encoded clip, as the service's pipeline prepares it. Each kind of question is asked once."""
     story = make_story(seed)
     random = np.random.default_rng((seed, 2))
     clip = make_clip(draw_all(story), codec=codec)
@@ -123,9 +127,8 @@ def held_out_sample(seed: int, codec: str = "libx264") -> Sample:
     ids = tensors["input_ids"].tolist()
     asked, _ = question_ids(Question("describe", "What happens?", ""))
     assert tuple(ids[-len(asked) :]) == asked
-    questions = (ask(story, kind, random) for kind in KINDS)
-    chosen = tuple(question for question in questions if question is not None)
-    return Sample(tuple(ids[: -len(asked)]), tensors["pixel_patches"], chosen, np.empty((0, 5), np.int64))
+    questions = tuple(ask(story, kind, random) for kind in KINDS)
+    return Sample(tuple(ids[: -len(asked)]), tensors["pixel_patches"], questions, np.empty((0, 5), np.int64))
 
 
 def expected_prefix(seed: int) -> tuple[int, ...]:
@@ -161,8 +164,8 @@ def _shown(story: Story, seconds: float, said_second: int) -> tuple[int, int, in
         if 0 <= passed < 1:
             names = (event.color, list(COLORS)), (event.shape, list(SHAPES)), (event.direction, list(DIRECTIONS))
             color, shape, direction = (1 + known.index(name) for name, known in names)
-            return color, shape, direction, said_second, 1 + int(2 * passed)
-    return 0, 0, 0, said_second, 0
+            return color, shape, direction, 1 + int(2 * passed), said_second
+    return 0, 0, 0, 0, said_second
 
 
 def _with_noise(pictures: list[npt.NDArray[np.uint8]], quality: int) -> list[npt.NDArray[np.uint8]]:
@@ -179,7 +182,7 @@ def vocabulary() -> list[int]:
     for seed in range(2000):
         sample_seed = np.random.default_rng((seed, 3))
         story = make_story(seed)
-        for question in questions_about(story, sample_seed, count=30):
+        for question in questions_about(story, sample_seed):
             asked, answer = question_ids(question)
             ids.update(asked, answer)
     ids.update(encode(_prefix(np.repeat(np.arange(100) / 10, _PAIR), keeps_markers=True)))
