@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import platform
 from importlib.metadata import version
 
 from preprocessor import __version__
@@ -30,4 +31,5 @@ def pixel_settings(medium: Media, decoder: str, form: PixelForm | None) -> str:
     rounded_to = form.value if form in (PixelForm.BF16, PixelForm.FP16) else ""
     on_damage = medium.on_damage.value if medium.modality is Modality.VIDEO else ""  # images and sounds have no policy
     frames = None if medium.frames is None else dataclasses.astuple(medium.frames)
-    return repr((__version__, decoder, rounded_to, on_damage, medium.background, frames))
+    # FFmpeg's conversion to RGB differs by up to 2 levels from one architecture to another.
+    return repr((__version__, platform.machine(), decoder, rounded_to, on_damage, medium.background, frames))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import platform
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -268,6 +269,13 @@ def test_what_only_words_depend_on_is_not_in_it(model: Model, medium: Media) -> 
 def test_another_release_has_other_digests(model: Model, medium: Media, monkeypatch: pytest.MonkeyPatch) -> None:
     before = digest(model, medium)
     monkeypatch.setattr(versions, "__version__", "another")
+    assert digest(model, medium) != before
+
+
+@pytest.mark.parametrize("medium", [IMAGE, VIDEO], ids=["image", "video"])
+def test_another_architecture_has_other_digests(model: Model, medium: Media, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digest(model, medium)
+    monkeypatch.setattr(platform, "machine", lambda: "another")
     assert digest(model, medium) != before
 
 
