@@ -185,6 +185,10 @@ def commands() -> dict[str, set[str]]:
 @cache
 def known_options() -> set[str]:
     """Options of the command line, and those that tools of this project add."""
-    texts = [(ROOT / name).read_text() for name in tracked() if name.endswith(".py") and name.startswith("tests/")]
+    texts = [
+        (ROOT / name).read_text()
+        for name in tracked()
+        if name.endswith(".py") and name.startswith(("tests/", "deploy/"))
+    ]
     of_tools = {option for text in texts for option in re.findall(r"\"(--[a-z][a-z-]+)\"", text)}
     return of_tools | {option for options in commands().values() for option in options}
