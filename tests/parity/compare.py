@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from preprocessor.errors import InvalidRequest
 from preprocessor.models.family import Model
 from preprocessor.pipeline import prepare
 from preprocessor.types.plan import ItemPlan
@@ -26,12 +27,21 @@ _CASE_LIMIT_SECONDS = 150
 
 
 def differences(model: Model, request: PreparationRequest, processor: Any = None) -> list[str]:
-    """One sentence for each value that differs; none where all are equal.
+    """One sentence for each value that differs; none where all are equal, or where both refuse the budget of pixels.
 
     Args:
         processor: See `oracle.answer`.
     """
-    ours = prepare(model, dataclasses.replace(request, with_token_types=True))
+    try:
+        ours = prepare(model, dataclasses.replace(request, with_token_types=True))
+    except InvalidRequest as refusal:
+        if refusal.reason != "INVALID_PIXEL_BUDGET":
+            raise
+        try:
+            oracle.answer(model, request, processor)
+        except ValueError:  # both refuse
+            return []
+        return [f"refused here alone: {refusal}"]
     theirs = oracle.answer(model, request, processor)
     tensors = ours.tensors
     pairs: dict[str, tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]] = {
