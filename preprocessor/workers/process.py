@@ -73,6 +73,7 @@ class ProcessWorker:
         task_count: Tasks done.
         grown_bytes: Memory it held after its last task beyond what it was forked with.
         end_reason: Why it ends: "lost" unless its owner says otherwise.
+        is_alive: Whether it may be given a task. One that was killed may not, though its last result can come before its end.
     """
 
     def __init__(
@@ -239,6 +240,7 @@ class ProcessWorker:
 
     def kill(self) -> None:
         """Kill the process."""
+        self.is_alive = False
         if not self._send_kill():
             asyncio.get_running_loop().call_later(FULL_SECONDS, self.kill)
 
@@ -262,7 +264,6 @@ class ProcessWorker:
         self._exit_code.add_done_callback(lambda _: callback())
 
     async def _wait_for_exit(self) -> int | None:
-        self.is_alive = False
         self.kill()  # it may have closed a socket and live on
         self._writer.close()
         self._supply.close()

@@ -138,7 +138,7 @@ class WorkerSet:
 
     def put_back(self, lane: Lane, worker: Worker) -> None:
         """A worker has run a task: keep it as idle, or replace it if it has run enough or holds too much."""
-        if not worker.is_alive or worker.end_reason == "killed":  # it may be dying, and have sent its result before
+        if not worker.is_alive:
             worker.retire()  # closes our end of its channel
             return
         self._deaths_in_a_row = 0

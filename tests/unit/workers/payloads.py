@@ -7,6 +7,7 @@ import ctypes
 import os
 import resource
 import signal
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -68,6 +69,18 @@ class Step(ABC):
     @abstractmethod
     def do(self, check: Checkpoint, tell: Tell) -> Any:
         """What `run` returns."""
+
+
+HELD = threading.Event()
+
+
+@dataclass(frozen=True)
+class WaitWhileHeld(Step):
+    """Tell the process id, and return once `HELD` is set, of this process: for workers that are threads."""
+
+    def do(self, check: Checkpoint, tell: Tell) -> None:
+        tell(os.getpid())
+        HELD.wait()
 
 
 @dataclass(frozen=True)

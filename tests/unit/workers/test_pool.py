@@ -15,8 +15,10 @@ from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Over
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.ranges import Lease
 from preprocessor.workers.task import SHORT_SECONDS, Task
+from preprocessor.workers.thread import ThreadWorker
 from tests.unit.workers.conftest import MIB, WatchedPool, begun, let_go, open_pool, outcome, resident_bytes, submit
 from tests.unit.workers.payloads import (
+    HELD,
     Babble,
     Die,
     Fail,
@@ -28,6 +30,7 @@ from tests.unit.workers.payloads import (
     TellProcess,
     UseMemory,
     WaitForSignal,
+    WaitWhileHeld,
 )
 from tests.waiting import GROWING_SECONDS, eventually, has_ended
 
@@ -163,6 +166,19 @@ async def test_the_worker_of_an_abandoned_task_that_does_not_stop_is_killed(pool
     assert isinstance(await outcome(task), Cancelled)
     assert has_ended(worker)
     await eventually(lambda: pool.ends == ["killed"] and pool.worker_set.is_whole)
+
+
+async def test_a_thread_goes_on_after_an_abandoned_task_that_did_not_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[ThreadWorker] = []
+    monkeypatch.setattr(ThreadWorker, "kill", lambda worker: killed.append(worker))
+    async with open_pool(is_in_process=True) as pool:
+        task = submit(pool, WaitWhileHeld())
+        await begun(task)
+        pool.abandon(task)
+        await eventually(lambda: bool(killed))
+        HELD.set()
+        await outcome(task)
+        assert await process_of(pool) == os.getpid()
 
 
 async def test_an_abandoned_queued_task_never_starts(pool: WorkerPool) -> None:
