@@ -7,14 +7,22 @@ import itertools
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from preprocessor.models.family import Model
 from preprocessor.types.request import Modality
 from preprocessor.workers import process, untrusted
+from tests.fork_servers import killed_workers_reported
 from tests.fuzz.channel import ChannelFuzz
 from tests.fuzz.guided import TARGETS, examples
 
 CASE_COUNT = 250
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def nothing_else_is_read() -> None:
+    """What a fork server reports is unpickled in this process, too, and would be taken for a case's doing."""
+    await killed_workers_reported()
 
 
 @pytest.fixture(scope="module")
