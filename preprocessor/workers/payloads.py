@@ -32,20 +32,10 @@ Memory = Arena | RowsWindow
 _BATCH_BYTES = 4 << 20
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PlanPayload:
-    """`pipeline.plan`; returns the plan, the items that were not known, by media key, and the encoded text.
+class _ReadsHeaders:
+    """A payload that takes files' headers with its message, and has no part of the arena."""
 
-    Attributes:
-        known: By media key, pickled `PlannedItem`s, which the service has pickled itself. Their files are left out.
-        known_text: A pickled `EncodedText` of an earlier prompt, in the same way; empty where there is none, None if nothing is
-            to be kept of this one.
-    """
-
-    request: PreparationRequest
-    limits: Limits
-    known: Mapping[str, bytes] = field(default_factory=dict)
-    known_text: bytes | None = None
+    __slots__ = ()
 
     @property
     def expected_rows(self) -> range:
@@ -61,6 +51,22 @@ class PlanPayload:
     def read_bytes(self) -> tuple[range, ...]:
         """The ranges of the arena that it reads."""
         return ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlanPayload(_ReadsHeaders):
+    """`pipeline.plan`; returns the plan, the items that were not known, by media key, and the encoded text.
+
+    Attributes:
+        known: By media key, pickled `PlannedItem`s, which the service has pickled itself. Their files are left out.
+        known_text: A pickled `EncodedText` of an earlier prompt, in the same way; empty where there is none, None if nothing is
+            to be kept of this one.
+    """
+
+    request: PreparationRequest
+    limits: Limits
+    known: Mapping[str, bytes] = field(default_factory=dict)
+    known_text: bytes | None = None
 
     def check_outcome(self, outcome: object) -> None:
         """Check what a worker says that `run` returned.
@@ -86,7 +92,7 @@ class PlanPayload:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EarlyPlanPayload:
+class EarlyPlanPayload(_ReadsHeaders):
     """A plan of a request of which files are still arriving: a guess, see `media.arriving`.
 
     It returns the plan of the pixels, and its `pipeline.early.early_cuts`; no plan if it makes no pixels, or if bytes are needed
@@ -98,21 +104,6 @@ class EarlyPlanPayload:
 
     planning: PlanPayload
     sizes: Mapping[str, int]
-
-    @property
-    def expected_rows(self) -> range:
-        """See `PlanPayload`."""
-        return range(0)
-
-    @property
-    def written_bytes(self) -> range:
-        """See `PlanPayload`."""
-        return range(0)
-
-    @property
-    def read_bytes(self) -> tuple[range, ...]:
-        """See `PlanPayload`."""
-        return ()
 
     def check_outcome(self, outcome: object) -> None:
         """See `PlanPayload`."""
