@@ -35,7 +35,7 @@ from preprocessor.errors import CorruptMedia, LimitExceeded, UnsupportedMedia
 from preprocessor.media.arriving import ArrivingFile, NotArrived
 from preprocessor.media.codecs import ALLOWED_DECODERS
 from preprocessor.media.truncation import ends_early
-from preprocessor.media.unread_formats import unread_container
+from preprocessor.media.unread_formats import HEAD_BYTES, unread_container
 
 _CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "mxf")
 
@@ -52,7 +52,6 @@ SOUND_FORMATS = (
 )
 """The same for sound."""
 
-_HEAD_BYTES = 1024  # of a file, to name it by
 
 _Stream = TypeVar("_Stream", av.VideoStream, av.AudioStream)
 
@@ -108,6 +107,15 @@ def truncated(key: str, what: str = "") -> CorruptMedia:
     """The error for a file whose end is missing; `what` says more of where."""
     return CorruptMedia(
         f"{key}: the file ends early{what}; send the complete file", reason="TRUNCATED_MEDIA", media_key=key
+    )
+
+
+def unread(key: str, kind: str, what: str, advice: str) -> UnsupportedMedia:
+    """The error for a file that is known and not read here; `kind` is what it should be, the rest is of `unread_formats`."""
+    return UnsupportedMedia(
+        f"{key}: the file is {what}, not {kind} that can be read; {advice}",
+        reason="UNSUPPORTED_FORMAT",
+        media_key=key,
     )
 
 
@@ -167,13 +175,8 @@ def _opened(
     except (EOFError, av.error.FFmpegError) as error:
         if isinstance(error, EOFError) or ends_early(source.getvalue()):
             raise truncated(key, ", inside its header or index") from error
-        if (known := unread_container(bytes(source.getbuffer()[:_HEAD_BYTES]))) is not None:
-            what, advice = known
-            raise UnsupportedMedia(
-                f"{key}: the file is {what}, not {kind} that can be read; {advice}",
-                reason="UNSUPPORTED_FORMAT",
-                media_key=key,
-            ) from error
+        if (known := unread_container(bytes(source.getbuffer()[:HEAD_BYTES]))) is not None:
+            raise unread(key, kind, *known) from error
         raise UnsupportedMedia(
             f"{key}: not {kind} that can be read; send a complete {examples}",
             reason="NOT_MEDIA",

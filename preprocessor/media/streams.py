@@ -12,8 +12,9 @@ from preprocessor.config import Limits
 from preprocessor.errors import LimitExceeded, UnsupportedMedia
 from preprocessor.media.checks import keep_going
 from preprocessor.media.codecs import ALLOWED_DECODERS, SOUND_DECODERS, VIDEO_DECODERS
-from preprocessor.media.container import SOUND_FORMATS, VIDEO_FORMATS, open_container, truncated
+from preprocessor.media.container import SOUND_FORMATS, VIDEO_FORMATS, open_container, truncated, unread
 from preprocessor.media.truncation import ends_early
+from preprocessor.media.unread_formats import HEAD_BYTES, misread_sound
 
 
 @contextmanager
@@ -84,12 +85,8 @@ def open_sound(
         LimitExceeded: `TOO_MANY_STREAMS`.
     """
     what = ("a file with sound", "wav, mp3, flac, ogg, m4a, mp4 or mkv")
-    if data[:4] == b"RIFX":  # FFmpeg 8.1, wavdec.c: the header is read as big-endian, the samples are not
-        raise UnsupportedMedia(
-            f"{key}: the file is a big-endian WAV (RIFX), not {what[0]} that can be read; convert it to FLAC",
-            reason="UNSUPPORTED_FORMAT",
-            media_key=key,
-        )
+    if (known := misread_sound(bytes(data[:HEAD_BYTES]))) is not None:
+        raise unread(key, what[0], *known)
     with open_container(data, key, SOUND_FORMATS, what, limits.max_frame_pixels, check) as container:
         check_streams(container, limits, key)
         if not container.streams.audio:

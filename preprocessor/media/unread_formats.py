@@ -68,11 +68,16 @@ _CONTAINERS: tuple[_Mark, ...] = (
     (0, b"KB2", "Bink video", _TO_MP4),
     (0, b"nut/multimedia", "the NUT container", "put it into mkv or mp4"),
 )
+_MISREAD_SOUNDS: tuple[_Mark, ...] = (
+    # FFmpeg 8.1, wavdec.c: the header is read as big-endian, the samples are not.
+    (0, b"RIFX", "a big-endian WAV (RIFX)", _TO_FLAC),
+)
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})  # ISO 23008-12
 _VIDEO_BRANDS = frozenset(
     {b"iso", b"mp4", b"avc", b"qt ", b"M4V", b"3gp", b"3g2", b"das", b"MSN", b"f4v"}
 )  # as they begin
-_HEAD_BYTES = 1024  # in which an SVG or an HTML page shows what it is
+HEAD_BYTES = 1024
+"""In which a file shows what it is, an SVG or an HTML page too."""
 
 
 def unread_image(data: bytes, readable: tuple[str, ...]) -> tuple[str, str] | None:
@@ -88,6 +93,11 @@ def unread_image(data: bytes, readable: tuple[str, ...]) -> tuple[str, str] | No
     return _marked(data, _IMAGES) or _text(data)
 
 
+def misread_sound(head: bytes) -> tuple[str, str] | None:
+    """The same of a file that FFmpeg opens, and of which it makes other sound than it holds."""
+    return _marked(head, _MISREAD_SOUNDS)
+
+
 def unread_container(head: bytes) -> tuple[str, str] | None:
     """The same of what could not be opened as sound or video; `head` are its first bytes."""
     return _marked(head, _CONTAINERS) or _text(head)
@@ -98,7 +108,7 @@ def _marked(data: bytes, marks: tuple[_Mark, ...]) -> tuple[str, str] | None:
 
 
 def _text(data: bytes) -> tuple[str, str] | None:
-    start = bytes(data[:_HEAD_BYTES]).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    start = bytes(data[:HEAD_BYTES]).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype html", b"<html")):
         return "an HTML page", "send the file itself"
     if start.startswith(b"<") and b"<svg" in start:
