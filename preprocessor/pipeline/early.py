@@ -18,8 +18,6 @@ from preprocessor.types.request import Media, OnDamage
 
 EarlyCut = tuple[int, str, int]
 """A row, a medium's key and a number of bytes: with so much of its file, the rows from the cut before to this one can be made."""
-
-
 MOST_CUTS = 256
 
 

@@ -18,6 +18,11 @@ from engine_client import EngineClient, EngineMismatch, EngineRequest, EngineUna
 from engine_client.contract.tensors import Array
 from engine_client.types import FinishReason
 from preprocessor import pipeline
+from preprocessor.client import AsyncClient
+from preprocessor.client import chat as client_chat
+from preprocessor.client import image as client_image
+from preprocessor.client import video as client_video
+from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
 from preprocessor.types.request import (
     ChatPrompt,
@@ -31,7 +36,7 @@ from preprocessor.types.request import (
 )
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip, photo
-from tests.service.conftest import chat
+from tests.service.conftest import chat, serving
 
 CLIP, PHOTO = moving_shapes_clip(seconds=3, width=160, height=120), photo()
 TOKEN_COUNT = 8
@@ -74,6 +79,16 @@ async def answer(
             token_ids += step.token_ids
             reason = step.finish_reason
     return token_ids, reason
+
+
+async def tokens_through_service(model: Model, settings: EngineSettings) -> list[int]:
+    """The answer to KINDS' "video and image", by a service in front of that engine and the client library."""
+    async with serving(model, engine_settings=settings) as caller, AsyncClient(caller.server.address) as client:
+        content = [client_video(CLIP, fps=2), client_image(PHOTO), QUESTION]
+        prompt = client_chat([{"role": "user", "content": content}])
+        async with client.generate(prompt, max_tokens=TOKEN_COUNT) as reply:
+            await reply.read()
+    return list(reply.token_ids)
 
 
 async def until_ready(engine: EngineClient) -> None:

@@ -26,24 +26,20 @@ from engine_client.errors import EngineMismatch
 from engine_client.types import FinishReason
 from engine_client.vllm import VllmEngine
 from engine_client.vllm.prompt import encode_prompt
-from preprocessor.client import AsyncClient, chat, image, video
 from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
 from tests.engine.real_vllm.conftest import MARKS
 from tests.engine.vllm_prompts import (
-    CLIP,
     KINDS,
-    PHOTO,
-    TOKEN_COUNT,
     answer,
     broken,
     clip,
     picture,
     tensors_of,
+    tokens_through_service,
 )
 from tests.engine.vllm_server import CONTEXT_TOKENS
-from tests.service.conftest import serving
 
 pytestmark = MARKS
 
@@ -165,14 +161,7 @@ async def test_the_service_prepares_and_vllm_answers(
     address: str, tiny: Model, expected: Mapping[str, list[int]]
 ) -> None:
     settings = EngineSettings(address=f"vllm://{address}")
-    async with (
-        serving(tiny, engine_settings=settings) as caller,
-        AsyncClient(caller.server.address) as client,
-    ):
-        content = [video(CLIP, fps=2), image(PHOTO), "What is this?"]
-        async with client.generate(chat([{"role": "user", "content": content}]), max_tokens=TOKEN_COUNT) as reply:
-            await reply.read()
-    assert list(reply.token_ids) == expected["video and image"]
+    assert await tokens_through_service(tiny, settings) == expected["video and image"]
 
 
 async def test_where_nobody_listens_the_engine_is_unavailable() -> None:

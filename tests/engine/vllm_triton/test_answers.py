@@ -24,13 +24,18 @@ from engine_client import (
 from engine_client.contract.tensors import Array
 from engine_client.triton import messages
 from engine_client.types import FinishReason
-from preprocessor.client import AsyncClient, chat, image, video
 from preprocessor.config import EngineSettings
 from preprocessor.models.family import Model
 from tests.engine import servers
-from tests.engine.vllm_prompts import CLIP, KINDS, PHOTO, TOKEN_COUNT, answer, picture, tensors_of
+from tests.engine.vllm_prompts import (
+    KINDS,
+    TOKEN_COUNT,
+    answer,
+    picture,
+    tensors_of,
+    tokens_through_service,
+)
 from tests.engine.vllm_triton_server import MARKS, MODEL, long_request
-from tests.service.conftest import serving
 
 pytestmark = MARKS
 
@@ -121,11 +126,4 @@ async def test_the_service_prepares_and_vllm_answers(
     server: TritonServer, tiny: Model, expected: Mapping[str, list[int]]
 ) -> None:
     settings = EngineSettings(address=server.grpc_address, model=MODEL)
-    async with (
-        serving(tiny, engine_settings=settings) as caller,
-        AsyncClient(caller.server.address) as client,
-    ):
-        content = [video(CLIP, fps=2), image(PHOTO), "What is this?"]
-        async with client.generate(chat([{"role": "user", "content": content}]), max_tokens=TOKEN_COUNT) as reply:
-            await reply.read()
-    assert list(reply.token_ids) == expected["video and image"]
+    assert await tokens_through_service(tiny, settings) == expected["video and image"]
