@@ -37,7 +37,7 @@ from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
 from tests.engine.scripted_vllm import CORE_IS_DEAD, Script, ScriptedVllm
 from tests.engine.several import by_name
-from tests.engine.vllm_prompts import answer, clip, tensors_of, until_ready
+from tests.engine.vllm_prompts import answer, clip, once_connected, tensors_of, until_ready
 from tests.waiting import eventually
 
 TEXT: Mapping[str, Array] = {"input_ids": np.array([1, 2, 3], np.int32)}
@@ -73,8 +73,8 @@ async def test_after_a_restart_pixels_have_the_form_that_the_server_takes_now(
     server.script.normalizes = False
     await restart(server)
     if is_probed:  # which connects again before the prompt does
-        await engine.check_ready()
-    await answer(engine, tensors)
+        await until_ready(engine)
+    await once_connected(lambda: answer(engine, tensors))
     assert [prompt.mm_inputs.pixel_values.dtype for prompt in server.prompts] == ["uint8", "float32"]
 
 
@@ -98,12 +98,12 @@ async def test_another_model_behind_the_address_is_refused_by_name_and_gets_no_p
             server.script = script
             await restart(server)
             with pytest.raises(EngineMismatch, match=message):
-                await answer(engine, TEXT)
+                await once_connected(lambda: answer(engine, TEXT))
             with pytest.raises(EngineMismatch, match=message):
                 await engine.check_ready()
         server.script = Script()
         await restart(server)
-        await answer(engine, TEXT)
+        await once_connected(lambda: answer(engine, TEXT))
     assert len(server.prompts) == 2
 
 
@@ -122,7 +122,7 @@ async def test_what_cannot_be_compared_is_said_once(
     async with VllmEngine(server.address, fingerprint=Fingerprint(fingerprint_parts(model))) as engine:
         with caplog.at_level(logging.WARNING):
             for _ in range(2):
-                await engine.check_ready()
+                await until_ready(engine)
                 await restart(server)
     (said,) = [record.getMessage() for record in caplog.records]
     assert "leaves out merge_size, patch_size, pixel_mean, pixel_std, rescale_factor, temporal_patch_size" in said
@@ -259,7 +259,7 @@ async def test_a_context_that_a_restart_made_shorter_is_respected(server: Script
     server.script.context_tokens = 3
     await restart(server)
     with pytest.raises(EngineRejected, match="the engine's context holds 3"):
-        await answer(engine, TEXT)
+        await once_connected(lambda: answer(engine, TEXT))
     assert len(server.prompts) == 1
 
 
@@ -282,11 +282,19 @@ async def test_one_of_two_servers_that_dies_under_load_costs_no_caller_who_had_n
     ):
         assert isinstance(endpoints, Endpoints)
 
+        received: list[int] = []
+
         async def ask() -> list[int] | EngineError:
+            token_ids: list[int] = []
+            request = EngineRequest("r", TEXT, SamplingParameters(max_tokens=3))
             try:
-                return (await answer(endpoints, TEXT))[0]
+                async with aclosing(endpoints.generate(request)) as steps:
+                    async for step in steps:
+                        token_ids += step.token_ids
+                        received.extend(step.token_ids)
             except EngineError as error:
                 return error
+            return token_ids
 
         asked = []
         for token_ids, count in (((), 10), ((1,), 20)):
@@ -294,6 +302,7 @@ async def test_one_of_two_servers_that_dies_under_load_costs_no_caller_who_had_n
             asked += [asyncio.create_task(ask()) for _ in range(10)]
             await eventually(lambda count=count: doomed.running_count + server.running_count == count)  # type: ignore[misc]
         assert doomed.running_count == 10
+        await eventually(lambda: len(received) == 5)
         await doomed.stop()
         gate.set()
         outcomes = await asyncio.gather(*asked, *(ask() for _ in range(10)))

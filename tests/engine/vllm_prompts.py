@@ -7,10 +7,10 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,8 @@ from preprocessor.types.request import (
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import moving_shapes_clip, photo
 from tests.service.conftest import chat, serving
+
+_Answer = TypeVar("_Answer")
 
 CLIP, PHOTO = moving_shapes_clip(seconds=3, width=160, height=120), photo()
 TOKEN_COUNT = 8
@@ -91,8 +93,10 @@ async def tokens_through_service(model: Model, settings: EngineSettings) -> list
     return list(reply.token_ids)
 
 
-async def until_ready(engine: EngineClient) -> None:
-    """Wait until a server that was started anew is connected: gRPC pauses between its attempts.
+async def once_connected(ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    """Ask a server that was started anew until the client is connected to it.
+
+    The old connection may be found broken only by a first question, and gRPC pauses between its attempts.
 
     Raises:
         EngineMismatch: It is one that does not fit.
@@ -100,11 +104,20 @@ async def until_ready(engine: EngineClient) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             try:
-                return await engine.check_ready()
+                return await ask()
             except EngineMismatch:
                 raise
             except EngineUnavailable:
                 await asyncio.sleep(0.2)
+
+
+async def until_ready(engine: EngineClient) -> None:
+    """Wait until a server that was started anew is connected.
+
+    Raises:
+        EngineMismatch: It is one that does not fit.
+    """
+    await once_connected(engine.check_ready)
 
 
 SMALL_AND_LARGE: Mapping[str, tuple[Media, ...]] = {
