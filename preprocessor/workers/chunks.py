@@ -8,14 +8,14 @@ that memory while the worker runs, a new chunk takes its place.
 A worker that was taken over may keep whatever it was given. So a chunk that held one caller's pixels is never given to another
 caller's worker either. A chunk that is replaced is cut to nothing: whoever has it mapped finds no memory behind it.
 
-Where an engine reads rows in a file, workers have no part of that file. They write into chunks, `region_copy` copies what is
-final, and the file takes the chunk's place when no running worker has it any more.
+Where an engine reads rows in a file, workers have no part of that file, and only the file is mapped in the arena. Workers write
+into chunks, and `region_copy` copies what is final. A chunk that no running worker has any more waits for the next task of the
+same caller: fresh memory would cost several times what copying does.
 """
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import mmap
 import os
 import resource
@@ -24,6 +24,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from weakref import WeakSet
 
+from preprocessor.workers.chunk_memory import Chunk, SpareChunks, new_chunk
 from preprocessor.workers.mapping import map_at, open_read_only
 
 BATCH_COUNT = 64
@@ -63,21 +64,6 @@ class Windows:
     new: tuple[tuple[int, int, bool], ...] = ()
 
 
-@dataclass(slots=True, eq=False)
-class _Chunk:
-    """One chunk.
-
-    Attributes:
-        descriptor: Of its file.
-        scope: Whose pixels it holds.
-        is_free: Whether it lies in no leased range.
-    """
-
-    descriptor: int
-    scope: str
-    is_free: bool = False
-
-
 class GivenChunks:
     """What one worker process has mapped, as the service knows it.
 
@@ -87,7 +73,7 @@ class GivenChunks:
     """
 
     def __init__(self) -> None:
-        self.chunks: dict[int, tuple[_Chunk, bool]] = {}
+        self.chunks: dict[int, tuple[Chunk, bool]] = {}
         self.is_running = False
 
 
@@ -101,16 +87,18 @@ class Chunks:
         are_copied: Whether the file gets a copy of what workers write.
     Attributes:
         free_bytes: Size of the chunks that lie in no leased range.
+        spare: Chunks that wait for another task.
     """
 
     def __init__(self, address: int, file: int, size_bytes: int, *, are_copied: bool = False) -> None:
         self.size_bytes = size_bytes
         self.free_bytes = 0
+        self.spare = SpareChunks(size_bytes)
         self._are_copied = are_copied
         self._copied: set[int] = set()  # numbers of which the file has a copy
         self._address = address
         self._file = file
-        self._chunks: dict[int, _Chunk] = {}
+        self._chunks: dict[int, Chunk] = {}
         self._scopes: Counter[str] = Counter()  # chunks by scope
         self._workers: WeakSet[GivenChunks] = WeakSet()
 
@@ -123,7 +111,7 @@ class Chunks:
         chunk = self._chunks.get(offset // self.size_bytes)
         return None if chunk is None else chunk.scope
 
-    def at(self, number: int) -> _Chunk | None:
+    def at(self, number: int) -> Chunk | None:
         """The chunk of that number; None: there is none."""
         return self._chunks.get(number)
 
@@ -182,13 +170,13 @@ class Chunks:
                 self._remove(number)
 
     def end_task(self, given: GivenChunks) -> None:
-        """The worker runs no task any more. Where the file has a copy of its chunks, it takes their place."""
+        """The worker runs no task any more. Where the file has a copy of its chunks, they may serve another task."""
         given.is_running = False
         if self._are_copied:
             for number, one in given.chunks.items():
                 is_here = self._chunks.get(number) is one[0]
                 if is_here and not any(other.is_running and number in other.chunks for other in self._workers):
-                    self._remove(number)
+                    self.spare.put(self._pop(number))
             given.chunks = {}
 
     def whole(self, span: range) -> range:
@@ -196,13 +184,17 @@ class Chunks:
         numbers = self._numbers(span)
         return range(numbers.start * self.size_bytes, numbers.stop * self.size_bytes)
 
-    def to_copy(self, span: range) -> range:
-        """What the file must get for it to have a range: of chunks of which it has nothing yet, all."""
-        whole = self.whole(span)
-        return range(
-            span.start if span.start // self.size_bytes in self._copied else whole.start,
-            span.stop if (span.stop - 1) // self.size_bytes in self._copied else whole.stop,
-        )
+    def to_copy(self, span: range) -> list[tuple[memoryview, int]]:
+        """What the file must get for it to have a range, each with its offset: of chunks of which it has nothing yet, all."""
+        pieces: list[tuple[memoryview, int]] = []
+        for number in self._numbers(span):
+            start = number * self.size_bytes
+            whole = range(start, start + self.size_bytes)
+            part = range(max(span.start, whole.start), min(span.stop, whole.stop)) if number in self._copied else whole
+            memory = self._chunks[number].memory
+            assert memory is not None, "it is mapped in the arena"
+            pieces.append((memoryview(memory)[part.start - start : part.stop - start], part.start))
+        return pieces
 
     def note_copied(self, span: range) -> None:
         """The file has got these bytes."""
@@ -212,6 +204,7 @@ class Chunks:
         """Return the memory of all chunks to the kernel."""
         for number in list(self._chunks):
             self._remove(number)
+        self.spare.drop(self.spare.size_bytes)
 
     def _numbers(self, span: range) -> range:
         return range(span.start // self.size_bytes, -(-span.stop // self.size_bytes)) if span else range(0)
@@ -230,7 +223,7 @@ class Chunks:
                 if other.is_running and self._chunks.get(number) is chunk:
                     self._remove(number)
 
-    def _owned(self, number: int, scope: str) -> _Chunk:
+    def _owned(self, number: int, scope: str) -> Chunk:
         """The chunk of that number, which has held nothing of another scope; it is free no longer."""
         chunk = self._chunks.get(number)
         if chunk is not None and chunk.scope == scope:
@@ -240,44 +233,49 @@ class Chunks:
             self._remove(number)
         return self._make(number, scope)
 
-    def _readable(self, number: int, scope: str) -> _Chunk:
-        """The chunk of that number, which is made anew from the file if that has taken its place."""
+    def _readable(self, number: int, scope: str) -> Chunk:
+        """The chunk of that number, which is made of what the file has where there is none."""
         chunk = self._chunks.get(number)
         if chunk is None:
             assert number in self._copied, "nothing is there to be read"
             chunk = self._make(number, scope)
         return chunk
 
-    def _make(self, number: int, scope: str) -> _Chunk:
-        """A new chunk: with zeros, or with what the file has of it."""
-        descriptor = os.memfd_create("preprocessor-rows", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    def _make(self, number: int, scope: str) -> Chunk:
+        """Another chunk: with what the file has of it, or with zeros or what the scope has left in it."""
+        chunk = self.spare.take(scope) or new_chunk(self.size_bytes, scope, is_mapped=self._are_copied)
         try:
-            os.truncate(descriptor, self.size_bytes)
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
             if number in self._copied:
                 copy = (ctypes.c_char * self.size_bytes).from_address(self._address + number * self.size_bytes)
-                os.pwrite(descriptor, copy, 0)
-            self._map(number, descriptor, 0)
+                os.pwrite(chunk.descriptor, copy, 0)
+            if chunk.memory is None:
+                self._map(number, chunk.descriptor, 0)
         except OSError:
-            os.close(descriptor)
+            chunk.close()
             raise
-        chunk = self._chunks[number] = _Chunk(descriptor, scope)
+        self._chunks[number] = chunk
         self._scopes[scope] += 1
         return chunk
 
-    def _set_free(self, chunk: _Chunk, *, is_free: bool) -> None:
+    def _set_free(self, chunk: Chunk, *, is_free: bool) -> None:
         self.free_bytes += (is_free - chunk.is_free) * self.size_bytes
         chunk.is_free = is_free
 
     def _remove(self, number: int) -> None:
-        self._map(number, self._file, number * self.size_bytes)
+        """Return the memory of a chunk to the kernel."""
+        chunk = self._pop(number)
+        if chunk.memory is None:
+            self._map(number, self._file, number * self.size_bytes)
+        chunk.close()
+
+    def _pop(self, number: int) -> Chunk:
+        """A chunk, which has its place no longer."""
         chunk = self._chunks.pop(number)
         self._set_free(chunk, is_free=False)
         self._scopes[chunk.scope] -= 1
         if not self._scopes[chunk.scope]:
             del self._scopes[chunk.scope]
-        os.truncate(chunk.descriptor, 0)  # for those who have it mapped, too; it is sealed against growing again
-        os.close(chunk.descriptor)
+        return chunk
 
     def _map(self, number: int, descriptor: int, offset: int) -> None:
         address = self._address + number * self.size_bytes

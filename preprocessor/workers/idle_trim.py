@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from preprocessor.workers.chunk_memory import SpareChunks
 from preprocessor.workers.counters import PoolCounters
 from preprocessor.workers.heap import give_back_freed_memory
 from preprocessor.workers.ranges import Ranges
@@ -14,8 +15,9 @@ _IDLE_SECONDS = 10.0
 class IdleTrim:
     """Gives pages back once requests have held no memory for `_IDLE_SECONDS`."""
 
-    def __init__(self, counters: PoolCounters, *ranges: Ranges) -> None:
+    def __init__(self, counters: PoolCounters, spare: SpareChunks, *ranges: Ranges) -> None:
         self._counters = counters
+        self._spare = spare
         self._ranges = ranges
         self._timer: asyncio.TimerHandle | None = None
         self._idle_since_seconds = 0.0
@@ -43,4 +45,5 @@ class IdleTrim:
             return
         for ranges in self._ranges:
             ranges.drop_free_pages()
+        self._spare.drop(self._spare.size_bytes)
         give_back_freed_memory()

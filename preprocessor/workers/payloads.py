@@ -180,11 +180,13 @@ class PixelPayload:
             for index, offset in self.cached.items()
         }
         batches = _RowBatches(on_rows_written, self.rows, max(1, _BATCH_BYTES // max(1, out[:1].nbytes)))
-        memory.map_ahead(self.written_bytes.start + _BATCH_BYTES)
+        group_bytes = max((item.rows.group_rows for item in plan.items), default=0) * self._row_bytes
+        ahead_bytes = max(_BATCH_BYTES, group_bytes)  # the rows of a large image are written at once
+        memory.map_ahead(self.written_bytes.start + ahead_bytes)
 
         def add(first_row: int, row_count: int) -> None:
             batches.add(first_row, row_count)
-            memory.map_ahead(self.offset + (first_row + row_count) * self._row_bytes + _BATCH_BYTES)
+            memory.map_ahead(self.offset + (first_row + row_count) * self._row_bytes + ahead_bytes)
 
         try:
             media = arriving_media(self.media, self.arriving, is_padded=False)

@@ -100,6 +100,7 @@ class WorkerPool:
         budget = settings.memory_budget_bytes
         self.arena = arena or Arena.create(budget)
         retained_bytes = min(budget // 4, settings.worker_count * _RETAINED_BYTES_A_WORKER)
+        self.arena.chunks.spare.most_bytes = retained_bytes
         rows_start = self.arena.rows_start
         self.files = Ranges(self.arena, 0, rows_start, retained_bytes // 8)
         chunks = None if self.arena.is_named else self.arena.chunks  # the named file has pages of its own
@@ -117,7 +118,7 @@ class WorkerPool:
         self.flights: dict[tuple[ItemKey, ...], PixelFlight] = {}
         self.early_works: set[GivesWay] = set()
         self._memory = MemoryAdmission(self.rows, self.counters, self.cache)
-        self._idle_trim = IdleTrim(self.counters, self.files, self.rows)
+        self._idle_trim = IdleTrim(self.counters, self.arena.chunks.spare, self.files, self.rows)
         self._is_closing = False
 
     @property
@@ -322,7 +323,9 @@ class WorkerPool:
     def _begin(self, task: Task) -> None:
         self._running.begin(task)
         self._memory.make_room()  # for parts, which were not admitted one by one
-        if self.counters.working_bytes + self.rows.paged_bytes > self.rows.size_bytes:
+        excess_bytes = self.counters.working_bytes + self.rows.paged_bytes - self.rows.size_bytes
+        self.arena.chunks.spare.drop(self.arena.chunks.spare.size_bytes + excess_bytes)
+        if excess_bytes > 0:
             self.rows.drop_free_pages()  # retained pages take memory that workers need now
 
     def _on_task_end(self, task: Task) -> None:

@@ -153,9 +153,13 @@ class ProcessWorker:
         rows, written = command.payload.expected_rows, command.payload.written_bytes
         row_bytes = len(written) // max(1, len(rows))
         slot: range | None = None
+        is_slot_copied = False
         refusal: Overloaded | None = None
         while True:
             value, places = parse(await self._receive())
+            if slot and not is_slot_copied and any(isinstance(place, list) for place in places):
+                await region_copy.copy(self._arena, slot)  # before it is read: nobody can change the copy
+                is_slot_copied = True
             match build(value, await self._buffers(places, slot or range(0))):
                 case RowsFinished(first_row, row_count):
                     rows = range(check_rows(first_row, row_count, rows), rows.stop)
@@ -173,7 +177,6 @@ class ProcessWorker:
                     check_finished(finished, command.payload)
                     if finished.is_good:
                         await region_copy.copy(self._arena, written)
-                        await region_copy.copy(self._arena, slot or range(0))
                     return finished if refusal is None else dataclasses.replace(finished, outcome=refusal)
                 case other:
                     raise Violation("message", f"a message of type {type(other).__name__}")

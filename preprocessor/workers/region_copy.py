@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.mapping import write_at
@@ -52,9 +52,13 @@ async def copy(arena: Arena, span: range) -> None:
     """Copy a range, which is allocated, into the file. Nothing for an arena without a name."""
     if not arena.is_named or not span:
         return
-    span = arena.chunks.to_copy(span)
-    await _in_thread(arena, write_at, arena.descriptor, arena.view(span.start, len(span)), span.start)
+    await _in_thread(arena, _write_all, arena.descriptor, arena.chunks.to_copy(span))
     arena.chunks.note_copied(span)
+
+
+def _write_all(descriptor: int, pieces: Sequence[tuple[memoryview, int]]) -> None:
+    for piece, offset in pieces:
+        write_at(descriptor, piece, offset)
 
 
 async def _in_thread(arena: Arena, function: Callable[..., None], *arguments: object) -> None:

@@ -91,7 +91,7 @@ async def test_parts_of_one_tensor_that_run_one_after_the_other_keep_what_the_fi
     leave_behind(region, lease)
     middle, stop = lease.offset + lease.size_bytes // 3 + 100, lease.offset + lease.size_bytes
     assert isinstance(await outcome(submit(pool, Fill(lease.offset, middle, 1))), int)
-    assert await outcome(submit(pool, Read(middle, stop, middle))) == 0, "what another caller has left there"
+    assert await outcome(submit(pool, Read(middle, stop, middle))) != 7, "what another caller has left there"
     assert isinstance(await outcome(submit(pool, Fill(middle, stop, 2))), int)
     assert seen(region, lease) == {1, 2}
     assert (np.frombuffer(pool.arena.view(lease.offset, middle - lease.offset), np.uint8) == 1).all()
@@ -141,3 +141,60 @@ def test_a_chunk_that_two_tasks_have_stays_until_both_have_ended() -> None:
         chunks.end_task(second)
         assert chunks.scope_of(span.start) is None
         arena.close()
+
+
+def inodes(descriptors: list[int]) -> list[int]:
+    """The files behind descriptors, which are closed."""
+    found = [os.fstat(descriptor).st_ino for descriptor in descriptors]
+    close_all(descriptors)
+    return found
+
+
+def test_a_task_gets_the_chunks_that_its_caller_s_tasks_have_left_and_nobody_else_s(region: OwnedRegion) -> None:
+    arena = arena_in(region, BUDGET_BYTES)
+    chunks, unit = arena.chunks, arena.unit_bytes
+    chunks.spare.most_bytes = 3 * unit
+    worker = GivenChunks()
+
+    def run_task(scope: str, place: int, count: int) -> list[int]:
+        start = arena.rows_start + place * unit
+        worker.is_running = True
+        files = inodes(chunks.give(worker, scope, [range(start, start + count * unit)])[1])
+        chunks.end_task(worker)
+        return files
+
+    first = run_task("a", 0, 2)
+    assert chunks.spare.size_bytes == 2 * unit
+    assert set(run_task("a", 7, 2)) == set(first), "wherever they are wanted"
+    other = run_task("b", 0, 2)
+    assert not set(other) & set(first)
+    assert chunks.spare.size_bytes == 3 * unit, "at most so many"
+    assert set(run_task("b", 3, 2)) == set(other)
+    assert len(set(run_task("a", 0, 2)) & set(first)) == 1, "whoever has left none for longest loses one first"
+    chunks.spare.drop(2 * unit)
+    assert chunks.spare.size_bytes == unit
+    arena.close()
+    assert chunks.spare.size_bytes == 0
+
+
+def test_a_chunk_that_another_task_has_used_has_the_file_s_rows_where_there_are_any(region: OwnedRegion) -> None:
+    arena = arena_in(region, BUDGET_BYTES)
+    chunks, unit = arena.chunks, arena.unit_bytes
+    chunks.spare.most_bytes = unit
+    worker = GivenChunks()
+    start, half = arena.rows_start, arena.rows_start + unit // 2
+
+    def write(span: range, value: int) -> None:
+        (descriptor,) = chunks.give(worker, "", [span])[1]
+        os.pwrite(descriptor, bytes([value]) * len(span), span.start % unit)
+        close_all([descriptor])
+        for piece, offset in chunks.to_copy(span):
+            os.pwrite(arena.descriptor, piece, offset)
+        chunks.note_copied(span)
+        chunks.end_task(worker)
+
+    write(range(start, half), 1)
+    write(range(start + 2 * unit, start + 3 * unit), 9)  # in the same chunk, at another place
+    write(range(half, start + unit), 2)
+    assert in_file(region, start, unit) == b"\1" * (unit // 2) + b"\2" * (unit // 2)
+    arena.close()
