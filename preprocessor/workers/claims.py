@@ -7,7 +7,7 @@ import functools
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -214,26 +214,40 @@ def _require(is_so: bool, kind: str, otherwise: str) -> None:
 
 def conforms(value: Any, hint: Any) -> bool:
     """Whether a value is what a type hint says, through data classes and containers."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return any(conforms(value, one) for one in arguments)
-    if origin is np.ndarray:
-        return type(value) is np.ndarray and (arguments[1] == np.dtype[Any] or _is_dtype(value, arguments[1]))
+    return _check_of(hint)(value)
+
+
+@functools.cache
+def _check_of(hint: Any) -> Callable[[Any], bool]:
+    """What tells whether a value is what a hint says. The hint is taken apart once: a plan has hundreds of values."""
     if hint is Any:
-        return True
-    if origin is tuple and arguments[-1] is not ...:
-        return type(value) is tuple and len(value) == len(arguments) and all(map(conforms, value, arguments))
-    if origin is tuple:
-        return type(value) is tuple and all(conforms(one, arguments[0]) for one in value)
-    if origin is list:
-        return type(value) is list and all(conforms(one, arguments[0]) for one in value)
-    if origin in (dict, Mapping):
-        key, item = arguments
-        return type(value) is dict and all(conforms(one, key) and conforms(other, item) for one, other in value.items())
+        return lambda value: True
     if dataclasses.is_dataclass(hint):  # or one derived from it; only this project's own can be unpickled
-        fields = _hints(typing.cast(Any, type(value))).items() if isinstance(value, typing.cast(type, hint)) else ()
-        return bool(fields) and all(conforms(getattr(value, name, _MISSING), one) for name, one in fields)
-    return type(value) is hint or (hint is float and type(value) is int)
+        kind = typing.cast(Any, hint)
+        return lambda value: (
+            isinstance(value, kind)
+            and all(
+                check(getattr(value, name, _MISSING)) for name, check in _field_checks(typing.cast(Any, type(value)))
+            )
+        )
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is np.ndarray:
+        dtype = arguments[1]
+        return lambda value: type(value) is np.ndarray and (dtype == np.dtype[Any] or _is_dtype(value, dtype))
+    checks = tuple(_check_of(one) for one in arguments if one is not ...)
+    if origin in (types.UnionType, typing.Union):
+        return lambda value: any(check(value) for check in checks)
+    if origin is tuple and arguments[-1] is not ...:
+        return lambda value: (
+            type(value) is tuple
+            and len(value) == len(checks)
+            and all(check(one) for check, one in zip(checks, value, strict=True))
+        )
+    if origin in (tuple, list):
+        return lambda value: type(value) is origin and all(map(checks[0], value))
+    if origin in (dict, Mapping):
+        return lambda value: type(value) is dict and all(map(checks[0], value)) and all(map(checks[1], value.values()))
+    return lambda value: type(value) is hint or (hint is float and type(value) is int)
 
 
 def _is_dtype(array: np.ndarray[Any, Any], hint: Any) -> bool:
@@ -242,7 +256,7 @@ def _is_dtype(array: np.ndarray[Any, Any], hint: Any) -> bool:
 
 
 @functools.cache
-def _hints(kind: Any) -> Mapping[str, Any]:
-    """The types of a data class's fields."""
+def _field_checks(kind: Any) -> Sequence[tuple[str, Callable[[Any], bool]]]:
+    """The names of a data class's fields, each with what checks its value."""
     hints = typing.get_type_hints(kind)
-    return {one.name: hints[one.name] for one in dataclasses.fields(kind)}
+    return [(one.name, _check_of(hints[one.name])) for one in dataclasses.fields(kind)]

@@ -122,7 +122,7 @@ class ChannelFuzz:
             _watch.append(_Watch())
         findings = Findings()
         for kind in untrusted._CLASSES.values():
-            claims._hints(kind)  # which compiles them, once
+            claims._field_checks(kind)  # which compiles them, once
         await self._judge(_Case(self, -1), -1, Findings())  # loads what the first use of anything loads
         shared, descriptors = _shared_state(), _descriptor_count()
         memory_bytes, began = _peak_bytes(), time.monotonic()
