@@ -110,8 +110,7 @@ async def test_one_of_two_engines_killed_under_load_costs_no_request_that_had_no
 async def test_an_engine_whose_model_process_died_is_left_though_it_says_ready(
     doomed_triton: TritonServer, scripted_triton: TritonServer
 ) -> None:
-    once = replace(BRISK, min_backoff_seconds=PATIENCE_SECONDS, max_backoff_seconds=PATIENCE_SECONDS)
-    async with both(doomed_triton, scripted_triton, once) as endpoints:
+    async with both(doomed_triton, scripted_triton) as endpoints:
         assert await answer(endpoints, scripted(FINISH)) == [0, 1, 2]
         for process in doomed_triton.model_pids():
             os.kill(process, signal.SIGKILL)

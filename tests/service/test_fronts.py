@@ -169,8 +169,7 @@ async def test_a_caller_that_reads_no_rows_is_ended_with_the_reason(model: Model
     async with serving(model, front_count=2, wire=WireSettings(answer_idle_seconds=0.3)) as caller:
         call: Any = caller.stub.Prepare(iter([pb.PrepareRequest(spec=LARGE)]))
         assert (await call.read()).WhichOneof("message") == "header"
-        await eventually(lambda: caller.server.pool.rows.leased_bytes > 0)
-        await eventually(lambda: caller.server.pool.used_bytes == 0)
+        await eventually(lambda: in_flight(caller) == 0 and caller.server.pool.used_bytes == 0)
         found = await refusal_of(call)
         assert (found.code, found.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "ANSWER_IDLE")
         assert (await caller.samples())["preprocessor_front_restarts_total",] == 0
