@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 # Run by a Python of its own, which then becomes the server: a `preexec_fn` would run between fork and exec of this
@@ -155,10 +155,16 @@ def own_shared_memory(byte_size: int) -> list[str]:
     return [unshare, "--mount", *as_root, "sh", "-c", mount, "sh"]
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that were free a moment ago; all held until the last is known, so they differ."""
+@contextlib.contextmanager
+def held_ports(count: int) -> Iterator[list[int]]:
+    """Free ports of 127.0.0.1 that the kernel gives to nobody else meanwhile: not until a server listens, nor between its starts.
+
+    They are bound here and not listened at, so that connections are refused. Linux lets a server listen beside that, where it
+    sets SO_REUSEADDR too: see socket(7).
+    """
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        yield [each.getsockname()[1] for each in sockets]

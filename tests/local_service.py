@@ -6,6 +6,8 @@ import asyncio
 import re
 import urllib.request
 
+from tests.waiting import PATIENCE_SECONDS
+
 SERVING = re.compile(r"on grpc (\S+), http (\S+);")
 """The line of the log that says the ports, once they are open."""
 
@@ -17,7 +19,7 @@ async def get_text(address: str, path: str) -> str:
     """The body of a GET."""
 
     def get() -> str:
-        with LOOPBACK.open(f"http://{address}{path}", timeout=10) as answer:
+        with LOOPBACK.open(f"http://{address}{path}", timeout=PATIENCE_SECONDS) as answer:
             return bytes(answer.read()).decode()
 
     return await asyncio.to_thread(get)

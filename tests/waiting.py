@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import psutil
 
@@ -17,13 +17,14 @@ the next is tried."""
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.002, 0.05
 
 
-async def eventually(holds: Callable[[], bool], patience_seconds: float = PATIENCE_SECONDS) -> None:
+async def eventually(holds: Callable[[], bool | Awaitable[bool]], patience_seconds: float = PATIENCE_SECONDS) -> None:
     """Return as soon as it holds; fail when patience is over.
 
-    It is asked in the event loop, ever less often: what it asks over a network should answer within milliseconds.
+    It is asked in the event loop, ever less often: where it asks over a network, it is to be awaited or to answer within
+    milliseconds.
     """
     deadline, pause_seconds = time.monotonic() + patience_seconds, _FIRST_PAUSE_SECONDS
-    while not holds():
+    while not (await answer if isinstance(answer := holds(), Awaitable) else answer):
         assert time.monotonic() < deadline, f"not within {patience_seconds} s"
         await asyncio.sleep(pause_seconds)
         pause_seconds = min(1.5 * pause_seconds, _LONGEST_PAUSE_SECONDS)

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deploy.child_process import ServerProcess, SetupError, free_ports, own_shared_memory
+from deploy.child_process import ServerProcess, SetupError, held_ports, own_shared_memory
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE / "models"
@@ -98,7 +98,8 @@ class TritonServer:
         with self._cleanup:  # undoes a start that fails half way
             self._directory = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="triton-")))
             backends, self._full_environment = self._prepare()
-            self._ports = dict(zip(("http", "grpc", "metrics"), free_ports(3), strict=True))
+            ports = self._cleanup.enter_context(held_ports(3))
+            self._ports = dict(zip(("http", "grpc", "metrics"), ports, strict=True))
             self._shm_prefix = f"triton_{os.getpid()}_{self._ports['grpc']}_"
             self._cleanup.callback(self._remove_shared_memory)
             size = self._shared_memory_bytes
@@ -154,7 +155,7 @@ class TritonServer:
 
     def metrics(self) -> str:
         """The server's Prometheus text, custom metrics of the models included."""
-        with _HTTP.open(f"http://127.0.0.1:{self._ports['metrics']}/metrics", timeout=5) as answer:
+        with _HTTP.open(f"http://127.0.0.1:{self._ports['metrics']}/metrics", timeout=60) as answer:
             return str(answer.read(), "utf-8")
 
     def wait(self) -> int:

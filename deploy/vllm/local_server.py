@@ -30,7 +30,7 @@ import grpc
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 from smg_grpc_proto.generated import vllm_engine_pb2_grpc as pb_grpc
 
-from deploy.child_process import ServerProcess, SetupError, free_ports, own_shared_memory
+from deploy.child_process import ServerProcess, SetupError, held_ports, own_shared_memory
 
 INSTALLED = Path(__file__).resolve().parents[2] / ".vllm" / "venv" / "bin" / "vllm"
 INSTALL_HINT = "run make vllm"
@@ -77,7 +77,7 @@ class VllmServer:
             raise VllmSetupError(f"{INSTALLED} is missing: {INSTALL_HINT}")
         with self._cleanup:  # undoes a start that fails half way
             self._directory = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vllm-")))
-            (self._port,) = free_ports(1)
+            (self._port,) = self._cleanup.enter_context(held_ports(1))
             self._cleanup.callback(self.kill)
             self._start()
             self._cleanup = self._cleanup.pop_all()

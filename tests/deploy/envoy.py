@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from deploy.child_process import held_ports
 from tests.deploy.tools import DEPLOY, envoy_binary
 from tests.local_service import get_text
 from tests.waiting import PATIENCE_SECONDS, eventually
@@ -91,36 +92,27 @@ async def running_envoy(directory: Path, replica_ports: Sequence[int], tls: Path
     Args:
         tls: A folder with certificates, which callers then need too.
     """
-    admin_port, port, http_port = _free_ports(3)
-    path = directory / "envoy.json"
-    path.write_text(json.dumps(configuration(replica_ports, admin_port, port, http_port, tls)))
-    log = directory / "envoy.log"
-    command = [envoy_binary(), "--config-path", str(path), "--concurrency", "2", "--disable-hot-restart"]
-    process = _start([*command, "--log-level", "warning"], log)
-    envoy = Envoy(f"127.0.0.1:{port}", f"127.0.0.1:{http_port}", f"127.0.0.1:{admin_port}", log)
-    try:
-        await eventually(lambda: process.poll() is not None or _is_open(admin_port))
-        assert process.poll() is None, log.read_text()
-        for cluster in ("preprocessor", "preprocessor-by-media"):
-            await envoy.until_healthy(set(replica_ports), cluster)
-        yield envoy
-    finally:
-        process.kill()
-        process.wait()
+    with held_ports(3) as (admin_port, port, http_port):
+        path = directory / "envoy.json"
+        path.write_text(json.dumps(configuration(replica_ports, admin_port, port, http_port, tls)))
+        log = directory / "envoy.log"
+        command = [envoy_binary(), "--config-path", str(path), "--concurrency", "2", "--disable-hot-restart"]
+        process = _start([*command, "--log-level", "warning"], log)
+        envoy = Envoy(f"127.0.0.1:{port}", f"127.0.0.1:{http_port}", f"127.0.0.1:{admin_port}", log)
+        try:
+            await eventually(lambda: process.poll() is not None or _is_open(admin_port))
+            assert process.poll() is None, log.read_text()
+            for cluster in ("preprocessor", "preprocessor-by-media"):
+                await envoy.until_healthy(set(replica_ports), cluster)
+            yield envoy
+        finally:
+            process.kill()
+            process.wait()
 
 
 def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
         return subprocess.Popen(command, stdout=output, stderr=output)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def _is_open(port: int) -> bool:

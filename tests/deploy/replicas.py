@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from deploy.child_process import held_ports
 from tests.local_service import SERVING, get_text
 from tests.waiting import eventually
 
@@ -20,10 +21,10 @@ _START_SECONDS = 100.0  # three at once, on a machine that does other things too
 
 
 class Replica:
-    """One process. It listens on free ports of its own, and on the same ones when it is started again."""
+    """One process. It listens on the same ports when it is started again."""
 
-    def __init__(self, log: Path, *options: str) -> None:
-        self.address, self.http_address = "127.0.0.1:0", "127.0.0.1:0"
+    def __init__(self, log: Path, ports: Sequence[int], *options: str) -> None:
+        self.address, self.http_address = (f"127.0.0.1:{port}" for port in ports)
         self._log = log
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
@@ -38,9 +39,7 @@ class Replica:
     async def listening(self) -> None:
         process = self._running()
         await eventually(lambda: process.poll() is not None or SERVING.search(self.log) is not None, _START_SECONDS)
-        found = SERVING.search(self.log)
-        assert found is not None, self.log
-        self.address, self.http_address = found[1], found[2]
+        assert SERVING.search(self.log) is not None, self.log
 
     @property
     def log(self) -> str:
@@ -103,13 +102,13 @@ class Replica:
 @contextlib.asynccontextmanager
 async def running_replicas(directory: Path, count: int, *options: str) -> AsyncIterator[list[Replica]]:
     """So many replicas, started side by side."""
-    replicas = [Replica(directory / f"replica-{index}.log", *options) for index in range(count)]
-    try:
-        for replica in replicas:
+    with held_ports(2 * count) as ports, contextlib.ExitStack() as stack:
+        replicas = []
+        for index in range(count):
+            replica = Replica(directory / f"replica-{index}.log", ports[2 * index : 2 * index + 2], *options)
+            stack.callback(replica.close)
             replica.launch()
+            replicas.append(replica)
         for replica in replicas:
             await replica.listening()
         yield replicas
-    finally:
-        for replica in replicas:
-            replica.close()

@@ -19,7 +19,7 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.deploy.envoy import running_envoy
 
-SECONDS = 30.0
+SECONDS = 240.0
 KEPT_BYTES = 4 << 20
 """request_body_buffer_limit of the configuration."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import zipfile
@@ -16,6 +17,8 @@ import grpc.aio
 from smg_grpc_proto.generated import common_pb2
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 from smg_grpc_proto.generated import vllm_engine_pb2_grpc as pb_grpc
+
+from deploy.child_process import held_ports
 
 CORE_IS_DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."  # vLLM 0.32
 
@@ -56,9 +59,10 @@ class ScriptedVllm(pb_grpc.VllmEngineServicer):  # type: ignore[misc]
         self.script = script or Script()
         self.prompts: list[pb.GenerateRequest] = []
         self.left_count = self.asked_count = self.running_count = 0
-        self._port = 0
+        self._ports = contextlib.ExitStack()
 
     async def __aenter__(self) -> Self:
+        (self._port,) = self._ports.enter_context(held_ports(1))
         await self.start()
         return self
 
@@ -66,6 +70,7 @@ class ScriptedVllm(pb_grpc.VllmEngineServicer):  # type: ignore[misc]
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
+        self._ports.close()
 
     @property
     def address(self) -> str:
@@ -74,7 +79,7 @@ class ScriptedVllm(pb_grpc.VllmEngineServicer):  # type: ignore[misc]
     async def start(self) -> None:
         self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
         pb_grpc.add_VllmEngineServicer_to_server(self, self._server)
-        self._port = self._server.add_insecure_port(f"127.0.0.1:{self._port}")
+        self._server.add_insecure_port(self.address)
         await self._server.start()
 
     async def stop(self) -> None:

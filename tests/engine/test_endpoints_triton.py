@@ -85,6 +85,7 @@ async def test_one_of_two_engines_killed_under_load_costs_no_request_that_had_no
 
         asked = [asyncio.create_task(ask(index)) for index in range(40)]
         await eventually(lambda: answered == 20)  # all that will be now
+        await eventually(lambda: sum(state.in_flight_count for state in endpoints.states()) == 40)
         assert by_name(endpoints)[doomed_triton.grpc_address].in_flight_count == 20
         doomed_triton.kill()
         gate.open()

@@ -69,6 +69,8 @@ async def test_prompts_that_wait_their_turn_can_be_cancelled(triton: TritonServe
 
     tasks = [asyncio.create_task(read(index)) for index in range(count)]
     await eventually(lambda: sum(event.is_set() for event in started) == 4)
+    # What was not sent yet would never have been there.
+    await eventually(lambda: [stream.sent_message_count for stream in engine._streams] == [1] * count)
     waiting = [task for task, event in zip(tasks, started, strict=True) if not event.is_set()]
     for task in waiting:
         task.cancel()

@@ -14,21 +14,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine_client import OwnedRegion, SharedRegion
+from engine_client import OwnedRegion, SharedRegion, shm
 from engine_client.shm import KEY_PREFIX, is_abandoned, remove_abandoned_regions
+from tests.regions import own_regions  # noqa: F401  # a fixture
 from tests.waiting import PATIENCE_SECONDS
 
 PAGE = mmap.PAGESIZE
 
 
 @pytest.fixture
-def region() -> Iterator[OwnedRegion]:
+def region(own_regions: Path) -> Iterator[OwnedRegion]:  # noqa: F811
     with OwnedRegion.create(4 * PAGE) as made:
         yield made
 
 
 def file_of(key: str) -> Path:
-    return Path("/dev/shm") / key[1:]
+    return shm.DIRECTORY / key[1:]
 
 
 def inside(region: SharedRegion, offset: int, *shape: int) -> np.ndarray:
@@ -92,18 +93,22 @@ def test_more_than_there_is_room_for_is_refused_before_a_write_would_end_the_pro
     assert raised.value.errno == errno.ENOSPC
 
 
-def own(key: multiprocessing.Queue[str], end: Event) -> None:
+def own(folder: Path, key: multiprocessing.Queue[str], end: Event) -> None:
+    shm.DIRECTORY = folder
     with OwnedRegion.create(PAGE) as region:
         for number in range(2):  # as `engine_client.vllm.links` makes them
             os.link(file_of(region.key), file_of(f"{region.key}-{number}"))
         key.put(region.key)
-        end.wait(20)
+        end.wait(PATIENCE_SECONDS)
 
 
-def test_only_regions_of_owners_who_are_gone_are_swept(region: OwnedRegion) -> None:
+def test_only_regions_of_owners_who_are_gone_are_swept(
+    region: OwnedRegion,
+    own_regions: Path,  # noqa: F811
+) -> None:
     context = multiprocessing.get_context("spawn")
     keys, end = context.Queue(), context.Event()
-    owner = context.Process(target=own, args=(keys, end))
+    owner = context.Process(target=own, args=(own_regions, keys, end))
     owner.start()
     key = keys.get(timeout=PATIENCE_SECONDS)
     names = [key, f"{key}-0", f"{key}-1"]

@@ -24,6 +24,7 @@ from smg_grpc_proto.generated import vllm_engine_pb2_grpc as pb_grpc
 
 from engine_client.connection import MAX_MESSAGE_BYTES
 from engine_client.vllm.links import namespace_id
+from tests.waiting import PATIENCE_SECONDS
 
 _SIZE_LIMITS = (("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),)
 
@@ -95,13 +96,15 @@ class StandIn(pb_grpc.VllmEngineServicer):  # type: ignore[misc]
     def _read_all(self, request: pb.GenerateRequest) -> list[int]:
         batches = [request.mm_inputs] if request.HasField("mm_inputs") else []
         pixels = [self._read(batch.pixel_values) for batch in (*batches, *request.extra_mm_inputs)]
-        self.read += pixels
         return [zlib.crc32(each) & 0x7FFFFFFF for each in pixels]
 
     def _read(self, tensor: pb.TensorData) -> bytes:
         is_link = tensor.WhichOneof("payload") == "shm"
         self.by_link.append(is_link)
-        return self._read_link(tensor.shm) if is_link else tensor.inline
+        if is_link:
+            return self._read_link(tensor.shm)
+        self.read.append(tensor.inline)
+        return tensor.inline
 
     def _read_link(self, handle: common_pb2.ShmHandle) -> bytes:
         path = os.path.join("/dev/shm", handle.name)  # noqa: PTH118
@@ -114,8 +117,9 @@ class StandIn(pb_grpc.VllmEngineServicer):  # type: ignore[misc]
             self.opened.set()
             assert stat.S_ISREG(os.fstat(descriptor).st_mode)
             is_read = self.removes_links
-            assert self.may_read.wait(60)
+            assert self.may_read.wait(PATIENCE_SECONDS)
             content = os.pread(descriptor, handle.nbytes, handle.offset)
+            self.read.append(content)  # before the link goes, which tells the client that it is read
         finally:
             if descriptor is not None:
                 os.close(descriptor)

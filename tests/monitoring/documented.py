@@ -60,6 +60,6 @@ def variable_queries() -> list[str]:
 
 
 def _filled(query: str) -> str:
-    filled = query.replace("$__rate_interval", "1m").replace("$job", ".*").replace("$pod", ".*")
+    filled = query.replace("$__rate_interval", "10m").replace("$job", ".*").replace("$pod", ".*")
     assert "$" not in filled, f"a variable that this test does not know: {filled}"
     return filled

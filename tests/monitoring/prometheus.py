@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import time
 import urllib.error
 import urllib.parse
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from deploy.child_process import held_ports
 from tests.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ class Prometheus:
         def fetch() -> Any:
             url = f"http://{self.address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
             try:
-                with urllib.request.urlopen(url, timeout=10) as answer:
+                with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as answer:
                     return json.load(answer)["data"]
             except urllib.error.HTTPError as error:
                 raise AssertionError(f"{parameters}: {error.read().decode()}") from error
@@ -90,9 +90,8 @@ async def scraping(folder: Path, target: str) -> AsyncIterator[Prometheus]:
         ],
     }
     (folder / "prometheus.yaml").write_text(json.dumps(configuration))  # JSON is YAML
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    with (folder / "log").open("w") as log:
+    with held_ports(1) as (port,), (folder / "log").open("w") as log:
+        address = f"127.0.0.1:{port}"
         process = await asyncio.create_subprocess_exec(
             *(
                 str(binary),
@@ -104,18 +103,18 @@ async def scraping(folder: Path, target: str) -> AsyncIterator[Prometheus]:
             stdout=log,
             stderr=log,
         )
-    try:
-        server = Prometheus(address)
-        await _until_it_answers(server, process, folder / "log")
-        yield server
-    finally:
-        process.terminate()
         try:
-            async with asyncio.timeout(_STOP_SECONDS):
+            server = Prometheus(address)
+            await _until_it_answers(server, process, folder / "log")
+            yield server
+        finally:
+            process.terminate()
+            try:
+                async with asyncio.timeout(_STOP_SECONDS):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
                 await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
 
 
 async def _until_it_answers(server: Prometheus, process: asyncio.subprocess.Process, log: Path) -> None:

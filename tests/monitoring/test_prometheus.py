@@ -36,7 +36,7 @@ async def watched(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Asy
         await call_everything(caller)
         await prometheus.until(f'preprocessor_requests_total{{{_TARGET}, method="GetModel", code="OK"}} == 1')
         # Series that begin with their first event have a rate from their second sample on.
-        await prometheus.until(f"count_over_time(preprocessor_fetched_bytes_total{{{_TARGET}}}[1m]) >= 2")
+        await prometheus.until(f"count_over_time(preprocessor_fetched_bytes_total{{{_TARGET}}}[10m]) >= 2")
         yield Watched(prometheus, caller.server.http_address)
 
 
@@ -57,9 +57,9 @@ async def test_the_adapter_s_query_gives_each_pod_its_load(watched: Watched) -> 
 
 async def test_rates_and_quantiles_have_values(watched: Watched) -> None:
     ask = watched.prometheus.query
-    [calls] = await ask(f'increase(preprocessor_requests_total{{{_TARGET}, method="Prepare", code="OK"}}[1m])')
+    [calls] = await ask(f'increase(preprocessor_requests_total{{{_TARGET}, method="Prepare", code="OK"}}[10m])')
     assert float(calls["value"][1]) > 0
-    quantile = 'histogram_quantile(0.5, rate(preprocessor_stage_duration_seconds_bucket{stage="decode"}[1m]))'
+    quantile = 'histogram_quantile(0.5, rate(preprocessor_stage_duration_seconds_bucket{stage="decode"}[10m]))'
     [decode] = await ask(quantile)
     assert math.isfinite(float(decode["value"][1]))
 

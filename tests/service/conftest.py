@@ -35,6 +35,8 @@ from tests.waiting import PATIENCE_SECONDS, eventually
 FRONT_COUNT = int(os.environ["PREPROCESSOR_FRONTS"])
 """Of every service here: see `tests/conftest.py`."""
 PREPARE = "/preprocessor.v1.Preprocessor/Prepare"
+ONE_CALL = 0.001
+"""A quota of one call, and the next after a quarter of an hour: no test takes so long."""
 
 
 @dataclass

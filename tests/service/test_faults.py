@@ -15,6 +15,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from deploy.child_process import held_ports
 from preprocessor.client import CallFailed, Client, PrepareResult, Prompt
 from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.config import split_address
@@ -248,11 +250,18 @@ def fill(path: Path) -> None:
             pass
 
 
-async def test_full_disks_stop_neither_the_service_nor_its_start(tmp_path: Path) -> None:
+@pytest.fixture
+def ports() -> Iterator[list[int]]:
+    """For gRPC and for HTTP: a service whose log nobody can read does not say them."""
+    with held_ports(2) as held:
+        yield held
+
+
+async def test_full_disks_stop_neither_the_service_nor_its_start(tmp_path: Path, ports: list[int]) -> None:
     """No file is needed, and a log that cannot be written is lost alone."""
+    grpc_port, http_port = ports
     folder = tmp_path / "full"
     folder.mkdir()
-    grpc_port, http_port = free_ports(2)
     within = own_mounts(f"-o size=64k none {folder}")
     script = ("sh", "-c", f'head -c 1M /dev/zero > {folder}/filler 2>/dev/null; exec "$@" 2>/dev/full', "sh")
     options = ["--workers", "1", "--address", f"127.0.0.1:{grpc_port}", "--http-address", f"127.0.0.1:{http_port}"]
@@ -270,12 +279,6 @@ async def test_full_disks_stop_neither_the_service_nor_its_start(tmp_path: Path)
     finally:
         process.terminate()
         assert await asyncio.to_thread(process.wait, PATIENCE_SECONDS) == 0
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in sockets]
 
 
 def is_listening(port: int) -> bool:

@@ -26,6 +26,7 @@ from preprocessor.client import PrepareResult
 from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.config import AccessSettings, SettingError, WireSettings
 from preprocessor.models.family import Model
+from preprocessor.service import quotas
 from preprocessor.service.fronts.frames import Body
 from preprocessor.service.fronts.process import FrontProcess
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -33,7 +34,7 @@ from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.engine.certificates import Authority
 from tests.media import moving_shapes_clip, photo
 from tests.service.access.conftest import SERVICE, ask, refusal, replaced, towards_service, with_tls
-from tests.service.conftest import Caller, chat, image, in_flight, salted, serving, video
+from tests.service.conftest import ONE_CALL, Caller, chat, image, in_flight, salted, serving, video
 from tests.service.refusals import refusal_of
 from tests.waiting import GROWING_SECONDS, eventually
 
@@ -168,8 +169,7 @@ async def test_a_caller_that_reads_no_rows_is_ended_with_the_reason(model: Model
     async with serving(model, front_count=2, wire=WireSettings(answer_idle_seconds=0.3)) as caller:
         call: Any = caller.stub.Prepare(iter([pb.PrepareRequest(spec=LARGE)]))
         assert (await call.read()).WhichOneof("message") == "header"
-        await eventually(lambda: caller.server.pool.rows.leased_bytes > 0)
-        await eventually(lambda: caller.server.pool.used_bytes == 0)
+        await eventually(lambda: in_flight(caller) == 0 and caller.server.pool.used_bytes == 0)
         found = await refusal_of(call)
         assert (found.code, found.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "ANSWER_IDLE")
         assert (await caller.samples())["preprocessor_front_restarts_total",] == 0
@@ -210,10 +210,13 @@ async def test_a_caller_s_quota_holds_over_all_fronts(model: Model) -> None:
         assert samples["preprocessor_requests_total", "OK", "GetModel"] == 1
 
 
-async def test_a_caller_is_who_its_certificate_says_through_every_front(model: Model, tmp_path: Path) -> None:
+async def test_a_caller_is_who_its_certificate_says_through_every_front(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     authority = Authority(tmp_path, "authority")
     files = replaced(tmp_path, authority.sign(SERVICE))
-    access = with_tls(files, tls_client_root=str(authority.certificate), max_calls_per_second=0.3)  # three, then none
+    monkeypatch.setattr(quotas, "BURST_SECONDS", 3 / ONE_CALL)
+    access = with_tls(files, tls_client_root=str(authority.certificate), max_calls_per_second=ONE_CALL)
     async with serving(model, front_count=2, is_in_process=True, access=access) as caller:
         first, second = (towards_service(authority, authority.sign(f"{name}.test")) for name in ("first", "second"))
         for _ in range(3):
@@ -278,14 +281,24 @@ async def test_rows_being_sent_are_released_when_their_front_is_killed(model: Mo
         assert (await refusal_of(call)).code is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_without_any_front_the_replica_is_unready_until_one_runs(model: Model) -> None:
+async def test_without_any_front_the_replica_is_unready_until_one_runs(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with serving(model, front_count=2, is_in_process=True) as caller:
         fronts = caller.server.fronts
         assert fronts is not None
+        may_start, start = asyncio.Event(), FrontProcess.start
+
+        async def start_when_it_may(front: FrontProcess) -> None:
+            await may_start.wait()
+            await start(front)
+
+        monkeypatch.setattr(FrontProcess, "start", start_when_it_may)
         for front in fronts.running:
             front.kill()
         await eventually(lambda: not fronts.running)
         assert await caller.get("/readyz") == (503, "no front is running\n")
+        may_start.set()
         await eventually(lambda: bool(fronts.running))
         assert (await caller.get("/readyz"))[0] == 200
 

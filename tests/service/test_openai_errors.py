@@ -24,14 +24,12 @@ from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.engine.certificates import Authority
 from tests.media import photo
-from tests.service.conftest import Caller
+from tests.service.conftest import ONE_CALL, Caller
 from tests.service.openai_calls import QUESTION, client_of, data_url, image_part, serving_openai, user
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 PHOTO = photo(96, 64)
 TOKEN = "a-token-of-the-gateway-0123456789"
-ONE_CALL = 0.001
-"""A quota of one call, and the next after a quarter of an hour."""
 BODY = json.dumps({"messages": [QUESTION]}).encode()
 
 

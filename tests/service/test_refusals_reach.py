@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -195,7 +196,8 @@ async def test_the_client_retries_after_retry_info(small: Caller, monkeypatch: p
         if len(waits) == 3:
             holding.release()
 
-    monkeypatch.setattr("preprocessor.client.sync.time.sleep", wait)
+    # The client's alone: other threads may sleep meanwhile.
+    monkeypatch.setattr("preprocessor.client.sync.time", SimpleNamespace(sleep=wait))
 
     def call() -> int:
         with Client(small.server.address) as client:

@@ -13,12 +13,14 @@ from threading import Thread
 import grpc
 import pytest
 
+from deploy.child_process import held_ports
 from preprocessor.__main__ import main
 from preprocessor.cli import unanswered
 from preprocessor.cli.unanswered import explain, why_unanswered
 from preprocessor.client import CallFailed
 from preprocessor.client.channel import Credentials
 from tests.engine.certificates import Authority, Signed
+from tests.waiting import PATIENCE_SECONDS
 
 SERVICE = "service.test"
 ASKING = [("prepare",), ("generate",), ("bench", "--seconds", "0.1")]
@@ -74,9 +76,10 @@ def http_server() -> Iterator[str]:
         answering.join()
 
 
-def free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"127.0.0.1:{listener.getsockname()[1]}"
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine's servers may be late."""
+    monkeypatch.setattr(unanswered, "_TRY_SECONDS", PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize("command", ASKING, ids=lambda command: command[0])
@@ -84,8 +87,9 @@ def test_a_closed_port_error_says_how_to_start_a_service(
     command: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRPC_VERBOSITY", "NONE")
-    address = free_address()
-    assert main([*command, "--address", address, "--text", "Hi"]) == 1
+    with held_ports(1) as (port,):  # at which nobody listens
+        address = f"127.0.0.1:{port}"
+        assert main([*command, "--address", address, "--text", "Hi"]) == 1
     said = capsys.readouterr().err
     assert f"{address}: nobody listens there; start `preprocessor serve --address {address}`" in said
     assert said.count("\n") == 1

@@ -23,7 +23,7 @@ from preprocessor.service.upload_stream import UploadStream
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.media import moving_shapes_clip, photo
-from tests.service.conftest import Caller, chat, eventually_answered, image, serving, video
+from tests.service.conftest import Caller, chat, eventually_answered, image, in_flight, serving, video
 from tests.service.refusals import refusal_of
 from tests.waiting import GROWING_SECONDS, PATIENCE_SECONDS, eventually
 
@@ -300,8 +300,7 @@ async def test_a_caller_that_does_not_read_is_ended_with_the_reason(model: Model
         spec = chat(video("clip", CLIP, sampling=pb.Sampling(fps=8)))  # more than a connection holds unread
         call: Any = caller.stub.Prepare(iter([pb.PrepareRequest(spec=spec)]))
         assert (await call.read()).WhichOneof("message") == "header"
-        await eventually(lambda: caller.server.pool.rows.leased_bytes > 0)
-        await eventually(lambda: caller.server.pool.used_bytes == 0)
+        await eventually(lambda: in_flight(caller) == 0 and caller.server.pool.used_bytes == 0)
         found = await refusal_of(call)
         assert (found.code, found.reason) == (LATE, "ANSWER_IDLE")
 

@@ -6,13 +6,15 @@ import asyncio
 import os
 import random
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import grpc
 import ml_dtypes
 import numpy as np
 import pytest
 
+from preprocessor.service.fronts.connection import FrontConnection
 from preprocessor.service.fronts.frames import FILE_NUMBER, Begin, FrameProtocol, Kind, RowsPlace, Status
 from preprocessor.service.fronts.rows import RowFiles
 from preprocessor.wire.tensors import write_rows
@@ -65,6 +67,28 @@ def test_a_call_is_described_without_loss() -> None:
         assert Begin.unpack(begin.pack()) == begin
     status = Status(3, "wröng", (("grpc-status-details-bin", b"\x00\xff"),))
     assert Status.unpack(status.pack()) == status
+
+
+async def test_a_call_that_its_caller_leaves_in_the_turn_in_which_it_begins_is_forgotten(tmp_path: Path) -> None:
+    async def answers(*_: object) -> AsyncIterator[bytes]:
+        yield b"never asked for"
+
+    sent: list[tuple[Kind, int]] = []
+    with socket.socket() as unused:
+        connection = FrontConnection(
+            {"/a/method": grpc.stream_stream_rpc_method_handler(answers)},
+            ShownRows(named_arena(tmp_path / "arena")),
+            unused,
+            1.0,
+            on_ready=lambda: None,
+            on_lost=lambda: None,
+            kill=lambda: None,
+        )
+        connection.send = lambda kind, call_id, _: sent.append((kind, call_id))  # type: ignore[assignment,misc]
+        connection._on_frame(Kind.BEGIN, 7, Begin("/a/method", "", (), {}, None).pack())
+        connection._on_frame(Kind.LEFT, 7, b"")
+        await eventually(lambda: connection.open_count == 0)
+    assert sent == [(Kind.STATUS, 7)]
 
 
 @pytest.fixture

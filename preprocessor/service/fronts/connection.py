@@ -94,16 +94,21 @@ class FrontConnection:
             self.send(Kind.STATUS, call_id, status.pack())
             return
         context = RelayedContext(self, call_id, begin, handler.response_serializer, self._idle_seconds)
-        task = asyncio.create_task(self._run(call_id, context, handler.stream_stream))
+        task = asyncio.create_task(self._run(context, handler.stream_stream))
         self._calls[call_id] = context, task
+        # Not in the task: one that is cancelled before its first step runs none of its code.
+        task.add_done_callback(lambda _: self._end(call_id))
 
-    async def _run(self, call_id: int, context: RelayedContext, behaviour: Any) -> None:
+    def _end(self, call_id: int) -> None:
+        context, task = self._calls.pop(call_id)
+        if task.cancelled():
+            context.set_code(grpc.StatusCode.CANCELLED)
+        self.send(Kind.STATUS, call_id, context.status.pack())
+
+    async def _run(self, context: RelayedContext, behaviour: Any) -> None:
         try:
             async for message in behaviour(None, context):
                 await context.write(message)
-        except asyncio.CancelledError:
-            context.set_code(grpc.StatusCode.CANCELLED)
-            raise
         except grpc.aio.AbortError:
             pass  # the context knows the status
         except Exception as error:
@@ -112,9 +117,6 @@ class FrontConnection:
             context.set_code(grpc.StatusCode.UNKNOWN)
             context.set_details(f"Unexpected {type(error)}")
             forget_frames(error)
-        finally:
-            self.send(Kind.STATUS, call_id, context.status.pack())
-            del self._calls[call_id]
 
     # -- rows ----------------------------------------------------------------------------------------------------------
 

@@ -108,16 +108,16 @@ def running_engine(checkpoint: Path, *, shares_memory: bool = False) -> Iterator
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
-    def run(step: Coroutine[Any, Any, None]) -> None:
+    def run(step: Coroutine[Any, Any, object]) -> None:
         asyncio.run_coroutine_threadsafe(step, loop).result()
 
     engine = StandInEngine(checkpoint, shares_memory=shares_memory)
     try:
-        run(engine.start())
+        run(engine.__aenter__())
         try:
             yield engine
         finally:
-            run(engine.stop())
+            run(engine.__aexit__(None, None, None))
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import psutil
 
-from deploy.child_process import ServerProcess, SetupError, free_ports
+from deploy.child_process import ServerProcess, SetupError, held_ports
 from preprocessor.models.family import Model
 from tests.bench.contest import CannotDo, Runner, Sample
 from tests.bench.peers.engine import StandInEngine
@@ -120,9 +120,11 @@ def service_before(
     engine: StandInEngine, checkpoint: Path, under: Sequence[str], name: str = "ours → engine"
 ) -> Iterator[HttpSystem]:
     """Our service in front of the engine, asked as OpenAI's clients do."""
-    (port,) = free_ports(1)
     options = ("--model", str(checkpoint), "--engine", f"vllm://{engine.address}")
-    with WatchedServer(*OPTIONS, *options, "--openai-address", f"127.0.0.1:{port}", under=under) as server:
+    with (
+        held_ports(1) as (port,),
+        WatchedServer(*OPTIONS, *options, "--openai-address", f"127.0.0.1:{port}", under=under) as server,
+    ):
         yield HttpSystem(name, port, CHAT, server.cpu_seconds, partial(_newest, engine), _unnamed)
 
 
@@ -136,14 +138,14 @@ def smg_before(
     transport: str = "inline",
 ) -> Iterator[HttpSystem]:
     """SMG in front of the engine."""
-    port, metrics_port = free_ports(2)
-    command = [str(SMG), "launch", "--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(metrics_port)]
     options = ["--worker-urls", f"grpc://{engine.address}", "--model-path", str(checkpoint), "--log-level", "warn"]
     options += ["--mm-per-request-image-limit", "32", "--multimodal-tensor-transport", transport]
-    log = f"smg-{transport}"
-    with running_server(log, [*under, *command, *options], {}, port, "/readiness", folder) as cpu_seconds:
-        body = partial(Workload.chat_body, fps_beside_url=True)
-        yield HttpSystem(name, port, CHAT, cpu_seconds, partial(_newest, engine), body)
+    with held_ports(2) as (port, metrics_port):
+        ports = ["--port", str(port), "--prometheus-port", str(metrics_port)]
+        command = [*under, str(SMG), "launch", "--host", "127.0.0.1", *ports, *options]
+        with running_server(f"smg-{transport}", command, {}, port, "/readiness", folder) as cpu_seconds:
+            body = partial(Workload.chat_body, fps_beside_url=True)
+            yield HttpSystem(name, port, CHAT, cpu_seconds, partial(_newest, engine), body)
 
 
 def on_core(core: int) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deploy.child_process import SetupError, ending_with_this_process, free_ports
+from deploy.child_process import SetupError, ending_with_this_process, held_ports
 from deploy.vllm.local_server import INSTALLED
 from tests.bench.contest import CannotDo, Runner, Sample
 from tests.bench.peers.made import Made, read_arrays
@@ -99,15 +99,15 @@ class RendererProcess:
 @contextmanager
 def render_server(checkpoint: Path, folder: Path, under: Sequence[str], child: RendererProcess) -> Iterator[HttpSystem]:
     """`vllm launch render`; what it answers is decoded by the child, after it is timed."""
-    (port,) = free_ports(1)
-    command = [str(INSTALLED), "launch", "render", str(checkpoint), "--host", "127.0.0.1", "--port", str(port)]
-    options = ["--served-model-name", SERVED_NAME, "--trust-request-mm-kwargs", "--disable-uvicorn-access-log"]
-    answer, output = folder / "answer.json", folder / "answer.npz"
+    with held_ports(1) as (port,):
+        command = [str(INSTALLED), "launch", "render", str(checkpoint), "--host", "127.0.0.1", "--port", str(port)]
+        options = ["--served-model-name", SERVED_NAME, "--trust-request-mm-kwargs", "--disable-uvicorn-access-log"]
+        answer, output = folder / "answer.json", folder / "answer.npz"
 
-    def read(data: bytes) -> Made:
-        answer.write_bytes(data)
-        child.ask(read=answer, write=output)
-        return read_arrays(output)
+        def read(data: bytes) -> Made:
+            answer.write_bytes(data)
+            child.ask(read=answer, write=output)
+            return read_arrays(output)
 
-    with running_server("vllm", [*under, *command, *options], _ENVIRONMENT, port, "/health", folder) as cpu_seconds:
-        yield HttpSystem("vLLM, render server", port, f"{CHAT}/render", cpu_seconds, read)
+        with running_server("vllm", [*under, *command, *options], _ENVIRONMENT, port, "/health", folder) as cpu_seconds:
+            yield HttpSystem("vLLM, render server", port, f"{CHAT}/render", cpu_seconds, read)

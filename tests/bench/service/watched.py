@@ -187,7 +187,7 @@ class WatchedServer:
         return temporary | {path for path in _shared_files() - self._shared_before if not _is_mapped(path, own)}
 
     def _samples(self) -> list[Sample]:
-        with urllib.request.urlopen(f"http://{self.http_address}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{self.http_address}/metrics", timeout=START_SECONDS) as answer:
             text = answer.read().decode()
         return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
@@ -74,11 +75,16 @@ class Asked:
 
     tensors: Mapping[str, Array]
     token_ids: list[int] = field(default_factory=list)
-    is_released: bool = False
+    released_at_seconds: float = 0.0
+    """On `time.monotonic`'s clock; 0 until then."""
+
+    @property
+    def is_released(self) -> bool:
+        return self.released_at_seconds > 0
 
     def released(self) -> None:
         assert not self.is_released
-        self.is_released = True
+        self.released_at_seconds = time.monotonic()
 
     async def of(self, engine: EngineClient) -> list[int]:
         request = EngineRequest("r", self.tensors, on_released=self.released)

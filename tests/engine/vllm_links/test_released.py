@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import grpc
 import pytest
@@ -19,6 +20,8 @@ from preprocessor.models.family import Model
 from tests.engine.vllm_links.conftest import IMAGE, VIDEO, Asked, inside, links_of, tensors_of
 from tests.engine.vllm_stand_in import StandIn
 from tests.waiting import eventually
+
+A_WHILE_SECONDS = 0.5
 
 
 async def test_memory_is_free_as_soon_as_it_is_read_though_the_prompt_waits(
@@ -64,19 +67,21 @@ async def test_a_reader_that_keeps_its_files_has_read_when_it_replies(
 async def test_a_prompt_that_is_left_while_it_is_read_keeps_its_memory_a_while(
     engine: VllmEngine, server: StandIn, region: OwnedRegion, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(links, "UNCERTAIN_SECONDS", 0.5)
+    monkeypatch.setattr(links, "UNCERTAIN_SECONDS", A_WHILE_SECONDS)
     server.may_read.clear()
     tensors = inside(region, tensors_of(model, VIDEO))
     asked = Asked(tensors)
     asking = asyncio.create_task(asked.of(engine))
     await eventually(server.opened.is_set)
+    left_at_seconds = time.monotonic()
     asking.cancel()
     await asyncio.wait([asking])
-    assert (asked.is_released, links_of(region)) == (False, [])
+    assert links_of(region) == []
     server.may_read.set()
     await eventually(lambda: bool(server.read))
     assert server.read == [tensors["pixel_patches"].tobytes()]
     await eventually(lambda: asked.is_released)
+    assert asked.released_at_seconds >= left_at_seconds + A_WHILE_SECONDS
 
 
 async def test_a_prompt_that_is_left_after_it_was_read_keeps_nothing(
@@ -105,13 +110,15 @@ async def test_a_prompt_that_is_refused_keeps_nothing(
 async def test_a_prompt_whose_server_breaks_keeps_its_memory_a_while_and_no_link(
     engine: VllmEngine, server: StandIn, region: OwnedRegion, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(links, "UNCERTAIN_SECONDS", 0.2)
+    monkeypatch.setattr(links, "UNCERTAIN_SECONDS", A_WHILE_SECONDS)
     server.refusal = (grpc.StatusCode.INTERNAL, "out of luck")
     asked = Asked(inside(region, tensors_of(model, VIDEO)))
+    asked_at_seconds = time.monotonic()
     with pytest.raises(EngineFailed):
         await asked.of(engine)
-    assert (asked.is_released, links_of(region)) == (False, [])
+    assert links_of(region) == []
     await eventually(lambda: asked.is_released)
+    assert asked.released_at_seconds >= asked_at_seconds + A_WHILE_SECONDS
 
 
 async def test_a_prompt_that_is_malformed_leaves_no_link(

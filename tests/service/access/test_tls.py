@@ -28,7 +28,7 @@ from tests.service.access.conftest import (
     towards_service,
     with_tls,
 )
-from tests.service.conftest import serving
+from tests.service.conftest import ONE_CALL, serving
 from tests.waiting import PATIENCE_SECONDS
 
 # -- TLS ---------------------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ async def test_a_certificate_that_cannot_be_used_is_refused_at_start(
 async def test_a_certificate_s_owner_has_a_quota_of_his_own(
     model: Model, authority: Authority, service_files: Signed, alternative: str
 ) -> None:
-    access = with_tls(service_files, tls_client_root=str(authority.certificate), max_calls_per_second=0.1)
+    access = with_tls(service_files, tls_client_root=str(authority.certificate), max_calls_per_second=ONE_CALL)
     async with serving(model, access=access) as caller:
         gateway = towards_service(authority, authority.sign(GATEWAY, alternative))
         assert (await ask(caller, gateway)).header.token_count > 0

@@ -17,11 +17,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from preprocessor.client import CallFailed
 from preprocessor.config import AccessSettings, SettingError
 from preprocessor.models.family import Model
-from preprocessor.service import tokens
+from preprocessor.service import quotas, tokens
 from preprocessor.v1 import preprocessor_pb2 as pb
 from tests.media import photo
 from tests.service.access.conftest import EXHAUSTED, OTHER_TOKEN, TOKEN, UNAUTHENTICATED, bearer, model_of
-from tests.service.conftest import Caller, chat, image, serving
+from tests.service.conftest import ONE_CALL, Caller, chat, image, serving
 from tests.service.refusals import refusal_of
 
 # -- tokens ------------------------------------------------------------------------------------------------------------
@@ -140,19 +140,22 @@ async def metered(model: Model, token_file: Path, **quota: float | str) -> Async
         yield caller
 
 
-async def test_calls_per_second_are_limited_by_caller(model: Model, token_file: Path) -> None:
-    async with metered(model, token_file, max_calls_per_second=0.3) as caller:
+async def test_calls_per_second_are_limited_by_caller(
+    model: Model, token_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quotas, "BURST_SECONDS", 3 / ONE_CALL)
+    async with metered(model, token_file, max_calls_per_second=ONE_CALL) as caller:
         for _ in range(3):
             await model_of(caller, TOKEN)
         found = await refusal_of(model_of(caller, TOKEN))
         assert (found.code, found.reason) == (EXHAUSTED, "CALL_RATE_EXCEEDED")
         assert found.retry_after_seconds is not None
-        assert 0 < found.retry_after_seconds <= 1 / 0.3
+        assert 0 < found.retry_after_seconds <= 1 / ONE_CALL
         await model_of(caller, OTHER_TOKEN)
 
 
 async def test_callers_are_identified_by_a_proxy_s_metadata_or_else_by_address(model: Model) -> None:
-    access = AccessSettings(caller_metadata="x-caller", max_calls_per_second=0.1)
+    access = AccessSettings(caller_metadata="x-caller", max_calls_per_second=ONE_CALL)
     async with serving(model, access=access) as caller:
 
         async def asking(*said: tuple[str, str]) -> grpc.StatusCode:
@@ -166,7 +169,7 @@ async def test_callers_are_identified_by_a_proxy_s_metadata_or_else_by_address(m
 
 
 async def test_a_token_has_priority_over_a_proxy_s_metadata(model: Model, token_file: Path) -> None:
-    async with metered(model, token_file, caller_metadata="x-caller", max_calls_per_second=0.1) as caller:
+    async with metered(model, token_file, caller_metadata="x-caller", max_calls_per_second=ONE_CALL) as caller:
         await model_of(caller, TOKEN)
         call = caller.stub.GetModel(pb.GetModelRequest(), metadata=(*bearer(TOKEN), ("x-caller", "b")), timeout=60)
         assert await call.code() == EXHAUSTED

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from engine_client.shm import DIRECTORY
+from engine_client import shm
 from preprocessor import pipeline
 from preprocessor.client import CallFailed, PrepareResult, Prompt, RowsRegion
 from preprocessor.config import AccessSettings
@@ -21,6 +21,7 @@ from preprocessor.service.reading import read_spec
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.wire.regions import NAME_PREFIX
 from tests.media import moving_shapes_clip, photo
+from tests.regions import own_regions  # noqa: F401  # a fixture
 from tests.service.conftest import Caller, serving
 from tests.waiting import PATIENCE_SECONDS
 
@@ -46,7 +47,7 @@ def nothing_left() -> Iterator[None]:
 
 
 def names() -> set[str]:
-    return {path.name for path in DIRECTORY.glob(NAME_PREFIX[1:] + "*")}
+    return {path.name for path in shm.DIRECTORY.glob(NAME_PREFIX[1:] + "*")}
 
 
 def opened() -> list[str]:
@@ -83,4 +84,4 @@ def assert_right(model: Model, spec: pb.PrepareSpec, tensors: Mapping[str, np.nd
 
 
 def path_of(message: pb.RowsRegion) -> Path:
-    return DIRECTORY / message.name[1:]
+    return shm.DIRECTORY / message.name[1:]

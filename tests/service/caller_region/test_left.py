@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine_client.shm import DIRECTORY, OwnedRegion, remove_abandoned_regions
+from engine_client.shm import OwnedRegion, remove_abandoned_regions
 from preprocessor.client import RowsRegion
 from preprocessor.service.caller_region import open_region
 from preprocessor.types.timing import Timings
@@ -65,6 +65,8 @@ async def test_rows_are_held_until_the_thread_that_copies_them_has_stopped(allow
 
 KILLED = """
 import sys
+from pathlib import Path
+from engine_client import shm
 from preprocessor.client import Client, Credentials, Prompt, RowsRegion
 from preprocessor.v1 import preprocessor_pb2 as pb
 
@@ -72,17 +74,20 @@ def wait(received, total):
     print("rows", flush=True)
     sys.stdin.read()
 
+shm.DIRECTORY = Path(sys.argv[3])
 spec = pb.PrepareSpec.FromString(sys.stdin.buffer.read(int(sys.argv[2])))
 with RowsRegion.create(16 << 20) as region, Client(sys.argv[1], Credentials(insecure=True)) as client:
     client.prepare(Prompt(spec), progress=wait, shared_memory=region)
 """
 
 
-async def test_what_a_killed_caller_leaves_is_removed_by_the_next_start_of_a_service(allowing: Caller) -> None:
+async def test_what_a_killed_caller_leaves_is_removed_by_the_next_start_of_a_service(
+    allowing: Caller, own_regions: Path
+) -> None:
     spec = chat(video("clip", CLIP)).SerializeToString()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-c", KILLED, allowing.server.address, str(len(spec))),
+        *("-c", KILLED, allowing.server.address, str(len(spec)), own_regions),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -100,10 +105,12 @@ async def test_what_a_killed_caller_leaves_is_removed_by_the_next_start_of_a_ser
         assert names() == {in_use.message().name[1:]}
 
 
-def test_a_region_that_another_user_s_directory_keeps_is_left_to_that_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_region_that_another_user_s_directory_keeps_is_left_to_that_user(
+    monkeypatch: pytest.MonkeyPatch, own_regions: Path
+) -> None:
     """In a sticky directory others may lock the file, and only its owner may remove it."""
     region = OwnedRegion.create(4096, prefix=NAME_PREFIX)
-    path = DIRECTORY / region.key[1:]
+    path = own_regions / region.key[1:]
     assert region._descriptor is not None
     os.close(region._descriptor)  # its owner is gone
     region._descriptor = None

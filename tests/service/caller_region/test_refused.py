@@ -14,7 +14,6 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from engine_client.shm import DIRECTORY
 from preprocessor.client import RowsRegion
 from preprocessor.models.family import Model
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -39,7 +38,7 @@ def linked(message: pb.RowsRegion) -> list[Path]:
 
 
 def with_two_names(message: pb.RowsRegion) -> list[Path]:
-    other = DIRECTORY / (NAME_PREFIX[1:] + "second")
+    other = path_of(message).with_name(NAME_PREFIX[1:] + "second")
     other.hardlink_to(path_of(message))
     return [other]
 
@@ -93,6 +92,7 @@ REFUSED: dict[str, tuple[Callable[[pb.RowsRegion], list[Path]], str, str]] = {
 
 
 @pytest.mark.parametrize("why", REFUSED)
+@pytest.mark.usefixtures("own_regions")
 async def test_what_the_caller_could_not_write_itself_is_refused(allowing: Caller, why: str) -> None:
     apply, reason, field = REFUSED[why]
     with RowsRegion.create(MIB) as region:
@@ -124,22 +124,24 @@ async def test_another_user_s_region_is_taken_if_the_service_can_open_it(
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_region_that_the_kernel_does_not_let_the_service_s_user_open_is_refused() -> None:
+def test_a_region_that_the_kernel_does_not_let_the_service_s_user_open_is_refused(own_regions: Path) -> None:
     code = """
 import os, sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from preprocessor.errors import InvalidRequest
-from preprocessor.service.caller_region import open_region
+from preprocessor.service import caller_region
 from preprocessor.v1 import preprocessor_pb2 as pb
+caller_region.DIRECTORY = Path(sys.argv[1])
 os.setuid(1234)
 try:
-    open_region(pb.RowsRegion.FromString(sys.stdin.buffer.read()), ThreadPoolExecutor(1), None, is_allowed=True)
+    caller_region.open_region(pb.RowsRegion.FromString(sys.stdin.buffer.read()), ThreadPoolExecutor(1), None, is_allowed=True)
 except InvalidRequest as error:
     print(error.reason)
 """
     with RowsRegion.create(MIB) as region:
         done = subprocess.run(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", code, own_regions],
             input=region.message().SerializeToString(),
             capture_output=True,
             timeout=PATIENCE_SECONDS,

@@ -137,8 +137,8 @@ class Upload:
                 self.resources.note_arrival()
 
     async def made(self, row_count: int = 1) -> None:
-        """Wait until so many rows are made early."""
-        await eventually(lambda: self.early.row_count >= row_count)
+        """Wait until so many rows are made early, and all others that can be made of what has arrived."""
+        await eventually(lambda: self.early.row_count >= row_count and self.early._task is None)
 
     async def finish(self) -> npt.NDArray[Any]:
         """Let all of it arrive; returns a copy of the pixels."""
