@@ -11,13 +11,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.models import registry
 from preprocessor.models.family import Model
-from preprocessor.text.tokenizer import TokenTable, build_tokenizer
 from tests.fork_servers import close_fork_servers
-from tests.loading import load_family_model
+from tests.loading import build_once, load_family_model
 
 # Of every service that a test starts, whatever the machine has: `make test-fronts` runs those of `tests/service` through fronts.
 os.environ.setdefault("PREPROCESSOR_FRONTS", "1")
@@ -86,14 +84,7 @@ async def end_fork_servers() -> AsyncIterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def tokenizers_built_once() -> Iterator[None]:
-    """A built-in's tokenizer takes a second or two, and nothing changes one: whichever test loads it next gets the same."""
-    built: dict[str, TokenizersBackend] = {}
-
-    def build_once(table: TokenTable) -> TokenizersBackend:
-        if repr(table) not in built:
-            built[repr(table)] = build_tokenizer(table)
-        return built[repr(table)]
-
+    """Of every built-in that a test loads: see there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "build_tokenizer", build_once)
         yield
