@@ -106,14 +106,15 @@ def _load() -> None:
 
 def _serve_starts(control: socket.socket) -> int:
     """Fork for every message; returns in each fork once its service has ended, and here when nobody is left to ask."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # which leaves nothing of those that end
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, _MAX_MESSAGE_BYTES, 2)
         if not message:
             return 0
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
         if os.fork() == 0:
             control.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             return _run(*pickle.loads(message), *descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
