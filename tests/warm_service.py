@@ -42,7 +42,7 @@ class WarmProcess:
         ours, theirs = os.pipe()
         message = pickle.dumps((list(arguments), dict(environment)))
         try:
-            socket.send_fds(_program(), [message], [error_descriptor, theirs])
+            socket.send_fds(_program()[0], [message], [error_descriptor, theirs])
         finally:
             os.close(theirs)
         self._said = os.fdopen(ours, "rb", buffering=0)
@@ -75,18 +75,18 @@ class WarmProcess:
 
 
 @functools.cache
-def _program() -> socket.socket:
-    """The socket to the program, which ends when this process does."""
+def _program() -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """The program and the socket to it, with which it ends."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        subprocess.Popen(
+        program = subprocess.Popen(
             [sys.executable, "-m", "tests.warm_service", str(theirs.fileno())],
             cwd=Path(__file__).parents[1],
             env={**os.environ, **SINGLE_THREADED},
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
         )
-    return ours
+    return ours, program
 
 
 def _load() -> None:
