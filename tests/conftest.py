@@ -23,7 +23,6 @@ os.environ.setdefault("PREPROCESSOR_FRONTS", "1")
 TESTS = Path(__file__).parent
 PARTS = {
     "triton": ("engine",),
-    "pipeline": ("unit", "golden", "parity"),
     "replicas": (
         "deploy",
         "monitoring",
@@ -31,10 +30,13 @@ PARTS = {
         "service/caller_region",
         "service/test_[a-e]",
         "service/test_fa",
+        "unit/workers",
     ),
+    "pipeline": ("unit", "golden", "parity"),
     "service": (),  # and everything else
 }
-"""Which tests run together in one process where `make test` starts four: beginnings of paths, below this folder.
+"""Which tests run together in one process where `make test` starts four: beginnings of paths, below this folder. The first that
+fits counts.
 
 The parts take about the same time, and are always the same: what ran before a test does not depend on how fast anything was.
 """
