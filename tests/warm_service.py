@@ -46,7 +46,9 @@ class WarmProcess:
         finally:
             os.close(theirs)
         self._said = os.fdopen(ours, "rb", buffering=0)
-        self.pid = int(self._said.readline())
+        first = self._said.readline()
+        assert first, "what forks services has ended, and has said why on standard error"
+        self.pid = int(first)
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
