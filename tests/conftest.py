@@ -11,13 +11,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.models import registry
 from preprocessor.models.family import Model
-from preprocessor.text.tokenizer import TokenTable, build_tokenizer
 from tests.fork_servers import close_fork_servers
-from tests.loading import load_family_model
+from tests.loading import build_once, load_family_model
 
 # Of every service that a test starts, whatever the machine has: `make test-fronts` runs those of `tests/service` through fronts.
 os.environ.setdefault("PREPROCESSOR_FRONTS", "1")
@@ -25,7 +23,6 @@ os.environ.setdefault("PREPROCESSOR_FRONTS", "1")
 TESTS = Path(__file__).parent
 PARTS = {
     "triton": ("engine",),
-    "pipeline": ("unit", "golden", "parity"),
     "replicas": (
         "deploy",
         "monitoring",
@@ -33,10 +30,13 @@ PARTS = {
         "service/caller_region",
         "service/test_[a-e]",
         "service/test_fa",
+        "unit/workers",
     ),
+    "pipeline": ("unit", "golden", "parity"),
     "service": (),  # and everything else
 }
-"""Which tests run together in one process where `make test` starts four: beginnings of paths, below this folder.
+"""Which tests run together in one process where `make test` starts four: beginnings of paths, below this folder. The first that
+fits counts.
 
 The parts take about the same time, and are always the same: what ran before a test does not depend on how fast anything was.
 """
@@ -86,14 +86,7 @@ async def end_fork_servers() -> AsyncIterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def tokenizers_built_once() -> Iterator[None]:
-    """A built-in's tokenizer takes a second or two, and nothing changes one: whichever test loads it next gets the same."""
-    built: dict[str, TokenizersBackend] = {}
-
-    def build_once(table: TokenTable) -> TokenizersBackend:
-        if repr(table) not in built:
-            built[repr(table)] = build_tokenizer(table)
-        return built[repr(table)]
-
+    """Of every built-in that a test loads: see there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "build_tokenizer", build_once)
         yield

@@ -10,9 +10,13 @@ import os
 from preprocessor.cli.reference import effective
 from preprocessor.cli.sources import load_settings
 from preprocessor.cli.video_markers import ask_for_video_markers
-from preprocessor.config import SettingError, require_memory
+from preprocessor.config import ServeSettings, SettingError, require_memory
+from preprocessor.config.credentials import read_server_files
 from preprocessor.config.machine import SINGLE_THREADED, available_memory_bytes
+from preprocessor.models.names import find_here
+from preprocessor.service.addresses import check_addresses
 from preprocessor.service.logs import configure
+from preprocessor.service.tokens import CallerTokens
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +31,7 @@ def run(options: argparse.Namespace) -> int:
         require_memory(settings.memory_budget_bytes, available_memory_bytes(), settings.more_bytes)
         if settings.isolation == "required":
             _require_isolation()
+        _check_at_once(settings)
     configure(settings.log_level, settings.log_format)
     # From here on seconds of torch, after a wrong option has been refused at once. What sets up its threads when it is
     # imported must find one wanted: work runs in processes, and a process with threads cannot be forked.
@@ -50,6 +55,21 @@ def run(options: argparse.Namespace) -> int:
     with loaded.given.spelling():
         run_loop(serve(settings, model, fork_server))
     return 0
+
+
+def _check_at_once(settings: ServeSettings) -> None:
+    """Look for whatever the service would find wrong of its settings after seconds of loading.
+
+    Raises:
+        SettingError: An address cannot be listened on, or a file of certificates, keys or tokens cannot be used.
+        ModelNotFound: The model is a path of this machine, and nothing is there.
+    """
+    find_here(settings.model)
+    check_addresses(settings)
+    if settings.access.tls_certificate:
+        read_server_files(settings.access)
+    if settings.access.token_file:
+        CallerTokens(settings.access.token_file)
 
 
 def _require_isolation() -> None:

@@ -8,7 +8,19 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
-from preprocessor.config import SettingError
+from preprocessor.config import AccessSettings, SettingError
+
+
+def read_server_files(access: AccessSettings) -> tuple[bytes, bytes, bytes | None]:
+    """Certificate, private key, and the CA certificates for callers, if any, of a service with TLS.
+
+    Raises:
+        SettingError: A file cannot be used.
+    """
+    certificate = read_certificates("--tls-certificate", access.tls_certificate)
+    key = read_key("--tls-key", access.tls_key, access.tls_certificate)
+    root = access.tls_client_root
+    return certificate, key, read_certificates("--tls-client-root", root) if root else None
 
 
 def read_certificates(option: str, path: str) -> bytes:

@@ -46,6 +46,7 @@ from preprocessor.models.family import Configuration, Family, Model
 from preprocessor.models.generic import load_generic
 from preprocessor.models.generic.torchvision import settle_torchvision
 from preprocessor.models.loaded import LoadedModel
+from preprocessor.models.names import BUILTIN, find_here, kinds_of_names
 from preprocessor.models.versions import library_versions
 from preprocessor.models.video_markers import choose_video_markers
 from preprocessor.models.with_sound import WithSound
@@ -81,12 +82,7 @@ FAMILIES: tuple[Family, ...] = (
 _TOKENS_PER_SECOND = 4
 # Model types whose configuration imports torchvision. transformers 5.23, utils/type_validators.py.
 _IMPORT_TORCHVISION = frozenset({"gemma4"})
-_BUILTIN = Path(__file__).parent / "builtin"
 _HUB_FILES = ["additional_chat_templates/*", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.ttf"]
-
-
-def builtin_names() -> list[str]:
-    return sorted(path.name for path in _BUILTIN.iterdir() if path.is_dir())
 
 
 def load_model(name: str, video_markers: str = "auto", preparation: str = "auto") -> LoadedModel:
@@ -99,7 +95,7 @@ def load_model(name: str, video_markers: str = "auto", preparation: str = "auto"
     Raises:
         ModelNotFound: There is no such model, or one of its files is missing or has an unsupported setting.
     """
-    directory = _BUILTIN / name if name in builtin_names() else _local_directory(name)
+    directory = find_here(name) or _hub_directory(name)
     config = _read_json(directory, "config.json")
     family = _family(directory, config)
     if family is None or preparation == "generic":
@@ -116,7 +112,7 @@ def load_model(name: str, video_markers: str = "auto", preparation: str = "auto"
 def _load_of_family(family: Family, name: str, directory: Path, config: Mapping[str, Any], video_markers: str) -> Model:
     settings = _processor_settings(directory)
     image, video = family.read_pixels(settings["image"], settings["video"], name)
-    if directory.parent == _BUILTIN:
+    if directory.parent == BUILTIN:
         tokenizer = build_tokenizer(TokenTable(**_read_json(directory, "tokens.json")))
         tokenizer_digest = digest_tokenizer(tokenizer, merges_follow_ids=True)  # as ranks do
     else:
@@ -164,16 +160,8 @@ def _load_of_family(family: Family, name: str, directory: Path, config: Mapping[
     )
 
 
-def _local_directory(name: str) -> Path:
-    if Path(name).is_dir():
-        return Path(name)
-    kinds = (
-        f"give a built-in ({', '.join(builtin_names())}), a directory of configuration and tokenizer files, or a hub id"
-    )
-    if Path(name).is_file():
-        raise ModelNotFound(f"{name}: this is a file; {kinds}")
-    if name.startswith(("/", "./", "../", "~")):
-        raise ModelNotFound(f"{name}: there is no such directory; {kinds}")
+def _hub_directory(name: str) -> Path:
+    kinds = kinds_of_names()
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except HFValidationError as error:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
-import socket
 from collections.abc import Sequence
 from typing import Any
 
 import grpc.aio
 
 from preprocessor.config import AccessSettings, SettingError, WireSettings, is_loopback, split_address
+from preprocessor.service.addresses import try_to_listen
 from preprocessor.service.tls import server_credentials
 
 logger = logging.getLogger(__name__)
@@ -52,12 +50,9 @@ def check_address(address: str, access: AccessSettings) -> str:
     Raises:
         SettingError: As `bind`.
     """
-    host, wanted_port = split_address("--address", address)
+    host, _ = split_address("--address", address)
     credentials = server_credentials(access)
-    try:
-        _try_to_bind(host, wanted_port)
-    except OSError as error:
-        raise unusable_address("--address", address, error) from error
+    try_to_listen("--address", address)
     if credentials is None and not is_loopback(host):
         logger.warning(
             "listening on %s without TLS: anyone who can connect can call, and traffic is not encrypted", address
@@ -76,50 +71,6 @@ def add_port(server: grpc.aio.Server, address: str, access: AccessSettings) -> i
         return server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError as error:
         raise SettingError("--address", address, f"an unused address ({error})") from error
-
-
-def unusable_address(option: str, address: str, error: OSError) -> SettingError:
-    """The error for an address that cannot be bound."""
-    if error.errno == errno.EADDRINUSE:
-        return SettingError(
-            option,
-            address,
-            "an unused address: another process listens there, perhaps another instance of this service",
-        )
-    cause = error.strerror if isinstance(error, socket.gaierror) or not error.errno else os.strerror(error.errno)
-    return SettingError(option, address, f"an address of this machine that this user may listen on ({cause})")
-
-
-def _try_to_bind(host: str, port: int) -> None:
-    """Bind and close a socket, because gRPC's own error does not say why an address cannot be bound.
-
-    Raises:
-        OSError: The address cannot be bound.
-    """
-    with bound_socket(host, port) as tried:
-        tried.listen(1)
-
-
-def bound_socket(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
-    """A socket at the first address of a host.
-
-    Args:
-        is_shared: Other processes of this user may bind to the same port.
-    Raises:
-        OSError: The address cannot be bound.
-    """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, kind, protocol, _, place = found[0]
-    bound = socket.socket(family, kind, protocol)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if is_shared:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        bound.bind(place)
-    except OSError:
-        bound.close()
-        raise
-    return bound
 
 
 def _channel_options(wire: WireSettings, *, is_shared: bool = False) -> Sequence[tuple[str, int]]:

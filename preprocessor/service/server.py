@@ -19,7 +19,7 @@ from engine_client import Endpoints, EngineClient
 from preprocessor.config import ServeSettings, SettingError, TraceSettings, split_address
 from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.registry import load_model
-from preprocessor.service import listening
+from preprocessor.service import addresses, listening
 from preprocessor.service.auth_interceptor import AuthInterceptor
 from preprocessor.service.caller_region import COPYING_THREADS
 from preprocessor.service.endpoint_metrics import EndpointMetrics
@@ -211,7 +211,7 @@ class Server:
         try:
             await site.start()
         except OSError as error:
-            raise listening.unusable_address("--http-address", address, error) from error
+            raise addresses.unusable_address("--http-address", address, error) from error
         return f"{host}:{self._http.addresses[0][1]}"
 
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 import grpc
 
 from preprocessor.config import AccessSettings, SettingError
-from preprocessor.config.credentials import read_certificates, read_key, stamp_of
+from preprocessor.config.credentials import read_server_files, stamp_of
 
 logger = logging.getLogger(__name__)
 
@@ -97,14 +97,9 @@ class _Files:
         Raises:
             SettingError: A file cannot be used.
         """
-        settings = self._settings
         self._stamps = self._stamp()
-        certificate = read_certificates("--tls-certificate", settings.tls_certificate)
-        key = read_key("--tls-key", settings.tls_key, settings.tls_certificate)
-        root = settings.tls_client_root
-        return grpc.ssl_server_certificate_configuration(
-            [(key, certificate)], read_certificates("--tls-client-root", root) if root else None
-        )
+        certificate, key, root = read_server_files(self._settings)
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], root)
 
     def read_if_changed(self) -> grpc.ServerCertificateConfiguration | None:
         """Read all files if one has changed; None keeps the last configuration, also if the new files do not match."""

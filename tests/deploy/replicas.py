@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from deploy.child_process import held_ports
 from tests.local_service import SERVING, get_text
 from tests.waiting import eventually
+from tests.warm_service import WarmProcess
 
 _START_SECONDS = 100.0  # three at once, on a machine that does other things too
 
@@ -27,14 +25,14 @@ class Replica:
         self.address, self.http_address = (f"127.0.0.1:{port}" for port in ports)
         self._log = log
         self._options = options
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: WarmProcess | None = None
 
     def launch(self) -> None:
         """Start the process; `listening` waits for it."""
         ports = ("--address", self.address, "--http-address", self.http_address)
-        command = [sys.executable, "-m", "preprocessor", "serve", "--workers", "1", *ports, *self._options]
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, stderr=log)
+            arguments = ("serve", "--workers", "1", *ports, *self._options)
+            self._process = WarmProcess(arguments, os.environ, log.fileno())
 
     async def listening(self) -> None:
         process = self._running()
@@ -91,10 +89,9 @@ class Replica:
 
     def close(self) -> None:
         if self._process is not None and self._process.poll() is None:
-            os.kill(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            self.kill()
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> WarmProcess:
         assert self._process is not None, "the replica was never started"
         return self._process
 

@@ -12,6 +12,7 @@ import pytest
 
 from deploy.triton.local_server import TritonServer
 from engine_client import OwnedRegion, Transport, TritonEngine
+from preprocessor.__main__ import main
 from preprocessor.cli.doctor.engine import check_engines
 from preprocessor.cli.doctor.finding import Finding, Verdict
 from preprocessor.config import EngineSettings
@@ -48,16 +49,22 @@ def regions_held() -> list[str]:
     return [line for line in maps if "/dev/shm/vlm-preprocessor-" in line and not line.endswith("(deleted)")]
 
 
-def doctor(*arguments: str, status: int) -> dict[str, dict[str, str]]:
-    """The findings that the command prints, by name."""
-    command = [sys.executable, "-m", "preprocessor", "doctor", "--json", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
-    assert done.returncode == status, done.stdout + done.stderr
-    return {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+def doctor(capsys: pytest.CaptureFixture[str], *arguments: str, status: int) -> dict[str, dict[str, str]]:
+    """The findings that the command prints, by name; it runs in this process, which has loaded what it looks at."""
+    assert main(["doctor", "--json", *arguments]) == status
+    return by_name(capsys.readouterr().out)
+
+
+def by_name(printed: str) -> dict[str, dict[str, str]]:
+    return {check["name"]: check for check in json.loads(printed)["checks"]}
 
 
 def test_a_deployment_that_fits_has_nothing_to_fix(triton: TritonServer) -> None:
-    checks = doctor("--engine", triton.grpc_address, "--memory-budget", "256MiB", "--workers", "1", status=0)
+    settings = ("--engine", triton.grpc_address, "--memory-budget", "256MiB", "--workers", "1")
+    command = [sys.executable, "-m", "preprocessor", "doctor", "--json", *settings]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    checks = by_name(done.stdout)
     assert {name: check["verdict"] for name, check in checks.items() if check["verdict"] != "ok"} == {}
     assert checks["engine"]["found"].startswith(f"{triton.grpc_address}: ready; triton ")
     assert checks["engine contract"]["found"].endswith("tensors are those of the engine contract")
@@ -65,16 +72,18 @@ def test_a_deployment_that_fits_has_nothing_to_fix(triton: TritonServer) -> None
     assert checks["engine transport"]["found"].endswith("tensors go by shared-memory")
 
 
-def test_an_engine_that_is_not_there_fails_the_deployment() -> None:
-    checks = doctor("--engine", "127.0.0.1:1", "--memory-budget", "256MiB", status=1)
+def test_an_engine_that_is_not_there_fails_the_deployment(capsys: pytest.CaptureFixture[str]) -> None:
+    checks = doctor(capsys, "--engine", "127.0.0.1:1", "--memory-budget", "256MiB", status=1)
     assert checks["engine"]["verdict"] == "failed"
     assert "127.0.0.1:1" in checks["engine"]["found"]
     assert "start it" in checks["engine"]["fix"]
     assert checks["model"]["verdict"] == "ok"
 
 
-def test_a_contradiction_of_settings_fails_and_what_needs_none_is_still_looked_at() -> None:
-    checks = doctor("--engine-tls-key", "mine.key", "--engine", "a:1", status=1)
+def test_a_contradiction_of_settings_fails_and_what_needs_none_is_still_looked_at(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checks = doctor(capsys, "--engine-tls-key", "mine.key", "--engine", "a:1", status=1)
     assert checks["settings"]["found"].startswith(
         "--engine-tls-key: 'mine.key' is not accepted; give --engine-tls-cert"
     )

@@ -36,15 +36,14 @@ def test_a_model_that_does_not_load_is_shown_with_the_log(tmp_path: Path) -> Non
         pass
 
 
-@pytest.mark.parametrize("checkpoint", ["", " "])
 def test_without_a_checkpoint_the_model_does_not_load_and_says_how_to_name_one(
-    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A model's Python has the working directory on its path too: from here it finds `engine_client` only where it must be.
     monkeypatch.chdir(tmp_path)
     with (
         pytest.raises(TritonSetupError, match=r"no checkpoint is set: .* or random-weights for a tiny random model"),
-        TritonServer(["vlm_transformers"], environment={"VLM_CHECKPOINT": checkpoint}),
+        TritonServer(["vlm_transformers"], environment={"VLM_CHECKPOINT": " "}),
     ):
         pass
 

@@ -20,11 +20,12 @@ from tests.bench.service.watched import WatchedServer
 from tests.engine.served import CHECKSUM, PIECES_PROFILE, SCRIPTED_PROFILE, SPEC, checksum, service_before
 from tests.engine.servers import SCRIPTED_REPOSITORY, require_own_shared_memory, serving
 from tests.engine.small_memory import DEFAULT_BYTES, answer, filled, served, shared_memory_of
-from tests.media import moving_shapes_clip
+from tests.media import moving_shapes_clip, repeated_clip
 from tests.service.conftest import chat, video
 from tests.waiting import PATIENCE_SECONDS, eventually
 
-LARGE = chat(video("clip", moving_shapes_clip(), sampling=pb.Sampling(fps=4)), "What moves?")
+CLIP = repeated_clip(moving_shapes_clip(seconds=5), 6)
+LARGE = chat(video("clip", CLIP, sampling=pb.Sampling(fps=4)), "What moves?")
 """53 MB of pixels."""
 
 
@@ -97,7 +98,7 @@ async def test_a_triton_whose_dev_shm_is_full_fails_that_request_and_takes_the_n
     model: Model, tmp_path: Path
 ) -> None:
     profile = SCRIPTED_PROFILE.format(ending=CHECKSUM)
-    large = chat(video("clip", moving_shapes_clip(), sampling=pb.Sampling(fps=8)), "What moves?")  # 74 MB, at once
+    large = chat(video("clip", CLIP, sampling=pb.Sampling(fps=8)), "What moves?")  # 74 MB, at once
     with serving("scripted", SCRIPTED_REPOSITORY, shared_memory_bytes=DEFAULT_BYTES) as triton:
         async with service_before(model, tmp_path, triton, asks="scripted", profile=profile) as caller:
             with pytest.raises(CallFailed, match="shared memory pool") as caught:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +27,7 @@ from preprocessor.models.registry import load_model
 from preprocessor.service.engine_options import declared_video_markers
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
+from tests.bench.service.watched import WatchedServer
 from tests.engine.servers import SCRIPTED_REPOSITORY, serving
 from tests.waiting import PATIENCE_SECONDS
 
@@ -135,19 +133,12 @@ def test_serve_prepares_prompts_as_the_engine_declares(
     declaring: TritonServer, asked: str, markers: pb.VideoMarkers.ValueType
 ) -> None:
     engine = ("--engine", declaring.grpc_address, "--engine-model", "scripted")
-    free = ("--address", "127.0.0.1:0", "--http-address", "127.0.0.1:0", "--workers", "1")
-    command = [sys.executable, "-m", "preprocessor", "serve", *free, *engine, "--video-markers", asked]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    try:
-        address = next(found[1] for line in process.stderr if (found := re.search(r"on grpc (\S+),", line)))
-        with grpc.insecure_channel(address) as channel:
+    with WatchedServer("--workers", "1", *engine, "--video-markers", asked, is_warm=True) as server:
+        with grpc.insecure_channel(server.address) as channel:
             model = pb_grpc.PreprocessorStub(channel).GetModel(pb.GetModelRequest(), timeout=PATIENCE_SECONDS)
-    finally:
-        process.terminate()
-        process.communicate(timeout=PATIENCE_SECONDS)
+        server.process.terminate()
+        assert server.wait() == 0
     assert model.video_markers == markers
-    assert process.returncode == 0
 
 
 async def test_doctor_compares_with_what_the_engine_declares(declaring: TritonServer) -> None:

@@ -14,7 +14,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from preprocessor.models import registry
 from preprocessor.models.family import Model
-from preprocessor.models.registry import builtin_names
+from preprocessor.models.names import builtin_names
 from preprocessor.text.tokenizer import TokenTable, build_tokenizer
 from tests.loading import load_family_model
 from tests.parity.small_models import SMALL_MODELS

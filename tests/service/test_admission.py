@@ -15,13 +15,14 @@ from preprocessor.models.family import Model
 from preprocessor.service.status import status_of
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.workers.task import SHORT_SECONDS, Task
-from tests.media import moving_shapes_clip, photo
+from tests.media import moving_shapes_clip, photo, repeated_clip
 from tests.service.conftest import Caller, chat, image, salted, serving, video
 from tests.waiting import eventually
 
 MIB = 1 << 20
 CLIP = moving_shapes_clip(seconds=4, width=374, height=374)
 LONG_CLIP = moving_shapes_clip(seconds=60, width=160, height=120)
+GROUPED_CLIP = repeated_clip(moving_shapes_clip(seconds=5, width=374, height=374, options=(("g", "30"),)), 8)
 
 
 def is_idle(caller: Caller) -> bool:
@@ -100,8 +101,7 @@ async def test_one_clip_on_an_idle_service_is_cut_into_parts_for_its_workers(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("preprocessor.workers.pool.MOST_THREADS", 1)
-    clip = moving_shapes_clip(seconds=40, width=374, height=374, options=(("g", "30"),))
-    spec = chat(video("clip", clip, sampling=pb.Sampling(fps=8)))
+    spec = chat(video("clip", GROUPED_CLIP, sampling=pb.Sampling(fps=8)))
     async with serving(model, worker_count=2) as caller, serving(model, worker_count=1) as single:
         pool, running = caller.server.pool, set()
         begin = pool._begin
@@ -117,8 +117,8 @@ async def test_one_clip_on_an_idle_service_is_cut_into_parts_for_its_workers(
 
 
 async def test_a_damaged_clip_fails_the_same_way_split_or_whole(model: Model) -> None:
-    clip = moving_shapes_clip(seconds=40, width=374, height=374, options=(("g", "30"),))
-    spoilt = clip[: len(clip) // 3] + bytes(4000) + clip[len(clip) // 3 + 4000 :]
+    third = len(GROUPED_CLIP) // 3
+    spoilt = GROUPED_CLIP[:third] + bytes(4000) + GROUPED_CLIP[third + 4000 :]
     spec = chat(video("clip", spoilt, sampling=pb.Sampling(fps=8)))
     async with serving(model, worker_count=2) as caller, serving(model, worker_count=1) as single:
         failures = []

@@ -73,7 +73,7 @@ def readiness(server: WatchedServer) -> tuple[int, str]:
 
 
 async def test_a_stop_under_load_finishes_what_was_accepted_and_refuses_the_rest() -> None:
-    with WatchedServer("--workers", "1", "--memory-budget", "1GiB", "--drain-seconds", "60") as server:
+    with WatchedServer("--workers", "1", "--memory-budget", "1GiB", "--drain-seconds", "60", is_warm=True) as server:
         async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
             stub = pb_grpc.PreprocessorStub(channel)
             accepted = [stub.Prepare(iter([pb.PrepareRequest(spec=WORK)])) for _ in range(8)]
@@ -106,7 +106,7 @@ async def stop_under_calls() -> Stop:
     """A service that is stopped while 48 callers, on four connections, call continuously."""
     codes: Counter[grpc.StatusCode] = Counter()
     is_over = asyncio.Event()
-    with WatchedServer("--workers", "1", "--drain-seconds", "60") as server:
+    with WatchedServer("--workers", "1", "--drain-seconds", "60", is_warm=True) as server:
 
         async def ask_on(channel: grpc.aio.Channel) -> None:
             while not is_over.is_set():
@@ -149,7 +149,7 @@ def test_a_stop_logs_its_refusals_in_summary_lines(stop_under_calls: Stop) -> No
 
 async def test_a_stop_signal_to_every_process_interrupts_no_task() -> None:
     """As systemd does, and everyone who signals a whole cgroup."""
-    with WatchedServer("--workers", "1", "--memory-budget", "1GiB", "--drain-seconds", "60") as server:
+    with WatchedServer("--workers", "1", "--memory-budget", "1GiB", "--drain-seconds", "60", is_warm=True) as server:
         async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
             accepted = [
                 pb_grpc.PreprocessorStub(channel).Prepare(iter([pb.PrepareRequest(spec=WORK)])) for _ in range(4)
@@ -171,7 +171,7 @@ async def last_kind(call: grpc.aio.StreamStreamCall[pb.PrepareRequest, pb.Prepar
 
 
 async def test_calls_beyond_the_drain_time_end_as_unavailable() -> None:
-    with WatchedServer("--workers", "1", "--drain-seconds", "0.2") as server:
+    with WatchedServer("--workers", "1", "--drain-seconds", "0.2", is_warm=True) as server:
         async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
             uploading = pb_grpc.PreprocessorStub(channel).Prepare()
             await uploading.write(pb.PrepareRequest(spec=chat(image("photo"))))
@@ -183,7 +183,7 @@ async def test_calls_beyond_the_drain_time_end_as_unavailable() -> None:
 
 async def test_the_next_start_removes_the_files_of_a_killed_service() -> None:
     options = ("--workers", "1", "--memory-budget", "64MiB", *SHARED)
-    with WatchedServer(*options) as server:
+    with WatchedServer(*options, is_warm=True) as server:
         await ask(server.address, chat(image("photo", PHOTO)))
         [region] = server.regions()
         tree = server.tree()
@@ -191,7 +191,7 @@ async def test_the_next_start_removes_the_files_of_a_killed_service() -> None:
         server.wait()
         await eventually(lambda: all(map(has_ended, tree)))
         # The file may be gone already: any service that starts on this machine removes it, those of other tests too.
-        with WatchedServer(*options) as following:
+        with WatchedServer(*options, is_warm=True) as following:
             assert not region.exists()
             assert await ask(following.address)
             [own] = following.regions()
@@ -291,7 +291,7 @@ _ALL_TAKEN = 3  # the numbers below are standard input, output and errors
 
 
 async def test_open_calls_survive_a_lack_of_file_descriptors() -> None:
-    with WatchedServer("--workers", "1") as server:
+    with WatchedServer("--workers", "1", is_warm=True) as server:
         async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
             stub = pb_grpc.PreprocessorStub(channel)
             await stub.GetModel(pb.GetModelRequest())

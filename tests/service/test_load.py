@@ -13,11 +13,11 @@ from preprocessor.service.metrics import STAGES, Metrics
 from preprocessor.types.timing import Timings
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.workers.task import Task
-from tests.media import moving_shapes_clip
+from tests.media import moving_shapes_clip, repeated_clip
 from tests.service.conftest import chat, salted, serving, video
 from tests.waiting import eventually
 
-CLIP = moving_shapes_clip(seconds=20, options=(("g", "30"),))
+CLIP = repeated_clip(moving_shapes_clip(seconds=5, options=(("g", "30"),)), 4)
 
 
 def whole(**sampling: object) -> pb.PrepareSpec:

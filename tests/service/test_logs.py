@@ -62,7 +62,7 @@ def test_a_busy_service_logs_no_request_content(tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(f"gateway {TOKEN}\n")
     options = ("--workers", "1", "--log-level", "debug", "--token-file", str(tmp_path / "tokens"))
     verbose = {"GRPC_VERBOSITY": "INFO", "PYTHONASYNCIODEBUG": "1"}
-    with WatchedServer(*options, environment=verbose) as server:
+    with WatchedServer(*options, environment=verbose, is_warm=True) as server:
         # Not grpc.aio: refused while it sends, it may say INTERNAL for whatever the service has answered.
         with grpc.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
             outcomes = [outcome(channel, spec, TOKEN) for spec in secret_specs()]

@@ -160,7 +160,7 @@ async def test_workers_are_replaced_when_the_fork_server_is_lost(
 
 
 async def test_a_killed_service_takes_everything_with_it(asks: tuple[Ask, ...]) -> None:
-    with WatchedServer(*OPTIONS) as server:
+    with WatchedServer(*OPTIONS, is_warm=True) as server:
         traffic_task = asyncio.create_task(drive(server.address, storm(asks, count=40, check_share=1)))
         await eventually(lambda: len(server.workers()) == WORKER_PROCESS_COUNT and is_busy(server))
         tree = server.tree()

@@ -13,7 +13,7 @@ from tests.base_install import absent_modules, run_with_base_install
 
 _COMMAND = "import sys; from preprocessor.__main__ import main; sys.exit(main(sys.argv[1:]))"
 NEEDS_SERVE = [
-    ("serve",),
+    ("serve", "--address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"),
     ("doctor",),
     ("fingerprint", "qwen3-vl"),
     ("plan", "--rps", "1", "--text", "Hi"),

@@ -20,7 +20,8 @@ from preprocessor.config import Limits
 from preprocessor.errors import ModelNotFound
 from preprocessor.models import registry
 from preprocessor.models.family import Model
-from preprocessor.models.registry import builtin_names, load_model
+from preprocessor.models.names import builtin_names
+from preprocessor.models.registry import load_model
 from preprocessor.models.video_markers import VideoMarkers
 from preprocessor.pipeline import plan, prepare
 from preprocessor.types.request import (

@@ -11,7 +11,8 @@ from preprocessor.config.credentials import read_key
 from preprocessor.config.declare import groups_of, options_of
 from preprocessor.errors import PreprocessorError
 from preprocessor.models.loaded import LoadedModel, ModelPath
-from preprocessor.models.registry import builtin_names, load_model
+from preprocessor.models.names import builtin_names
+from preprocessor.models.registry import load_model
 
 
 def check_files(settings: ServeSettings) -> Finding:

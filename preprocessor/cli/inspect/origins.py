@@ -59,7 +59,8 @@ def _texts_of(prepared: PreparedPrompt, tokenizer_name: str) -> tuple[TokenTexts
     """
     header = prepared.result.header
     try:
-        from preprocessor.models.registry import builtin_names, load_model
+        from preprocessor.models.names import builtin_names
+        from preprocessor.models.registry import load_model
     except ModuleNotFoundError:
         return None, ("The tokens' texts are not known: that needs pip install 'vlm-preprocessor[serve]'.",)
     name = tokenizer_name or (header.model if header.model in builtin_names() else "")

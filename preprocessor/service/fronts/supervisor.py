@@ -13,7 +13,7 @@ from typing import Any, cast
 import grpc.aio
 
 from preprocessor.config import ServeSettings
-from preprocessor.service import listening
+from preprocessor.service import addresses, listening
 from preprocessor.service.auth_interceptor import AuthInterceptor
 from preprocessor.service.concurrency import run_concurrently
 from preprocessor.service.fronts.front import Setup
@@ -83,9 +83,9 @@ class Fronts:
         host = listening.check_address(address, self._settings.access)
         written_host, _, wanted_port = address.rpartition(":")
         try:
-            self._port_holder = listening.bound_socket(host, int(wanted_port), is_shared=True)
+            self._port_holder = addresses.bound_socket(host, int(wanted_port), is_shared=True)
         except OSError as error:
-            raise listening.unusable_address("--address", address, error) from error
+            raise addresses.unusable_address("--address", address, error) from error
         port = self._port_holder.getsockname()[1]
         self._address = f"{written_host}:{port}"
         return f"{host}:{port}"

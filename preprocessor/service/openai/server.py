@@ -15,7 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from preprocessor.config import ServeSettings, is_loopback, split_address
 from preprocessor.errors import trace_of
 from preprocessor.models.loaded import LoadedModel
-from preprocessor.service import listening
+from preprocessor.service import addresses
 from preprocessor.service.auth_interceptor import AuthInterceptor
 from preprocessor.service.concurrency import Turns
 from preprocessor.service.openai.context import HttpContext, check_model, run_call
@@ -84,9 +84,9 @@ class OpenAIServer:
         if context is None and not is_loopback(host):
             logger.warning("%s %s is without TLS: anyone who can connect can call", OPTION, address)
         try:
-            bound = listening.bound_socket(host, port)
+            bound = addresses.bound_socket(host, port)
         except OSError as error:
-            raise listening.unusable_address(OPTION, address, error) from error
+            raise addresses.unusable_address(OPTION, address, error) from error
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _WINDOW_BYTES)  # connections inherit it
         self._sockets = await asyncio.get_running_loop().create_server(
             self._accept,

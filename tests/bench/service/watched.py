@@ -25,6 +25,7 @@ from prometheus_client.samples import Sample
 
 from tests.bench.cpus import on_server_cpus
 from tests.local_service import SERVING
+from tests.warm_service import WarmProcess
 
 START_SECONDS = 120.0
 _STOP_SECONDS = 100.0
@@ -38,14 +39,24 @@ class WatchedServer:
         options: Of the command line.
         under: A command that becomes the one that follows it, such as one that gives it a `/dev/shm` of its own.
         environment: Variables beside this process's own.
+        is_warm: It is forked from a process that has loaded what a start loads: see `tests.warm_service`. Not for what is
+            about the start or about memory, nor with `under`.
     Attributes:
         address, http_address: As it says it listens.
         process: The service; the fork server is its child, the workers are the fork server's.
         log: Its last lines.
     """
 
-    def __init__(self, *options: str, under: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *options: str,
+        under: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        is_warm: bool = False,
+    ) -> None:
+        assert not (is_warm and under)
         self._options = options
+        self._is_warm = is_warm
         self._under = tuple(under)
         self._environment = environment or {}
         self.log: deque[str] = deque(maxlen=20_000)
@@ -54,15 +65,21 @@ class WatchedServer:
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="watched-server-")
         self._shared_before = _shared_files()
-        command = [*self._under, sys.executable, "-m", "preprocessor", "serve", "--address", "127.0.0.1:0"]
-        with on_server_cpus():
-            self._popen = subprocess.Popen(
-                [*command, "--http-address", "127.0.0.1:0", "--drain-seconds", "2", *self._options],
-                env={**os.environ, "TMPDIR": self._folder.name, **self._environment},
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+        free = ("--address", "127.0.0.1:0", "--http-address", "127.0.0.1:0", "--drain-seconds", "2")
+        arguments = ["serve", *free, *self._options]
+        environment = {**os.environ, "TMPDIR": self._folder.name, **self._environment}
+        ours, theirs = os.pipe()
+        self._errors = os.fdopen(ours)
+        self._popen: subprocess.Popen[bytes] | WarmProcess
+        try:
+            if self._is_warm:
+                self._popen = WarmProcess(arguments, environment, theirs)
+            else:
+                command = [*self._under, sys.executable, "-m", "preprocessor", *arguments]
+                with on_server_cpus():
+                    self._popen = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=theirs)
+        finally:
+            os.close(theirs)
         self.process = psutil.Process(self._popen.pid)
         self._is_ready = threading.Event()
         self._reader = threading.Thread(target=self._read_log, daemon=True)
@@ -82,6 +99,7 @@ class WatchedServer:
                 process.kill()
         self._popen.wait()
         self._reader.join(_STOP_SECONDS)
+        self._errors.close()
         self._folder.cleanup()
 
     def wait(self) -> int:
@@ -192,8 +210,7 @@ class WatchedServer:
         return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
     def _read_log(self) -> None:
-        assert self._popen.stderr is not None
-        for line in self._popen.stderr:
+        for line in self._errors:
             self.log.append(line)
             if found := SERVING.search(line):
                 self.address, self.http_address = found.groups()

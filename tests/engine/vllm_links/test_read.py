@@ -251,7 +251,7 @@ async def test_the_service_has_its_pixels_read_where_a_worker_wrote_them(model: 
 async def test_what_a_killed_service_left_goes_when_the_next_one_starts(server: StandIn) -> None:
     server.may_read.clear()
     options = ("--engine", f"vllm://{server.address}", "--engine-transport", "shared-memory", "--workers", "1")
-    async with entered(WatchedServer(*options, "--memory-budget", "64MiB")) as service:
+    async with entered(WatchedServer(*options, "--memory-budget", "64MiB", is_warm=True)) as service:
         async with AsyncClient(service.address, retry_seconds=0) as client:
 
             async def ask() -> None:
@@ -269,7 +269,7 @@ async def test_what_a_killed_service_left_goes_when_the_next_one_starts(server: 
             with pytest.raises(CallFailed):
                 await asking
         # They may be gone already: any service that starts on this machine removes them, those of other tests too.
-        async with entered(WatchedServer(*options, "--memory-budget", "64MiB")):
+        async with entered(WatchedServer(*options, "--memory-budget", "64MiB", is_warm=True)):
             assert not region.exists()
             assert not link.exists()
 

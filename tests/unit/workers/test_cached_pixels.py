@@ -35,7 +35,7 @@ from preprocessor.workers.pixel_run import FlightRun, Origin, PixelRun
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.resources import RequestResources
 from preprocessor.workers.upload_buffer import UploadBuffer
-from tests.media import moving_shapes_clip, photo
+from tests.media import moving_shapes_clip, photo, repeated_clip
 from tests.unit.workers.conftest import MIB, open_pool
 from tests.waiting import PATIENCE_SECONDS, eventually
 
@@ -45,7 +45,7 @@ OTHER = Media("other", Modality.IMAGE, photo(240, 320))
 LONG_CLIP = Media(
     "clip",
     Modality.VIDEO,
-    moving_shapes_clip(seconds=40, width=374, height=374, options=(("g", "30"),)),
+    repeated_clip(moving_shapes_clip(seconds=5, width=374, height=374, options=(("g", "30"),)), 8),
     sampling=Sampling(fps=8),
 )
 
