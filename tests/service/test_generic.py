@@ -145,7 +145,7 @@ async def test_the_command_line_lists_the_pixel_forms(
 
 async def test_a_model_of_sound_takes_it_from_any_file(folder: Path) -> None:
     ALL_MAKERS["qwen2_audio"](folder / "qwen2_audio")
-    async with serving(load_model(str(folder / "qwen2_audio")), is_in_process=True) as caller:
+    async with serving(load_model(str(folder / "qwen2_audio"))) as caller:
         sound = pb.Media(key="sound", modality=pb.MODALITY_AUDIO, inline_data=encoded("mp4", "aac", seconds=0.5))
         result = await caller.prepare(chat(sound, "What is heard?"))
     assert "input_features" in result.tensors
@@ -157,7 +157,7 @@ async def test_a_video_and_its_sound_are_sent_once(folder: Path) -> None:
     clip = with_sound(moving_shapes_clip(seconds=1, width=64, height=64), encoded("mp4", "aac"))
     film = pb.Media(key="film", modality=pb.MODALITY_VIDEO, inline_data=clip)
     sound = pb.Media(key="sound", modality=pb.MODALITY_AUDIO, same_file_as="film")
-    async with serving(load_model(str(folder / "gemma4")), is_in_process=True) as caller:
+    async with serving(load_model(str(folder / "gemma4"))) as caller:
         result = await caller.prepare(chat(film, sound, "What is heard?"))
     assert {"pixel_values_videos", "input_features"} <= result.tensors.keys()
     assert result.header.items[1].source.audio.duration_seconds == pytest.approx(1, abs=0.1)
