@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from preprocessor.config import FILE_SHARE
 from preprocessor.workers.chunks import Chunks, allow_descriptors, chunk_bytes
-from preprocessor.workers.mapping import array_at, map_at, write_at
+from preprocessor.workers.mapping import address_of, array_at, map_at, write_at
 
 _THREADS = 4
 
@@ -52,7 +52,7 @@ class Arena:
         self.rows_start = whole_units(size_bytes // FILE_SHARE, self.unit_bytes)
         self._memory = memory or mmap.mmap(descriptor, whole_units(size_bytes, self.unit_bytes))
         self._bytes = memoryview(self._memory)
-        self._base = int(np.frombuffer(self._bytes, np.uint8).ctypes.data)
+        self._base = address_of(self._bytes)
         self.chunks = Chunks(self._base, descriptor, self.unit_bytes, are_copied=self.is_named)
         self._files = self._make_files() if self.is_named else descriptor
         self.threads = ThreadPoolExecutor(_THREADS, "arena")
@@ -97,7 +97,7 @@ class Arena:
         Raises:
             ValueError: It does not lie in this arena.
         """
-        offset = int(np.frombuffer(view, np.uint8).ctypes.data) - self._base if view.nbytes else 0
+        offset = address_of(view) - self._base if view.nbytes else 0
         if not 0 <= offset <= self.size_bytes - view.nbytes:
             raise ValueError(f"a view of {view.nbytes} bytes does not lie in the arena")
         return offset

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import mmap
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,11 @@ _MAP = LIBC.mmap
 _MAP.restype = ctypes.c_void_p
 _MAP.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
 _MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+def address_of(memory: mmap.mmap | memoryview) -> int:
+    """The address of its first byte."""
+    return int(np.frombuffer(memory, np.uint8).ctypes.data)
 
 
 def map_at(address: int, size_bytes: int, protection: int, flags: int, descriptor: int = -1, offset: int = 0) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.workers.chunks import BATCH_COUNT, Windows
-from preprocessor.workers.mapping import LIBC, array_at, map_at
+from preprocessor.workers.mapping import LIBC, address_of, array_at, map_at
 
 _NO_RESERVE = 0x4000  # linux/mman.h: MAP_NORESERVE
 _POPULATE_READ = 22  # linux/mman.h: MADV_POPULATE_READ, since Linux 5.14
@@ -37,7 +37,7 @@ class RowsWindow:
         span_bytes = -(-size_bytes // chunk_bytes) * chunk_bytes
         self._memory = mmap.mmap(-1, span_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
         self._bytes = memoryview(self._memory)
-        self._base = int(np.frombuffer(self._bytes, np.uint8).ctypes.data)
+        self._base = address_of(self._bytes)
         self._mapped: set[int] = set()
         self._unmapped_pages: deque[int] = deque()  # chunks whose pages the process has not mapped yet
         self._unmap(0, span_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -150,6 +151,15 @@ def inodes(descriptors: list[int]) -> list[int]:
     return found
 
 
+def chunk_descriptors() -> int:
+    """How many descriptors of chunks this process has open."""
+    names = []
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            names.append(str(path.readlink()))
+    return sum("preprocessor-rows" in name for name in names)
+
+
 def test_a_task_gets_the_chunks_that_its_caller_s_tasks_have_left_and_nobody_else_s(region: OwnedRegion) -> None:
     arena = arena_in(region, BUDGET_BYTES)
     chunks, unit = arena.chunks, arena.unit_bytes
@@ -163,8 +173,10 @@ def test_a_task_gets_the_chunks_that_its_caller_s_tasks_have_left_and_nobody_els
         chunks.end_task(worker)
         return files
 
+    descriptor_count = chunk_descriptors()
     first = run_task("a", 0, 2)
     assert chunks.spare.size_bytes == 2 * unit
+    assert chunk_descriptors() == descriptor_count + 2, "one each"
     assert set(run_task("a", 7, 2)) == set(first), "wherever they are wanted"
     other = run_task("b", 0, 2)
     assert not set(other) & set(first)
