@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 2.0  # for callers to read the rest of completed responses
 _POLL_SECONDS = 0.05
+_SETTLING_SECONDS = 0.1  # without a call, when callers are held
 _GOAWAY_SECONDS = 1.0  # until every connection has received GOAWAY
 
 
@@ -198,12 +199,22 @@ class Server:
             await self._grpc.stop(grace=self._drain_seconds)
             return
         # gRPC ends a call with CANCELLED if it arrives after the stop and before its caller has received GOAWAY. Callers that
-        # retry at once after a refusal would run into this, so their calls are held until every connection has received GOAWAY.
+        # retry at once after a refusal would run into this, so their calls are held: before the stop until all of them have
+        # arrived, and then until every connection has received GOAWAY.
+        longest_seconds = min(_GOAWAY_SECONDS, max(0.0, self._drain_seconds / 4))
         with self.auth_interceptor.hold_new_calls():
-            await asyncio.sleep(_POLL_SECONDS)
+            await self._no_more_calls(longest_seconds)
             stopping = asyncio.create_task(self._grpc.stop(grace=self._drain_seconds))
-            await asyncio.wait([stopping], timeout=min(_GOAWAY_SECONDS, max(0.0, self._drain_seconds / 4)))
+            await asyncio.wait([stopping], timeout=longest_seconds)
         await stopping
+
+    async def _no_more_calls(self, longest_seconds: float) -> None:
+        """Wait until for a moment no call has arrived that is held, but not longer than that."""
+        deadline_seconds = time.monotonic() + longest_seconds
+        held_count = -1
+        while held_count != self.auth_interceptor.held_count and time.monotonic() < deadline_seconds:
+            held_count = self.auth_interceptor.held_count
+            await asyncio.sleep(_SETTLING_SECONDS)
 
     async def _bind_http(self, address: str) -> str:
         host, port = split_address("--http-address", address)
