@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 
+from preprocessor.workers.chunk_memory import SpareChunks
 from preprocessor.workers.counters import PoolCounters
 from preprocessor.workers.ranges import Lease, Ranges
 from preprocessor.workers.row_cache import RowCache
@@ -26,9 +27,10 @@ class MemoryAdmission:
         reserved_for: The waiting task that memory is reserved for.
     """
 
-    def __init__(self, rows: Ranges, counters: PoolCounters, cache: RowCache) -> None:
+    def __init__(self, rows: Ranges, spare: SpareChunks, counters: PoolCounters, cache: RowCache) -> None:
         self.reserved_for: Task | None = None
         self._rows = rows
+        self._spare = spare
         self._counters = counters
         self._cache = cache
         self._bypassing: list[Task] = []
@@ -68,6 +70,17 @@ class MemoryAdmission:
     def make_room(self, size_bytes: int = 0) -> None:
         """Drop cached rows until so much memory is free, and what running tasks need with it, or until none is left."""
         self._cache.make_room(size_bytes, self._counters.working_bytes + self._rows.leased_bytes)
+
+    def make_room_for_workers(self) -> None:
+        """Give up what only the cache holds, and pages that nothing holds, for tasks that have just started.
+
+        A task was admitted with its memory, but the parts that it was cut into were not.
+        """
+        self.make_room()
+        excess_bytes = self._counters.working_bytes + self._rows.paged_bytes - self._rows.size_bytes
+        self._spare.drop(self._spare.size_bytes + excess_bytes)
+        if excess_bytes > 0:
+            self._rows.drop_free_pages()
 
     def _allowance_bytes(self) -> int:
         """What a bypassing task may take: never more than is free, and never what the waiting task needs."""

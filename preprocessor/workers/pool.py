@@ -117,7 +117,7 @@ class WorkerPool:
         self.known_uuids = KnownUuids(is_on=settings.cache_bytes > 0)
         self.flights: dict[tuple[ItemKey, ...], PixelFlight] = {}
         self.early_works: set[GivesWay] = set()
-        self._memory = MemoryAdmission(self.rows, self.counters, self.cache)
+        self._memory = MemoryAdmission(self.rows, self.arena.chunks.spare, self.counters, self.cache)
         self._idle_trim = IdleTrim(self.counters, self.arena.chunks.spare, self.files, self.rows)
         self._is_closing = False
 
@@ -322,11 +322,7 @@ class WorkerPool:
 
     def _begin(self, task: Task) -> None:
         self._running.begin(task)
-        self._memory.make_room()  # for parts, which were not admitted one by one
-        excess_bytes = self.counters.working_bytes + self.rows.paged_bytes - self.rows.size_bytes
-        self.arena.chunks.spare.drop(self.arena.chunks.spare.size_bytes + excess_bytes)
-        if excess_bytes > 0:
-            self.rows.drop_free_pages()  # retained pages take memory that workers need now
+        self._memory.make_room_for_workers()
 
     def _on_task_end(self, task: Task) -> None:
         """A task has left its worker."""

@@ -289,16 +289,10 @@ async def test_one_of_two_servers_that_dies_under_load_costs_no_caller_who_had_n
         received: list[int] = []
 
         async def ask() -> list[int] | EngineError:
-            token_ids: list[int] = []
-            request = EngineRequest("r", TEXT, SamplingParameters(max_tokens=3))
             try:
-                async with aclosing(endpoints.generate(request)) as steps:
-                    async for step in steps:
-                        token_ids += step.token_ids
-                        received.extend(step.token_ids)
+                return (await answer(endpoints, TEXT, on_tokens=received.extend))[0]
             except EngineError as error:
                 return error
-            return token_ids
 
         asked = []
         for token_ids, count in (((), 10), ((1,), 20)):

@@ -7,7 +7,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,14 +71,21 @@ KINDS: Mapping[str, tuple[Media, ...]] = {
 
 
 async def answer(
-    engine: EngineClient, tensors: Mapping[str, Array], max_tokens: int = TOKEN_COUNT, **sampling: Any
+    engine: EngineClient,
+    tensors: Mapping[str, Array],
+    max_tokens: int = TOKEN_COUNT,
+    *,
+    on_tokens: Callable[[Sequence[int]], object] = lambda token_ids: None,
+    **sampling: Any,
 ) -> tuple[list[int], FinishReason | None]:
+    """The whole answer, and why it ended; `on_tokens` gets the tokens of each step when they come."""
     request = EngineRequest(f"test-{random.getrandbits(64):x}", tensors, SamplingParameters(max_tokens, **sampling))
     token_ids: list[int] = []
     reason = None
     async with aclosing(engine.generate(request, timeout_seconds=PATIENCE_SECONDS)) as steps:
         async for step in steps:
             token_ids += step.token_ids
+            on_tokens(step.token_ids)
             reason = step.finish_reason
     return token_ids, reason
 

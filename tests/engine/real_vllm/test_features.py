@@ -122,9 +122,10 @@ SHAPES = {
 @pytest.mark.parametrize("name", SHAPES)
 async def test_an_answer_is_what_its_constraint_allows(engine: VllmEngine, tiny: Model, name: str) -> None:
     text, shape = SHAPES[name]
+    constraint: dict[str, Any] = {name: text}
     tensors = tensors_of(tiny, (clip(),))
     for seed in range(4):
-        token_ids, reason = await answer(engine, tensors, 200, temperature=1.0, seed=seed, **{name: text})
+        token_ids, reason = await answer(engine, tensors, 200, temperature=1.0, seed=seed, **constraint)
         said = tiny.tokenizer.decode(token_ids, skip_special_tokens=True)
         if reason is FinishReason.STOP:
             assert re.fullmatch(shape, said), said

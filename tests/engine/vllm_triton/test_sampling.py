@@ -66,7 +66,7 @@ async def test_several_answers_come_with_their_index_and_each_with_its_end(engin
 async def test_an_answer_is_what_its_constraint_allows(
     engine: TritonEngine, tiny: Model, stop_token_ids: tuple[int, ...]
 ) -> None:
-    sampling = {"temperature": 1.0, "regex": "(red|blue) [0-9]{3}", "stop_token_ids": stop_token_ids}
+    sampling: dict[str, Any] = {"temperature": 1.0, "regex": "(red|blue) [0-9]{3}", "stop_token_ids": stop_token_ids}
     token_ids, reason = await answer(engine, tensors_of(tiny, (clip(),)), 200, **sampling)
     assert reason is FinishReason.STOP  # whose token is the last
     assert re.fullmatch("(red|blue) [0-9]{3}", tiny.tokenizer.decode(token_ids[:-1]))

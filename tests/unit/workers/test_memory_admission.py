@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from preprocessor.workers.arena import Arena
+from preprocessor.workers.chunk_memory import SpareChunks
 from preprocessor.workers.counters import PoolCounters
 from preprocessor.workers.memory_admission import MAX_BYPASS_SECONDS, MemoryAdmission
 from preprocessor.workers.pool import WorkerPool
@@ -45,7 +46,7 @@ def task(tensor_mib: int, *, working_mib: int = 0, age_seconds: float = 0.0, tim
 
 
 def admission_to(rows: Ranges, cache: RowCache | None = None) -> MemoryAdmission:
-    return MemoryAdmission(rows, PoolCounters(rows, rows), cache or RowCache(rows, 0))
+    return MemoryAdmission(rows, SpareChunks(1), PoolCounters(rows, rows), cache or RowCache(rows, 0))
 
 
 def waited(tensor_mib: int, **more: int) -> Task:
