@@ -91,9 +91,11 @@ async def test_parts_of_one_tensor_that_run_one_after_the_other_keep_what_the_fi
 ) -> None:
     leave_behind(region, lease)
     middle, stop = lease.offset + lease.size_bytes // 3 + 100, lease.offset + lease.size_bytes
-    assert isinstance(await outcome(submit(pool, Fill(lease.offset, middle, 1))), int)
-    assert await outcome(submit(pool, Read(middle, stop, middle))) != 7, "what another caller has left there"
-    assert isinstance(await outcome(submit(pool, Fill(middle, stop, 2))), int)
+    assert isinstance(await outcome(submit(pool, Fill(lease.offset, middle, 1), scope="parts")), int)
+    assert await outcome(submit(pool, Read(middle, stop, middle), scope="parts")) == 0, (
+        "what another caller has left there"
+    )
+    assert isinstance(await outcome(submit(pool, Fill(middle, stop, 2), scope="parts")), int)
     assert seen(region, lease) == {1, 2}
     assert (np.frombuffer(pool.arena.view(lease.offset, middle - lease.offset), np.uint8) == 1).all()
 
