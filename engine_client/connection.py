@@ -31,6 +31,9 @@ _OPTIONS: Sequence[tuple[str, int | str]] = (
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # One that comes back as a new pod has another address under its name, which gRPC would ask for every 30 seconds at most.
     ("grpc.dns_min_time_between_resolutions_ms", 2_000),
+    # Its own connection, and its own pauses. gRPC would share those of other channels to the same address, also of closed ones:
+    # a channel ends only when the last of its calls is freed, and an exception that somebody keeps refers to one.
+    ("grpc.use_local_subchannel_pool", 1),
 )
 
 

@@ -258,6 +258,17 @@ async def test_a_server_killed_in_mid_answer_is_unavailable_and_found_again(
     assert (await answer(engine, TEXT))[0] == [1, 2, 3]
 
 
+async def test_a_new_client_connects_at_once_while_another_pauses_between_its_attempts(server: ScriptedVllm) -> None:
+    await server.stop()
+    async with VllmEngine(server.address) as earlier:
+        with pytest.raises(EngineUnavailable):
+            await earlier.check_ready()
+        await asyncio.sleep(1)  # its pauses are half a second by now
+        await server.start()
+        async with VllmEngine(server.address) as later:
+            assert (await answer(later, TEXT))[0] == [1, 2, 3]
+
+
 async def test_a_context_that_a_restart_made_shorter_is_respected(server: ScriptedVllm, engine: VllmEngine) -> None:
     await answer(engine, TEXT)
     server.script.context_tokens = 3
