@@ -111,12 +111,10 @@ class Finished:
     Attributes:
         outcome: What `Payload.run` returned, or the `PreprocessorError` it raised.
         fault: Any other error that it raised.
-        grown_bytes: Memory that the worker holds now beyond what it was forked with.
     """
 
     outcome: Any
     fault: Fault | None
-    grown_bytes: int
 
     @property
     def is_good(self) -> bool:
@@ -143,7 +141,7 @@ def check_finished(finished: object, payload: Payload) -> None:
     Raises:
         Violation: It is no end of this task.
     """
-    if not isinstance(finished, Finished) or type(finished.grown_bytes) is not int:
+    if not isinstance(finished, Finished):
         raise Violation("message", f"a result of type {type(finished).__name__}")
     if finished.fault is not None:
         if not conforms(finished.fault, Fault):

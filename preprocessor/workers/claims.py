@@ -33,7 +33,7 @@ _MISSING = object()
 _REASON = re.compile(r"[A-Z][A-Z0-9_]{1,63}")
 
 
-VIOLATION_KINDS = ("system_call", "message", "rows", "result")
+VIOLATION_KINDS = ("system_call", "message", "rows", "result", "threads", "cpu_time")
 """Labels of `preprocessor_worker_violations_total`."""
 
 

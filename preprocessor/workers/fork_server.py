@@ -167,6 +167,8 @@ class ForkServer:
         match pickle.loads(data):
             case forking.Ready():
                 self._ready.set_result(None)
+            case forking.Forked(worker_id, process_id):
+                self._workers[worker_id].note_start(process_id)
             case forking.Exited(worker_id, code):
                 self._workers.pop(worker_id).note_exit(code)
 

@@ -8,7 +8,7 @@ There are two ways to start one. `fork_current_process` forks the service itself
 libraries and model too. `main` runs in a fresh interpreter, which imports and loads them again.
 
     service → fork server   `Setup` first, to a fresh one; then `Fork` and `Kill`
-    fork server → service   `Ready`, then `Exited` for every worker
+    fork server → service   `Ready`; then `Forked` and later `Exited` for every worker, or `Exited` alone where it cannot fork
 """
 
 from __future__ import annotations
@@ -65,6 +65,14 @@ class Fork:
 @dataclass(frozen=True, slots=True)
 class Kill:
     worker_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """A worker runs."""
+
+    worker_id: int
+    process_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +215,7 @@ def _take_commands(control: socket.socket, wakeup: socket.socket, alarm: socket.
                     _run_worker(worker, model, command, *descriptors)
                 if process_id > 0:
                     workers[process_id] = command.worker_id
+                    control.send(pickle.dumps(Forked(command.worker_id, process_id)))
                 for descriptor in descriptors:
                     os.close(descriptor)
 

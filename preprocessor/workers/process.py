@@ -35,6 +35,7 @@ from preprocessor.workers.claims import Violation, check_rows
 from preprocessor.workers.descriptors import FULL_SECONDS, send_descriptors
 from preprocessor.workers.stop_flag import StopFlag
 from preprocessor.workers.untrusted import build, parse
+from preprocessor.workers.usage import UsageCheck, read_usage
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class ProcessWorker:
         on_violation: Called with the kind of a violation.
     Attributes:
         task_count: Tasks done.
-        grown_bytes: Memory it held after its last task beyond what it was forked with.
+        grown_bytes: Memory that it held beyond what it was forked with when it was last examined.
         end_reason: Why it ends: "lost" unless its owner says otherwise.
         is_alive: Whether it may be given a task. One that was killed may not, though its last result can come before its end.
     """
@@ -90,6 +91,12 @@ class ProcessWorker:
         self._send_kill = send_kill
         self._on_violation = on_violation
         self._exit_code: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        self._process_id: int | None = None
+        self._usage_check = UsageCheck()
+        self._start_bytes = 0
+        self._mapped_bytes = 0  # of the arena, since its last task began
+        self._cpu_seconds: float | None = None  # of its task
+        self._violation: Violation | None = None
 
     async def connect(self, channel: socket.socket, supply: socket.socket) -> None:
         """Take our ends of its sockets: for messages, and for what comes with them."""
@@ -117,6 +124,7 @@ class ProcessWorker:
             TaskFailed: `Payload.run` failed in a way that no request should be able to cause.
         """
         self._scope = command.scope
+        self._cpu_seconds = command.cpu_seconds
         await region_copy.allocate(self._arena, command.payload.written_bytes)
         self._given.is_running = True
         files: list[memoryview] = []
@@ -132,19 +140,17 @@ class ProcessWorker:
             finished = await self._exchange(command, on_rows_written, lease_result)
         except (asyncio.IncompleteReadError, ConnectionError):
             code = await self._wait_for_exit()
-            raise WorkerDied(code, _system_call if code == -signal.SIGSYS else None) from None
+            raise WorkerDied(code, _system_call if code == -signal.SIGSYS else self._violation) from None
         except Exception as error:  # any: what a process under a stranger's control says may fail in any way
             violation = (
                 error if isinstance(error, Violation) else Violation("message", f"{type(error).__name__}: {error}")
             )
-            self.end_reason = "violation"
-            self._on_violation(violation.kind)
-            self.kill()
+            self._end_for(violation)
             raise WorkerDied(await self._wait_for_exit(), violation) from None
         finally:
+            self._cpu_seconds = None
             self._arena.chunks.end_task(self._given)
         self.task_count += 1
-        self.grown_bytes = finished.grown_bytes
         return finished.result()
 
     async def _exchange(
@@ -212,7 +218,9 @@ class ProcessWorker:
 
     def _give(self, command: Command, *written: range) -> tuple[Windows, list[int]]:
         """See `Chunks.give`."""
-        return self._arena.chunks.give(self._given, command.scope, written, command.payload.read_bytes)
+        given = self._arena.chunks.give(self._given, command.scope, written, command.payload.read_bytes)
+        self._mapped_bytes = len(self._given.chunks) * self._arena.chunks.size_bytes
+        return given
 
     async def _supply_descriptors(self, descriptors: list[int]) -> None:
         """Send descriptors, and close them here."""
@@ -240,6 +248,30 @@ class ProcessWorker:
     def stop(self, task_id: int) -> None:
         """Have the task end at its next checkpoint."""
         self._flag.stop(task_id)
+
+    def note_start(self, process_id: int) -> None:
+        """The process runs."""
+        self._process_id = process_id
+        if (usage := read_usage(process_id)) is not None:
+            self._start_bytes = usage.anonymous_bytes
+
+    def examine(self) -> None:
+        """Learn from the kernel what the process uses, and end it if that is what none of our code would."""
+        if self._process_id is None or not self.is_alive or (usage := read_usage(self._process_id)) is None:
+            return
+        unexplained_bytes = max(0, usage.shared_bytes - self._mapped_bytes)
+        self.grown_bytes = usage.anonymous_bytes + unexplained_bytes - self._start_bytes
+        try:
+            self._usage_check.check(usage, self.task_count, self._cpu_seconds)
+        except Violation as violation:
+            logger.error("a worker process is ended: %s", violation)
+            self._violation = violation
+            self._end_for(violation)
+
+    def _end_for(self, violation: Violation) -> None:
+        self.end_reason = "violation"
+        self._on_violation(violation.kind)
+        self.kill()
 
     def kill(self) -> None:
         """Kill the process."""

@@ -7,6 +7,7 @@ isolation is required. These limits come on top of a container's own.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import linecache
@@ -143,6 +144,15 @@ def _do_without_files() -> None:
     for stream in (0, 1):
         os.dup2(nowhere, stream)
     os.close(nowhere)
+    _allow_appending_alone(2)
+
+
+def _allow_appending_alone(stream: int) -> None:
+    """Open a stream anew, so that nothing can be read from a terminal, and nothing overwritten in a file."""
+    with contextlib.suppress(OSError):  # a socket cannot be opened; nothing that concerns others can be read from it
+        opened = os.open(f"/proc/self/fd/{stream}", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY)
+        os.dup2(opened, stream)
+        os.close(opened)
 
 
 def _close_all_but(open_files: set[int]) -> None:

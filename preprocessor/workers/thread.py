@@ -59,6 +59,9 @@ class ThreadWorker:
         """See `process.ProcessWorker.stop`."""
         self._flag.stop(task_id)
 
+    def examine(self) -> None:
+        """Does nothing: a thread has no limits."""
+
     def kill(self) -> None:
         """Does nothing: a thread ends only at its next checkpoint."""
 

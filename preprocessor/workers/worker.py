@@ -103,7 +103,7 @@ def serve(to: Connections, model: LoadedModel, kept_bytes: int) -> None:
         del command
         if anonymous_bytes() - start_bytes > kept_bytes:
             give_back_freed_memory()
-        _send_result(to, Finished(outcome, fault, anonymous_bytes() - start_bytes))
+        _send_result(to, Finished(outcome, fault))
         del outcome
 
 
@@ -152,7 +152,7 @@ def _send_result(to: Connections, finished: Finished) -> None:
         value = encode(finished, buffers)
     except TypeError as error:
         buffers.clear()
-        value = encode(Finished(None, Fault(trace_of(error), traceback.format_exc()), finished.grown_bytes), buffers)
+        value = encode(Finished(None, Fault(trace_of(error), traceback.format_exc())), buffers)
     if sum(map(len, buffers)) > INLINE_BYTES:
         _send_through_arena(to, value, buffers)
         return
@@ -167,7 +167,7 @@ def _send_through_arena(to: Connections, value: Any, buffers: Sequence[memoryvie
     answer = _receive(to.channel)
     slot: ResultSlot = ResultSlot(None) if answer is None else load(answer)
     if slot.offset is None:
-        _tell(to.channel, Finished(worker_memory_exceeded(), None, 0))
+        _tell(to.channel, Finished(worker_memory_exceeded(), None))
         return
     assert slot.windows is not None
     to.rows.show(slot.windows, to.supply)

@@ -2,7 +2,7 @@
 
 Each lane has its number of workers. One that dies is replaced at once. If workers keep dying before they have run anything,
 each is replaced later than the one before. One that has run its number of tasks, or holds too much memory, is replaced when it is
-idle. Where callers change, a lane has one worker more, which has run nothing: forking one while a task waits would take from the
+idle. Each is examined every second; see `usage`. Where callers change, a lane has one worker more, which has run nothing: forking one while a task waits would take from the
 task's time.
 """
 
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _LONG_LANE_NICENESS = 10  # about a tenth of the CPU time of what it competes with; sched(7)
 _GROWN_BYTES = 512 << 20  # a worker that holds more than this is replaced
 _MAX_BACKOFF_SECONDS = 1.0
+_EXAMINATION_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,7 @@ class WorkerSet:
         self._idle: dict[Lane, list[Worker]] = {lane: [] for lane in Lane}
         self._spares: dict[Lane, Worker] = {}
         self._filling = asyncio.Lock()
+        self._to_examine: set[Worker] = set()  # once they are idle
         self._tasks: set[asyncio.Task[None]] = set()
         self._deaths_in_a_row = 0
         self._is_closing = False
@@ -107,6 +109,7 @@ class WorkerSet:
             await self._fork_server.start()
         if self._fork_server is not None:
             self._spawn(self._keep_fork_server(self._fork_server))
+            self._spawn(self._keep_examining())
         await self._fill()
 
     def take(self, lane: Lane, scope: str) -> Worker:
@@ -142,13 +145,38 @@ class WorkerSet:
             worker.retire()  # closes our end of its channel
             return
         self._deaths_in_a_row = 0
-        if worker.task_count < self._settings.max_jobs_a_worker and worker.grown_bytes < _GROWN_BYTES:
+        if worker in self._to_examine:
+            self._to_examine.discard(worker)
+            worker.examine()
+        if worker.task_count < self._settings.max_jobs_a_worker and self._may_stay(worker):
             self._idle[lane].append(worker)
-            return
-        self._workers[lane].discard(worker)
-        worker.end_reason = "recycled"
+        else:
+            self._let_go(lane, worker)
+
+    def _may_stay(self, worker: Worker) -> bool:
+        return worker.is_alive and worker.grown_bytes < _GROWN_BYTES
+
+    def _let_go(self, lane: Lane, worker: Worker) -> None:
+        """End a worker that has no task, or has been killed; another one takes its place."""
+        if worker.is_alive:  # else it is replaced when it has ended
+            worker.end_reason = "recycled"
+            worker.kill()
+            self._workers[lane].discard(worker)
+            self._spawn(self._fill_with_retries())
         worker.retire()
-        self._spawn(self._fill_with_retries())
+
+    async def _keep_examining(self) -> None:
+        """Have each worker examined every second. How much memory it holds counts once it is idle."""
+        while True:
+            await asyncio.sleep(_EXAMINATION_SECONDS)
+            self._to_examine.clear()
+            for lane, workers in self._workers.items():
+                for worker in workers:
+                    worker.examine()
+                self._to_examine |= workers - set(self._idle[lane])
+                for worker in [worker for worker in self._idle[lane] if not self._may_stay(worker)]:
+                    self._idle[lane].remove(worker)
+                    self._let_go(lane, worker)
 
     async def close(self) -> None:
         """Kill every worker."""

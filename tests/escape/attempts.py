@@ -15,6 +15,7 @@ import resource
 import signal
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from tests.unit.workers.payloads import Checkpoint, NoModel, Step, Tell
 
 _CALL = ctypes.CDLL(None, use_errno=True).syscall
 _ENORMOUS_BYTES = 1 << 31
+_WAIT_FOR_NOTHING = threading.Event()
+_HELD: list[mmap.mmap] = []
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,49 @@ class RaiseLimit(Step):
 
 
 @dataclass(frozen=True)
+class WorkOn(Step):
+    """Leave threads behind that use CPU, or only wait; returns the process id."""
+
+    thread_count: int
+    is_busy: bool
+
+    def do(self, check: Checkpoint, tell: Tell) -> int:
+        signal.signal(signal.SIGXCPU, signal.SIG_IGN)
+        for _ in range(self.thread_count):
+            threading.Thread(target=_spin if self.is_busy else _WAIT_FOR_NOTHING.wait, daemon=True).start()
+        return os.getpid()
+
+
+def _spin() -> None:
+    while True:
+        pass
+
+
+@dataclass(frozen=True)
+class HoldMemory(Step):
+    """Keep memory that a worker's own count leaves out; returns the process id."""
+
+    size_bytes: int
+
+    def do(self, check: Checkpoint, tell: Tell) -> int:
+        memory = mmap.mmap(-1, self.size_bytes, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+        for _ in range(self.size_bytes >> 20):
+            memory.write(bytes(1 << 20))
+        _HELD.append(memory)
+        return os.getpid()
+
+
+@dataclass(frozen=True)
+class ForgeLog(Step):
+    """Write over the beginning of the log, and read what the terminal has."""
+
+    def do(self, check: Checkpoint, tell: Tell) -> bytes:
+        os.lseek(2, 0, os.SEEK_SET)
+        os.write(2, b"forged")
+        return os.read(2, 64)
+
+
+@dataclass(frozen=True)
 class Remember(Step):
     """Leave something in the process for later tasks; returns what earlier ones have left there."""
 
@@ -184,8 +230,8 @@ def _said(*messages: Any) -> list[bytes]:
     return sent
 
 
-def _ended(outcome: Any, grown_bytes: Any = 0) -> list[bytes]:
-    return _said(Finished(outcome, None, grown_bytes))
+def _ended(outcome: Any) -> list[bytes]:
+    return _said(Finished(outcome, None))
 
 
 def _text(text: str, places: str = "[]") -> list[bytes]:
@@ -235,8 +281,8 @@ MESSAGES: dict[str, Callable[[], list[bytes]]] = {
     "times within times": lambda: _ended(PixelReport(Timings(parts=[Timings()]), ())),
     "an error that is none": lambda: _ended(_bad_error()),
     "an error with an argument": lambda: _text(
-        '["Finished",["error","Overloaded","x","QUEUE_FULL","",{"retry_after_seconds":"soon"},""],null,0]'
+        '["Finished",["error","Overloaded","x","QUEUE_FULL","",{"retry_after_seconds":"soon"},""],null]'
     ),
-    "memory that is no number": lambda: _ended(PixelReport(Timings(), ()), "much"),
+    "a number too many": lambda: _text('["Finished",null,null,0]'),
     "an error in place of a message": lambda: _said(InvalidRequest("x")),
 }

@@ -196,8 +196,8 @@ def _worker_examples() -> list[bytes]:
     written = []
     for message in (
         RowsFinished(0, 5),
-        Finished(None, Fault("a", "b"), 1),
-        *(Finished(one, None, 1) for one in outcomes),
+        Finished(None, Fault("a", "b")),
+        *(Finished(one, None) for one in outcomes),
     ):
         buffers: list[memoryview] = []
         value = encode(message, buffers)

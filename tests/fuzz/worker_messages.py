@@ -87,7 +87,7 @@ def good_messages(payload: Payload, plan: Plan, source: random.Random) -> list[S
     fault = Fault("a trace", "a text") if source.random() < 0.05 else None
     if source.random() < 0.3:
         sent.append(_sent(ResultSlotWanted(source.choice((1, 4096, 3 << 20)))))
-    return [*sent, _sent(Finished(outcome, fault, source.randrange(1 << 30)))]
+    return [*sent, _sent(Finished(outcome, fault))]
 
 
 def spoil(messages: list[Sent], source: random.Random) -> tuple[list[bytes], str]:

@@ -37,7 +37,7 @@ def test_a_plan_is_sent_unchanged(model: Model) -> None:
     media = (Media("a", Modality.VIDEO, CLIP), Media("b", Modality.IMAGE, photo(40, 30)))
     prompt = ChatPrompt((Message("user", (MediaPart("a"), MediaPart("b"))),))
     plan = pipeline.plan(model, PreparationRequest(prompt, media), Limits())
-    received = sent(Finished(plan, None, 0)).result()
+    received = sent(Finished(plan, None)).result()
     assert repr(received) == repr(plan)
     assert all(np.array_equal(received.tensors[name], array) for name, array in plan.tensors.items())
 
@@ -62,7 +62,7 @@ def test_arrays_of_every_kind_are_sent_unchanged(array: Any) -> None:
 def test_an_error_is_sent_with_its_reason_and_metadata() -> None:
     error = CorruptMedia("clip: broken", reason="TRUNCATED_MEDIA", media_key="clip")
     with pytest.raises(CorruptMedia) as caught:
-        sent(Finished(error, None, 0)).result()
+        sent(Finished(error, None)).result()
     assert (caught.value.reason, caught.value.metadata) == ("TRUNCATED_MEDIA", {"media_key": "clip"})
 
 

@@ -1,0 +1,103 @@
+"""A worker that has been taken over uses nothing for long that no task needs: the kernel is asked, not the worker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from preprocessor.workers.claims import Violation
+from preprocessor.workers.usage import MOST_THREADS, Usage, UsageCheck
+from tests.escape.attempts import ForgeLog, HoldMemory, TakenOver, WorkOn
+from tests.unit.workers.conftest import WatchedPool, open_pool, outcome, submit
+from tests.unit.workers.payloads import TellProcess, UseMemory
+from tests.waiting import eventually
+
+MIB = 1 << 20
+
+
+@pytest_asyncio.fixture(scope="module")
+async def shared() -> AsyncIterator[WatchedPool]:
+    async with open_pool(model=TakenOver()) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize(
+    ("attempt", "kind"),
+    [(WorkOn(1, is_busy=True), "cpu_time"), (WorkOn(MOST_THREADS + 20, is_busy=False), "threads")],
+)
+async def test_work_that_outlives_its_task_ends_the_worker(shared: WatchedPool, attempt: WorkOn, kind: str) -> None:
+    before = shared.counters.violation_counts[kind]
+    process_id = await outcome(submit(shared, attempt))
+    await eventually(lambda: not psutil.pid_exists(process_id))
+    assert shared.counters.violation_counts[kind] == before + 1
+    await eventually(lambda: shared.worker_set.is_whole)
+    assert await outcome(submit(shared, TellProcess())) != process_id
+    assert shared.ends[-1] == "violation"
+
+
+async def test_a_worker_that_keeps_memory_is_replaced(shared: WatchedPool) -> None:
+    process_id = await outcome(submit(shared, HoldMemory(600 * MIB)))
+    await eventually(lambda: not psutil.pid_exists(process_id))
+    await eventually(lambda: shared.worker_set.is_whole)
+    assert shared.ends[-1] == "recycled"
+
+
+async def test_memory_that_a_task_gave_back_replaces_no_worker(shared: WatchedPool) -> None:
+    process_id = await outcome(submit(shared, TellProcess()))
+    await outcome(submit(shared, UseMemory(600 * MIB)))
+    for worker in {worker for workers in shared.worker_set._workers.values() for worker in workers}:
+        worker.examine()
+        assert worker.grown_bytes < 100 * MIB
+    assert await outcome(submit(shared, TellProcess())) == process_id
+
+
+async def test_the_log_can_be_appended_to_and_neither_changed_nor_read(tmp_path: Path) -> None:
+    log, own = tmp_path / "log", os.dup(2)
+    log.write_text("first line\n")
+    with log.open("r+") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        async with open_pool(model=TakenOver(), has_own_fork_server=True) as pool:
+            error = await outcome(submit(pool, ForgeLog()))
+    finally:
+        os.dup2(own, 2)
+        os.close(own)
+    assert "Bad file descriptor" in str(error)
+    assert log.read_text().startswith("first line\n")
+    assert "forged" in log.read_text()
+
+
+def reading(cpu_seconds: float, thread_count: int = 1) -> Usage:
+    return Usage(thread_count, cpu_seconds, 0, 0)
+
+
+def test_cpu_counts_from_the_first_reading_of_a_task() -> None:
+    check = UsageCheck()
+    check.check(reading(100), 0, 60)
+    check.check(reading(169), 0, 60)
+    check.check(reading(169.1), 1, None)
+    check.check(reading(169.5), 1, None)
+    check.check(reading(200), 1, 60)  # the next task
+    check.check(reading(260), 1, 60)
+    with pytest.raises(Violation, match=r"70\.1 seconds of CPU on a task"):
+        check.check(reading(270.1), 1, 60)
+
+
+def test_an_idle_worker_may_use_next_to_nothing() -> None:
+    check = UsageCheck()
+    check.check(reading(10), 3, None)
+    check.check(reading(10.4), 3, None)
+    with pytest.raises(Violation, match=r"0\.6 seconds of CPU without a task"):
+        check.check(reading(10.6), 3, None)
+
+
+def test_a_task_may_have_as_many_threads_as_decoders_need() -> None:
+    check = UsageCheck()
+    check.check(reading(0, MOST_THREADS), 0, 60)
+    with pytest.raises(Violation, match=f"{MOST_THREADS + 1} threads"):
+        check.check(reading(0, MOST_THREADS + 1), 0, 60)
