@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import importlib
 import io
+import itertools
 import logging
 import pkgutil
 import wave
@@ -16,7 +17,17 @@ from preprocessor import pipeline
 from preprocessor.config import Limits
 from preprocessor.errors import PreprocessorError
 from preprocessor.models.loaded import LoadedModel
-from preprocessor.types.request import ChatPrompt, Media, MediaPart, Message, Modality, PreparationRequest, TextPart
+from preprocessor.types.request import (
+    ChatPrompt,
+    Media,
+    MediaPart,
+    Message,
+    Modality,
+    PixelForm,
+    PreparationRequest,
+    TextPart,
+)
+from preprocessor.vision.weights import axis_weights
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +38,7 @@ _CHARACTER_SETS = (
     "UTF-8", "UTF-16BE", "UCS-2BE", "ISO6937", "ISO_6937", "KSC_5601", "GB2312", "GBK", "BIG5",
     *(f"ISO-8859-{number}" for number in range(1, 17)),
 )  # fmt: skip
+_FORMS = (None, PixelForm.BF16, PixelForm.FP16, PixelForm.FP32)
 _SIDE_PX = 64
 _SOUND_HZ = 16_000
 
@@ -41,13 +53,14 @@ def load_ahead(model: LoadedModel) -> None:
             with contextlib.suppress(ImportError):  # of another platform
                 importlib.import_module(module.name)
     _load_character_sets()
-    for media in _examples(model.modalities):
+    axis_weights(_SIDE_PX, _SIDE_PX // 2)  # torch reads at its first operation what machine this is; examples may need none
+    for media, pixel_form in itertools.product(_examples(model.modalities), _FORMS):
         parts: tuple[TextPart | MediaPart, ...] = (
             *(MediaPart(medium.key) for medium in media),
             TextPart("a"),
             TextPart("<|b|>", is_literal=True),
         )
-        request = PreparationRequest(ChatPrompt((Message("user", parts),)), media)
+        request = PreparationRequest(ChatPrompt((Message("user", parts),)), media, pixel_form)
         try:
             pipeline.prepare(model, request, Limits())
         except PreprocessorError as error:

@@ -2,8 +2,8 @@
 
 Each lane has its number of workers. One that dies is replaced at once. If workers keep dying before they have run anything,
 each is replaced later than the one before. One that has run its number of tasks, or holds too much memory, is replaced when it is
-idle. Each is examined every second; see `usage`. Where callers change, a lane has one worker more, which has run nothing: forking one while a task waits would take from the
-task's time.
+idle. Each is examined every second; see `usage`. Where callers change, a lane has one worker more, which has run nothing: forking
+one while a task waits would take from the task's time.
 """
 
 from __future__ import annotations
