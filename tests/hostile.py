@@ -156,7 +156,7 @@ def mkv_with_attachments(bait: str) -> bytes:
 
 
 def readers() -> Mapping[str, Callable[[bytes], Any]]:
-    """What this project reads strangers' files with."""
+    """What this project reads untrusted files with."""
     limits = Limits()
 
     def video(data: bytes) -> None:

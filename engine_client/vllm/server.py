@@ -23,7 +23,7 @@ from engine_client.types import EngineInfo
 _CONTRACT_VERSION = "1"
 """Of the tensors that `engine_client.vllm.prompt` turns into vLLM's: a server knows nothing of them."""
 _FLOAT_TYPES = ("float32", "float16", "bfloat16")
-_MAX_TOKENIZER_BYTES = 256 << 20  # unpacked; a stranger's archive may claim anything
+_MAX_TOKENIZER_BYTES = 256 << 20  # unpacked; an untrusted archive may claim anything
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from preprocessor.types.request import Media
 # What the service adds to the pipeline: tests/bench/RESULTS.md, "Cost", 13 MB and 74 MB of pixels by gRPC.
 _SERVICE_SECONDS = 7e-3
 _SERVICE_SECONDS_A_BYTE = 0.6e-9
-_LOOP_BYTES_A_SECOND = 1.1e9  # tests/bench/device/RESULTS.md, "Load", 8 fps: 12 workers, 15 answers of 74 MB
+_LOOP_BYTES_A_SECOND = 1.3e9  # tests/bench/device/RESULTS.md, "Load", 8 fps, 1 front: 18.2 answers of 74 MB
 _BUDGET_STEP_BYTES = 64 << 20
 
 

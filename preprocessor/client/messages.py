@@ -4,7 +4,7 @@
 >>> [medium.key for medium in chat(with_files(messages)).spec.media]
 ['photo.jpg']
 
-`chat` alone opens no file that a message names, so that it may be given messages of strangers. `with_files` opens them: it is
+`chat` alone opens no file that a message names, so it may be given untrusted messages. `with_files` opens them: it is
 for messages of your own.
 """
 

@@ -77,7 +77,7 @@ class ServeSettings:
         kind=parse_bytes,
     )
     max_cpu_seconds: float = setting(300.0, "CPU that one request may use in one stage", "S", kind=float)
-    max_jobs_a_worker: int = setting(10_000, "jobs after which a worker process is replaced")
+    max_jobs_a_worker: int = setting(10_000, "tasks after which a worker process is replaced")
     worker_reuse: str = setting(
         "caller",
         "whose tasks one worker process runs: those of one caller, where callers are named, or any",
@@ -93,7 +93,9 @@ class ServeSettings:
     is_in_process: bool = setting(
         False, "work on threads: for debugging only, nothing is isolated", "", name="--in-process", kind=bool
     )
-    video_decoder: str = setting("pyav", "opencv decodes as OpenCV does", kind=str, choices=("pyav", "opencv"))
+    video_decoder: str = setting(
+        "pyav", "decoder; `opencv` reproduces OpenCV's pixels", kind=str, choices=("pyav", "opencv")
+    )
     early_decoding: str = setting(
         "on",
         "decode mp4 files with their index in front while they are still arriving, on cores that nothing else needs",
@@ -108,7 +110,7 @@ class ServeSettings:
     )
     video_markers: str = setting(
         "auto",
-        "the template's vision markers around a Qwen3-VL video; auto does as the engine declares, else as transformers here",
+        "the template's vision markers around a Qwen3-VL video; auto: as the engine declares, else as the installed transformers",
         kind=str,
         choices=("auto", "keep", "replace"),
     )

@@ -27,7 +27,7 @@ READ_AHEAD_BYTES = 32 << 10
 """FFmpeg reads at most so far behind the packet that it returns: PyAV's `buffer_size`."""
 
 _BEFORE_MEDIA = frozenset({b"ftyp", b"moov", b"free", b"skip", b"wide", b"uuid"})
-_MOST_BOXES = 16  # in front of the media; a stranger's file may have any number
+_MOST_BOXES = 16  # in front of the media; an untrusted file may have any number
 
 _Told = TypeVar("_Told")
 

@@ -5,8 +5,8 @@ applied, `convert("RGB")`. Every pixel here equals what `load_image` followed by
 (`transformers.image_transforms.convert_to_rgb`) gives. What that means where one might expect otherwise:
 
 * An alpha channel is dropped, not blended: `load_image` ends in `convert("RGB")`, so a see-through pixel shows the colour
-  stored under it (RGBA, LA, or a palette with an alpha for each colour). Only a caller who hands the processor a PIL image of
-  his own gets white.
+  stored under it (RGBA, LA, or a palette with an alpha for each colour). Only a caller who hands the processor its own PIL
+  image gets white.
 * One transparent colour (a tRNS chunk, the transparent index of a GIF) is white: Pillow keeps it in `info` through
   `convert("RGB")`, and `convert_to_rgb` lays such a picture on white. All pixels of that colour are, whatever index they had.
   As Pillow reads them, the colour is not scaled with gray of 2 or 4 bits, and of 1 or 16 bits it is a shade of red.

@@ -1,6 +1,6 @@
 """Which frames of a clip to use: metadata in, indices out. Pure: numbers only, no files.
 
-One policy layer for every model. A caller names frames himself (indices, times, every frame), or how many he wants (fps, a
+One policy layer for every model. A caller names frames explicitly (indices, times, every frame), or how many it wants (fps, a
 count, or nothing); then the model family's rule spreads that many over the clip. The rule knows only a number of frames and
 a rate, so it serves both bases: over frame numbers, as transformers does, or over time, where a frame stays on screen until
 the next one. On a constant frame rate the two are the same; on a varying one, index x average rate names wrong moments.

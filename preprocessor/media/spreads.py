@@ -23,7 +23,7 @@ def count_for_fps(total: int, rate: float, fps: float, *, least: int, most: int)
 
 
 def count_asked(total: int, rate: float, sampling: Sampling, own: int | None) -> int:
-    """Frames to take of `total` at `rate` a second: the caller's number, or what his fps makes of the clip, else the model's own.
+    """Frames to take of `total` at `rate` a second: the caller's number, or what its fps makes of the clip, else the model's own.
 
     Args:
         own: None where the model takes every frame.

@@ -1,4 +1,4 @@
-"""The page as plain data: what is shown, before it is HTML. Texts are a stranger's until `markup` has escaped them."""
+"""The page as plain data: what is shown, before it is HTML. Texts are untrusted until `markup` has escaped them."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def bind(server: grpc.aio.Server, address: str, access: AccessSettings) -> str:
 
 
 def check_address(address: str, access: AccessSettings) -> str:
-    """Find out whether an address can be listened on, and warn where strangers can; returns its host.
+    """Find out whether an address can be listened on, and warn if untrusted callers can reach it; returns its host.
 
     Raises:
         SettingError: As `bind`.

@@ -59,6 +59,11 @@ def write_header(
 
 
 def write_item(item: ItemPlan, size_bytes: int) -> pb.Item:
+    """A planned item as the header lists it. `patches` is set only if its rows are patches.
+
+    Args:
+        size_bytes: Size of the medium's file.
+    """
     message = pb.Item(
         key=item.key,
         modality=_MODALITIES[item.modality],

@@ -105,10 +105,10 @@ class Media:
             or all is the model family's rule.
         cap_pixels_per_frame: Override the model's setting of that name; None keeps it.
         background: "#rrggbb" behind the transparent parts of an image; None does as transformers does.
-        content_sha256: What the caller says that the file's SHA-256 is, 32 bytes; None where he does not say.
+        content_sha256: What the caller says that the file's SHA-256 is, 32 bytes; None where it does not say.
         frames: Where the file is not a video but frames of one; `sampling` is then empty.
         file_sha256: What it is, where the service has computed it; None where it is still to be computed.
-        uuid: The caller's own name for the file; None where he gives none.
+        uuid: The caller's own name for the file; None where there is none.
     """
 
     key: str

@@ -766,9 +766,10 @@ class Media(_message.Message):
     """SHA-256 of the file, 32 bytes, if the caller knows it. A file with another digest fails with DIGEST_MISMATCH."""
     min_pixel_count: _builtins.int
     """Lower bound on the number of pixels after resizing, the `min_pixels` of transformers: height x width of an image;
-    of a video, frames x height x width in the Qwen3-VL family, height x width in Qwen2-VL and Qwen2.5-VL. At least 1;
-    the model's own where absent. If only one of the two bounds is given and contradicts the model's other bound, the
-    result is that of transformers.
+    of a video, frames x height x width in the Qwen3-VL family, height x width in Qwen2-VL and Qwen2.5-VL. For other
+    families see preprocessor/models/README.md; a bound that a family does not have fails with INVALID_PIXEL_BUDGET. At
+    least 1; the model's own where absent. If only one of the two bounds is given and contradicts the model's other
+    bound, the result is that of transformers.
     """
     max_pixel_count: _builtins.int
     """Upper bound on the same number, the `max_pixels` of transformers. At least min_pixel_count; the model's own where
@@ -1435,9 +1436,9 @@ class Item(_message.Message):
     moments.
     """
     digest: _builtins.bytes
-    """SHA-256 of everything that can change a pixel (content, model, frames, size, decoder, damage policy, version of
-    this service) and of cache_salt. Equal digests mean equal pixels. Of the pixel form only rounding counts: UINT8,
-    FP32 and NONE share a digest, BF16 and FP16 have their own.
+    """SHA-256 of everything that can change a pixel (content, model, frames, size, decoder, damage policy, background,
+    arguments of the processor, CPU architecture, version of this service) and of cache_salt. Equal digests mean equal
+    pixels. Of the pixel form only rounding counts: UINT8, FP32 and NONE share a digest, BF16 and FP16 have their own.
     """
     @_builtins.property
     def source(self) -> Global___SourceInfo:

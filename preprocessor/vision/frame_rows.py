@@ -29,7 +29,12 @@ def row_writer(
 ) -> WriteRows:
     """The fastest way to write this many frames of one size into their rows; its buffers are reused from frame to frame.
 
+    The result takes a frame, uint8 [height, width, 3]; its rows, uint8 [patches of the canvas, `spec.feature_count`]; and the
+    frame's places in each patch, see `write_patches`.
+
     Args:
+        source, target: Sizes of a frame before and after the resize.
+        frame_count: Frames to be written.
         canvas: To which black is added below and to the right; the target itself where None.
         variant: Index in `native.VARIANTS`; None does without the native kernel, whose time counts as the stage "resize".
     """

@@ -1,7 +1,7 @@
 """Messages between the service and one worker, each with its length in front.
 
 The service sends pickles. A command's files follow it on a second socket, and so do descriptors of the memory that the worker is
-to map. The service does not trust what a worker sends, as the worker has decoded a stranger's file: see `untrusted`.
+to map. The service does not trust what a worker sends, as the worker has decoded an untrusted file: see `untrusted`.
 """
 
 from __future__ import annotations

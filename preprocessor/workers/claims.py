@@ -1,4 +1,4 @@
-"""What a worker says is checked before anything uses it: a decoder in it may have been taken over by a stranger's file."""
+"""What a worker says is checked before anything uses it: an untrusted file may have taken over a decoder in it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Files that stay in the arena after their request, so that their callers need not send them again.
 
 They give way to files that arrive, least recently used first. A file is found by its SHA-256 within its scope, so nobody gets
-a file that he could not have sent.
+a file that it could not have sent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which file a caller means by a name of his own."""
+"""Which file a caller means by a name of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _MAX_COUNT = 1 << 14
 
 
 class KnownUuids:
-    """A caller's uuid → SHA-256 of the file that he last sent under it, least recently used out first; on the event loop alone.
+    """A caller's uuid → SHA-256 of the file that it last sent with it, least recently used out first; on the event loop alone.
 
     A uuid can be guessed, a digest cannot: so `cache_salt` is part of a uuid's scope, though not of a file's.
 

@@ -23,6 +23,11 @@ _ALLOWANCE_SHARE = 8  # one part in so many: dozens of photos, and the plans of 
 class MemoryAdmission:
     """Admits tasks to the memory for tensors and for what workers need meanwhile.
 
+    Args:
+        rows: The memory in which tensors lie.
+        spare: Chunks that no task has, dropped for tasks.
+        counters: Those of the pool: what tasks hold.
+        cache: Finished rows in the same memory, evicted for tasks.
     Attributes:
         reserved_for: The waiting task that memory is reserved for.
     """

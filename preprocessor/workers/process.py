@@ -141,7 +141,7 @@ class ProcessWorker:
         except (asyncio.IncompleteReadError, ConnectionError):
             code = await self._wait_for_exit()
             raise WorkerDied(code, _system_call if code == -signal.SIGSYS else self._violation) from None
-        except Exception as error:  # any: what a process under a stranger's control says may fail in any way
+        except Exception as error:  # any: what a compromised process says may fail in any way
             violation = (
                 error if isinstance(error, Violation) else Violation("message", f"{type(error).__name__}: {error}")
             )

@@ -1,4 +1,4 @@
-"""The limits that a worker process puts on itself before it reads a stranger's file.
+"""The limits that a worker process puts on itself before it reads an untrusted file.
 
 The process sets each limit and cannot remove it again. Afterwards it can open no file, by two means that do not depend on each
 other: the filter of `system_calls`, and `landlock`. What the platform does not offer is left out, with a line in the log, unless

@@ -105,7 +105,7 @@ def test_caller_metadata_is_configured_only_behind_envoy() -> None:
     assert host["request_headers_to_remove"] == [settings.access.caller_metadata]
     assert {one["header"]["key"] for one in host["request_headers_to_add"]} == {settings.access.caller_metadata}
     (_, alone), *_ = services_of("base")
-    assert alone.access.caller_metadata == "", "without a proxy before it anybody could say who he is"
+    assert alone.access.caller_metadata == "", "without a proxy before it anybody could claim any name"
 
 
 def test_envoy_with_tls_is_envoy_with_a_transport_socket() -> None:

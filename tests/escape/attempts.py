@@ -1,7 +1,7 @@
-"""What code does that has taken over a decoder: each attempt is a payload, run by a real worker in its sandbox.
+"""Escape attempts by code that controls a decoder: each is a payload, run by a real worker in its sandbox.
 
-An attempt that comes to its end has succeeded, and returns what it won. Modules are loaded here at import, as an attacker would
-bring his own code.
+An attempt that comes to its end has succeeded, and returns what it gained. Modules are loaded here at import, since an attacker
+would bring their own code.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`python -m tests.fuzz.guided`: coverage-guided fuzzing, by atheris, of the parsers that are written in Python here.
 
-They run on strangers' bytes before any C decoder or in the service's own process: first bytes of files and packets, URLs,
+They run on untrusted bytes before any C decoder or in the service's own process: first bytes of files and packets, URLs,
 specs. There atheris sees every branch, and finds in seconds what blind mutation takes days for. Decoders in C it cannot see
 into (their wheels carry no instrumentation), and a service in many processes neither: those are `tests.fuzz`'s.
 

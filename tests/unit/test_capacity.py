@@ -26,8 +26,8 @@ def test_cores_are_requests_times_seconds_over_utilization() -> None:
 def test_a_pod_hands_on_no_more_bytes_than_its_event_loops_can() -> None:
     large = Demand(core_seconds=0.05, received_bytes=1, sent_bytes=74_000_000, held_bytes=1, file_bytes=1)
     by_bytes = needs_of(large, requests_a_second=50, cores_a_pod=7, utilization=0.5)
-    assert by_bytes.pod_count == 7  # 50 x 74 MB ÷ (1.1 GB x 0.5), and not the one that 5 cores would fit in
-    assert needs_of(large, requests_a_second=50, cores_a_pod=8, utilization=0.5).pod_count == 4  # of two fronts each
+    assert by_bytes.pod_count == 6  # 50 x 74 MB ÷ (1.3 GB x 0.5), and not the one that 5 cores would fit in
+    assert needs_of(large, requests_a_second=50, cores_a_pod=8, utilization=0.5).pod_count == 3  # of two fronts each
     by_cores = needs_of(
         dataclasses.replace(large, core_seconds=0.2), requests_a_second=50, cores_a_pod=2, utilization=0.5
     )

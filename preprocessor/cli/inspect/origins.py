@@ -55,7 +55,7 @@ def _from_file(options: argparse.Namespace) -> Subject:
 def _texts_of(prepared: PreparedPrompt, tokenizer_name: str) -> tuple[TokenTexts | None, tuple[str, ...]]:
     """The texts of a prompt's tokens, and what is to be said of them.
 
-    An answer's name of its model is a stranger's word: of itself it loads a built-in model, no directory and nothing from a hub.
+    An answer's name of its model is not trusted: by itself it loads a built-in model, no directory and nothing from a hub.
     """
     header = prepared.result.header
     try:

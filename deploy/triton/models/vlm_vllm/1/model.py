@@ -59,6 +59,8 @@ class Build:
 
 
 class TritonPythonModel:
+    """What Triton calls: one vLLM engine for all prompts. A request is one message of a prompt, whole or in pieces."""
+
     def initialize(self, args: dict[str, str]) -> None:
         self._name = args["model_name"]
         config = json.loads(args["model_config"])
