@@ -34,7 +34,7 @@ from preprocessor.types.plan import ItemPlan, PixelPlan, Plan, Substitution
 from preprocessor.types.request import Media, PreparationRequest
 from preprocessor.types.result import PixelReport, Prepared
 from preprocessor.types.timing import Timings
-from preprocessor.vision.patches import PIXEL_DTYPES
+from preprocessor.vision.patches import PIXEL_DTYPES, normalize_rows
 
 
 def _announce_nothing(first_row: int, row_count: int) -> None:
@@ -106,7 +106,8 @@ def write_pixels(
         announce: Called for finished rows, in order.
         check: Called between packets; whatever it raises ends the work.
         rows: Write only these; from `division.divide`. None writes all.
-        cached: Finished rows of items, by index: these are copied, and their files not read.
+        cached: Finished rows of items, by index, in the dtype of `out` or as uint8: they are copied, or normalized, and their
+            files not read.
         thread_count: Threads that may work on one item, this one included; the process must have no other work.
     Raises:
         CorruptMedia: A frame that the header promised cannot be decoded.
@@ -125,9 +126,9 @@ def write_pixels(
         if not groups:
             continue
         if cached is not None and index in cached:
-            check()
-            with timings.stage("copy"):
-                _copy_groups(cached[index], item, groups, out, announce)
+            table = model.row_writer(item, planned.form).normalized if cached[index].dtype != out.dtype else None
+            with timings.stage("copy" if table is None else "normalize"):
+                _write_finished(cached[index], table, item, groups, out, announce, check)
             continue
 
         def substituted(chosen: int, used: int, item_index: int = index) -> None:
@@ -154,13 +155,29 @@ def write_pixels(
     return PixelReport(timings, tuple(substitutions), decoded_frame_count)
 
 
-def _copy_groups(
-    source: npt.NDArray[Any], item: ItemPlan, groups: range, out: npt.NDArray[Any], announce: AnnounceRows
+def _write_finished(
+    source: npt.NDArray[Any],
+    table: npt.NDArray[Any] | None,
+    item: ItemPlan,
+    groups: range,
+    out: npt.NDArray[Any],
+    announce: AnnounceRows,
+    check: CancelCheck,
 ) -> None:
-    """Copy finished rows of one item into their place."""
-    first, stop = (group * item.rows.group_rows for group in (groups.start, groups.stop))
-    out[item.row_start + first : item.row_start + stop] = source[first:stop]
-    announce(item.row_start + first, stop - first)
+    """Write finished rows of one item into their place.
+
+    Args:
+        table: As of `RowWriter.normalized`, by which they are normalized; None copies them.
+    """
+    for group in groups:
+        check()
+        first, stop = (number * item.rows.group_rows for number in (group, group + 1))
+        target = out[item.row_start + first : item.row_start + stop]
+        if table is None:
+            target[:] = source[first:stop]
+        else:
+            normalize_rows(source[first:stop], table, target)
+        announce(item.row_start + first, stop - first)
 
 
 def allocate_pixels(planned: PixelPlan) -> npt.NDArray[Any]:

@@ -164,7 +164,8 @@ def _check_items(items: Sequence[ItemPlan], media: Sequence[Media]) -> None:
     for item in items:
         medium, rows = given[item.key], item.rows
         _require(item.modality is medium.modality, "result", "another modality")
-        _require(len(item.digest) == len(item.content_sha256) == _DIGEST_BYTES, "result", "digests of a wrong length")
+        digests = item.digest, item.content_sha256, item.uint8_digest or bytes(_DIGEST_BYTES)
+        _require({_DIGEST_BYTES} == set(map(len, digests)), "result", "digests of a wrong length")
         for known in (medium.content_sha256, medium.file_sha256):
             _require(known in (None, item.content_sha256), "result", "another digest than the file's")
         counts = (rows.group_count, rows.group_rows, rows.group_frames, rows.width_px, rows.height_px, item.token_count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from preprocessor.models.loaded import CancelCheck, LoadedModel, PlanMemory, Pla
 from preprocessor.pipeline.early import EarlyCut, arriving_media, early_cuts
 from preprocessor.text.encoded_text import TextMemory
 from preprocessor.types.plan import PixelPlan
-from preprocessor.types.request import Media, PreparationRequest
+from preprocessor.types.request import Media, PixelForm, PreparationRequest
 from preprocessor.vision.patches import PIXEL_DTYPES
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.claims import check_early_plan, check_plan, check_report
@@ -129,7 +130,7 @@ class PixelPayload:
 
     Attributes:
         offset: Where the whole tensor begins in the arena, in bytes.
-        cached: Where finished rows of an item lie in the arena, by the item's index; they are copied.
+        cached: Where finished rows of an item lie in the arena, and their form, by the item's index; see `pipeline.write_pixels`.
         thread_count: As `pipeline.write_pixels`'s.
         arriving: By media key, bytes of the whole file of each that is still arriving. The payload returns None if it needs bytes
             that have not.
@@ -139,7 +140,7 @@ class PixelPayload:
     plan: PixelPlan
     offset: int
     rows: range
-    cached: Mapping[int, int] = field(default_factory=dict)
+    cached: Mapping[int, tuple[int, PixelForm]] = field(default_factory=dict)
     thread_count: int = 1
     arriving: Mapping[str, int] = field(default_factory=dict)
 
@@ -156,14 +157,18 @@ class PixelPayload:
     @property
     def read_bytes(self) -> tuple[range, ...]:
         """See `PlanPayload`."""
-        row_counts = {index: self.plan.items[index].rows.row_count for index in self.cached}
         return tuple(
-            range(offset, offset + row_counts[index] * self._row_bytes) for index, offset in self.cached.items()
+            range(offset, offset + math.prod(self._shape_of(index)) * PIXEL_DTYPES[form].itemsize)
+            for index, (offset, form) in self.cached.items()
         )
 
     @property
     def _row_bytes(self) -> int:
         return self.plan.size_bytes // max(1, self.plan.row_count)
+
+    def _shape_of(self, index: int) -> tuple[int, int]:
+        """Of the rows of the item of that index."""
+        return self.plan.items[index].rows.row_count, self.plan.feature_count
 
     def check_outcome(self, outcome: object) -> None:
         """See `PlanPayload`."""
@@ -176,8 +181,8 @@ class PixelPayload:
         plan = self.plan
         out = memory.array(self.offset, (plan.row_count, plan.feature_count), PIXEL_DTYPES[plan.form])
         cached = {
-            index: memory.array(offset, (plan.items[index].rows.row_count, plan.feature_count), out.dtype)
-            for index, offset in self.cached.items()
+            index: memory.array(offset, self._shape_of(index), PIXEL_DTYPES[form])
+            for index, (offset, form) in self.cached.items()
         }
         batches = _RowBatches(on_rows_written, self.rows, max(1, _BATCH_BYTES // max(1, out[:1].nbytes)))
         group_bytes = max((item.rows.group_rows for item in plan.items), default=0) * self._row_bytes

@@ -252,7 +252,7 @@ class PixelFlight:
         await self._changed.wait()
 
     def _payload(self, rows: range, thread_count: int = 1) -> PixelPayload:
-        cached = {index: found.offset for index, found in self._cached.items()}
+        cached = {index: (found.offset, found.form) for index, found in self._cached.items()}
         made = (item for index, item in enumerate(self.plan.items) if index not in cached)
         read = {item.key for item in made if item.groups_within(rows)}
         media = tuple(one for one in self._media if one.key in read)

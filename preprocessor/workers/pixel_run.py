@@ -180,7 +180,7 @@ def begin_run(
         return FlightRun(flight, request_tasks, plan, deadline_seconds, Origin.JOINED)
     found = pool.cache.find(cache_scope, plan)
     rows = list(found.values())
-    if len(rows) == len(plan.items) and is_contiguous(rows):
+    if len(rows) == len(plan.items) and is_contiguous(rows) and rows[0].form is plan.form:
         array = pool.arena.array(rows[0].offset, (plan.row_count, plan.feature_count), PIXEL_DTYPES[plan.form])
         return CachedRun(rows[0].share_lease(), array, len(rows), tuple(substitutions_of(found)))
 

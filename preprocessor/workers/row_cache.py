@@ -2,7 +2,7 @@
 
 An entry is a whole pixel tensor, with the key of each of its items. Requests with some of its items in the same order read them
 where they are; others copy them. A key holds everything that can change a row (`ItemPlan.digest`), the form, and the scope
-within which media may be shared.
+within which media may be shared. Normalized rows that are not here are made of uint8 rows that are.
 
 Entries give way to requests: when a task needs memory, the entry that is worth least is dropped. Its worth is that of
 GreedyDual-Size-Frequency (Cherkasova, 1998): seconds saved by a hit, times how often it is used, divided by its size, plus the
@@ -72,12 +72,14 @@ class CachedRows:
 
     Attributes:
         offset: Where they begin in the arena.
+        form: That of the request, or UINT8.
         substitutions: (chosen frame, used frame) of its frames that could not be decoded.
     """
 
     tensor: _CachedTensor
     offset: int
     size_bytes: int
+    form: PixelForm
     substitutions: tuple[tuple[int, int], ...]
 
     @property
@@ -128,13 +130,17 @@ class RowCache:
         return self._max_bytes > 0
 
     def find(self, scope: str, plan: PixelPlan) -> Mapping[int, CachedRows]:
-        """The items of a plan whose rows are here, by index."""
+        """The items of a plan whose rows are here, in its form or as uint8, by index."""
         if not self.is_on:
             return {}
-        keys = item_keys(scope, plan)
-        found = {index: self._items[key] for index, key in enumerate(keys) if key in self._items}
+        found: dict[int, CachedRows] = {}
+        for index, item in enumerate(plan.items):
+            for key in ((scope, item.digest, plan.form), (scope, item.uint8_digest, PixelForm.UINT8)):
+                if key in self._items:
+                    found[index] = self._items[key]
+                    break
         self.hit_count += len(found)
-        self.miss_count += len(keys) - len(found)
+        self.miss_count += len(plan.items) - len(found)
         for tensor in {rows.tensor for rows in found.values()}:
             tensor.use_count += 1
             self._set_worth(tensor)
@@ -174,7 +180,7 @@ class RowCache:
                 self._forget(replaced.tensor, key)
             used = tuple((one.frame_index, one.used_frame_index) for one in substitutions if one.item_index == index)
             offset = lease.offset + item.row_start * row_bytes
-            self._items[key] = CachedRows(tensor, offset, item.rows.row_count * row_bytes, used)
+            self._items[key] = CachedRows(tensor, offset, item.rows.row_count * row_bytes, plan.form, used)
             tensor.keys.add(key)
         self._set_worth(tensor)
         while self.size_bytes > self._max_bytes:

@@ -15,7 +15,7 @@ from preprocessor.models.family.rules import ItemLayout, ModelSettings
 from preprocessor.models.probe import ChooseFrames, decoder_of, probe_medium
 from preprocessor.models.versions import pixel_settings
 from preprocessor.types.plan import ItemPlan
-from preprocessor.types.request import Media, PreparationRequest
+from preprocessor.types.request import Media, PixelForm, PreparationRequest
 from preprocessor.types.source import ClipInfo, FrameChoice
 
 
@@ -56,14 +56,18 @@ def plan_item(
     decoder, frames = decoder_of(probed, request.video_decoder), probed.frames
     # The rate changes no pixel, but it changes temporal positions, which the engine's key-value cache depends on too.
     chosen = None if frames is None else (frames.indices.tolist(), frames.sampled_fps)
-    decided = (
-        model.fingerprint,
-        settings.pixels_of(medium.modality),
-        layout.rows.grid or layout.rows,  # a grid determines the sizes
-        chosen,
-        pixel_settings(medium, decoder, request.pixel_form),
-        request.cache_salt,
-    )
+
+    def digest(form: PixelForm | None) -> bytes:
+        decided = (
+            model.fingerprint,
+            settings.pixels_of(medium.modality),
+            layout.rows.grid or layout.rows,  # a grid determines the sizes
+            chosen,
+            pixel_settings(medium, decoder, form),
+            request.cache_salt,
+        )
+        return hashlib.sha256(content + repr(decided).encode()).digest()
+
     item = ItemPlan(
         key=medium.key,
         modality=medium.modality,
@@ -71,7 +75,8 @@ def plan_item(
         decoder=decoder,
         frames=frames,
         content_sha256=content,
-        digest=hashlib.sha256(content + repr(decided).encode()).digest(),
+        digest=digest(request.pixel_form),
+        uint8_digest=digest(PixelForm.UINT8),
         rows=layout.rows,
         row_start=row_start,
         token_count=sum(layout.spans.span_lengths),

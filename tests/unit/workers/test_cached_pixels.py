@@ -168,6 +168,23 @@ async def test_cached_items_are_copied_beside_new_ones(pool: WorkerPool, model: 
     np.testing.assert_array_equal(pixels, expected(model, request))
 
 
+@pytest.mark.parametrize("form", [PixelForm.BF16, PixelForm.FP16, PixelForm.FP32])
+async def test_normalized_rows_are_made_of_cached_uint8_rows(pool: WorkerPool, model: Model, form: PixelForm) -> None:
+    await get(pool, request_of(CLIP, PHOTO))
+    request = request_of(PHOTO, OTHER, CLIP, form=form)
+    origin, cached_item_count, pixels = await get(pool, request)
+    assert (origin, cached_item_count) == (Origin.MADE, 2)
+    np.testing.assert_array_equal(pixels, expected(model, request))
+    assert (await get(pool, request))[0] is Origin.CACHED
+
+
+async def test_uint8_rows_are_not_made_of_normalized_ones(pool: WorkerPool, model: Model) -> None:
+    await get(pool, request_of(CLIP, form=PixelForm.FP32))
+    _, cached_item_count, pixels = await get(pool, request_of(CLIP))
+    assert cached_item_count == 0
+    np.testing.assert_array_equal(pixels, expected(model, request_of(CLIP)))
+
+
 async def test_other_settings_and_another_scope_never_meet_an_entry(pool: WorkerPool) -> None:
     request = request_of(CLIP)
     await get(pool, request, "someone")

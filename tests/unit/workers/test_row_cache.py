@@ -33,9 +33,14 @@ def plan_of(*items: tuple[str, int], form: PixelForm = PixelForm.UINT8) -> Pixel
         row_count = size_mib * MIB // ROW_BYTES
         rows = ItemRows(1, row_count, 1, 1, 1, Grid(1, 1, row_count))
         source = ImageInfo(width_px=1, height_px=1, format="PNG", decoder="pillow")
-        digest = name.encode().ljust(32)
+        uint8_digest = name.encode().ljust(32)
+        digest = (
+            uint8_digest if form in (PixelForm.UINT8, PixelForm.FP32) else f"{name} {form.value}".encode().ljust(32)
+        )
         plans.append(
-            ItemPlan(name, Modality.IMAGE, source, "pillow", None, bytes(32), digest, rows=rows, row_start=row_start)
+            ItemPlan(
+                name, Modality.IMAGE, source, "pillow", None, bytes(32), digest, uint8_digest, rows, row_start=row_start
+            )
         )
         row_start += row_count
     return PixelPlan(tuple(plans), row_start, ROW_BYTES, form, row_start * ROW_BYTES, "pyav")
@@ -52,14 +57,24 @@ def keep(cache: RowCache, rows: Ranges, plan: PixelPlan, *, seconds: float = 1.0
 
 def test_what_was_made_is_found_by_scope_digest_and_form(rows: Ranges) -> None:
     cache = RowCache(rows, 8 * MIB)
-    lease = keep(cache, rows, plan_of(("a", 1), ("b", 2)), scope="someone")
-    found = cache.find("someone", plan_of(("a", 1), ("b", 2)))
+    lease = keep(cache, rows, plan_of(("a", 1), ("b", 2), form=PixelForm.FP16), scope="someone")
+    found = cache.find("someone", plan_of(("a", 1), ("b", 2), form=PixelForm.FP16))
     assert [one.offset for one in found.values()] == [lease.offset, lease.offset + MIB]
     assert is_contiguous(list(found.values()))
-    assert cache.find("another", plan_of(("a", 1))) == {}
+    assert cache.find("another", plan_of(("a", 1), form=PixelForm.FP16)) == {}
     assert cache.find("someone", plan_of(("a", 1), form=PixelForm.BF16)) == {}
-    assert list(cache.find("someone", plan_of(("c", 1), ("b", 2)))) == [1]
+    assert list(cache.find("someone", plan_of(("c", 1), ("b", 2), form=PixelForm.FP16))) == [1]
     assert (cache.hit_count, cache.miss_count) == (3, 3)
+
+
+@pytest.mark.parametrize("form", [PixelForm.BF16, PixelForm.FP32])
+def test_uint8_rows_are_found_for_every_form_that_is_not_here_itself(rows: Ranges, form: PixelForm) -> None:
+    cache = RowCache(rows, 8 * MIB)
+    keep(cache, rows, plan_of(("a", 1)))
+    assert [one.form for one in cache.find("", plan_of(("a", 1), form=form)).values()] == [PixelForm.UINT8]
+    keep(cache, rows, plan_of(("a", 1), form=form))
+    assert [one.form for one in cache.find("", plan_of(("a", 1), form=form)).values()] == [form]
+    assert [one.form for one in cache.find("", plan_of(("a", 1))).values()] == [PixelForm.UINT8]
 
 
 def test_items_in_another_order_are_found_but_not_in_one_piece(rows: Ranges) -> None:
