@@ -67,7 +67,7 @@ class ItemPlan:
         frames: The frames chosen of a video; None for an image or a sound.
         content_sha256: Digest of the file.
         digest: SHA-256 of the caller's salt and of everything that can change a value made of it, for caches.
-        uint8_digest: What `digest` is of the same item as uint8, of which rows in every form can be made; empty if it has no rows.
+        uint8_digest: `digest` of the same item as uint8, of which rows in every form can be made; empty if it has no rows.
         rows: Its rows of the pixel tensor; `NO_ROWS` where the plan's own tensors hold its pixels.
         row_start: First of these rows in the tensor.
         token_count: Tokens that stand for it in the prompt; 0 where that is not known by item.

@@ -97,6 +97,7 @@ SYSTEM_CALLS: dict[str, Callable[[str], Any]] = {
     "read memory by a system call": lambda process: _CALL(310, int(process), 0, 0, 0, 0, 0),  # process_vm_readv, x86_64
     "trace another process": lambda process: _CALL(101, 16, int(process), 0, 0),  # PTRACE_ATTACH, x86_64
     "kill another process": lambda process: os.kill(int(process), signal.SIGKILL),
+    "kill the fork server": lambda _: os.kill(os.getppid(), signal.SIGKILL),
     "kill its group": lambda _: os.kill(0, signal.SIGTERM),
     "have another process signalled": _own_signals,
     "limit another process": lambda process: resource.prlimit(int(process), resource.RLIMIT_CPU, (0, 0)),

@@ -59,6 +59,15 @@ async def test_an_attempt_ends_its_worker_and_nothing_else(shared: WorkerPool, s
     await eventually(lambda: shared.worker_set.is_whole)
 
 
+async def test_a_sibling_cannot_be_killed(shared: WorkerPool) -> None:
+    sibling = submit(shared, WaitForSignal())
+    await eventually(lambda: bool(sibling.told))
+    error = await outcome(submit(shared, Attempt("kill another process", str(sibling.told[0]))))
+    assert getattr(error, "reason", "") == "WORKER_VIOLATION"
+    await let_go(sibling)
+    assert sibling.start_count == 1
+
+
 async def test_limits_cannot_be_raised(shared: WorkerPool) -> None:
     assert "not allowed to raise maximum limit" in str(await outcome(submit(shared, RaiseLimit())))
     async with open_pool(worker_memory_bytes=256 << 20) as pool:

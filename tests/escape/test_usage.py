@@ -9,7 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 import pytest_asyncio
+from prometheus_client import CollectorRegistry
 
+from preprocessor.service.health import Health
+from preprocessor.service.state_metrics import StateMetrics
 from preprocessor.workers.claims import Violation
 from preprocessor.workers.usage import MOST_THREADS, Usage, UsageCheck
 from tests.escape.attempts import ForgeLog, HoldMemory, TakenOver, WorkOn
@@ -26,15 +29,24 @@ async def shared() -> AsyncIterator[WatchedPool]:
         yield pool
 
 
+def counted(pool: WatchedPool, kind: str) -> float:
+    """Violations of that kind, as `/metrics` has them."""
+    registry = CollectorRegistry()
+    registry.register(StateMetrics(pool, Health(None, pool)))
+    value = registry.get_sample_value("preprocessor_worker_violations_total", {"kind": kind})
+    assert value is not None
+    return value
+
+
 @pytest.mark.parametrize(
     ("attempt", "kind"),
     [(WorkOn(1, is_busy=True), "cpu_time"), (WorkOn(MOST_THREADS + 20, is_busy=False), "threads")],
 )
 async def test_work_that_outlives_its_task_ends_the_worker(shared: WatchedPool, attempt: WorkOn, kind: str) -> None:
-    before = shared.counters.violation_counts[kind]
+    before = counted(shared, kind)
     process_id = await outcome(submit(shared, attempt))
     await eventually(lambda: not psutil.pid_exists(process_id))
-    assert shared.counters.violation_counts[kind] == before + 1
+    assert counted(shared, kind) == before + 1
     await eventually(lambda: shared.worker_set.is_whole)
     assert await outcome(submit(shared, TellProcess())) != process_id
     assert shared.ends[-1] == "violation"

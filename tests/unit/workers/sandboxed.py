@@ -1,4 +1,4 @@
-"""Prepares prompts of models in sandboxed processes: `python -m tests.unit.workers.sandboxed NAME...`, as the registry takes them.
+"""Prepares prompts of models in sandboxed processes: `python -m tests.unit.workers.sandboxed NAME...`, by names of the registry.
 
 Each prompt is that of a worker's first task: the process has loaded ahead what tasks need, and nothing has come before. Prints a
 line for each: the name, the modality, the pixel form, and how its process ended; tab-separated.
