@@ -106,6 +106,10 @@ class ItemPlan:
         """Times that a video's last frame is repeated to fill its last group; 0 for an image."""
         return max(0, self.rows.group_count * self.rows.group_frames - self.frame_count) if self.frames else 0
 
+    def rows_of(self, tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Its rows of a pixel tensor [row_count, feature_count] of the plan; no copy."""
+        return tensor[self.row_start : self.row_start + self.rows.row_count]
+
     def groups_within(self, rows: range) -> range:
         """Its groups whose rows begin in a range of rows of the tensor."""
         first, stop = (-(-(row - self.row_start) // self.rows.group_rows) for row in (rows.start, rows.stop))

@@ -195,6 +195,11 @@ def test_the_last_good_frame_stands_in_its_place_and_both_are_reported(model: Mo
     pictures = broken(0, 2, 3, how=how)
     done = prepare(model, asked(listed(pictures, on_damage=OnDamage.REPEAT)))
     assert done.substitutions == (Substitution(0, 0, 1), Substitution(0, 2, 1), Substitution(0, 3, 1))
+    medium = listed(pictures, on_damage=OnDamage.REPEAT)
+    again = prepare(model, asked(medium, dataclasses.replace(medium, key="again")))
+    assert again.substitutions == tuple(
+        dataclasses.replace(one, item_index=index) for index in (0, 1) for one in done.substitutions
+    )
     repaired = prepare(model, asked(listed([pictures[place] for place in (1, 1, 1, 1, 4)])))
     assert done.tensors["input_ids"].tobytes() == repaired.tensors["input_ids"].tobytes()
     assert done.tensors["pixel_patches"].tobytes() == repaired.tensors["pixel_patches"].tobytes()

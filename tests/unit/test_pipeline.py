@@ -177,6 +177,16 @@ def test_an_item_has_the_same_rows_alone_and_in_company(model: Model) -> None:
     assert np.array_equal(together.tensors["pixel_patches"][together.plan.items[1].row_start :], alone)
 
 
+@pytest.mark.parametrize("form", [PixelForm.UINT8, PixelForm.BF16])
+def test_an_item_that_comes_again_is_made_once(model: Model, form: PixelForm) -> None:
+    twice = prepare(model, ask(video(), image(), dataclasses.replace(video(), key="again"), form=form))
+    alone = prepare(model, ask(video(), form=form))
+    name = pixels_of(alone.plan).name
+    for item in (twice.plan.items[0], twice.plan.items[2]):
+        assert item.rows_of(twice.tensors[name]).tobytes() == alone.tensors[name].tobytes()
+    assert twice.decoded_frame_count == alone.decoded_frame_count > 0
+
+
 class Stopped(Exception):
     pass
 

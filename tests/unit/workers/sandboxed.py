@@ -46,7 +46,7 @@ def _end_of(model: LoadedModel, medium: Media, form: PixelForm) -> str:
         prompt = ChatPrompt((Message("user", (MediaPart("a"),)),))
         pipeline.prepare(model, PreparationRequest(prompt, (medium,), form), Limits())
         os._exit(0)
-    except BaseException:  # noqa: BLE001 - the process ends here, whatever it is
+    except BaseException:
         traceback.print_exc()
         os._exit(1)
 
