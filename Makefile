@@ -24,7 +24,7 @@ AUDIT_IGNORED :=
 NATIVE := $(wildcard preprocessor/vision/native/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton vllm peers prometheus examples demo demo-model test test-fronts test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit lock sbom parity bench bench-full golden proto image image-test wheels release render reference format lint type verify clean
+.PHONY: help setup triton vllm peers prometheus examples demo demo-model test test-examples test-fronts test-vllm test-browser test-all test-lowest soak fuzz fuzz-guided audit lock sbom parity bench bench-full golden proto image image-test wheels release render reference format lint type verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ in_parts = --dist each $(foreach part,$(1),--tx popen//env:TEST_PART=$(part))
 test: triton ## run the tests; a few minutes
 	@$(MAKE) --no-print-directory prometheus || echo 'no Prometheus: its tests will be skipped'
 	$(BIN)/python -m pytest $(call in_parts,triton pipeline replicas service)
+
+test-examples: examples triton ## run what else people start with: the demo, the notebook, and the example for Ray; some minutes
+	$(BIN)/python -m pytest -m slow tests/engine/test_demo.py tests/service/test_examples.py
 
 test-fronts: setup ## run the tests of the service once more, with two fronts between it and its callers; some minutes
 	PREPROCESSOR_FRONTS=2 $(BIN)/python -m pytest $(call in_parts,replicas service) tests/service
