@@ -171,7 +171,7 @@ class Server:
         if settings.is_inspectable:
             pages = ThreadPoolExecutor(1, "page")
             stack.callback(pages.shutdown, wait=False, cancel_futures=True)
-            Inspection(self.model, servicer, self.auth_interceptor, pages).add_to(http)
+            Inspection(self.model, settings, servicer, self.auth_interceptor, pages).add_to(http)
         self._http = web.AppRunner(http, access_log=None, handler_cancellation=True)
         await self._http.setup()
         stack.push_async_callback(self._http.cleanup)
