@@ -1,4 +1,4 @@
-"""deploy/release.sh up to the distributions, with a stand-in for `build`; and that `make clean` removes what `make` has set up."""
+"""deploy/release.sh up to the distributions, with a stand-in for `build`; and `make clean` removes what `make` has set up."""
 
 from __future__ import annotations
 
