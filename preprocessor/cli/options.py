@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=Formatter,
     )
     add_prompt(plan, HERE)
-    add_dtype(plan)
+    add_dtype(plan, "uint8")  # it refuses the generic path
     plan.add_argument("--rps", type=positive(float), required=True, metavar="R", help="such requests a second")
     plan.add_argument("--cores-per-pod", type=positive(int), default=4, metavar="N", help="--workers of a pod")
     plan.add_argument(

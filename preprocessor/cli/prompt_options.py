@@ -174,12 +174,10 @@ def _add_sampling(group: argparse._ArgumentGroup, background: str) -> None:
     )
 
 
-def add_dtype(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
-        "--dtype",
-        choices=PIXEL_FORMS,
-        help="form of the pixels (default: uint8, or on the generic path what the model's processor makes)",
-    )
+def add_dtype(
+    parser: argparse._ActionsContainer, default: str = "uint8, or on the generic path what the model's processor makes"
+) -> None:
+    parser.add_argument("--dtype", choices=PIXEL_FORMS, help=f"form of the pixels (default: {default})")
 
 
 class _AppendPart(argparse.Action):

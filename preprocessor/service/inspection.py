@@ -2,8 +2,8 @@
 
 For looking at a running service by hand, so it is off unless `--inspect` is given. It answers only callers on this host, such as
 `kubectl port-forward`, because the HTTP port has no TLS. A browser asks for the token: any name, and the token as the password.
-The prompt goes the way of every call of `Prepare`, with its limits and quotas. One page is made at a time: uploads wait for each
-other only where all calls do, in `UploadStream`, and the memory that a page takes is taken after that.
+The prompt goes the way of every call of `Prepare`, with its limits and quotas. One page is made at a time, to bound the memory
+for rows, arrays and the page. Uploads are received before that, and have the limits of all uploads (`UploadStream`).
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class Inspection:
         # To a browser, a page of another site is a page of this one if that site's name leads here (DNS rebinding).
         if not _is_own_host(request.headers.get(hdrs.HOST, ""), self._own_names):
             raise web.HTTPMisdirectedRequest(
-                text=f"{_PATH} answers by IP address or as {' or '.join(sorted(self._own_names))}, by no other name\n"
+                text=f"{_PATH} answers by an IP address, localhost or the host of --http-address, by no other name\n"
             )
         origin = request.headers.get(hdrs.ORIGIN)
         is_own = origin is None or origin.partition("://")[2] == request.host
@@ -289,9 +289,7 @@ def _reading() -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError, HttpProcessingError) as error:  # whose texts may quote the body
-        raise _invalid(
-            "the body is no multipart/form-data with a boundary that ends each part and the whole"
-        ) from error
+        raise _invalid("the body is no whole multipart/form-data: send one with a boundary, to its end") from error
 
 
 def _prompt_of(fields: Mapping[str, str], modality: Modality | None) -> Prompt:
