@@ -36,9 +36,11 @@ import io
 import math
 import os
 import re
+import tempfile
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import av
@@ -59,6 +61,8 @@ _TELLS_NO_DAMAGE = "does not say which frames of a damaged file are good"
 _CLOCK_TOLERANCE_MS = 1e-3  # both count in the file's own units; only the sums of floats differ
 _CELL = 8  # px
 _SAME_WITHIN = 8  # of 255, for the mean of a cell
+_SHARED_MEMORY = Path("/dev/shm")
+_OPEN_FILES = Path("/proc/self/fd")
 _OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"  # "name;value" parted by "|"; OpenCV 5.0, videoio/src/cap_ffmpeg_impl.hpp
 
 # A file is not to write into the service's log, neither through OpenCV nor through its FFmpeg.
@@ -171,14 +175,15 @@ class _Seekable(io.BytesIO):
 
 @contextmanager
 def _capture(data: bytes, choice: Choice, max_frame_pixels: int = 1 << 31) -> Iterator[Any]:
-    """A capture over the bytes in memory. No file is written, so nothing is left behind, however the process ends."""
-    # The stream must outlive the capture, which does not hold it: OpenCV would read freed memory.
-    with _Seekable(data) as source:
+    """A capture over the bytes in memory, or over a nameless file where OpenCV is older than 4.13."""
+    with _nameless_file(data) if not _reads_streams() else _Seekable(data) as source:
+        # `source` must outlive the capture, which does not hold it: OpenCV would read freed memory
+        target: Any = source if isinstance(source, io.BytesIO) else str(source)
+        protocol = "none" if target is source else "file"
         lists = {"format_whitelist": ",".join(VIDEO_FORMATS), "codec_whitelist": ",".join(ALLOWED_DECODERS)}
-        options = {**lists, "protocol_whitelist": "none", "max_pixels": str(max_frame_pixels)}
+        options = {**lists, "protocol_whitelist": protocol, "max_pixels": str(max_frame_pixels)}
         os.environ[_OPTIONS] = "|".join(f"{name};{value}" for name, value in options.items())
-        stream: Any = source  # OpenCV's stubs ask for a subclass of theirs, OpenCV itself for read and seek
-        capture: Any = cv2.VideoCapture(stream, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+        capture: Any = cv2.VideoCapture(target, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         try:
             if not capture.isOpened():
                 raise _limit(choice, "cannot open the file")
@@ -186,6 +191,30 @@ def _capture(data: bytes, choice: Choice, max_frame_pixels: int = 1 << 31) -> It
             yield capture
         finally:
             capture.release()
+
+
+def _reads_streams() -> bool:
+    major, minor = (int(part) for part in cv2.__version__.split(".")[:2])
+    return (major, minor) >= (4, 13)
+
+
+@contextmanager
+def _nameless_file(data: bytes) -> Iterator[Path]:
+    """A path to the bytes that no other process sees and that is gone with the last reader, even if this one is killed."""
+    folder = None
+    if _SHARED_MEMORY.is_dir():
+        room = os.statvfs(_SHARED_MEMORY)
+        folder = _SHARED_MEMORY if room.f_bavail * room.f_frsize > 2 * len(data) else None
+    if not _OPEN_FILES.is_dir():  # no Linux: the file has a name for as long as it is read
+        with tempfile.NamedTemporaryFile() as named:
+            named.write(data)
+            named.flush()
+            yield Path(named.name)
+        return
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(data)
+        file.flush()
+        yield _OPEN_FILES / str(file.fileno())
 
 
 def _limit(choice: Choice, what: str) -> UnsupportedMedia:
