@@ -42,7 +42,7 @@ $(VENV)/stamp: pyproject.toml deploy/constraints.txt deploy/venv.sh $(NATIVE)
 wheels: setup ## build the wheel of this platform, for every Python from 3.11, into build/wheels; needs a C compiler
 	rm -rf build/wheels build/lib* build/bdist* build/temp*
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheels .
-	@$(BIN)/python -m zipfile --list build/wheels/*.whl | grep -q _resize.abi3.so || { echo 'no native kernel in it: no C compiler?' >&2; exit 1; }
+	@sh deploy/check_wheel.sh $(BIN)/python build/wheels/*.whl
 
 triton: setup ## unpack a real Triton server and the environment of its models into .triton
 	PYTHON=$(PYTHON) sh deploy/triton/setup.sh
@@ -214,4 +214,4 @@ verify: proto lint type ## all checks that run nothing; fails where generated co
 	$(PRINT_TLS) | cmp - $(TLS)/envoy.yaml
 
 clean: ## remove everything that was set up
-	rm -rf $(VENV) $(LOWEST) .triton .prometheus
+	rm -rf $(VENV) .triton .prometheus .vllm .peers build dist *.egg-info preprocessor/vision/native/*.so

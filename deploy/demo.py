@@ -170,17 +170,33 @@ def wait_until_ready(process: subprocess.Popen[bytes], log_path: Path) -> str:
     raise RuntimeError(f"the service did not get ready:\n{log_path.read_text()}")
 
 
+def seed_number(text: str) -> int:
+    """The number of a clip that the model was not trained on."""
+    seed = int(text)
+    if not 0 <= seed < HELD_OUT_SEEDS:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not accepted; give a number from 0 to {HELD_OUT_SEEDS - 1}: the model was trained on clips beyond"
+        )
+    return seed
+
+
 def say(text: str) -> None:
     print(f"demo: {text}", flush=True)
 
 
-if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m deploy.demo",
         epilog="exit status: 0 if every answer is right; 1 if one is missing or wrong, which may be the model's own mistake",
     )
     parser.add_argument("engine", nargs="?", choices=ENGINES, default="triton", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, help=f"the clip's number, below {HELD_OUT_SEEDS:,}; default: a random one")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--seed", type=seed_number, help=f"the clip's number, below {HELD_OUT_SEEDS:,}; default: a random one"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    arguments = build_parser().parse_args()
     sys.exit(main(arguments.engine, arguments.seed))

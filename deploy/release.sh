@@ -11,8 +11,12 @@ git -C "$here/.." diff --quiet HEAD -- || {
 	echo "there are changes that are not committed; a release is what a commit holds" >&2
 	exit 1
 }
+# Not in the working tree, where files that no commit holds, such as secrets, would get into the source distribution.
+mkdir "$work/tree"
+git -C "$here/.." archive HEAD | tar -xf - -C "$work/tree"
 rm -rf "$dist"
-"$tools/bin/python" -m build --outdir "$dist" "$here/.."
+"$tools/bin/python" -m build --outdir "$dist" "$work/tree"
+sh "$here/check_wheel.sh" "$tools/bin/python" "$dist"/*.whl
 "$tools/bin/twine" check --strict "$dist"/*
 
 # Away from the tree, so that nothing but what is installed can be imported.

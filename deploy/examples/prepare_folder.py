@@ -21,7 +21,7 @@ SUFFIXES = {".mp4", ".mkv", ".mov", ".webm"}
 
 
 def main(address: str, clips: str, results: str, question: str) -> None:
-    paths = [path for path in sorted(Path(clips).rglob("*")) if path.suffix in SUFFIXES]
+    paths = [path for path in sorted(Path(clips).rglob("*")) if path.suffix.lower() in SUFFIXES]
     jobs = [(path, Path(results) / path.relative_to(clips)) for path in paths]
     jobs = [job for job in jobs if not any(named(job[1], suffix).exists() for suffix in ("safetensors", "error"))]
 

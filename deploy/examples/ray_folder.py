@@ -54,8 +54,8 @@ def main(model: str, clips: str, results: str, question: str) -> None:
     Path(results).mkdir(parents=True, exist_ok=True)
     waiting = [
         {"path": str(path.resolve())}
-        for path in sorted(Path(clips).glob("*.mp4"))
-        if not (Path(results) / f"{path.name}.safetensors").exists()
+        for path in sorted(Path(clips).iterdir())
+        if path.suffix.lower() == ".mp4" and not (Path(results) / f"{path.name}.safetensors").exists()
     ]
     if not waiting:
         print("nothing to do")

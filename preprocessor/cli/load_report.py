@@ -29,15 +29,18 @@ def progress_line(tally: Tally, now_seconds: float) -> str:
         return f"warming up, {-passed_seconds:.0f} s"
     passed_seconds = min(passed_seconds, tally.seconds)
     rate = tally.ended_count / passed_seconds if passed_seconds else 0.0
-    p50, p99 = (tally.latency.at_percent_ms(percent) for percent in (50, 99))
-    return (
+    line = (
         f"{passed_seconds:.0f} of {tally.seconds:.0f} s: {tally.answered_count} answered, {tally.endings.total()} not, "
-        f"{rate:.2f}/s, p50 {p50:,.1f} ms, p99 {p99:,.1f} ms"
+        f"{rate:.2f}/s"
     )
+    if not tally.latency.count:
+        return line
+    p50, p99 = (tally.latency.at_percent_ms(percent) for percent in (50, 99))
+    return f"{line}, p50 {p50:,.1f} ms, p99 {p99:,.1f} ms"
 
 
 def report_table(load: Load, tally: Tally) -> str:
-    """For people."""
+    """For people. Without latencies where nothing was answered."""
     rates = [("requests", "count", "per second")]
     if load.rate_per_second:
         rates.append(("due", str(tally.due_count), _per_second(tally, tally.due_count)))
@@ -46,17 +49,24 @@ def report_table(load: Load, tally: Tally) -> str:
         named = outcome if outcome == code or not code else f"{code} {outcome}"
         rates.append((named, str(count), _per_second(tally, count)))
     rates.append(("answers within the time", str(tally.ended_count), _per_second(tally, tally.ended_count)))
-    latencies = [("ms", "whole answer", "first message"), ("mean", *_row(tally, Latencies.mean_ms))]
-    for percent in PERCENTS:
-        label = "most" if percent == 100 else f"p{percent:g}"
-        latencies.append((label, *_row(tally, lambda one, percent=percent: one.at_percent_ms(percent))))
-    lines = [*columns(rates), "", *columns(latencies), "", _volume(tally)]
+    lines = [*columns(rates), ""]
+    if tally.latency.count:
+        lines += [*_latency_lines(tally), ""]
+    lines.append(_volume(tally))
     if load.rate_per_second and tally.late_count:
         lines.append(
             f"{tally.late_count} requests were sent late, by {tally.worst_late_seconds * 1e3:,.0f} ms at most; "
             "their latencies count from when they were due"
         )
     return "\n".join(lines)
+
+
+def _latency_lines(tally: Tally) -> list[str]:
+    rows = [("ms", "whole answer", "first message"), ("mean", *_row(tally, Latencies.mean_ms))]
+    for percent in PERCENTS:
+        label = "most" if percent == 100 else f"p{percent:g}"
+        rows.append((label, *_row(tally, lambda one, percent=percent: one.at_percent_ms(percent))))
+    return columns(rows)
 
 
 def figures(load: Load, tally: Tally) -> dict[str, Any]:
@@ -92,10 +102,12 @@ def figures(load: Load, tally: Tally) -> dict[str, Any]:
 
 
 def _latencies(latencies: Latencies) -> dict[str, Any]:
+    """Numbers, or null where nothing was answered."""
+    is_known = latencies.count > 0
     return {
-        "mean": latencies.mean_ms(),
-        **{f"p{percent:g}": latencies.at_percent_ms(percent) for percent in PERCENTS},
-        "hdr_histogram_us": latencies.encoded() if latencies.count else "",
+        "mean": latencies.mean_ms() if is_known else None,
+        **{f"p{percent:g}": latencies.at_percent_ms(percent) if is_known else None for percent in PERCENTS},
+        "hdr_histogram_us": latencies.encoded() if is_known else "",
     }
 
 

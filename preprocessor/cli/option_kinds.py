@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from preprocessor.config.values import parse_background
+
 
 def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     def number(text: str) -> float:
@@ -19,13 +21,15 @@ def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     return number
 
 
-def whole(bits: int) -> Callable[[str], int]:
-    """A whole number from 0 on that a field of so many bits holds."""
+def whole(bits: int, least: int = 0) -> Callable[[str], int]:
+    """A whole number, `least` or more, that a field of so many bits holds."""
 
     def number(text: str) -> int:
         value = int(text)
-        if not 0 <= value < 1 << bits:
-            raise argparse.ArgumentTypeError(f"{text} is not accepted; give a whole number from 0 to {(1 << bits) - 1}")
+        if not least <= value < 1 << bits:
+            raise argparse.ArgumentTypeError(
+                f"{text} is not accepted; give a whole number from {least} to {(1 << bits) - 1}"
+            )
         return value
 
     number.__name__ = "int"  # argparse names it where the text is no number
@@ -61,6 +65,43 @@ class Once(argparse.Action):
             parser.error(f"{option_string} is given twice, and counts for the whole request; give it once")
         given.add(self.dest)
         setattr(namespace, self.dest, values)
+
+
+class OnceInOrder(Once):
+    """One of two options that must not come in the wrong order, such as the least and the most of something.
+
+    Args:
+        ordered: Both options' names in `Namespace`, the lower one first.
+        may_be_equal: Whether both may have the same value.
+    """
+
+    def __init__(self, *arguments: Any, ordered: tuple[str, str], may_be_equal: bool, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._ordered = ordered
+        self._may_be_equal = may_be_equal
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        super().__call__(parser, namespace, values, option_string)
+        low, high = (getattr(namespace, name) for name in self._ordered)
+        if low is not None and high is not None and not (low <= high if self._may_be_equal else low < high):
+            low_option, high_option = (f"--{name.replace('_', '-')}" for name in self._ordered)
+            least = "at least" if self._may_be_equal else "more than"
+            parser.error(f"{high_option} {high:g} is not accepted; give {least} {low_option}, which is {low:g}")
+
+
+def colour(text: str) -> str:
+    """A background as `parse_background` reads it, unchanged."""
+    try:
+        parse_background(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -8,7 +8,14 @@ from typing import Any
 
 from preprocessor import __version__
 from preprocessor.cli.option_kinds import Formatter, Once, not_negative, positive, share, whole
-from preprocessor.cli.prompt_options import add_dtype, add_prompt
+from preprocessor.cli.prompt_options import (
+    BY_SERVICE,
+    BY_SERVICE_UNLESS_LOCAL,
+    HERE,
+    HERE_UNLESS_ADDRESS,
+    add_dtype,
+    add_prompt,
+)
 from preprocessor.cli.reference import default_text
 from preprocessor.cli.sources import CONFIG_FLAG, CONFIG_VARIABLE, OPTIONS
 from preprocessor.config.declare import Option
@@ -32,9 +39,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     doctor = _add_settings_command(commands, "doctor", "check what `serve` with the same options would run on")
     doctor.add_argument("--json", action="store_true", help="print one JSON object instead of a list")
-    prepare = commands.add_parser("prepare", help="turn a prompt with media into tensors", formatter_class=Formatter)
+    prepare = commands.add_parser(
+        "prepare",
+        help="turn a prompt with media into tensors",
+        description="Turns a prompt with media into the tensors that an engine takes, by a service or, with --local, in this "
+        "process. It prints what was prepared and how long each stage took; --output saves the tensors.",
+        formatter_class=Formatter,
+    )
     _add_service(prepare)
-    add_prompt(prepare)
+    add_prompt(prepare, BY_SERVICE_UNLESS_LOCAL)
     where = prepare.add_mutually_exclusive_group()
     where.add_argument("--local", action="store_true", help="prepare in this process instead of asking a service")
     _add_shared_memory(where)
@@ -43,10 +56,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", action=Once, metavar="FILE.safetensors", help="save the tensors by the engine contract's names"
     )
     generate = commands.add_parser(
-        "generate", help="send a prompt with media through the service to its engine", formatter_class=Formatter
+        "generate",
+        help="send a prompt with media through the service to its engine",
+        description="Sends a prompt with media through the service to its engine, and prints the answer as it comes. The "
+        "service must have been started with --engine.",
+        formatter_class=Formatter,
     )
     _add_service(generate)
-    add_prompt(generate)
+    add_prompt(generate, BY_SERVICE, "the answer as it comes and a table")
     generate.add_argument("--max-tokens", type=whole(31), default=64, metavar="N", help="most tokens to generate")
     generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token")
     generate.add_argument("--top-p", type=float, default=1.0, metavar="P", help="0 < P <= 1")
@@ -58,13 +75,17 @@ def build_parser() -> argparse.ArgumentParser:
     _add_features(generate)
     bench = commands.add_parser("bench", help="put a load on a service and measure it", formatter_class=Formatter)
     _add_service(bench)
-    add_prompt(bench)
+    add_prompt(bench, BY_SERVICE)
     _add_load(bench)
     plan = commands.add_parser(
-        "plan", help="tell how many cores, bytes and pods a load needs", formatter_class=Formatter
+        "plan",
+        help="tell how many cores, bytes and pods a load needs",
+        description="Tells how many cores, bytes and pods a load of such requests needs. It asks no service: this process reads "
+        "the files' headers and estimates, or measures with --measure.",
+        formatter_class=Formatter,
     )
-    add_prompt(plan)
-    add_dtype(plan)
+    add_prompt(plan, HERE)
+    add_dtype(plan, "uint8")  # it refuses the generic path
     plan.add_argument("--rps", type=positive(float), required=True, metavar="R", help="such requests a second")
     plan.add_argument("--cores-per-pod", type=positive(int), default=4, metavar="N", help="--workers of a pod")
     plan.add_argument(
@@ -78,7 +99,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_inspection(inspect)
     fingerprint = commands.add_parser(
-        "fingerprint", help="print what an engine must be set up for, as parameters of its Triton model"
+        "fingerprint",
+        help="print what an engine must be set up for, as parameters of its Triton model",
+        description="Prints what an engine must be set up for: digests of everything about a model that can change a prompt or a "
+        "pixel, as parameters for the config.pbtxt of its Triton model. A service refuses an engine with others.",
     )
     fingerprint.add_argument("model", metavar="MODEL", help="built-in name, local directory or hub id")
     fingerprint.add_argument(
@@ -87,10 +111,16 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         help="as `serve` takes it, without an engine",
     )
-    commands.add_parser("constraints", help="print the versions this release was tested with, as pip's constraints")
+    commands.add_parser(
+        "constraints",
+        help="print the versions this release was tested with, as pip's constraints",
+        description="Prints the versions of all libraries that this release was tested with, as a constraints file for pip "
+        "(pip install --constraint). It needs none of them.",
+    )
     completion = commands.add_parser(
         "completion",
         help="print what a shell needs to complete commands, options and files",
+        description="Prints what a shell needs to complete this program's commands, options and files.",
         epilog="bash: source <(preprocessor completion bash). zsh: put what it prints into a file _preprocessor of a folder in "
         "$fpath. fish: put it into ~/.config/fish/completions/preprocessor.fish.",
     )
@@ -172,7 +202,7 @@ def _add_inspection(parser: argparse.ArgumentParser) -> None:
         "if it is built in)",
     )
     _add_service(parser, None)
-    add_prompt(parser)
+    add_prompt(parser, HERE_UNLESS_ADDRESS, "lines of text")
     add_dtype(parser)
 
 

@@ -55,7 +55,8 @@ _SECONDS_BUCKETS = (
     300.0,
 )
 _LOOP_CHECK_SECONDS = 0.1
-_MAX_REASON_COUNT = 128  # protos/README.md lists about 110
+MAX_REASON_COUNT = 256
+"""Most reasons that have a label of their own: all that protos/README.md lists, and room for more."""
 
 Exemplar = Mapping[str, str]
 
@@ -243,9 +244,9 @@ class Metrics:
         return encode(self.registry), content_type
 
     def _bounded(self, reason: str) -> str:
-        """The reason, or "other" beyond `_MAX_REASON_COUNT`: a compromised worker could send any number of reasons."""
+        """The reason, or "other" beyond `MAX_REASON_COUNT`: a compromised worker could send any number of reasons."""
         if reason not in self._reasons:
-            if len(self._reasons) >= _MAX_REASON_COUNT:
+            if len(self._reasons) >= MAX_REASON_COUNT:
                 return _OTHER
             self._reasons.add(reason)
         return reason

@@ -171,7 +171,7 @@ class Server:
         if settings.is_inspectable:
             pages = ThreadPoolExecutor(1, "page")
             stack.callback(pages.shutdown, wait=False, cancel_futures=True)
-            Inspection(self.model, servicer, self.auth_interceptor, pages).add_to(http)
+            Inspection(self.model, settings, servicer, self.auth_interceptor, pages).add_to(http)
         self._http = web.AppRunner(http, access_log=None, handler_cancellation=True)
         await self._http.setup()
         stack.push_async_callback(self._http.cleanup)
@@ -253,13 +253,13 @@ async def serve(settings: ServeSettings, model: LoadedModel, fork_server: ForkSe
         await fork_server.start()
     async with Server(settings, model, fork_server=fork_server) as server:
         logger.info(
-            "serving %s on grpc %s, http %s;%s %d workers; %d fronts; memory budget %d MiB; engine %s; FFmpeg %s",
+            "serving %s on grpc %s, http %s;%s %s; %s; memory budget %d MiB; engine %s; FFmpeg %s",
             server.model.name,
             server.address,
             server.http_address,
             f" openai {server.openai_address};" if server.openai_address else "",
-            settings.worker_count,
-            settings.front_count if settings.front_count > 1 else 0,
+            _counted(settings.worker_count, "worker"),
+            _counted(settings.front_count, "front"),
             settings.memory_budget_bytes >> 20,
             settings.engine.address or "none",
             av.ffmpeg_version_info,
@@ -274,6 +274,10 @@ async def serve(settings: ServeSettings, model: LoadedModel, fork_server: ForkSe
     summaries.cancel()
     await asyncio.wait([summaries])
     logger.info("stopped")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _create_traces(settings: TraceSettings) -> Traces:

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import grpc.aio
@@ -40,8 +40,9 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from preprocessor.workers.pool import WorkerPool
 
-ReceiveSpec = Callable[[Upload[pb.GenerateRequest], Call], Awaitable[tuple[pb.GenerateSpec, Mapping[str, memoryview]]]]
-"""Receives the spec of a `Generate`, and the files of chunked media that come before it, by media key."""
+Spec = TypeVar("Spec", pb.PrepareSpec, pb.GenerateSpec)
+ReceiveSpec = Callable[[Upload[Any], Call], Awaitable[tuple[Spec, Mapping[str, memoryview]]]]
+"""Receives the spec of a `Prepare` or `Generate`, and the files of chunked media that come before it, by media key."""
 
 ENGINE_TIMEOUT_SECONDS = 1.0
 """How long `GetModel` may wait for an engine that says what it has; it says so at once, or is not there."""
@@ -93,11 +94,22 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         requests: AsyncIterator[pb.PrepareRequest],
         context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareResponse | bytes],
     ) -> None:
+        await self.prepare(requests, context, _receive_first_message)
+
+    async def prepare(
+        self,
+        requests: AsyncIterator[pb.PrepareRequest],
+        context: grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareResponse | bytes],
+        receive_spec: ReceiveSpec[pb.PrepareSpec],
+    ) -> None:
+        """`Prepare`, whatever form its spec arrives in."""
         async with self._calls.open("Prepare", context) as call:
             async with self._upload_stream.upload(requests, context.peer()) as upload:
-                request = await self._receive(
-                    self._with_region((await upload.spec()).spec, call), upload, call, makes_pixels=True
-                )
+                spec, received = await receive_spec(upload, call)
+                self._open_region(spec, call)
+                receiving = self._receive(spec, upload, call, received, makes_pixels=True)
+                del spec  # as `_receive` does, before files are awaited
+                request = await receiving
             planned = await self._plan(request, call)
             response = pb.PrepareResponse(header=self._header(request, planned, call))
             send_rows = tensor_stream.rows_sender(response.header.tensors, call)
@@ -119,7 +131,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         self,
         requests: AsyncIterator[pb.GenerateRequest],
         context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse],
-        receive_spec: ReceiveSpec,
+        receive_spec: ReceiveSpec[pb.GenerateSpec],
     ) -> None:
         """`Generate`, whatever form its spec arrives in."""
         async with self._calls.open("Generate", context) as call:
@@ -175,12 +187,11 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
 
     # -- stages --------------------------------------------------------------------------------------------------------
 
-    def _with_region(self, spec: pb.PrepareSpec, call: Call) -> pb.PrepareSpec:
-        """Returns the spec; the shared memory that it names is opened for the call."""
+    def _open_region(self, spec: pb.PrepareSpec, call: Call) -> None:
+        """Open the shared memory that the spec names, if any, for the call."""
         if spec.HasField("rows_region"):
             is_allowed = self._settings.access.is_caller_shared_memory_on
             call.region = open_region(spec.rows_region, self._copying, call.resources, is_allowed=is_allowed)
-        return spec
 
     async def _receive(
         self,
@@ -245,9 +256,7 @@ class PreprocessorServicer(pb_grpc.PreprocessorServicer):
         return self._engine
 
 
-async def _receive_first_message(
-    upload: Upload[pb.GenerateRequest], call: Call
-) -> tuple[pb.GenerateSpec, Mapping[str, memoryview]]:
+async def _receive_first_message(upload: Upload[Any], call: Call) -> tuple[Any, Mapping[str, memoryview]]:
     return (await upload.spec()).spec, _NO_FILES
 
 

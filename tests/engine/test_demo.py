@@ -8,7 +8,7 @@ import pytest
 
 from deploy import demo
 from deploy.demo_model.questions import demo_questions
-from deploy.demo_model.story import Story
+from deploy.demo_model.story import HELD_OUT_SEEDS, Story
 
 SEED = 424072
 
@@ -47,3 +47,14 @@ def test_a_user_reads_whose_mistake_it_may_be_and_how_to_ask_again(
 ) -> None:
     for line, phrase in zip(demo.explanations(verdicts, engine, 7), expected, strict=True):
         assert phrase in line
+
+
+@pytest.mark.parametrize("seed", [-1, HELD_OUT_SEEDS, 10**30])
+def test_a_clip_that_the_model_may_have_been_trained_on_is_refused(
+    seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = demo.build_parser()
+    assert parser.parse_args(["--seed", str(HELD_OUT_SEEDS - 1)]).seed == HELD_OUT_SEEDS - 1
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--seed", str(seed)])
+    assert f"{seed} is not accepted; give a number from 0 to 999999" in capsys.readouterr().err

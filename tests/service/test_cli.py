@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import subprocess
@@ -175,8 +176,9 @@ def test_prepare_prints_a_table_for_people(address: str, clip: Path) -> None:
 
 
 def test_a_refusal_is_one_line_with_its_reason(address: str, picture: Path) -> None:
-    done = run("prepare", "--address", address, "--video", picture.with_name("clip.mp4"), "--fps", 0, status=1)
-    assert done.stderr.startswith("preprocessor: INVALID_SAMPLING: clip.mp4: fps is 0.0")
+    asked = ("--video", picture.with_name("clip.mp4"), "--start-seconds", 9)
+    done = run("prepare", "--address", address, *asked, status=1)
+    assert done.stderr.startswith("preprocessor: NO_FRAMES_IN_RANGE: clip.mp4: no frame is on screen from 9 s on")
     assert done.stderr.count("\n") == 1
 
 
@@ -343,6 +345,39 @@ def test_every_option_explains_itself(command: str) -> None:
     options = re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE)
     assert len(options) > 8
     assert not re.findall(r"^  --[a-z-]+(?: [A-Z:.a-z]+)?\n  -", text, re.MULTILINE), "an option without a meaning"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered", "status"),
+    [
+        (("constraints",), "", 141),
+        (("constraints",), "1", 141),
+        (("fingerprint", "qwen3-vl"), "", 141),
+        (("serve", "--show-config"), "", 141),
+        (("--help",), "", 141),
+        (("--help",), "1", 0),  # argparse lets it pass
+    ],
+)
+def test_output_that_nobody_reads_ends_a_command_quietly(
+    arguments: tuple[str, ...], unbuffered: str, status: int
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        timeout=PATIENCE_SECONDS,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (status, b"")
+
+
+def test_output_that_cannot_be_written_is_told() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([*COMMAND, "constraints"], stdout=full, stderr=subprocess.PIPE, timeout=PATIENCE_SECONDS)
+    assert (done.returncode, done.stderr) == (1, b"preprocessor: [Errno 28] No space left on device\n")
 
 
 def test_without_uvloop_the_service_says_so_and_runs_on_asyncio(

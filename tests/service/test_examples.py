@@ -66,12 +66,12 @@ async def example(name: str, *arguments: str | Path, status: int = 0) -> tuple[s
 
 @pytest.fixture
 def clips(tmp_path: Path) -> Path:
-    """A folder with a clip, another one in a folder, and a file that is none."""
+    """A folder with a clip, another one in a folder, and a file that is none; names end in small letters or in capitals."""
     folder = tmp_path / "clips"
     (folder / "more").mkdir(parents=True)
     (folder / "one.mp4").write_bytes(moving_shapes_clip(seconds=2, width=160, height=120))
-    (folder / "more" / "two.mp4").write_bytes(moving_shapes_clip(seconds=1, width=160, height=120, seed=1))
-    (folder / "bad.mp4").write_bytes(b"no clip")
+    (folder / "more" / "two.MP4").write_bytes(moving_shapes_clip(seconds=1, width=160, height=120, seed=1))
+    (folder / "bad.MP4").write_bytes(b"no clip")
     (folder / "notes.txt").write_text("no clip either")
     return folder
 
@@ -115,14 +115,14 @@ async def test_prepare_folder_goes_on_where_it_was_stopped(
     _, errors = await example(*asked)
     assert "3/3" in errors
     check_saved(results / "one.mp4.safetensors", expected(model, clips / "one.mp4"))
-    check_saved(results / "more/two.mp4.safetensors", expected(model, clips / "more/two.mp4"))
-    assert (results / "bad.mp4.error").read_text().startswith("NOT_MEDIA: ")
+    check_saved(results / "more/two.MP4.safetensors", expected(model, clips / "more/two.MP4"))
+    assert (results / "bad.MP4.error").read_text().startswith("NOT_MEDIA: ")
     (results / "one.mp4.safetensors").rename(results / "one.mp4.part")  # as if it had been stopped while writing
-    kept = (results / "more/two.mp4.safetensors").stat()
+    kept = (results / "more/two.MP4.safetensors").stat()
     _, errors = await example(*asked)
     assert "1/1" in errors
-    assert (results / "more/two.mp4.safetensors").stat() == kept
-    assert sorted(path.name for path in results.iterdir()) == ["bad.mp4.error", "more", "one.mp4.safetensors"]
+    assert (results / "more/two.MP4.safetensors").stat() == kept
+    assert sorted(path.name for path in results.iterdir()) == ["bad.MP4.error", "more", "one.mp4.safetensors"]
 
 
 async def test_prepare_folder_blames_no_clip_for_a_service_that_is_not_there(clips: Path, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ async def test_a_ray_cluster_prepares_a_folder(model: Model, clips: Path, tmp_pa
     told = dict(line.split(": ", 1) for line in output.splitlines())
     tensors = expected(model, clips / "one.mp4")
     assert told["one.mp4"] == f"{len(tensors['input_ids'])} tokens"
-    assert told["bad.mp4"].startswith("NOT_MEDIA: ")
+    assert told["bad.MP4"].startswith("NOT_MEDIA: ")
     check_saved(results / "one.mp4.safetensors", tensors)
     output, _ = await run(*asked, **local)
     assert "one.mp4" not in output, "it has a result"

@@ -18,7 +18,7 @@ from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.v1 import preprocessor_pb2 as pb
 from preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from tests.media import photo
-from tests.service.conftest import chat, image
+from tests.service.conftest import FRONT_COUNT, chat, image
 from tests.waiting import PATIENCE_SECONDS
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -99,6 +99,12 @@ def test_a_line_about_a_request_names_it_and_its_trace(stopped: Service) -> None
     about_none = [line for line in stopped.objects if "serving" in line["message"] or line["message"] == "stopped"]
     assert about_none
     assert all("request_id" not in line for line in about_none)
+
+
+def test_the_first_line_tells_the_counts_as_they_are_configured(stopped: Service) -> None:
+    (line,) = (line["message"] for line in stopped.objects if "serving" in line["message"])
+    fronts = {1: "1 front", 2: "2 fronts"}[FRONT_COUNT]
+    assert f"; 1 worker; {fronts}; memory budget" in line
 
 
 def test_no_log_line_contains_request_content(stopped: Service) -> None:

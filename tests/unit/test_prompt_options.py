@@ -173,6 +173,62 @@ def test_every_option_of_a_prompt_changes_what_is_sent(option: str, here: Path) 
     assert given != without
 
 
+@pytest.mark.parametrize("command", ["prepare", "generate", "bench", "plan", "inspect"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(f"--fps {value}" for value in ("nan", "inf", "0", "-1")),
+        *(f"--{name}-seconds {value}" for name in ("start", "end") for value in ("nan", "inf", "-1")),
+        *("--num-frames 0", "--min-pixels 0", "--max-pixels 0", "--background puce"),
+        *("--min-pixels 10 --max-pixels 5", "--max-pixels 5 --min-pixels 10"),
+        *("--start-seconds 2 --end-seconds 2", "--end-seconds 1 --start-seconds 2"),
+    ],
+)
+def test_a_value_that_no_medium_could_have_is_refused_without_one(
+    wrong: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    further = ["--rps", "1"] if command == "plan" else []
+    with pytest.raises(SystemExit) as ended:
+        main([command, *further, "--text", "Hi", *wrong.split()])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "is not accepted; give " in error or "'puce' is no background" in error
+
+
+def test_bounds_in_order_are_taken() -> None:
+    taken = [
+        "--min-pixels",
+        "5",
+        "--max-pixels",
+        "5",
+        "--start-seconds",
+        "0",
+        "--end-seconds",
+        "0.5",
+        "--background",
+        "NONE",
+    ]
+    assert spec_of("--text", "Hi", *taken).chat.messages
+
+
+def test_help_is_true_for_its_command() -> None:
+    """What commands have in common, where it differs."""
+    helps = {name: " ".join(parser.format_help().split()) for name, parser in parsers()}
+    for name, model, url in (
+        ("prepare", "as the service names it; with --local", "without --local a URL for the service to fetch"),
+        ("generate", "as the service names it (", "or a URL for the service to fetch"),
+        ("bench", "as the service names it (", "or a URL for the service to fetch"),
+        ("inspect", "with --address, as the service names it", "with --address a URL for the service to fetch"),
+    ):
+        assert model in helps[name] and url in helps[name], name
+    assert "service to fetch" not in helps["plan"] and "as the service names it" not in helps["plan"]
+    assert "instead of the answer as it comes" in helps["generate"] and "instead of lines" in helps["inspect"]
+
+
+def test_every_command_describes_itself() -> None:
+    assert [name for name, parser in parsers() if not (parser.description or "").endswith(".")] == []
+
+
 def test_no_option_of_a_prompt_is_left_untested() -> None:
     commands = dict(parsers())
     shared = set.intersection(

@@ -9,6 +9,7 @@ from pathlib import Path
 import preprocessor
 from engine_client import errors as engine_errors
 from preprocessor import errors
+from preprocessor.service.metrics import MAX_REASON_COUNT
 from tests.reasons import documented
 
 SOURCES = Path(preprocessor.__file__).parent
@@ -34,6 +35,10 @@ def test_every_documented_reason_is_in_the_code() -> None:
 
 def test_no_reason_stands_in_the_table_twice() -> None:
     assert len(documented()) == len({one.reason for one in documented()})
+
+
+def test_every_documented_reason_has_a_label_in_the_metrics() -> None:
+    assert len({one.reason for one in documented()}) < MAX_REASON_COUNT
 
 
 def reasons_in_code() -> Iterator[str]:
