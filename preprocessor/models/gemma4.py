@@ -154,7 +154,9 @@ def _soft_tokens(item: ProbedMedium, pixels: PixelSpec) -> int:
     asked = pixels.max_pixels // pixels.factor**2
     if item.medium.max_pixels is None:
         return asked
-    refuse_most_below(item.medium, SOFT_TOKENS[0] * pixels.factor**2, f"this model's least picture of {SOFT_TOKENS[0]} tokens")
+    refuse_most_below(
+        item.medium, SOFT_TOKENS[0] * pixels.factor**2, f"this model's least picture of {SOFT_TOKENS[0]} tokens"
+    )
     return max(count for count in SOFT_TOKENS if count <= asked)
 
 

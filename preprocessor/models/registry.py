@@ -121,7 +121,9 @@ def _load_generic(name: str, directory: Path) -> GenericModel:
             _built_tokenizer(directory).save_pretrained(copy)
             return load_generic(name, copy)
     except OSError as error:
-        what = f"its tokenizer cannot be written as a file for transformers ({error}); set TMPDIR to a directory for that"
+        what = (
+            f"its tokenizer cannot be written as a file for transformers ({error}); set TMPDIR to a directory for that"
+        )
         raise ModelNotFound(f"{name}: {what}") from error
 
 

@@ -53,7 +53,9 @@ def load_ahead(model: LoadedModel) -> None:
             with contextlib.suppress(ImportError):  # of another platform
                 importlib.import_module(module.name)
     _load_character_sets()
-    axis_weights(_SIDE_PX, _SIDE_PX // 2)  # torch reads at its first operation what machine this is; examples may need none
+    axis_weights(
+        _SIDE_PX, _SIDE_PX // 2
+    )  # torch reads at its first operation what machine this is; examples may need none
     for media, pixel_form in itertools.product(_examples(model.modalities), _FORMS):
         parts: tuple[TextPart | MediaPart, ...] = (
             *(MediaPart(medium.key) for medium in media),
