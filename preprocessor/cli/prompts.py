@@ -180,7 +180,7 @@ def _medium(options: argparse.Namespace, kind: str, source: Source | list[Path])
 
 
 def _frame_files(folder: Path) -> list[Path]:
-    """The image files of a folder in the order of their names; hidden ones, such as macOS leaves beside each, are none of them."""
+    """The image files of a folder in the order of their names; hidden ones, which macOS leaves beside each, are left out."""
     found = (path for path in folder.iterdir() if path.suffix.lower() in _FRAME_SUFFIXES)
     files = sorted((path for path in found if not path.name.startswith(".")), key=_by_numbers)
     if not files:

@@ -149,7 +149,7 @@ def _probe_images(
         except (CorruptMedia, UnsupportedMedia, LimitExceeded) as error:
             if error.reason == "NOT_MEDIA":  # whose message names formats that no frame has
                 what = f"{name}: not an image that can be read; frames are JPEG, PNG or WebP, or RGB24"
-                error = UnsupportedMedia(what, reason=error.reason)  # noqa: PLW2901
+                error = UnsupportedMedia(what, reason=error.reason)
             error.metadata["media_key"] = medium.key
             if medium.on_damage is OnDamage.FAIL or not _is_damage(error):
                 raise error

@@ -43,8 +43,9 @@ def load_generic(name: str, directory: Path) -> GenericModel:
         name: What the user called it, for messages.
         directory: Its configuration and tokenizer files, as a hub repository holds them.
     Raises:
-        ModelNotFound: `BAD_MODEL_DIRECTORY` for a file that is missing or damaged, or a tokenizer without a vocabulary; `UNSUPPORTED_MODEL` for a processor that
-            this transformers does not know, that needs a library which is not here, or that has no fast tokenizer.
+        ModelNotFound: `BAD_MODEL_DIRECTORY` for a file that is missing or damaged, or a tokenizer without a vocabulary;
+            `UNSUPPORTED_MODEL` for a processor that this transformers does not know, that needs a library which is not here, or
+            that has no fast tokenizer.
     """
     vision_library = settle_torchvision()
     from transformers.processing_utils import ProcessorMixin  # only now: it may import torchvision

@@ -1,7 +1,7 @@
-"""Prepares prompts of models in sandboxed processes: `python -m tests.unit.workers.sandboxed NAME...`, as the registry takes them.
+"""Prepares prompts of models in sandboxed processes: `python -m tests.unit.workers.sandboxed NAME...`, names of the registry.
 
-Each prompt is that of a worker's first task: its process is forked from one that has loaded ahead what tasks need, and nothing has
-come before. Prints a line for each: the name, the modality, the pixel form, and how its process ended; tab-separated.
+Each prompt is that of a worker's first task: its process is forked from one that has loaded ahead what tasks need, and nothing
+has come before. Prints a line for each: the name, the modality, the pixel form, and how its process ended; tab-separated.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _end_of(work: Callable[[], None]) -> int:
     try:
         work()
         os._exit(0)
-    except BaseException:  # noqa: BLE001 - the process ends here, whatever it is
+    except BaseException:  # the process ends here, whatever it is
         traceback.print_exc()
         os._exit(1)
 
