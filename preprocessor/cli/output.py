@@ -12,7 +12,7 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 
 
 def summary(header: pb.Header, report: pb.Report) -> dict[str, Any]:
-    """The `--json` object: what was prepared, and how long each stage took."""
+    """The `--json` object: what was prepared, and how long each stage took. What is not known of an item is null."""
     return {
         "model": header.model,
         "request_id": header.request_id,
@@ -22,10 +22,12 @@ def summary(header: pb.Header, report: pb.Report) -> dict[str, Any]:
                 "key": item.key,
                 "modality": MODALITY_NAMES.get(item.modality, "unknown"),
                 "codec": _codec(item.source),
-                "source_size_px": list(_size_px(item.source)),
-                "size_px": [item.patches.width_px, item.patches.height_px],
-                "grid_thw": [item.patches.grid_t, item.patches.grid_h, item.patches.grid_w],
-                "token_count": item.token_count,
+                "source_size_px": _size_px(item.source),
+                "size_px": [item.patches.width_px, item.patches.height_px] if item.HasField("patches") else None,
+                "grid_thw": [item.patches.grid_t, item.patches.grid_h, item.patches.grid_w]
+                if item.HasField("patches")
+                else None,
+                "token_count": item.token_count or None,
                 "frame_indices": list(item.frame_indices),
                 "times_seconds": list(item.times_seconds),
                 "padded_frame_count": item.patches.padded_frame_count,
@@ -50,14 +52,15 @@ def table(header: pb.Header, report: pb.Report) -> str:
     lines = [f"{header.token_count:,} tokens for {header.model}", ""]
     rows = [("item", "source", "frames", "resized", "grid t,h,w", "tokens")]
     for item in header.items:
-        width_px, height_px = _size_px(item.source)
-        source = f"{_codec(item.source)} {width_px}x{height_px}"
+        size_px = _size_px(item.source)
+        source = f"{_codec(item.source)} {size_px[0]}x{size_px[1]}" if size_px else _codec(item.source)
         frames = f"{len(item.frame_indices)} of {item.source.video.frame_count}" if item.frame_indices else ""
-        made = ("", "", "")  # of the generic path only the tensors tell
+        resized = grid = ""  # of tiles, and on the generic path, only the tensors tell
         if item.HasField("patches"):
+            resized = f"{item.patches.width_px}x{item.patches.height_px}"
             grid = f"{item.patches.grid_t},{item.patches.grid_h},{item.patches.grid_w}"
-            made = (f"{item.patches.width_px}x{item.patches.height_px}", grid, f"{item.token_count:,}")
-        rows.append((item.key, source, frames, *made))
+        tokens = f"{item.token_count:,}" if item.token_count else ""  # the generic path does not count them
+        rows.append((item.key, source, frames, resized, grid, tokens))
     if header.items:
         lines += [*columns(rows), ""]
     lines += [line for item in header.items if item.frame_indices for line in _frame_lines(item)]
@@ -105,12 +108,14 @@ def _frame_lines(item: pb.Item, shown: int = 6) -> list[str]:
 
 
 def _codec(source: pb.SourceInfo) -> str:
-    """FFmpeg's name of a video's codec, or an image's format."""
+    """FFmpeg's name of a video's codec, or an image's format; empty of a sound."""
     return source.video.codec or source.image.format
 
 
-def _size_px(source: pb.SourceInfo) -> tuple[int, int]:
-    """Width and height of the file's pictures; 0 where it has none."""
+def _size_px(source: pb.SourceInfo) -> tuple[int, int] | None:
+    """Width and height of the file's pictures; None where it has none."""
+    if source.HasField("audio"):
+        return None
     pictures = source.video if source.HasField("video") else source.image
     return pictures.width_px, pictures.height_px
 

@@ -96,8 +96,8 @@ def _add_conversation(group: argparse._ArgumentGroup, url: str) -> None:
         action=_AppendPart,
         const="frames",
         metavar="DIR",
-        help="a video as a folder of its frames: .jpg, .png or .webp files in the order of their names, at the rate --fps or at "
-        f"the times --frame-times; {_IN_PLACE}",
+        help="a video as a folder of its frames: .jpg, .png or .webp files in the order of their names, 2 before 10, hidden "
+        f"files left out; at the rate --fps or at the times --frame-times; {_IN_PLACE}",
     )
     group.add_argument(
         "--literal",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -179,11 +180,18 @@ def _medium(options: argparse.Namespace, kind: str, source: Source | list[Path])
 
 
 def _frame_files(folder: Path) -> list[Path]:
-    """The image files of a folder, by name."""
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _FRAME_SUFFIXES)
+    """The image files of a folder in the order of their names; hidden ones, which macOS leaves beside each, are left out."""
+    found = (path for path in folder.iterdir() if path.suffix.lower() in _FRAME_SUFFIXES)
+    files = sorted((path for path in found if not path.name.startswith(".")), key=_by_numbers)
     if not files:
         raise InvalidRequest(f"{folder}: no {', '.join(_FRAME_SUFFIXES)} file is in it", reason="INVALID_FRAMES")
     return files
+
+
+def _by_numbers(path: Path) -> tuple[list[str | int], str]:
+    """A key by which frame2.png comes before frame10.png: text and numbers alternate."""
+    pieces = re.split("([0-9]+)", path.name)
+    return [int(piece) if place % 2 else piece for place, piece in enumerate(pieces)], path.name
 
 
 def _read_times(path: str) -> list[float]:

@@ -10,6 +10,13 @@ A video may also be frames that the caller has chosen, as image files or arrays:
 >>> list(chat([{"role": "user", "content": [camera, "What has changed?"]}]).spec.media[0].frames.times_seconds.values)
 [0.0, 2.5]
 
+Where the service keeps files, a later call can name them. Frames need their description again:
+
+>>> camera = video(frames=[photo, photo], fps=1, uuid="camera 7")
+>>> again = video(Cached(uuid="camera 7", frame_list=camera.frame_list))
+>>> [len(one.fields.frames.sizes_bytes) for one in (camera, again)]
+[2, 2]
+
 What these functions refuse is an `InvalidRequest` with the reason that the service would give.
 """
 
@@ -39,10 +46,12 @@ class Cached:
     Attributes:
         uuid: As given to `image`, `video` or `audio` with the file.
         content_sha256: Of the file, 32 bytes.
+        frame_list: Of a video that was given as frames: the `frame_list` of what `video` made of them.
     """
 
     uuid: str = ""
     content_sha256: bytes = b""
+    frame_list: pb.FrameList | None = None
 
 
 URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
@@ -65,6 +74,11 @@ class Medium:
     source: bytes | str | Medium | Cached
     key: str
     name: str
+
+    @property
+    def frame_list(self) -> pb.FrameList | None:
+        """Sizes and times of the frames that it was given as, without their pixels: for `Cached`. None of any other medium."""
+        return self.fields.frames if self.fields.HasField("frames") else None
 
 
 def image(
@@ -247,6 +261,8 @@ def _medium(fields: pb.Media, source: Source | Medium | Cached, key: str, uuid: 
         uuid = uuid or source.uuid
         if source.content_sha256:
             fields.content_sha256 = source.content_sha256
+        if source.frame_list is not None:
+            fields.frames.CopyFrom(source.frame_list)
     if uuid:
         fields.uuid = uuid
     if isinstance(source, bytes | Medium | Cached) or (isinstance(source, str) and URL.match(source)):

@@ -147,9 +147,12 @@ def _probe_images(
             image = probe_image(medium.content[start:stop], limits, name)
             check_frame_size(image.width_px, image.height_px, limits, name)
         except (CorruptMedia, UnsupportedMedia, LimitExceeded) as error:
+            if error.reason == "NOT_MEDIA":  # whose message names formats that no frame has
+                what = f"{name}: not an image that can be read; frames are JPEG, PNG or WebP, or RGB24"
+                error = UnsupportedMedia(what, reason=error.reason)
             error.metadata["media_key"] = medium.key
             if medium.on_damage is OnDamage.FAIL or not _is_damage(error):
-                raise
+                raise error
             damage = damage or error
             continue
         if image.format not in FORMATS:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.models.family import Configuration, Family, ItemLayout, ModelSettings
-from preprocessor.models.family.budget import refuse_bounds
+from preprocessor.models.family.budget import MOST_ALONE, refuse_most_below
 from preprocessor.models.family.rules import no_video
 from preprocessor.models.loaded import WriteFrame
 from preprocessor.models.probe import ProbedMedium
@@ -114,9 +114,9 @@ def most_crops(model: ModelSettings) -> int:
 
 def layout(item: ProbedMedium, model: ModelSettings) -> ItemLayout:
     """Source: transformers 5.23, Gemma3Processor.replace_image_token."""
-    refuse_bounds(item.medium, "min_pixels")
     details: Details = model.details
     side = model.image.patch_size
+    refuse_most_below(item.medium, side**2, "one tile")
     crop_count = len(crop_boxes(*item.size_px, most_crops(model)))
     tile = f"\n\n{details.start}{details.soft}{details.end}\n\n"
     text = tile
@@ -159,6 +159,7 @@ FAMILY = Family(
     layout=layout,
     frame_writer=tile_writer,
     modalities=frozenset({Modality.IMAGE}),
+    image_bounds=MOST_ALONE,
     text_in_parts=True,
     else_generic=True,
 )

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from preprocessor.errors import InvalidRequest, ModelNotFound
+from preprocessor.errors import ModelNotFound
 from preprocessor.media.spreads import count_asked
 from preprocessor.models.family import Configuration, Family, ItemLayout, ModelSettings
-from preprocessor.models.family.budget import refuse_bounds
+from preprocessor.models.family.budget import MOST_ALONE, refuse_most_below
 from preprocessor.models.loaded import WriteFrame
 from preprocessor.models.probe import ProbedMedium
 from preprocessor.models.qwen2_vl import without_nulls
@@ -118,7 +118,6 @@ def fit_image(height: int, width: int, *, patch: int, pooling: int, most_patches
 def layout(item: ProbedMedium, model: ModelSettings) -> ItemLayout:
     """Source: transformers 5.23, Gemma4Processor, replace_image_token and replace_video_token."""
     medium, details = item.medium, model.details
-    refuse_bounds(medium, "min_pixels", "cap_pixels_per_frame")
     pixels = model.pixels_of(medium.modality)
     patch, pooling = pixels.patch_size, pixels.merge_size
     most_patches = _soft_tokens(item, pixels) * pooling**2
@@ -153,17 +152,12 @@ def patch_writer(item: ItemPlan, model: ModelSettings) -> WriteFrame:
 
 def _soft_tokens(item: ProbedMedium, pixels: PixelSpec) -> int:
     asked = pixels.max_pixels // pixels.factor**2
-    if (allowed := [count for count in SOFT_TOKENS if count <= asked]) and item.medium.max_pixels is not None:
-        return allowed[-1]
-    if item.medium.max_pixels is not None:
-        raise InvalidRequest(
-            f"{item.medium.key}: max_pixel_count {item.medium.max_pixels} is below what this model's least of "
-            f"{SOFT_TOKENS[0]} tokens shows: {SOFT_TOKENS[0] * pixels.factor**2}",
-            reason="INVALID_PIXEL_BUDGET",
-            field="media[].max_pixel_count",
-            media_key=item.medium.key,
-        )
-    return asked
+    if item.medium.max_pixels is None:
+        return asked
+    refuse_most_below(
+        item.medium, SOFT_TOKENS[0] * pixels.factor**2, f"this model's least picture of {SOFT_TOKENS[0]} tokens"
+    )
+    return max(count for count in SOFT_TOKENS if count <= asked)
 
 
 def _parse(config: Mapping[str, Any], source: str) -> PixelSpec:
@@ -193,6 +187,8 @@ FAMILY = Family(
     sample_indices=sample_indices,
     layout=layout,
     frame_writer=patch_writer,
+    image_bounds=MOST_ALONE,
+    video_bounds=MOST_ALONE,
     text_in_parts=True,
     else_generic=True,
 )

@@ -19,7 +19,7 @@ import torch
 from preprocessor.errors import ModelNotFound
 from preprocessor.media.spreads import count_asked
 from preprocessor.models.family import Configuration, Family, ItemLayout, ModelSettings
-from preprocessor.models.family.budget import refuse_bounds
+from preprocessor.models.family.budget import NO_BOUNDS, refuse_most_below
 from preprocessor.models.loaded import WriteFrame
 from preprocessor.models.probe import ProbedMedium
 from preprocessor.models.qwen2_vl import without_nulls
@@ -137,6 +137,7 @@ def layout(item: ProbedMedium, model: ModelSettings) -> ItemLayout:
     details: Details = model.details
     pixels, side = model.image, model.image.patch_size
     if item.frames is None:
+        refuse_most_below(item.medium, side**2, "one tile")
         most = min(max(pixels.max_pixels // side**2, 1), MOST_TILES)
         columns, lines = tile_grid(*item.size_px, side, -(-pixels.min_pixels // side**2), most)
         tile_count = columns * lines
@@ -145,7 +146,6 @@ def layout(item: ProbedMedium, model: ModelSettings) -> ItemLayout:
         text = f"{details.start}{details.context}{details.end}"
         lengths = [row_count * details.tokens_a_tile]
     else:
-        refuse_bounds(item.medium, "min_pixels", "max_pixels", "cap_pixels_per_frame")
         row_count = item.frame_count
         rows = ItemRows(row_count, 1, 1, width_px=side, height_px=side)
         text = "\n".join(f"Frame{n}: {details.start}{details.context}{details.end}" for n in range(1, row_count + 1))
@@ -187,6 +187,7 @@ FAMILY = Family(
     layout=layout,
     frame_writer=tile_writer,
     token_types=token_types,
+    video_bounds=NO_BOUNDS,  # frames have one size
     text_in_parts=True,
     else_generic=True,
 )

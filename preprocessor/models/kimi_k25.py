@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from preprocessor.media.spreads import spread_from_start
 from preprocessor.models.family import Family, ItemLayout, ModelSettings
+from preprocessor.models.family.budget import MOST_ALONE
 from preprocessor.models.loaded import WriteFrame
 from preprocessor.models.probe import ProbedMedium
 from preprocessor.models.qwen2_vl import grid_writer, patch_rows, read_patch_settings, without_nulls
@@ -158,5 +159,7 @@ FAMILY = Family(
     sample_indices=sample_indices,
     layout=layout,
     frame_writer=line_writer,
+    image_bounds=MOST_ALONE,
+    video_bounds=MOST_ALONE,
     else_generic=True,
 )

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from preprocessor.errors import ModelNotFound, UnsupportedMedia
 from preprocessor.models.family import Configuration, Family, ItemLayout, ModelSettings
-from preprocessor.models.family.budget import refuse_bounds
+from preprocessor.models.family.budget import MOST_ALONE, refuse_most_below
 from preprocessor.models.family.rules import no_video
 from preprocessor.models.loaded import WriteFrame
 from preprocessor.models.probe import ProbedMedium
@@ -113,11 +113,11 @@ def fit_image(height: int, width: int, *, factor: int, longest_edge: int) -> tup
 
 def layout(item: ProbedMedium, model: ModelSettings) -> ItemLayout:
     """Source: transformers 5.23, PixtralProcessor.replace_image_token."""
-    refuse_bounds(item.medium, "min_pixels")
     details: Details = model.details
     factor, longest_edge = model.image.factor, details.longest_edge
+    refuse_most_below(item.medium, factor**2, "one token's square")
     if item.medium.max_pixels is not None:
-        longest_edge = max(math.isqrt(item.medium.max_pixels) // factor, 1) * factor
+        longest_edge = math.isqrt(item.medium.max_pixels) // factor * factor
     height, width = fit_image(*item.size_px, factor=factor, longest_edge=longest_edge)
     if not height * width:
         stored_height, stored_width = item.size_px
@@ -176,6 +176,7 @@ FAMILY = Family(
     frame_writer=patch_writer,
     token_types=token_types,
     modalities=frozenset({Modality.IMAGE}),
+    image_bounds=MOST_ALONE,
     text_in_parts=True,
     else_generic=True,
 )

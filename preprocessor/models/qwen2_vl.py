@@ -12,6 +12,7 @@ import numpy.typing as npt
 from preprocessor.errors import ModelNotFound
 from preprocessor.media.spreads import spread_by_steps, whole_patches
 from preprocessor.models.family import Family, ItemLayout, ModelSettings
+from preprocessor.models.family.budget import CAPPED_BOUNDS
 from preprocessor.models.loaded import WriteFrame
 from preprocessor.models.probe import ProbedMedium
 from preprocessor.text.placeholders import Replacement
@@ -163,4 +164,5 @@ FAMILY = Family(
     layout=layout,
     frame_writer=patch_writer,
     prompt_tensors=prompt_tensors,
+    video_bounds=CAPPED_BOUNDS,
 )

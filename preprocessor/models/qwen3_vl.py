@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from preprocessor.media.spreads import count_for_fps, spread_evenly
 from preprocessor.models.family import Family, ItemLayout, ModelSettings
+from preprocessor.models.family.budget import CAPPED_BOUNDS
 from preprocessor.models.probe import ProbedMedium
 from preprocessor.models.qwen2_vl import merged_grids, patch_layout, patch_writer, read_patch_settings, without_nulls
 from preprocessor.models.video_markers import VideoMarkers
@@ -124,4 +125,5 @@ FAMILY = Family(
     frame_writer=patch_writer,
     prompt_tensors=prompt_tensors,
     marks_frames=True,
+    video_bounds=CAPPED_BOUNDS,
 )

@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import snapshot_download
@@ -43,7 +45,7 @@ from preprocessor.models import (
 )
 from preprocessor.models.digests import digest_tokenizer
 from preprocessor.models.family import Configuration, Family, Model
-from preprocessor.models.generic import load_generic
+from preprocessor.models.generic import GenericModel, load_generic
 from preprocessor.models.generic.torchvision import settle_torchvision
 from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.names import BUILTIN, find_here, kinds_of_names
@@ -99,7 +101,7 @@ def load_model(name: str, video_markers: str = "auto", preparation: str = "auto"
     config = _read_json(directory, "config.json")
     family = _family(directory, config)
     if family is None or preparation == "generic":
-        return load_generic(name, directory)
+        return _load_generic(name, directory)
     try:
         model = _load_of_family(family, name, directory, config, video_markers)
     except ModelNotFound as error:
@@ -109,11 +111,31 @@ def load_model(name: str, video_markers: str = "auto", preparation: str = "auto"
     return WithSound(model, load_generic(name, directory)) if Modality.AUDIO in family.modalities else model
 
 
+def _load_generic(name: str, directory: Path) -> GenericModel:
+    """As `load_generic`. A built-in, which has a table of tokens alone, is loaded from a copy with a tokenizer's files."""
+    if directory.parent != BUILTIN:
+        return load_generic(name, directory)
+    try:
+        with TemporaryDirectory() as folder:
+            copy = Path(shutil.copytree(directory, folder, dirs_exist_ok=True))
+            _built_tokenizer(directory).save_pretrained(copy)
+            return load_generic(name, copy)
+    except OSError as error:
+        what = (
+            f"its tokenizer cannot be written as a file for transformers ({error}); set TMPDIR to a directory for that"
+        )
+        raise ModelNotFound(f"{name}: {what}") from error
+
+
+def _built_tokenizer(directory: Path) -> TokenizersBackend:
+    return build_tokenizer(TokenTable(**_read_json(directory, "tokens.json")))
+
+
 def _load_of_family(family: Family, name: str, directory: Path, config: Mapping[str, Any], video_markers: str) -> Model:
     settings = _processor_settings(directory)
     image, video = family.read_pixels(settings["image"], settings["video"], name)
     if directory.parent == BUILTIN:
-        tokenizer = build_tokenizer(TokenTable(**_read_json(directory, "tokens.json")))
+        tokenizer = _built_tokenizer(directory)
         tokenizer_digest = digest_tokenizer(tokenizer, merges_follow_ids=True)  # as ranks do
     else:
         if config.get("model_type") in _IMPORT_TORCHVISION:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class TokenTable:
         special: Added tokens in the order of their ids, which follow the ranks.
         markup: Further added tokens, which a decoder prints as text.
         behind: Special tokens whose ids follow those of the markup.
+        named: Attribute → the token that a processor of transformers reads by it.
     """
 
     ranks: str
@@ -36,6 +38,7 @@ class TokenTable:
     special: tuple[str, ...]
     markup: tuple[str, ...]
     behind: tuple[str, ...] = ()
+    named: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ranks_file(self) -> Path:
@@ -46,11 +49,9 @@ def load_tokenizer(directory: Path) -> TokenizersBackend:
     """The tokenizer of a model directory.
 
     Raises:
-        ModelNotFound: There is none, or only a slow (pure Python) one.
+        ModelNotFound: There is none, or one without a vocabulary, or only a slow (pure Python) one.
     """
-    # Without any, transformers makes an empty tokenizer.
-    if not any(path for pattern in _VOCABULARY_FILES for path in directory.glob(pattern)):
-        raise bad_directory(directory, "tokenizer.json is missing; copy it from where the model came from")
+    check_vocabulary_file(directory)
     # Imported here: its index of all models takes a quarter of a second, which a built-in does not need.
     from transformers import AutoTokenizer
 
@@ -66,7 +67,21 @@ def load_tokenizer(directory: Path) -> TokenizersBackend:
         raise bad_directory(directory, what) from error
     if not isinstance(tokenizer, TokenizersBackend):
         raise bad_directory(directory, "tokenizer.json is missing, and the tokenizer that is here is a slow one")
+    check_vocabulary(tokenizer, directory)
     return tokenizer
+
+
+def check_vocabulary_file(directory: Path) -> None:
+    """Raises: `ModelNotFound` where a directory has no tokenizer: transformers would make an empty one."""
+    if not any(path for pattern in _VOCABULARY_FILES for path in directory.glob(pattern)):
+        raise bad_directory(directory, "tokenizer.json is missing; copy it from where the model came from")
+
+
+def check_vocabulary(tokenizer: TokenizersBackend, directory: Path) -> None:
+    """Raises: `ModelNotFound` where a tokenizer knows added tokens alone, and would drop all other text."""
+    if not tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False):
+        what = "its tokenizer has no vocabulary; copy tokenizer.json again from where the model came from"
+        raise bad_directory(directory, what)
 
 
 def bad_directory(directory: Path, what: str) -> ModelNotFound:
@@ -94,7 +109,9 @@ def build_tokenizer(table: TokenTable) -> TokenizersBackend:
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in table.behind])
     # transformers' own class for Qwen makes the same, but importing its index of all models takes a quarter of a second.
     special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-    tokenizer: TokenizersBackend = TokenizersBackend(tokenizer_object=Tokenizer(BPE()), **special)
+    tokenizer: TokenizersBackend = TokenizersBackend(
+        tokenizer_object=Tokenizer(BPE()), extra_special_tokens=dict(table.named), **special
+    )
     tokenizer._tokenizer = backend  # as an argument above it would be copied, for half a second
     tokenizer.update_post_processor()
     return tokenizer

@@ -1,25 +1,31 @@
-"""The fast path of each family in `tests/golden/models` beside the generic path, on 20 photos. From the repository's root:
+"""Families of the fast path beside transformers' own processor on the generic path: the same request, the same values.
 
-    python -m tests.bench.families [NAME ...]
+    python -m tests.bench.families                          # the small models of tests/parity and tests/golden/models, minutes
+    python -m tests.bench.families kimi-k2.5 gemma3 --rounds 9
 
-Prompts are compared before anything is timed. Prints CPU seconds of the fastest round, in turn, and their ratio. The fast path
-writes into memory that has been written before, as a worker does; transformers' processor always allocates its own.
+Both paths get the seed clip with the same frames, 20 small images, or 20 photos as phones and web pages have them. The generic
+path makes normalized float32, `fast` uint8 rows as an engine gets them, `fast FP32` the generic path's float32. Before anything
+is timed, prompts are compared, and pixels where both paths arrange them alike. MiniMax-M3's own processor resizes no video, so it
+has no row for the clip; nor has a model that takes none. The fast path writes into memory that has been written before, as a
+worker does; transformers' processor always allocates its own.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: one core, as a worker has
-
+import argparse
+import dataclasses
 import sys
-import time
-from collections.abc import Callable
+import tempfile
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from preprocessor.config import Limits
+from preprocessor.config.machine import use_one_thread
+from preprocessor.errors import PreprocessorError
 from preprocessor.models.generic import load_generic
 from preprocessor.models.loaded import LoadedModel
 from preprocessor.models.registry import load_model
@@ -32,72 +38,114 @@ from preprocessor.types.request import (
     Modality,
     PixelForm,
     PreparationRequest,
+    Sampling,
     TextPart,
 )
+from tests.bench.apart import timed_apart
+from tests.bench.contest import Result, ratio, run_in_turn
+from tests.bench.workloads import PICTURES, SEED, data_of
+from tests.golden import huggingface  # noqa: F401  # makes torchvision importable
 from tests.golden.tile_cases import MODELS
 from tests.media import photo
+from tests.parity.small_models import SMALL_MODELS
 
-IMAGE_COUNT = 20
-ROUNDS = 3
-
-
-def request(form: PixelForm) -> PreparationRequest:
-    """Photos as phones and web pages have them, in landscape and in portrait."""
-    sizes = [(1280, 960), (960, 1280), (800, 600), (1920, 1080)]
-    media = [Media(f"photo {n}", Modality.IMAGE, photo(*sizes[n % len(sizes)], seed=n)) for n in range(IMAGE_COUNT)]
-    shown = tuple(MediaPart(medium.key) for medium in media)
-    message = Message("user", (*shown, TextPart("What has changed?")))
-    return PreparationRequest(ChatPrompt((message,)), tuple(media), form)
+_PATHS = ("fast", "fast FP32", "generic")
+_GENEROUS = Limits(max_pixel_bytes=1 << 33)
+_PHOTO_SIZES = ((1280, 960), (960, 1280), (800, 600), (1920, 1080))
+_TILE_MODELS = {path.name: path for path in sorted(MODELS.iterdir())}
+_NAMES = (*SMALL_MODELS, *_TILE_MODELS)
 
 
-def cpu_seconds(work: Callable[[], object]) -> float:
-    began = time.process_time()
-    work()
-    return time.process_time() - began
-
-
-def worker_like(model: LoadedModel, request: PreparationRequest) -> Callable[[], object]:
-    """What a worker does for a request: plan it, and write its pixels into the arena."""
-    if not model.plans_from_headers(request):
-        return lambda: prepare(model, request)
-    pixels = plan(model, request, Limits()).pixels
-    assert pixels is not None
-    arena = allocate_pixels(pixels)
-
-    def work() -> None:
-        planned = plan(model, request, Limits()).pixels
-        assert planned is not None
-        write_pixels(model, request.media, planned, arena)
-
-    return work
-
-
-def compare(directory: Path) -> str:
-    fast, generic = load_model(str(directory)), load_generic(directory.name, directory)
-    ways: dict[str, tuple[LoadedModel, PreparationRequest]] = {
-        "generic, FP32": (generic, request(PixelForm.FP32)),
-        "fast, FP32": (fast, request(PixelForm.FP32)),
-        "fast, uint8": (fast, request(PixelForm.UINT8)),
+def requests(modalities: frozenset[Modality]) -> dict[str, PreparationRequest]:
+    small = data_of(PICTURES[1])
+    photos = [photo(*_PHOTO_SIZES[n % len(_PHOTO_SIZES)], seed=n) for n in range(len(small))]
+    images = {PICTURES[1].name: small, f"{len(photos)} photos": photos}
+    asked = {
+        name: _ask(*(Media(f"p{index}", Modality.IMAGE, data) for index, data in enumerate(files)))
+        for name, files in images.items()
     }
-    prompts = [prepare(*way).tensors["input_ids"].ravel() for way in ways.values()]
-    assert all(np.array_equal(prompts[0], prompt) for prompt in prompts[1:]), "the prompts differ"
-    work = {name: worker_like(*way) for name, way in ways.items()}
-    taken = dict.fromkeys(ways, np.inf)
-    for _ in range(ROUNDS):
-        for name, run in work.items():
-            taken[name] = min(taken[name], cpu_seconds(run))
-    slowest = taken["generic, FP32"]
-    cells = [f"{seconds:.2f} s" for seconds in taken.values()]
-    ratios = [f"{slowest / taken[name]:.1f}" for name in list(ways)[1:]]
-    return f"| {directory.name} | {' | '.join(cells)} | {' | '.join(ratios)} |"
+    if Modality.VIDEO not in modalities:
+        return asked
+    (clip,) = data_of(SEED)
+    video = Media("v", Modality.VIDEO, clip, Sampling(indices=tuple(range(0, 900, 15))))
+    return {f"{SEED.name}, 60 frames": _ask(video), **asked}
+
+
+def _ask(*media: Media) -> PreparationRequest:
+    parts: tuple[MediaPart | TextPart, ...] = (*(MediaPart(one.key) for one in media), TextPart("What happens here?"))
+    return PreparationRequest(ChatPrompt((Message("user", parts),)), media, PixelForm.FP32)
+
+
+@cache
+def _load(path: str, directory: str) -> LoadedModel:
+    return load_generic(directory, Path(directory)) if path == "generic" else load_model(directory)
+
+
+def _prepared(path: str, directory: str, request: PreparationRequest) -> tuple[npt.NDArray[Any], Result]:
+    """Token ids, and the rest."""
+    if path == "fast":
+        request = dataclasses.replace(request, pixel_form=PixelForm.UINT8)
+    done = prepare(_load(path, directory), request, _GENEROUS)
+    pixels = next(values for name, values in done.tensors.items() if name.startswith(("pixel_values", "pixel_patches")))
+    result = Result(pixels.reshape(len(pixels), -1), None, len(request.media), done.plan.timings)
+    return done.tensors["input_ids"].ravel(), result
+
+
+_arena: dict[tuple[int, ...], npt.NDArray[Any]] = {}
+"""Of this process, whose requests have one tensor each."""
+
+
+def _timed(path: str, directory: str, request: PreparationRequest) -> Result:
+    if path == "generic":
+        return _prepared(path, directory, request)[1]
+    if path == "fast":
+        request = dataclasses.replace(request, pixel_form=PixelForm.UINT8)
+    planned = plan(_load(path, directory), request, _GENEROUS)
+    assert planned.pixels is not None
+    shape = (planned.pixels.row_count, planned.pixels.feature_count, planned.pixels.size_bytes)
+    pixels = _arena[shape] if shape in _arena else _arena.setdefault(shape, allocate_pixels(planned.pixels))
+    write_pixels(_load(path, directory), request.media, planned.pixels, pixels)
+    return Result(pixels, None, len(request.media), planned.timings)
+
+
+def compare(directory: str, request: PreparationRequest) -> str:
+    """Why nothing is to be timed; empty where both make the same."""
+    try:
+        (generic_ids, generic), (fast_ids, fast) = (
+            _prepared(path, directory, request) for path in ("generic", "fast FP32")
+        )
+    except PreprocessorError as error:
+        return str(error)
+    are_alike = generic.pixels.shape == fast.pixels.shape
+    if not np.array_equal(generic_ids, fast_ids) or (are_alike and not np.array_equal(generic.pixels, fast.pixels)):
+        raise SystemExit(f"{directory}: the two paths differ")
+    return ""
 
 
 def main() -> None:
-    names = sys.argv[1:] or [directory.name for directory in sorted(MODELS.iterdir())]
-    print("| family | generic, FP32 | fast, FP32 | fast, uint8 | generic ÷ fast, FP32 | generic ÷ fast, uint8 |")
-    print("|---|--:|--:|--:|--:|--:|")
-    for name in names:
-        print(compare(MODELS / name), flush=True)
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.families", description="Fast path ÷ generic path.")
+    parser.add_argument("models", nargs="*", default=list(_NAMES), metavar="MODEL", help=", ".join(_NAMES))
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    use_one_thread()
+    columns = ("model", "workload", *(f"{path}, CPU ms" for path in _PATHS), "generic ÷ fast", "generic ÷ fast FP32")
+    print(f"| {' | '.join(columns)} |\n|---|---|{'--:|' * (len(columns) - 2)}")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.models:
+            directory = str(_TILE_MODELS.get(name) or Path(folder) / name)
+            if name in SMALL_MODELS:
+                SMALL_MODELS[name].save(Path(directory))
+            for workload, request in requests(_load("fast", directory).modalities).items():
+                if why_not := compare(directory, request):
+                    print(f"{name}, {workload}: {why_not}", file=sys.stderr)
+                    continue
+                paths = {path: partial(_timed, path, directory, request) for path in _PATHS}
+                with timed_apart(paths) as runners:
+                    timed = run_in_turn(runners, options.rounds)
+                ratios = [ratio(timed, "generic", path) for path in _PATHS[:2]]
+                told = [f"{found[1]:.1f}" for found in ratios if found is not None]
+                cells = (name, workload, *(f"{timed[path].cpu_ms:.0f}" for path in _PATHS), *told)
+                print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     python -m tests.parity.release 5.24.0 --cases 64
 
 Makes `build/transformers`, an environment like `.venv` with that release in it. Prints which model types, processors and
-settings of processors differ, then runs the parity cases and the generic path's tests there. Ends with 1 where one of them fails.
+settings of processors differ, then runs there the parity cases, those of families of tiles, and the generic path's tests. Ends
+with 1 where one of them fails.
 """
 
 from __future__ import annotations
@@ -88,6 +89,15 @@ def _changed_names(what: str, old: Mapping[str, Any] | list[str], new: Mapping[s
             yield f"- {verb} {what}: {', '.join(sorted(names))}"
 
 
+def checks(case_count: int) -> list[list[str]]:
+    """Arguments of Python for all that is run with the other release."""
+    return [
+        ["-m", "tests.parity", "--cases", str(case_count)],
+        ["-m", "tests.parity.tiles"],
+        ["-m", "pytest", "-q", *(f"tests/unit/generic/{name}" for name in _GENERIC_TESTS)],
+    ]
+
+
 def _install(release: str) -> None:
     """The environment, with everything as constrained but transformers and what it insists on."""
     python = os.environ.get("PYTHON", sys.executable)
@@ -121,11 +131,7 @@ def main() -> int:
         for python in (sys.executable, _PYTHON)
     )
     print("\n".join(differences(old, new)) or "- nothing differs", flush=True)
-    tests = [f"tests/unit/generic/{name}" for name in _GENERIC_TESTS]
-    statuses = [
-        subprocess.run([_PYTHON, "-m", "tests.parity", "--cases", str(options.cases)], check=False).returncode,
-        subprocess.run([_PYTHON, "-m", "pytest", "-q", *tests], check=False).returncode,
-    ]
+    statuses = [subprocess.run([_PYTHON, *check], check=False).returncode for check in checks(options.cases)]
     return int(any(statuses))
 
 

@@ -128,11 +128,11 @@ def run_case(asked: Case) -> list[str]:
 
 
 def _budget(random: Random, has_least: bool, area: int) -> tuple[int | None, int | None]:
-    """Half the time the model's own."""
+    """Half the time the model's own; the most is never below one tile, which is refused."""
     if random.random() < 0.5:
         return None, None
     low, high = sorted(random.uniform(0.5, 9, 2).tolist())
-    return int(low * area) if has_least else None, int(high * area)
+    return int(low * area) if has_least else None, int(max(high, 1) * area)
 
 
 def _clip(random: Random, way: str, model: str) -> tuple[bytes, Sampling]:

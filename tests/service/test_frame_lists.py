@@ -13,7 +13,7 @@ import pytest
 from engine_client.testing import FakeEngine
 from preprocessor import pipeline
 from preprocessor.__main__ import main
-from preprocessor.client import AsyncClient, CallFailed, Client, Medium, chat, video
+from preprocessor.client import AsyncClient, Cached, CallFailed, Client, Medium, chat, video
 from preprocessor.config import Limits
 from preprocessor.models.family import Model
 from preprocessor.service.reading import read_spec
@@ -78,6 +78,17 @@ async def test_frames_are_sent_and_decoded_once(model: Model) -> None:
         async with AsyncClient(caller.server.address) as client:  # other times are another item
             other = await client.prepare(chat(asked(video(frames=LARGE, fps=4))))
     assert other.report.cached_item_count == 0
+
+
+async def test_frames_that_the_service_has_are_named_with_their_description(model: Model) -> None:
+    async with serving(model) as caller, AsyncClient(caller.server.address) as client:
+        camera = video(frames=PICTURES, times_seconds=[1, 2, 4, 7, 7.5], uuid="camera")
+        sent = await client.prepare(chat(asked(camera)))
+        named = video(Cached(uuid="camera", frame_list=camera.frame_list))
+        again = await client.prepare(chat(asked(named)))
+    np.testing.assert_array_equal(again.tensors["input_ids"], sent.tensors["input_ids"])
+    np.testing.assert_array_equal(again.tensors["pixel_patches"], sent.tensors["pixel_patches"])
+    assert again.report.received_bytes == 0
 
 
 async def test_pictures_may_stand_in_the_spec(model: Model, caller: Caller) -> None:

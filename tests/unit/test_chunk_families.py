@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from preprocessor.config import Limits
+from preprocessor.errors import InvalidRequest
 from preprocessor.media.image import decode_image
 from preprocessor.models import kimi_k25, minimax_m3_vl
 from preprocessor.models.family import Model
@@ -180,3 +182,31 @@ def test_settings_that_the_fast_path_does_not_read_leave_the_model_to_the_generi
     settings["image_processor"][setting] = value
     path.write_text(json.dumps(settings))
     assert load_model(str(tmp_path)).describe().path is ModelPath.GENERIC
+
+
+@pytest.mark.parametrize("modality", [Modality.IMAGE, Modality.VIDEO])
+@pytest.mark.parametrize(
+    ("name", "bounds"),
+    [
+        ("kimi-k2.5", {"min_pixels": 9}),
+        *((name, {"cap_pixels_per_frame": True}) for name in SMALL_MODELS if "omni" not in name),
+    ],
+)
+def test_a_bound_that_the_family_has_no_place_for_is_refused(
+    model_folder: Path, name: str, bounds: dict[str, Any], modality: Modality
+) -> None:
+    """Before the file is read: a file of nothing has another fault."""
+    model = load_family_model(str(model_folder / name))
+    text = model.placeholders.tokens[modality]
+    with pytest.raises(InvalidRequest, match="takes no") as refused:
+        planned(model, text, Media("a", modality, b"", **bounds))
+    assert refused.value.reason == "INVALID_PIXEL_BUDGET"
+
+
+@pytest.mark.parametrize("name", ["qwen3.5", "qwen3-omni", "qwen2.5-omni"])
+def test_the_cap_of_a_frame_is_heeded_in_videos_alone(model_folder: Path, name: str) -> None:
+    model = load_family_model(str(model_folder / name))
+    video, image = (model.placeholders.tokens[modality] for modality in (Modality.VIDEO, Modality.IMAGE))
+    assert planned(model, video, dataclasses.replace(clip(0, 1), cap_pixels_per_frame=True)).items
+    with pytest.raises(InvalidRequest, match="takes no cap_pixels_per_frame for its images"):
+        planned(model, image, Media("i", Modality.IMAGE, photo(90, 60), cap_pixels_per_frame=True))

@@ -171,7 +171,7 @@ def test_internvl_numbers_its_frames_and_gemma4_says_when_they_are_shown(load: L
     [
         ("internvl", {}, {"tile_counts": [4]}),
         ("internvl", {"max_pixels": 2 * 448**2}, {"tile_counts": [3]}),
-        ("internvl", {"max_pixels": 1}, {"tile_counts": [1]}),
+        ("internvl", {"max_pixels": 448**2}, {"tile_counts": [1]}),
         ("mistral3", {}, {"grid_thw": [[1, 30, 88]], "image_sizes": [[420, 1232]]}),
         ("mistral3", {"max_pixels": 200_000}, {"grid_thw": [[1, 10, 30]], "image_sizes": [[140, 420]]}),
         ("gemma3", {}, {"tile_counts": [1]}),
@@ -194,14 +194,20 @@ def test_a_callers_most_pixels_bound_an_image(
         ("mistral3", {"min_pixels": 9}),
         ("gemma3", {"min_pixels": 9}),
         ("gemma4", {"min_pixels": 9}),
-        ("gemma4", {"max_pixels": 9}),
+        *((name, {"cap_pixels_per_frame": True}) for name in NAMES),
+        ("internvl", {"max_pixels": 448**2 - 1}),
+        ("mistral3", {"max_pixels": 28**2 - 1}),
+        ("gemma3", {"max_pixels": 896**2 - 1}),
+        ("gemma4", {"max_pixels": 70 * 48**2 - 1}),
     ],
 )
 def test_a_bound_that_a_family_cannot_heed_is_refused(name: str, bounds: dict[str, int], load: LoadModel) -> None:
     with pytest.raises(InvalidRequest) as refused:
         plan(named(load, name), ask(image(64, 64, **bounds)), Limits())
     assert refused.value.reason == "INVALID_PIXEL_BUDGET"
-    assert refused.value.field == f"media[].{next(iter(bounds)).replace('pixels', 'pixel_count')}"
+    fields = {"min_pixels": "min_pixel_count", "max_pixels": "max_pixel_count"}
+    (bound,) = bounds
+    assert refused.value.field == f"media[].{fields.get(bound, bound)}"
 
 
 def test_frames_of_internvl_have_one_size_whatever_is_asked(load: LoadModel) -> None:

@@ -104,6 +104,13 @@ def test_only_three_formats_are_frames(model: Model) -> None:
     assert error.reason == "UNSUPPORTED_FORMAT"
 
 
+@pytest.mark.parametrize("on_damage", OnDamage)
+def test_the_formats_of_frames_are_named_where_none_is_one(model: Model, on_damage: OnDamage) -> None:
+    error = refusal(model, listed([b"garbage" * 9], on_damage=on_damage))
+    assert error.message == "v, frame 0: not an image that can be read; frames are JPEG, PNG or WebP, or RGB24"
+    assert (error.reason, error.metadata["media_key"]) == ("NOT_MEDIA", "v")
+
+
 @pytest.mark.parametrize(
     ("limits", "medium", "reason"),
     [

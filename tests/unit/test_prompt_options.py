@@ -73,6 +73,17 @@ def test_a_conversation_is_written_from_left_to_right(case: str, here: Path) -> 
     assert told(spec_of(*arguments.split())) == expected
 
 
+def test_frames_are_in_the_order_of_the_numbers_in_their_names(here: Path) -> None:
+    folder = here / "numbered"
+    folder.mkdir()
+    names = ["a1.png", "a2.JPG", "a10.png", "a10b2.png", "a10b11.png", "b1.webp", "b01.png"]
+    for name in (".a0.png", "._a1.png", "notes.txt", *names):
+        (folder / name).write_bytes(name.encode())
+    sent = spec_of("--frames", "numbered", "--fps", "1", "--text", "T").media[0]
+    assert sent.inline_data.decode() == "a1.pnga2.JPGa10.pnga10b2.pnga10b11.pngb01.pngb1.webp"
+    assert list(sent.frames.sizes_bytes) == [6, 6, 7, 9, 10, 7, 7]
+
+
 MESSAGES = [
     {"role": "system", "content": "S"},
     {"role": "user", "content": ["see", {"type": "image", "path": "a.png"}, {"type": "text", "text": "1"}]},

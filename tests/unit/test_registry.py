@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -15,6 +16,8 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from preprocessor.config import Limits
 from preprocessor.errors import ModelNotFound
@@ -30,6 +33,7 @@ from preprocessor.types.request import (
     MediaPart,
     Message,
     Modality,
+    PixelForm,
     PreparationRequest,
     TextPart,
     TextPrompt,
@@ -72,6 +76,38 @@ def refusal(name: str) -> ModelNotFound:
 
 def test_these_models_are_built_in() -> None:
     assert builtin_names() == ["internvl3.5", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["internvl3.5", "qwen3-vl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2-vl", "qwen2.5-vl"))],
+)
+def test_a_built_in_is_prepared_the_same_on_the_generic_path(load: Callable[[str], Model], name: str) -> None:
+    generic = load_model(name, preparation="generic")
+    parts = (TextPart("What — 你好? It's <|im_end|> 12345."), MediaPart("i"))
+    media = (Media("i", Modality.IMAGE, photo(90, 60)),)
+    request = PreparationRequest(ChatPrompt((Message("user", parts),)), media, PixelForm.FP32)
+    ours, theirs = (prepare(model, request, Limits()).tensors for model in (load(name), generic))
+    assert ours["input_ids"].tolist() == theirs["input_ids"].tolist()
+    assert ours["pixel_values"].tobytes() == theirs["pixel_values"].tobytes()
+    assert generic.stop_token_ids == load(name).stop_token_ids
+
+
+@pytest.mark.parametrize("preparation", ["auto", "generic"])
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "tokenizer.json is missing"), (Tokenizer(BPE()).to_str(), "has no vocabulary")]
+)
+def test_a_tokenizer_that_knows_no_text_is_refused(
+    directory: Path, preparation: str, content: str | None, said: str
+) -> None:
+    """transformers would load it, and turn every text into nothing."""
+    path = directory / "tokenizer.json"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ModelNotFound, match=said) as caught:
+        load_model(str(directory), preparation=preparation)
+    assert caught.value.reason == "BAD_MODEL_DIRECTORY"
 
 
 @pytest.mark.parametrize(

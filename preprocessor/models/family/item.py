@@ -11,11 +11,12 @@ import numpy.typing as npt
 from preprocessor.config import Limits
 from preprocessor.media.content import content_digest
 from preprocessor.media.sampling import choose_frames
+from preprocessor.models.family.budget import refuse_bounds
 from preprocessor.models.family.rules import ItemLayout, ModelSettings
 from preprocessor.models.probe import ChooseFrames, decoder_of, probe_medium
 from preprocessor.models.versions import pixel_settings
 from preprocessor.types.plan import ItemPlan
-from preprocessor.types.request import Media, PixelForm, PreparationRequest
+from preprocessor.types.request import Media, Modality, PixelForm, PreparationRequest
 from preprocessor.types.source import ClipInfo, FrameChoice
 
 
@@ -47,12 +48,17 @@ def plan_item(
 
     Args:
         row_start: Rows of the items before it.
+    Raises:
+        InvalidRequest: `INVALID_PIXEL_BUDGET` for a bound that the family cannot heed.
+        PreprocessorError: As probing the file does.
     """
+    family = model.family
+    refuse_bounds(medium, family.image_bounds if medium.modality is Modality.IMAGE else family.video_bounds)
     settings = model.for_medium(medium)
     content = content_digest(medium)  # before the file is read: one damaged on its way is no caller's corrupt file
     probed = probe_medium(medium, limits, check, frames_by_family(model))
     assert probed.source is not None, "sounds take the generic path"
-    layout = model.family.layout(probed, settings)
+    layout = family.layout(probed, settings)
     decoder, frames = decoder_of(probed, request.video_decoder), probed.frames
     # The rate changes no pixel, but it changes temporal positions, which the engine's key-value cache depends on too.
     chosen = None if frames is None else (frames.indices.tolist(), frames.sampled_fps)

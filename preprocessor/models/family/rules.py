@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
+from preprocessor.models.family.budget import SIZE_BOUNDS
 from preprocessor.models.family.configuration import Configuration, placeholders_by_id
 from preprocessor.models.loaded import WriteFrame
 from preprocessor.models.probe import ProbedMedium
@@ -128,6 +129,8 @@ class Family:
         read_details: The model's files → what else the family needs of them: a frozen data class of plain values, or None.
         read_placeholders: (the model's files, the modalities) → the tokens of its media.
         token_types: (prompt, items in its order, the model) → int32 [L], as the family's processor gives `mm_token_type_ids`.
+        image_bounds, video_bounds: Which of a medium's `min_pixels`, `max_pixels` and `cap_pixels_per_frame` have a meaning; any
+            other is refused.
         text_in_parts: Whether a message of text alone goes to the chat template as a list of parts, too.
         else_generic: Whether a model whose configuration `read_pixels` or `read_details` refuses takes the generic path.
     """
@@ -147,5 +150,7 @@ class Family:
     read_details: Callable[[Configuration], Any] = no_details
     read_placeholders: Callable[[Configuration, frozenset[Modality]], Placeholders] = placeholders_by_id
     token_types: Callable[[ExpandedPrompt, Sequence[ItemPlan], ModelSettings], npt.NDArray[np.int32]] = types_of_spans
+    image_bounds: frozenset[str] = SIZE_BOUNDS
+    video_bounds: frozenset[str] = SIZE_BOUNDS
     text_in_parts: bool = False
     else_generic: bool = False

@@ -29,7 +29,7 @@ from preprocessor.models.generic.releases import release_sentence
 from preprocessor.models.generic.torchvision import settle_torchvision
 from preprocessor.models.versions import library_versions
 from preprocessor.text.chat_template import check_template
-from preprocessor.text.tokenizer import one_line, read_stop_token_ids
+from preprocessor.text.tokenizer import check_vocabulary, check_vocabulary_file, one_line, read_stop_token_ids
 from preprocessor.types.request import Modality
 
 _PIP = re.compile(r"pip install ([\w.-]+)")  # in transformers' own words about a library that it lacks
@@ -43,13 +43,15 @@ def load_generic(name: str, directory: Path) -> GenericModel:
         name: What the user called it, for messages.
         directory: Its configuration and tokenizer files, as a hub repository holds them.
     Raises:
-        ModelNotFound: `BAD_MODEL_DIRECTORY` for a file that is missing or damaged; `UNSUPPORTED_MODEL` for a processor that
-            this transformers does not know, that needs a library which is not here, or that has no fast tokenizer.
+        ModelNotFound: `BAD_MODEL_DIRECTORY` for a file that is missing or damaged, or a tokenizer without a vocabulary;
+            `UNSUPPORTED_MODEL` for a processor that this transformers does not know, that needs a library which is not here, or
+            that has no fast tokenizer.
     """
     vision_library = settle_torchvision()
     from transformers.processing_utils import ProcessorMixin  # only now: it may import torchvision
 
     _refuse_other_models(name, directory)
+    check_vocabulary_file(directory)
     processor = _load_processor(name, directory)
     tokenizer = getattr(processor, "tokenizer", None)
     modalities = frozenset(modality for modality in Modality if part_of(processor, modality) is not None)
@@ -57,8 +59,10 @@ def load_generic(name: str, directory: Path) -> GenericModel:
         what = f"transformers {version('transformers')} has no processor for it that takes images, videos or sounds"
         raise _unsupported(name, f"{what}; {release_sentence(_model_type(directory))}")
     is_mistral = writes_prompts(tokenizer)
-    if not (is_mistral or isinstance(tokenizer, TokenizersBackend)):
-        raise _unsupported(name, "its tokenizer has no fast form (tokenizer.json)")
+    if not is_mistral:
+        if not isinstance(tokenizer, TokenizersBackend):
+            raise _unsupported(name, "its tokenizer has no fast form (tokenizer.json)")
+        check_vocabulary(tokenizer, directory)
     keep_font(processor)
     parts = [type(part_of(processor, modality)).__name__ for modality in sorted(modalities)]
     template = "" if is_mistral else _chat_template(processor, tokenizer, name)

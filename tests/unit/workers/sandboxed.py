@@ -1,15 +1,15 @@
-"""Prepares prompts of models in sandboxed processes: `python -m tests.unit.workers.sandboxed NAME...`, by names of the registry.
+"""Prepares prompts of models in sandboxed processes: `python -m tests.unit.workers.sandboxed NAME...`, names of the registry.
 
-Each prompt is that of a worker's first task: the process has loaded ahead what tasks need, and nothing has come before. Prints a
-line for each: the name, the modality, the pixel form, and how its process ended; tab-separated.
+Each prompt is that of a worker's first task: its process is forked from one that has loaded ahead what tasks need, and nothing
+has come before. Prints a line for each: the name, the modality, the pixel form, and how its process ended; tab-separated.
 """
 
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import traceback
+from collections.abc import Callable
 
 from preprocessor import pipeline
 from preprocessor.config import Limits
@@ -22,31 +22,43 @@ from preprocessor.workers.sandbox import WorkerLimits, enter_sandbox
 from tests.media import moving_shapes_clip, photo
 
 FORMS = tuple(form for form in PixelForm if form is not PixelForm.NONE)
-# Larger than every family's least and most sizes, so that each is resized.
-MEDIA = (Media("a", Modality.IMAGE, photo(1600, 1200)), Media("a", Modality.VIDEO, moving_shapes_clip(2, 10, 480, 320)))
+# Of sides that no family's patches or tiles divide, so that each is resized.
+MEDIA = (Media("a", Modality.IMAGE, photo(601, 403)), Media("a", Modality.VIDEO, moving_shapes_clip(1, 4, 326, 242)))
+_LIMITS = WorkerLimits(memory_bytes=4 << 30, niceness=0, is_isolation_required=True)
 
 
 def main() -> None:
     use_one_thread()
     for name in sys.argv[1:]:
         model = load_model(name)
-        for medium in MEDIA:
+        if end := _end_of(lambda model=model, name=name: _prepare_all(model, name)):  # type: ignore[misc]
+            sys.exit(f"{name}: nothing was prepared ({end})")
+
+
+def _prepare_all(model: LoadedModel, name: str) -> None:
+    load_ahead(model)
+    for medium in MEDIA:
+        if medium.modality in model.modalities:
             for form in FORMS:
-                print(name, medium.modality.name, form.value, _end_of(model, medium, form), sep="\t", flush=True)
+                end = _end_of(lambda medium=medium, form=form: _prepare(model, medium, form))  # type: ignore[misc]
+                print(name, medium.modality.name, form.value, end, sep="\t", flush=True)
 
 
-def _end_of(model: LoadedModel, medium: Media, form: PixelForm) -> str:
-    """How a process ends that prepares this: "0", or what `os.waitstatus_to_exitcode` says."""
+def _prepare(model: LoadedModel, medium: Media, form: PixelForm) -> None:
+    enter_sandbox(_LIMITS)
+    prompt = ChatPrompt((Message("user", (MediaPart("a"),)),))
+    pipeline.prepare(model, PreparationRequest(prompt, (medium,), form), Limits())
+
+
+def _end_of(work: Callable[[], None]) -> int:
+    """How a process ends that does this: 0, 1 after an error, or the number of a signal, negative."""
     process_id = os.fork()
     if process_id:
-        return str(os.waitstatus_to_exitcode(os.waitpid(process_id, 0)[1]))
+        return os.waitstatus_to_exitcode(os.waitpid(process_id, 0)[1])
     try:
-        load_ahead(model)
-        enter_sandbox(WorkerLimits(memory_bytes=resource.RLIM_INFINITY >> 2, niceness=0, is_isolation_required=True))
-        prompt = ChatPrompt((Message("user", (MediaPart("a"),)),))
-        pipeline.prepare(model, PreparationRequest(prompt, (medium,), form), Limits())
+        work()
         os._exit(0)
-    except BaseException:
+    except BaseException:  # the process ends here, whatever it is
         traceback.print_exc()
         os._exit(1)
 
