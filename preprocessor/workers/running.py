@@ -97,14 +97,14 @@ class RunningTasks:
         """A new worker for a task of another caller than the one whose files have reached the worker.
 
         Raises:
-            WorkerDied: No process can be forked now.
+            Overloaded: `SYSTEM_RESOURCES_EXHAUSTED`: no process can be forked now.
             Cancelled: The caller has left meanwhile.
         """
         try:
             fresh = await self._worker_set.renew(task.lane, worker)
         except OSError as error:
             logger.error("no worker can be forked: %s", error)
-            raise WorkerDied(None) from error
+            raise refusals.system_resources_exhausted() from error
         if task.state is TaskState.CANCELLING:
             self._worker_set.put_back(task.lane, fresh)
             raise Cancelled("the caller went away")
