@@ -30,9 +30,9 @@ from preprocessor.workers.channel import (
     check_finished,
     dump,
 )
-from preprocessor.workers.chunks import BATCH_COUNT, GivenChunks, Windows, close_all
+from preprocessor.workers.chunks import GivenChunks, Windows
 from preprocessor.workers.claims import Violation, check_rows
-from preprocessor.workers.descriptors import FULL_SECONDS, send_descriptors
+from preprocessor.workers.descriptors import BATCH_COUNT, FULL_SECONDS, close_all, send_descriptors
 from preprocessor.workers.refusals import system_resources_exhausted
 from preprocessor.workers.stop_flag import StopFlag
 from preprocessor.workers.untrusted import build, parse
