@@ -35,8 +35,11 @@ def read_usage(process_id: int) -> Usage | None:
     """What a process uses now; None: it has ended, or the kernel does not tell."""
     folder = Path(f"/proc/{process_id}")
     try:
-        times = (folder / "stat").read_text().rpartition(")")[2].split()
-        status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+        # Both have the process's name, which it may choose.
+        times = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+        status = dict(
+            line.split(":", 1) for line in (folder / "status").read_text(errors="replace").split("\n") if line
+        )
         anonymous_bytes, shared_bytes = (int(status[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem"))
         return Usage(int(times[17]), (int(times[11]) + int(times[12])) / _TICKS_A_SECOND, anonymous_bytes, shared_bytes)
     except (OSError, KeyError):  # a process that has just ended has no memory

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,13 +13,14 @@ import pytest
 import pytest_asyncio
 
 from preprocessor.workers.claims import Violation
-from preprocessor.workers.usage import MOST_THREADS, Usage, UsageCheck
+from preprocessor.workers.usage import MOST_THREADS, Usage, UsageCheck, read_usage
 from tests.escape.attempts import ForgeLog, HoldMemory, TakenOver, WorkOn
 from tests.unit.workers.conftest import WatchedPool, open_pool, outcome, submit
 from tests.unit.workers.payloads import TellProcess, UseMemory
 from tests.waiting import eventually
 
 MIB = 1 << 20
+_PR_SET_NAME = 15  # linux/prctl.h
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -70,6 +73,18 @@ async def test_the_log_can_be_appended_to_and_neither_changed_nor_read(tmp_path:
     assert "Bad file descriptor" in str(error)
     assert log.read_text().startswith("first line\n")
     assert "forged" in log.read_text()
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"a) R 1", b"a\nRssAnon:"])
+def test_a_process_is_read_whatever_it_calls_itself(name: bytes) -> None:
+    code = f"import ctypes, sys; ctypes.CDLL(None).prctl({_PR_SET_NAME}, {name!r}); print('named', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        usage = read_usage(process.pid)
+    assert usage is not None
+    assert usage.thread_count == 1
+    assert usage.anonymous_bytes > 0
 
 
 def reading(cpu_seconds: float, thread_count: int = 1) -> Usage:
