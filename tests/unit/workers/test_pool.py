@@ -104,8 +104,7 @@ async def test_a_worker_that_sends_a_malformed_message_is_killed(pool: WorkerPoo
 async def test_a_worker_that_dies_while_it_is_renewed_is_replaced_once(
     pool: WatchedPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker_set, before = pool.worker_set, await process_of(pool, scope="before")
-    pool.ends.clear()
+    worker_set, before = pool.worker_set, await process_without_spares(pool, scope="before")
     fork, forked_count = worker_set._new_worker, 0
 
     async def fork_after_its_death(lane: Lane) -> Worker:
@@ -116,7 +115,6 @@ async def test_a_worker_that_dies_while_it_is_renewed_is_replaced_once(
             await eventually(lambda: "lost" in pool.ends and worker_set.is_whole)
         return await fork(lane)
 
-    await without_spares(pool)
     monkeypatch.setattr(worker_set, "_new_worker", fork_after_its_death)
     assert await process_of(pool, scope="after") != before
     assert worker_set.is_whole
@@ -126,15 +124,13 @@ async def test_a_worker_that_dies_while_it_is_renewed_is_replaced_once(
 async def test_a_worker_that_dies_while_no_other_can_be_forked_is_replaced_later(
     pool: WatchedPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = await process_of(pool, scope="before")
-    pool.ends.clear()
+    before = await process_without_spares(pool, scope="before")
 
     async def refuse(lane: Lane) -> Worker:
         os.kill(before, signal.SIGKILL)
         await eventually(lambda: "lost" in pool.ends)
         raise OSError(errno.EMFILE, "no descriptors")
 
-    await without_spares(pool)
     with monkeypatch.context() as patch:
         patch.setattr(pool.worker_set, "_new_worker", refuse)
         error = await outcome(submit(pool, TellProcess(), scope="after"))
@@ -143,13 +139,17 @@ async def test_a_worker_that_dies_while_no_other_can_be_forked_is_replaced_later
     assert await process_of(pool, scope="after") != before
 
 
-async def without_spares(pool: WatchedPool) -> None:
-    """Have the next change of callers fork a worker."""
+async def process_without_spares(pool: WatchedPool, scope: str) -> int:
+    """A worker that has run a task of that scope, where the next change of callers must fork another; returns its process id."""
     spares = pool.worker_set._spares
+    await process_of(pool, scope=f"before {scope}")
+    process_id = await process_of(pool, scope=scope)
     await eventually(lambda: bool(spares))
     for spare in list(spares.values()):
         spare.kill()
     await eventually(lambda: not spares)
+    pool.ends.clear()
+    return process_id
 
 
 @pytest.mark.parametrize("given_count", [0, 1])
