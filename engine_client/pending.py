@@ -22,7 +22,8 @@ class RowProgress:
         """`tensor_name` is one of the request's tensors; that array has its full shape from the start."""
         self.tensor_name = tensor_name
         self._finished_row_count = 0
-        self._error: Exception | None = None
+        self.error: Exception | None = None
+        """What `fail` was given."""
         self._changed = asyncio.Event()
 
     def finish(self, row_count: int) -> None:
@@ -38,7 +39,7 @@ class RowProgress:
 
     def fail(self, error: Exception) -> None:
         """Set the error that ends the rows; whoever waits for more gets it."""
-        self._error = error
+        self.error = error
         self._notify()
 
     async def wait_past(self, row_count: int) -> int:
@@ -48,8 +49,8 @@ class RowProgress:
             Exception: what `fail` was given, where there are no more final rows than that.
         """
         while self._finished_row_count <= row_count:
-            if self._error is not None:
-                raise self._error
+            if self.error is not None:
+                raise self.error
             await self._changed.wait()
         return self._finished_row_count
 

@@ -96,6 +96,8 @@ class RequestMessages:
             held = {} if request.pixels_on_demand is None else {USES_HELD_ITEMS: np.ones(1, np.uint8)}
             self._tensors = self._mapping.wire_tensors({**request.tensors, **request.sampling.tensors(), **held})
         except ValueError as error:
+            if self._request.pending is not None and error is self._request.pending.error:
+                raise
             raise EngineRejected(f"the request cannot be sent to model {model_name}: {error}") from error
         self._rows_name = self._choose_rows() if takes_pieces else None
 
@@ -129,6 +131,8 @@ class RequestMessages:
                     yield await self._rows_message(rows, sent, stop)
                     sent = stop
         except ValueError as error:
+            if self._request.pending is not None and error is self._request.pending.error:
+                raise
             raise EngineRejected(f"the request cannot be sent to model {self._model_name}: {error}") from error
 
     def _choose_rows(self) -> str | None:

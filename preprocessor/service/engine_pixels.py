@@ -44,6 +44,7 @@ class EnginePixels:
         self._on_made = on_made
         self._pixels: Pixels | None = None
         self._forwarding: asyncio.Task[None] | None = None
+        self._fault: Exception | None = None
 
     @property
     def are_asked_for(self) -> bool:
@@ -70,9 +71,15 @@ class EnginePixels:
         return self._pixels
 
     async def finish(self) -> None:
-        """Wait until all rows are written, if they were asked for."""
+        """Wait until all rows are written, if they were asked for.
+
+        Raises:
+            An error that no request should be able to cause, even if the engine has no need of the rows.
+        """
         if self._forwarding is not None:
             await self._forwarding
+        if self._fault is not None:
+            raise self._fault
 
     def cancel(self) -> None:
         """Nobody wants the rows any more."""
@@ -85,5 +92,7 @@ class EnginePixels:
             async for first_row, row_count in run.finished_rows():
                 progress.finish(first_row + row_count)
             self._on_made(await finish_pixels(run, self._planned, self._call, self._metrics))
-        except PreprocessorError as error:
+        except Exception as error:  # any: else the engine's client would wait for rows until the deadline
+            if not isinstance(error, PreprocessorError):
+                self._fault = error
             progress.fail(error)

@@ -7,10 +7,10 @@ client reads nothing, or too slowly, is ended, so that a few slow readers cannot
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from preprocessor.errors import DeadlineExceeded
 
@@ -44,7 +44,7 @@ class ResponseBuffer:
         self._check_timer: asyncio.TimerHandle | None = None
         self._timeouts: dict[asyncio.Timeout, float] = {}
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def sending(self, size_bytes: int, idle_timeout_seconds: float) -> AsyncIterator[None]:
         """Enters once there is space for a message of that size; leave it when the message is sent.
 
@@ -78,7 +78,8 @@ class ResponseBuffer:
             if reserved.done() and not reserved.cancelled():
                 self._release(size_bytes)
             else:
-                self._waiting.remove((reserved, size_bytes))
+                with contextlib.suppress(ValueError):  # in the same turn of the loop space may have come up for it
+                    self._waiting.remove((reserved, size_bytes))
                 self._reserve_for_waiting()
             raise
 

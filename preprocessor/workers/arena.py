@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.config import FILE_SHARE
-from preprocessor.workers.chunks import Chunks, allow_descriptors, chunk_bytes
+from preprocessor.workers.chunks import Chunks, chunk_bytes
+from preprocessor.workers.descriptors import allow_descriptors
 from preprocessor.workers.mapping import address_of, array_at, map_at, write_at
 
 _THREADS = 4

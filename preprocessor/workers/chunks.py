@@ -25,10 +25,8 @@ from dataclasses import dataclass
 from weakref import WeakSet
 
 from preprocessor.workers.chunk_memory import Chunk, SpareChunks, new_chunk
-from preprocessor.workers.mapping import map_at, open_read_only
-
-BATCH_COUNT = 64
-"""Descriptors that are sent together: a worker may have only so many open."""
+from preprocessor.workers.descriptors import close_all, open_read_only
+from preprocessor.workers.mapping import map_at
 
 _LEAST_BYTES = 512 << 10  # a small photo takes as much
 _MOST_CHUNKS = 8192  # an eighth of the mappings that a process may have, vm.max_map_count
@@ -43,12 +41,6 @@ def chunk_bytes(arena_bytes: int) -> int:
     while size_bytes * count < arena_bytes:
         size_bytes *= 2
     return size_bytes
-
-
-def allow_descriptors() -> None:
-    """Let this process open as many descriptors as its hard limit allows."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,12 +272,6 @@ class Chunks:
     def _map(self, number: int, descriptor: int, offset: int) -> None:
         address = self._address + number * self.size_bytes
         map_at(address, self.size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, descriptor, offset)
-
-
-def close_all(descriptors: Iterable[int]) -> None:
-    """Close descriptors."""
-    for descriptor in descriptors:
-        os.close(descriptor)
 
 
 def _runs(numbers: Iterable[tuple[int, bool]]) -> list[tuple[int, int, bool]]:

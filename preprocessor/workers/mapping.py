@@ -51,8 +51,3 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
     while data:
         written = os.pwrite(descriptor, data, offset)
         data, offset = data[written:], offset + written
-
-
-def open_read_only(descriptor: int) -> int:
-    """Another descriptor of the same file, by which nobody can write or make a mapping that can be written."""
-    return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)

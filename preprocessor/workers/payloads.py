@@ -230,6 +230,14 @@ def header_bytes(payload: object, model: LoadedModel) -> int | None:
     return payload.limits.max_header_bytes
 
 
+def most_result_bytes(payload: object, model: LoadedModel) -> int | None:
+    """Size of the arrays of the largest result that a payload can have; None: as much as a worker may use.
+
+    A report of pixels has no arrays, and a plan from headers is no larger than the memory in which it is made.
+    """
+    return 0 if isinstance(payload, PixelPayload) else header_bytes(payload, model)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a library failed to allocate: torch and OpenCV have no error class for it."""
     if isinstance(error, cv2.error):

@@ -110,7 +110,7 @@ class WorkerPool:
             model, self.arena, settings, self._dispatch, on_worker_end, self.counters.add_violation, fork_server
         )
         self._queues: dict[Lane, TaskQueue[Task]] = {lane: TaskQueue() for lane in Lane}
-        self._running = RunningTasks(self.worker_set, self.counters, settings.max_cpu_seconds, self._on_task_end)
+        self._running = RunningTasks(model, self.worker_set, self.counters, settings.max_cpu_seconds, self._on_task_end)
         self.cache = RowCache(self.rows, settings.cache_bytes)
         self.file_cache = FileCache(settings.cache_bytes // FILE_SHARE)
         self.plan_cache = PlanCache(settings.cache_bytes // _PLAN_SHARE)
@@ -253,7 +253,12 @@ class WorkerPool:
         return lease
 
     def lease_rows(self, size_bytes: int, scope: str | None = None) -> Lease | None:
-        """Lease a range for a result of a scope's task, in place of cached rows if need be; None if there is no memory."""
+        """Lease a range for a result of a scope's task, in place of cached rows if need be; None if there is no memory.
+
+        No cached rows are dropped for what would not fit without any.
+        """
+        if size_bytes > self.rows.size_bytes - self.rows.leased_bytes + self.rows.kept_bytes:
+            return None
         self._memory.make_room(size_bytes)
         return self._memory.lease(size_bytes, scope=scope)
 

@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 from preprocessor.errors import Overloaded
@@ -30,9 +30,10 @@ from preprocessor.workers.channel import (
     check_finished,
     dump,
 )
-from preprocessor.workers.chunks import BATCH_COUNT, GivenChunks, Windows, close_all
+from preprocessor.workers.chunks import GivenChunks, Windows
 from preprocessor.workers.claims import Violation, check_rows
-from preprocessor.workers.descriptors import FULL_SECONDS, send_descriptors
+from preprocessor.workers.descriptors import BATCH_COUNT, FULL_SECONDS, close_all, send_descriptors
+from preprocessor.workers.refusals import system_resources_exhausted
 from preprocessor.workers.stop_flag import StopFlag
 from preprocessor.workers.untrusted import build, parse
 from preprocessor.workers.usage import UsageCheck, read_usage
@@ -120,38 +121,52 @@ class ProcessWorker:
             What `Payload.run` returned.
         Raises:
             WorkerDied: The process ended.
-            PreprocessorError: `Payload.run` raised it, or the engine's memory has no room.
+            PreprocessorError: `Payload.run` raised it, the engine's memory has no room, or nothing can be given to the process.
             TaskFailed: `Payload.run` failed in a way that no request should be able to cause.
+            Exception: The service itself failed. If the process had the task by then, it has been ended.
         """
-        self._scope = command.scope
-        self._cpu_seconds = command.cpu_seconds
         await region_copy.allocate(self._arena, command.payload.written_bytes)
-        self._given.is_running = True
         files: list[memoryview] = []
         data = dump(command, files.append)
         try:
+            self._given.is_running = True
+            self._cpu_seconds = command.cpu_seconds
             windows, descriptors = self._give(command, command.payload.written_bytes)
-        except OSError as error:
-            self._arena.chunks.end_task(self._given)
-            logger.error("no memory can be given to a worker: %s", error)
-            raise WorkerDied(None) from error
-        try:
-            await self._send_command(data, files, windows, descriptors)
-            finished = await self._exchange(command, on_rows_written, lease_result)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            code = await self._wait_for_exit()
-            raise WorkerDied(code, _system_call if code == -signal.SIGSYS else self._violation) from None
-        except Exception as error:  # any: what a compromised process says may fail in any way
-            violation = (
-                error if isinstance(error, Violation) else Violation("message", f"{type(error).__name__}: {error}")
-            )
-            self._end_for(violation)
-            raise WorkerDied(await self._wait_for_exit(), violation) from None
+            self._scope = command.scope
+            async with self._ended_if_this_fails():
+                await self._send_command(data, files, windows, descriptors)
+                finished = await self._exchange(command, on_rows_written, lease_result)
         finally:
             self._cpu_seconds = None
             self._arena.chunks.end_task(self._given)
         self.task_count += 1
         return finished.result()
+
+    @contextlib.asynccontextmanager
+    async def _ended_if_this_fails(self) -> AsyncIterator[None]:
+        """While the process has a task: whatever goes wrong, it has ended before anybody else gets the task's memory.
+
+        Raises:
+            WorkerDied: It ended, was killed meanwhile, or said what none of our code does.
+            Exception: The service itself failed.
+        """
+        try:
+            yield
+        except (asyncio.IncompleteReadError, ConnectionError):
+            code = await self._wait_for_exit()
+            raise WorkerDied(code, _system_call if code == -signal.SIGSYS else self._violation) from None
+        except Violation as violation:
+            self._end_for(violation)
+            raise WorkerDied(await self._wait_for_exit(), violation) from None
+        except Exception as error:
+            was_alive = self.is_alive
+            if was_alive:
+                logger.error("a worker process is ended: the service failed during its task: %s", type(error).__name__)
+                self.end_reason = "killed"
+            code = await self._wait_for_exit()
+            if not was_alive:  # its sockets may have been closed
+                raise WorkerDied(code, self._violation) from None
+            raise
 
     async def _exchange(
         self, command: Command, on_rows_written: Callable[[int, int], None], lease_result: Callable[[int], int | None]
@@ -162,13 +177,17 @@ class ProcessWorker:
         is_slot_copied = False
         refusal: Overloaded | None = None
         while True:
-            value, places = parse(await self._receive())
+            with _as_violations():
+                value, places = parse(await self._receive())
             if slot and not is_slot_copied and any(isinstance(place, list) for place in places):
                 await region_copy.copy(self._arena, slot)  # before it is read: nobody can change the copy
                 is_slot_copied = True
-            match build(value, await self._buffers(places, slot or range(0))):
+            with _as_violations():
+                message = build(value, await self._buffers(places, slot or range(0)))
+            match message:
                 case RowsFinished(first_row, row_count):
-                    rows = range(check_rows(first_row, row_count, rows), rows.stop)
+                    with _as_violations():
+                        rows = range(check_rows(first_row, row_count, rows), rows.stop)
                     stop = written.start + row_count * row_bytes
                     await region_copy.copy(self._arena, range(written.start, stop))
                     written = range(stop, written.stop)
@@ -180,7 +199,8 @@ class ProcessWorker:
                         slot, refusal = range(0), error
                         self._send(dump(ResultSlot(None)))
                 case Finished() as finished:
-                    check_finished(finished, command.payload)
+                    with _as_violations():
+                        check_finished(finished, command.payload)
                     if finished.is_good:
                         await region_copy.copy(self._arena, written)
                     return finished if refusal is None else dataclasses.replace(finished, outcome=refusal)
@@ -191,16 +211,11 @@ class ProcessWorker:
         """Give the worker a range for its result; returns it, empty if there is no memory.
 
         Raises:
-            Overloaded: `SHARED_MEMORY_FULL`; the worker has been told nothing.
+            Overloaded: As `_give`, or `SHARED_MEMORY_FULL`; the worker has been told nothing.
         """
         slot = range(0) if offset is None else range(offset, offset + size_bytes)
         await region_copy.allocate(self._arena, slot)
-        try:
-            windows, descriptors = self._give(command, command.payload.written_bytes, slot)
-        except OSError as error:
-            logger.error("no memory can be given to a worker for its result: %s", error)
-            self._send(dump(ResultSlot(None)))
-            return range(0)
+        windows, descriptors = self._give(command, command.payload.written_bytes, slot)
         self._send(dump(ResultSlot(offset, windows)))
         await self._supply_descriptors(descriptors)
         return slot
@@ -217,8 +232,16 @@ class ProcessWorker:
             await loop.sock_sendall(self._supply, file)
 
     def _give(self, command: Command, *written: range) -> tuple[Windows, list[int]]:
-        """See `Chunks.give`."""
-        given = self._arena.chunks.give(self._given, command.scope, written, command.payload.read_bytes)
+        """See `Chunks.give`.
+
+        Raises:
+            Overloaded: `SYSTEM_RESOURCES_EXHAUSTED`; the worker has what it had.
+        """
+        try:
+            given = self._arena.chunks.give(self._given, command.scope, written, command.payload.read_bytes)
+        except OSError as error:
+            logger.error("no memory can be given to a worker: %s", error)
+            raise system_resources_exhausted() from error
         self._mapped_bytes = len(self._given.chunks) * self._arena.chunks.size_bytes
         return given
 
@@ -313,7 +336,20 @@ class ProcessWorker:
     async def _receive(self) -> bytes:
         (size_bytes,) = HEAD.unpack(await self._reader.readexactly(HEAD.size))
         if size_bytes > _MAX_MESSAGE_BYTES:
-            raise ValueError(
-                f"a worker announces a message of {size_bytes} bytes; at most {_MAX_MESSAGE_BYTES} are allowed"
-            )
+            raise Violation("message", f"a message of {size_bytes} bytes; at most {_MAX_MESSAGE_BYTES} are allowed")
         return await self._reader.readexactly(size_bytes)
+
+
+@contextlib.contextmanager
+def _as_violations() -> Iterator[None]:
+    """For what a worker has said: reading it may fail in any way, if a compromised process wrote it.
+
+    Raises:
+        Violation: In place of any error, but of those that mean that the process has closed the channel.
+    """
+    try:
+        yield
+    except (Violation, asyncio.IncompleteReadError, ConnectionError):
+        raise
+    except Exception as error:
+        raise Violation("message", f"{type(error).__name__}: {error}") from None

@@ -40,6 +40,14 @@ def shared_memory_full() -> Overloaded:
     )
 
 
+def system_resources_exhausted() -> Overloaded:
+    """The operating system gives the service no descriptor, mapping or process for the request."""
+    return Overloaded(
+        "the service has no file descriptors, mappings or processes left for the request; try again, or another replica",
+        reason="SYSTEM_RESOURCES_EXHAUSTED",
+    )
+
+
 def budget_exceeded(wanted_bytes: int, budget_bytes: int) -> LimitExceeded:
     """The request would not fit even into an idle pool."""
     return LimitExceeded(

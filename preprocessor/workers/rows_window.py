@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from preprocessor.workers.chunks import BATCH_COUNT, Windows
+from preprocessor.workers.chunks import Windows
+from preprocessor.workers.descriptors import BATCH_COUNT
 from preprocessor.workers.mapping import LIBC, address_of, array_at, map_at
 
 _NO_RESERVE = 0x4000  # linux/mman.h: MAP_NORESERVE

@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from preprocessor.errors import Cancelled, WorkerLost
+from preprocessor.models.loaded import LoadedModel
 from preprocessor.workers import refusals
 from preprocessor.workers.channel import Command
+from preprocessor.workers.claims import Violation
 from preprocessor.workers.counters import PoolCounters
-from preprocessor.workers.payloads import PixelPayload
+from preprocessor.workers.payloads import PixelPayload, most_result_bytes
 from preprocessor.workers.process import WorkerDied
 from preprocessor.workers.task import Task, TaskState, Worker
 from preprocessor.workers.worker_set import WorkerSet
@@ -38,8 +40,14 @@ class RunningTasks:
     """
 
     def __init__(
-        self, worker_set: WorkerSet, counters: PoolCounters, max_cpu_seconds: float, on_end: Callable[[Task], None]
+        self,
+        model: LoadedModel,
+        worker_set: WorkerSet,
+        counters: PoolCounters,
+        max_cpu_seconds: float,
+        on_end: Callable[[Task], None],
     ) -> None:
+        self._model = model
         self._worker_set = worker_set
         self._counters = counters
         self._max_cpu_seconds = max_cpu_seconds
@@ -78,7 +86,9 @@ class RunningTasks:
         try:
             if not worker.is_for(task.scope):
                 worker = await self._change_worker(task, worker)
-            outcome = await worker.run(command, task.on_rows_written, task.lease_result)
+            outcome = await worker.run(
+                command, task.on_rows_written, lambda size_bytes: self._lease_result(task, size_bytes)
+            )
             task.on_result(outcome)
         except WorkerDied as death:
             outcome = self._outcome_of_death(task, death)
@@ -97,19 +107,30 @@ class RunningTasks:
         """A new worker for a task of another caller than the one whose files have reached the worker.
 
         Raises:
-            WorkerDied: No process can be forked now.
+            Overloaded: `SYSTEM_RESOURCES_EXHAUSTED`: no process can be forked now.
             Cancelled: The caller has left meanwhile.
         """
         try:
             fresh = await self._worker_set.renew(task.lane, worker)
         except OSError as error:
             logger.error("no worker can be forked: %s", error)
-            raise WorkerDied(None) from error
+            raise refusals.system_resources_exhausted() from error
         if task.state is TaskState.CANCELLING:
             self._worker_set.put_back(task.lane, fresh)
             raise Cancelled("the caller went away")
         task.move_to_worker(fresh)
         return fresh
+
+    def _lease_result(self, task: Task, size_bytes: int) -> int | None:
+        """See `Task.lease_result`: cached rows may be dropped for it.
+
+        Raises:
+            Violation: No result of the task is so large.
+        """
+        most_bytes = most_result_bytes(task.payload, self._model)
+        if most_bytes is not None and size_bytes > most_bytes:
+            raise Violation("result", f"a result of {size_bytes} bytes; at most {most_bytes} are possible")
+        return task.lease_result(size_bytes)
 
     def _outcome_of_death(self, task: Task, death: WorkerDied) -> Exception:
         """The error of a task whose worker died; the death itself if the task is tried again."""

@@ -22,7 +22,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from preprocessor.workers import landlock, system_calls
-from preprocessor.workers.chunks import BATCH_COUNT
+from preprocessor.workers.descriptors import BATCH_COUNT
 
 logger = logging.getLogger(__name__)
 

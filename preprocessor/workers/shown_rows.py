@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessor.workers.arena import Arena
-from preprocessor.workers.chunks import close_all
-from preprocessor.workers.mapping import open_read_only
+from preprocessor.workers.descriptors import close_all, open_read_only
 
 ARENA_FILE = -1
 """The number of the arena's own file. Rows lie there that are in no chunk: in an arena with a name, or written by a thread."""

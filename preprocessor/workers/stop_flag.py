@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 
-from preprocessor.workers.mapping import open_read_only
+from preprocessor.workers.descriptors import open_read_only
 
 
 class StopFlag:

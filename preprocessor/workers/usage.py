@@ -8,10 +8,10 @@ from pathlib import Path
 
 from preprocessor.workers.claims import Violation
 
-MOST_THREADS = 64
+MOST_WORKER_THREADS = 64
 """Of one worker: those of `pipeline.write_item` and of decoders are far fewer."""
 
-_IDLE_CPU_SECONDS = 0.5  # a worker without a task waits for one
+_IDLE_CPU_SECONDS = 1.0  # a worker without a task frees what it held, and waits for one
 _LATE_CPU_SECONDS = 10.0  # after the limit of a task: at its limit it ends by itself, soon after that by SIGXCPU
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -35,8 +35,11 @@ def read_usage(process_id: int) -> Usage | None:
     """What a process uses now; None: it has ended, or the kernel does not tell."""
     folder = Path(f"/proc/{process_id}")
     try:
-        times = (folder / "stat").read_text().rpartition(")")[2].split()
-        status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+        # Both have the process's name, which it may choose.
+        times = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+        status = dict(
+            line.split(":", 1) for line in (folder / "status").read_text(errors="replace").split("\n") if line
+        )
         anonymous_bytes, shared_bytes = (int(status[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem"))
         return Usage(int(times[17]), (int(times[11]) + int(times[12])) / _TICKS_A_SECOND, anonymous_bytes, shared_bytes)
     except (OSError, KeyError):  # a process that has just ended has no memory
@@ -62,7 +65,7 @@ class UsageCheck:
         period = task_count, cpu_seconds is None
         if period != self._period:
             self._period, self._cpu_start_seconds = period, usage.cpu_seconds
-        if usage.thread_count > MOST_THREADS:
+        if usage.thread_count > MOST_WORKER_THREADS:
             raise Violation("threads", f"{usage.thread_count} threads")
         most_seconds = _IDLE_CPU_SECONDS if cpu_seconds is None else cpu_seconds + _LATE_CPU_SECONDS
         used_seconds = usage.cpu_seconds - self._cpu_start_seconds

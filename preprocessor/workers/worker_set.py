@@ -75,6 +75,7 @@ class WorkerSet:
         self._spares: dict[Lane, Worker] = {}
         self._filling = asyncio.Lock()
         self._to_examine: set[Worker] = set()  # once they are idle
+        self._renewing: set[Worker] = set()  # whose place `renew` fills
         self._tasks: set[asyncio.Task[None]] = set()
         self._deaths_in_a_row = 0
         self._is_closing = False
@@ -127,10 +128,19 @@ class WorkerSet:
         """End a worker, without waiting for it, and return a new one in its place.
 
         Raises:
-            OSError: None can be forked; the old one stays.
+            OSError: None can be forked; the old one stays, or is replaced if it has ended meanwhile.
         """
         spare = self._spares.pop(lane, None)
-        fresh = await self._new_worker(lane) if spare is None else spare
+        self._renewing.add(worker)
+        try:
+            fresh = await self._new_worker(lane) if spare is None else spare
+        except OSError:
+            if not worker.is_alive:
+                self._workers[lane].discard(worker)
+                self._spawn(self._fill_with_retries())
+            raise
+        finally:
+            self._renewing.discard(worker)
         self._spawn(self._make_spare(lane))
         self._workers[lane].discard(worker)
         worker.end_reason = "caller_changed"
@@ -254,7 +264,7 @@ class WorkerSet:
         if self._is_closing:
             return
         self._on_end(worker.end_reason)
-        if worker not in self._workers[lane]:
+        if worker not in self._workers[lane] or worker in self._renewing:
             return
         self._workers[lane].discard(worker)
         if worker in self._idle[lane]:

@@ -145,6 +145,15 @@ async def test_rows_go_as_soon_as_enough_are_final() -> None:
     assert sum(message.inputs[1].shape[0] for message in later) == ROWS - worth - 5
 
 
+@pytest.mark.parametrize("takes_pieces", [True, False])
+async def test_an_error_that_ends_the_rows_is_no_fault_of_the_request(takes_pieces: bool) -> None:
+    pending, error = RowProgress("pixel_patches"), ValueError("a bug where the rows are made")
+    pending.fail(error)
+    with pytest.raises(ValueError, match="a bug") as caught:
+        await parsed(cut(request(random_rows(), pending), takes_pieces=takes_pieces))
+    assert caught.value is error
+
+
 async def test_the_last_rows_go_however_few() -> None:
     rows, pending = random_rows(3), RowProgress("pixel_patches")
     pending.finish(3)

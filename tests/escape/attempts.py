@@ -30,6 +30,7 @@ from preprocessor.types.result import PixelReport
 from preprocessor.types.timing import Timings
 from preprocessor.workers.channel import HEAD, Finished, ResultSlotWanted, RowsFinished
 from preprocessor.workers.claims import check_report
+from preprocessor.workers.payloads import PixelPayload
 from preprocessor.workers.untrusted import encode, to_bytes
 from tests.unit.workers.payloads import Checkpoint, NoModel, Step, Tell
 
@@ -201,13 +202,26 @@ class Say(Step):
         check_report(outcome, PixelPlan((), 100, 1, PixelForm.UINT8, 100, "pyav"))
 
     def do(self, check: Checkpoint, tell: Tell) -> None:
-        for data in MESSAGES[self.name]():
-            for descriptor in range(3, 16):
-                try:
-                    os.write(descriptor, data)
-                except OSError:
-                    continue
-        time.sleep(60)
+        _say(MESSAGES[self.name]())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WantMemory(PixelPayload):
+    """Want a range of the arena for a report of pixels, which has no arrays."""
+
+    def run(self, model: Any, memory: Any, check: Any, on_rows_written: Any) -> None:
+        _say(_said(ResultSlotWanted(2 << 20)))
+
+
+def _say(messages: list[bytes]) -> None:
+    """Write messages into the channel, and wait to be ended."""
+    for data in messages:
+        for descriptor in range(3, 16):
+            try:
+                os.write(descriptor, data)
+            except OSError:
+                continue
+    time.sleep(60)
 
 
 class _Call:

@@ -15,7 +15,8 @@ from engine_client import OwnedRegion
 from preprocessor.errors import WorkerLost
 from preprocessor.service.engine import arena_in
 from preprocessor.workers.arena import Arena
-from preprocessor.workers.chunks import GivenChunks, close_all
+from preprocessor.workers.chunks import GivenChunks
+from preprocessor.workers.descriptors import close_all
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.ranges import Lease
 from tests.escape.memory_attempts import Borrow, Fill, FillRows, MapDescriptors, MemoryTaken, Read, ReadDescriptors

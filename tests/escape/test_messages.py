@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from preprocessor.config import Limits
 from preprocessor.errors import WorkerLost
+from preprocessor.types.plan import PixelPlan
+from preprocessor.types.request import ChatPrompt, PixelForm, PreparationRequest
+from preprocessor.workers.payloads import EarlyPlanPayload, PlanPayload, most_result_bytes
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.task import Lane
-from tests.escape.attempts import MESSAGES, Remember, Say, TakenOver
+from tests.escape.attempts import MESSAGES, Remember, Say, TakenOver, WantMemory
 from tests.unit.workers.conftest import open_pool, outcome, submit
 from tests.unit.workers.payloads import TellProcess
 from tests.waiting import eventually
@@ -35,6 +41,25 @@ async def test_a_false_message_ends_its_worker_and_nothing_else(shared: WorkerPo
     assert shared.rows.leased_bytes == leased_bytes
     await eventually(lambda: shared.worker_set.is_whole)
     assert await outcome(submit(shared, TellProcess())) > 0
+
+
+async def test_no_memory_is_leased_for_a_result_that_cannot_be(shared: WorkerPool) -> None:
+    leased: list[int] = []
+    payload = WantMemory((), PixelPlan((), 0, 1, PixelForm.UINT8, 0, "pyav"), 0, range(0))
+    error = await outcome(submit(shared, payload, lease_result=leased.append))
+    assert isinstance(error, WorkerLost), error
+    assert error.reason == "WORKER_VIOLATION"
+    assert leased == []
+
+
+def test_a_result_is_no_larger_than_what_it_is_made_in() -> None:
+    request = PreparationRequest(ChatPrompt(()), ())
+    planning = PlanPayload(request, Limits(max_header_bytes=1234))
+    from_headers: Any = SimpleNamespace(plans_from_headers=lambda asked: asked is request)
+    generic: Any = SimpleNamespace(plans_from_headers=lambda asked: False)
+    assert most_result_bytes(planning, from_headers) == 1234
+    assert most_result_bytes(EarlyPlanPayload(planning, {}), from_headers) == 1234
+    assert most_result_bytes(planning, generic) is None
 
 
 async def test_a_worker_runs_the_tasks_of_one_caller(shared: WorkerPool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,13 +16,14 @@ from prometheus_client import CollectorRegistry
 from preprocessor.service.health import Health
 from preprocessor.service.state_metrics import StateMetrics
 from preprocessor.workers.claims import Violation
-from preprocessor.workers.usage import MOST_THREADS, Usage, UsageCheck
+from preprocessor.workers.usage import MOST_WORKER_THREADS, Usage, UsageCheck, read_usage
 from tests.escape.attempts import ForgeLog, HoldMemory, TakenOver, WorkOn
 from tests.unit.workers.conftest import WatchedPool, open_pool, outcome, submit
 from tests.unit.workers.payloads import TellProcess, UseMemory
 from tests.waiting import eventually
 
 MIB = 1 << 20
+_PR_SET_NAME = 15  # linux/prctl.h
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -40,7 +43,7 @@ def counted(pool: WatchedPool, kind: str) -> float:
 
 @pytest.mark.parametrize(
     ("attempt", "kind"),
-    [(WorkOn(1, is_busy=True), "cpu_time"), (WorkOn(MOST_THREADS + 20, is_busy=False), "threads")],
+    [(WorkOn(1, is_busy=True), "cpu_time"), (WorkOn(MOST_WORKER_THREADS + 20, is_busy=False), "threads")],
 )
 async def test_work_that_outlives_its_task_ends_the_worker(shared: WatchedPool, attempt: WorkOn, kind: str) -> None:
     before = counted(shared, kind)
@@ -84,6 +87,18 @@ async def test_the_log_can_be_appended_to_and_neither_changed_nor_read(tmp_path:
     assert "forged" in log.read_text()
 
 
+@pytest.mark.parametrize("name", [b"\xff", b"a) R 1", b"a\nRssAnon:"])
+def test_a_process_is_read_whatever_it_calls_itself(name: bytes) -> None:
+    code = f"import ctypes, sys; ctypes.CDLL(None).prctl({_PR_SET_NAME}, {name!r}); print('named', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        usage = read_usage(process.pid)
+    assert usage is not None
+    assert usage.thread_count == 1
+    assert usage.anonymous_bytes > 0
+
+
 def reading(cpu_seconds: float, thread_count: int = 1) -> Usage:
     return Usage(thread_count, cpu_seconds, 0, 0)
 
@@ -103,13 +118,13 @@ def test_cpu_counts_from_the_first_reading_of_a_task() -> None:
 def test_an_idle_worker_may_use_next_to_nothing() -> None:
     check = UsageCheck()
     check.check(reading(10), 3, None)
-    check.check(reading(10.4), 3, None)
-    with pytest.raises(Violation, match=r"0\.6 seconds of CPU without a task"):
-        check.check(reading(10.6), 3, None)
+    check.check(reading(10.9), 3, None)
+    with pytest.raises(Violation, match=r"1\.1 seconds of CPU without a task"):
+        check.check(reading(11.1), 3, None)
 
 
 def test_a_task_may_have_as_many_threads_as_decoders_need() -> None:
     check = UsageCheck()
-    check.check(reading(0, MOST_THREADS), 0, 60)
-    with pytest.raises(Violation, match=f"{MOST_THREADS + 1} threads"):
-        check.check(reading(0, MOST_THREADS + 1), 0, 60)
+    check.check(reading(0, MOST_WORKER_THREADS), 0, 60)
+    with pytest.raises(Violation, match=f"{MOST_WORKER_THREADS + 1} threads"):
+        check.check(reading(0, MOST_WORKER_THREADS + 1), 0, 60)

@@ -18,6 +18,7 @@ from preprocessor import pipeline
 from preprocessor.client import CallFailed
 from preprocessor.config import EngineSettings, SettingError
 from preprocessor.models.family import Model
+from preprocessor.service import engine_pixels
 from preprocessor.service.engine import connect_engines
 from preprocessor.service.reading import read_spec
 from preprocessor.v1 import preprocessor_pb2 as pb
@@ -98,6 +99,34 @@ async def test_a_file_that_cannot_be_decoded_reaches_no_engine_that_takes_pixels
         await eventually(lambda: caller.server.pool.used_bytes == 0)
     assert caught.value.reason == "CORRUPT_MEDIA"
     assert engine.requests == []
+
+
+@pytest.mark.parametrize("takes_pieces", [True, False], ids=["pieces", "whole"])
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError("a bug"), AssertionError("a bug")], ids=repr)
+async def test_a_fault_while_pixels_are_made_ends_the_call_however_the_engine_takes_them(
+    model: Model, monkeypatch: pytest.MonkeyPatch, takes_pieces: bool, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline, "write_pixels", fail)
+    engine = FakeEngine([11], capabilities=EngineCapabilities(takes_pieces=takes_pieces))
+    async with serving(model, engine, is_in_process=True) as caller:
+        with pytest.raises(CallFailed) as caught:
+            await caller.generate(chat(video("clip", CLIP)), max_tokens=2)
+        await eventually(lambda: caller.server.pool.used_bytes == 0)
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+
+
+async def test_a_fault_after_the_last_row_ends_the_call(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> None:
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(engine_pixels, "finish_pixels", fail)
+    async with serving(model, FakeEngine([11])) as caller:
+        with pytest.raises(CallFailed) as caught:
+            await caller.generate(chat(video("clip", CLIP)), max_tokens=2)
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
 
 
 @pytest.mark.parametrize("reads_shared_memory", [True, False], ids=["shared", "sent"])

@@ -8,15 +8,19 @@ import random
 import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import ml_dtypes
 import numpy as np
 import pytest
 
+from preprocessor.errors import DeadlineExceeded
 from preprocessor.service.fronts.connection import FrontConnection
 from preprocessor.service.fronts.frames import FILE_NUMBER, Begin, FrameProtocol, Kind, RowsPlace, Status
+from preprocessor.service.fronts.relay import RelayedCall
 from preprocessor.service.fronts.rows import RowFiles
+from preprocessor.service.response_buffer import ResponseBuffer
 from preprocessor.wire.tensors import write_rows
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.chunks import GivenChunks
@@ -89,6 +93,71 @@ async def test_a_call_that_its_caller_leaves_in_the_turn_in_which_it_begins_is_f
         connection._on_frame(Kind.LEFT, 7, b"")
         await eventually(lambda: connection.open_count == 0)
     assert sent == [(Kind.STATUS, 7)]
+
+
+class Frames:
+    """The frames that a front sends."""
+
+    def __init__(self) -> None:
+        self.sent: list[Kind] = []
+
+    def send(self, kind: Kind, call_id: int, body: bytes = b"") -> None:
+        self.sent.append(kind)
+
+
+class Caller:
+    """A caller that reads when it is told to."""
+
+    def __init__(self) -> None:
+        self.reads = asyncio.Event()
+
+    async def write(self, message: bytes) -> None:
+        await self.reads.wait()
+
+
+async def relayed() -> tuple[RelayedCall, Frames, Caller, asyncio.Task[None]]:
+    """A call whose first response waits for its caller, with another one behind it."""
+    frames, caller = Frames(), Caller()
+    row_files: Any = None
+    protocol: Any = frames
+    call = RelayedCall(protocol, 1, caller, row_files, ResponseBuffer(), 60.0)
+    running = asyncio.create_task(call.run())
+    call.on_frame(Kind.RESPONSE, b"first")
+    call.on_frame(Kind.RESPONSE, b"second")
+    await eventually(lambda: call._sending is not None)
+    return call, frames, caller, running
+
+
+async def test_an_interrupt_is_answered_although_the_caller_reads_in_the_same_turn() -> None:
+    call, frames, caller, running = await relayed()
+    caller.reads.set()
+    call.on_frame(Kind.INTERRUPT, b"")
+    await eventually(lambda: Kind.INTERRUPTED in frames.sent)
+    assert frames.sent in ([Kind.SENT, Kind.INTERRUPTED], [Kind.INTERRUPTED])
+    call.on_frame(Kind.RESPONSE, b"third")
+    await eventually(lambda: frames.sent[-1] is Kind.SENT)
+    assert frames.sent.count(Kind.INTERRUPTED) == 1
+    call.on_frame(Kind.INTERRUPT, b"")
+    assert frames.sent[-1] is Kind.INTERRUPTED
+    running.cancel()
+
+
+async def test_an_interrupt_is_answered_although_the_caller_s_time_passes_in_the_same_turn() -> None:
+    call, frames, caller, running = await relayed()
+    waiting = asyncio.get_running_loop().create_future()
+    reached = asyncio.Event()
+
+    async def write(message: bytes) -> None:
+        reached.set()
+        await waiting
+
+    call._sender.write = write
+    caller.reads.set()
+    await reached.wait()
+    waiting.set_exception(DeadlineExceeded("the caller does not read"))
+    call.on_frame(Kind.INTERRUPT, b"")
+    await eventually(lambda: Kind.INTERRUPTED in frames.sent)
+    running.cancel()
 
 
 @pytest.fixture

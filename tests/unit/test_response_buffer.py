@@ -68,3 +68,20 @@ async def test_a_call_cancelled_while_waiting_releases_its_reservation() -> None
     release.set()
     await first
     assert (buffer.size_bytes, len(buffer._waiting)) == (0, 0)
+
+
+async def test_a_call_cancelled_in_the_turn_in_which_space_comes_up_is_cancelled() -> None:
+    buffer, release = ResponseBuffer(max_bytes=10), asyncio.Event()
+
+    async def send() -> None:
+        async with buffer.sending(10, 60.0):
+            await release.wait()
+
+    first, second, third = (asyncio.create_task(send()) for _ in range(3))
+    await eventually(lambda: len(buffer._waiting) == 2)
+    release.set()
+    second.cancel()
+    await asyncio.wait([first, second, third])
+    assert second.cancelled()
+    assert third.exception() is None
+    assert (buffer.size_bytes, len(buffer._waiting)) == (0, 0)

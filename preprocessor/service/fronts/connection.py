@@ -15,8 +15,7 @@ import numpy.typing as npt
 from preprocessor.errors import forget_frames
 from preprocessor.service.fronts.context import RelayedContext
 from preprocessor.service.fronts.frames import FILE_NUMBER, Begin, Body, FrameProtocol, Kind, RowsPlace, Status
-from preprocessor.workers.chunks import BATCH_COUNT
-from preprocessor.workers.descriptors import send_descriptors
+from preprocessor.workers.descriptors import BATCH_COUNT, send_descriptors
 from preprocessor.workers.shown_rows import ShownRows
 
 logger = logging.getLogger(__name__)

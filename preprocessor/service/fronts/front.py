@@ -27,7 +27,7 @@ from preprocessor.service.fronts.relay import RelayedCall, describe_call
 from preprocessor.service.fronts.rows import RowFiles
 from preprocessor.service.logs import configure, keep_writing_summaries
 from preprocessor.service.response_buffer import ResponseBuffer
-from preprocessor.workers.chunks import allow_descriptors
+from preprocessor.workers.descriptors import allow_descriptors
 from preprocessor.workers.heap import give_back_large_blocks
 
 logger = logging.getLogger(__name__)

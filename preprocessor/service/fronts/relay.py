@@ -60,6 +60,7 @@ class RelayedCall:
         self._arrived = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self._sending: asyncio.Timeout | None = None
+        self._is_interrupted = False
 
     def on_frame(self, kind: Kind, body: Body) -> None:
         """What the service says about the call."""
@@ -69,7 +70,9 @@ class RelayedCall:
             self._commands.clear()
             if self._sending is None:
                 self._send(Kind.INTERRUPTED)
-            elif not self._sending.expired():
+                return
+            self._is_interrupted = True
+            if not self._sending.expired():
                 self._sending.reschedule(asyncio.get_running_loop().time())
         else:
             self.is_ended = kind is Kind.STATUS
@@ -96,7 +99,11 @@ class RelayedCall:
         return self._commands.popleft()
 
     async def _carry_out(self, kind: Kind, body: Body) -> None:
-        """Send a response or rows, unless it is interrupted."""
+        """Send a response or rows, unless it is interrupted.
+
+        The service waits for the answer to an interrupt, even if gRPC has taken the message or the caller's time has passed
+        before the interrupt had any effect.
+        """
         try:
             async with asyncio.timeout(None) as self._sending:
                 if kind is Kind.RESPONSE:
@@ -107,13 +114,16 @@ class RelayedCall:
                     ):
                         await self._sender.send(message)
         except TimeoutError:
-            self._send(Kind.INTERRUPTED)
+            self._is_interrupted = True
         except DeadlineExceeded:
             self._send(Kind.IDLE)
         else:
             self._send(Kind.SENT)
         finally:
             self._sending = None
+        if self._is_interrupted:
+            self._is_interrupted = False
+            self._send(Kind.INTERRUPTED)
 
     async def _read(self) -> None:
         message = await self._context.read()

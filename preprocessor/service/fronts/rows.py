@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from preprocessor.service.fronts.frames import FILE_NUMBER, RowsPlace
 from preprocessor.wire.tensors import rows_message
-from preprocessor.workers.chunks import BATCH_COUNT
+from preprocessor.workers.descriptors import BATCH_COUNT
 from preprocessor.workers.shown_rows import Piece
 
 

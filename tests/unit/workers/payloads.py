@@ -11,7 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -172,6 +172,16 @@ class MakeArray(Step):
 class Fail(Step):
     def do(self, check: Checkpoint, tell: Tell) -> None:
         raise ZeroDivisionError("secret detail")
+
+
+@dataclass(frozen=True)
+class Unsendable(Step):
+    """No message can hold it."""
+
+    lock: Any = field(default_factory=threading.Lock)
+
+    def do(self, check: Checkpoint, tell: Tell) -> None:
+        raise AssertionError("it was sent")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import pytest
 
 from preprocessor.workers import stop_flag
 from preprocessor.workers.arena import Arena
-from preprocessor.workers.chunks import GivenChunks, close_all
+from preprocessor.workers.chunks import GivenChunks
+from preprocessor.workers.descriptors import close_all
 from preprocessor.workers.ranges import Lease, Ranges
 from tests.unit.workers.conftest import resident_bytes
 

@@ -357,6 +357,17 @@ async def test_cached_rows_give_way_to_requests(pool: WorkerPool) -> None:
     filler.release()
 
 
+async def test_no_cached_rows_give_way_to_a_result_for_which_there_will_be_no_memory(pool: WorkerPool) -> None:
+    await get(pool, request_of(CLIP))
+    filler = pool.rows.lease(MIB)
+    assert filler is not None
+    assert pool.lease_rows(pool.rows.size_bytes) is None
+    assert len(pool.cache) == 1
+    filler.release()
+    assert pool.lease_rows(pool.rows.size_bytes + 1) is None
+    assert len(pool.cache) == 1
+
+
 async def test_requests_that_share_work_end_with_the_pool(model: Model) -> None:
     settings: dict[str, Any] = {"cache_bytes": 64 * MIB, "memory_budget_bytes": 512 * MIB}
     async with AsyncExitStack() as stack, open_pool(model=model, **settings) as pool:

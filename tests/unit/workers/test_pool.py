@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import itertools
 import os
 import signal
 from typing import Any
@@ -12,9 +14,12 @@ import psutil
 import pytest
 
 from preprocessor.errors import Cancelled, DeadlineExceeded, LimitExceeded, Overloaded, WorkerLost
+from preprocessor.workers import region_copy
+from preprocessor.workers.arena import Arena
 from preprocessor.workers.pool import WorkerPool
+from preprocessor.workers.process import ProcessWorker
 from preprocessor.workers.ranges import Lease
-from preprocessor.workers.task import SHORT_SECONDS, Task
+from preprocessor.workers.task import SHORT_SECONDS, Lane, Task, Worker
 from preprocessor.workers.thread import ThreadWorker
 from tests.unit.workers.conftest import MIB, WatchedPool, begun, let_go, open_pool, outcome, resident_bytes, submit
 from tests.unit.workers.payloads import (
@@ -28,6 +33,7 @@ from tests.unit.workers.payloads import (
     TakeMemory,
     TellLimits,
     TellProcess,
+    Unsendable,
     UseMemory,
     WaitForSignal,
     WaitWhileHeld,
@@ -93,6 +99,130 @@ async def test_a_worker_that_sends_a_malformed_message_is_killed(pool: WorkerPoo
     for garbage in (b"\xff" * 64, b"\x04\x00\x00\x00abcd", b"\x03\x00\x00\x00N.."):
         assert isinstance(await outcome(submit(pool, Babble(garbage))), WorkerLost)
     assert await process_of(pool) > 0
+
+
+async def test_a_worker_that_dies_while_it_is_renewed_is_replaced_once(
+    pool: WatchedPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker_set, before = pool.worker_set, await process_without_spares(pool, scope="before")
+    fork, forked_count = worker_set._new_worker, 0
+
+    async def fork_after_its_death(lane: Lane) -> Worker:
+        nonlocal forked_count
+        forked_count += 1
+        if forked_count == 1:
+            os.kill(before, signal.SIGKILL)
+            await eventually(lambda: "lost" in pool.ends and worker_set.is_whole)
+        return await fork(lane)
+
+    monkeypatch.setattr(worker_set, "_new_worker", fork_after_its_death)
+    assert await process_of(pool, scope="after") != before
+    assert worker_set.is_whole
+    assert worker_set.idle_count(Lane.SHORT) == 1
+
+
+async def test_a_worker_that_dies_while_no_other_can_be_forked_is_replaced_later(
+    pool: WatchedPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await process_without_spares(pool, scope="before")
+
+    async def refuse(lane: Lane) -> Worker:
+        os.kill(before, signal.SIGKILL)
+        await eventually(lambda: "lost" in pool.ends)
+        raise OSError(errno.EMFILE, "no descriptors")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool.worker_set, "_new_worker", refuse)
+        error = await outcome(submit(pool, TellProcess(), scope="after"))
+    assert isinstance(error, Overloaded)
+    assert error.reason == "SYSTEM_RESOURCES_EXHAUSTED"
+    assert await process_of(pool, scope="after") != before
+
+
+async def process_without_spares(pool: WatchedPool, scope: str) -> int:
+    """A worker that has run a task of that scope, where the next change of callers must fork another; returns its process id."""
+    spares = pool.worker_set._spares
+    await process_of(pool, scope=f"before {scope}")
+    process_id = await process_of(pool, scope=scope)
+    await eventually(lambda: bool(spares))
+    for spare in list(spares.values()):
+        spare.kill()
+    await eventually(lambda: not spares)
+    pool.ends.clear()
+    return process_id
+
+
+@pytest.mark.parametrize("given_count", [0, 1])
+async def test_a_lack_of_descriptors_refuses_a_task_and_its_worker_stays(
+    pool: WatchedPool, monkeypatch: pytest.MonkeyPatch, given_count: int
+) -> None:
+    before = await process_of(pool)
+    give, tries = pool.arena.chunks.give, itertools.count()
+    leases: list[Lease] = []
+
+    def lack(*arguments: Any) -> Any:
+        if next(tries) < given_count:
+            return give(*arguments)
+        raise OSError(errno.EMFILE, "no descriptors")
+
+    def lease_result(size_bytes: int) -> int:
+        lease = pool.rows.lease(size_bytes)
+        assert lease is not None
+        leases.append(lease)
+        return lease.offset
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool.arena.chunks, "give", lack)
+        task = submit(pool, MakeArray(8 * MIB), lease_result=lease_result)
+        error = await outcome(task)
+    assert isinstance(error, Overloaded)
+    assert error.reason == "SYSTEM_RESOURCES_EXHAUSTED"
+    assert task.start_count == 1
+    assert len(leases) == given_count
+    for lease in leases:
+        lease.release()
+    assert await process_of(pool) == before
+
+
+@pytest.mark.parametrize("failing", ["copy", "on_rows_written", "allocate", "lease_result"])
+async def test_an_error_of_the_service_is_no_violation_of_the_worker(
+    pool: WatchedPool, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    before, violations = await process_of(pool), dict(pool.counters.violation_counts)
+
+    def fail(*_: object) -> Any:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    async def fail_later(arena: Arena, span: range) -> None:
+        if span or failing == "copy":
+            fail()
+
+    if failing in ("copy", "allocate"):
+        monkeypatch.setattr(region_copy, failing, fail_later)
+    tells = failing == "on_rows_written"
+    task = submit(
+        pool,
+        Spin() if tells else MakeArray(8 * MIB),
+        lease_result=fail if failing == "lease_result" else lambda size_bytes: pool.arena.rows_start,
+    )
+    if tells:
+        task.on_rows_written = fail
+    error = await outcome(task)
+    assert isinstance(error, OSError)
+    assert error.errno == errno.EIO
+    await eventually(lambda: "killed" in pool.ends and not psutil.pid_exists(before))
+    assert dict(pool.counters.violation_counts) == violations
+    monkeypatch.undo()
+    assert await process_of(pool) != before
+
+
+async def test_a_task_that_cannot_be_sent_leaves_its_worker_idle(pool: WatchedPool) -> None:
+    before = await process_of(pool)
+    error = await outcome(submit(pool, Unsendable()))
+    assert isinstance(error, TypeError)
+    workers = [worker for workers in pool.worker_set._workers.values() for worker in workers]
+    assert not any(isinstance(worker, ProcessWorker) and worker._given.is_running for worker in workers)
+    assert await process_of(pool) == before
 
 
 async def test_an_unexpected_error_does_not_end_its_worker(pool: WorkerPool) -> None:
