@@ -256,6 +256,12 @@ def test_the_first_stop_token_is_the_end_and_the_others_stop_too(
     assert (arguments.get("end_id"), arguments.get("stop_token_ids")) == (end_id, others)
 
 
+def test_with_a_constraint_the_checkpoints_own_end_stays() -> None:
+    arguments = params.sampling_arguments(SamplingParameters(stop_token_ids=(7, 8), json_schema="{}"), 10)
+    assert "end_id" not in arguments
+    assert arguments["stop_token_ids"] == [7, 8]
+
+
 def test_a_feature_is_handed_on_only_where_it_is_set() -> None:
     plain = params.sampling_arguments(SamplingParameters(), 9)
     features: dict[str, Any] = {"min_p": 0.5, "repetition_penalty": 2.0, "logprobs": 0}

@@ -201,6 +201,8 @@ async def test_parameters_reach_the_engine(service: Service) -> None:
     assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (0.5, -1, 1.5)
     assert (sampling.seed, sampling.stop_token_ids) == (2**64 - 1, (13,))
     assert sampling.json_schema == json_text(schema)
+    await service.complete([QUESTION], extra_body={"top_k": -1})
+    assert service.engine.requests[-1].sampling.top_k == 0
     stopped = await service.complete([QUESTION], stop="circle")
     assert (stopped.choices[0].message.content, stopped.choices[0].finish_reason) == ('A "red" ', "stop")
 

@@ -25,6 +25,7 @@ _STATUSES_BY_REASON = {
 }
 _TYPES = {401: "authentication_error", 408: "timeout", 429: "rate_limit_error", 504: "timeout"}
 _SPEC_PREFIX = re.compile(r"^(chat|parameters)\.")
+_OTHER_NAMES = {"answer_count": "n", "stop_strings": "stop", "logprobs": "top_logprobs"}  # what OpenAI calls them
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,4 +83,5 @@ def _param(path: str, media_key: str) -> str:
     """A path within the spec as one within the request."""
     if path.startswith("media["):
         return media_key  # which is the path of its part
-    return _SPEC_PREFIX.sub("", path)
+    name = _SPEC_PREFIX.sub("", path)
+    return _OTHER_NAMES.get(name, name)

@@ -40,11 +40,14 @@ class Fields:
         """A field's value; None if it is absent.
 
         Raises:
-            InvalidRequest: It is of another type.
+            InvalidRequest: It is of another type, or no number that a float can hold.
         """
         value = self._left.pop(name, None)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError as error:
+                raise self.error(name, "is out of range") from error
         if value is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
             return value
         raise self.error(name, f"must be {_NAMES[kind]}")

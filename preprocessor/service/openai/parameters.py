@@ -12,10 +12,11 @@ from preprocessor.v1 import preprocessor_pb2 as pb
 DEFAULT_MAX_TOKENS = 1024
 """OpenAI's own default is the rest of the context, whose length only the engine knows."""
 
+_ALL_TOKENS = -1  # as vLLM's own API has it, of `top_k`; ours is 0
+
 DEFAULT_TEMPERATURE = 1.0  # OpenAI's default; that of `Generate` is 0
 
 # Numbers that have the same name and meaning in both.
-_INTEGERS = ("top_k",)
 _REALS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
 
@@ -26,9 +27,8 @@ def read_parameters(fields: Fields) -> pb.GenerationParameters:
         InvalidRequest: `INVALID_GENERATION_PARAMETERS`, `UNSUPPORTED_PARAMETER`: a wrong type, or two that exclude each other.
     """
     message = pb.GenerationParameters(max_tokens=_read_max_tokens(fields), temperature=DEFAULT_TEMPERATURE)
-    for name in _INTEGERS:
-        if (number := fields.take_int(name)) is not None:
-            setattr(message, name, number)
+    if (top_k := fields.take_int("top_k")) is not None:
+        message.top_k = 0 if top_k == _ALL_TOKENS else top_k
     for name in _REALS:
         if (real := fields.take(name, float)) is not None:
             setattr(message, name, real)

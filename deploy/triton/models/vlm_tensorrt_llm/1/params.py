@@ -140,12 +140,14 @@ def sampling_arguments(sampling: SamplingParameters, prompt_length: int) -> dict
     """Make the keyword arguments of TensorRT-LLM's `SamplingParams`.
 
     Without stop tokens `end_id` stays unset, and TensorRT-LLM takes the checkpoint's own; with them those are replaced,
-    as `vlm_transformers` does. `guided_decoding` is there with a constraint: the arguments of `GuidedDecodingParams`.
+    as `vlm_transformers` does. `guided_decoding` is there with a constraint: the arguments of `GuidedDecodingParams`. Stop tokens
+    are added to the checkpoint's own then, as `vlm_vllm` does: these end what the constraint allows.
 
     Args:
         prompt_length: In tokens.
     Source: sampling_params.py: all of top_k, top_p and temperature unset, or top_k = 1, is greedy; a stop token other
-        than `end_id` is cut off the answer unless `include_stop_str_in_output`. docs/source/features/sampling.md:
+        than `end_id` is cut off the answer unless `include_stop_str_in_output`. guided_decoder.py: nothing is masked any more once
+        the tokenizer's end of text is accepted. docs/source/features/sampling.md:
         presence and frequency penalties count the prompt too, but for its first `prompt_ignore_length` tokens.
     """
     arguments: dict[str, Any] = {
@@ -160,10 +162,11 @@ def sampling_arguments(sampling: SamplingParameters, prompt_length: int) -> dict
         arguments |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
         if sampling.top_k:
             arguments["top_k"] = sampling.top_k
-    if sampling.stop_token_ids:
-        arguments["end_id"], *others = sampling.stop_token_ids
-        if others:
-            arguments["stop_token_ids"] = others
+    stops = list(sampling.stop_token_ids)
+    if stops and not sampling.constraint:
+        arguments["end_id"] = stops.pop(0)
+    if stops:
+        arguments["stop_token_ids"] = stops
     for name in sampling.features & _SAME_NAMES:
         arguments[name] = getattr(sampling, name)
     if sampling.presence_penalty or sampling.frequency_penalty:
