@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 import grpc
 import grpc.aio
@@ -36,7 +37,10 @@ _OPTIONS: Sequence[tuple[str, int | str]] = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 
+_Answer = TypeVar("_Answer")
 
+_UNDECIDED_STATES = (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING)
+_TRIES = 3  # to ask by one connection
 _SETTLING_TURNS = 3  # of the event loop: gRPC's future, the coroutine that waits for it, the task
 
 
@@ -125,13 +129,50 @@ class Connection:
             self._watch = ConnectionWatch(self._who, self._opened())
         return self._watch
 
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn what a call raises inside it into this package's errors.
+
+        Raises:
+            EngineError: the call failed, or `close` has ended it.
+        """
+        try:
+            with self._grpc_errors(self._who):
+                yield
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if not self._is_closed or task is None or task.cancelling():
+                raise
+            raise self._closed_error() from error  # gRPC cancels calls of a channel that closes, and so who waits for them
+
+    async def ask_by_one(
+        self, ask: Callable[[], Awaitable[_Answer]], timeout_seconds: float
+    ) -> tuple[_Answer, ConnectionWatch]:
+        """Ask all that belongs together; again where the connection ended meanwhile.
+
+        Args:
+            ask: Makes one or several calls.
+            timeout_seconds: To connect in; `ask` has its own limits.
+        Returns:
+            What it returns, and the connection by which it was said; one that has ended already where each did.
+        Raises:
+            EngineError: there is no connection, or what `ask` raises.
+        """
+        for _ in range(_TRIES):
+            await self._connect(timeout_seconds)
+            watch = self.watch()
+            answer = await ask()
+            if await watch.settle():
+                break
+        return answer, watch
+
     async def ask(self, method: str, wire: bytes, timeout_seconds: float) -> bytes:
         """Call a method that has one answer.
 
         Raises:
             EngineError: there is none.
         """
-        with self._grpc_errors(self._who):
+        with self.errors():
             call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._opened().unary_unary(self._service + method)
             return await call(wire, timeout=timeout_seconds, metadata=tuple(self._call_metadata()))
 
@@ -155,10 +196,23 @@ class Connection:
         if self._channel is not None:
             await self._channel.close()
 
+    async def _connect(self, timeout_seconds: float) -> None:
+        """Wait until there is a connection, or until one could not be made: the next call then says why."""
+        channel = self._opened()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while (state := channel.get_state(try_to_connect=True)) in _UNDECIDED_STATES:
+                    await channel.wait_for_state_change(state)
+        except TimeoutError as error:
+            raise EngineUnavailable(f"{self._who}: no connection within {timeout_seconds} s") from error
+
+    def _closed_error(self) -> EngineUnavailable:
+        return EngineUnavailable(f"the client of {self._who} is closed")
+
     def _opened(self) -> grpc.aio.Channel:
         """The channel, made on first use: it belongs to the event loop that is running then."""
         if self._is_closed:
-            raise EngineUnavailable(f"the client of {self._who} is closed")
+            raise self._closed_error()
         if self._channel is None:
             if self._credentials is None:
                 self._channel = grpc.aio.insecure_channel(self._address, options=self._options)

@@ -22,12 +22,6 @@ class Deadline:
         self._timeout_seconds = timeout_seconds
         self._ends_at = None if timeout_seconds is None else asyncio.get_running_loop().time() + timeout_seconds
 
-    def seconds_left(self, at_most: float) -> float:
-        """From now on; 0 where it is over."""
-        if self._ends_at is None:
-            return at_most
-        return min(at_most, max(0.0, self._ends_at - asyncio.get_running_loop().time()))
-
     @contextlib.asynccontextmanager
     async def enforced(self) -> AsyncGenerator[None, None]:
         """Cancel what runs inside when it is over.

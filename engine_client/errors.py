@@ -11,8 +11,8 @@
     └── EngineFailed                 ENGINE_FAILED             the engine took the request and broke, or its answer
                                                                makes no sense
 
-No other exceptions leave this package: each engine's folder maps what its own libraries raise to these, in one place, and
-keeps it as the cause.
+An `EngineClient` raises no others, except the caller's own: what `RowProgress.fail` was given, what `pixels_on_demand` raises.
+Each engine's folder maps what its own libraries raise to these, in one place, and keeps it as the cause.
 """
 
 from __future__ import annotations

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import TypeVar
+
+_Result = TypeVar("_Result")
 
 
 class Release:
@@ -27,3 +32,21 @@ class Release:
                     callback()
 
         return let_go
+
+    async def hold_while(self, read: Callable[[], _Result], executor: Executor | None) -> _Result:
+        """Call it on a thread, and hold until it returns: a thread reads on when the task that waits for it is cancelled.
+
+        Args:
+            read: Reads the arrays.
+            executor: Where; None is the event loop's own.
+        """
+        reading = asyncio.get_running_loop().run_in_executor(executor, read)
+        let_go = self.hold()
+
+        def ended(_: asyncio.Future[_Result]) -> None:
+            let_go()
+            if not reading.cancelled():
+                reading.exception()  # perhaps nobody waits for it any more
+
+        reading.add_done_callback(ended)
+        return await asyncio.shield(reading)

@@ -75,7 +75,7 @@ class PromptAssembler:
             raise InvalidPrompt(f"{PIXELS} is missing")
         self._owner: object = owner
         self._stop = threading.Event()
-        self._refusal: InvalidPrompt | None = None
+        self._failure: Exception | None = None
         self._lock = threading.Lock()
         self._is_worked_on = False
         self._has_changed = True
@@ -93,18 +93,18 @@ class PromptAssembler:
         return self._stop.is_set()
 
     def add_rows(self, first_row: int, rows: Array, *, is_last: bool) -> None:
-        """Take the next rows; wrong ones end the prompt."""
+        """Take the next rows; wrong ones end the prompt, as does whatever prevents that, such as a full memory."""
         try:
             self.rows.add(first_row, rows)
             if is_last and not self.rows.is_complete:
                 raise InvalidPrompt(f"the last rows came, {self.rows.row_count} in all; grid_thw needs more")
-        except InvalidPrompt as invalid:
-            self._refusal = invalid
+        except Exception as failure:
+            self.fail(failure)
         self.last_message_at = time.monotonic()
 
-    def refuse(self, why: str) -> None:
-        """End the prompt because one of its messages is invalid."""
-        self._refusal = InvalidPrompt(why)
+    def fail(self, failure: Exception) -> None:
+        """End the prompt because one of its messages could not be taken; InvalidPrompt where the message is wrong."""
+        self._failure = failure
 
     def stop(self) -> None:
         """Nobody waits for the answer any more."""
@@ -131,7 +131,7 @@ class PromptAssembler:
         Returns:
             WAITING if another `try_begin` will say when to go on. After any other state none will.
         Raises:
-            InvalidPrompt: a message was invalid.
+            Exception: what `fail` was given, or kept rows from being taken; InvalidPrompt of a message that was invalid.
         """
         while True:
             with self._lock:
@@ -139,8 +139,8 @@ class PromptAssembler:
                     self._is_worked_on = False
                     return State.WAITING
                 self._has_changed = False
-            if self._refusal is not None:
-                raise self._refusal
+            if self._failure is not None:
+                raise self._failure
             if self.is_stopped:
                 return State.STOPPED
             is_whole = self.rows.is_complete  # read before they are taken, so that all of them are

@@ -37,7 +37,7 @@ from engine_client.triton.held_items import HeldItems, hashes_of
 from engine_client.triton.kserve import InferReply
 from engine_client.triton.messages import RequestMessages
 from engine_client.triton.outputs import finish_reason_of, read_finish_reason
-from engine_client.triton.registration import CALL_TIMEOUT_SECONDS, RegionRegistration
+from engine_client.triton.registration import RegionRegistration
 from engine_client.triton.served_model import ServedModel
 from engine_client.triton.status import grpc_errors, is_not_held, is_region_unknown
 from engine_client.triton.stream import PromptStream
@@ -62,8 +62,8 @@ class TritonEngine:
         fingerprint: What the engine must have been set up for; checked with the mapping.
         executor: Where large messages are encoded; None is the event loop's own.
         max_silence_seconds: How long the engine may take to the first token, waiting included, and from one to the
-            next. When the process of a Python model dies in mid-answer, Triton (2.51) leaves the stream open and says
-            nothing; this is what ends it. None waits as long as the request's own timeout.
+            next; and to read one message of a prompt. When the process of a Python model dies in mid-answer, Triton (2.51)
+            leaves the stream open and says nothing; this is what ends it. None waits as long as the request's own timeout.
         shared_region: Memory whose arrays an engine on this host reads where they lie; None sends everything.
         transport: Whether to use it; AUTO does if the engine sees the same memory, and says which in the log.
     """
@@ -153,12 +153,13 @@ class TritonEngine:
         last_token_ids: tuple[int, ...] = ()
         stream: PromptStream | None = None
         try:
-            await self._model.require_compatible(deadline.seconds_left(PROBE_TIMEOUT_SECONDS))
             sampling = request.sampling
             open_answer_count = sampling.answer_count
             async with deadline.enforced():
+                compared = await self._model.require_compatible()
                 stream, reply = await self._start(request, metadata, release)
-                await self._model.require_compared()
+                if compared is not None:
+                    await compared.require()
             let_go()  # the stream holds the arrays as long as it needs them
             if reply is not None and reply.held_items and self._mapping.wire_name(USES_HELD_ITEMS) == USES_HELD_ITEMS:
                 self._held.learn(hashes_of(request.tensors.get(ITEM_HASH)), reply.held_items)
@@ -202,9 +203,12 @@ class TritonEngine:
     async def sampling_features(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> frozenset[str]:
         """See `EngineClient.sampling_features`."""
         try:
-            return await self._model.sampling_features(self._mapping, timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                return await self._model.sampling_features(self._mapping)
         except EngineUnavailable:
             raise
+        except TimeoutError as error:
+            raise EngineUnavailable(f"{self._name} did not say within {timeout_seconds} s what it takes") from error
         except EngineError as error:
             raise EngineUnavailable(f"{self._name} does not say what it takes: {error}") from error
 
@@ -226,6 +230,7 @@ class TritonEngine:
         if self._registration is not None:
             await self._registration.close()
         await self._connection.close()
+        await self._model.close()
 
     async def _start(
         self, request: EngineRequest, metadata: Metadata, release: Release
@@ -250,9 +255,9 @@ class TritonEngine:
 
         An engine that has forgotten the region has generated nothing, so the prompt is sent to it once more.
         """
-        takes_pieces = await self._model.takes_pieces(CALL_TIMEOUT_SECONDS)
+        takes_pieces = await self._model.takes_pieces()
         if wanted := request.sampling.features:
-            lacking = wanted - await self._model.sampling_features(self._mapping, CALL_TIMEOUT_SECONDS)
+            lacking = wanted - await self._model.sampling_features(self._mapping)
             if lacking:
                 raise EngineRejected(f"{self._name} has no {', '.join(sorted(lacking))}")
         for loss_count in range(1, MAX_REGION_LOSSES + 2):
@@ -264,6 +269,7 @@ class TritonEngine:
                 takes_pieces=takes_pieces,
                 known=known,
                 executor=self._executor,
+                release=release,
             )
             stream = self._open(messages, metadata, release)
             try:

@@ -12,7 +12,6 @@ own shared memory, and let rows leave while later ones are still made. Any other
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import AsyncGenerator
 from concurrent.futures import Executor
@@ -23,6 +22,7 @@ import numpy as np
 
 from engine_client.contract.tensors import FIRST_ROW, PIXELS, USES_HELD_ITEMS, Array
 from engine_client.errors import EngineRejected
+from engine_client.release import Release
 from engine_client.shm import SharedRegion
 from engine_client.triton import kserve
 from engine_client.triton.kserve import Piece, RegionRange
@@ -72,6 +72,7 @@ class RequestMessages:
         takes_pieces: Whether the engine's model does.
         known: Shared memory that the engine can read; None puts every tensor into the messages.
         executor: Where a large message is encoded; None is the event loop's own.
+        release: Held while a thread there reads the arrays.
     Raises:
         EngineRejected: a tensor does not fit the mapping.
     """
@@ -85,11 +86,13 @@ class RequestMessages:
         takes_pieces: bool,
         known: KnownRegion | None,
         executor: Executor | None = None,
+        release: Release | None = None,
     ) -> None:
         self._model_name = model_name
         self._request = request
         self._known = known
         self._executor = executor
+        self._release = release or Release(None)
         self._prompt_key = 1 + secrets.randbelow(2**63 - 1) if takes_pieces else None
         self._mapping = mapping or TensorMapping()
         try:
@@ -190,7 +193,7 @@ class RequestMessages:
         if inline_bytes <= MAX_INLINE_PIECE_BYTES:
             wire = encode()
         else:
-            wire = await asyncio.get_running_loop().run_in_executor(self._executor, encode)
+            wire = await self._release.hold_while(encode, self._executor)
         return EngineMessage(request_id, wire, refers=bool(ranges), is_piece=is_piece)
 
     def _ranges(self, tensors: dict[str, Array]) -> dict[str, RegionRange]:

@@ -15,6 +15,7 @@ import grpc
 from grpc.aio import AioRpcError
 
 from engine_client.errors import EngineError, EngineUnavailable
+from engine_client.shared_task import SharedTask
 from engine_client.shm import SharedRegion, is_abandoned
 from engine_client.triton import kserve_regions
 from engine_client.triton.kserve_regions import RegisteredRegion
@@ -57,7 +58,7 @@ class RegionRegistration:
         self._recheck_at = 0.0
         self._was_known = False
         self._is_registered_here = False
-        self._lock = asyncio.Lock()  # so that many requests register once
+        self._registering = SharedTask(self._register)  # once for many requests, whoever of them leaves
 
     async def acquire(self) -> KnownRegion | None:
         """The region, as requests may refer to it now; None where tensors must go as bytes.
@@ -66,9 +67,7 @@ class RegionRegistration:
             EngineUnavailable: the engine does not answer; or the region is required and it cannot see it.
         """
         if self._known is None and self._is_due():
-            async with self._lock:
-                if self._known is None and self._is_due():
-                    await self._register()
+            await self._registering.outcome()
         if self._known is None and self._is_required:
             raise EngineUnavailable(f"{self._engine_name} cannot read {self._region}: {self._refusal}")
         return self._known
@@ -94,6 +93,7 @@ class RegionRegistration:
         Only the client that registered it does so. If another client still uses it then, that one's next request registers it
         again.
         """
+        await self._registering.ended()
         self._known = None
         if not self._is_registered_here:
             return

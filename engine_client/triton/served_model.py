@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 
 from engine_client.compatibility import CompatibilityCheck
 from engine_client.connection import Connection, ConnectionWatch
 from engine_client.contract.tensors import FIRST_ROW
 from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineUnavailable
+from engine_client.shared_task import UNSEEN_SECONDS, SharedTask
 from engine_client.triton import kserve
 from engine_client.triton.tensor_mapping import TensorMapping
 from engine_client.types import EngineInfo
 
-_COMPARISONS = 3  # the first may have made the connection; another is for one that ended meanwhile
+_Datatypes = tuple[Mapping[str, str], Mapping[str, str]]
+"""Of a model's inputs and its outputs, by name."""
+
+_CALL_TIMEOUT_SECONDS = 5.0  # as Triton answers these without touching a model
 
 
 class ServedModel:
@@ -32,7 +37,9 @@ class ServedModel:
         self._who = who
         self._compatibility = compatibility
         self._compared: ConnectionWatch | None = None  # by which it was found to fit
-        self._datatypes: tuple[Mapping[str, str], Mapping[str, str]] | None = None
+        self._comparison = SharedTask(self._compare)
+        self._datatypes: _Datatypes | None = None
+        self._reading = SharedTask(self._read_datatypes)
 
     async def check_ready(self, timeout_seconds: float) -> None:
         """Return if it is ready and fits.
@@ -55,8 +62,13 @@ class ServedModel:
             raise EngineUnavailable(f"{self._who} is not loaded")
         if not kserve.decode_server_ready(server):
             raise EngineUnavailable(f"{self._who} is loaded, but its server is not ready")
-        if not self._compatibility.is_trivial:
-            await self._check_compatibility(timeout_seconds)
+        if self._compatibility.is_trivial:
+            return
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._comparison.outcome(unseen_seconds=UNSEEN_SECONDS)
+        except TimeoutError as error:
+            raise EngineUnavailable(f"{self._who} did not say within {timeout_seconds} s what it is") from error
 
     async def describe(self, timeout_seconds: float) -> EngineInfo:
         """Ask what it is and what it takes.
@@ -71,68 +83,70 @@ class ServedModel:
         )
         return kserve.with_model_config(kserve.decode_engine_info(server, model), config)
 
-    async def require_compatible(self, timeout_seconds: float) -> None:
+    async def require_compatible(self) -> ConnectionWatch | None:
         """Return if it fits; checked again where another engine may answer by now, after an error or a restart.
 
+        Returns:
+            The connection by which it was found to fit: who relies on it checks, once an answer has begun, that it came by that.
+            None where there is nothing to check.
         Raises:
             EngineUnavailable: it does not, as EngineMismatch; or does not say.
         """
         if self._compatibility.is_trivial:
-            return
+            return None
         if self._compared is None or self._compared.has_ended:
-            await self._check_compatibility(timeout_seconds)
+            return await self._comparison.outcome()
+        return self._compared
 
-    async def require_compared(self) -> None:
-        """Check, once an answer has begun, that it comes from the engine that was found to fit.
-
-        Raises:
-            EngineUnavailable: It may come from another one.
-        """
-        if self._compared is not None:
-            await self._compared.require()
-
-    async def takes_pieces(self, timeout_seconds: float) -> bool:
+    async def takes_pieces(self) -> bool:
         """Whether it can be sent a prompt in several messages.
 
         Raises:
             EngineUnavailable: it does not say.
         """
-        inputs, _ = await self._declared_datatypes(timeout_seconds)
+        inputs, _ = await self._declared_datatypes()
         return FIRST_ROW in inputs
 
-    async def sampling_features(self, mapping: TensorMapping, timeout_seconds: float) -> frozenset[str]:
+    async def sampling_features(self, mapping: TensorMapping) -> frozenset[str]:
         """Which parameters of `FEATURE_TENSORS` it has, sent as `mapping` says.
 
         Raises:
             EngineUnavailable: it does not say.
         """
-        return mapping.features(*await self._declared_datatypes(timeout_seconds))
+        return mapping.features(*await self._declared_datatypes())
 
     def forget(self) -> None:
         """What answers next may be another process, with another model."""
         self._compared = None
+        self._comparison.forget()
         self._datatypes = None
 
-    async def _declared_datatypes(self, timeout_seconds: float) -> tuple[Mapping[str, str], Mapping[str, str]]:
-        """Of its inputs and its outputs, by name; asked once as long as the engine is there."""
-        if self._datatypes is None:
-            question = kserve.encode_model_metadata(self._model_name)
-            try:
-                wire = await self._connection.ask("ModelMetadata", question, timeout_seconds)
-            except EngineDeadlineExceeded as error:  # this call's, not the request's
-                raise EngineUnavailable(f"{self._who} does not say what it takes: {error}") from error
-            self._datatypes = kserve.decode_datatypes(wire)
+    async def close(self) -> None:
+        """Wait until nothing is asked any more; to be called when the connection is closed."""
+        await self._comparison.ended()
+        await self._reading.ended()
+
+    async def _declared_datatypes(self) -> _Datatypes:
+        """Asked once as long as the engine is there."""
+        return self._datatypes or await self._reading.outcome()
+
+    async def _read_datatypes(self) -> _Datatypes:
+        question = kserve.encode_model_metadata(self._model_name)
+        try:
+            wire = await self._connection.ask("ModelMetadata", question, _CALL_TIMEOUT_SECONDS)
+        except EngineDeadlineExceeded as error:  # this call's, not the request's
+            raise EngineUnavailable(f"{self._who} does not say what it takes: {error}") from error
+        self._datatypes = kserve.decode_datatypes(wire)
         return self._datatypes
 
-    async def _check_compatibility(self, timeout_seconds: float) -> None:
+    async def _compare(self) -> ConnectionWatch:
         try:
-            for _ in range(_COMPARISONS):
-                watch = self._connection.watch()
-                self._compatibility.require(await self.describe(timeout_seconds))
-                if await watch.settle():
-                    break
+            describe = partial(self.describe, _CALL_TIMEOUT_SECONDS)
+            info, watch = await self._connection.ask_by_one(describe, _CALL_TIMEOUT_SECONDS)
         except EngineUnavailable:
             raise
         except EngineError as error:
             raise EngineUnavailable(f"{self._who} does not say what it is: {error}") from error
+        self._compatibility.require(info)
         self._compared = watch
+        return watch

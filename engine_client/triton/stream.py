@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing
 from typing import Any
 
@@ -56,7 +56,8 @@ class PromptStream:
         outputs: Where the engine's answer says what.
         release: Held as long as the request's arrays are needed: until the last message is made, and until shared
             memory that a message refers to has been read.
-        max_silence_seconds: How long the engine may send nothing when it is its turn; None is for ever.
+        max_silence_seconds: How long the engine may send nothing when it is its turn, and how long it may take to read one
+            message; None is for ever.
     """
 
     def __init__(
@@ -121,10 +122,11 @@ class PromptStream:
             if self._receiver.done():
                 raise EngineUnavailable(f"{self._engine_name} broke off before the end of its answer")
             self._changed.clear()
-            # While rows are still made it is not the engine's turn.
-            with self._silence_errors():
-                async with asyncio.timeout(self._max_silence_seconds if self._is_all_sent else None):
+            if self._is_all_sent:
+                async with self._limited("sent nothing"):
                     await self._changed.wait()
+            else:  # it is not the engine's turn while rows are made; what waits for the engine to read has its own limit
+                await self._changed.wait()
         self._fetched.set()
         return self._replies.popleft()
 
@@ -139,30 +141,36 @@ class PromptStream:
         self._replies.clear()
         self._fetched.set()
         self._sender.cancel()
-        await asyncio.wait((self._sender,))
-        # Past these the call is cancelled: the stream broke, or the engine does not end it.
-        with contextlib.suppress(TimeoutError, *_STREAM_IS_OVER):
-            async with asyncio.timeout(SHUTDOWN_SECONDS):
-                await self._end()
-        self._call.cancel()  # nothing to a call that is over
-        await self._receiver
-        if self._operation is not None:
-            await asyncio.wait((self._operation,))
-            self._operation.exception()  # whatever it says, it is of a stream that is over
-        if self._unread:
-            asyncio.get_running_loop().call_later(UNCERTAIN_SECONDS, self._release_read)
-        else:
-            self._release_read()
+        try:
+            await asyncio.wait((self._sender,))
+            # Past these the call is cancelled: the stream broke, or the engine does not end it.
+            with contextlib.suppress(TimeoutError, *_STREAM_IS_OVER):
+                async with asyncio.timeout(SHUTDOWN_SECONDS):
+                    await self._end()
+            self._call.cancel()  # nothing to a call that is over
+            await asyncio.wait((self._receiver,))
+            if self._operation is not None:
+                await asyncio.wait((self._operation,))
+                if not self._operation.cancelled():  # as gRPC does to a write that flow control holds back
+                    self._operation.exception()  # whatever it says, it is of a stream that is over
+        finally:
+            if self._unread:
+                asyncio.get_running_loop().call_later(UNCERTAIN_SECONDS, self._release_read)
+            else:
+                self._release_read()
 
     async def _end(self) -> None:
         if self._operation is not None:
-            await asyncio.shield(self._operation)
+            await asyncio.wait((self._operation,))
+            if self._operation.cancelled():
+                return
+            self._operation.result()
         if not self.is_answered and not self._receiver.done():
             if self._stop is None:
                 return
             await self._write(self._stop)
         await self._half_close()
-        await asyncio.shield(self._receiver)
+        await asyncio.wait((self._receiver,))
 
     async def _send_all(self, messages: RequestMessages) -> None:
         try:
@@ -170,6 +178,7 @@ class PromptStream:
                 async for message in each:
                     await self._send(message)
             self._is_all_sent = True
+            self._changed.set()
             if self._stop is None:  # one that can be stopped stays open for that
                 await self._half_close()
         except _STREAM_IS_OVER:
@@ -184,14 +193,14 @@ class PromptStream:
     async def _send(self, message: EngineMessage) -> None:
         """Write one message, as soon as the engine has read enough of those before."""
         if message.is_piece:
-            with self._silence_errors():
-                async with asyncio.timeout(self._max_silence_seconds):
-                    await self._piece_slots.acquire()
+            async with self._limited("sent nothing"):
+                await self._piece_slots.acquire()
             self._pieces.add(message.request_id)
         self._unanswered.add(message.request_id)
         if message.refers:
             self._unread.add(message.request_id)
-        await self._write(message.wire)
+        async with self._limited("read nothing"):  # gRPC does not say how much of a message was read
+            await self._write(message.wire)
         self._sent_message_count += 1
 
     async def _receive(self) -> None:
@@ -246,9 +255,16 @@ class PromptStream:
         self._operation = asyncio.create_task(operation)
         await asyncio.shield(self._operation)
 
-    @contextlib.contextmanager
-    def _silence_errors(self) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def _limited(self, failing: str) -> AsyncIterator[None]:
+        """Bear no longer silence than may be.
+
+        Raises:
+            EngineUnavailable: it took longer; `failing` says what the engine did not do.
+        """
+        seconds = self._max_silence_seconds
         try:
-            yield
+            async with asyncio.timeout(seconds):
+                yield
         except TimeoutError as error:
-            raise EngineUnavailable(f"{self._engine_name} sent nothing for {self._max_silence_seconds} s") from error
+            raise EngineUnavailable(f"{self._engine_name} {failing} for {seconds} s") from error

@@ -22,7 +22,7 @@ from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 from engine_client.capabilities import EngineCapabilities
 from engine_client.client import PROBE_TIMEOUT_SECONDS, Metadata
 from engine_client.compatibility import CompatibilityCheck
-from engine_client.connection import Connection
+from engine_client.connection import Connection, ConnectionWatch
 from engine_client.contract.sampling import SamplingParameters
 from engine_client.deadline import Deadline
 from engine_client.errors import (
@@ -117,8 +117,8 @@ class VllmEngine:
         call: _Call | None = None
         try:
             async with deadline.enforced():
-                call, step = await self._start(request, metadata, Release(request.on_released))
-                await self._model.require_same_server()
+                call, step, connection = await self._start(request, metadata, Release(request.on_released))
+                await connection.require()
             sampling = request.sampling
             del request
             open_answer_count = sampling.answer_count
@@ -154,13 +154,14 @@ class VllmEngine:
 
     async def choose_transport(self) -> Transport:
         """See `ChoosesTransport.choose_transport`. Whether the server's user may read the file shows with the first prompt."""
-        server = await self._model.require_server()
+        server, _ = await self._model.require_server()
         can_refer = self._links is not None and self._links.references(server) is not None
         return Transport.SHARED_MEMORY if can_refer else Transport.GRPC
 
     async def close(self) -> None:
         """See `EngineClient.close`."""
         await self._connection.close()
+        await self._model.close()
         if self._links is not None:
             self._links.close()
 
@@ -168,20 +169,20 @@ class VllmEngine:
 
     async def _start(
         self, request: EngineRequest, metadata: Metadata, release: Release
-    ) -> tuple[_Call, EngineStep | None]:
-        """Send the prompt and wait for the first reply; returns it as `_next_step` does.
+    ) -> tuple[_Call, EngineStep | None, ConnectionWatch]:
+        """Send the prompt and wait for the first reply; returns it as `_next_step` does, and by which connection it must come.
 
         A server that could not read what a link names has done nothing yet, so the prompt is sent to it once more, by bytes.
         """
         let_go = release.hold()
         try:
-            server = await self._model.require_server()
+            server, connection = await self._model.require_server()
             while True:
                 wire, links = await self._encode(request, server, release)
-                if not self._model.is_current(server):
+                if connection.has_ended:
                     if links is not None:
                         links.finish()
-                    server = await self._model.require_server()
+                    server, connection = await self._model.require_server()
                     continue
                 let_go()  # where there are links, they hold the arrays from here on
                 call: _Call | None = None
@@ -198,7 +199,7 @@ class VllmEngine:
                     continue
                 if links is not None:
                     links.replied()
-                return call, step
+                return call, step, connection
         finally:
             let_go()
 
@@ -208,7 +209,7 @@ class VllmEngine:
         """The message, and the links that it names."""
         references = None if self._links is None else self._links.references(server)
         encode = partial(encode_prompt, self._name, request, server, references)
-        wire = await asyncio.get_running_loop().run_in_executor(self._executor, encode)
+        wire = await release.hold_while(encode, self._executor)
         if self._links is None or references is None or not references.names:
             return wire, None
         try:
@@ -223,7 +224,7 @@ class VllmEngine:
         """The next message as a step; None where it has nothing new."""
         try:
             async with asyncio.timeout(self._max_silence_seconds):
-                with grpc_errors(self._name):
+                with self._connection.errors():
                     wire = await call.read()
         except TimeoutError as error:
             raise EngineUnavailable(f"{self._name} sent nothing for {self._max_silence_seconds} s") from error

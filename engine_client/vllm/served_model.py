@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from concurrent.futures import Executor
+from functools import partial
 from typing import TypeVar
 
 import grpc
@@ -17,8 +18,8 @@ from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 from engine_client.compatibility import CompatibilityCheck
 from engine_client.connection import Connection, ConnectionWatch
 from engine_client.errors import EngineDeadlineExceeded, EngineError, EngineUnavailable
+from engine_client.shared_task import UNSEEN_SECONDS, SharedTask
 from engine_client.vllm.server import VllmServer, read_bundle, read_server
-from engine_client.vllm.status import grpc_errors
 
 _Answer = TypeVar("_Answer", bound=Message)
 
@@ -43,21 +44,21 @@ class ServedModel:
         self._who = who
         self._compatibility = compatibility
         self._executor = executor
-        self._server: VllmServer | None = None
-        self._watch: ConnectionWatch | None = None  # the connection by which it said so
+        self._known: tuple[VllmServer, ConnectionWatch] | None = None
+        self._reading = SharedTask(self._read)
         self._replied_at_seconds = -math.inf
-        self._asking = asyncio.Lock()
 
     async def check_ready(self, timeout_seconds: float) -> None:
         """Return if it is ready and fits.
 
         A server that takes in many large prompts may be seconds late with everything: one that has answered a prompt lately
-        is ready, although it does not say so in time.
+        is ready, although it does not say so in time. What it is may take longer to tell than `timeout_seconds`, up to
+        `_DESCRIBE_TIMEOUT_SECONDS`; for a caller who waits less the next one gets it.
 
         Raises:
             EngineUnavailable: it is not, or does not say; EngineMismatch where it does not fit.
         """
-        self._forget_if_disconnected()
+        self._current()
         try:
             health = await self._ask("HealthCheck", pb.HealthCheckRequest(), pb.HealthCheckResponse, timeout_seconds)
         except EngineDeadlineExceeded as error:
@@ -72,7 +73,8 @@ class ServedModel:
         if not health.healthy:
             self.forget()
             raise EngineUnavailable(f"{self._who} is not healthy: {health.message or 'it does not say why'}")
-        await self.require_server(timeout_seconds)
+        if self._current() is None:
+            await self._reading.outcome(unseen_seconds=UNSEEN_SECONDS)
 
     async def describe(self, timeout_seconds: float) -> VllmServer:
         """Ask what it is.
@@ -80,54 +82,50 @@ class ServedModel:
         Raises:
             EngineError: it does not say; EngineMismatch where nothing can be sent to it from here.
         """
-        self._forget_if_disconnected()
+        self._current()
         return await self._read_server(max(timeout_seconds, _DESCRIBE_TIMEOUT_SECONDS))
 
-    async def require_server(self, timeout_seconds: float = _DESCRIBE_TIMEOUT_SECONDS) -> VllmServer:
+    async def require_server(self) -> tuple[VllmServer, ConnectionWatch]:
         """What the server says, where it fits; asked again where it may be another one since.
 
+        Returns:
+            It, and the connection by which it said so: who relies on it checks, once an answer has begun, that it came by that.
         Raises:
             EngineUnavailable: it does not say; EngineMismatch where it does not fit.
         """
-        async with self._asking:
-            self._forget_if_disconnected()
-            if self._server is None:
-                try:
-                    server = await self._read_server(max(timeout_seconds, _DESCRIBE_TIMEOUT_SECONDS))
-                except EngineUnavailable:
-                    raise
-                except EngineError as error:
-                    raise EngineUnavailable(f"{self._who} does not say what it is: {error}") from error
-                self._compatibility.require(server.info)
-                self._server, self._watch = server, self._connection.watch()
-            return self._server
-
-    async def require_same_server(self) -> None:
-        """Check, once an answer has begun, that it comes from the server that was asked what it is.
-
-        Raises:
-            EngineUnavailable: It may come from another one.
-        """
-        if self._watch is not None:
-            await self._watch.require()
-
-    def is_current(self, server: VllmServer) -> bool:
-        """Whether the connection is still the one on which the server said this."""
-        self._forget_if_disconnected()
-        return server is self._server
+        return self._current() or await self._reading.outcome()
 
     def forget(self) -> None:
         """What answers next may be another process, with another model."""
-        self._server = self._watch = None
+        self._known = None
+        self._reading.forget()
+
+    async def close(self) -> None:
+        """Wait until nothing is asked any more; to be called when the connection is closed."""
+        await self._reading.ended()
 
     def note_reply(self) -> None:
         """It has just replied to a prompt."""
         self._replied_at_seconds = time.monotonic()
 
-    def _forget_if_disconnected(self) -> None:
-        """To be called before anything is sent, since that connects again: maybe to another process, with another model."""
-        if self._watch is not None and self._watch.has_ended:
+    def _current(self) -> tuple[VllmServer, ConnectionWatch] | None:
+        """What is known of the server as long as its connection stands. To be called before anything is sent, since that connects
+        again: maybe to another process, with another model."""
+        if self._known is not None and self._known[1].has_ended:
             self.forget()
+        return self._known
+
+    async def _read(self) -> tuple[VllmServer, ConnectionWatch]:
+        try:
+            read = partial(self._read_server, _DESCRIBE_TIMEOUT_SECONDS)
+            server, watch = await self._connection.ask_by_one(read, _DESCRIBE_TIMEOUT_SECONDS)
+        except EngineUnavailable:
+            raise
+        except EngineError as error:
+            raise EngineUnavailable(f"{self._who} does not say what it is: {error}") from error
+        self._compatibility.require(server.info)
+        self._known = server, watch
+        return self._known
 
     async def _read_server(self, timeout_seconds: float) -> VllmServer:
         model, server, chunks = await asyncio.gather(
@@ -140,7 +138,7 @@ class ServedModel:
 
     async def _tokenizer_chunks(self, timeout_seconds: float) -> list[bytes]:
         """The archive of the model's files; none where the server cannot give it, as of a model without files."""
-        with grpc_errors(self._who):
+        with self._connection.errors():
             question = common_pb2.GetTokenizerRequest().SerializeToString()
             call = self._connection.ask_for_stream("GetTokenizer", question, (), timeout_seconds)
             try:

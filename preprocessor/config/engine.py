@@ -31,7 +31,10 @@ class EngineSettings:
         "", "how its model's tensors differ from the contract's: a built-in mapping, or a TOML file", "NAME", kind=str
     )
     max_silence_seconds: float = setting(
-        120.0, "silence of an engine that ends a request: to its first token, and between two", "S", kind=float
+        120.0,
+        "silence of an engine that ends a request: to the first token, between two, and while Triton reads a message",
+        "S",
+        kind=float,
     )
     on_mismatch: str = setting(
         "refuse",

@@ -34,6 +34,8 @@ class Script:
     encoder_dtype: str = "float32"
     files: dict[str, Any] = field(default_factory=dict)
     """Of the model, by name, as `GetTokenizer` sends them; none and it has no such method."""
+    files_gate: asyncio.Event | None = None
+    """The files are sent once it is set."""
     token_ids: tuple[int, ...] = (1, 2, 3)
     error: tuple[grpc.StatusCode, str] | None = None
     """Ends every answer after its tokens."""
@@ -42,9 +44,9 @@ class Script:
     is_silent: bool = False
     """Whether nothing comes after the tokens."""
     unhealthy: str = ""
+    """Why the health check fails."""
     health_gate: asyncio.Event | None = None
     """Health checks are answered once it is set."""
-    """Why the health check fails."""
 
 
 class ScriptedVllm(pb_grpc.VllmEngineServicer):  # type: ignore[misc]
@@ -109,6 +111,8 @@ class ScriptedVllm(pb_grpc.VllmEngineServicer):  # type: ignore[misc]
     async def GetTokenizer(
         self, request: common_pb2.GetTokenizerRequest, context: Any
     ) -> AsyncIterator[common_pb2.GetTokenizerChunk]:
+        if self.script.files_gate is not None:
+            await self.script.files_gate.wait()
         if not self.script.files:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no tokenizer here")
         archive = io.BytesIO()

@@ -110,7 +110,7 @@ def test_wrong_rows_end_the_prompt(first_row: int, rows: np.ndarray, complaint: 
 
 def test_a_message_without_rows_ends_the_prompt_with_what_was_said_of_it() -> None:
     assembler = assembling()
-    assembler.refuse("no rows in it")
+    assembler.fail(InvalidPrompt("no rows in it"))
     assert assembler.try_begin()
     with pytest.raises(InvalidPrompt, match="no rows in it"):
         assembler.advance(lambda: None)

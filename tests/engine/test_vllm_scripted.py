@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -16,6 +18,7 @@ import pytest_asyncio
 
 from engine_client import (
     EndpointHealth,
+    EndpointPolicy,
     Endpoints,
     EngineError,
     EngineFailed,
@@ -32,13 +35,15 @@ from engine_client import (
 )
 from engine_client.contract.tensors import Array
 from engine_client.vllm import VllmEngine
+from engine_client.vllm.server import read_bundle
 from preprocessor.models import registry
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
+from tests.engine.late_calls import LateCalls
 from tests.engine.scripted_vllm import CORE_IS_DEAD, Script, ScriptedVllm
 from tests.engine.several import by_name
 from tests.engine.vllm_prompts import answer, clip, once_connected, tensors_of, until_ready
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 TEXT: Mapping[str, Array] = {"input_ids": np.array([1, 2, 3], np.int32)}
 
@@ -82,6 +87,88 @@ async def test_one_connection_asks_once_what_the_server_is(server: ScriptedVllm,
     for _ in range(3):
         await engine.check_ready()
         await answer(engine, TEXT)
+    assert server.asked_count == 1
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+async def test_an_answer_by_a_later_connection_than_the_server_s_is_refused_whatever_others_do(
+    server: ScriptedVllm, engine: VllmEngine, is_asked: bool
+) -> None:
+    """Another request fails on the connection that is lost; or another caller asks the new server what it is."""
+    server.script.is_silent = True
+    other = asyncio.create_task(answer(engine, TEXT))
+    await eventually(lambda: server.running_count == 1)
+    with LateCalls(engine._connection) as late:
+        asking = asyncio.create_task(answer(engine, TEXT))
+        await eventually(lambda: late.count == 1)
+    await server.stop()
+    with pytest.raises(EngineUnavailable):
+        await other
+    server.script = Script(normalizes=False)
+    await server.start()
+    if is_asked:
+        await until_ready(engine)
+    else:
+        await once_connected(lambda: engine._connection.ask("HealthCheck", b"", 5.0))
+    late.go_on()
+    with pytest.raises(EngineUnavailable, match="the connection was made anew"):
+        await asking
+    assert (await answer(engine, TEXT))[0] == [1, 2, 3]
+
+
+async def test_a_server_that_is_exchanged_while_its_description_is_read_is_asked_again(
+    server: ScriptedVllm, engine: VllmEngine, tensors: Mapping[str, Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_reading, may_end = threading.Event(), threading.Event()
+
+    def read_late(chunks: list[bytes]) -> Mapping[str, Any]:
+        is_reading.set()
+        assert may_end.wait(PATIENCE_SECONDS)
+        return read_bundle(chunks)
+
+    monkeypatch.setattr("engine_client.vllm.served_model.read_bundle", read_late)
+    asking = asyncio.create_task(answer(engine, tensors))
+    await eventually(is_reading.is_set)
+    await server.stop()
+    server.script.normalizes = False
+    await server.start()
+    await once_connected(lambda: engine._connection.ask("HealthCheck", b"", 5.0))
+    may_end.set()
+    await asking
+    assert server.asked_count == 2
+    assert [prompt.mm_inputs.pixel_values.dtype for prompt in server.prompts] == ["float32"]
+
+
+async def test_a_server_that_takes_longer_than_a_probe_to_describe_itself_becomes_ready(
+    server: ScriptedVllm, engine: VllmEngine
+) -> None:
+    gate = server.script.files_gate = asyncio.Event()
+    policy = EndpointPolicy(probe_period_seconds=60.0, min_backoff_seconds=0.01, max_failures=1000)
+    async with Endpoints({"vllm": engine}, policy) as endpoints:
+        while not server.asked_count:
+            with pytest.raises(EngineUnavailable):
+                await endpoints.check_ready(0.2)
+        for _ in range(2):
+            with pytest.raises(EngineUnavailable):
+                await endpoints.check_ready(0.2)
+        gate.set()
+        await once_connected(endpoints.check_ready)
+    assert server.asked_count == 1
+
+
+async def test_a_probe_tells_what_was_found_after_an_earlier_one_had_given_up(
+    server: ScriptedVllm, engine: VllmEngine
+) -> None:
+    gate = server.script.files_gate = asyncio.Event()
+    server.script.model_type = "llava"
+    while not server.asked_count:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await engine.check_ready()
+    gate.set()
+    await eventually(lambda: engine._model._reading._ended_at > 0)
+    with pytest.raises(EngineMismatch, match="its model is of the type llava"):
+        await engine.check_ready()
     assert server.asked_count == 1
 
 
@@ -256,6 +343,39 @@ async def test_a_server_killed_in_mid_answer_is_unavailable_and_found_again(
     await server.start()
     await until_ready(engine)
     assert (await answer(engine, TEXT))[0] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("waits_for", ["its description", "a token", "the next token"])
+async def test_closing_the_client_ends_what_it_waits_for(
+    server: ScriptedVllm, engine: VllmEngine, waits_for: str
+) -> None:
+    server.script.files_gate = asyncio.Event() if waits_for == "its description" else None
+    server.script.gate = asyncio.Event() if waits_for == "a token" else None
+    server.script.is_silent = True
+    received: list[int] = []
+    asking = asyncio.create_task(answer(engine, TEXT, on_tokens=received.extend))
+    await eventually(
+        {
+            "its description": lambda: server.asked_count == 1,
+            "a token": lambda: server.running_count == 1,
+            "the next token": lambda: received == [1, 2, 3],
+        }[waits_for]
+    )
+    await engine.close()
+    with pytest.raises(EngineUnavailable, match="is closed"):
+        await asking
+
+
+async def test_a_caller_that_is_cancelled_while_the_client_closes_is_cancelled(
+    server: ScriptedVllm, engine: VllmEngine
+) -> None:
+    server.script.gate = asyncio.Event()
+    asking = asyncio.create_task(answer(engine, TEXT))
+    await eventually(lambda: server.running_count == 1)
+    asking.cancel()
+    await engine.close()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
 
 
 async def test_a_new_client_connects_at_once_while_another_pauses_between_its_attempts(server: ScriptedVllm) -> None:

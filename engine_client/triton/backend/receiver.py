@@ -23,7 +23,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from engine_client.contract.assembler import PromptAssembler
-from engine_client.contract.errors import Refused
+from engine_client.contract.errors import InvalidPrompt, Refused
 from engine_client.contract.tensors import (
     CANCELLED,
     FEATURE_TENSORS,
@@ -189,11 +189,15 @@ class PromptReceiver:
         assembler = opened.assembler
         if assembler is None:  # ended a moment ago
             return
-        first_row, rows = (_tensor(request, name) for name in (FIRST_ROW, PIXELS))
-        if first_row is None or rows is None or first_row.size != 1:
-            assembler.refuse(f"a message with more of a prompt has {FIRST_ROW} int64 [1] and {PIXELS}, both")
-        else:
+        try:
+            first_row, rows = (_tensor(request, name) for name in (FIRST_ROW, PIXELS))
+            if first_row is None or rows is None or first_row.size != 1:
+                raise InvalidPrompt(f"a message with more of a prompt has {FIRST_ROW} int64 [1] and {PIXELS}, both")
             assembler.add_rows(int(first_row.reshape(-1)[0]), rows, is_last=is_last)
+        except (
+            Exception
+        ) as failure:  # whatever it was, it is of this prompt alone: others of the batch are still to be received
+            assembler.fail(failure)
         self._wake(opened)
 
     def _stop(self, opened: OpenPrompt, refusal: Refused | None = None) -> None:

@@ -102,7 +102,7 @@ async def test_an_answer_that_is_left_is_aborted_in_the_engine(address: str, eng
 async def test_an_item_that_was_seen_is_not_encoded_again(address: str, engine: VllmEngine, tiny: Model) -> None:
     tensors = tensors_of(tiny, (clip(fps=4),), "Seen before?")
     await answer(engine, tensors)
-    server = await engine._model.require_server()
+    server, _ = await engine._model.require_server()
     wire = encode_prompt("test", EngineRequest("again", tensors), server)
     async with grpc.aio.insecure_channel(address) as channel:
         method: Any = channel.unary_stream(

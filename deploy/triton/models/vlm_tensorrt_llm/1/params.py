@@ -146,9 +146,9 @@ def sampling_arguments(sampling: SamplingParameters, prompt_length: int) -> dict
     Args:
         prompt_length: In tokens.
     Source: sampling_params.py: all of top_k, top_p and temperature unset, or top_k = 1, is greedy; a stop token other
-        than `end_id` is cut off the answer unless `include_stop_str_in_output`. guided_decoder.py: nothing is masked any more once
-        the tokenizer's end of text is accepted. docs/source/features/sampling.md:
-        presence and frequency penalties count the prompt too, but for its first `prompt_ignore_length` tokens.
+        than `end_id` is cut off the answer unless `include_stop_str_in_output`. guided_decoder.py: nothing is masked once the
+        tokenizer's end of text is accepted. docs/source/features/sampling.md: presence and frequency penalties count the
+        prompt too, but for its first `prompt_ignore_length` tokens.
     """
     arguments: dict[str, Any] = {
         "max_tokens": sampling.max_tokens,
