@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 
@@ -28,6 +29,9 @@ class EngineOptions:
     """How the model takes prompts: a built-in mapping's name or a file; empty is the engine contract, unchecked."""
     fingerprint: Fingerprint | None = None
     """What the engine must have been set up for; None compares nothing."""
+    model_files: Mapping[str, Any] = field(default_factory=dict)
+    """JSON files of the model as this side has them, parsed, by name: `config.json` and those of its processor. For engines that
+    are asked for theirs and send none."""
     executor: Executor | None = None
     """Where large messages are encoded; None is the event loop's own."""
     max_silence_seconds: float | None = 120.0

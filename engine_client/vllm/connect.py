@@ -24,6 +24,7 @@ def connect(target: str, options: EngineOptions) -> VllmEngine:
         tls_server_name=options.tls_server_name,
         call_metadata=options.call_metadata,
         fingerprint=options.fingerprint,
+        model_files=options.model_files,
         executor=options.executor,
         max_silence_seconds=options.max_silence_seconds,
     )

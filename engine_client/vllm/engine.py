@@ -8,12 +8,12 @@ core.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
 import grpc.aio
@@ -60,6 +60,8 @@ class VllmEngine:
         call_metadata: Asked before every call for what to send along beside the caller's own, such as a token.
         fingerprint: What the engine must have been set up for; compared with its model's own files before the first prompt,
             and again after trouble.
+        model_files: As of `EngineOptions`: prompts are checked by these where the server sends none, as one does that was started
+            with a hub id.
         executor: Where prompts are encoded; None is the event loop's own.
         max_silence_seconds: How long the engine may take to the first token, waiting included, and from one to the next. None
             waits as long as the request's own timeout.
@@ -75,6 +77,7 @@ class VllmEngine:
         tls_server_name: str | None = None,
         call_metadata: Callable[[], Metadata] | None = None,
         fingerprint: Fingerprint | None = None,
+        model_files: Mapping[str, Any] | None = None,
         executor: Executor | None = None,
         max_silence_seconds: float | None = 120.0,
     ) -> None:
@@ -91,7 +94,7 @@ class VllmEngine:
         if fingerprint is not None:
             fingerprint = replace(fingerprint, unpublished_parts=_UNPUBLISHED_PARTS)
         compatibility = CompatibilityCheck(self._name, None, fingerprint)
-        self._model = ServedModel(self._connection, self._name, compatibility, executor)
+        self._model = ServedModel(self._connection, self._name, compatibility, model_files or {}, executor)
         self._executor = executor
         self._max_silence_seconds = max_silence_seconds
         self._links: RegionLinks | None = None

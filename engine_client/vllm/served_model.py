@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -34,15 +35,22 @@ class ServedModel:
         connection: To the server.
         who: Starts the messages of errors.
         compatibility: What must hold before it gets a prompt.
+        own_files: As `EngineOptions.model_files`.
         executor: Where its model's files are read; None is the event loop's own.
     """
 
     def __init__(
-        self, connection: Connection, who: str, compatibility: CompatibilityCheck, executor: Executor | None
+        self,
+        connection: Connection,
+        who: str,
+        compatibility: CompatibilityCheck,
+        own_files: Mapping[str, Any],
+        executor: Executor | None,
     ) -> None:
         self._connection = connection
         self._who = who
         self._compatibility = compatibility
+        self._own_files = own_files
         self._executor = executor
         self._known: tuple[VllmServer, ConnectionWatch] | None = None
         self._reading = SharedTask(self._read)
@@ -134,10 +142,13 @@ class ServedModel:
             self._tokenizer_chunks(timeout_seconds),
         )
         bundle = await asyncio.get_running_loop().run_in_executor(self._executor, read_bundle, chunks)
-        return read_server(self._who, model, server, bundle)
+        return read_server(self._who, model, server, bundle, self._own_files)
 
     async def _tokenizer_chunks(self, timeout_seconds: float) -> list[bytes]:
-        """The archive of the model's files; none where the server cannot give it, as of a model without files."""
+        """The archive of the model's files; none where the server cannot give it, as of a model that it knows by a hub id.
+
+        Source: smg-grpc-servicer 0.14.1, vllm/servicer.py, GetTokenizer.
+        """
         with self._connection.errors():
             question = common_pb2.GetTokenizerRequest().SerializeToString()
             call = self._connection.ask_for_stream("GetTokenizer", question, (), timeout_seconds)

@@ -78,17 +78,23 @@ class VllmServer:
 
 
 def read_server(
-    who: str, model: pb.GetModelInfoResponse, server: pb.GetServerInfoResponse, bundle: Mapping[str, Any]
+    who: str,
+    model: pb.GetModelInfoResponse,
+    server: pb.GetServerInfoResponse,
+    bundle: Mapping[str, Any],
+    own_files: Mapping[str, Any] | None = None,
 ) -> VllmServer:
     """What the answers of one server say together.
 
     Args:
         bundle: As `read_bundle`; empty where the server gives none.
+        own_files: As `EngineOptions.model_files`; taken in place of those, but not as what the server has been set up for.
     Raises:
         EngineMismatch: its model or its servicer is one that cannot be served from here.
     """
     wrong: list[str] = []
-    config = bundle.get("config.json", {})
+    files = bundle or own_files or {}
+    config = files.get("config.json", {})
     family = FAMILIES.get(model.model_type)
     layout = read_layout(
         model.model_type, config, vocabulary_size=model.vocab_size, max_positions=model.max_context_length
@@ -97,9 +103,10 @@ def read_server(
         wrong.append(f"its model is of the type {model.model_type or 'unknown'}; {why_refused(model.model_type)}")
     elif layout is None and family.needs_layout:
         needed = f", which must be of a {family.vision_type}" if family.vision_type else ""
+        sent = "" if bundle else ", and it sends none of the model's files, as a vLLM that was started with a hub id"
         wrong.append(
             f"its model is of the type {model.model_type}, and its config.json does not tell the sizes of its pixels and "
-            f"tokens{needed}"
+            f"tokens{needed}{sent}"
         )
     if server.multimodal_encoder_dtype not in _FLOAT_TYPES:
         wrong.append(
@@ -109,7 +116,7 @@ def read_server(
         raise EngineMismatch(who, wrong)
     limits = dict(part.split("=", 1) for part in server.mm_item_limits.split(",") if "=" in part)
     assert family is not None
-    settings = _image_settings(bundle)
+    settings = _image_settings(files)
     merge = settings.get("merge_size")
     ids = {IMAGE: config.get("image_token_id"), VIDEO: config.get("video_token_id")}
     if layout is not None:
@@ -135,7 +142,8 @@ def read_server(
         layout=layout,
         rescales_alone=family.form is RowForm.PADDED and not settings.get("do_normalize", False),
         parameters={
-            PARAMETER_PREFIX + name: value for name, value in _fingerprint(model.model_type, layout, bundle).items()
+            PARAMETER_PREFIX + name: value
+            for name, value in _fingerprint(model.model_type, layout if bundle else None, bundle).items()
         },
     )
 

@@ -84,6 +84,8 @@ FAMILIES: tuple[Family, ...] = (
 _TOKENS_PER_SECOND = 4
 # Model types whose configuration imports torchvision. transformers 5.23, utils/type_validators.py.
 _IMPORT_TORCHVISION = frozenset({"gemma4"})
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")  # in this order
+_CONFIGURATION = ("config.json", *_PROCESSOR_FILES)
 _HUB_FILES = ["additional_chat_templates/*", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.ttf"]
 
 
@@ -129,6 +131,12 @@ def _load_generic(name: str, directory: Path) -> GenericModel:
 
 def _built_tokenizer(directory: Path) -> TokenizersBackend:
     return build_tokenizer(TokenTable(**_read_json(directory, "tokens.json")))
+
+
+def read_model_files(name: str) -> dict[str, Any]:
+    """The configuration of a model that has been loaded, and that of its processor: parsed JSON by file name."""
+    directory = find_here(name) or Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
+    return {name: _read_json(directory, name) for name in _CONFIGURATION if (directory / name).is_file()}
 
 
 def _load_of_family(family: Family, name: str, directory: Path, config: Mapping[str, Any], video_markers: str) -> Model:
@@ -217,7 +225,7 @@ def _family(directory: Path, config: Mapping[str, Any]) -> Family | None:
 
 
 def _named_processor(directory: Path) -> str:
-    for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+    for name in _PROCESSOR_FILES:
         if (directory / name).is_file() and (named := _read_json(directory, name).get("processor_class")):
             return str(named)
     return ""

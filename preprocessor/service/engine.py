@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from concurrent.futures import Executor
+from dataclasses import replace
 
 from engine_client import (
     Endpoints,
@@ -23,6 +24,7 @@ from engine_client import (
 from preprocessor.config import EngineSettings, SettingError
 from preprocessor.models.fingerprint import fingerprint_parts
 from preprocessor.models.loaded import LoadedModel
+from preprocessor.models.registry import read_model_files
 from preprocessor.service.engine_options import engine_options
 from preprocessor.types.request import PixelForm
 from preprocessor.workers.arena import Arena
@@ -40,7 +42,7 @@ def connect_engines(settings: EngineSettings, model: LoadedModel, executor: Exec
         SettingError: A file cannot be used, an address has an unknown scheme, or the engines have nothing in common.
     """
     fingerprint = Fingerprint(fingerprint_parts(model), OnMismatch(settings.on_mismatch))
-    options = engine_options(settings, fingerprint, executor)
+    options = replace(engine_options(settings, fingerprint, executor), model_files=read_model_files(model.name))
     try:
         return connect_endpoints(settings.address, options)
     except MappingError as error:

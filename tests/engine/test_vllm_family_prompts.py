@@ -25,6 +25,7 @@ from engine_client.vllm.prompt import encode_prompt
 from engine_client.vllm.server import VllmServer, read_server
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
+from preprocessor.models.registry import read_model_files
 from tests.engine.family_prompts import ONE_SIZE, TALL, kinds_of, media_arrays, server_of
 from tests.engine.model_files import model_file
 from tests.engine.tiny_families import WRITERS
@@ -206,3 +207,15 @@ def test_a_model_whose_files_do_not_tell_its_sizes_is_refused(model_type: str) -
     model = pb.GetModelInfoResponse(model_type=model_type)
     with pytest.raises(EngineMismatch, match=f"of the type {model_type}, and its config.json does not tell"):
         read_server("engine", model, pb.GetServerInfoResponse(multimodal_encoder_dtype="bfloat16"), bundle)
+
+
+def test_a_model_whose_server_sends_no_files_has_the_sizes_that_this_side_knows(tinies: Mapping[str, Tiny]) -> None:
+    for tiny in tinies.values():
+        files = read_model_files(str(tiny.folder))
+        model = pb.GetModelInfoResponse(
+            model_type=files["config.json"]["model_type"], vocab_size=1000, max_context_length=8192
+        )
+        said = pb.GetServerInfoResponse(multimodal_encoder_dtype="bfloat16")
+        alone = read_server("engine", model, said, {}, files)
+        assert alone.pad_ids
+        assert sorted(alone.parameters) == ["fingerprint.contract_version", "fingerprint.family"]

@@ -36,13 +36,19 @@ from engine_client import (
 from engine_client.contract.tensors import Array
 from engine_client.vllm import VllmEngine
 from engine_client.vllm.server import read_bundle
+from preprocessor.config import EngineSettings
 from preprocessor.models import registry
 from preprocessor.models.family import Model
 from preprocessor.models.fingerprint import fingerprint_parts
+from preprocessor.models.registry import read_model_files
+from tests.engine import served
 from tests.engine.late_calls import LateCalls
 from tests.engine.scripted_vllm import CORE_IS_DEAD, Script, ScriptedVllm
 from tests.engine.several import by_name
+from tests.engine.tiny_families import WRITERS
 from tests.engine.vllm_prompts import answer, clip, once_connected, tensors_of, until_ready
+from tests.loading import load_family_model
+from tests.service.conftest import chat, serving
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 TEXT: Mapping[str, Array] = {"input_ids": np.array([1, 2, 3], np.int32)}
@@ -396,6 +402,40 @@ async def test_a_context_that_a_restart_made_shorter_is_respected(server: Script
     with pytest.raises(EngineRejected, match="the engine's context holds 3"):
         await once_connected(lambda: answer(engine, TEXT))
     assert len(server.prompts) == 1
+
+
+@pytest.mark.parametrize("has_files", [False, True])
+async def test_a_server_that_sends_no_files_is_guarded_by_those_of_this_side(
+    server: ScriptedVllm, tensors: Mapping[str, Array], has_files: bool
+) -> None:
+    """As a vLLM that was started with a hub id: a video without its vision marker ends the core of a real one."""
+    files = read_model_files("qwen3-vl") if has_files else {}
+    start_id = read_model_files("qwen3-vl")["config.json"]["vision_start_token_id"]
+    ids = tensors["input_ids"]
+    broken = {**tensors, "input_ids": np.where(ids == start_id, start_id + 5, ids)}
+    async with VllmEngine(server.address, model_files=files) as engine:
+        assert (await answer(engine, tensors))[0] == [1, 2, 3]
+        if has_files:
+            with pytest.raises(EngineRejected, match="no vision marker"):
+                await answer(engine, broken)
+        else:
+            await answer(engine, broken)
+    assert len(server.prompts) == 1 + (not has_files)
+
+
+async def test_a_service_serves_a_family_whose_sizes_a_server_without_files_does_not_tell(
+    server: ScriptedVllm, tmp_path: Path
+) -> None:
+    server.script.model_type = "gemma3"
+    WRITERS["gemma3"](tmp_path)
+    model = load_family_model(str(tmp_path))
+    async with serving(model, engine_settings=EngineSettings(address=f"vllm://{server.address}")) as caller:
+        assert (await served.ask(caller, served.Answer(), chat("What?"))).code is grpc.StatusCode.OK
+    async with VllmEngine(server.address) as engine:
+        with pytest.raises(
+            EngineMismatch, match="it sends none of the model's files, as a vLLM that was started with a hub id"
+        ):
+            await answer(engine, TEXT)
 
 
 @pytest.mark.parametrize("name", ["pixel_values", "image_sizes", "input_features"])
