@@ -14,6 +14,7 @@ import dataclasses
 import io
 import math
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -22,6 +23,7 @@ import av
 import numpy as np
 
 from preprocessor.models.family import Model
+from preprocessor.models.family.budget import CAPPED_BOUNDS
 from preprocessor.types.request import (
     ChatPrompt,
     Media,
@@ -132,8 +134,14 @@ def case(number: int) -> Case:
     return Case(number, MODEL_NAMES[place % len(MODEL_NAMES)], kind, sampling, theme)
 
 
+def _with(bounds: Collection[str], medium: Media) -> Media:
+    """The medium without bounds on its pixels that its family refuses, as Hugging Face does not heed them."""
+    without: dict[str, Any] = dict.fromkeys(CAPPED_BOUNDS.difference(bounds))
+    return dataclasses.replace(medium, **without)
+
+
 def make_request(asked: Case, model: Model) -> PreparationRequest:
-    """The request of a case, drawn from a seed of its own; `model` only tells what Hugging Face would refuse."""
+    """The request of a case, drawn from a seed of its own; `model` only tells what Hugging Face would refuse, or not heed."""
     random = np.random.default_rng((SEED, *asked.model.encode(), asked.number // len(MODEL_NAMES)))
     unit = getattr(model.image, "token_pixels", 1)  # what the family's classes count a budget in
     budgets = {
@@ -143,11 +151,13 @@ def make_request(asked: Case, model: Model) -> PreparationRequest:
     cap = (None, True, False)[random.integers(3)]
 
     def image(key: str, theme: str = asked.theme) -> Media:
-        return Media(key, Modality.IMAGE, random_photo(random, theme), Sampling(), *budgets[Modality.IMAGE])
+        medium = Media(key, Modality.IMAGE, random_photo(random, theme), Sampling(), *budgets[Modality.IMAGE])
+        return _with(model.family.image_bounds, medium)
 
     def video(key: str, sampling: str, theme: str = asked.theme) -> Media:
         data, chosen = _clip(random, theme, sampling, model)
-        return Media(key, Modality.VIDEO, data, chosen, *budgets[Modality.VIDEO], cap_pixels_per_frame=cap)
+        medium = Media(key, Modality.VIDEO, data, chosen, *budgets[Modality.VIDEO], cap_pixels_per_frame=cap)
+        return _with(model.family.video_bounds, medium)
 
     items: list[Media] = []
     if asked.media == "image":
