@@ -60,7 +60,7 @@ async def test_tokens_equal_those_of_transformers(
                 assert await answer(engine, tensors) == (expected[kind], FinishReason.LENGTH), kind
 
 
-async def takes_none(timeout_seconds: float) -> bool:
+async def takes_none() -> bool:
     return False
 
 
