@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from engine_client.client import Metadata
-from engine_client.errors import EngineUnavailable
+from engine_client.errors import EngineError, EngineUnavailable
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 """gRPC's and protobuf's own limit."""
@@ -148,7 +148,7 @@ class Connection:
     async def ask_by_one(
         self, ask: Callable[[], Awaitable[_Answer]], timeout_seconds: float
     ) -> tuple[_Answer, ConnectionWatch]:
-        """Ask all that belongs together; again where the connection ended meanwhile.
+        """Ask what it is: all that belongs together, and again where the connection ended meanwhile.
 
         Args:
             ask: Makes one or several calls.
@@ -156,14 +156,19 @@ class Connection:
         Returns:
             What it returns, and the connection by which it was said; one that has ended already where each did.
         Raises:
-            EngineError: there is no connection, or what `ask` raises.
+            EngineUnavailable: there is no connection, or it does not say.
         """
-        for _ in range(_TRIES):
-            await self._connect(timeout_seconds)
-            watch = self.watch()
-            answer = await ask()
-            if await watch.settle():
-                break
+        try:
+            for _ in range(_TRIES):
+                await self._connect(timeout_seconds)
+                watch = self.watch()
+                answer = await ask()
+                if await watch.settle():
+                    break
+        except EngineUnavailable:
+            raise
+        except EngineError as error:
+            raise EngineUnavailable(f"{self._who} does not say what it is: {error}") from error
         return answer, watch
 
     async def ask(self, method: str, wire: bytes, timeout_seconds: float) -> bytes:

@@ -99,8 +99,6 @@ class RequestMessages:
             held = {} if request.pixels_on_demand is None else {USES_HELD_ITEMS: np.ones(1, np.uint8)}
             self._tensors = self._mapping.wire_tensors({**request.tensors, **request.sampling.tensors(), **held})
         except ValueError as error:
-            if self._request.pending is not None and error is self._request.pending.error:
-                raise
             raise EngineRejected(f"the request cannot be sent to model {model_name}: {error}") from error
         self._rows_name = self._choose_rows() if takes_pieces else None
 

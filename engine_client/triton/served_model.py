@@ -140,13 +140,8 @@ class ServedModel:
         return self._datatypes
 
     async def _compare(self) -> ConnectionWatch:
-        try:
-            describe = partial(self.describe, _CALL_TIMEOUT_SECONDS)
-            info, watch = await self._connection.ask_by_one(describe, _CALL_TIMEOUT_SECONDS)
-        except EngineUnavailable:
-            raise
-        except EngineError as error:
-            raise EngineUnavailable(f"{self._who} does not say what it is: {error}") from error
+        describe = partial(self.describe, _CALL_TIMEOUT_SECONDS)
+        info, watch = await self._connection.ask_by_one(describe, _CALL_TIMEOUT_SECONDS)
         self._compatibility.require(info)
         self._compared = watch
         return watch

@@ -124,13 +124,8 @@ class ServedModel:
         return self._known
 
     async def _read(self) -> tuple[VllmServer, ConnectionWatch]:
-        try:
-            read = partial(self._read_server, _DESCRIBE_TIMEOUT_SECONDS)
-            server, watch = await self._connection.ask_by_one(read, _DESCRIBE_TIMEOUT_SECONDS)
-        except EngineUnavailable:
-            raise
-        except EngineError as error:
-            raise EngineUnavailable(f"{self._who} does not say what it is: {error}") from error
+        read = partial(self._read_server, _DESCRIBE_TIMEOUT_SECONDS)
+        server, watch = await self._connection.ask_by_one(read, _DESCRIBE_TIMEOUT_SECONDS)
         self._compatibility.require(server.info)
         self._known = server, watch
         return self._known

@@ -136,7 +136,7 @@ def _built_tokenizer(directory: Path) -> TokenizersBackend:
 def read_model_files(name: str) -> dict[str, Any]:
     """The configuration of a model that has been loaded, and that of its processor: parsed JSON by file name."""
     directory = find_here(name) or Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
-    return {name: _read_json(directory, name) for name in _CONFIGURATION if (directory / name).is_file()}
+    return {file: _read_json(directory, file) for file in _CONFIGURATION if (directory / file).is_file()}
 
 
 def _load_of_family(family: Family, name: str, directory: Path, config: Mapping[str, Any], video_markers: str) -> Model:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import grpc
 import grpc.aio
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
-from deploy.child_process import held_ports
 from engine_client.contract.tensors import FINISH_REASON, FIRST_ROW, STOP, TOKEN_IDS
+from tests.engine.scripted_server import ScriptedServer
 
 
 @dataclass
@@ -35,42 +33,21 @@ class TritonScript:
     token_ids: tuple[int, ...] = (1, 2, 3)
 
 
-class ScriptedTriton(grpc.GenericRpcHandler):
-    """Async context manager around the server; `start` and `stop` are a restart, at the same address.
+class ScriptedTriton(ScriptedServer, grpc.GenericRpcHandler):
+    """The server.
 
     Attributes:
         asked: How often each method was called.
     """
 
     def __init__(self, script: TritonScript | None = None) -> None:
+        super().__init__()
         self.script = script or TritonScript()
         self.asked = Counter[str]()
-        self._ports = contextlib.ExitStack()
 
-    async def __aenter__(self) -> Self:
-        (self._port,) = self._ports.enter_context(held_ports(1))
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()
-        self._ports.close()
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self._port}"
-
-    async def start(self) -> None:
+    def make_server(self) -> grpc.aio.Server:
         # Without the probe windows stay small, so that a few MB fill them.
-        self._server = grpc.aio.server(handlers=[self], options=[("grpc.http2.bdp_probe", 0)])
-        self._server.add_insecure_port(self.address)
-        await self._server.start()
-
-    async def stop(self) -> None:
-        """As a process that was killed: answers break off."""
-        await self._server.stop(grace=None)
+        return grpc.aio.server(handlers=[self], options=[("grpc.http2.bdp_probe", 0)])
 
     def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         """See `grpc.GenericRpcHandler.service`."""

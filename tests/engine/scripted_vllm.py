@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import json
 import zipfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -18,7 +16,7 @@ from smg_grpc_proto.generated import common_pb2
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 from smg_grpc_proto.generated import vllm_engine_pb2_grpc as pb_grpc
 
-from deploy.child_process import held_ports
+from tests.engine.scripted_server import ScriptedServer
 
 CORE_IS_DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."  # vLLM 0.32
 
@@ -49,8 +47,8 @@ class Script:
     """Health checks are answered once it is set."""
 
 
-class ScriptedVllm(pb_grpc.VllmEngineServicer):  # type: ignore[misc]
-    """Async context manager around the server; `start` and `stop` are a restart, at the same address.
+class ScriptedVllm(ScriptedServer, pb_grpc.VllmEngineServicer):  # type: ignore[misc]
+    """The server.
 
     Attributes:
         prompts: What came, as it was read.
@@ -58,35 +56,15 @@ class ScriptedVllm(pb_grpc.VllmEngineServicer):  # type: ignore[misc]
     """
 
     def __init__(self, script: Script | None = None) -> None:
+        super().__init__()
         self.script = script or Script()
         self.prompts: list[pb.GenerateRequest] = []
         self.left_count = self.asked_count = self.running_count = 0
-        self._ports = contextlib.ExitStack()
 
-    async def __aenter__(self) -> Self:
-        (self._port,) = self._ports.enter_context(held_ports(1))
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()
-        self._ports.close()
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self._port}"
-
-    async def start(self) -> None:
-        self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
-        pb_grpc.add_VllmEngineServicer_to_server(self, self._server)
-        self._server.add_insecure_port(self.address)
-        await self._server.start()
-
-    async def stop(self) -> None:
-        """As a process that was killed: answers break off."""
-        await self._server.stop(grace=None)
+    def make_server(self) -> grpc.aio.Server:
+        server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
+        pb_grpc.add_VllmEngineServicer_to_server(self, server)
+        return server
 
     async def HealthCheck(self, request: pb.HealthCheckRequest, context: Any) -> pb.HealthCheckResponse:
         if self.script.health_gate is not None:

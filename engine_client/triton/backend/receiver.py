@@ -193,11 +193,12 @@ class PromptReceiver:
             first_row, rows = (_tensor(request, name) for name in (FIRST_ROW, PIXELS))
             if first_row is None or rows is None or first_row.size != 1:
                 raise InvalidPrompt(f"a message with more of a prompt has {FIRST_ROW} int64 [1] and {PIXELS}, both")
-            assembler.add_rows(int(first_row.reshape(-1)[0]), rows, is_last=is_last)
         except (
             Exception
-        ) as failure:  # whatever it was, it is of this prompt alone: others of the batch are still to be received
+        ) as failure:  # any: it is of this prompt alone, and others of the batch are still to be received
             assembler.fail(failure)
+        else:
+            assembler.add_rows(int(first_row.reshape(-1)[0]), rows, is_last=is_last)
         self._wake(opened)
 
     def _stop(self, opened: OpenPrompt, refusal: Refused | None = None) -> None:
