@@ -27,7 +27,6 @@ from preprocessor.types.request import (
     PreparationRequest,
     TextPart,
 )
-from preprocessor.vision.weights import axis_weights
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +37,7 @@ _CHARACTER_SETS = (
     "UTF-8", "UTF-16BE", "UCS-2BE", "ISO6937", "ISO_6937", "KSC_5601", "GB2312", "GBK", "BIG5",
     *(f"ISO-8859-{number}" for number in range(1, 17)),
 )  # fmt: skip
+# Floats too: what an example as uint8 may not need, torch reads at its first operation, such as what machine this is.
 _FORMS = (None, PixelForm.BF16, PixelForm.FP16, PixelForm.FP32)
 _SIDE_PX = 64
 _SOUND_HZ = 16_000
@@ -53,9 +53,6 @@ def load_ahead(model: LoadedModel) -> None:
             with contextlib.suppress(ImportError):  # of another platform
                 importlib.import_module(module.name)
     _load_character_sets()
-    axis_weights(
-        _SIDE_PX, _SIDE_PX // 2
-    )  # torch reads at its first operation what machine this is; examples may need none
     for media, pixel_form in itertools.product(_examples(model.modalities), _FORMS):
         parts: tuple[TextPart | MediaPart, ...] = (
             *(MediaPart(medium.key) for medium in media),
