@@ -8,7 +8,7 @@ import os
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from preprocessor.workers.mapping import address_of, map_at
+from preprocessor.workers.mapping import map_file
 
 
 @dataclass(slots=True, eq=False)
@@ -45,17 +45,10 @@ def new_chunk(size_bytes: int, scope: str, *, is_mapped: bool) -> Chunk:
     try:
         os.truncate(descriptor, size_bytes)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
-        return Chunk(descriptor, scope, _mapped(descriptor, size_bytes) if is_mapped else None)
+        return Chunk(descriptor, scope, map_file(descriptor, size_bytes, mmap.PROT_READ) if is_mapped else None)
     except OSError:
         os.close(descriptor)
         raise
-
-
-def _mapped(descriptor: int, size_bytes: int) -> mmap.mmap:
-    """A mapping of a file without another descriptor of it, as `mmap.mmap` would keep."""
-    memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    map_at(address_of(memory), size_bytes, mmap.PROT_READ, mmap.MAP_SHARED, descriptor)
-    return memory
 
 
 class SpareChunks:

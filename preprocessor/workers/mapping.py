@@ -36,6 +36,17 @@ def map_at(address: int, size_bytes: int, protection: int, flags: int, descripto
         raise OSError(code, os.strerror(code))
 
 
+def map_file(descriptor: int, size_bytes: int, protection: int = mmap.PROT_READ | mmap.PROT_WRITE) -> mmap.mmap:
+    """The first bytes of a file, without another descriptor of it, which `mmap.mmap` would keep open.
+
+    Raises:
+        OSError: The kernel refuses.
+    """
+    memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=protection)
+    map_at(address_of(memory), size_bytes, protection, mmap.MAP_SHARED, descriptor)
+    return memory
+
+
 def array_at(memory: memoryview, offset: int, shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Bytes of a memory from an offset on, as an array; no copy."""
     size_bytes = math.prod(shape) * dtype.itemsize

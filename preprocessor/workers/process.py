@@ -216,17 +216,14 @@ class ProcessWorker:
         slot = range(0) if offset is None else range(offset, offset + size_bytes)
         await region_copy.allocate(self._arena, slot)
         windows, descriptors = self._give(command, command.payload.written_bytes, slot)
-        self._send(dump(ResultSlot(offset, windows)))
-        await self._supply_descriptors(descriptors)
+        await self._send_with(descriptors, dump(ResultSlot(offset, windows)))
         return slot
 
     async def _send_command(
         self, data: bytes, files: Sequence[memoryview], windows: Windows, descriptors: list[int]
     ) -> None:
         """Send a command, and what comes with it."""
-        self._send(dump(Given(windows, sum(file.nbytes for file in files))))
-        self._send(data)
-        await self._supply_descriptors(descriptors)
+        await self._send_with(descriptors, dump(Given(windows, sum(file.nbytes for file in files))), data)
         loop = asyncio.get_running_loop()
         for file in files:
             await loop.sock_sendall(self._supply, file)
@@ -245,9 +242,11 @@ class ProcessWorker:
         self._mapped_bytes = len(self._given.chunks) * self._arena.chunks.size_bytes
         return given
 
-    async def _supply_descriptors(self, descriptors: list[int]) -> None:
-        """Send descriptors, and close them here."""
+    async def _send_with(self, descriptors: list[int], *messages: bytes) -> None:
+        """Send messages, and the descriptors that they are about, which are closed here whatever happens."""
         try:
+            for message in messages:
+                self._send(message)
             for start in range(0, len(descriptors), BATCH_COUNT):
                 await send_descriptors(self._supply, b"d", descriptors[start : start + BATCH_COUNT])
         finally:

@@ -6,6 +6,7 @@ import mmap
 import os
 
 from preprocessor.workers.descriptors import open_read_only
+from preprocessor.workers.mapping import map_file
 
 
 class StopFlag:
@@ -32,11 +33,11 @@ def make() -> tuple[StopFlag, int]:
     descriptor = os.memfd_create("preprocessor-stop", os.MFD_CLOEXEC)
     try:
         os.truncate(descriptor, mmap.PAGESIZE)
-        return StopFlag(mmap.mmap(descriptor, mmap.PAGESIZE)), open_read_only(descriptor)
+        return StopFlag(map_file(descriptor, mmap.PAGESIZE)), open_read_only(descriptor)
     finally:
         os.close(descriptor)
 
 
 def open_flag(descriptor: int) -> StopFlag:
     """The flag as its worker sees it: it cannot be made writable."""
-    return StopFlag(mmap.mmap(descriptor, mmap.PAGESIZE, prot=mmap.PROT_READ))
+    return StopFlag(map_file(descriptor, mmap.PAGESIZE, mmap.PROT_READ))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -18,8 +17,6 @@ from google.rpc import error_details_pb2, status_pb2
 from preprocessor.client.channel import CHANNEL_OPTIONS
 from preprocessor.config import WireSettings
 from preprocessor.v1 import preprocessor_pb2 as pb
-from preprocessor.workers.chunks import chunk_bytes
-from tests.bench.service.watched import WatchedServer
 from tests.fuzz.cases import Case, make_case
 from tests.fuzz.targets import MAX_CPU_SECONDS, Target
 from tests.reasons import documented
@@ -145,12 +142,6 @@ def _keep(case: Case, reason: str, settings: Settings) -> None:
     (folder / "about.json").write_text(json.dumps(about, indent=2))
 
 
-def _cached_chunk_count(server: WatchedServer) -> int:
-    """Chunks of memory, each an open file, that cached pixels lie in."""
-    now = server.metrics()
-    return math.ceil(now["preprocessor_cache_bytes"] / chunk_bytes(int(now["preprocessor_budget_bytes"])))
-
-
 async def _check_rest(target: Target, descriptors_before: int, findings: Findings) -> None:
     """Afterwards the service is there, has all of its workers and none of anybody's memory, and goes on serving."""
     server = target.server
@@ -158,7 +149,7 @@ async def _check_rest(target: Target, descriptors_before: int, findings: Finding
         findings.failures.append("the service has died:\n" + "".join(list(target.log)[-40:]))
         return
     deadline = time.monotonic() + _REST_SECONDS
-    while not (server.is_at_rest() and server.descriptor_count() <= descriptors_before + _cached_chunk_count(server)):
+    while not (server.is_at_rest() and server.descriptor_count() <= descriptors_before):
         if time.monotonic() > deadline:
             now = server.metrics()
             findings.failures.append(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import mmap
+import os
 
 import numpy as np
+import psutil
 import pytest
 
 from preprocessor.workers import stop_flag
@@ -105,6 +107,14 @@ def test_a_flag_is_seen_by_its_worker_which_cannot_set_it() -> None:
         seen.stop(1)
     with pytest.raises(PermissionError):
         mmap.mmap(descriptor, PAGE)
+
+
+def test_a_flag_keeps_no_descriptor_open() -> None:
+    before = psutil.Process().num_fds()
+    flag, descriptor = stop_flag.make()
+    os.close(descriptor)
+    assert psutil.Process().num_fds() == before
+    flag.stop(1)
 
 
 def test_the_offset_of_a_view_is_found(arena: Arena) -> None:
