@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import islice
 from typing import Any
 
@@ -11,6 +14,7 @@ from tests.bench.device.vllm import plan, stacks
 from tests.bench.device.vllm.report import goals, report
 from tests.bench.device.vllm.servers import as_arguments
 from tests.bench.device.vllm.systems import unique_clip
+from tests.markdown import ROOT
 
 
 def point(system: str, fps: float, callers: int, rate: float, **changed: Any) -> dict[str, Any]:
@@ -92,3 +96,10 @@ def test_a_summary_of_stacks_tells_the_busiest_thread_first() -> None:
 
 def test_no_two_clips_are_equal() -> None:
     assert unique_clip() != unique_clip()
+
+
+def test_it_starts_outside_pytest() -> None:
+    variables = {name: value for name, value in os.environ.items() if name != "PREPROCESSOR_FRONTS"}  # tests have it
+    command = [sys.executable, "-m", "tests.bench.device.vllm", "--help"]
+    done = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

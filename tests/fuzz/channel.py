@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import os
 import random
 import resource
@@ -22,7 +21,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from preprocessor import pipeline
@@ -39,6 +37,7 @@ from preprocessor.workers.channel import Command, TaskFailed
 from preprocessor.workers.payloads import EarlyPlanPayload, PixelPayload, PlanPayload
 from preprocessor.workers.process import ProcessWorker, WorkerDied
 from preprocessor.workers.ranges import Ranges
+from tests.bench.service.watched import open_descriptor_count
 from tests.fuzz.worker_messages import good_messages, spoil
 from tests.loading import load_family_model
 from tests.media import moving_shapes_clip, photo
@@ -124,7 +123,7 @@ class ChannelFuzz:
         for kind in untrusted._CLASSES.values():
             claims._field_checks(kind)  # which compiles them, once
         await self._judge(_Case(self, -1), -1, Findings())  # loads what the first use of anything loads
-        shared, descriptors = _shared_state(), _descriptor_count()
+        shared, descriptors = _shared_state(), open_descriptor_count(os.getpid())
         memory_bytes, began = _peak_bytes(), time.monotonic()
         for number in range(first, first + count):
             if time.monotonic() - began > seconds or len(findings.failures) > 20:
@@ -136,8 +135,8 @@ class ChannelFuzz:
                 break
         for _ in range(10):  # transports close one turn of the loop later
             await asyncio.sleep(0)
-        if _descriptor_count() > descriptors:
-            findings.failures.append(f"{_descriptor_count() - descriptors} descriptors stay open")
+        if (left := open_descriptor_count(os.getpid()) - descriptors) > 0:
+            findings.failures.append(f"{left} descriptors stay open")
         if _peak_bytes() - memory_bytes > _MOST_GROWN_BYTES:
             findings.failures.append(f"memory has grown by {(_peak_bytes() - memory_bytes) >> 20} MiB")
         return findings
@@ -246,11 +245,6 @@ def _shared_state() -> str:
     kinds = [*untrusted._CLASSES.values(), *untrusted._ENUMS.values(), *untrusted._ERRORS.values()]
     enums = [(repr(one), one.value) for kind in untrusted._ENUMS.values() for one in kind]
     return repr(([sorted(vars(kind)) for kind in kinds], enums, plan_types.NO_ROWS, len(vars(request_types))))
-
-
-def _descriptor_count() -> int:
-    gc.collect()  # a stop flag's is closed with its mapping
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def _peak_bytes() -> int:

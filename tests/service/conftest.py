@@ -32,7 +32,7 @@ from tests.fork_servers import fork_server_of
 from tests.service.node import node  # noqa: F401  # a fixture
 from tests.waiting import PATIENCE_SECONDS, eventually
 
-FRONT_COUNT = int(os.environ["PREPROCESSOR_FRONTS"])
+FRONT_COUNT = int(os.environ.get("PREPROCESSOR_FRONTS", "1"))
 """Of every service here: see `tests/conftest.py`."""
 PREPARE = "/preprocessor.v1.Preprocessor/Prepare"
 ONE_CALL = 0.001

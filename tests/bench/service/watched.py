@@ -146,12 +146,8 @@ class WatchedServer:
         return sum(_pss_bytes(process) for process in self.tree())
 
     def descriptor_count(self) -> int:
-        """Open descriptors of the service and the fork server, not of workers.
-
-        A chunk of the arena needs one for as long as its memory is kept, for cached rows or for the next request: that is
-        counted as memory, and here only what is open beyond it.
-        """
-        return sum(_descriptor_count(process) for process in (self.process, self.fork_server()) if process is not None)
+        """Of the service and the fork server, not of workers; see `open_descriptor_count`."""
+        return sum(open_descriptor_count(one.pid) for one in (self.process, self.fork_server()) if one is not None)
 
     @contextmanager
     def watched_pss(self, every_seconds: float = 0.5) -> Iterator[list[int]]:
@@ -227,6 +223,20 @@ async def entered(server: WatchedServer) -> AsyncIterator[WatchedServer]:
         await asyncio.to_thread(server.__exit__)
 
 
+def open_descriptor_count(process_id: int) -> int:
+    """Open descriptors of a process, but not one of each chunk of an arena.
+
+    A chunk needs one for as long as its memory is kept, for cached rows or for the next request: that counts as memory.
+    """
+    count, chunks = 0, set()
+    for descriptor in Path(f"/proc/{process_id}/fd").glob("*"):
+        with contextlib.suppress(OSError):  # it was closed meanwhile, or the process has ended
+            if str(descriptor.readlink()).startswith("/memfd:preprocessor-rows"):
+                chunks.add(descriptor.stat().st_ino)
+            count += 1
+    return count - len(chunks)
+
+
 def tree_cpu_seconds(root: psutil.Process) -> float:
     """CPU that a process and all its descendants have used, those that have ended and were waited for included."""
     used = 0.0
@@ -264,16 +274,6 @@ def seconds_until_idle(root: psutil.Process, *, within_seconds: float, of_one_co
         if window[0] is not samples[0] and window[-1][1] - window[0][1] <= 0.1 * of_one_core:
             return window[0][0]
     return within_seconds
-
-
-def _descriptor_count(process: psutil.Process) -> int:
-    count, chunks = 0, set()
-    for descriptor in Path(f"/proc/{process.pid}/fd").glob("*"):
-        with contextlib.suppress(OSError):  # it was closed meanwhile, or the process has ended
-            if str(descriptor.readlink()).startswith("/memfd:preprocessor-rows"):
-                chunks.add(descriptor.stat().st_ino)
-            count += 1
-    return count - len(chunks)
 
 
 def _pss_bytes(process: psutil.Process) -> int:
