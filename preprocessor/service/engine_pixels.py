@@ -58,8 +58,10 @@ class EnginePixels:
             Whatever ended the task before it started; if the engine takes no pieces, whatever ended it.
         """
         if self._pixels is None:
-            assert self._planned.pixels is not None, "a plan with pixels"
-            run = self._call.resources.pixels(self._media, self._planned.pixels)
+            pixel_plan = self._planned.pixels
+            assert pixel_plan is not None, "a plan with pixels"
+            await self._call.resources.await_same_items(self._media, pixel_plan)
+            run = self._call.resources.pixels(self._media, pixel_plan)
             array = await run.begun()
             self._metrics.sent_bytes.labels("engine").inc(array.nbytes)
             progress = RowProgress(PIXELS)

@@ -86,6 +86,7 @@ async def send_pixels(
     metrics: Metrics,
 ) -> None:
     """Send finished rows while workers write the next ones."""
+    await call.resources.await_same_items(request.media, pixel_plan)
     run = call.resources.pixels(request.media, pixel_plan)
     pixels = await run.begun()
     sent_bytes = metrics.sent_bytes.labels("caller")

@@ -1,7 +1,8 @@
 """One pixel tensor while workers write it, for all requests that want it.
 
-The first request for a tensor begins it. Others with the same items join, and read its rows as they are finished. It goes on
-until the last of them has left. The tasks are those of the request that began it, so its files stay until they are done.
+The first request for a tensor begins it. Others with the same items join, and read its rows as they are finished. Those with some
+of its items may wait until it has ended. It goes on until the last of all these has left. The tasks are those of the request that
+began it, so its files stay until they are done.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class PixelFlight:
         request_tasks: Of the request that begins it.
         cached: Items whose rows are copied, not made, by index. While the task waits they may be dropped, and are made then:
             if it held them, it might wait for memory that it holds itself.
+        find_cached: The same, asked again when the task starts: others may have made more of them meanwhile.
         early: Rows that are made already. No others may be cached then.
         on_end: Called once when no worker has any of it, with whether all of it is written.
         on_release: Called when its memory is free.
@@ -90,6 +92,7 @@ class PixelFlight:
         plan: PixelPlan,
         cached: Mapping[int, CachedRows],
         *,
+        find_cached: Callable[[], Mapping[int, CachedRows]],
         on_end: Callable[[PixelFlight, bool], None],
         on_release: Callable[[], None],
         abandon: Callable[[Task], None],
@@ -102,7 +105,8 @@ class PixelFlight:
         self._request_tasks = request_tasks
         self._arena = arena
         self._media = media
-        self._cached = dict(cached)
+        self._cached = cached
+        self._find_cached = find_cached
         self._on_end = on_end
         self._on_release = on_release
         self._abandon = abandon
@@ -153,6 +157,11 @@ class PixelFlight:
         """Whether a request may join: some request wants it still, and no part of it has failed."""
         return self._waiting_count > 0 and not any(task.is_done and task.done.exception() for task in self.tasks)
 
+    @property
+    def error(self) -> BaseException | None:
+        """Once it has ended: that of the first part that failed."""
+        return next((error for task in self.tasks if (error := task.done.exception()) is not None), None)
+
     # -- who wants it --------------------------------------------------------------------------------------------------
 
     def join(self, deadline_seconds: float) -> None:
@@ -173,6 +182,11 @@ class PixelFlight:
         """A request reads the tensor no longer; when the last one has left, its memory is free."""
         self._holding_count -= 1
         self._release_if_unused()
+
+    async def ended(self) -> None:
+        """Wait until no worker has any of it, and none will."""
+        while not self._has_ended:
+            await self._change()
 
     # -- what there is of it -------------------------------------------------------------------------------------------
 
@@ -264,13 +278,13 @@ class PixelFlight:
         return whole_bytes * row_count // max(1, self.plan.row_count)
 
     def _on_lease(self) -> None:
-        """The task is about to start: hold the cached rows that are still here."""
-        if self._cached:
-            first = self.tasks[0]
-            self._cached = {index: rows for index, rows in self._cached.items() if rows.is_here}
-            self._sources = [rows.share_lease() for rows in self._cached.values()]
+        """The task is about to start: hold the cached rows that are here now."""
+        cached = self._find_cached()
+        if cached or self._cached:
+            first, self._cached = self.tasks[0], cached
+            self._sources = [rows.share_lease() for rows in cached.values()]
             first.payload = self._payload(range(self.plan.row_count))
-            first.cpu_seconds = cost.estimate(self.plan, self._media, self._cached.keys()).cpu_seconds
+            first.cpu_seconds = cost.estimate(self.plan, self._media, cached.keys()).cpu_seconds
         self._changed.set()
 
     def _add(self, task: Task) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy.typing as npt
 
 from preprocessor.errors import PreprocessorError
+from preprocessor.pipeline import cost
 from preprocessor.types.plan import PixelPlan, Substitution
 from preprocessor.types.request import Media
 from preprocessor.types.result import PixelReport
@@ -21,8 +22,8 @@ from preprocessor.workers.pixel_flight import PixelFlight
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.ranges import Lease
 from preprocessor.workers.request_tasks import RequestTasks
-from preprocessor.workers.row_cache import is_contiguous, item_keys, substitutions_of
-from preprocessor.workers.task import Task
+from preprocessor.workers.row_cache import is_contiguous, item_keys, keys_of_source, substitutions_of
+from preprocessor.workers.task import Task, lane_of
 
 
 class Origin(enum.Enum):
@@ -156,6 +157,10 @@ class CachedRun:
 
 PixelRun = FlightRun | CachedRun
 
+_LEAST_SHARE_OF_A_FLIGHT = (
+    0.5  # that the items which are waited for take of its time: else making them again ends sooner
+)
+
 
 def begin_run(
     pool: WorkerPool,
@@ -197,6 +202,7 @@ def begin_run(
         media,
         plan,
         {} if early_rows is not None else found,
+        find_cached=lambda: pool.cache.peek(cache_scope, plan),
         on_end=end,
         on_release=pool.released,
         abandon=pool.abandon,
@@ -206,6 +212,57 @@ def begin_run(
     if pool.cache.is_on:
         pool.flights[keys] = flight
     return FlightRun(flight, request_tasks, plan, deadline_seconds, Origin.MADE)
+
+
+async def await_same_items(
+    pool: WorkerPool, media: tuple[Media, ...], plan: PixelPlan, cache_scope: str, deadline_seconds: float
+) -> None:
+    """Wait while workers write items of a plan for requests that have others beside them; `begin_run` then finds their rows.
+
+    Raises:
+        PreprocessorError: What is wrong with a file of these items.
+    """
+    while (found := _flight_of_items(pool, media, plan, cache_scope)) is not None:
+        flight, own_keys = found
+        flight.join(deadline_seconds)
+        try:
+            await flight.ended()
+        finally:
+            flight.stop_waiting()
+            flight.leave()
+        error = flight.error
+        if isinstance(error, PreprocessorError) and error.metadata.get("media_key") in own_keys:
+            with _naming(own_keys):
+                raise error
+
+
+def _flight_of_items(
+    pool: WorkerPool, media: tuple[Media, ...], plan: PixelPlan, cache_scope: str
+) -> tuple[PixelFlight, dict[str, str]] | None:
+    """A flight that makes items of a plan and little else, and the key here of each medium of those items there.
+
+    One that has not started yet and has another lane may start much later than the plan's own task would.
+    """
+    whole = pool.flights.get(tuple(item_keys(cache_scope, plan)))
+    if whole is not None and whole.is_joinable:
+        return None
+    here = pool.cache.peek(cache_scope, plan) if pool.flights else {}
+    missing = {
+        key: index
+        for index, item in enumerate(plan.items)
+        if index not in here
+        for key in keys_of_source(cache_scope, item, plan.form)
+    }
+    for keys, flight in pool.flights.items():
+        same = [(theirs, missing[key]) for theirs, key in zip(flight.plan.items, keys, strict=True) if key in missing]
+        if not same or not flight.is_joinable or not pool.cache.may_keep(flight.plan.size_bytes):
+            continue
+        own_seconds = cost.estimate(plan, media).cpu_seconds
+        same_seconds = own_seconds - cost.estimate(plan, media, {index for _, index in same}).cpu_seconds
+        is_soon = flight.lease is not None or lane_of(own_seconds) is lane_of(flight.cpu_seconds)
+        if is_soon and same_seconds > _LEAST_SHARE_OF_A_FLIGHT * flight.cpu_seconds:
+            return flight, {theirs.key: plan.items[index].key for theirs, index in same}
+    return None
 
 
 async def _result(task: Task) -> PixelReport:

@@ -17,7 +17,7 @@ from preprocessor.types.request import FileData, Media, PreparationRequest
 from preprocessor.types.timing import Timings
 from preprocessor.workers.arena import Arena
 from preprocessor.workers.early_work import ArrivingUpload, EarlyWork
-from preprocessor.workers.pixel_run import Origin, PixelRun, begin_run
+from preprocessor.workers.pixel_run import Origin, PixelRun, await_same_items, begin_run
 from preprocessor.workers.plan_lookup import PlanLookup
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.ranges import Lease
@@ -230,6 +230,17 @@ class RequestResources:
         """The request needs no pixels, as far as is known, and so no more workers."""
         self._drop_early()
         self._tasks.end()
+
+    async def await_same_items(self, media: Sequence[Media], plan: PixelPlan) -> None:
+        """Wait while workers write items of a plan for other requests; then ask for its `pixels`.
+
+        Raises:
+            PreprocessorError: What is wrong with a file of these items.
+        """
+        if self._early is None or not self._early.row_count:
+            self._drop_early()  # the others may wait for its memory
+            scope, deadline_seconds = self._cache_scope, self._deadline_seconds
+            await await_same_items(self._pool, tuple(media), plan, scope, deadline_seconds)
 
     def pixels(self, media: Sequence[Media], plan: PixelPlan) -> PixelRun:
         """The pixels of a plan: cached ones, or those that workers write for another request, or begin to make them.

@@ -26,7 +26,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from preprocessor.types.plan import PixelPlan, Substitution
+from preprocessor.types.plan import ItemPlan, PixelPlan, Substitution
 from preprocessor.types.request import PixelForm
 from preprocessor.workers.ranges import Lease, Ranges
 
@@ -129,16 +129,25 @@ class RowCache:
     def is_on(self) -> bool:
         return self._max_bytes > 0
 
+    def may_keep(self, size_bytes: int) -> bool:
+        """Whether a tensor of that size would be kept."""
+        return 0 < size_bytes <= self._max_bytes
+
+    def peek(self, scope: str, plan: PixelPlan) -> dict[int, CachedRows]:
+        """As `find`, for one who does not read them yet, or whose request is counted already."""
+        found: dict[int, CachedRows] = {}
+        for index, item in enumerate(plan.items):
+            for key in keys_of_source(scope, item, plan.form):
+                if key in self._items:
+                    found[index] = self._items[key]
+                    break
+        return found
+
     def find(self, scope: str, plan: PixelPlan) -> Mapping[int, CachedRows]:
         """The items of a plan whose rows are here, in its form or as uint8, by index."""
         if not self.is_on:
             return {}
-        found: dict[int, CachedRows] = {}
-        for index, item in enumerate(plan.items):
-            for key in ((scope, item.digest, plan.form), (scope, item.uint8_digest, PixelForm.UINT8)):
-                if key in self._items:
-                    found[index] = self._items[key]
-                    break
+        found = self.peek(scope, plan)
         self.hit_count += len(found)
         self.miss_count += len(plan.items) - len(found)
         for tensor in {rows.tensor for rows in found.values()}:
@@ -162,7 +171,7 @@ class RowCache:
             lease: Of its range; the cache takes one of its own.
             seconds: CPU seconds that making it took, or those that making it again is expected to take.
         """
-        if not self.is_on or lease.size_bytes > self._max_bytes:
+        if not self.may_keep(lease.size_bytes):
             return
         keys = item_keys(scope, plan)
         if all(key in self._items for key in keys):
@@ -258,6 +267,11 @@ class RowCache:
 def item_keys(scope: str, plan: PixelPlan) -> list[ItemKey]:
     """The key of each item of a plan, in order."""
     return [(scope, item.digest, plan.form) for item in plan.items]
+
+
+def keys_of_source(scope: str, item: ItemPlan, form: PixelForm) -> tuple[ItemKey, ItemKey]:
+    """The keys of rows that an item's may be copied from or made of."""
+    return (scope, item.digest, form), (scope, item.uint8_digest, PixelForm.UINT8)
 
 
 def is_contiguous(rows: Sequence[CachedRows]) -> bool:

@@ -28,6 +28,11 @@ class Lane(enum.Enum):
     LONG = "long"
 
 
+def lane_of(cpu_seconds: float) -> Lane:
+    """The lane of a task that is expected to take so long."""
+    return Lane.SHORT if cpu_seconds < SHORT_SECONDS else Lane.LONG
+
+
 class TaskState(enum.Enum):
     """Where a task is: QUEUED → RUNNING → CANCELLING → DONE.
 
@@ -114,7 +119,7 @@ class Task:
     _worker: Worker | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.lane = Lane.SHORT if self.cpu_seconds < SHORT_SECONDS else Lane.LONG
+        self.lane = lane_of(self.cpu_seconds)
 
     @property
     def state(self) -> TaskState:

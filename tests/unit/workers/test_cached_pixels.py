@@ -30,6 +30,7 @@ from preprocessor.types.request import (
     Sampling,
 )
 from preprocessor.types.timing import Timings
+from preprocessor.workers import task
 from preprocessor.workers.memory_admission import wanted_bytes
 from preprocessor.workers.pixel_run import FlightRun, Origin, PixelRun
 from preprocessor.workers.pool import WorkerPool
@@ -100,6 +101,12 @@ class Reader:
         assert self._plan.pixels is not None
         self.run = self.resources.pixels(self._media, self._plan.pixels)
         return self.run.origin
+
+    async def begin_after_others(self) -> Origin:
+        """Ask for the pixels when nobody else makes most of them any more."""
+        assert self._plan.pixels is not None
+        await self.resources.await_same_items(self._media, self._plan.pixels)
+        return self.begin()
 
     async def read(self) -> npt.NDArray[Any]:
         """A copy of the pixels."""
@@ -258,6 +265,125 @@ async def test_a_request_that_has_joined_waits_longer_than_the_first(pool: Worke
                 assert (first.begin(), joined.begin()) == (Origin.MADE, Origin.JOINED)
                 await asyncio.sleep(0.2)
         np.testing.assert_array_equal(await joined.read(), expected(model, request_of(CLIP)))
+
+
+async def test_items_that_are_made_for_a_request_with_others_are_not_made_again(pool: WorkerPool, model: Model) -> None:
+    first_request, part, more = request_of(CLIP, PHOTO), request_of(CLIP), request_of(OTHER, CLIP, form=PixelForm.FP32)
+    async with Reader(pool, first_request) as first, Reader(pool, part) as second, Reader(pool, more) as third:
+        first.begin()
+        await first.run.begun()
+        later = [asyncio.create_task(reader.begin_after_others()) for reader in (second, third)]
+        await asyncio.sleep(0)
+        assert pool.pending_count == 3
+        np.testing.assert_array_equal(await first.read(), expected(model, first_request))
+        assert await asyncio.gather(*later) == [Origin.CACHED, Origin.MADE]
+        assert (second.run.cached_item_count, third.run.cached_item_count) == (1, 1)
+        np.testing.assert_array_equal(await second.read(), expected(model, part))
+        np.testing.assert_array_equal(await third.read(), expected(model, more))
+
+
+async def test_items_are_made_for_those_who_wait_when_the_first_has_left(pool: WorkerPool, model: Model) -> None:
+    request = request_of(CLIP)
+    async with Reader(pool, request) as later:
+        async with Reader(pool, request_of(CLIP, PHOTO)) as first:
+            first.begin()
+            await first.run.begun()
+            waiting = asyncio.create_task(later.begin_after_others())
+            await asyncio.sleep(0)
+        assert await waiting is Origin.CACHED
+        np.testing.assert_array_equal(await later.read(), expected(model, request))
+
+
+async def test_work_that_only_a_request_with_others_waits_for_ends_when_that_leaves(pool: WorkerPool) -> None:
+    async with Reader(pool, request_of(CLIP)) as later:
+        async with Reader(pool, request_of(CLIP, PHOTO)) as first:
+            first.begin()
+            await first.run.begun()
+            waiting = asyncio.create_task(later.begin_after_others())
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+    await eventually(lambda: not pool.running_count)
+    assert len(pool.cache) == 0
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+async def test_who_waits_for_items_gets_an_error_about_these_alone(
+    pool: WorkerPool, model: Model, is_shared: bool
+) -> None:
+    cut_short = dataclasses.replace(PHOTO, data=PHOTO.content[: len(PHOTO.content) // 2])
+    mine = dataclasses.replace(cut_short if is_shared else CLIP, key="mine")
+    async with Reader(pool, request_of(CLIP, cut_short)) as first, Reader(pool, request_of(mine, OTHER)) as later:
+        if is_shared:  # what they share must take most of the time
+            first = await Reader(pool, request_of(cut_short)).__aenter__()
+        first.begin()
+        await first.run.begun()
+        waiting = asyncio.create_task(later.begin_after_others())
+        with pytest.raises(CorruptMedia):
+            await first.read()
+        if is_shared:
+            with pytest.raises(CorruptMedia) as caught:
+                await waiting
+            assert caught.value.metadata["media_key"] == "mine"
+            await first.__aexit__()
+        else:
+            assert await waiting is Origin.MADE
+            np.testing.assert_array_equal(await later.read(), expected(model, request_of(mine, OTHER)))
+
+
+async def test_nobody_waits_long_for_a_small_part(pool: WorkerPool, model: Model) -> None:
+    async with Reader(pool, request_of(CLIP, PHOTO)) as first, Reader(pool, request_of(PHOTO)) as later:
+        first.begin()
+        await first.run.begun()
+        assert await later.begin_after_others() is Origin.MADE
+        assert len(pool.flights) == 2
+        np.testing.assert_array_equal(await later.read(), expected(model, request_of(PHOTO)))
+        await first.read()
+
+
+@pytest.mark.parametrize("is_same_lane", [True, False])
+async def test_a_task_that_waits_is_waited_for_by_those_of_its_lane(
+    pool: WorkerPool, model: Model, monkeypatch: pytest.MonkeyPatch, is_same_lane: bool
+) -> None:
+    request = request_of(CLIP)
+    async with Reader(pool, request_of(CLIP, PHOTO)) as first, Reader(pool, request) as later:
+        with without_memory(pool):
+            first.begin()
+            if not is_same_lane:
+                monkeypatch.setattr(task, "SHORT_SECONDS", next(iter(pool.flights.values())).cpu_seconds)
+            waiting = asyncio.create_task(later.begin_after_others())
+            await asyncio.sleep(0)
+            assert pool.queued_count == (1 if is_same_lane else 2)
+        assert await waiting is (Origin.CACHED if is_same_lane else Origin.MADE)
+        np.testing.assert_array_equal(await later.read(), expected(model, request))
+        await first.read()
+
+
+async def test_nobody_waits_for_rows_that_will_not_be_kept(model: Model) -> None:
+    async with (
+        open_pool(model=model, cache_bytes=1) as pool,
+        Reader(pool, request_of(CLIP, PHOTO)) as first,
+        Reader(pool, request_of(CLIP)) as later,
+    ):
+        first.begin()
+        await first.run.begun()
+        assert await later.begin_after_others() is Origin.MADE
+
+
+async def test_rows_that_were_made_while_the_task_waited_are_copied(pool: WorkerPool, model: Model) -> None:
+    request = request_of(PHOTO, CLIP)
+    async with Reader(pool, request_of(CLIP)) as first, Reader(pool, request) as later:
+        with without_memory(pool):
+            assert (first.begin(), later.begin()) == (Origin.MADE, Origin.MADE)
+            assert isinstance(first.run, FlightRun)
+            enough_for_the_first = wanted_bytes(first.run.tasks[0])
+            pool.counters.remove_working(enough_for_the_first)
+            pool.released()
+            await first.read()
+            assert later.run.cached_item_count == 0
+            pool.counters.add_working(enough_for_the_first)
+        np.testing.assert_array_equal(await later.read(), expected(model, request))
+        assert later.run.cached_item_count == 1
 
 
 async def test_an_engine_reads_on_while_the_work_goes_on_for_others(pool: WorkerPool, model: Model) -> None:
