@@ -157,9 +157,8 @@ class CachedRun:
 
 PixelRun = FlightRun | CachedRun
 
-_LEAST_SHARE_OF_A_FLIGHT = (
-    0.5  # that the items which are waited for take of its time: else making them again ends sooner
-)
+# Of a flight's time, what the items that are waited for take: where it is less, making them again ends sooner.
+_LEAST_SHARE_OF_A_FLIGHT = 0.5
 
 
 def begin_run(
@@ -254,9 +253,9 @@ def _flight_of_items(
         for key in keys_of_source(cache_scope, item, plan.form)
     }
     for keys, flight in pool.flights.items():
-        same = [(theirs, missing[key]) for theirs, key in zip(flight.plan.items, keys, strict=True) if key in missing]
-        if not same or not flight.is_joinable or not pool.cache.may_keep(flight.plan.size_bytes):
+        if missing.keys().isdisjoint(keys) or not flight.is_joinable or not pool.cache.may_keep(flight.plan.size_bytes):
             continue
+        same = [(theirs, missing[key]) for theirs, key in zip(flight.plan.items, keys, strict=True) if key in missing]
         own_seconds = cost.estimate(plan, media).cpu_seconds
         same_seconds = own_seconds - cost.estimate(plan, media, {index for _, index in same}).cpu_seconds
         is_soon = flight.lease is not None or lane_of(own_seconds) is lane_of(flight.cpu_seconds)
