@@ -171,7 +171,8 @@ class TritonServer:
         for needed in (self._root / "bin" / "tritonserver", self._python):
             if not needed.exists():
                 raise TritonSetupError(f"{needed} is missing: {INSTALL_HINT}")
-        described = subprocess.run([self._python, "-c", _DESCRIBE_PYTHON], capture_output=True, text=True)
+        # Isolated, as the models will run.
+        described = subprocess.run([self._python, "-I", "-c", _DESCRIBE_PYTHON], capture_output=True, text=True)
         if described.returncode:
             raise TritonSetupError(f"{self._python} does not import numpy: {INSTALL_HINT}\n{described.stderr}")
         version, library_directory, numpy_version = json.loads(described.stdout)

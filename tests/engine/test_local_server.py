@@ -31,6 +31,12 @@ def test_a_python_with_numpy_2_is_refused() -> None:
         entering(python=Path(sys.executable))
 
 
+def test_packages_that_only_this_process_finds_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "numpy.py").write_text("__version__ = '2.0'")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # which the models' Python ignores
+    entering()
+
+
 def test_a_model_that_does_not_load_is_shown_with_the_log(tmp_path: Path) -> None:
     with pytest.raises(TritonSetupError, match="no_such_model"), TritonServer(["no_such_model"], repository=tmp_path):
         pass
