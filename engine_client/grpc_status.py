@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc.aio import AioRpcError
 
 from engine_client.errors import (
@@ -38,16 +39,18 @@ Explain = Callable[[AioRpcError, type[EngineError]], tuple[type[EngineError], st
 
 @contextmanager
 def errors_by_status(who: str, explain: Explain) -> Iterator[None]:
-    """Turn gRPC's errors into this package's.
+    """Turn errors of gRPC, and of reading what came by it, into this package's.
 
     Args:
         who: Starts the message; names the engine.
         explain: What the engine's own texts tell beside the status.
     Raises:
-        EngineError: Of the class that `explain` names.
+        EngineError: Of the class that `explain` names; EngineFailed for an answer that is not of the engine's protocol.
     """
     try:
         yield
     except AioRpcError as error:
         kind, text = explain(error, ERRORS_BY_STATUS.get(error.code(), EngineFailed))
         raise kind(f"{who}: {text} ({error.code().name})") from error
+    except DecodeError as error:
+        raise EngineFailed(f"{who} answers in another protocol: {error}") from error

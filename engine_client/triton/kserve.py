@@ -167,6 +167,7 @@ def decode_infer_reply(wire: bytes, wanted: Outputs = CONTRACT_OUTPUTS) -> Infer
         wanted: What the outputs are called; the engine contract's names unless a tensor mapping says otherwise.
     Raises:
         ValueError: an output is not what `wanted` or the contract says.
+        DecodeError: it is another message.
     """
     message = service_pb2.ModelStreamInferResponse.FromString(wire)
     response = message.infer_response
@@ -186,7 +187,7 @@ def decode_infer_reply(wire: bytes, wanted: Outputs = CONTRACT_OUTPUTS) -> Infer
         finish_reason=_first_string(outputs[wanted.finish_reason][1]) if wanted.finish_reason in outputs else None,
         is_final=response.parameters[_FINAL_RESPONSE].bool_param if _FINAL_RESPONSE in response.parameters else False,
         request_id=response.id,
-        answer_index=int(np.frombuffer(outputs[ANSWER_INDEX][1], "<i4")[0]) if ANSWER_INDEX in outputs else 0,
+        answer_index=_only_int(outputs[ANSWER_INDEX][1]) if ANSWER_INDEX in outputs else 0,
         logprobs=read_logprobs(outputs, len(token_ids)) if LOGPROBS in outputs else (),
         held_items=tuple(map(bool, outputs[HELD_ITEMS][1])) if HELD_ITEMS in outputs else (),
     )
@@ -279,6 +280,16 @@ def _little_endian_bytes(array: Array) -> memoryview:
 def _varint(value: int) -> bytes:
     """Protobuf's encoding of a length, made by protobuf: this message is a tag of one byte and that."""
     return UInt64Value(value=value).SerializeToString()[1:] or b"\0"  # 0 is left out
+
+
+def _only_int(content: bytes) -> int:
+    """The one element of an INT32 tensor.
+
+    Raises:
+        ValueError: it has more or fewer.
+    """
+    (element,) = np.frombuffer(content, "<i4").tolist()
+    return int(element)
 
 
 def _first_string(content: bytes) -> str:

@@ -20,6 +20,7 @@ from engine_client.shm import SharedRegion, is_abandoned
 from engine_client.triton import kserve_regions
 from engine_client.triton.kserve_regions import RegisteredRegion
 from engine_client.triton.messages import KnownRegion
+from engine_client.triton.status import grpc_errors
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +159,8 @@ class RegionRegistration:
 
     async def _status_of_all(self) -> tuple[RegisteredRegion, ...]:
         answer = await self._call("SystemSharedMemoryStatus", kserve_regions.encode_region_status())
-        return kserve_regions.decode_region_status(answer)
+        with grpc_errors(self._engine_name):
+            return kserve_regions.decode_region_status(answer)
 
     async def _unregister(self, name: str) -> None:
         await self._call("SystemSharedMemoryUnregister", kserve_regions.encode_region_unregister(name))

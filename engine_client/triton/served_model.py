@@ -52,15 +52,17 @@ class ServedModel:
                 self._connection.ask("ServerReady", kserve.encode_server_ready(), timeout_seconds),
                 self._connection.ask("ModelReady", kserve.encode_model_ready(self._model_name), timeout_seconds),
             )
+            with self._connection.errors():
+                is_loaded, is_ready = kserve.decode_model_ready(model), kserve.decode_server_ready(server)
         except EngineDeadlineExceeded as error:
             raise EngineUnavailable(f"{self._who} did not say within {timeout_seconds} s that it is ready") from error
         except EngineUnavailable:
             raise
         except EngineError as error:
             raise EngineUnavailable(str(error)) from error
-        if not kserve.decode_model_ready(model):
+        if not is_loaded:
             raise EngineUnavailable(f"{self._who} is not loaded")
-        if not kserve.decode_server_ready(server):
+        if not is_ready:
             raise EngineUnavailable(f"{self._who} is loaded, but its server is not ready")
         if self._compatibility.is_trivial:
             return
@@ -81,7 +83,8 @@ class ServedModel:
             self._connection.ask("ModelMetadata", kserve.encode_model_metadata(self._model_name), timeout_seconds),
             self._connection.ask("ModelConfig", kserve.encode_model_config(self._model_name), timeout_seconds),
         )
-        return kserve.with_model_config(kserve.decode_engine_info(server, model), config)
+        with self._connection.errors():
+            return kserve.with_model_config(kserve.decode_engine_info(server, model), config)
 
     async def require_compatible(self) -> ConnectionWatch | None:
         """Return if it fits; checked again where another engine may answer by now, after an error or a restart.
@@ -136,7 +139,8 @@ class ServedModel:
             wire = await self._connection.ask("ModelMetadata", question, _CALL_TIMEOUT_SECONDS)
         except EngineDeadlineExceeded as error:  # this call's, not the request's
             raise EngineUnavailable(f"{self._who} does not say what it takes: {error}") from error
-        self._datatypes = kserve.decode_datatypes(wire)
+        with self._connection.errors():
+            self._datatypes = kserve.decode_datatypes(wire)
         return self._datatypes
 
     async def _compare(self) -> ConnectionWatch:

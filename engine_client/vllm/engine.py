@@ -229,12 +229,12 @@ class VllmEngine:
             async with asyncio.timeout(self._max_silence_seconds):
                 with self._connection.errors():
                     wire = await call.read()
+                    reply = pb.GenerateResponse.FromString(wire) if isinstance(wire, bytes) else None
         except TimeoutError as error:
             raise EngineUnavailable(f"{self._name} sent nothing for {self._max_silence_seconds} s") from error
-        if not isinstance(wire, bytes):
+        if reply is None:
             raise EngineFailed(f"{self._name} ended its answer without a finish reason")
         self._model.note_reply()
-        reply = pb.GenerateResponse.FromString(wire)
         if reply.HasField("chunk"):
             chunk = reply.chunk
             if not chunk.token_ids:

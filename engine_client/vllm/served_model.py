@@ -156,4 +156,5 @@ class ServedModel:
 
     async def _ask(self, method: str, message: Message, answer: type[_Answer], timeout_seconds: float) -> _Answer:
         wire = await self._connection.ask(method, message.SerializeToString(), timeout_seconds)
-        return answer.FromString(wire)
+        with self._connection.errors():
+            return answer.FromString(wire)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import grpc
 import grpc.aio
 
 from deploy.child_process import held_ports
 
 
-class ScriptedServer(ABC):
-    """Async context manager around the server; `start` and `stop` are a restart, at the same address."""
+class ScriptedServer(ABC, grpc.aio.ServerInterceptor):
+    """Async context manager around the server; `start` and `stop` are a restart, at the same address.
+
+    Attributes:
+        garbled: Methods whose answers are no messages.
+    """
 
     def __init__(self) -> None:
+        self.garbled: set[str] = set()
         self._ports = contextlib.ExitStack()
 
     async def __aenter__(self) -> Self:
@@ -44,4 +51,13 @@ class ScriptedServer(ABC):
 
     @abstractmethod
     def make_server(self) -> grpc.aio.Server:
-        """A server with its handlers, that listens nowhere yet."""
+        """A server with its handlers and with this as an interceptor, that listens nowhere yet."""
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
+    ) -> Any:
+        """See `grpc.aio.ServerInterceptor`."""
+        handler = await continuation(handler_call_details)
+        if handler_call_details.method.rpartition("/")[2] in self.garbled:
+            return handler._replace(response_serializer=lambda _: b"\xff")
+        return handler

@@ -47,7 +47,7 @@ class ScriptedTriton(ScriptedServer, grpc.GenericRpcHandler):
 
     def make_server(self) -> grpc.aio.Server:
         # Without the probe windows stay small, so that a few MB fill them.
-        return grpc.aio.server(handlers=[self], options=[("grpc.http2.bdp_probe", 0)])
+        return grpc.aio.server(handlers=[self], interceptors=[self], options=[("grpc.http2.bdp_probe", 0)])
 
     def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         """See `grpc.GenericRpcHandler.service`."""

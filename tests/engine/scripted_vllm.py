@@ -62,7 +62,7 @@ class ScriptedVllm(ScriptedServer, pb_grpc.VllmEngineServicer):  # type: ignore[
         self.left_count = self.asked_count = self.running_count = 0
 
     def make_server(self) -> grpc.aio.Server:
-        server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
+        server = grpc.aio.server(interceptors=[self], options=[("grpc.max_receive_message_length", -1)])
         pb_grpc.add_VllmEngineServicer_to_server(self, server)
         return server
 

@@ -146,6 +146,15 @@ def test_a_reply_of_another_type_is_refused() -> None:
         kserve.decode_infer_reply(message.SerializeToString())
 
 
+@pytest.mark.parametrize("content", [b"", bytes(8), bytes(3)])
+def test_an_answer_index_that_is_not_one_number_is_refused(content: bytes) -> None:
+    message = service_pb2.ModelStreamInferResponse()
+    message.infer_response.outputs.add(name="answer_index", datatype="INT32", shape=[1])
+    message.infer_response.raw_output_contents.append(content)
+    with pytest.raises(ValueError):
+        kserve.decode_infer_reply(message.SerializeToString())
+
+
 def test_the_empty_final_reply_is_final() -> None:
     message = service_pb2.ModelStreamInferResponse()
     message.infer_response.parameters["triton_final_response"].bool_param = True

@@ -14,6 +14,7 @@ from engine_client import (
     EndpointPolicy,
     Endpoints,
     EngineDeadlineExceeded,
+    EngineFailed,
     EngineRequest,
     EngineUnavailable,
     Fingerprint,
@@ -179,3 +180,28 @@ async def test_closing_the_client_ends_what_it_waits_for(
     await engine.close()
     with pytest.raises(EngineUnavailable, match="closed"):
         await asking
+
+
+# -- a server of another protocol --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["ServerReady", "ModelReady", "ModelMetadata", "ModelConfig"])
+async def test_an_engine_whose_answers_cannot_be_read_is_not_ready(
+    server: ScriptedTriton, engine: TritonEngine, method: str
+) -> None:
+    server.garbled.add(method)
+    with pytest.raises(EngineUnavailable, match="another protocol"):
+        await engine.check_ready()
+    server.garbled.clear()
+    await until_ready(engine)
+
+
+async def test_an_answer_that_cannot_be_read_ends_its_prompt_at_once(
+    server: ScriptedTriton, engine: TritonEngine
+) -> None:
+    await answer(engine, text())
+    server.garbled.add("ModelStreamInfer")
+    with pytest.raises(EngineFailed, match="another protocol"):
+        await answer(engine, text())
+    server.garbled.clear()
+    assert await answer(engine, text()) == [1, 2, 3]

@@ -447,6 +447,23 @@ async def test_tensors_of_a_models_own_processor_are_refused_and_not_dropped(
     assert not server.prompts
 
 
+@pytest.mark.parametrize("method", ["HealthCheck", "GetModelInfo", "GetServerInfo", "GetTokenizer"])
+async def test_a_server_whose_answers_cannot_be_read_is_not_ready(
+    server: ScriptedVllm, engine: VllmEngine, method: str
+) -> None:
+    server.script.files = {"config.json": {}}
+    server.garbled.add(method)
+    with pytest.raises(EngineUnavailable, match="another protocol"):
+        await engine.check_ready()
+
+
+async def test_an_answer_that_cannot_be_read_ends_its_prompt_at_once(server: ScriptedVllm, engine: VllmEngine) -> None:
+    await answer(engine, TEXT)
+    server.garbled.add("Generate")
+    with pytest.raises(EngineFailed, match="another protocol"):
+        await answer(engine, TEXT)
+
+
 async def test_one_of_two_servers_that_dies_under_load_costs_no_caller_who_had_no_token_yet(
     server: ScriptedVllm,
 ) -> None:
