@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from preprocessor.client import AsyncClient, Credentials, Prompt, RowsRegion, chat, video
+from preprocessor.client import AsyncClient, Credentials, Prompt, RowsRegion, chat, image, video
 from preprocessor.traffic.seed import TEXT
 from tests.bench.service.sender import SenderAlone
 from tests.bench.service.watched import WatchedServer
@@ -35,10 +35,17 @@ Turn = Callable[[AsyncClient, Prompt, Turns], Awaitable[None]]
 
 
 def question(
-    clip: bytes, fps: float, salt: str, turn_count: int, pixel_form: Literal["uint8", "none"] = "uint8"
+    clip: bytes,
+    fps: float,
+    salt: str,
+    turn_count: int,
+    pixel_form: Literal["uint8", "none"] = "uint8",
+    pictures: Sequence[bytes] = (),
 ) -> Prompt:
-    """A chat about the clip with so many turns of the user."""
-    messages = [{"role": "user", "content": [video(clip, fps=fps), TEXT]}]
+    """A chat about the clip and pictures with so many turns of the user."""
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": [video(clip, fps=fps), *map(image, pictures), TEXT]},
+    ]
     for number in range(1, turn_count):
         messages += [
             {"role": "assistant", "content": f"Answer {number}."},

@@ -25,9 +25,11 @@ from tests.bench.service.turn_calls import Turns, chats, measured, question, tur
 from tests.bench.service.turns_engine import measure_with_triton
 from tests.bench.service.watched import WatchedServer
 from tests.engine.relay import Relay
+from tests.media import photo
 
 PARTS = ("caller", "triton")
 CALLER_COUNT = 32
+PHOTOS = [(photo(96 + number, 64),) for number in range(CALLER_COUNT)]
 _BESIDE_ROWS_BYTES = 1 << 20  # the region's secret, and where tensors begin
 
 
@@ -67,16 +69,19 @@ async def bytes_of_a_turn(server: WatchedServer, clip: bytes, fps: float) -> int
         return relay.sent_bytes - before
 
 
-async def at_once(server: WatchedServer, clip: bytes, fps: float, caller_count: int, rounds: int) -> Turns:
-    """So many callers with the same new clip."""
+async def at_once(
+    server: WatchedServer, clip: bytes, fps: float, pictures: Sequence[Sequence[bytes]], rounds: int
+) -> Turns:
+    """The same new clip from a caller for each of these lists of pictures, which come with it."""
     turns, together = Turns(), Turns()
     for _ in range(rounds):
-        prompt = question(clip, fps, secrets.token_hex(8), 1)
-        clients = [AsyncClient(server.address, Credentials(insecure=True)) for _ in range(caller_count)]
+        salt = secrets.token_hex(8)
+        prompts = [question(clip, fps, salt, 1, pictures=each) for each in pictures]
+        clients = [AsyncClient(server.address, Credentials(insecure=True)) for _ in prompts]
 
         started = time.perf_counter()
         with measured(server, together):
-            await asyncio.gather(*(turn(client, prompt, turns) for client in clients))
+            await asyncio.gather(*map(partial(turn, turns=turns), clients, prompts))
         together.wall_ms.append((time.perf_counter() - started) * 1e3)
         for client in clients:
             await client.close()
@@ -135,13 +140,14 @@ async def measure_with_callers(clip: bytes, arguments: argparse.Namespace) -> No
                 flush=True,
             )
             await by_region(server, clip, fps, arguments.chats, arguments.turns)
-            one = await at_once(server, clip, fps, 1, arguments.chats)
-            many = await at_once(server, clip, fps, CALLER_COUNT, max(1, arguments.chats // 4))
-            print(
-                f"{fps:g} fps, {CALLER_COUNT} callers at once: CPU {many.cpu_ms / one.cpu_ms:.1f} of one caller's, "
-                f"time {statistics.median(many.wall_ms) / statistics.median(one.wall_ms):.1f} of one caller's",
-                flush=True,
-            )
+            one = await at_once(server, clip, fps, [()], arguments.chats)
+            for beside, pictures in (("", [()] * CALLER_COUNT), (", each beside a photo of its own", PHOTOS)):
+                many = await at_once(server, clip, fps, pictures, max(1, arguments.chats // 4))
+                print(
+                    f"{fps:g} fps, {CALLER_COUNT} callers at once{beside}: CPU {many.cpu_ms / one.cpu_ms:.1f} of one caller's, "
+                    f"time {statistics.median(many.wall_ms) / statistics.median(one.wall_ms):.1f} of one caller's",
+                    flush=True,
+                )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
