@@ -22,7 +22,7 @@ from preprocessor.workers.pixel_flight import PixelFlight
 from preprocessor.workers.pool import WorkerPool
 from preprocessor.workers.ranges import Lease
 from preprocessor.workers.request_tasks import RequestTasks
-from preprocessor.workers.row_cache import is_contiguous, item_keys, keys_of_source, substitutions_of
+from preprocessor.workers.row_cache import ItemKey, is_contiguous, item_keys, keys_of_source, substitutions_of
 from preprocessor.workers.task import Task, lane_of
 
 
@@ -178,8 +178,8 @@ def begin_run(
         LimitExceeded, Overloaded: As `WorkerPool.submit`.
     """
     keys = tuple(item_keys(cache_scope, plan))
-    flight = pool.flights.get(keys)
-    if flight is not None and flight.is_joinable:
+    flight = _joinable_flight(pool, keys)
+    if flight is not None:
         pool.cache.count_joined(len(keys))
         return FlightRun(flight, request_tasks, plan, deadline_seconds, Origin.JOINED)
     found = pool.cache.find(cache_scope, plan)
@@ -213,6 +213,12 @@ def begin_run(
     return FlightRun(flight, request_tasks, plan, deadline_seconds, Origin.MADE)
 
 
+def _joinable_flight(pool: WorkerPool, keys: tuple[ItemKey, ...]) -> PixelFlight | None:
+    """The flight that makes exactly these items, where a request may join it."""
+    flight = pool.flights.get(keys)
+    return flight if flight is not None and flight.is_joinable else None
+
+
 async def await_same_items(
     pool: WorkerPool, media: tuple[Media, ...], plan: PixelPlan, cache_scope: str, deadline_seconds: float
 ) -> None:
@@ -242,8 +248,7 @@ def _flight_of_items(
 
     One that has not started yet and has another lane may start much later than the plan's own task would.
     """
-    whole = pool.flights.get(tuple(item_keys(cache_scope, plan)))
-    if whole is not None and whole.is_joinable:
+    if _joinable_flight(pool, tuple(item_keys(cache_scope, plan))) is not None:
         return None
     here = pool.cache.peek(cache_scope, plan) if pool.flights else {}
     missing = {
@@ -252,11 +257,14 @@ def _flight_of_items(
         if index not in here
         for key in keys_of_source(cache_scope, item, plan.form)
     }
-    for keys, flight in pool.flights.items():
-        if missing.keys().isdisjoint(keys) or not flight.is_joinable or not pool.cache.may_keep(flight.plan.size_bytes):
-            continue
+    flights = [
+        (keys, flight)
+        for keys, flight in pool.flights.items()
+        if not missing.keys().isdisjoint(keys) and flight.is_joinable and pool.cache.may_keep(flight.plan.size_bytes)
+    ]
+    own_seconds = cost.estimate(plan, media).cpu_seconds if flights else 0.0
+    for keys, flight in flights:
         same = [(theirs, missing[key]) for theirs, key in zip(flight.plan.items, keys, strict=True) if key in missing]
-        own_seconds = cost.estimate(plan, media).cpu_seconds
         same_seconds = own_seconds - cost.estimate(plan, media, {index for _, index in same}).cpu_seconds
         is_soon = flight.lease is not None or lane_of(own_seconds) is lane_of(flight.cpu_seconds)
         if is_soon and same_seconds > _LEAST_SHARE_OF_A_FLIGHT * flight.cpu_seconds:

@@ -82,11 +82,6 @@ class CachedRows:
     form: PixelForm
     substitutions: tuple[tuple[int, int], ...]
 
-    @property
-    def is_here(self) -> bool:
-        """Whether they have not been dropped since they were found."""
-        return not self.tensor.lease.is_released
-
     def share_lease(self) -> Lease:
         """A lease of the tensor that they lie in, for whoever reads them."""
         return self.tensor.lease.share()

@@ -313,9 +313,10 @@ async def test_who_waits_for_items_gets_an_error_about_these_alone(
 ) -> None:
     cut_short = dataclasses.replace(PHOTO, data=PHOTO.content[: len(PHOTO.content) // 2])
     mine = dataclasses.replace(cut_short if is_shared else CLIP, key="mine")
-    async with Reader(pool, request_of(CLIP, cut_short)) as first, Reader(pool, request_of(mine, OTHER)) as later:
-        if is_shared:  # what they share must take most of the time
-            first = await Reader(pool, request_of(cut_short)).__aenter__()
+    theirs = (
+        request_of(cut_short) if is_shared else request_of(CLIP, cut_short)
+    )  # what is shared takes most of the time
+    async with Reader(pool, theirs) as first, Reader(pool, request_of(mine, OTHER)) as later:
         first.begin()
         await first.run.begun()
         waiting = asyncio.create_task(later.begin_after_others())
@@ -325,7 +326,6 @@ async def test_who_waits_for_items_gets_an_error_about_these_alone(
             with pytest.raises(CorruptMedia) as caught:
                 await waiting
             assert caught.value.metadata["media_key"] == "mine"
-            await first.__aexit__()
         else:
             assert await waiting is Origin.MADE
             np.testing.assert_array_equal(await later.read(), expected(model, request_of(mine, OTHER)))
